@@ -1,0 +1,86 @@
+"""The `featcache` command: which commands there are, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from featcache.errors import DataError, EnvironmentFault, FeatcacheError, GateError, UsageError
+from featcache_cli import (
+    backbones,
+    cache,
+    extract,
+    finetune,
+    handoff,
+    predict,
+    quickstart,
+    report,
+    scan,
+    show,
+    sweep,
+)
+
+EXIT_CODES: dict[type[FeatcacheError], int] = {UsageError: 2, GateError: 3, DataError: 4, EnvironmentFault: 5}
+STOPPED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run a frozen Keras backbone once over your images, try fifty heads in seconds, fine-tune from the best.\n\n"
+    "Start with: featcache quickstart",
+)
+for module in (quickstart, scan, extract, sweep, show, handoff, finetune, predict, report):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+app.add_typer(backbones.app, name="backbones")
+app.add_typer(cache.app, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"featcache {installed('featcache')}")
+        raise typer.Exit
+
+
+def exit_code_of(error: FeatcacheError) -> int:
+    """Return the exit code of an error: 2 usage, 3 gate, 4 data, 5 environment, 1 a fault of ours."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with four lines on stderr
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=False)
+    except FeatcacheError as error:
+        _leave(str(error), exit_code_of(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("Stopped. What was done is kept; the same command goes on from here.", STOPPED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except typer.Exit as leaving:
+        raise SystemExit(leaving.exit_code) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _leave(f"{error.format_message()} See: featcache {' '.join(sys.argv[1:2])} --help", 2)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"featcache: {' '.join(message.split())}\n")
+    raise SystemExit(code)

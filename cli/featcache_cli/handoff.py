@@ -1,0 +1,57 @@
+"""featcache handoff."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache_cli.output import Json, emit
+
+if TYPE_CHECKING:
+    from featcache.assembly import Certificate
+
+Trial = Annotated[str, typer.Argument(metavar="RUN@TRIAL", help="RUN@best or RUN@3.")]
+Moved = Annotated[Path | None, typer.Option("--images", help="Where the images lie now, if they have moved.")]
+
+
+def command(
+    trial: Trial,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")],
+    images: Moved = None,
+    json: Json = False,
+) -> None:
+    """Make one Keras model of backbone and head, and print the proof that it computes the same.
+
+    Example: featcache handoff photos.run@best -o model.keras
+    """
+    from featcache.assembly import handoff
+    from featcache.sweeps import open_trial
+
+    model = handoff(open_trial(trial), out, images=images)
+    certificate = model.certificate
+    emit(
+        json,
+        document(out, certificate),
+        lambda: f"{text(certificate)}\nModel: {out}\nNext: featcache finetune {trial} -o tuned.keras",
+    )
+
+
+def document(out: Path, certificate: Certificate) -> dict[str, Any]:
+    """Return the result as it stands in JSON."""
+    parity = {"inference": certificate.inference, "training": certificate.training}
+    return {
+        "model": str(out),
+        "parity": parity,
+        "agreement": certificate.agreement,
+        "images": certificate.images,
+    }
+
+
+def text(certificate: Certificate) -> str:
+    """Return the certificate as a person reads it."""
+    return (
+        f"Parity on {certificate.images} images: largest logit difference {certificate.inference:.1e} in inference, "
+        f"{certificate.training:.1e} in training; same class on {certificate.agreement:.1%}."
+    )

@@ -1,0 +1,51 @@
+"""featcache report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcache_cli.handoff import Moved
+from featcache_cli.output import Json, emit
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    final: Annotated[
+        bool, typer.Option("--final", help="Open the test split; that it was opened is recorded.")
+    ] = False,
+    images: Moved = None,
+    json: Json = False,
+) -> None:
+    """Report what was done and what came out. Only --final reads the test split.
+
+    Example: featcache report photos.run --final
+    """
+    from featcache.sweeps import Run
+
+    opened = Run.open(run)
+    scores = None
+    if final:
+        from featcache.reports.final import final_scores
+
+        opened, scores = final_scores(opened, images)
+    from featcache.reports.table import text_report
+
+    document = {
+        "run": str(run),
+        "final": final,
+        "test": None
+        if scores is None
+        else [
+            {
+                "name": name,
+                "metric": opened.settings.metric,
+                "score": found.value,
+                "interval": [found.low, found.high],
+            }
+            for name, found in scores.items()
+        ],
+    }
+    emit(json, document, lambda: text_report(opened, scores))

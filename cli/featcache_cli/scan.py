@@ -1,0 +1,85 @@
+"""featcache scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache_cli.output import Json, Quiet, emit, progress
+
+if TYPE_CHECKING:
+    from featcache.images.manifest import Images
+
+Split = Annotated[str | None, typer.Option("--split", help="Shares of train/val/test in percent. [default: 70/15/15]")]
+GroupFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--group-from",
+        help="Keep groups in one split: parent (folder inside the class folder) or regex:PATTERN.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the split.")]
+
+
+def command(
+    images: Annotated[Path, typer.Argument(help="Folder of class folders, of train/val/test folders, or of images.")],
+    split: Split = None,
+    group_from: GroupFrom = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what is there: classes, counts, sizes, unreadable files, duplicates.
+
+    Example: featcache scan photos/
+    """
+    from featcache.images.manifest import scan
+
+    with progress(quiet) as draw:
+        found = scan(images, split=split, group_from=group_from, seed=seed, check=True, progress=draw)
+    if found.layout != "flat":
+        found.require_classes()
+    emit(json, document(found), lambda: text(found))
+
+
+def document(found: Images) -> dict[str, Any]:
+    """Return the result as it stands in JSON."""
+    return {
+        "images": len(found.rows),
+        "layout": found.layout,
+        "classes": dict(found.classes),
+        "splits": dict(found.splits),
+        "unreadable": [{"path": one.path, "status": one.status, "reason": one.reason} for one in found.unreadable],
+        "duplicates": found.duplicates,
+        "without_label": list(found.stray),
+        "sizes": {f"{width}x{height}": count for (width, height), count in (found.sizes or {}).items()},
+    }
+
+
+def text(found: Images) -> str:
+    """Return the result as a person reads it."""
+    from featcache.reports.table import printable, table
+
+    lines = [f"{len(found.rows)} images in {printable(str(found.root))} ({found.layout})"]
+    if found.classes:
+        split_names = [name for name in ("train", "val", "test") if name in found.splits]
+        counts = {(row.label, row.split): 0 for row in found.rows}
+        for row in found.rows:
+            counts[row.label, row.split] += 1
+        rows = [
+            [name, total, *(counts.get((name, one), 0) for one in split_names)] for name, total in found.classes.items()
+        ]
+        rows.append(["all", sum(found.classes.values()), *(found.splits[one] for one in split_names)])
+        lines.append(table(["class", "images", *split_names], rows))
+    if found.sizes:
+        widths, heights = zip(*found.sizes, strict=True)
+        lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
+    lines.append(f"{len(found.unreadable)} unreadable" + (":" if found.unreadable else "."))
+    lines += [f"  {printable(one.path)}: {one.status}, {printable(one.reason)}" for one in found.unreadable]
+    lines.append(f"{len(found.duplicates)} contents that stand in several files" + (":" if found.duplicates else "."))
+    lines += [f"  {'  '.join(map(printable, same))}" for same in found.duplicates]
+    if found.stray:
+        lines.append(f"{len(found.stray)} images beside the class folders have no label and are left out.")
+    return "\n".join(lines)

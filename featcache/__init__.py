@@ -1,0 +1,64 @@
+"""Run a frozen Keras backbone once over your images, try fifty heads in seconds, fine-tune from the best one.
+
+    import featcache as fc
+    cache = fc.extract("photos/", "mobilenet_v2", out="photos.h5")
+    run = fc.sweep(cache)
+    model = run.best.to_keras()
+
+Names are imported when they are used, so that what needs no TensorFlow does not wait for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcache.assembly import handoff, load_model
+    from featcache.cache.reader import Cache
+    from featcache.errors import FeatcacheError
+    from featcache.extraction import extract
+    from featcache.images.manifest import scan
+    from featcache.pipeline import quickstart
+    from featcache.prediction import predict
+    from featcache.sweeps import Run, sweep
+    from featcache.tuning import finetune
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cache": "featcache.cache.reader",
+    "FeatcacheError": "featcache.errors",
+    "Run": "featcache.sweeps",
+    "extract": "featcache.extraction",
+    "finetune": "featcache.tuning",
+    "handoff": "featcache.assembly",
+    "load_model": "featcache.assembly",
+    "predict": "featcache.prediction",
+    "quickstart": "featcache.pipeline",
+    "scan": "featcache.images.manifest",
+    "sweep": "featcache.sweeps",
+}
+
+__all__ = [
+    "Cache",
+    "FeatcacheError",
+    "Run",
+    "__version__",
+    "extract",
+    "finetune",
+    "handoff",
+    "load_model",
+    "predict",
+    "quickstart",
+    "scan",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featcache' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

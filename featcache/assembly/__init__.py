@@ -1,0 +1,75 @@
+"""Best head -> Keras model, with its parity certificate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featcache.assembly.assemble import assemble
+from featcache.assembly.certificate import Certificate, certify, evidence, require
+from featcache.assembly.modelfile import load_model, save_model
+from featcache.backbones.build import build
+from featcache.errors import UsageError, WeightsMismatch
+from featcache.heads.absorb import dense_head
+from featcache.sweeps import Chosen
+
+__all__ = ["Certificate", "handoff", "load_model", "save_model"]
+
+
+def handoff(chosen: Chosen, out: str | Path | None = None, *, images: str | Path | None = None) -> Any:
+    """Return the Keras model of backbone and head, checked, and write it to `out` if given.
+
+    The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities; it has the
+    attributes `certificate` and `class_names`. images: where the images lie now, if they have moved.
+    Raises UsageError if the head has no exact form in Keras, WeightsMismatch if the backbone's weights are not
+    those the features were made with, ParityFailed if the logits differ by more than 1e-3.
+    """
+    require_handoff(chosen)
+    pixels, cached = evidence(chosen, image_root(chosen, images))
+    model = assembled(chosen)
+    model.certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
+    model.class_names = chosen.run.classes
+    if out is not None:
+        save_model(model, Path(out), facts_of(chosen, model.certificate))
+    return model
+
+
+def assembled(chosen: Chosen) -> Any:
+    """Return the model of backbone and head, not checked yet."""
+    tap = chosen.tap
+    backbone = build(tap.backbone, tap.preprocess.size, tap.pooling)
+    if backbone.weights_digest != tap.weights_digest:
+        raise WeightsMismatch(
+            f"The weights of '{tap.backbone.name}' ({tap.backbone.weights}) are not those that tap '{tap.name}' "
+            "was made with. Give those back, or extract again with these"
+        )
+    head = dense_head(chosen.estimator, tap.name, chosen.trial.temperature)
+    return assemble(backbone, tap, head, len(chosen.run.classes))
+
+
+def require_handoff(chosen: Chosen) -> None:
+    """Raise UsageError, naming the best trial that can, if the head has no exact form in Keras."""
+    if not chosen.trial.handoff:
+        other = chosen.run.best_handoff.trial
+        raise UsageError(
+            f"Trial {chosen.trial.trial} ({chosen.trial.head}, {chosen.trial.score:.3f}) has no exact form in Keras. "
+            f"The best that has: {chosen.run.path}@{other.trial} ({other.head}, {other.score:.3f})"
+        )
+
+
+def image_root(chosen: Chosen, images: str | Path | None) -> Path:
+    """Return where the images lie: where they were extracted from, unless told otherwise."""
+    return Path(images) if images is not None else chosen.run.cache().root
+
+
+def facts_of(chosen: Chosen, certificate: Certificate) -> dict[str, Any]:
+    """Return what travels inside MODEL.keras."""
+    return {
+        "classes": list(chosen.run.classes),
+        "tap": chosen.tap.to_json(),
+        "run": str(chosen.run.path),
+        "trial": chosen.trial.trial,
+        "head": chosen.trial.head,
+        "certificate": asdict(certificate),
+    }

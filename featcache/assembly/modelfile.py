@@ -1,0 +1,55 @@
+"""MODEL.keras: what Keras writes, plus `featcache.json` inside the archive.
+
+The JSON holds class names, tap, preprocessing and the parity certificate. Plain Keras loads the file too:
+it is built of Keras' own layers only.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import NotAModel
+from featcache.files import write_whole
+
+MEMBER = "featcache.json"
+
+
+def save_model(model: Any, path: Path, facts: dict[str, Any]) -> None:
+    """Write the model and its facts, whole or not at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.keras"
+        model.save(file)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(MEMBER, json.dumps(facts, indent=2))
+        write_whole(path, file.read_bytes())
+
+
+def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the model and its facts. Raises NotAModel. Code in the file is not run (Keras' safe mode)."""
+    facts = read_facts(path)
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True), facts
+    except Exception as error:  # Keras raises many kinds on damaged files
+        raise NotAModel(f"Keras cannot load {path}: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what featcache wrote into a model file. Raises NotAModel."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            facts = json.loads(archive.read(MEMBER))
+    except FileNotFoundError as error:
+        raise NotAModel(f"No model at {path}. Make one: featcache handoff RUN@best -o {path}") from error
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise NotAModel(
+            f"{path} is no model of featcache ({error}). Make one: featcache handoff RUN@best -o MODEL.keras"
+        ) from error
+    if not isinstance(facts, dict) or not {"classes", "tap"} <= facts.keys():
+        raise NotAModel(f"{path}: {MEMBER} lacks the class names or the tap. Make it again: featcache handoff")
+    return facts

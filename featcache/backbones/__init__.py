@@ -1,0 +1,1 @@
+"""Names -> frozen Keras models: registry, blocks, weights, build, the embedded backbone."""

@@ -1,0 +1,175 @@
+"""A backbone's name -> a frozen Keras model from pixels to feature maps.
+
+The network is the constructor's own, without its classifier. Pixels 0..255 become its input by the
+constructor's own `preprocess_input`, inside the graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.backbones import glyphnet, weights
+from featcache.backbones.registry import Entry, get
+from featcache.errors import UnknownBlock, UsageError, WeightsMismatch, WeightsMissing
+from featcache.spec import BackboneSpec, Pooling, Preprocess, Tap, did_you_mean
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A built network: (N, size, size, 3) preprocessed floats -> feature maps (N, h, w, C) or features (N, D)."""
+
+    spec: BackboneSpec
+    network: Any  # keras.Model
+    weights_digest: str  # SHA-256 of the weight values, in order
+
+    def cut(self, layer: str) -> Any:
+        """Return the network up to the named layer; "top" is the whole. Raises UnknownBlock with near names."""
+        import keras
+
+        if layer == "top":
+            return self.network
+        names = [one.name for one in self.network.layers]
+        if layer not in names:
+            raise UnknownBlock(f"Backbone '{self.spec.name}' has no layer '{layer}'{did_you_mean(layer, names)}")
+        output = self.network.get_layer(layer).output
+        return keras.Model(self.network.input, output, name=f"{self.network.name}_{layer}")
+
+
+def build(spec: BackboneSpec, size: int, pooling: Pooling) -> Backbone:
+    """Build the backbone for images of size x size, its "top" pooled as its constructor does it.
+
+    ConvNeXt normalises after pooling, so pooling its last feature map would give other features.
+
+    Raises UsageError (size or option that the constructor refuses), WeightsMissing (says which file to put
+    where), WeightsMismatch.
+    """
+    entry = get(spec.name)
+    check_size(entry, size)
+    with redirect_stdout(sys.stderr), _seeded(spec.seed):  # Keras reports its downloads on stdout
+        network = _construct(entry, spec, size, pooling)
+    network.trainable = False
+    return Backbone(spec, network, _digest(network))
+
+
+def check_size(entry: Entry, size: int) -> None:
+    """Raise UsageError if the backbone cannot take images of this size."""
+    if size < entry.min_size:
+        raise UsageError(f"'{entry.name}' takes images of at least {entry.min_size} pixels; got --size {size}")
+
+
+def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
+    """Return the Keras model (N, size, size, 3) uint8 -> one (N, D) float32 array per tap."""
+    import keras
+
+    preprocess = taps[0].preprocess
+    pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
+    cuts = [backbone.cut(tap.layer) for tap in taps]
+    inner = keras.Model(backbone.network.input, [cut.output for cut in cuts], name="backbone")
+    maps = inner(preprocessed(keras.ops.cast(pixels, "float32"), preprocess))
+    maps = maps if isinstance(maps, list) else [maps]
+    return keras.Model(pixels, [pooled(one, tap.pooling) for one, tap in zip(maps, taps, strict=True)])
+
+
+def preprocessed(pixels: Any, preprocess: Preprocess) -> Any:
+    """Return the backbone's input for float pixels 0..255, as operations of the graph."""
+    import keras
+
+    if preprocess.mode == "inside":
+        return pixels
+    if preprocess.mode == "unit":
+        return keras.layers.Rescaling(1 / 255, name="preprocess")(pixels)
+    return keras.applications.imagenet_utils.preprocess_input(pixels, mode=preprocess.mode)
+
+
+def pooled(maps: Any, pooling: Pooling) -> Any:
+    """Return (N, D) features of (N, h, w, C) feature maps."""
+    import keras
+
+    if len(maps.shape) == 2:
+        return maps
+    layers = keras.layers
+    pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
+    return pool[pooling](name=f"{pooling}_pool")(maps)
+
+
+def freeze_noise(network: Any) -> None:
+    """Make a network compute in training what it computes in inference, whatever is unfrozen later.
+
+    Batch normalisation stays on its stored statistics only if its layers are frozen themselves, and frozen
+    networks still drop out: `training=False` at the call protects from neither in Keras 3.15.
+    """
+    import keras
+
+    for layer in all_layers(network):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+        elif isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+
+
+def all_layers(network: Any) -> list[Any]:
+    """Return every layer, those of nested models too, in order."""
+    found = []
+    for layer in network.layers:
+        found += all_layers(layer) if hasattr(layer, "layers") else [layer]
+    return found
+
+
+def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling) -> Any:
+    import keras
+
+    shape = (size, size, 3)
+    if entry.name == "pixels":
+        return keras.Sequential([keras.Input(shape), keras.layers.Flatten()], name="pixels")
+    if entry.name == "glyphnet":
+        return _with_weights(spec, lambda path: glyphnet.glyphnet(shape, weights=path))
+    constructor = getattr(keras.applications, entry.constructor)
+    options, own = dict(spec.options), None if pooling == "flatten" else pooling
+    return _with_weights(
+        spec,
+        lambda source: constructor(include_top=False, weights=source, input_shape=shape, pooling=own, **options),
+        size=size,
+    )
+
+
+def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
+    """Call `make` with the weights that were asked for; say what is wrong with them in one line."""
+    if spec.weights == "none":
+        return make(None)
+    file = weights.file_of(spec, size)
+    try:
+        return make("imagenet" if spec.weights == "imagenet" else str(file))
+    except Exception as error:  # Keras raises plain Exception without network, OSError or ValueError on bad files
+        reason = " ".join(str(error).split())[:200]
+        if "URL fetch failure" in reason:
+            raise WeightsMissing(weights.missing(spec, file)) from error
+        if file is not None and file.exists():
+            raise WeightsMismatch(f"The weights {file} do not fit backbone '{spec.name}': {reason}") from error
+        raise UsageError(f"Backbone '{spec.name}' cannot be built as asked: {reason}") from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Keras draws the seeds of its initialisers from `random`; leave the caller's state as it was."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _digest(network: Any) -> str:
+    hashed = hashlib.sha256()
+    for values in network.get_weights():
+        hashed.update(f"{values.shape}{values.dtype}".encode())
+        hashed.update(np.ascontiguousarray(values).data)
+    return hashed.hexdigest()

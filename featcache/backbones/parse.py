@@ -1,0 +1,138 @@
+"""What a user asks for -> what is built: `mobilenet_v2:alpha=0.35:size=160` and the flags beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from featcache.backbones.build import check_size
+from featcache.backbones.registry import Entry, get
+from featcache.errors import UsageError
+from featcache.spec import BackboneSpec, Mode, Pooling, Preprocess, Resize, Tap, choose, did_you_mean
+
+OWN_OPTIONS = ("size", "weights", "seed")  # may stand behind the name instead of in flags
+DEFAULTS: dict[str, Any] = {"alpha": 1.0, "minimalistic": False, "depth_multiplier": 1}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One backbone, how images enter it, and where it is read."""
+
+    spec: BackboneSpec
+    preprocess: Preprocess
+    layers: tuple[str, ...]
+    pooling: Pooling
+
+    def taps(self, weights_digest: str) -> list[Tap]:
+        """Return the taps, once the values of the weights are known."""
+        label = self._label()
+        return [
+            Tap(
+                f"{label}/{layer}{self._suffix()}",
+                self.spec,
+                weights_digest,
+                layer,
+                self.pooling,
+                self.preprocess,
+            )
+            for layer in self.layers
+        ]
+
+    def _label(self) -> str:
+        entry = get(self.spec.name)
+        parts = [entry.name, *(f"{key}={value}" for key, value in self.spec.options)]
+        if self.spec.weights != default_weights(entry):
+            parts.append(f"weights={Path(self.spec.weights).stem}")
+        if self.spec.seed:
+            parts.append(f"seed={self.spec.seed}")
+        if self.preprocess.size != entry.size:
+            parts.append(f"size={self.preprocess.size}")
+        if self.preprocess.resize != "stretch":
+            parts.append(f"resize={self.preprocess.resize}")
+        return ":".join(parts)
+
+    def _suffix(self) -> str:
+        return "" if self.pooling == default_pooling(get(self.spec.name)) else f":{self.pooling}"
+
+
+def requests(
+    backbones: str | Sequence[str],
+    *,
+    tap: str | Sequence[str] = "top",
+    weights: str | None = None,
+    size: int | None = None,
+    pool: str | None = None,
+    resize: str = "stretch",
+) -> list[Request]:
+    """Parse what was asked for. Raises UnknownBackbone or UsageError, with near names.
+
+    >>> [request.taps("")[0].name for request in requests("mobilenet_v2:alpha=0.35,pixels:size=8")]
+    ['mobilenet_v2:alpha=0.35/top', 'pixels:size=8/top']
+    """
+    texts = _listed(backbones)
+    layers = tuple(_listed(tap))
+    if not texts or not layers:
+        raise UsageError("Name at least one backbone and one tap, such as -b mobilenet_v2 --tap top")
+    return [_request(text, layers, weights, size, pool, resize) for text in texts]
+
+
+def default_weights(entry: Entry) -> str:
+    """Return what stands for a backbone's usual weights."""
+    return {"glyphnet": "embedded", "pixels": ""}.get(entry.name, "imagenet")
+
+
+def default_pooling(entry: Entry) -> Pooling:
+    """Return how a backbone's feature maps become one vector where nothing is said."""
+    return "flatten" if entry.name == "pixels" else "avg"
+
+
+def _request(
+    text: str, layers: tuple[str, ...], weights: str | None, size: int | None, pool: str | None, resize: str
+) -> Request:
+    name, *parts = text.split(":")
+    entry = get(name)
+    options = dict(_option(entry, part) for part in parts)
+    size = options.pop("size", None) or size or entry.size
+    if not isinstance(size, int):
+        raise UsageError(f"size takes a number of pixels; got '{size}'")
+    check_size(entry, size)
+    seed = options.pop("seed", 0)
+    weights = str(options.pop("weights", None) or weights or default_weights(entry))
+    if entry.name == "pixels":
+        weights = ""
+    if weights == "imagenet" and entry.name == "glyphnet":
+        raise UsageError("'glyphnet' was never trained on ImageNet; it takes --weights embedded, none or a file")
+    own = tuple(sorted((key, value) for key, value in options.items() if DEFAULTS.get(key) != value))
+    mode: Mode = entry.mode
+    spec = BackboneSpec(entry.name, own, weights, seed if weights == "none" else 0)
+    pooling: Pooling = choose("--pool", pool or default_pooling(entry), get_args(Pooling))
+    return Request(spec, Preprocess(size, choose("--resize", resize, get_args(Resize)), mode), layers, pooling)
+
+
+def _option(entry: Entry, part: str) -> tuple[str, Any]:
+    key, equals, text = part.partition("=")
+    allowed = (*entry.options, *OWN_OPTIONS)
+    if not equals or key not in allowed:
+        raise UsageError(
+            f"'{entry.name}' takes the options {', '.join(f'{one}=..' for one in allowed)}; got '{part}'"
+            + did_you_mean(key, allowed)
+        )
+    return key, _value(key, text)
+
+
+def _value(key: str, text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    default = DEFAULTS.get(key)
+    return number if isinstance(default, float) or not number.is_integer() else int(number)
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    parts = names.split(",") if isinstance(names, str) else list(names)
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,172 @@
+"""Read a cache: which taps it holds, and their features as arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Features
+from featcache.cache import layout
+from featcache.errors import NotACache, UnknownTap
+from featcache.spec import Failure, ImageRow, SplitSpec, Tap, count_by, did_you_mean
+
+
+@dataclass(frozen=True)
+class TapRows:
+    """The rows of one tap in one file: features[i] was computed from the image with digests[i]."""
+
+    tap: Tap
+    digests: list[str]
+    features: Features  # (M, D)
+    provenance: str  # JSON: versions, engine, source of the weights
+
+    @classmethod
+    def read(cls, group: Any, source: Path) -> TapRows:
+        """Read the group of one tap; raise NotACache if it is not what the format says."""
+        features = layout.plain(group, "features", "f", 2, source)
+        digests = layout.plain(group, "digest", "S", 1, source)
+        tap = Tap.from_json(str(group.attrs["tap"]))
+        if len(features) != len(digests) or tap.fingerprint != group.attrs["fingerprint"]:
+            raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
+        return cls(tap, [digest.decode() for digest in digests[()]], features[()], str(group.attrs["provenance"]))
+
+    def renamed(self) -> TapRows:
+        """Return the rows under a name that tells them from another tap of the same name."""
+        name = self.tap.name.split("#")[0]
+        return replace(self, tap=replace(self.tap, name=f"{name}#{self.tap.fingerprint[:6]}"))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An open description of one CACHE.h5; features are read when asked for.
+
+    `rows` are the images of the last extraction, with their labels and splits; `failures` those without features.
+    """
+
+    path: Path
+    root: Path
+    rows: tuple[ImageRow, ...]
+    failures: tuple[Failure, ...]
+    taps: Mapping[str, Tap]
+    split_spec: SplitSpec
+    decode: str  # version of the decoder that found the failures
+    report: Any = None  # what the extraction that returned this cache did
+
+    @classmethod
+    def open(cls, path: str | Path) -> Cache:
+        """Open a cache. Raises NotACache or CacheVersion."""
+        path = Path(path)
+        with layout.reading(path) as file:
+            if "images" not in file:
+                raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
+            group = file["images"]
+            columns = [_texts(layout.plain(group, name, "S", 1, path)) for name in layout.IMAGE_COLUMNS]
+            rows, failures = _images(columns)
+            taps = [Tap.from_json(str(file["taps"][name].attrs["tap"])) for name in tap_paths(file)]
+            spec = SplitSpec(**json.loads(group.attrs["split_spec"]))
+            decode = str(group.attrs["decode"])
+            root = Path(os.fsdecode(bytes(group.attrs["root"])))
+        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the class index."""
+        return tuple(sorted({row.label for row in self.rows if row.label}))
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """Number of images with features per split."""
+        return count_by([row.split for row in self.usable() if row.split])
+
+    def usable(self, split: str | None = None, shots: int | None = None) -> list[ImageRow]:
+        """Return the images that have features, of one split, and at most `shots` of each class.
+
+        Which ones `shots` keeps is decided by digest: the same few whenever it is asked, more when more are asked.
+        """
+        failed = {failure.path for failure in self.failures}
+        rows = [row for row in self.rows if row.path not in failed and split in (None, row.split)]
+        if shots is None:
+            return rows
+        kept = {row.path for row in _few(rows, shots)}
+        return [row for row in rows if row.path in kept]
+
+    def tap(self, name: str | None = None) -> Tap:
+        """Return a tap by its name, or by the layer at its end where only one ends so, or the only one.
+
+        Raises UnknownTap naming those there are.
+        """
+        if name is None and len(self.taps) == 1:
+            return next(iter(self.taps.values()))
+        ends = [tap for tap in self.taps.values() if name and tap.name.endswith(f"/{name}")]
+        if name is not None and name in self.taps:
+            return self.taps[name]
+        if len(ends) == 1:
+            return ends[0]
+        wanted = f"no tap '{name}'{did_you_mean(name, self.taps)}" if name and not ends else "several taps"
+        raise UnknownTap(f"{self.path} has {wanted}; choose one of: {', '.join(self.taps)}")
+
+    def features(self, rows: Sequence[ImageRow], tap: str | None = None) -> Features:
+        """Return the (N, D) float32 features of these images, in their order.
+
+        Raises UnknownTap if the tap has no row for one of them.
+        """
+        wanted = self.tap(tap)
+        with layout.reading(self.path) as file:
+            stored = TapRows.read(file["taps"][wanted.name], self.path)
+        at = {digest: number for number, digest in enumerate(stored.digests)}
+        missing = [row.path for row in rows if row.digest not in at]
+        if missing:
+            raise UnknownTap(
+                f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images, such as "
+                f"{missing[0]}. Bring it up to date: featcache extract"
+            )
+        return stored.features[[at[row.digest] for row in rows]]
+
+    def labels(self, rows: Sequence[ImageRow]) -> Classes:
+        """Return the (N,) class indices of these images."""
+        index = {name: number for number, name in enumerate(self.classes)}
+        return np.array([index[row.label] for row in rows], dtype=np.int64)
+
+    def arrays(self, split: str | None = None, tap: str | None = None) -> tuple[Features, Classes]:
+        """Return (X, y) of the labelled images of one split: (N, D) float32 and (N,) int64."""
+        rows = [row for row in self.usable(split) if row.label]
+        return self.features(rows, tap), self.labels(rows)
+
+
+def tap_paths(file: Any) -> list[str]:
+    """Return the names of all taps in an open file, sorted; links out of the file are not followed."""
+    found: list[str] = []
+
+    def visit(name: str, group: Any) -> None:
+        if "fingerprint" in group.attrs:
+            found.append(name)
+
+    if "taps" in file:
+        file["taps"].visititems(visit)
+    return sorted(found)
+
+
+def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:
+    by_class: dict[str, list[ImageRow]] = {}
+    for row in sorted(rows, key=lambda row: row.digest):
+        by_class.setdefault(row.label, []).append(row)
+    return [row for of_class in by_class.values() for row in of_class[:shots]]
+
+
+def _texts(dataset: Any) -> list[str]:
+    return [os.fsdecode(value) for value in dataset[()]]
+
+
+def _images(columns: list[list[str]]) -> tuple[tuple[ImageRow, ...], tuple[Failure, ...]]:
+    rows, failures = [], []
+    for path, label, group, split, digest, status, reason in zip(*columns, strict=True):
+        rows.append(ImageRow(path, label, group, split, digest))
+        if status != "ok":
+            failures.append(Failure(path, digest, status, reason))
+    return tuple(rows), tuple(failures)

@@ -1,0 +1,93 @@
+"""What can go wrong, one class per kind of mistake.
+
+Every message is one line: what happened with the values received, where (file, tap, row), what to do.
+The four families are what a caller can act on; the command line turns each into an exit code.
+"""
+
+
+class FeatcacheError(Exception):
+    """Base of every error that featcache raises on purpose."""
+
+
+class UsageError(FeatcacheError):
+    """An option, name or argument that cannot be meant."""
+
+
+class GateError(FeatcacheError):
+    """A check that guards a result has failed; the result is withheld."""
+
+
+class DataError(FeatcacheError):
+    """The images, cache, weights or run that were given cannot be used."""
+
+
+class EnvironmentFault(FeatcacheError):
+    """The machine lacks something: weights, network, disk space."""
+
+
+class UnknownBackbone(UsageError):
+    """No backbone of that name."""
+
+
+class UnknownBlock(UsageError):
+    """No block or layer of that name in the backbone."""
+
+
+class UnknownHead(UsageError):
+    """No head of that name, or no trial of that number."""
+
+
+class ParityFailed(GateError):
+    """The assembled model does not compute what the cached head computed."""
+
+
+class NoImages(DataError):
+    """A folder that is missing, or holds no image."""
+
+
+class TooFewClasses(DataError):
+    """A classifier needs at least two classes with at least two images each."""
+
+
+class UnreadableImages(DataError):
+    """Images that cannot be decoded, under `strict`."""
+
+
+class NotACache(DataError):
+    """The file is no featcache cache, or a damaged one."""
+
+
+class CacheVersion(DataError):
+    """The cache was written in another format version."""
+
+
+class UnknownTap(DataError):
+    """The cache holds no such tap, or the tap lacks rows."""
+
+
+class NotARun(DataError):
+    """The folder is no run of a sweep, or lacks a file of it."""
+
+
+class NotAModel(DataError):
+    """The file is no model that featcache can use."""
+
+
+class ImagesChanged(DataError):
+    """Images no longer lie where, or are no longer what, the cache says."""
+
+
+class WeightsMismatch(DataError):
+    """The weights do not fit the backbone, or are not those the features were made with."""
+
+
+class ShapeMismatch(DataError):
+    """Two arrays that must agree in shape do not."""
+
+
+class WeightsMissing(EnvironmentFault):
+    """Pretrained weights are neither on this machine nor to be had from the network."""
+
+
+class DiskFault(EnvironmentFault):
+    """Writing failed: full disk, no permission, input/output error."""

@@ -1,0 +1,1 @@
+"""Arrays -> classifiers; knows no files of images and no cache."""

@@ -1,0 +1,127 @@
+"""The heads by name: which settings a sweep tries, and the scikit-learn pipeline of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.errors import UnknownHead, UsageError
+from featcache.spec import did_you_mean
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of head. `grid` runs from simple (strongly regularised) to complex: ties go to the earlier."""
+
+    name: str
+    grid: tuple[Params, ...]
+    make: Callable[[Params, str | None, int], Any]  # params, class_weight, seed -> classifier
+    handoff: bool = True  # has an exact form as Dense layers
+    probabilities: bool = True  # its logits are fitted as log-probabilities; if not they get a temperature
+    in_keras: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One head to try."""
+
+    head: str  # as the user names it: "logreg", "mlp:512"
+    params: Params
+    rank: int  # place in the order from simple to complex
+
+
+def _ridge(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.linear_model import RidgeClassifier
+
+    return RidgeClassifier(**params, class_weight=class_weight)
+
+
+def _logreg(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(**params, max_iter=1000, class_weight=class_weight)
+
+
+def _svm(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(**params, dual="auto", max_iter=5000, class_weight=class_weight, random_state=seed)
+
+
+def _knn(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(**params, metric="cosine", algorithm="brute")
+
+
+def _softmax(params: Params, class_weight: str | None, seed: int) -> Any:
+    from featcache.heads.softmax import DenseSoftmax
+
+    return DenseSoftmax(**params, class_weight=class_weight, seed=seed)
+
+
+def _grid(name: str, values: Sequence[Any]) -> tuple[Params, ...]:
+    return tuple({name: value} for value in values)
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (  # from simple to complex
+        Family("ridge", _grid("alpha", [1e4, 1e3, 1e2, 1e1, 1.0]), _ridge, probabilities=False),
+        Family("logreg", _grid("C", [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]), _logreg),
+        Family("svm", _grid("C", [1e-5, 1e-4, 1e-3, 1e-2]), _svm, probabilities=False),
+        Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=True),
+        Family("knn", _grid("n_neighbors", [15, 5, 1]), _knn, handoff=False),
+        Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=True),
+    )
+}
+DEFAULT_HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
+MLP_WIDTH = 256
+
+
+def settings(heads: str | Sequence[str]) -> list[Setting]:
+    """Return the settings to try for heads such as "logreg,mlp:512", simplest first.
+
+    Raises UnknownHead with near names, UsageError if there is none.
+    """
+    names = [name.strip() for name in (heads.split(",") if isinstance(heads, str) else heads) if name.strip()]
+    if not names:
+        raise UsageError(f"Name at least one head: {', '.join(FAMILIES)}")
+    found = [Setting(name, params, 0) for name in dict.fromkeys(names) for params in _params(name)]
+    order = list(FAMILIES)
+    found.sort(key=lambda setting: order.index(setting.head.split(":")[0]))
+    return [Setting(setting.head, setting.params, rank) for rank, setting in enumerate(found)]
+
+
+def family_of(head: str) -> Family:
+    """Return the family of a head's name. Raises UnknownHead with near names."""
+    name = head.split(":")[0]
+    if name not in FAMILIES:
+        raise UnknownHead(f"Unknown head '{name}'{did_you_mean(name, FAMILIES)}. Heads: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def make_pipeline(head: str, params: Params, class_weight: str | None = None, seed: int = 0) -> Any:
+    """Return the unfitted Pipeline(StandardScaler, classifier) of one setting."""
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    family = family_of(head)
+    if class_weight and family.name == "knn":
+        class_weight = None  # neighbours have no weights to balance
+    return Pipeline([("scale", StandardScaler()), ("head", family.make(params, class_weight, seed))])
+
+
+def _params(head: str) -> list[Params]:
+    family = family_of(head)
+    _, colon, width = head.partition(":")
+    if family.name != "mlp":
+        if colon:
+            raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
+        return list(family.grid)
+    if colon and not (width.isdecimal() and int(width) > 0):
+        raise UsageError(f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512")
+    return [{"hidden": int(width or MLP_WIDTH), **params} for params in family.grid]

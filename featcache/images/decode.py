@@ -1,0 +1,124 @@
+"""Bytes of an image file -> pixels as an image viewer would show them, at the size the backbone takes.
+
+Pillow decodes and resizes (bilinear, antialiased). EXIF orientation is applied, 16 bit is scaled rather
+than clipped, transparency is laid on white, of an animation the first frame is taken. Whatever cannot be
+decoded raises Undecodable with a status and a reason; no file makes anything else happen.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from featcache.arrays import Pixels
+from featcache.spec import Preprocess, Resize
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: 537 MB as RGB
+
+# Between half the limit and the limit Pillow warns; the limit is checked here from the header.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class Undecodable(Exception):
+    """An image that gives no pixels. `status` is one word, `reason` a sentence."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+def decode(data: bytes, preprocess: Preprocess) -> Pixels:
+    """Return the image as (size, size, 3) uint8. Raises Undecodable."""
+    image = upright_rgb(data)
+    return np.asarray(_resized(image, preprocess.size, preprocess.resize))
+
+
+def upright_rgb(data: bytes) -> Image.Image:
+    """Return the whole image, upright and in RGB. Raises Undecodable."""
+    image = _opened(data)
+    try:
+        image.load()
+        return _rgb(_upright(image))
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise Undecodable("too_big", _one_line(error)) from error
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+        raise Undecodable(
+            "truncated" if "truncated" in str(error).lower() else "unreadable", _one_line(error)
+        ) from error
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) from the header alone. Raises Undecodable."""
+    width, height = _opened(data).size
+    return width, height
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise Undecodable("empty", "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise Undecodable("unknown_format", "not an image in a format that Pillow reads") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Undecodable("too_big", _one_line(error)) from error
+    except Exception as error:
+        raise Undecodable("unreadable", _one_line(error)) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Undecodable("too_big", f"{width} x {height} pixels, more than {MAX_PIXELS}")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about which way is up
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        page = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(page, layer).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    return image.convert("RGB")
+
+
+def _eight_bit(values: np.ndarray[Any, Any]) -> Pixels:
+    """Scale grey values of more than 8 bits: 16 bit by its range, others from their least to their largest."""
+    values = values.astype(np.float64)
+    low, high = (0.0, 65535.0) if values.min() >= 0 and 1 < values.max() <= 65535 else (values.min(), values.max())
+    scaled = (values - low) / (high - low if high > low else 1.0) * 255
+    return np.asarray(np.rint(np.nan_to_num(scaled)), dtype=np.uint8)
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    if converted is None:
+        raise ValueError("the LAB colours could not be converted")
+    return converted
+
+
+def _resized(image: Image.Image, size: int, resize: Resize) -> Image.Image:
+    if resize == "stretch":
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    if resize == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,110 @@
+"""A folder -> the image files in it, with the label and the split that their folders say.
+
+Three layouts: class folders (`roses/1.jpg`), split folders of class folders (`train/roses/1.jpg`), and a
+flat folder without labels. Links to folders are not followed; hidden files are not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from featcache.errors import NoImages
+
+Layout = Literal["classes", "splits", "flat"]
+
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".heic",
+        ".heif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    ]
+)
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class Listed(NamedTuple):
+    """One image file: where it is, and what its folders say."""
+
+    path: str  # relative to the root, "/" between folders
+    label: str
+    split: str
+
+
+class Listing(NamedTuple):
+    """What a folder holds."""
+
+    layout: Layout
+    files: list[Listed]
+    stray: list[str]  # images beside the class folders, so without a label
+
+
+def list_images(root: Path) -> Listing:
+    """Return the images under `root`, sorted by the bytes of their paths.
+
+    Raises NoImages if the folder is missing or holds none.
+    """
+    if not root.is_dir():
+        found = "is a file, not a folder" if root.exists() else "does not exist"
+        raise NoImages(f"The image folder {root} {found}. Give a folder of class folders, or of images")
+    paths = sorted(_walk(root), key=os.fsencode)
+    if not paths:
+        raise NoImages(f"No images in {root}. Files are looked for by suffix: {' '.join(sorted(SUFFIXES))}")
+    folders = {path.split("/", 1)[0] for path in paths if "/" in path}
+    if not folders:
+        return Listing("flat", [Listed(path, "", "") for path in paths], [])
+    depth = 1 if _are_splits(folders, paths) else 0
+    inside = [path for path in paths if path.count("/") > depth]
+    stray = [path for path in paths if path.count("/") <= depth]
+    return Listing("splits" if depth else "classes", [_listed(path, depth) for path in inside], stray)
+
+
+def _listed(path: str, depth: int) -> Listed:
+    folders = path.split("/")
+    return Listed(path, folders[depth], SPLIT_NAMES[folders[0].lower()] if depth else "")
+
+
+def _are_splits(folders: set[str], paths: list[str]) -> bool:
+    """Tell train/val/test folders from classes that happen to be called so: they hold class folders."""
+    known = all(folder.lower() in SPLIT_NAMES for folder in folders)
+    return (
+        known and any(folder.lower().startswith("train") for folder in folders) and any(p.count("/") > 1 for p in paths)
+    )
+
+
+def _walk(root: Path) -> Iterator[str]:
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(path)
+                elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    yield path

@@ -1,0 +1,206 @@
+"""The main job in one go: extract, sweep, handoff, fine-tune, and the table that says what transfer was worth."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.assembly import handoff
+from featcache.cache.reader import Cache
+from featcache.extraction import Extracted, extract
+from featcache.images.embedded import write_digits
+from featcache.images.manifest import Images, scan
+from featcache.reports.final import head_score, model_score, record_opened
+from featcache.spec import Progress, silent
+from featcache.sweeps import Chosen, Run, sweep
+from featcache.sweeps.metrics import Score
+from featcache.sweeps.run import free_folder
+from featcache.tuning import Tuned, finetune, from_scratch
+
+SHOTS = 5
+HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
+FEW_HEADS = "ridge,logreg,svm,knn"  # what a handful of images can tell apart
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the stages run: tiny images allow more epochs and larger steps than photographs."""
+
+    backbone: str
+    pixels: str
+    epochs: int
+    learning_rate: float
+    unfreeze: str
+
+
+DIGITS = Plan("glyphnet", "pixels:size=8", epochs=6, learning_rate=3e-4, unfreeze="all")
+PHOTOS = Plan("mobilenet_v2", "pixels:size=32", epochs=3, learning_rate=3e-5, unfreeze="last")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way to a classifier, and how it does on images that neither trained nor chose it."""
+
+    name: str
+    train_images: int
+    test_score: float
+    interval: tuple[float, float]
+    seconds: float  # from images to classifier
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What the job did. `judged_on` is "test", or "val" where the folders have no test split."""
+
+    folder: Path
+    images: Images
+    extracted: Extracted
+    run: Run
+    head: Chosen
+    model: Any  # the head handed over: keras.Model with its certificate
+    tuned: Tuned
+    table: tuple[Line, ...]
+    judged_on: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """The cache with its three taps, and how long each took to extract."""
+
+    cache: Cache
+    seconds: dict[str, float]  # {"features" | "random" | "pixels": seconds}
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One half of the table: all training images, or a few per class."""
+
+    run: Run
+    head: Chosen
+    tuned: Tuned
+    lines: tuple[Line, ...]
+
+
+def quickstart(
+    images: str | Path | None = None,
+    out: str | Path = "quickstart",
+    *,
+    backbone: str | None = None,
+    split: str | None = None,
+    group_from: str | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Quickstart:
+    """Run the whole path on a folder of images, or on the embedded digits, and return what it did.
+
+    Everything is written under `out`; running again computes no feature twice. backbone: mobilenet_v2 with
+    ImageNet weights unless told otherwise, glyphnet for the embedded digits. The table compares, on the test
+    split, once with all training images and once with 5 per class (for training and for validation): raw pixels
+    with logistic regression, the backbone with random weights, its frozen features, the model fine-tuned from the
+    best head, and the same network trained from scratch for as long as fine-tuning took.
+    """
+    started = time.perf_counter()
+    folder = Path(out)
+    plan = DIGITS if images is None else PHOTOS
+    root = write_digits(folder / "digits") if images is None else Path(images)
+    manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
+    taps, extracted = _extract(manifest, backbone or plan.backbone, plan, folder / "features.h5", progress)
+    halves = [_half(taps, plan, shots, folder, seed, progress) for shots in _shots(taps.cache)]
+    first = halves[0]
+    return Quickstart(
+        folder=folder,
+        images=manifest,
+        extracted=extracted,
+        run=first.run,
+        head=first.head,
+        model=handoff(first.head, folder / "head.keras"),
+        tuned=first.tuned,
+        table=tuple(line for half in halves for line in half.lines),
+        judged_on=_judge(taps.cache),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _extract(manifest: Images, backbone: str, plan: Plan, out: Path, progress: Progress) -> tuple[_Taps, Extracted]:
+    specs = {"features": backbone, "random": f"{backbone}:weights=none", "pixels": plan.pixels}
+    caches = {kind: extract(manifest, spec, out=out, progress=progress) for kind, spec in specs.items()}
+    reports: dict[str, Extracted] = {kind: cache.report for kind, cache in caches.items()}
+    seconds = {kind: report.seconds for kind, report in reports.items()}
+    names = {kind: report.taps[0].tap for kind, report in reports.items()}
+    return _Taps(caches["pixels"], seconds, names), reports["features"]
+
+
+def _shots(cache: Cache) -> list[int | None]:
+    """All images, and a few per class where every class has more than that."""
+    labels = [row.label for row in cache.usable("train")]
+    return [None, SHOTS] if min(labels.count(name) for name in cache.classes) > SHOTS else [None]
+
+
+def _half(taps: _Taps, plan: Plan, shots: int | None, folder: Path, seed: int, progress: Progress) -> _Half:
+    judge = _judge(taps.cache)
+    label = "all" if shots is None else f"{shots}-per-class"
+
+    def swept(kind: str, heads: str) -> Run:
+        return sweep(
+            taps.cache,
+            heads,
+            taps=[taps.names[kind]],
+            out=free_folder(folder / "runs" / f"{kind}-{label}"),
+            cv=None if shots is None else SHOTS,
+            shots=shots,
+            seed=seed,
+            progress=progress,
+        )
+
+    heads = HEADS if shots is None else FEW_HEADS
+    runs = {
+        "pixels": swept("pixels", "logreg"),
+        "random": swept("random", heads),
+        "features": swept("features", heads),
+    }
+    head = runs["features"].best_handoff
+    tuned = finetune(
+        head,
+        folder / ("model.keras" if shots is None else f"model-{label}.keras"),
+        unfreeze=plan.unfreeze,
+        epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        seed=seed,
+        progress=progress,
+    )
+    scratch = from_scratch(head, max_seconds=tuned.seconds, seed=seed, progress=progress)
+    scores = {kind: head_score(run.best, judge) for kind, run in runs.items()}
+    spent = {kind: taps.seconds[kind] + run.seconds for kind, run in runs.items()}
+    num_train = head.run.num_train
+    lines = (
+        _line("raw pixels + logistic regression", num_train, scores["pixels"], spent["pixels"]),
+        _line("random weights + best head", num_train, scores["random"], spent["random"]),
+        _line("frozen features + best head", num_train, scores["features"], spent["features"]),
+        _line(
+            "fine-tuned from the best head",
+            num_train,
+            model_score(head, tuned.model, judge),
+            spent["features"] + tuned.seconds,
+        ),
+        _line(
+            "trained from scratch, equal time",
+            num_train,
+            model_score(head, scratch.model, judge),
+            scratch.seconds,
+        ),
+    )
+    for run in runs.values():
+        record_opened(run, judge, {line.name: Score(line.test_score, *line.interval) for line in lines})
+    return _Half(runs["features"], head, tuned, lines)
+
+
+def _line(name: str, num_train: int, score: Score, seconds: float) -> Line:
+    return Line(name, num_train, score.value, (score.low, score.high), seconds)
+
+
+def _judge(cache: Cache) -> str:
+    return "test" if cache.splits.get("test") else "val"

@@ -1,0 +1,33 @@
+"""Manifest x taps - cache = what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from featcache.cache.reader import TapRows
+from featcache.spec import ImageRow, Tap
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one backbone has to compute: `missing` images, each content once, for all its taps at once."""
+
+    taps: tuple[Tap, ...]
+    missing: tuple[ImageRow, ...]
+    hits: int  # images of the manifest whose rows are all there
+
+
+def make_plan(
+    rows: Sequence[ImageRow], taps: Sequence[Tap], cached: Mapping[str, TapRows], known_bad: frozenset[str]
+) -> Plan:
+    """Return what is missing. known_bad: digests of contents that cannot be decoded."""
+    complete = _complete(taps, cached)
+    missing = {row.digest: row for row in reversed(rows) if row.digest not in complete | known_bad}
+    ordered = [row for row in rows if missing.get(row.digest) is row]
+    return Plan(tuple(taps), tuple(ordered), sum(row.digest in complete for row in rows))
+
+
+def _complete(taps: Sequence[Tap], cached: Mapping[str, TapRows]) -> frozenset[str]:
+    have = [frozenset(cached[tap.fingerprint].digests) if tap.fingerprint in cached else frozenset() for tap in taps]
+    return frozenset.intersection(*have)

@@ -1,0 +1,98 @@
+"""Model + images -> labels with probabilities, one row per file; an unreadable file is a row with its reason."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.assembly.modelfile import load_model
+from featcache.errors import UsageError
+from featcache.extraction.pipeline import decoded_batches
+from featcache.files import write_whole
+from featcache.images.listing import list_images
+from featcache.spec import Failure, ImageRow, Progress, Tap, Tick, silent
+
+BATCH = 32
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image: its classes from most to least probable, or why there are none."""
+
+    path: str
+    top: tuple[tuple[str, float], ...]  # (class name, probability)
+    status: str = "ok"
+    reason: str = ""
+
+
+def predict(
+    model: str | Path, images: str | Path, *, top: int = 1, progress: Progress = silent
+) -> Iterator[Prediction]:
+    """Yield a prediction for every image under `images` (a folder or one file), in the order of their paths.
+
+    model: a MODEL.keras of featcache. top: how many classes. Memory does not depend on the number of images.
+    Raises NotAModel, NoImages, UsageError.
+    """
+    network, facts = load_model(Path(model))
+    classes = facts["classes"]
+    if not 1 <= top <= len(classes):
+        raise UsageError(f"--top takes 1 to {len(classes)} for this model; got {top}")
+    root, rows = _listed(Path(images))
+    done = 0
+    for batch in decoded_batches(root, rows, Tap.from_json(facts["tap"]).preprocess, BATCH):
+        readable = [one.pixels for one in batch if not isinstance(one.pixels, Failure)]
+        probabilities = iter(_probabilities(network, readable))
+        for one in batch:
+            if isinstance(one.pixels, Failure):
+                yield Prediction(one.row.path, (), one.pixels.status, one.pixels.reason)
+            else:
+                yield Prediction(one.row.path, _top(next(probabilities), classes, top))
+        done += len(batch)
+        progress(Tick("predict", done, len(rows)))
+
+
+def write_csv(path: Path, predictions: list[Prediction], top: int) -> None:
+    """Write path, label and probability (and the next classes), status and reason, one line per image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ["label", "probability"] + [f"{name}{at}" for at in range(2, top + 1) for name in ("label", "probability")]
+    writer.writerow(["path", *names, "status", "reason"])
+    for one in predictions:
+        cells: list[str] = []
+        for label, probability in one.top:
+            cells += [_cell(label), f"{probability:.6f}"]
+        cells += [""] * (2 * top - len(cells))
+        writer.writerow([_cell(one.path), *cells, one.status, _cell(one.reason)])
+    write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _listed(images: Path) -> tuple[Path, list[ImageRow]]:
+    if images.is_file():
+        return images.parent, [ImageRow(images.name, "", "", "", "")]
+    listing = list_images(images)
+    paths = sorted([file.path for file in listing.files] + listing.stray)
+    return images, [ImageRow(path, "", "", "", "") for path in paths]
+
+
+def _probabilities(network: Any, pixels: list[Any]) -> Any:
+    """Return (n, K); the batch is filled up so that one shape is compiled."""
+    if not pixels:
+        return []
+    filled = np.stack(pixels + [np.zeros_like(pixels[0])] * (BATCH - len(pixels)))
+    return np.asarray(network.predict_on_batch(filled))[: len(pixels)]
+
+
+def _top(probabilities: Any, classes: list[str], top: int) -> tuple[tuple[str, float], ...]:
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple((classes[at], float(probabilities[at])) for at in best)
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

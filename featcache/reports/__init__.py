@@ -1,0 +1,1 @@
+"""Tables in, text out; and the one place that opens the test split."""

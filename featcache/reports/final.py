@@ -1,0 +1,72 @@
+"""The one place that opens the test split; that it was opened is written into the run."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from featcache.assembly import image_root, load_model
+from featcache.assembly.assemble import logits_of
+from featcache.cache.reader import Cache
+from featcache.errors import DataError
+from featcache.spec import ImageRow
+from featcache.sweeps import Chosen, Run
+from featcache.sweeps.metrics import Score, score
+from featcache.tuning.data import ImageSet
+from featcache.tuning.train import predict_logits
+
+
+def head_score(chosen: Chosen, split: str = "test") -> Score:
+    """Return the score of a head on a split, from cached features. Raises DataError if the split is empty."""
+    cache = chosen.run.cache()
+    rows = _rows(chosen, cache, split)
+    predicted = chosen.estimator.predict(cache.features(rows, chosen.trial.tap))
+    return score(cache.labels(rows), predicted, chosen.run.settings.metric)
+
+
+def model_score(chosen: Chosen, model: Any, split: str = "test", images: str | Path | None = None) -> Score:
+    """Return the score of an assembled Keras model on the images of a split."""
+    cache = chosen.run.cache()
+    rows = _rows(chosen, cache, split)
+    judged = ImageSet(image_root(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
+    predicted = predict_logits(logits_of(model), judged).argmax(axis=1)
+    return score(judged.labels, predicted, chosen.run.settings.metric)
+
+
+def final_scores(run: Run, images: str | Path | None = None) -> tuple[Run, dict[str, Score]]:
+    """Open the test split: return the scores there of the best head and, if there is one, of the fine-tuned model.
+
+    That test was opened, when and with what result is written into the run.
+    """
+    chosen = run.best
+    scores = {f"head {chosen.trial.trial} ({chosen.trial.head})": head_score(chosen)}
+    tuned = run.path / "finetuned.keras"
+    if tuned.exists():
+        model, facts = load_model(tuned)
+        scores["fine-tuned"] = model_score(run[facts["trial"]], model, "test", images)
+    return record_opened(run, "test", scores), scores
+
+
+def record_opened(run: Run, split: str, scores: Mapping[str, Score]) -> Run:
+    """Write into the run that its test split was opened, when, and what was seen. Other splits leave no trace."""
+    if split != "test":
+        return run
+    opened = {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "scores": {name: list(found) for name, found in scores.items()},
+    }
+    run = replace(run, test_opened=(*run.test_opened, opened))
+    run.save()
+    return run
+
+
+def _rows(chosen: Chosen, cache: Cache, split: str) -> list[ImageRow]:
+    rows = chosen.run.rows(cache, split)
+    if not rows:
+        raise DataError(
+            f"{cache.path} has no {split} images. Extract with another --split, or add a folder of that name"
+        )
+    return rows

@@ -1,0 +1,190 @@
+"""The values that every room shares, and the fingerprint that decides what is computed twice.
+
+A row of features is known by the digest of the image's bytes and the fingerprint of its tap. The
+fingerprint is the SHA-256 of the canonical JSON of everything that changes the numbers, and of nothing
+else: names, labels, splits and where files lie are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple
+
+from featcache.errors import DataError, UsageError
+
+Resize = Literal["stretch", "crop", "pad"]
+Pooling = Literal["avg", "max", "flatten"]
+Mode = Literal["tf", "caffe", "torch", "inside", "unit"]
+SPLITS = ("train", "val", "test")
+
+DECODE_VERSION = "pillow/1"  # raise when the same bytes would give other pixels: every cached row then misses
+
+
+class ImageRow(NamedTuple):
+    """One image of the manifest. `path` is relative to the root, with undecodable bytes as surrogates."""
+
+    path: str
+    label: str  # "" where there is none
+    group: str  # "" where there is none
+    split: str  # "train", "val", "test", or "" for an image without a label
+    digest: str  # SHA-256 of the file's bytes in hex
+
+
+class Failure(NamedTuple):
+    """One image that gives no features, and why."""
+
+    path: str
+    digest: str  # "" where the bytes could not be read
+    status: str  # empty, unknown_format, truncated, too_big, unreadable, nonfinite
+    reason: str
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """Shares of train, val and test in percent, and the seed of the hash that decides."""
+
+    train: int = 70
+    val: int = 15
+    test: int = 15
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str, seed: int = 0) -> SplitSpec:
+        """Read '70/15/15'.
+
+        >>> SplitSpec.parse("80/20").test
+        0
+        """
+        parts = text.split("/")
+        if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
+            raise UsageError(f"--split takes train/val/test in percent, such as 70/15/15; got '{text}'")
+        train, val, test = ([int(part) for part in parts] + [0])[:3]
+        if train + val + test != 100 or train == 0:
+            raise UsageError(f"--split must add up to 100 with some train in it; '{text}' does not")
+        return cls(train, val, test, seed)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone as a user names it: enough to build it again."""
+
+    name: str  # of the registry: "mobilenet_v2"
+    options: tuple[tuple[str, Any], ...] = ()  # only those that differ from the constructor's defaults
+    weights: str = "imagenet"  # "imagenet", "none" (random), "embedded" or the path of a file
+    seed: int = 0  # of random weights
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Bytes of an image -> input of the backbone."""
+
+    size: int  # pixels; images become size x size
+    resize: Resize = "stretch"
+    mode: Mode = "tf"
+    decode: str = DECODE_VERSION
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One column family of the cache: what is read where, and how it was made."""
+
+    name: str  # "mobilenet_v2/top"; a name, so not in the fingerprint
+    backbone: BackboneSpec
+    weights_digest: str  # SHA-256 of the weight values
+    layer: str  # name of the Keras layer, or "top": the last one before a classifier
+    pooling: Pooling
+    preprocess: Preprocess
+    view: str = "identity"
+    precision: str = "float32"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides the numbers."""
+        return digest_of(
+            {
+                "architecture": [self.backbone.name, dict(self.backbone.options)],
+                "weights": self.weights_digest,
+                "layer": self.layer,
+                "pooling": self.pooling,
+                "preprocess": asdict(self.preprocess),
+                "view": self.view,
+                "precision": self.precision,
+            }
+        )
+
+    def to_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Tap:
+        """Return the tap that `to_json` wrote."""
+        try:
+            fields = json.loads(text)
+            fields["preprocess"] = Preprocess(**fields["preprocess"])
+            backbone = fields["backbone"]
+            backbone["options"] = tuple((str(key), value) for key, value in backbone["options"])
+            fields["backbone"] = BackboneSpec(**backbone)
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"Not the description of a tap: {text[:80]!r} ({error})") from error
+
+
+class Tick(NamedTuple):
+    """Progress of a long step, for whoever draws it."""
+
+    step: str
+    done: int
+    total: int
+    note: str = ""
+
+
+Progress = Callable[[Tick], None]
+
+
+def silent(tick: Tick) -> None:
+    """Draw nothing."""
+
+
+def canonical_json(value: object) -> str:
+    """Return one text per value: keys sorted, no spaces, no NaN, nothing that is not JSON.
+
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    '{"a":[true,null],"b":1}'
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Cannot be written down exactly, so it cannot be cached: {value!r} ({error})") from error
+
+
+def digest_of(value: object) -> str:
+    """Return the SHA-256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def choose(option: str, value: str, choices: Collection[str]) -> Any:
+    """Return `value` if it is one of `choices`; raise UsageError with near names if not."""
+    if value in choices:
+        return value
+    raise UsageError(f"{option} takes {', '.join(choices)}; got '{value}'{did_you_mean(value, choices)}")
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """Return ' (did you mean x, y?)', or nothing where no name is near."""
+    near = get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def count_by(values: Collection[str]) -> Mapping[str, int]:
+    """Return how often each value stands there, by name.
+
+    >>> count_by(["b", "a", "b"])
+    {'a': 1, 'b': 2}
+    """
+    return dict(sorted(Counter(values).items()))

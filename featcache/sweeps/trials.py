@@ -1,0 +1,273 @@
+"""Cache -> trials -> best.
+
+Every head is fitted on train, and chosen on the validation split or by cross-validation within train.
+The test split is not read here.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Features, Floats
+from featcache.cache.reader import Cache
+from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
+from featcache.heads import store
+from featcache.heads.absorb import decision_logits
+from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, make_pipeline, settings
+from featcache.spec import ImageRow, Progress, Tick, choose, silent
+from featcache.sweeps.metrics import Score, fit_temperature, score
+from featcache.sweeps.run import Run, Settings, Trial, free_folder, head_file
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arrays of one tap, and which rows fit and which choose: one pair without, K pairs with cross-validation."""
+
+    tap: str
+    X: Features
+    y: Classes
+    folds: tuple[tuple[Classes, Classes], ...]
+    num_train: int
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    trial: Trial
+    estimator: Any
+
+
+def sweep(
+    cache: Cache | str | Path,
+    heads: str | Sequence[str] = DEFAULT_HEADS,
+    *,
+    out: str | Path | None = None,
+    taps: str | Sequence[str] | None = None,
+    cv: int | None = None,
+    metric: str = "accuracy",
+    class_weight: str | None = None,
+    shots: int | None = None,
+    jobs: int = -1,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Run:
+    """Fit every head on every tap and return the run, written to `out` (default: CACHE.run beside the cache).
+
+    heads: names of families, each a grid: ridge, logreg, svm, softmax, knn, mlp or mlp:WIDTH. cv: folds within
+    train; without it the stored validation split chooses. metric: accuracy, balanced_accuracy or macro_f1.
+    shots: use at most so many images per class, of train and of val alike. jobs: trials at once, -1 for one per core.
+    Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.
+    """
+    started = time.perf_counter()
+    cache = cache if isinstance(cache, Cache) else Cache.open(cache)
+    todo = settings(heads)
+    asked = _settings(cache, todo, taps, cv, metric, class_weight, shots, seed)
+    train, val = _rows(cache, asked)
+    folder = _folder(cache, out)
+    fitted: list[_Fitted] = []
+    for tap in asked.taps:
+        task = _task(cache, tap, train, val, asked)
+        fitted += _try_all(task, todo, asked, jobs, len(fitted), progress)
+    for one in fitted:
+        if one.trial.handoff and one.trial.status == "ok":
+            store.save(head_file(folder, one.trial), one.estimator)
+    run = Run(
+        path=folder,
+        settings=asked,
+        classes=cache.classes,
+        fingerprints={tap: cache.taps[tap].fingerprint for tap in asked.taps},
+        num_train=len(train),
+        num_select=len(train) if asked.cv else len(val),
+        trials=tuple(one.trial for one in fitted),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    run.save()
+    return run
+
+
+def _settings(
+    cache: Cache,
+    todo: Sequence[Setting],
+    taps: str | Sequence[str] | None,
+    cv: int | None,
+    metric: str,
+    class_weight: str | None,
+    shots: int | None,
+    seed: int,
+) -> Settings:
+    names = taps.split(",") if isinstance(taps, str) else taps
+    chosen = tuple(cache.tap(name).name for name in names) if names else tuple(cache.taps)
+    if cv is not None and cv < 2:
+        raise UsageError(f"--cv takes a number of folds from 2; got {cv}")
+    if shots is not None and shots < 1:
+        raise UsageError(f"--shots takes a number of images per class from 1; got {shots}")
+    if class_weight is not None:
+        choose("--class-weight", class_weight, ["balanced"])
+    heads = tuple(dict.fromkeys(setting.head for setting in todo))
+    return Settings(
+        str(cache.path.resolve()),
+        heads,
+        chosen,
+        cv,
+        choose("--metric", metric, METRICS),
+        class_weight,
+        shots,
+        seed,
+    )
+
+
+def _rows(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[ImageRow]]:
+    """Return the images that train and those that choose. Raises TooFewClasses."""
+    train = [row for row in cache.usable("train", asked.shots) if row.label]
+    val = [row for row in cache.usable("val", asked.shots) if row.label]
+    counts = {name: sum(row.label == name for row in train) for name in cache.classes}
+    if len(counts) < 2:
+        found = f"one class only, '{cache.classes[0]}'" if counts else "no labels"
+        raise TooFewClasses(f"{cache.path} has {found}. A classifier needs images of at least two class folders")
+    least = min(counts, key=lambda name: counts[name])
+    if counts[least] == 0:
+        raise TooFewClasses(
+            f"Class '{least}' of {cache.path} has no readable image in train. Add images or take the class out"
+        )
+    if asked.cv and counts[least] < asked.cv:
+        raise TooFewClasses(
+            f"--cv {asked.cv} needs {asked.cv} training images of each class; '{least}' has {counts[least]}. Use fewer"
+        )
+    if not asked.cv and len(val) < MIN_SELECT:
+        raise TooFewClasses(
+            f"{cache.path} has {len(val)} validation images to choose on. Choose by cross-validation: --cv 5"
+        )
+    return train, val
+
+
+def _folder(cache: Cache, out: str | Path | None) -> Path:
+    if out is None:
+        return free_folder(cache.path.with_suffix(".run"))
+    if (Path(out) / "run.json").exists():
+        raise UsageError(f"{out} holds a run already. Give another -o, or move it away")
+    return Path(out)
+
+
+def _task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> _Task:
+    rows = train if asked.cv else [*train, *val]
+    X, y = cache.features(rows, tap), cache.labels(rows)
+    _check_finite(X, rows, tap)
+    if not asked.cv:
+        everything = np.arange(len(rows))
+        return _Task(tap, X, y, ((everything[: len(train)], everything[len(train) :]),), len(train))
+    return _Task(tap, X, y, _folds(train, y, asked), len(train))
+
+
+def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if not any(row.group for row in train):
+        splitter = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed)
+        return tuple(splitter.split(y, y))
+    groups = [row.group or row.path for row in train]
+    grouped = StratifiedGroupKFold(asked.cv, shuffle=True, random_state=asked.seed)
+    return tuple(grouped.split(y, y, groups))
+
+
+def _check_finite(X: Features, rows: list[ImageRow], tap: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    if len(bad):
+        raise ShapeMismatch(
+            f"Tap '{tap}' has features that are not finite, in {len(bad)} rows such as {rows[bad[0]].path}"
+        )
+
+
+def _try_all(
+    task: _Task, todo: Sequence[Setting], asked: Settings, jobs: int, offset: int, progress: Progress
+) -> list[_Fitted]:
+    """Fit all settings on one tap: those of scikit-learn on threads with one BLAS thread each, Keras one by one."""
+    from joblib import Parallel, delayed
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    numbered = list(enumerate(todo, offset + 1))
+    by_engine = [[one for one in numbered if family_of(one[1].head).in_keras is in_keras] for in_keras in (False, True)]
+    fitted: list[_Fitted] = []
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
+        calls = (delayed(_try_one)(task, number, setting, asked) for number, setting in by_engine[0])
+        for one in Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(calls):
+            fitted.append(one)
+            progress(Tick(f"sweep {task.tap}", len(fitted), len(todo)))
+    for number, setting in by_engine[1]:
+        fitted.append(_try_one(task, number, setting, asked))
+        progress(Tick(f"sweep {task.tap}", len(fitted), len(todo)))
+    return sorted(fitted, key=lambda one: one.trial.trial)
+
+
+def _try_one(task: _Task, number: int, setting: Setting, asked: Settings) -> _Fitted:
+    """Fit one setting; a classifier that raises becomes a trial with its reason instead of a score."""
+    started = time.perf_counter()
+    family = family_of(setting.head)
+    trial = Trial(
+        trial=number,
+        tap=task.tap,
+        width=task.X.shape[1],
+        head=setting.head,
+        params=dict(setting.params),
+        status="ok",
+        score=0.0,
+        interval=(0.0, 0.0),
+        fit_s=0.0,
+        handoff=family.handoff,
+        converged=True,
+        temperature=1.0,
+        rank=setting.rank,
+    )
+    try:
+        estimator, found, temperature = _fit_and_score(task, setting, asked)
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return _Fitted(replace(trial, status=reason), None)
+    trial = replace(
+        trial,
+        score=found.value,
+        interval=(found.low, found.high),
+        fit_s=round(time.perf_counter() - started, 3),
+        converged=_converged(estimator[-1]),
+        temperature=temperature,
+    )
+    return _Fitted(trial, estimator)
+
+
+def _fit_and_score(task: _Task, setting: Setting, asked: Settings) -> tuple[Any, Score, float]:
+    """Return the estimator fitted on all of train, its score on the images that choose, and its temperature."""
+    predicted, logits, truth = [], [], []
+    for fit_on, choose_on in task.folds:
+        estimator = make_pipeline(setting.head, setting.params, asked.class_weight, asked.seed)
+        estimator.fit(task.X[fit_on], task.y[fit_on])
+        predicted.append(estimator.predict(task.X[choose_on]))
+        logits.append(_logits(estimator, task.X[choose_on]))
+        truth.append(task.y[choose_on])
+    if asked.cv:
+        estimator = make_pipeline(setting.head, setting.params, asked.class_weight, asked.seed)
+        estimator.fit(task.X[: task.num_train], task.y[: task.num_train])
+    labels = np.concatenate(truth)
+    temperature = 1.0
+    if not family_of(setting.head).probabilities:
+        temperature = fit_temperature(np.concatenate([one for one in logits if one is not None]), labels)
+    return estimator, score(labels, np.concatenate(predicted), asked.metric), temperature
+
+
+def _logits(estimator: Any, X: Features) -> Floats | None:
+    return decision_logits(estimator, X) if hasattr(estimator, "decision_function") else None
+
+
+def _converged(classifier: Any) -> bool:
+    iterations = getattr(classifier, "n_iter_", None)
+    limit = getattr(classifier, "max_iter", None)
+    return iterations is None or limit is None or bool(np.max(iterations) < limit)

@@ -1,0 +1,171 @@
+"""Model -> trained model: start at the head, unfreeze chosen blocks, never end worse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featcache.assembly import assembled, facts_of, image_root, require_handoff
+from featcache.assembly.assemble import assemble, backbone_of
+from featcache.assembly.certificate import Certificate, certify, evidence, require
+from featcache.assembly.modelfile import save_model
+from featcache.backbones.build import build
+from featcache.errors import DataError, UsageError
+from featcache.spec import Progress, choose, silent
+from featcache.sweeps import Chosen
+from featcache.tuning.data import ImageSet
+from featcache.tuning.stages import unfreeze as set_trainable
+from featcache.tuning.train import Epoch, Recipe, train
+
+__all__ = ["Recipe", "Tuned", "finetune", "from_scratch"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained model and how it got there. `history[0]` is the start; `best` is what `model` holds."""
+
+    model: Any  # keras.Model: uint8 images -> probabilities
+    path: Path | None
+    history: tuple[Epoch, ...]
+    best: Epoch
+    certificate: Certificate | None  # None from scratch: there is nothing to agree with
+    num_trainable: int  # weights of the backbone that trained
+    seconds: float
+
+    @property
+    def start(self) -> Epoch:
+        """Return epoch 0: the head, before any training."""
+        return self.history[0]
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Return the mean time of an epoch, validation included."""
+        epochs = self.history[1:]
+        return sum(epoch.seconds for epoch in epochs) / len(epochs) if epochs else 0.0
+
+
+def finetune(
+    chosen: Chosen,
+    out: str | Path | None = None,
+    *,
+    unfreeze: str = "last",
+    epochs: int = 10,
+    learning_rate: float = 1e-5,
+    batch: int = 32,
+    patience: int = 3,
+    class_weight: str | None = None,
+    seed: int = 0,
+    images: str | Path | None = None,
+    max_seconds: float = math.inf,
+    progress: Progress = silent,
+) -> Tuned:
+    """Fine-tune from a head of a run and return the best model on validation, the head itself included.
+
+    out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run).
+    unfreeze: none, last, all, a number of layers, or the block from which on the backbone trains; batch
+    normalisation stays in inference. Same split, labels and preprocessing as the run.
+    Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
+    """
+    require_handoff(chosen)
+    recipe = _recipe(chosen, epochs, learning_rate, batch, patience, class_weight, seed, max_seconds)
+    train_set, val_set = _sets(chosen, image_root(chosen, images))
+    pixels, cached = evidence(chosen, train_set.root)
+    model = assembled(chosen)
+    num_trainable = set_trainable(backbone_of(model), unfreeze)
+    certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
+    path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
+
+    def checkpoint() -> None:
+        save_model(
+            model,
+            path,
+            facts_of(chosen, certificate) | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}},
+        )
+
+    history, best = train(model, train_set, val_set, recipe, checkpoint, progress)
+    model.certificate, model.class_names = certificate, chosen.run.classes
+    seconds = sum(epoch.seconds for epoch in history)
+    return Tuned(model, path, tuple(history), best, certificate, num_trainable, seconds)
+
+
+def from_scratch(
+    chosen: Chosen,
+    *,
+    max_seconds: float,
+    learning_rate: float = 1e-3,
+    epochs: int = 1000,
+    patience: int = 1000,
+    batch: int = 32,
+    seed: int = 0,
+    images: str | Path | None = None,
+    progress: Progress = silent,
+) -> Tuned:
+    """Train the same architecture from random weights for `max_seconds`: the control for what transfer is worth.
+
+    All layers train, batch normalisation as usual, on the same images; the best weights on validation are kept.
+    """
+    recipe = _recipe(chosen, epochs, learning_rate, batch, patience, None, seed, max_seconds)
+    train_set, val_set = _sets(chosen, image_root(chosen, images))
+    tap = chosen.tap
+    backbone = build(replace(tap.backbone, weights="none", seed=seed), tap.preprocess.size, tap.pooling)
+    model = assemble(backbone, tap, None, len(chosen.run.classes))
+    model.trainable = True
+    history, best = train(model, train_set, val_set, recipe, lambda: None, progress)
+    return Tuned(
+        model,
+        None,
+        tuple(history),
+        best,
+        None,
+        backbone.network.count_params(),
+        sum(e.seconds for e in history),
+    )
+
+
+def _recipe(
+    chosen: Chosen,
+    epochs: int,
+    learning_rate: float,
+    batch: int,
+    patience: int,
+    class_weight: str | None,
+    seed: int,
+    max_seconds: float,
+) -> Recipe:
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise UsageError(f"--lr takes a number above 0; got {learning_rate}")
+    for name, value in (("--epochs", epochs), ("--batch", batch), ("--patience", patience)):
+        if value < 1:
+            raise UsageError(f"{name} takes a number from 1; got {value}")
+    if class_weight is not None:
+        choose("--class-weight", class_weight, ["balanced"])
+    return Recipe(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch=batch,
+        patience=patience,
+        class_weight=class_weight,
+        metric=chosen.run.settings.metric,
+        seed=seed,
+        max_seconds=max_seconds,
+    )
+
+
+def _sets(chosen: Chosen, root: Path) -> tuple[ImageSet, ImageSet]:
+    cache = chosen.run.cache()
+    rows = {split: chosen.run.rows(cache, split) for split in ("train", "val")}
+    if not rows["val"]:
+        raise DataError(
+            f"{cache.path} has no validation images, so nothing can tell whether fine-tuning helps. Split again"
+        )
+    preprocess = chosen.tap.preprocess
+    train_set, val_set = (ImageSet(root, rows[split], cache.labels(rows[split]), preprocess) for split in rows)
+    return train_set, val_set
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    fields = asdict(recipe)
+    fields["max_seconds"] = recipe.max_seconds if math.isfinite(recipe.max_seconds) else None
+    return fields

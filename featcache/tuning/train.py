@@ -1,0 +1,133 @@
+"""Train an assembled model and keep its best weights; the weights it starts with are epoch 0 and compete.
+
+One loop for fine-tuning and for training from scratch, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Floats
+from featcache.assembly.assemble import logits_of
+from featcache.spec import Progress, Tick
+from featcache.sweeps.metrics import Metric, Score, score
+from featcache.tuning.data import ImageSet, in_order
+
+Checkpoint = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train."""
+
+    epochs: int = 10
+    learning_rate: float = 1e-5
+    weight_decay: float = 1e-4
+    batch: int = 32
+    patience: int = 3  # epochs without a better validation score before it stops
+    class_weight: str | None = None
+    metric: Metric = "accuracy"
+    seed: int = 0
+    max_seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history; epoch 0 is the start."""
+
+    epoch: int
+    train_loss: float  # NaN at epoch 0
+    val_loss: float
+    val: Score
+    seconds: float
+
+    def better_than(self, other: Epoch) -> bool:
+        """Tell whether this epoch has the higher validation score, or the same and the lower loss."""
+        return (self.val.value, -self.val_loss) > (other.val.value, -other.val_loss)
+
+
+def train(
+    model: Any,
+    train_set: ImageSet,
+    val_set: ImageSet,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> tuple[list[Epoch], Epoch]:
+    """Train the trainable weights of `model`; leave it with its best weights; return the history and the best epoch.
+
+    checkpoint: called whenever the model holds weights better than any before, epoch 0 included.
+    Stops early after `patience` epochs without improvement, at `max_seconds`, or when the loss is not finite.
+    """
+    logits = logits_of(model)
+    _compile(logits, recipe)
+    history = [_evaluate(logits, val_set, recipe, 0, math.nan, 0.0)]
+    best, weights = history[0], model.get_weights()
+    checkpoint()
+    rng = np.random.default_rng(recipe.seed)
+    started = time.perf_counter()
+    for number in range(1, recipe.epochs + 1):
+        epoch_started = time.perf_counter()
+        loss = _one_epoch(logits, train_set, recipe, rng.permutation(len(train_set)), started)
+        if not math.isfinite(loss):
+            break
+        history.append(_evaluate(logits, val_set, recipe, number, loss, time.perf_counter() - epoch_started))
+        progress(Tick("train", number, recipe.epochs, f"val {history[-1].val.value:.4f}, best {best.val.value:.4f}"))
+        if history[-1].better_than(best):
+            best, weights = history[-1], model.get_weights()
+            checkpoint()
+        out_of_time = time.perf_counter() - started > recipe.max_seconds
+        if out_of_time or number - best.epoch >= recipe.patience:
+            break
+    model.set_weights(weights)
+    return history, best
+
+
+def predict_logits(model: Any, images: ImageSet, batch: int = 32) -> Floats:
+    """Return (N, K) logits of a logits model; the last batch is filled up so that one shape is compiled."""
+    found = []
+    for pixels, _ in images.batches(in_order(images), batch):
+        filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
+        found.append(np.asarray(model.predict_on_batch(filled))[: len(pixels)])
+    return np.concatenate(found)
+
+
+def _compile(logits: Any, recipe: Recipe) -> None:
+    import keras
+
+    optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    logits.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+
+def _one_epoch(logits: Any, images: ImageSet, recipe: Recipe, order: Classes, started: float) -> float:
+    """Train once over the images, or until time is up, and return the mean loss."""
+    weights = _class_weights(images.labels, recipe.class_weight)
+    losses = []
+    for pixels, labels in images.batches(order, recipe.batch):
+        losses.append(float(logits.train_on_batch(pixels, labels, sample_weight=weights[labels])))
+        if not math.isfinite(losses[-1]) or time.perf_counter() - started > recipe.max_seconds:
+            break
+        logits.reset_metrics()
+    return float(np.mean(losses))
+
+
+def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
+    counts = np.bincount(labels)
+    if class_weight is None:
+        return np.ones(len(counts), dtype=np.float32)
+    return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _evaluate(logits: Any, images: ImageSet, recipe: Recipe, number: int, loss: float, seconds: float) -> Epoch:
+    values = predict_logits(logits, images, recipe.batch).astype(np.float64)
+    shifted = values - values.max(axis=1, keepdims=True)
+    log_likelihood = shifted[np.arange(len(images)), images.labels] - np.log(np.exp(shifted).sum(axis=1))
+    found = score(images.labels, values.argmax(axis=1), recipe.metric)
+    return Epoch(number, loss, -float(log_likelihood.mean()), found, seconds)
