@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from featcache.backend import start_keras
 from featcache.errors import NotAModel
 from featcache.files import write_whole
 
@@ -31,6 +32,7 @@ def save_model(model: Any, path: Path, facts: dict[str, Any]) -> None:
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
     """Return the model and its facts. Raises NotAModel. Code in the file is not run (Keras' safe mode)."""
     facts = read_facts(path)
+    start_keras()
     import keras
 
     try:

@@ -18,6 +18,7 @@ import numpy as np
 
 from featcache.backbones import glyphnet, weights
 from featcache.backbones.registry import Entry, get
+from featcache.backend import start_keras
 from featcache.errors import UnknownBlock, UsageError, WeightsMismatch, WeightsMissing
 from featcache.spec import BackboneSpec, Pooling, Preprocess, Tap, did_you_mean
 
@@ -53,6 +54,7 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling) -> Backbone:
     """
     entry = get(spec.name)
     check_size(entry, size)
+    start_keras()
     with redirect_stdout(sys.stderr), _seeded(spec.seed):  # Keras reports its downloads on stdout
         network = _construct(entry, spec, size, pooling)
     network.trainable = False

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from featcache.arrays import Classes, Floats
+from featcache.backend import start_keras
 from featcache.heads.linear import DenseHead, softmax
 
 
@@ -67,6 +68,7 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[self.decision_function(X).argmax(axis=1)])
 
     def _model(self, num_features: int, num_classes: int, steps: int) -> Any:
+        start_keras()
         import keras
 
         def dense(units: int, activation: str | None, seed: int) -> Any:

@@ -47,11 +47,16 @@ def wilson(correct: int, total: int) -> Score:
 
 
 def fit_temperature(logits: Floats, truth: Classes) -> float:
-    """Return the temperature that gives softmax(logits / temperature) the least log loss on labels (N,)."""
+    """Return the temperature that gives softmax(logits / temperature) the least log loss on labels (N,).
+
+    Labels are smoothed by 1 / (N + 2), as Platt (1999) does, so that separable images do not ask for certainty.
+    """
+    smoothing = 1 / (len(truth) + 2)
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]))
+        of_truth = (1 - smoothing) * scaled[np.arange(len(truth)), truth] + smoothing * scaled.mean(axis=1)
+        return float(np.mean(logsumexp(scaled, axis=1) - of_truth))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-7, 7), method="bounded").x))
 

@@ -1,0 +1,28 @@
+"""Start Keras without the greeting that TensorFlow's C++ code prints on stderr before it can be configured."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def start_keras() -> None:
+    """Import Keras; if TF_CPP_MIN_LOG_LEVEL asks for silence (2 or more), with stderr closed meanwhile.
+
+    An import that fails still raises, so nothing that matters is lost.
+    """
+    if "keras" in sys.modules:
+        return
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
+        import keras
+
+        return
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        import keras  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
