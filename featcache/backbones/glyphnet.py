@@ -1,6 +1,22 @@
-"""The embedded backbone: a small residual network that has only ever seen letters.
+"""The embedded backbone: a small residual network that was trained on letters and never saw a digit.
 
-`featcache quickstart` must show transfer offline, within the size of a Python package.
+`featcache quickstart` shows transfer without network, so the weights must come with the package. Four
+residual blocks (He et al. 2016, https://arxiv.org/abs/1512.03385) and a 4x4 convolution over what is
+left: at 32x32 the last feature map is 1x1, so that pooling it keeps where the strokes were.
+`benchmarks/train_glyphnet.py` trained it: 576,000 letters of 274 classes (Latin, Greek, Cyrillic) in the
+fonts of matplotlib, warped, thickened, thinned and seen at 8 or 16 pixels; 809 s on two shared cores.
+
+What `python benchmarks/train_glyphnet.py` (seed 0, 36 epochs) printed: accuracy of a linear probe
+(C=0.1) after 5 examples of each of 10 classes, mean and standard deviation over 20 draws, and on
+30 % of the digits after the other 70 %.
+
+    letters of 40 held-out classes, frozen    .943 +- .016
+    digits, raw pixels                        .834 +- .021    70 %: .972
+    digits, random weights                    .769 +- .024    70 %: .956
+    digits, frozen                            .959 +- .008    70 %: .989
+
+No digit was trained on. The form of the last layer was chosen on the held-out letters (the digits
+agreed); the digits were read off for five configurations in all, this one included.
 """
 
 from __future__ import annotations
@@ -13,8 +29,8 @@ import numpy as np
 if TYPE_CHECKING:
     import keras
 
-SIZE = 32
-WIDTH = 256
+SIZE = 32  # pixels; another input of at least this size works too
+WIDTH = 256  # features
 WEIGHTS = Path(__file__).with_name("glyphnet.npz")
 _BLOCKS = ((32, 1), (64, 2), (64, 1), (128, 2))  # (channels, stride): maps of 16, 8, 8 and 4 pixels
 
@@ -22,8 +38,9 @@ _BLOCKS = ((32, 1), (64, 2), (64, 1), (128, 2))  # (channels, stride): maps of 1
 def glyphnet(
     input_shape: tuple[int | None, int | None, int] = (SIZE, SIZE, 3), weights: str | Path | None = None
 ) -> keras.Model:
-    """Return the network from images (N, H, W, 3) in [-1, 1] to its last feature map (N, H/8, W/8, WIDTH).
+    """Return the network from images (N, H, W, 3) in [-1, 1] to its last feature map (N, h, w, WIDTH).
 
+    h = ceil(H / 8) - 3, and so w: 1x1 from images of 32x32.
     weights: an npz as `save_weights` writes it, such as `WEIGHTS`; None leaves the network random.
     Raises ValueError if that file belongs to another network.
     """

@@ -43,7 +43,7 @@ _V3 = ("alpha", "minimalistic")
 
 _ENTRIES = (
     # name, constructor, module, mode, size, min_size, params, width, options
-    Entry("glyphnet", "", "", "tf", 32, 8, 528_736, 256),
+    Entry("glyphnet", "", "", "tf", 32, 32, 908_256, 256),
     Entry("pixels", "", "", "unit", 32, 1, 0, 3072),
     Entry("mobilenet", "MobileNet", "mobilenet", "tf", 224, 32, 3_228_864, 1024, _V1),
     Entry("mobilenet_v2", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 2_257_984, 1280, ("alpha",)),

@@ -55,6 +55,9 @@ def _arrays_of(estimator: Any) -> Arrays:
 
 
 def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) -> Any:
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import LabelBinarizer
+
     scaler, classifier = estimator[0], estimator[-1]
     scaler.mean_, scaler.scale_, scaler.var_ = arrays["mean"], arrays["scale"], arrays["var"]
     scaler.n_samples_seen_ = arrays["num_samples"]
@@ -62,6 +65,8 @@ def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) 
     scaler.n_features_in_ = classifier.n_features_in_ = len(arrays["mean"])
     if "coef" in arrays:
         classifier.coef_, classifier.intercept_ = arrays["coef"], arrays["intercept"]
+        if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
+            classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(arrays["classes"])
         widths = [arrays["coef"].shape[1]]
     else:
         count = sum(name.startswith("kernel") for name in arrays)

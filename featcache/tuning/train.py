@@ -63,7 +63,7 @@ def train(
     """Train the trainable weights of `model`; leave it with its best weights; return the history and the best epoch.
 
     checkpoint: called whenever the model holds weights better than any before, epoch 0 included.
-    Stops early after `patience` epochs without improvement, at `max_seconds`, or when the loss is not finite.
+    Stops early after `patience` epochs without improvement, `max_seconds` after its first step, or when the loss is not finite.
     """
     logits = logits_of(model)
     _compile(logits, recipe)
@@ -71,10 +71,10 @@ def train(
     best, weights = history[0], model.get_weights()
     checkpoint()
     rng = np.random.default_rng(recipe.seed)
-    started = time.perf_counter()
+    clock = _Clock(recipe.max_seconds)
     for number in range(1, recipe.epochs + 1):
         epoch_started = time.perf_counter()
-        loss = _one_epoch(logits, train_set, recipe, rng.permutation(len(train_set)), started)
+        loss = _one_epoch(logits, train_set, recipe, rng.permutation(len(train_set)), clock)
         if not math.isfinite(loss):
             break
         history.append(_evaluate(logits, val_set, recipe, number, loss, time.perf_counter() - epoch_started))
@@ -82,8 +82,7 @@ def train(
         if history[-1].better_than(best):
             best, weights = history[-1], model.get_weights()
             checkpoint()
-        out_of_time = time.perf_counter() - started > recipe.max_seconds
-        if out_of_time or number - best.epoch >= recipe.patience:
+        if clock.is_up or number - best.epoch >= recipe.patience:
             break
     model.set_weights(weights)
     return history, best
@@ -106,16 +105,41 @@ def _compile(logits: Any, recipe: Recipe) -> None:
     logits.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
 
-def _one_epoch(logits: Any, images: ImageSet, recipe: Recipe, order: Classes, started: float) -> float:
-    """Train once over the images, or until time is up, and return the mean loss."""
+def _one_epoch(logits: Any, images: ImageSet, recipe: Recipe, order: Classes, clock: _Clock) -> float:
+    """Train once over the images, or until time is up, and return the mean loss.
+
+    All batches have one size, so that one shape is compiled: of 50 images in batches of at most 32 two times 25;
+    what does not divide evenly, less than one image per batch, waits for another epoch.
+    """
     weights = _class_weights(images.labels, recipe.class_weight)
+    num_batches = math.ceil(len(order) / recipe.batch)
+    size = len(order) // num_batches
     losses = []
-    for pixels, labels in images.batches(order, recipe.batch):
+    for pixels, labels in images.batches(order[: size * num_batches], size):
         losses.append(float(logits.train_on_batch(pixels, labels, sample_weight=weights[labels])))
-        if not math.isfinite(losses[-1]) or time.perf_counter() - started > recipe.max_seconds:
+        clock.tick()
+        if not math.isfinite(losses[-1]) or clock.is_up:
             break
         logits.reset_metrics()
     return float(np.mean(losses))
+
+
+class _Clock:
+    """Counts from the end of the first step: compiling it is nobody's training."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._started: float | None = None
+
+    def tick(self) -> None:
+        """Note that a step has ended."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether the time is over."""
+        return self._started is not None and time.perf_counter() - self._started > self._max_seconds
 
 
 def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
