@@ -53,7 +53,7 @@ def dense_head(estimator: Any, tap: str, temperature: float = 1.0) -> DenseHead:
     if hasattr(classifier, "kernels_"):
         kernels, biases = classifier.kernels_, classifier.biases_
     elif hasattr(classifier, "coef_"):
-        kernels, biases = (np.asarray(classifier.coef_).T,), (np.asarray(classifier.intercept_),)
+        kernels, biases = (np.atleast_2d(classifier.coef_).T,), (np.atleast_1d(classifier.intercept_),)
     else:
         raise UsageError(f"A {type(classifier).__name__} has no exact form as Dense layers, so it cannot be handed off")
     if kernels[-1].shape[1] == 1:

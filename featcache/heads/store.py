@@ -67,7 +67,7 @@ def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) 
         classifier.coef_, classifier.intercept_ = arrays["coef"], arrays["intercept"]
         if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
             classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(arrays["classes"])
-        widths = [arrays["coef"].shape[1]]
+        widths = [arrays["coef"].shape[-1]]  # a binary ridge has one row of them, (D,)
     else:
         count = sum(name.startswith("kernel") for name in arrays)
         classifier.kernels_ = tuple(arrays[f"kernel{number}"] for number in range(count))

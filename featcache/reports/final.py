@@ -22,7 +22,7 @@ from featcache.tuning.train import predict_logits
 def head_score(chosen: Chosen, split: str = "test") -> Score:
     """Return the score of a head on a split, from cached features. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
-    rows = _rows(chosen, cache, split)
+    rows = _rows(cache, split)
     predicted = chosen.estimator.predict(cache.features(rows, chosen.trial.tap))
     return score(cache.labels(rows), predicted, chosen.run.settings.metric)
 
@@ -30,7 +30,7 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
 def model_score(chosen: Chosen, model: Any, split: str = "test", images: str | Path | None = None) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
     cache = chosen.run.cache()
-    rows = _rows(chosen, cache, split)
+    rows = _rows(cache, split)
     judged = ImageSet(image_root(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
     predicted = predict_logits(logits_of(model), judged).argmax(axis=1)
     return score(judged.labels, predicted, chosen.run.settings.metric)
@@ -63,8 +63,8 @@ def record_opened(run: Run, split: str, scores: Mapping[str, Score]) -> Run:
     return run
 
 
-def _rows(chosen: Chosen, cache: Cache, split: str) -> list[ImageRow]:
-    rows = chosen.run.rows(cache, split)
+def _rows(cache: Cache, split: str) -> list[ImageRow]:
+    rows = [row for row in cache.usable(split) if row.label]
     if not rows:
         raise DataError(
             f"{cache.path} has no {split} images. Extract with another --split, or add a folder of that name"
