@@ -1,4 +1,4 @@
-"""Tiny images of three colours, and the embedded backbone with random weights: nothing is downloaded, no GPU is needed."""
+"""What tests share: tiny images, and the embedded backbone with random weights. No download, no GPU."""
 
 from __future__ import annotations
 
@@ -7,27 +7,18 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
 import pytest
+from hypothesis import settings
+from tiny import TOY, write_images
+
 from featcache.cache.reader import Cache
 from featcache.extraction import extract
 from featcache.sweeps import Run, sweep
-from PIL import Image
 
-TOY = "glyphnet:weights=none"  # builds in under a second
-COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 40, 50)}
+settings.register_profile("featcache", deadline=None)  # how fast the machine is says nothing about the promise
+settings.load_profile("featcache")
+
 SHARED = Path(__file__).parents[2] / "shared"
-
-
-def write_images(root: Path, per_class: int = 12, *, seed: int = 0, first: int = 0) -> Path:
-    """Write class folders of noisy images of one colour each: 20 x 16 pixels, no two alike."""
-    for number, (label, colour) in enumerate(COLOURS.items()):
-        (root / label).mkdir(parents=True, exist_ok=True)
-        for at in range(first, first + per_class):
-            rng = np.random.default_rng([seed, number, at])
-            pixels = np.clip(np.array(colour) + rng.normal(0, 90, (16, 20, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / label / f"{at:03d}.png")
-    return root
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -61,26 +61,38 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with four lines on stderr
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except FeatcacheError as error:
         _leave(str(error), exit_code_of(error))
     except (KeyboardInterrupt, typer.Abort):
-        _leave("Stopped. What was done is kept; the same command goes on from here.", STOPPED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-    except typer.Exit as leaving:
-        raise SystemExit(leaving.exit_code) from None
+        code = STOPPED
+    except SystemExit as leaving:  # of Typer's own: completion, and a reader of stdout that has gone
+        code = 0 if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        _leave(f"{error.format_message()} See: featcache {' '.join(sys.argv[1:2])} --help", 2)
+        _leave_usage(error)
+    if code == STOPPED:  # so Typer answers Ctrl-C
+        _leave("Stopped. What was done is kept; the same command goes on from here.", STOPPED)
+    raise SystemExit(code or 0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _leave_usage(error: Any) -> NoReturn:
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the page of help
+        sys.stderr.write(f"{message}\n")
+        raise SystemExit(2)
+    _leave(f"{message} See: featcache {' '.join(sys.argv[1:2])} --help", 2)
+
+
 def _leave(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"featcache: {' '.join(message.split())}\n")
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

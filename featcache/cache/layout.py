@@ -47,7 +47,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             _check_version(file, path)
             yield file
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # h5py and JSON
         raise NotACache(f"{path} is damaged: {error}. Move it away and run featcache extract again") from error
 
 
@@ -67,6 +67,15 @@ def write(path: Path, fill: Any) -> None:
 def strings(values: list[bytes]) -> np.ndarray[Any, Any]:
     """Return fixed-length bytes, which every HDF5 reader understands."""
     return np.array(values, dtype=f"S{max(map(len, values), default=1) or 1}")
+
+
+def own_group(parent: Any, name: str, path: Path) -> Any:
+    """Return the group `name` of `parent`; raise NotACache if there is none, or a link that may lead out of the file."""
+    link = parent.get(name, getlink=True)
+    group = parent.get(name) if isinstance(link, h5py.HardLink) else None
+    if not isinstance(group, h5py.Group):
+        raise NotACache(f"{path} has no group '{name}' of its own. It is damaged or no featcache cache")
+    return group
 
 
 def plain(group: Any, name: str, kind: str, rank: int, path: Path) -> Any:

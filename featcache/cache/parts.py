@@ -18,7 +18,7 @@ import numpy as np
 
 from featcache.arrays import Features
 from featcache.cache import layout
-from featcache.cache.reader import Cache, TapRows, tap_paths
+from featcache.cache.reader import Cache, TapRows, tap_groups
 from featcache.errors import NotACache
 from featcache.spec import Failure, ImageRow, Tap
 
@@ -118,7 +118,7 @@ def _fill_taps(file: Any, all_rows: Sequence[TapRows]) -> None:
 
 
 def _taps_in(file: Any, source: Path) -> list[TapRows]:
-    return [TapRows.read(file["taps"][path], source) for path in tap_paths(file)]
+    return [TapRows.read(group, source) for group in tap_groups(file, source)]
 
 
 def _joined(pieces: list[TapRows]) -> TapRows:

@@ -13,7 +13,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
-from featcache.errors import NotACache, UnknownTap
+from featcache.errors import DataError, NotACache, UnknownTap
 from featcache.spec import Failure, ImageRow, SplitSpec, Tap, count_by, did_you_mean
 
 
@@ -31,7 +31,7 @@ class TapRows:
         """Read the group of one tap; raise NotACache if it is not what the format says."""
         features = layout.plain(group, "features", "f", 2, source)
         digests = layout.plain(group, "digest", "S", 1, source)
-        tap = Tap.from_json(str(group.attrs["tap"]))
+        tap = _described(group, source)
         if len(features) != len(digests) or tap.fingerprint != group.attrs["fingerprint"]:
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
         return cls(tap, [digest.decode() for digest in digests[()]], features[()], str(group.attrs["provenance"]))
@@ -65,10 +65,10 @@ class Cache:
         with layout.reading(path) as file:
             if "images" not in file:
                 raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
-            group = file["images"]
+            group = layout.own_group(file, "images", path)
             columns = [_texts(layout.plain(group, name, "S", 1, path)) for name in layout.IMAGE_COLUMNS]
             rows, failures = _images(columns)
-            taps = [Tap.from_json(str(file["taps"][name].attrs["tap"])) for name in tap_paths(file)]
+            taps = [_described(group, path) for group in tap_groups(file, path)]
             spec = SplitSpec(**json.loads(group.attrs["split_spec"]))
             decode = str(group.attrs["decode"])
             root = Path(os.fsdecode(bytes(group.attrs["root"])))
@@ -118,7 +118,7 @@ class Cache:
         """
         wanted = self.tap(tap)
         with layout.reading(self.path) as file:
-            stored = TapRows.read(file["taps"][wanted.name], self.path)
+            stored = TapRows.read(layout.own_group(file, "taps", self.path)[wanted.name], self.path)
         at = {digest: number for number, digest in enumerate(stored.digests)}
         missing = [row.path for row in rows if row.digest not in at]
         if missing:
@@ -139,17 +139,24 @@ class Cache:
         return self.features(rows, tap), self.labels(rows)
 
 
-def tap_paths(file: Any) -> list[str]:
-    """Return the names of all taps in an open file, sorted; links out of the file are not followed."""
-    found: list[str] = []
+def tap_groups(file: Any, path: Path) -> list[Any]:
+    """Return the groups of all taps in an open file, sorted by name; links out of the file are not followed."""
+    found: dict[str, Any] = {}
 
     def visit(name: str, group: Any) -> None:
         if "fingerprint" in group.attrs:
-            found.append(name)
+            found[name] = group
 
     if "taps" in file:
-        file["taps"].visititems(visit)
-    return sorted(found)
+        layout.own_group(file, "taps", path).visititems(visit)
+    return [found[name] for name in sorted(found)]
+
+
+def _described(group: Any, source: Path) -> Tap:
+    try:
+        return Tap.from_json(str(group.attrs["tap"]))
+    except DataError as error:
+        raise NotACache(f"{source}: '{group.name}' is damaged. {error}") from error
 
 
 def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:

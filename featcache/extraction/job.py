@@ -257,7 +257,9 @@ def _manifest(
 ) -> Images:
     """Return the manifest, with the splits that the cache has stored. Raises UsageError if others are asked for."""
     if not isinstance(images, Images):
-        stored = earlier.split_spec if earlier is not None and split is None else None
+        stored = None
+        if earlier is not None and split is None:
+            stored = replace(earlier.split_spec, seed=seed or earlier.split_spec.seed)
         images = scan(images, split=stored or split, group_from=group_from, seed=seed, progress=progress)
     if earlier is None:
         return images
@@ -266,7 +268,20 @@ def _manifest(
             f"{earlier.path} is split {_spelt(earlier.split_spec)}, and splits never move; asked for "
             f"{_spelt(images.split_spec)}. For another split use another -o"
         )
+    _check_groups(images, earlier)
     return replace(images, rows=_with_stored_splits(images, earlier.rows))
+
+
+def _check_groups(images: Images, earlier: Cache) -> None:
+    """Raise UsageError if the groups are made by another rule, which would move images to other splits."""
+    stored = {(row.path, row.digest): row.group for row in earlier.rows}
+    for row in images.rows:
+        group = stored.get((row.path, row.digest), row.group)
+        if group != row.group:
+            raise UsageError(
+                f"{earlier.path} has {row.path} in {_group(group)}, and splits never move; asked for "
+                f"{_group(row.group)}. Give the --group-from that it was made with, or use another -o"
+            )
 
 
 def _with_stored_splits(images: Images, earlier: Iterable[ImageRow]) -> tuple[ImageRow, ...]:
@@ -274,6 +289,10 @@ def _with_stored_splits(images: Images, earlier: Iterable[ImageRow]) -> tuple[Im
         return images.rows
     stored: Mapping[str, str] = {unit_of(row): row.split for row in earlier if row.split}
     return tuple(row._replace(split=stored.get(unit_of(row), row.split)) for row in images.rows)
+
+
+def _group(name: str) -> str:
+    return f"group '{name}'" if name else "no group"
 
 
 def _spelt(spec: SplitSpec) -> str:

@@ -7,11 +7,14 @@ kNN heads are their training rows, which the cache has, so they are fitted again
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
 from featcache.files import write_whole
 from featcache.heads.estimators import Params, make_pipeline
@@ -29,10 +32,10 @@ def save(path: Path, estimator: Any) -> None:
 def load(path: Path, head: str, params: Params, num_features: int) -> Any:
     """Return the fitted pipeline. Raises NotARun if the file is missing or damaged, ShapeMismatch if it is another."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _with_arrays(make_pipeline(head, params), arrays, num_features, path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
         raise NotARun(f"Cannot read the head {path}: {error}. Sweep again") from error
 
 
@@ -67,12 +70,24 @@ def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) 
         classifier.coef_, classifier.intercept_ = arrays["coef"], arrays["intercept"]
         if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
             classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(arrays["classes"])
-        widths = [arrays["coef"].shape[-1]]  # a binary ridge has one row of them, (D,)
+        layers = [(np.atleast_2d(classifier.coef_).T, np.atleast_1d(classifier.intercept_))]
     else:
         count = sum(name.startswith("kernel") for name in arrays)
         classifier.kernels_ = tuple(arrays[f"kernel{number}"] for number in range(count))
         classifier.biases_ = tuple(arrays[f"bias{number}"] for number in range(count))
-        widths = [len(classifier.kernels_[0])]
-    if {*widths, len(arrays["mean"]), len(arrays["scale"])} != {num_features}:
-        raise ShapeMismatch(f"The head {path} takes {widths[0]} features, its tap has {num_features}. Sweep again")
+        layers = list(zip(classifier.kernels_, classifier.biases_, strict=True))
+    _check_shapes(layers, arrays, num_features, path)
     return estimator
+
+
+def _check_shapes(layers: Sequence[tuple[Floats, Floats]], arrays: Arrays, num_features: int, path: Path) -> None:
+    """Raise ShapeMismatch unless the tap, the scaler, the layers and the classes fit each other."""
+    width, num_classes = len(layers[0][0]), len(arrays["classes"])
+    if {width, len(arrays["mean"]), len(arrays["scale"])} != {num_features}:
+        raise ShapeMismatch(f"The head {path} takes {width} features, its tap has {num_features}. Sweep again")
+    for kernel, bias in layers:
+        if kernel.shape != (width, len(bias)):
+            raise ShapeMismatch(f"The layers of the head {path} do not fit each other. Sweep again")
+        width = len(bias)
+    if width != (1 if num_classes == 2 and "coef" in arrays else num_classes):
+        raise ShapeMismatch(f"The head {path} gives {width} scores for {num_classes} classes. Sweep again")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ from featcache.arrays import Pixels
 from featcache.spec import Preprocess, Resize
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: 537 MB as RGB
+
+# Pillow would also open EPS, and hand it to Ghostscript, which runs it as a program
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "HEIF")
+
+with suppress(ImportError):  # featcache[heif]
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
 
 # Between half the limit and the limit Pillow warns; the limit is checked here from the header.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -35,7 +44,10 @@ class Undecodable(Exception):
 def decode(data: bytes, preprocess: Preprocess) -> Pixels:
     """Return the image as (size, size, 3) uint8. Raises Undecodable."""
     image = upright_rgb(data)
-    return np.asarray(_resized(image, preprocess.size, preprocess.resize))
+    try:
+        return np.asarray(_resized(image, preprocess.size, preprocess.resize))
+    except MemoryError as error:
+        raise Undecodable("too_big", _one_line(error)) from error
 
 
 def upright_rgb(data: bytes) -> Image.Image:
@@ -62,7 +74,7 @@ def _opened(data: bytes) -> Image.Image:
     if not data:
         raise Undecodable("empty", "the file has no bytes")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
         raise Undecodable("unknown_format", "not an image in a format that Pillow reads") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -75,6 +87,11 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -83,23 +100,32 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_eight_bit(np.asarray(image), image.info.get("transparency"))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         page = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(page, layer).convert("RGB")
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     return image.convert("RGB")
 
 
-def _eight_bit(values: np.ndarray[Any, Any]) -> Pixels:
-    """Scale grey values of more than 8 bits: 16 bit by its range, others from their least to their largest."""
-    values = values.astype(np.float64)
-    low, high = (0.0, 65535.0) if values.min() >= 0 and 1 < values.max() <= 65535 else (values.min(), values.max())
-    scaled = (values - low) / (high - low if high > low else 1.0) * 255
-    return np.asarray(np.rint(np.nan_to_num(scaled)), dtype=np.uint8)
+def _eight_bit(values: np.ndarray[Any, Any], transparent: object) -> Pixels:
+    """Scale grey values of more than 8 bits, and make the one value that stands for transparency white.
+
+    16 bit by its range; 32 bit and floats by the least of 1, 255 and 65535 that holds them, else from their
+    least to their largest. What is not finite becomes black.
+    """
+    wide = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    tops = (65535.0,) if values.dtype.itemsize == 2 else (1.0, 255.0, 65535.0)
+    low, high = wide.min(), wide.max()
+    if low >= 0 and high <= 65535:
+        low, high = 0.0, next(top for top in tops if high <= top)
+    scaled = np.rint((wide - low) / (high - low or 1.0) * 255)
+    if isinstance(transparent, int):
+        scaled[values == transparent] = 255
+    return np.asarray(scaled, dtype=np.uint8)
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from featcache.errors import NoImages
+from featcache.errors import DataError, NoImages
 
 Layout = Literal["classes", "splits", "flat"]
 
@@ -65,7 +65,7 @@ class Listing(NamedTuple):
 def list_images(root: Path) -> Listing:
     """Return the images under `root`, sorted by the bytes of their paths.
 
-    Raises NoImages if the folder is missing or holds none.
+    Raises NoImages if the folder is missing or holds none, DataError if one inside it cannot be listed.
     """
     if not root.is_dir():
         found = "is a file, not a folder" if root.exists() else "does not exist"
@@ -99,12 +99,21 @@ def _walk(root: Path) -> Iterator[str]:
     pending = [""]
     while pending:
         folder = pending.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(path)
-                elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    yield path
+        for entry in _entries(root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and os.path.isfile(entry):
+                yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(
+            f"The folder {folder} cannot be listed: {error.strerror}. Make it readable or move it away"
+        ) from error

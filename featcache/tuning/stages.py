@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from featcache.backbones.blocks import blocks, first_of
@@ -21,7 +22,7 @@ def unfreeze(network: Any, what: str) -> int:
     network.trainable = True
     for at, layer in enumerate(network.layers):
         layer.trainable = at >= first and not isinstance(layer, keras.layers.BatchNormalization)
-    return sum(int(weight.size) for weight in map(keras.ops.convert_to_numpy, network.trainable_weights))
+    return sum(math.prod(weight.shape) for weight in network.trainable_weights)
 
 
 def _first(names: list[str], what: str) -> int:
