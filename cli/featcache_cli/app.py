@@ -68,6 +68,8 @@ def main() -> None:
         code = STOPPED
     except SystemExit as leaving:  # of Typer's own: completion, and a reader of stdout that has gone
         code = 0 if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
+    except OSError as error:
+        _leave(f"{error.filename or 'The system'}: {error.strerror or error}", EXIT_CODES[EnvironmentFault])
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -90,7 +92,9 @@ def _leave_usage(error: Any) -> NoReturn:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"featcache: {' '.join(message.split())}\n")
+    from featcache.reports.table import printable
+
+    sys.stderr.write(f"featcache: {printable(' '.join(message.split()))}\n")
     raise SystemExit(code)
 
 

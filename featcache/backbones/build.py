@@ -99,7 +99,7 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
         return maps
     layers = keras.layers
     pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
-    return pool[pooling](name=f"{pooling}_pool")(maps)
+    return pool[pooling]()(maps)  # no name: several taps may pool in one way
 
 
 def freeze_noise(network: Any) -> None:

@@ -70,7 +70,7 @@ def strings(values: list[bytes]) -> np.ndarray[Any, Any]:
 
 
 def own_group(parent: Any, name: str, path: Path) -> Any:
-    """Return the group `name` of `parent`; raise NotACache if there is none, or a link that may lead out of the file."""
+    """Return the group `name` of `parent`; raise NotACache if there is none, or a link that may lead out."""
     link = parent.get(name, getlink=True)
     group = parent.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(group, h5py.Group):

@@ -57,8 +57,11 @@ def read_rows(cache: Path) -> dict[str, TapRows]:
             if source == cache:
                 raise
             os.replace(source, source.with_suffix(".damaged"))
-    for fingerprint, pieces in found.items():
-        rows[fingerprint] = _joined(pieces)
+    taken: set[str] = set()
+    for fingerprint, pieces in found.items():  # those of the cache come first and keep their names
+        joined = _joined(pieces)
+        rows[fingerprint] = joined.renamed() if joined.tap.name in taken else joined
+        taken.add(rows[fingerprint].tap.name)
     return rows
 
 
@@ -75,11 +78,11 @@ def merge(
     how often the extraction was interrupted. failures: {path: why that image has no row}.
     """
     order = {row.digest: at for at, row in enumerate(images)}
-    named = _distinct_names([_sorted(tap_rows, order) for tap_rows in rows.values()])
+    in_order = [_sorted(tap_rows, order) for tap_rows in rows.values()]
 
     def fill(file: Any) -> None:
         _fill_images(file, images, failures, facts)
-        _fill_taps(file, sorted(named, key=lambda tap_rows: tap_rows.tap.name))
+        _fill_taps(file, sorted(in_order, key=lambda tap_rows: tap_rows.tap.name))
 
     layout.write(cache, fill)
     shutil.rmtree(parts_folder(cache), ignore_errors=True)
@@ -139,8 +142,3 @@ def _sorted(rows: TapRows, order: Mapping[str, int]) -> TapRows:
     ranked = sorted(range(len(rows.digests)), key=lambda at: (order.get(rows.digests[at], last), rows.digests[at]))
     return TapRows(rows.tap, [rows.digests[at] for at in ranked], rows.features[ranked], rows.provenance)
 
-
-def _distinct_names(all_rows: list[TapRows]) -> list[TapRows]:
-    """Two taps that share a name but not their numbers get the start of their fingerprint to the name."""
-    names = [rows.tap.name for rows in all_rows]
-    return [rows.renamed() if names.count(rows.tap.name) > 1 else rows for rows in all_rows]

@@ -48,7 +48,8 @@ def _logreg(params: Params, class_weight: str | None, seed: int) -> Any:
 def _svm(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(**params, dual="auto", max_iter=5000, class_weight=class_weight, random_state=seed)
+    # not the dual: liblinear draws its random numbers from one global, so fits on threads would disturb each other
+    return LinearSVC(**params, dual=False, max_iter=5000, class_weight=class_weight)
 
 
 def _knn(params: Params, class_weight: str | None, seed: int) -> Any:

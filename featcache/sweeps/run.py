@@ -76,7 +76,7 @@ class Run:
         facts = read_json(path / "run.json", NotARun)
         try:
             return _from_json(path, facts)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise NotARun(f"{path / 'run.json'} is damaged or of another version: {error}. Sweep again") from error
 
     @property
@@ -116,7 +116,7 @@ class Run:
 
     def cache(self) -> Cache:
         """Open the cache that the run was made from. Raises NotARun if its features are others now."""
-        cache = Cache.open(self.settings.cache)
+        cache = Cache.open(self._cache_path())
         for tap, fingerprint in self.fingerprints.items():
             if tap not in cache.taps or cache.taps[tap].fingerprint != fingerprint:
                 raise NotARun(
@@ -125,6 +125,12 @@ class Run:
         if cache.classes != self.classes:
             raise NotARun(f"{self.path} was made for other classes than {cache.path} has now. Sweep again")
         return cache
+
+    def _cache_path(self) -> Path:
+        """Where the cache was, or beside the run if both were moved together."""
+        path = Path(self.settings.cache)
+        beside = self.path.parent / path.name
+        return beside if not path.exists() and beside.exists() else path
 
     def rows(self, cache: Cache, split: str) -> list[ImageRow]:
         """Return the labelled images of a split that this run uses: of train and val at most `shots` per class."""

@@ -63,7 +63,8 @@ def train(
     """Train the trainable weights of `model`; leave it with its best weights; return the history and the best epoch.
 
     checkpoint: called whenever the model holds weights better than any before, epoch 0 included.
-    Stops early after `patience` epochs without improvement, `max_seconds` after its first step, or when the loss is not finite.
+    Stops early after `patience` epochs without improvement, `max_seconds` after its first step, or when the loss is
+    not finite.
     """
     logits = logits_of(model)
     _compile(logits, recipe)

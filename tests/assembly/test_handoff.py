@@ -1,0 +1,261 @@
+import json
+import shutil
+import zipfile
+from dataclasses import asdict, replace
+from importlib import import_module
+
+import featcache.assembly as assembly
+import featcache.heads.absorb as absorb
+import featcache.tuning as tuning
+import keras
+import numpy as np
+import pytest
+from featcache.assembly import Certificate, handoff, load_model
+from featcache.assembly.certificate import TOLERANCE, load_pixels, require
+from featcache.backbones.build import build, preprocessed
+from featcache.errors import ImagesChanged, NotAModel, ParityFailed, UnknownHead, UsageError, WeightsMismatch
+from featcache.extraction import extract
+from featcache.heads.estimators import FAMILIES
+from featcache.spec import Preprocess
+from featcache.sweeps import sweep
+from featcache.tuning import finetune
+
+from ..conftest import TOY
+
+assembling = import_module("featcache.assembly.assemble")  # the package has the function under this name
+HANDED = [name for name, family in FAMILIES.items() if family.handoff]
+
+
+def of_family(run, name):
+    return next(run[trial.trial] for trial in run.ranked[::-1] if trial.head.split(":")[0] == name)
+
+
+@pytest.fixture(scope="module")
+def handed(logreg, tmp_path_factory):
+    """Return a model that was handed over, and its file. Do not change it."""
+    path = tmp_path_factory.mktemp("handed") / "model.keras"
+    return handoff(logreg, path), path
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_the_model_has_the_logits_of_the_head(name, toy_run, toy):
+    chosen = of_family(toy_run, name)
+    model = handoff(chosen)
+    assert model.certificate.inference <= TOLERANCE
+    assert model.certificate.training <= TOLERANCE
+    assert model.certificate.images == 64
+    assert model.certificate.agreement == 1
+    assert model.class_names == ("blue", "green", "red")
+    rows = toy.usable("test")
+    found = model.predict_on_batch(load_pixels(toy.root, rows, chosen.tap.preprocess))
+    features = toy.features(rows, chosen.trial.tap)
+    assert (found.argmax(axis=1) == chosen.estimator.predict(features)).all()
+    if FAMILIES[name].probabilities:
+        np.testing.assert_allclose(found, chosen.estimator.predict_proba(features), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ridge", "svm"])
+def test_scores_that_are_no_log_probabilities_get_a_temperature(name, toy_run, toy):
+    chosen = of_family(toy_run, name)
+    assert chosen.trial.temperature != 1
+    model = handoff(chosen)
+    rows = toy.usable("val")
+    found = model.predict_on_batch(load_pixels(toy.root, rows, chosen.tap.preprocess))
+    assert 0.6 < found.max(axis=1).mean() < 1
+
+
+def test_two_classes_are_handed_over_too(toy, tmp_path):
+    root = tmp_path / "two"
+    for label in ("blue", "red"):
+        shutil.copytree(toy.root / label, root / label)
+    cache = extract(root, TOY, out=tmp_path / "two.h5")
+    run = sweep(cache, "ridge,logreg", out=tmp_path / "run")
+    for chosen in (of_family(run, "ridge"), of_family(run, "logreg")):
+        model = handoff(chosen)
+        assert model.certificate.passed
+        assert model.output.shape == (None, 2)
+
+
+def test_images_of_any_size_go_in(handed, logreg, toy):
+    model, _ = handed
+    found = model.predict_on_batch(np.random.default_rng(0).integers(0, 256, (2, 50, 37, 3), dtype=np.uint8))
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    rows = toy.usable("test")
+    as_stored = load_pixels(toy.root, rows, replace(logreg.tap.preprocess, size=20))
+    expected = logreg.estimator.predict(toy.features(rows, logreg.trial.tap))
+    assert (model.predict_on_batch(as_stored).argmax(axis=1) == expected).mean() > 0.9
+
+
+def test_the_file_loads_in_plain_keras_and_computes_the_same(handed):
+    model, path = handed
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    plain = keras.saving.load_model(path, safe_mode=True)
+    np.testing.assert_allclose(plain.predict_on_batch(pixels), model.predict_on_batch(pixels), atol=1e-6)
+    assert not [name for name in keras.saving.get_custom_objects() if "featcache" in name]
+    assert "featcache" not in {layer.__class__.__module__.split(".")[0] for layer in plain.layers}
+
+
+def test_class_names_tap_and_certificate_travel_inside(handed, logreg):
+    model, path = handed
+    with zipfile.ZipFile(path) as archive:
+        facts = json.loads(archive.read("featcache.json"))
+    assert facts["classes"] == ["blue", "green", "red"]
+    assert facts["certificate"] == asdict(model.certificate)
+    assert facts["tap"] == logreg.tap.to_json()
+    assert facts["head"] == "logreg"
+    assert load_model(path)[1] == facts
+
+
+def test_neighbours_are_refused_naming_the_best_that_can(toy_run):
+    with pytest.raises(UsageError, match=r"\(knn, 1\.000\) has no exact form in Keras\. The best that has: .*@1 \(ridge"):
+        handoff(of_family(toy_run, "knn"))
+
+
+def test_a_run_of_neighbours_alone_has_nothing_to_hand_over(toy, tmp_path):
+    run = sweep(toy, "knn", taps="glyphnet:weights=none/top", out=tmp_path / "run")
+    with pytest.raises(UnknownHead, match="has no head that can be handed off"):
+        handoff(run.best)
+
+
+def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatch, tmp_path):
+    monkeypatch.setattr(assembly, "build", lambda spec, *how: build(replace(spec, seed=7), *how))
+    with pytest.raises(WeightsMismatch, match=r"'glyphnet' \(none\) are not those that tap 'glyphnet:weights=none/top'"):
+        handoff(logreg, tmp_path / "model.keras")
+    assert not (tmp_path / "model.keras").exists()
+
+
+def test_images_that_are_gone_are_named(logreg, tmp_path):
+    with pytest.raises(ImagesChanged, match=r"\d{3}\.png cannot be read .*--images FOLDER"):
+        handoff(logreg, images=tmp_path / "nowhere")
+
+
+def test_images_that_have_moved_are_found_and_changed_ones_refused(logreg, toy, tmp_path):
+    moved = shutil.copytree(toy.root, tmp_path / "moved")
+    assert handoff(logreg, images=moved).certificate.passed
+    for row in toy.usable("train"):
+        shutil.copy(moved / toy.usable("test")[0].path, moved / row.path)
+    with pytest.raises(ImagesChanged, match="is not the image that was cached"):
+        handoff(logreg, images=moved)
+
+
+def test_a_layer_inside_the_backbone_can_be_handed_over(toy, tmp_path):
+    cache = extract(toy.root, TOY, tap="block_2_relu", out=tmp_path / "inside.h5")
+    run = sweep(cache, "logreg", out=tmp_path / "run")
+    model = handoff(run.best, tmp_path / "model.keras")
+    assert model.certificate.passed
+    assert assembling.backbone_of(model).layers[-1].name == "block_2_relu"
+    tuned = finetune(run.best, tmp_path / "tuned.keras", unfreeze="all", epochs=1)
+    assert tuned.certificate.passed
+    assert tuned.num_trainable > 0
+
+
+@pytest.mark.slow
+def test_dropout_and_normalisation_of_a_large_backbone_are_stilled(toy, tmp_path):
+    cache = extract(toy.root, "efficientnet_b0:weights=none:size=32", out=tmp_path / "b0.h5")
+    run = sweep(cache, "logreg", out=tmp_path / "run")
+    assert handoff(run.best).certificate.passed
+    tuned = finetune(run.best, tmp_path / "tuned.keras", unfreeze="all", epochs=1)
+    assert tuned.certificate.passed
+    assert tuned.best.val.value >= tuned.start.val.value
+
+
+# Broken on purpose: the gate must see it.
+
+
+def test_a_scaler_that_was_not_absorbed_is_caught(logreg, monkeypatch, tmp_path):
+    monkeypatch.setattr(absorb, "absorb_scaler", lambda head, mean, scale: head)
+    with pytest.raises(ParityFailed, match=r"Parity failed for .*@\d+: its logits differ .* in inference .* over 0\.001"):
+        handoff(logreg, tmp_path / "model.keras")
+    assert not (tmp_path / "model.keras").exists()
+
+
+def test_a_temperature_that_was_not_absorbed_is_caught(toy_run, monkeypatch):
+    monkeypatch.setattr(absorb, "absorb_temperature", lambda head, temperature: head)
+    with pytest.raises(ParityFailed, match="Parity failed"):
+        handoff(of_family(toy_run, "svm"))
+
+
+def test_another_preprocessing_is_caught(logreg, monkeypatch):
+    unit = Preprocess(32, mode="unit")
+    monkeypatch.setattr(assembling, "preprocessed", lambda pixels, how: preprocessed(pixels, unit))
+    with pytest.raises(ParityFailed, match="Parity failed"):
+        handoff(logreg)
+
+
+def test_batch_normalisation_that_trains_is_caught_before_anything_is_trained(logreg, monkeypatch, tmp_path):
+    def thaw(network, what):
+        network.trainable = True
+        return 1
+
+    monkeypatch.setattr(assembling, "freeze_noise", lambda network: None)
+    monkeypatch.setattr(tuning, "set_trainable", thaw)
+    monkeypatch.setattr(tuning, "train", lambda *args: pytest.fail("training began"))
+    with pytest.raises(ParityFailed, match="in training") as caught:
+        finetune(logreg, tmp_path / "tuned.keras", unfreeze="all")
+    assert not (tmp_path / "tuned.keras").exists()
+    inference, training = (
+        float(str(caught.value).split(f" in {mode}")[0].split()[-1]) for mode in ("inference", "training")
+    )
+    assert inference <= TOLERANCE < training
+
+
+@pytest.mark.parametrize(
+    ("inference", "training", "passed"),
+    [
+        (0.0, 0.0, True),
+        (1e-3, 1e-3, True),
+        (1.1e-3, 0.0, False),
+        (0.0, 1.1e-3, False),
+        (np.nan, 0.0, False),
+        (0.0, np.nan, False),
+        (np.inf, 0.0, False),
+    ],
+)
+def test_the_gate_lets_through_what_agrees_and_nothing_else(inference, training, passed):
+    certificate = Certificate(inference, training, 1.0, 64)
+    assert certificate.passed is passed
+    if passed:
+        assert require(certificate, "it") is certificate
+    else:
+        with pytest.raises(ParityFailed, match="Parity failed for it"):
+            require(certificate, "it")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000])
+def test_a_truncated_model_is_refused(kept, handed, tmp_path):
+    (tmp_path / "m.keras").write_bytes(handed[1].read_bytes()[:kept])
+    with pytest.raises(NotAModel, match=r"m\.keras is no model of featcache .*featcache handoff"):
+        load_model(tmp_path / "m.keras")
+
+
+def test_a_model_that_is_missing_is_named(tmp_path):
+    with pytest.raises(NotAModel, match=r"No model at .*m\.keras\. Make one: featcache handoff RUN@best -o"):
+        load_model(tmp_path / "m.keras")
+
+
+def rewritten(source, target, change):
+    """Copy a model file; change(name, data) gives the new content of a member, or None to leave it out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = change(name, old.read(name))
+            if data is not None:
+                new.writestr(name, data)
+
+
+@pytest.mark.parametrize("facts", [None, b"[]", b"{}", b'{"classes": []}', b"not json", b"\xff"])
+def test_a_model_without_its_facts_is_refused(facts, handed, tmp_path):
+    rewritten(handed[1], tmp_path / "m.keras", lambda name, data: facts if name == "featcache.json" else data)
+    with pytest.raises(NotAModel, match=r"m\.keras"):
+        load_model(tmp_path / "m.keras")
+
+
+def test_a_model_with_code_in_it_is_refused(handed, tmp_path):
+    """A Lambda layer carries marshalled code; Keras' safe mode must be on."""
+    image = keras.Input((4, 4, 3))
+    keras.Model(image, keras.layers.Lambda(lambda x: x * 2)(image)).save(tmp_path / "lambda.keras")
+    facts = zipfile.ZipFile(handed[1]).read("featcache.json")
+    with zipfile.ZipFile(tmp_path / "lambda.keras", "a") as archive:
+        archive.writestr("featcache.json", facts)
+    with pytest.raises(NotAModel, match="Keras cannot load .*lambda"):
+        load_model(tmp_path / "lambda.keras")

@@ -1,0 +1,217 @@
+"""What a file must be before anything is read from it."""
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.cache import layout
+from featcache.cache.reader import Cache
+from featcache.errors import CacheVersion, DiskFault, NotACache
+
+from .make_golden import ROWS, TOP, write
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write(tmp_path / "cache.h5").path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("whole") / "cache.h5").path.read_bytes()
+
+
+def read_all(path):
+    cache = Cache.open(path)
+    return [cache.features(cache.usable(), tap) for tap in cache.taps]
+
+
+def replace(path, name, make):
+    """Put what `make(group, name)` makes in the place of a dataset or group."""
+    with h5py.File(path, "r+") as file:
+        group, _, last = name.rpartition("/")
+        del file[name]
+        make(file[group or "/"], last)
+
+
+def test_a_missing_cache_is_named_with_the_command_that_makes_one(tmp_path):
+    with pytest.raises(NotACache, match=r"No cache at .*none.h5. Make one: featcache extract"):
+        Cache.open(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a cache", b"\x89HDF\r\n\x1a"])
+def test_a_file_that_is_not_hdf5_is_refused(tmp_path, content):
+    (tmp_path / "photos.h5").write_bytes(content)
+    with pytest.raises(NotACache, match=r"photos.h5 is not an HDF5 file"):
+        Cache.open(tmp_path / "photos.h5")
+
+
+def test_a_folder_is_no_cache(tmp_path):
+    with pytest.raises(NotACache, match=r"No cache at"):
+        Cache.open(tmp_path)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"format": "keras"}, {"format": 1}, {"format": [1, 2]}])
+def test_an_hdf5_file_of_someone_else_is_refused(tmp_path, attributes):
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.attrs.update(attributes)
+    with pytest.raises(NotACache, match=r"model.h5 is (an HDF5 file, but not one of featcache|damaged)"):
+        Cache.open(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize(("version", "advice"), [(2, "Upgrade featcache"), (0, r"Extract again with -o NEW.h5")])
+def test_another_format_version_is_refused_with_what_to_do(path, version, advice):
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = version
+    with pytest.raises(CacheVersion, match=rf"has cache format {version}; this featcache reads 1. {advice}"):
+        Cache.open(path)
+
+
+@pytest.mark.parametrize("version", ["one", [1, 1], b"\xff"])
+def test_a_format_version_that_is_no_number_is_damage(path, version):
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = version
+    with pytest.raises(NotACache, match=r"cache.h5 is damaged"):
+        Cache.open(path)
+
+
+def test_a_truncated_file_is_refused(path):
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(NotACache, match=r"cache.h5 is damaged: .*truncated.* Move it away and run featcache extract"):
+        read_all(path)
+
+
+@pytest.mark.parametrize("name", ["images", "taps"])
+@pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/images"), h5py.SoftLink("/elsewhere")])
+def test_a_group_that_leads_elsewhere_is_refused(path, name, link):
+    write(path.with_name("other.h5"))
+    replace(path, name, lambda group, last: group.__setitem__(last, link))
+    with pytest.raises(NotACache, match=rf"cache.h5 has no group '{name}' of its own"):
+        Cache.open(path)
+
+
+def test_a_part_is_no_cache(path):
+    with h5py.File(path, "r+") as file:
+        del file["images"]
+    with pytest.raises(NotACache, match=r"cache.h5 has no images: it is a part, or damaged"):
+        Cache.open(path)
+
+
+@pytest.mark.parametrize("name", ["images/path", f"taps/{TOP.name}/features"])
+@pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/images/path"), h5py.SoftLink("/images/label")])
+def test_a_dataset_that_leads_elsewhere_is_refused(path, name, link):
+    write(path.with_name("other.h5"))
+    replace(path, name, lambda group, last: group.__setitem__(last, link))
+    with pytest.raises(NotACache, match=rf"cache.h5 has no dataset '/{name}' of its own"):
+        read_all(path)
+
+
+def in_another_file(group, name):
+    group.create_dataset(name, (3, 3), "f4", external=[("/etc/hostname", 0, 36)])
+
+
+def virtual(group, name):
+    sources = h5py.VirtualLayout((3, 3), "f4")
+    sources[:] = h5py.VirtualSource("other.h5", "features", (3, 3))
+    group.create_virtual_dataset(name, sources)
+
+
+def of_doubles_in_one_row(group, name):
+    group.create_dataset(name, data=np.zeros(9))
+
+
+def of_integers(group, name):
+    group.create_dataset(name, data=np.zeros((3, 3), np.int32))
+
+
+def of_objects(group, name):
+    group.create_dataset(name, (3, 3), h5py.string_dtype())
+
+
+def a_group(group, name):
+    group.create_group(name)
+
+
+@pytest.mark.parametrize("make", [in_another_file, virtual, of_doubles_in_one_row, of_integers, of_objects])
+def test_a_dataset_that_is_no_plain_array_is_refused(path, make):
+    replace(path, f"taps/{TOP.name}/features", make)
+    with pytest.raises(NotACache, match=r"'/taps/toy/top/features' is not a plain 2-dimensional array"):
+        read_all(path)
+
+
+def test_a_group_in_the_place_of_a_dataset_is_refused(path):
+    replace(path, "images/split", a_group)
+    with pytest.raises(NotACache, match=r"no dataset '/images/split' of its own"):
+        Cache.open(path)
+
+
+def test_a_declared_shape_that_is_not_stored_is_refused_before_it_fills_the_memory(path):
+    replace(path, f"taps/{TOP.name}/features", lambda group, last: group.create_dataset(last, (10**7, 10**4), "f4"))
+    with pytest.raises(NotACache, match=r"declares 400000000000 bytes that it does not hold"):
+        read_all(path)
+
+
+def test_features_that_are_not_those_described_are_refused(path):
+    with h5py.File(path, "r+") as file:
+        tap = file["taps"][TOP.name]
+        tap.attrs["tap"] = tap.attrs["tap"].replace('"size":32', '"size":64')
+    with pytest.raises(NotACache, match=r"tap '/taps/toy/top' does not match its own description"):
+        read_all(path)
+
+
+def test_a_row_too_few_is_refused(path):
+    replace(path, f"taps/{TOP.name}/digest", lambda group, last: group.create_dataset(last, data=np.array([b"a" * 64])))
+    with pytest.raises(NotACache, match=r"does not match its own description"):
+        read_all(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "null"])
+def test_a_tap_without_a_description_is_refused(path, text):
+    with h5py.File(path, "r+") as file:
+        file["taps"][TOP.name].attrs["tap"] = text
+    with pytest.raises(NotACache, match=r"cache.h5: '/taps/toy/top' is damaged. Not the description of a tap"):
+        Cache.open(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}x", '{"train": 1, "more": 2}'])
+def test_a_split_that_cannot_be_read_is_damage(path, text):
+    with h5py.File(path, "r+") as file:
+        file["images"].attrs["split_spec"] = text
+    with pytest.raises(NotACache, match=r"cache.h5 is damaged"):
+        Cache.open(path)
+
+
+def test_columns_of_other_lengths_are_damage(path):
+    replace(path, "images/label", lambda group, last: group.create_dataset(last, data=np.array([b"a"])))
+    with pytest.raises(NotACache, match=r"cache.h5 is damaged"):
+        Cache.open(path)
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=50)
+def test_a_file_cut_off_anywhere_is_refused(whole, tmp_path_factory, share):
+    path = tmp_path_factory.getbasetemp() / "cut.h5"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(NotACache):
+        read_all(path)
+
+
+def test_a_full_disk_keeps_the_old_cache(path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(DiskFault, match=r"Cannot write .*cache.h5: No space left"):
+        write(path)
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == ["cache.h5"]
+    assert Cache.open(path).rows == ROWS
+
+
+def test_strings_are_fixed_bytes_that_hold_the_longest():
+    assert layout.strings([b"a", b"abc"]).dtype == "S3"
+    assert layout.strings([b"", b""]).dtype == "S1"
+    assert layout.strings([]).shape == (0,)

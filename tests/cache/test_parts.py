@@ -1,0 +1,186 @@
+"""Rows appear whole or not at all, and the merged file does not tell how often the work was interrupted."""
+
+import os
+from dataclasses import replace
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.cache import parts
+from featcache.cache.reader import Cache
+from featcache.errors import DiskFault, NotACache
+from featcache.spec import BackboneSpec, Failure, ImageRow, Preprocess, Tap, canonical_json
+
+TOP = Tap("toy/top", BackboneSpec("toy"), "w", "top", "avg", Preprocess(32))
+DEEP = replace(TOP, name="toy/deep", layer="deep")
+FACTS = {"root": b"/photos", "layout": "classes", "decode": "pillow/1"} | {
+    "split_spec": canonical_json({"train": 70, "val": 15, "test": 15, "seed": 0})
+}
+DIGESTS = [f"{number:064x}" for number in range(12)]
+ROWS = [ImageRow(f"a/{digest[-3:]}.png", "a", "", "train", digest) for digest in DIGESTS]
+
+
+def features_of(digests, width=3):
+    return np.array([[int(digest, 16) + at / 10 for at in range(width)] for digest in digests], np.float32)
+
+
+def commit(path, digests, taps=(TOP,)):
+    arrays = [features_of(digests, 3 + at) for at in range(len(taps))]
+    return parts.commit(path, taps, digests, arrays, '{"engine":"toy"}')
+
+
+def merge(path, images=ROWS, failures=None):
+    return parts.merge(path, parts.read_rows(path), images, failures or {}, FACTS)
+
+
+def test_committed_rows_come_back(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[:5], (TOP, DEEP))
+    commit(path, DIGESTS[5:7], (TOP, DEEP))
+    rows = parts.read_rows(path)
+    assert set(rows) == {TOP.fingerprint, DEEP.fingerprint}
+    assert np.array_equal(rows[TOP.fingerprint].features, features_of(rows[TOP.fingerprint].digests))
+    assert sorted(rows[DEEP.fingerprint].digests) == DIGESTS[:7]
+    assert rows[DEEP.fingerprint].features.shape == (7, 4)
+    assert not path.exists()
+
+
+@given(cuts=st.lists(st.integers(0, 12), max_size=5), order=st.permutations(range(12)))
+@settings(max_examples=15)  # every part waits for the disk
+def test_the_merged_bytes_do_not_depend_on_how_the_work_was_cut(tmp_path_factory, cuts, order):
+    folder = tmp_path_factory.mktemp("cut")
+    at_once, in_pieces = folder / "once" / "c.h5", folder / "pieces" / "c.h5"
+    commit(at_once, DIGESTS)
+    edges = [0, *sorted(cuts), 12]
+    for low, high in pairwise(edges):
+        if low < high:
+            commit(in_pieces, [DIGESTS[at] for at in order[low:high]])
+    merge(at_once)
+    merge(in_pieces)
+    assert in_pieces.read_bytes() == at_once.read_bytes()
+
+
+def test_the_same_rows_twice_are_one_part(tmp_path):
+    path = tmp_path / "c.h5"
+    assert commit(path, DIGESTS[:3]) == commit(path, DIGESTS[:3])
+    assert len(list(parts.parts_folder(path).iterdir())) == 1
+
+
+def test_of_an_image_computed_twice_one_row_stays(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[:8])
+    commit(path, DIGESTS[4:])
+    cache = merge(path)
+    assert np.array_equal(cache.features(cache.rows), features_of(DIGESTS))
+    with h5py.File(path) as file:
+        assert len(file["taps/toy/top/digest"]) == 12
+
+
+def test_merging_removes_the_parts_and_adds_to_what_is_there(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[:6])
+    merge(path, ROWS[:6])
+    commit(path, DIGESTS[6:])
+    cache = merge(path)
+    assert not parts.parts_folder(path).exists()
+    assert np.array_equal(cache.features(ROWS), features_of(DIGESTS))
+
+
+def test_rows_of_images_that_are_gone_are_kept(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS)
+    merge(path, ROWS[6:])
+    assert set(parts.read_rows(path)[TOP.fingerprint].digests) == set(DIGESTS)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-200], lambda data: b"", lambda data: b"junk" + data])
+def test_a_damaged_part_is_set_aside_and_the_others_are_read(tmp_path, damage):
+    path = tmp_path / "c.h5"
+    part = commit(path, DIGESTS[:3])
+    commit(path, DIGESTS[3:])
+    part.write_bytes(damage(part.read_bytes()))
+    assert sorted(parts.read_rows(path)[TOP.fingerprint].digests) == DIGESTS[3:]
+    assert part.with_suffix(".damaged").exists()
+    assert not part.exists()
+
+
+def test_a_part_with_a_damaged_description_is_set_aside(tmp_path):
+    path = tmp_path / "c.h5"
+    part = commit(path, DIGESTS[:3])
+    with h5py.File(part, "r+") as file:
+        file["taps/toy/top"].attrs["tap"] = "not JSON"
+    assert parts.read_rows(path) == {}
+    assert part.with_suffix(".damaged").exists()
+
+
+def test_a_damaged_cache_is_never_set_aside(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS)
+    merge(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(NotACache, match=r"c.h5 is damaged"):
+        parts.read_rows(path)
+    assert path.exists()
+
+
+def test_a_half_written_part_is_not_read(tmp_path):
+    path = tmp_path / "c.h5"
+    part = commit(path, DIGESTS[:3])
+    part.rename(part.with_name(".tmp-abc"))
+    assert parts.read_rows(path) == {}
+
+
+def test_of_two_taps_of_one_name_the_stored_one_keeps_it_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "c.h5"
+    other = replace(TOP, weights_digest="others")
+    commit(path, DIGESTS)
+    merge(path)
+    parts.commit(path, [other], DIGESTS, [-features_of(DIGESTS)], "{}")
+    cache = merge(path)
+    names = {tap.fingerprint: tap.name for tap in cache.taps.values()}
+    assert names == {TOP.fingerprint: "toy/top", other.fingerprint: f"toy/top#{other.fingerprint[:6]}"}
+    assert np.array_equal(cache.features(ROWS, names[TOP.fingerprint]), features_of(DIGESTS))
+    assert np.array_equal(cache.features(ROWS, names[other.fingerprint]), -features_of(DIGESTS))
+
+
+def test_a_full_disk_while_merging_loses_nothing(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(DiskFault, match=r"Cannot write .*c.h5: No space left on device"):
+            merge(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["c.h5.parts"]
+    assert np.array_equal(merge(path).features(ROWS), features_of(DIGESTS))
+
+
+def test_failures_stand_beside_their_image(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[1:])
+    failure = Failure(ROWS[0].path, DIGESTS[0], "truncated", "image file is truncated")
+    cache = merge(path, failures={failure.path: failure})
+    assert cache.failures == (failure,)
+    assert cache.usable() == ROWS[1:]
+
+
+names = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=12)
+surrogates = st.binary(max_size=12).filter(lambda data: 0 not in data).map(os.fsdecode)
+
+
+@given(path=names | surrogates, label=names | surrogates, group=names | surrogates)
+@settings(max_examples=40)
+def test_odd_names_and_labels_survive(tmp_path_factory, path, label, group):
+    file = tmp_path_factory.mktemp("odd") / "c.h5"
+    row = ImageRow(f"a/{path}.png", label, group, "train", DIGESTS[0])
+    commit(file, DIGESTS[:1])
+    merge(file, [row], {row.path: Failure(row.path, row.digest, "unreadable", f"{label}: no")})
+    found = Cache.open(file)
+    assert found.rows == (row,)
+    assert found.failures[0].reason == f"{label}: no"

@@ -1,0 +1,106 @@
+"""One contract suite over every family of heads, and how heads are named."""
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import StandardScaler
+
+from featcache.errors import UnknownHead, UsageError
+from featcache.heads.estimators import DEFAULT_HEADS, FAMILIES, family_of, make_pipeline, settings
+
+from .conftest import EVERY, blobs, fit_family, params_of
+
+every_family = pytest.mark.parametrize("name", EVERY)
+
+
+@every_family
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_it_predicts_the_classes_it_saw(name, num_classes, fitted):
+    X, _ = blobs(num_classes, seed=1)
+    assert set(fitted(name, num_classes).predict(X)) <= set(range(num_classes))
+
+
+@every_family
+def test_it_learns_more_than_chance(name):
+    X, y = blobs(3)
+    params = params_of(name) | ({"epochs": 60, "learning_rate": 0.03} if FAMILIES[name].in_keras else {})
+    assert make_pipeline(name, params).fit(X, y).score(X, y) > 0.8
+
+
+@every_family
+def test_one_seed_makes_two_fits_equal(name, fitted):
+    X, _ = blobs(3, seed=1)
+    again = fit_family.__wrapped__(name, 3)
+    assert (again.predict(X) == fitted(name, 3).predict(X)).all()
+    if FAMILIES[name].handoff:
+        assert (again.decision_function(X) == fitted(name, 3).decision_function(X)).all()
+
+
+@every_family
+def test_its_features_are_standardised_first(name):
+    pipeline = make_pipeline(name, params_of(name))
+    assert len(pipeline) == 2
+    assert isinstance(pipeline[0], StandardScaler)
+
+
+@every_family
+def test_class_weights_are_taken_or_have_no_meaning(name):
+    classifier = make_pipeline(name, params_of(name), "balanced")[-1]
+    assert classifier.get_params().get("class_weight", "none") == ("none" if name == "knn" else "balanced")
+
+
+@every_family
+def test_every_setting_of_its_grid_can_be_built(name):
+    for setting in settings(name):
+        make_pipeline(setting.head, setting.params)
+
+
+def test_settings_run_from_simple_to_complex_whatever_the_order_asked():
+    found = settings("knn, mlp:8,ridge,logreg")
+    assert [setting.rank for setting in found] == list(range(len(found)))
+    assert list(dict.fromkeys(setting.head for setting in found)) == ["ridge", "logreg", "knn", "mlp:8"]
+    strength = [setting.params["alpha"] for setting in found if setting.head == "ridge"]
+    assert strength == sorted(strength, reverse=True)
+    assert [setting.params["n_neighbors"] for setting in found if setting.head == "knn"] == [15, 5, 1]
+
+
+def test_a_head_named_twice_is_tried_once():
+    assert settings("ridge,ridge") == settings(["ridge"])
+
+
+def test_the_default_heads_exist():
+    assert {family_of(setting.head).name for setting in settings(DEFAULT_HEADS)} == set(FAMILIES)
+
+
+def test_mlp_takes_its_width():
+    assert settings("mlp:512")[0].params["hidden"] == 512
+    assert settings("mlp")[0].params["hidden"] == 256
+
+
+def test_an_unknown_head_is_refused_with_near_names():
+    with pytest.raises(UnknownHead, match=r"Unknown head 'logregg' \(did you mean logreg\?\)\. Heads: ridge, logreg"):
+        settings("logregg")
+
+
+@pytest.mark.parametrize("head", ["mlp:0", "mlp:-3", "mlp:wide", "mlp:"])
+def test_a_width_that_is_none_is_refused(head):
+    with pytest.raises(UsageError, match=rf"'{head}': the width of the hidden layer is a number from 1"):
+        settings(head)
+
+
+def test_a_width_of_a_linear_head_is_refused():
+    with pytest.raises(UsageError, match=r"'ridge:5': only mlp takes a width"):
+        settings("ridge:5")
+
+
+@pytest.mark.parametrize("heads", ["", " , ", []])
+def test_no_head_at_all_is_refused(heads):
+    with pytest.raises(UsageError, match="Name at least one head: ridge, logreg"):
+        settings(heads)
+
+
+def test_balanced_classes_are_found_by_a_balanced_head():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [190, 10])
+    X = rng.normal(0, 1, (200, 2)) + y[:, None]
+    plain, balanced = (make_pipeline("logreg", {"C": 1.0}, weight).fit(X, y).predict(X) for weight in (None, "balanced"))
+    assert plain.sum() < 10 < balanced.sum()

@@ -1,0 +1,121 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from featcache.errors import NotARun, ShapeMismatch
+from featcache.heads import store
+
+from .conftest import DENSE, blobs, params_of
+
+
+def rewritten(path, change):
+    """Load the arrays of a stored head, change them, and write them back."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(path, **arrays)
+
+
+def load(path, name="logreg", num_features=6):
+    return store.load(path, name, params_of(name), num_features)
+
+
+@pytest.fixture
+def stored(tmp_path, fitted):
+    path = tmp_path / "1.npz"
+    store.save(path, fitted("logreg", 3))
+    return path
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("name", DENSE)
+def test_a_stored_head_is_the_same_to_the_last_bit(name, num_classes, tmp_path, fitted):
+    estimator = fitted(name, num_classes)
+    store.save(tmp_path / "1.npz", estimator)
+    again = load(tmp_path / "1.npz", name)
+    X, _ = blobs(num_classes, seed=1)
+    assert (again.decision_function(X) == estimator.decision_function(X)).all()
+    assert (again.predict(X) == estimator.predict(X)).all()
+    if hasattr(estimator, "predict_proba"):
+        assert (again.predict_proba(X) == estimator.predict_proba(X)).all()
+
+
+def test_a_head_for_another_tap_is_refused(stored):
+    with pytest.raises(ShapeMismatch, match=r"1\.npz takes 6 features, its tap has 1280\. Sweep again"):
+        load(stored, num_features=1280)
+
+
+@pytest.mark.parametrize("name", ["mean", "scale"])
+def test_a_scaler_of_another_shape_is_refused(name, stored):
+    rewritten(stored, lambda arrays: arrays.update({name: arrays[name][:-1]}))
+    with pytest.raises(ShapeMismatch, match="Sweep again"):
+        load(stored)
+
+
+@pytest.mark.parametrize("name", ["coef", "intercept", "classes"])
+def test_a_classifier_that_lost_a_row_is_refused(name, stored):
+    rewritten(stored, lambda arrays: arrays.update({name: arrays[name][:-1]}))
+    with pytest.raises((NotARun, ShapeMismatch), match="Sweep again"):
+        load(stored)
+
+
+@pytest.mark.parametrize("name", ["kernel1", "bias0", "bias1"])
+def test_layers_that_do_not_fit_each_other_are_refused(name, tmp_path, fitted):
+    store.save(tmp_path / "1.npz", fitted("mlp", 3))
+    rewritten(tmp_path / "1.npz", lambda arrays: arrays.update({name: arrays[name][:-1]}))
+    with pytest.raises((NotARun, ShapeMismatch), match="Sweep again"):
+        load(tmp_path / "1.npz", "mlp")
+
+
+@pytest.mark.parametrize("gone", ["mean", "classes", "coef", "intercept", "num_samples"])
+def test_a_file_that_lacks_an_array_is_refused(gone, stored):
+    rewritten(stored, lambda arrays: arrays.pop(gone))
+    with pytest.raises(NotARun, match=r"Cannot read the head .*1\.npz.*Sweep again"):
+        load(stored)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(NotARun, match=r"Cannot read the head .*7\.npz.*Sweep again"):
+        load(tmp_path / "7.npz")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, 600, -1])
+def test_a_truncated_file_is_refused(kept, stored):
+    stored.write_bytes(stored.read_bytes()[:kept])
+    with pytest.raises(NotARun, match=r"Cannot read the head .*1\.npz"):
+        load(stored)
+
+
+def test_a_flipped_byte_is_noticed(stored):
+    data = bytearray(stored.read_bytes())
+    data[data.index(b"NUMPY") + 140] ^= 0xFF  # in the values of the first array, after 128 bytes of header
+    stored.write_bytes(data)
+    with pytest.raises(NotARun, match=r"Cannot read the head .*1\.npz"):
+        load(stored)
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("code from the file was run",))
+
+
+def test_an_array_of_objects_is_refused_unread(stored):
+    rewritten(stored, lambda arrays: arrays.update(coef=np.array([Trap()], dtype=object)))
+    with pytest.raises(NotARun, match="Cannot read the head.*[Oo]bject array"):
+        load(stored)
+
+
+def test_a_pickle_under_the_name_of_a_head_is_refused_unread(stored):
+    stored.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(NotARun, match="Cannot read the head"):
+        load(stored)
+
+
+def test_a_single_array_instead_of_an_archive_is_refused(stored):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    stored.write_bytes(buffer.getvalue())
+    with pytest.raises(NotARun, match="Cannot read the head"):
+        load(stored)

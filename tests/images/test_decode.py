@@ -1,0 +1,269 @@
+"""The zoo: every kind of image file, made here, and what an image viewer would show of it."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from featcache.images.decode import Undecodable, decode, image_size, upright_rgb
+from featcache.spec import Preprocess
+
+CORNERS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]  # top left, top right, bottom left, bottom right
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+
+
+def four_corners(width=48, height=32):
+    image = Image.new("RGB", (width, height))
+    for number, colour in enumerate(CORNERS):
+        image.paste(colour, (number % 2 * width // 2, number // 2 * height // 2, width, height))
+    return image
+
+
+def saved(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def corners_of(pixels):
+    pixels = np.asarray(pixels)
+    return [tuple(int(value) for value in pixels[y, x]) for y in (2, -3) for x in (2, -3)]
+
+
+def is_near(found, wanted, within=12):
+    return np.abs(np.array(found, int) - np.array(wanted, int)).max() <= within
+
+
+def status_of(data):
+    with pytest.raises(Undecodable) as caught:
+        decode(data, Preprocess(8))
+    assert "\n" not in caught.value.reason
+    return caught.value.status
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation, form):
+    upright = four_corners()
+    stored = upright.transpose(TURNED[orientation]) if orientation in TURNED else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = upright_rgb(saved(stored, form, exif=exif, **({"quality": 95} if form in ("JPEG", "WEBP") else {})))
+    assert shown.size == upright.size
+    assert is_near(corners_of(shown), CORNERS, within=40)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "PPM", "JPEG2000", "GIF"])
+def test_lossless_formats_show_the_very_pixels(form):
+    image = four_corners()
+    options = {"irreversible": False} if form == "JPEG2000" else {}
+    assert np.array_equal(np.asarray(upright_rgb(saved(image, form, **options))), np.asarray(image))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", pytest.param("AVIF", marks=needs_avif)])
+def test_lossy_formats_show_the_colours(form):
+    assert is_near(corners_of(upright_rgb(saved(four_corners(), form, quality=95))), CORNERS, within=40)
+
+
+def test_cmyk_jpeg_shows_its_colours():
+    data = saved(four_corners().convert("CMYK"), "JPEG", quality=95)
+    assert is_near(corners_of(upright_rgb(data)), CORNERS, within=20)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("grey", [0, 40, 220, 255])
+def test_sixteen_bit_grey_is_scaled_not_clipped(grey, form):
+    data = saved(Image.fromarray(np.full((8, 8), grey * 257, np.uint16)), form)
+    assert corners_of(decode(data, Preprocess(8))) == [(grey,) * 3] * 4
+
+
+def test_sixteen_bit_grey_with_a_transparent_value_is_scaled_and_laid_on_white():
+    values = np.full((8, 8), 100 * 257, np.uint16)
+    values[:, 4:] = 7
+    pixels = decode(saved(Image.fromarray(values), "PNG", transparency=7), Preprocess(8))
+    assert corners_of(pixels) == [(100,) * 3, (255,) * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(np.int32(200), 200), (np.int32(200 * 257), 200), (np.float32(200), 200), (np.float32(0.8), 204)],
+)
+def test_thirty_two_bit_grey_is_scaled_by_the_range_that_holds_it(value, shown):
+    values = np.zeros((8, 8), value.dtype)
+    values[4:] = value
+    assert corners_of(decode(saved(Image.fromarray(values), "TIFF"), Preprocess(8)))[2:] == [(shown,) * 3] * 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -5.0, 1e9])
+def test_odd_floats_give_pixels_all_the_same(value):
+    values = np.full((8, 8), value, np.float32)
+    assert decode(saved(Image.fromarray(values), "TIFF"), Preprocess(8)).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparency_is_laid_on_white(mode):
+    layer = Image.new("RGBA", (8, 8), (90, 90, 90, 255))
+    layer.paste((90, 90, 90, 0), (4, 0, 8, 8))
+    if mode == "P":
+        index = Image.new("P", (8, 8), 0)
+        index.putpalette([90, 90, 90, 10, 20, 30])
+        index.paste(1, (4, 0, 8, 8))
+        data = saved(index, "PNG", transparency=1)
+    else:
+        data = saved(layer.convert(mode) if mode != "PA" else layer.quantize(), "PNG")
+    assert corners_of(decode(data, Preprocess(8))) == [(90,) * 3, (255,) * 3] * 2
+
+
+def test_half_transparency_is_mixed_with_white():
+    data = saved(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG")
+    assert corners_of(decode(data, Preprocess(8))) == [(127,) * 3] * 4
+
+
+def test_a_palette_gives_its_colours():
+    assert corners_of(upright_rgb(saved(four_corners().quantize(4), "PNG"))) == CORNERS
+
+
+def test_one_bit_images_are_black_and_white():
+    image = Image.new("1", (8, 8), 0)
+    image.paste(1, (4, 0, 8, 8))
+    assert corners_of(decode(saved(image, "PNG"), Preprocess(8))) == [(0,) * 3, (255,) * 3] * 2
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_an_animation_shows_its_first_frame(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in CORNERS]
+    data = saved(frames[0], form, save_all=True, append_images=frames[1:])
+    assert is_near(corners_of(decode(data, Preprocess(8))), [CORNERS[0]] * 4)
+
+
+def test_lab_is_converted():
+    data = saved(Image.new("LAB", (8, 8), (255, 128, 128)), "TIFF")
+    assert is_near(corners_of(decode(data, Preprocess(8))), [(255,) * 3] * 4)
+
+
+def test_a_format_is_known_by_its_bytes_not_by_its_name():
+    assert image_size(saved(four_corners(), "PNG")) == (48, 32)
+
+
+def test_a_truncated_jpeg_is_called_truncated():
+    data = saved(four_corners(200, 200), "JPEG")
+    assert status_of(data[: len(data) * 6 // 10]) == "truncated"
+
+
+def test_text_is_of_unknown_format():
+    assert status_of(b"<html>404 not found</html>") == "unknown_format"
+
+
+def test_a_program_in_postscript_is_not_run():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    assert status_of(eps) == "unknown_format"
+
+
+def test_no_bytes_are_empty():
+    assert status_of(b"") == "empty"
+
+
+def test_a_decompression_bomb_is_refused_from_its_header():
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(2**20)))
+    assert len(bomb) < 2000
+    assert status_of(bomb) == "too_big"
+
+
+def test_a_png_with_a_wrong_checksum_is_unreadable():
+    data = bytearray(saved(four_corners(), "PNG"))
+    data[data.index(b"IDAT") + 12] ^= 0xFF
+    assert status_of(bytes(data)) in ("unreadable", "truncated")
+
+
+def test_no_memory_is_too_big(monkeypatch):
+    def exhausted(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", exhausted)
+    assert status_of(saved(four_corners(), "PNG")) == "too_big"
+
+
+def gives_pixels_or_undecodable(data):
+    found = "pixels"
+    try:
+        assert decode(data, Preprocess(8)).shape == (8, 8, 3)
+    except Undecodable as error:
+        found = error.status
+    assert found in ("pixels", "empty", "unknown_format", "truncated", "too_big", "unreadable")
+
+
+STARTS = [
+    b"",
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"BM",
+    b"II*\x00",
+    b"RIFF\0\0\0\0WEBPVP8 ",
+    b"P6 9 9 255 ",
+]
+
+
+@given(start=st.sampled_from(STARTS), rest=st.binary(max_size=300))
+def test_random_bytes_only_ever_raise_undecodable(start, rest):
+    gives_pixels_or_undecodable(start + rest)
+
+
+WHOLE = {form: saved(four_corners(16, 16), form) for form in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")}
+
+
+@given(
+    form=st.sampled_from(sorted(WHOLE)),
+    flips=st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 255)), max_size=4),
+)
+def test_flipped_bits_only_ever_raise_undecodable(form, flips):
+    data = bytearray(WHOLE[form])
+    for at, bits in flips:
+        data[at % len(data)] ^= bits
+    gives_pixels_or_undecodable(bytes(data))
+
+
+@given(form=st.sampled_from(sorted(WHOLE)), share=st.floats(0, 1))
+def test_a_cut_off_file_only_ever_raises_undecodable(form, share):
+    gives_pixels_or_undecodable(WHOLE[form][: int(share * len(WHOLE[form]))])
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 40))
+def test_every_shape_becomes_a_square_of_bytes(resize, width, height, size):
+    pixels = decode(saved(Image.new("RGB", (width, height), (9, 99, 199)), "BMP"), Preprocess(size, resize))
+    assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
+
+
+def test_stretch_shows_the_whole_image():
+    assert is_near(corners_of(decode(saved(four_corners(80, 16), "PNG"), Preprocess(16))), CORNERS)
+
+
+def test_crop_keeps_the_middle():
+    image = Image.new("RGB", (48, 16), (255, 0, 0))
+    image.paste((0, 0, 255), (16, 0, 32, 16))
+    assert corners_of(decode(saved(image, "PNG"), Preprocess(16, "crop"))) == [(0, 0, 255)] * 4
+
+
+def test_pad_keeps_the_shape_between_black_bars():
+    pixels = decode(saved(Image.new("RGB", (32, 16), "white"), "PNG"), Preprocess(32, "pad"))
+    assert [int(pixels[row, 16, 0]) for row in (0, 16, 31)] == [0, 255, 0]

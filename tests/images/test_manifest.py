@@ -1,0 +1,201 @@
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from tiny import write_images
+
+from featcache.errors import ImagesChanged, NoImages, TooFewClasses, UsageError
+from featcache.images.manifest import labels_of, read_image, scan
+from featcache.spec import SplitSpec
+
+
+def splits_of(images):
+    return {row.digest: row.split for row in images.rows}
+
+
+def write_split_folders(root, *names):
+    for seed, name in enumerate(names):
+        write_images(root / name, 12, seed=seed)
+    return root
+
+
+def test_a_row_says_path_label_group_split_and_digest(photos):
+    images = scan(photos)
+    row = images.rows[0]
+    assert (row.path, row.label, row.group) == ("blue/000.png", "blue", "")
+    assert row.digest == hashlib.sha256((photos / row.path).read_bytes()).hexdigest()
+    assert row.split in ("train", "val", "test")
+    assert images.classes == {"blue": 12, "green": 12, "red": 12}
+    assert sum(images.splits.values()) == 36
+    assert images.path(row) == photos / "blue/000.png"
+
+
+def test_adding_images_moves_nobody(photos):
+    before = splits_of(scan(photos))
+    write_images(photos, 30, first=12)
+    after = splits_of(scan(photos))
+    assert {digest: after[digest] for digest in before} == before
+
+
+def test_renaming_and_moving_the_folder_moves_nobody(photos):
+    before = splits_of(scan(photos))
+    (photos / "red" / "003.png").rename(photos / "red" / "zzz.png")
+    photos.rename(photos.with_name("elsewhere"))
+    assert splits_of(scan(photos.with_name("elsewhere"))) == before
+
+
+def test_the_seed_decides_the_split(photos):
+    assert splits_of(scan(photos, seed=1)) != splits_of(scan(photos, seed=0))
+    assert scan(photos, seed=1) == scan(photos, split=SplitSpec(seed=1))
+
+
+def test_folders_called_train_val_and_test_decide(tmp_path):
+    images = scan(write_split_folders(tmp_path, "train", "val", "test"), split="10/10/80")
+    assert all(row.split == row.path.split("/")[0] for row in images.rows)
+
+
+def test_without_a_val_folder_val_is_carved_out_of_train(tmp_path):
+    images = scan(write_split_folders(tmp_path, "train", "test"))
+    assert {row.split for row in images.rows if row.path.startswith("train/")} == {"train", "val"}
+    assert {row.split for row in images.rows if row.path.startswith("test/")} == {"test"}
+    assert {row.label for row in images.rows if row.split == "train"} == {"blue", "green", "red"}
+
+
+def test_a_copy_of_a_test_image_is_never_trained_on(tmp_path):
+    root = write_split_folders(tmp_path, "train", "test")
+    shutil.copy(root / "test/red/001.png", root / "train/red/copy.png")
+    row = next(row for row in scan(root).rows if row.path == "train/red/copy.png")
+    assert row.split == "test"
+
+
+def test_a_flat_folder_has_no_splits(photos):
+    images = scan(photos / "red")
+    assert (images.layout, images.splits, images.classes) == ("flat", {}, {})
+
+
+def test_groups_are_the_folders_inside_a_class(tmp_path):
+    for plant in range(6):
+        write_images(tmp_path / "of", 3, seed=plant)
+        for label in ("blue", "green", "red"):
+            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "of" / label).rename(tmp_path / "photos" / label / f"plant_{plant}")
+    images = scan(tmp_path / "photos", split="34/33/33", group_from="parent")
+    splits = {}
+    for row in images.rows:
+        assert row.group == row.path.rpartition("/")[0]
+        splits.setdefault(row.group, set()).add(row.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert len(set.union(*splits.values())) == 3
+
+
+@pytest.mark.parametrize(("pattern", "group"), [(r"/(\d)\d+\.png$", "0"), (r"\d\d\.png$", "00.png"), ("nowhere", "")])
+def test_a_pattern_gives_groups(photos, pattern, group):
+    assert scan(photos, group_from=f"regex:{pattern}").rows[0].group == group
+
+
+@pytest.mark.parametrize("rule", ["folder", "regex:", "csv:patient"])
+def test_an_unknown_group_rule_is_refused(photos, rule):
+    with pytest.raises(UsageError, match=rf"--group-from takes parent or regex:PATTERN; got '{rule}'"):
+        scan(photos, group_from=rule)
+
+
+def test_a_broken_pattern_is_refused(photos):
+    with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
+        scan(photos, group_from="regex:(")
+
+
+@pytest.mark.parametrize("split", ["70", "70/15/15/0", "a/b/c", "70/15/16", "0/50/50", "-1/51/50", ""])
+def test_shares_that_cannot_be_meant_are_refused(split):
+    with pytest.raises(UsageError, match=rf"--split .*'{split}'"):
+        SplitSpec.parse(split)
+
+
+def test_files_with_the_same_bytes_are_named(photos):
+    shutil.copy(photos / "red/000.png", photos / "blue/copy.png")
+    images = scan(photos)
+    assert images.duplicates == [["blue/copy.png", "red/000.png"]]
+    assert len({row.split for row in images.rows if row.path in images.duplicates[0]}) == 1
+
+
+def test_checking_names_what_cannot_be_decoded(photos):
+    (photos / "red/bad.jpg").write_text("<html>404</html>")
+    (photos / "red/none.jpg").write_bytes(b"")
+    images = scan(photos, check=True)
+    assert {failure.path: failure.status for failure in images.unreadable} == {
+        "red/bad.jpg": "unknown_format",
+        "red/none.jpg": "empty",
+    }
+    assert images.sizes == {(20, 16): 36}
+    assert len(images.rows) == 38
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_there(photos):
+    (photos / "red/dead.png").symlink_to("000.png")
+    rows = scan(photos).rows
+    os.unlink(photos / "red/dead.png")
+    os.symlink("/proc/self/mem", photos / "red/dead.png")  # opens, but reading it fails
+    images = scan(photos)
+    assert [(one.path, one.status) for one in images.unreadable] == [("red/dead.png", "unreadable")]
+    assert [row.path for row in images.rows] == [row.path for row in rows if row.path != "red/dead.png"]
+
+
+def test_progress_counts_every_file(photos):
+    ticks = []
+    scan(photos, progress=ticks.append)
+    assert [tick.done for tick in ticks] == list(range(1, 37))
+    assert {(tick.step, tick.total) for tick in ticks} == {("scan", 36)}
+
+
+def test_the_manifest_needs_no_keras_and_no_hdf5(photos):
+    code = f"import sys, featcache as fc; fc.scan({str(photos)!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"keras", "tensorflow", "h5py", "sklearn"} & set(done.stdout.split())
+
+
+def test_one_class_is_not_enough(photos):
+    shutil.rmtree(photos / "red")
+    shutil.rmtree(photos / "blue")
+    with pytest.raises(TooFewClasses, match=r"one class only, 'green'"):
+        scan(photos).require_classes()
+
+
+def test_one_image_of_a_class_is_not_enough(photos):
+    for path in sorted((photos / "red").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(TooFewClasses, match=r"Class 'red' in .* has one image"):
+        scan(photos).require_classes()
+
+
+def test_a_flat_folder_cannot_be_trained_on(photos):
+    with pytest.raises(TooFewClasses, match=r"flat folder without labels"):
+        scan(photos / "red").require_classes()
+
+
+def test_classes_with_two_images_each_are_enough(photos):
+    images = scan(photos)
+    assert images.require_classes() is images
+
+
+def test_the_class_index_is_the_sorted_order_of_the_names(photos):
+    assert labels_of(scan(photos).rows) == ("blue", "green", "red")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(NoImages, match=r"No images in"):
+        scan(tmp_path)
+
+
+def test_an_image_is_read_only_if_it_is_the_one_of_the_manifest(photos):
+    images = scan(photos)
+    row = images.rows[0]
+    assert read_image(photos, row) == (photos / row.path).read_bytes()
+    Image.new("RGB", (4, 4)).save(photos / row.path)
+    with pytest.raises(ImagesChanged, match=r"000.png is not the image that was cached"):
+        read_image(photos, row)
+    (photos / row.path).unlink()
+    with pytest.raises(ImagesChanged, match=r"000.png cannot be read \(No such file"):
+        read_image(photos, row)

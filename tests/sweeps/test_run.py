@@ -1,0 +1,200 @@
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from featcache.errors import NotARun, UnknownHead
+from featcache.sweeps import Run, Settings, Trial, open_trial, sweep
+
+from .conftest import TAP, edited, rewrite
+
+
+@pytest.fixture(scope="module")
+def small(hard, tmp_path_factory):
+    """Return a run of ridge and knn on the hard cache. Do not change it."""
+    return sweep(hard, "ridge,knn", taps=[TAP], out=tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.fixture
+def copied(small, tmp_path):
+    """Return a copy of that run."""
+    return Run.open(shutil.copytree(small.path, tmp_path / "run"))
+
+
+def trial(number, score, rank, **facts):
+    start = Trial(number, "t/top", 4, "ridge", {}, "ok", score, (0.0, 1.0), 0.1, True, True, 1.0, rank)
+    return replace(start, **facts)
+
+
+def run_of(*trials):
+    return Run(Path("RUN"), Settings("c.h5", ("ridge",), ("t/top",)), ("a", "b"), {}, 4, 4, trials, 0.1)
+
+
+def damage(run, change):
+    path = run.path / "run.json"
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+
+
+def test_what_is_written_is_what_is_read(small):
+    assert Run.open(small.path) == small
+
+
+def test_the_best_score_comes_first_and_of_equal_scores_the_simpler():
+    trials = [trial(1, 0.5, 0), trial(2, 0.9, 7), trial(3, 0.9, 2), trial(4, 0.9, 2), trial(5, 0.7, 1)]
+    for order in (trials, trials[::-1]):
+        assert [one.trial for one in run_of(*order).ranked] == [3, 4, 2, 5, 1]
+
+
+def test_scores_of_zero_have_a_best_too():
+    assert run_of(trial(1, 0.0, 4), trial(2, 0.0, 3)).best.trial.trial == 2
+
+
+def test_a_failed_trial_is_never_best():
+    run = run_of(trial(1, 0.0, 0, status="ValueError: no"), trial(2, 0.0, 3))
+    assert run.best.trial.trial == 2
+    assert len(run.ranked) == 1
+
+
+def test_a_trial_is_found_by_number_and_by_best(small):
+    assert small[3].trial.trial == small["3"].trial.trial == 3
+    assert small["best"].trial == small.best.trial == small.ranked[0]
+
+
+@pytest.mark.parametrize("which", [0, 99, "99", "bets", "", -1])
+def test_a_trial_that_is_not_there_is_refused(which, small):
+    with pytest.raises(UnknownHead, match=rf"has trials 1 to 8 and 'best'; got '{which}'"):
+        small[which]
+
+
+def test_a_trial_can_be_opened_by_text(small):
+    assert open_trial(f"{small.path}@2").trial.trial == 2
+    assert open_trial(f"{small.path}@best").trial == open_trial(str(small.path)).trial
+
+
+def test_a_folder_with_an_at_sign_can_be_named(small, tmp_path):
+    shutil.copytree(small.path, tmp_path / "a@b")
+    assert open_trial(f"{tmp_path / 'a@b'}@2").trial.trial == 2
+
+
+def test_the_best_that_can_be_handed_off_may_be_another_than_the_best():
+    run = run_of(trial(1, 0.9, 0, handoff=False), trial(2, 0.8, 1))
+    assert (run.best.trial.trial, run.best_handoff.trial.trial) == (1, 2)
+
+
+def test_a_run_without_a_head_to_hand_off_names_those_that_could():
+    with pytest.raises(UnknownHead, match="no head that can be handed off. Sweep some of: ridge, logreg"):
+        assert run_of(trial(1, 0.9, 0, handoff=False)).best_handoff
+
+
+def test_an_empty_run_says_so():
+    with pytest.raises(UnknownHead, match="has no trial with a score: it is empty"):
+        assert run_of().best
+
+
+@pytest.mark.parametrize("options", [{"cv": 3, "seed": 4}, {"shots": 5, "metric": "macro_f1"}, {"class_weight": "balanced"}])
+def test_run_json_is_all_that_is_needed_to_repeat_it(options, hard, tmp_path):
+    first = sweep(hard, "ridge,knn", taps=[TAP], out=tmp_path / "a", **options)
+    settings = json.loads((first.path / "run.json").read_text())["settings"]
+    again = sweep(**settings, out=tmp_path / "b")
+    assert again.settings == first.settings
+    assert [replace(one, fit_s=0) for one in again.trials] == [replace(one, fit_s=0) for one in first.trials]
+
+
+def test_the_trials_are_a_table_for_a_spreadsheet(small):
+    with (small.path / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["trial"]) for row in rows] == [one.trial for one in small.trials]
+    assert rows[0]["params"] == "alpha=10000"
+    assert [float(row["score"]) for row in rows] == [round(one.score, 4) for one in small.trials]
+    assert {row["handoff"] for row in rows if row["head"] == "knn"} == {"False"}
+
+
+def test_stored_heads_and_refitted_neighbours_predict_as_in_the_sweep(small, hard):
+    X, y = hard.arrays("val", TAP)
+    for one in Run.open(small.path).trials:
+        assert small[one.trial].estimator.score(X, y) == one.score, one
+    assert {one.head for one in small.trials} == {"ridge", "knn"}
+
+
+def test_neighbours_of_a_few_shot_run_are_fitted_on_the_same_few(hard, tmp_path):
+    run = sweep(hard, "knn", taps=[TAP], shots=4, out=tmp_path / "few")
+    assert len(run.best.estimator[-1]._fit_X) == run.num_train == 12
+
+
+def test_a_chosen_trial_knows_its_tap(small):
+    assert small.best.tap.name == TAP
+
+
+def test_a_run_refuses_a_cache_that_lost_its_tap(hard, tmp_path):
+    cache = edited(hard, tmp_path / "c.h5", lambda file: None)
+    run = sweep(cache, "ridge", taps=[TAP], out=tmp_path / "run")
+    with h5py.File(cache.path, "r+") as file:
+        del file["taps"][TAP]
+    with pytest.raises(NotARun, match=rf"features of tap '{TAP}' that .*c\.h5 no longer has. Sweep again"):
+        assert run.best.tap
+
+
+def test_a_run_refuses_a_cache_whose_features_were_made_otherwise(copied):
+    damage(copied, lambda facts: facts["fingerprints"].update({TAP: "0" * 64}))
+    with pytest.raises(NotARun, match="no longer has. Sweep again"):
+        Run.open(copied.path).cache()
+
+
+def test_a_run_refuses_a_cache_of_other_classes(hard, tmp_path):
+    cache = edited(hard, tmp_path / "c.h5", lambda file: None)
+    run = sweep(cache, "ridge", taps=[TAP], out=tmp_path / "run")
+    with h5py.File(cache.path, "r+") as file:
+        labels = file["images/label"][()]
+        rewrite(file["images"], "label", np.where(labels == b"red", b"rust", labels))
+    with pytest.raises(NotARun, match="was made for other classes than .* has now. Sweep again"):
+        run.cache()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(NotARun, match=r"is not the folder of a run \(it has no run\.json\).*featcache sweep CACHE\.h5"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"run"', "{}", '{"format": 1}'])
+def test_a_damaged_run_json_is_refused_in_one_line(text, copied):
+    (copied.path / "run.json").write_text(text)
+    with pytest.raises(NotARun, match=r"run\.json"):
+        Run.open(copied.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts.update(format=99),
+        lambda facts: facts.pop("trials"),
+        lambda facts: facts.update(settings=[]),
+        lambda facts: facts.update(settings=None),
+        lambda facts: facts.update(trials=3),
+        lambda facts: facts.update(classes=None),
+        lambda facts: facts["trials"][0].pop("score"),
+        lambda facts: facts["trials"][0].update(surprise=1),
+        lambda facts: facts["settings"].pop("cache"),
+        lambda facts: facts.update(surprise=1),
+    ],
+)
+def test_a_run_json_that_lacks_something_is_refused(change, copied):
+    damage(copied, change)
+    with pytest.raises(NotARun, match=r"run\.json is damaged or of another version.*Sweep again"):
+        Run.open(copied.path)
+
+
+def test_a_run_that_lost_a_head_is_refused(copied):
+    (copied.path / "heads" / "1.npz").unlink()
+    with pytest.raises(NotARun, match=r"Cannot read the head .*1\.npz"):
+        assert copied[1].estimator
+
+
+def test_saving_again_keeps_what_was_recorded(copied):
+    replace(copied, test_opened=({"at": "now"},)).save()
+    assert Run.open(copied.path).test_opened == ({"at": "now"},)

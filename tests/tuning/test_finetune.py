@@ -1,0 +1,172 @@
+import json
+import shutil
+import zipfile
+from importlib import import_module
+
+import numpy as np
+import pytest
+from featcache.assembly import assembled, load_model
+from featcache.assembly.assemble import backbone_of, head_layers
+from featcache.assembly.certificate import load_pixels
+from featcache.backbones.build import all_layers
+from featcache.errors import DataError, UnknownBlock, UsageError
+from featcache.sweeps import Run
+from featcache.sweeps.metrics import score
+from featcache.tuning import finetune, from_scratch
+
+tuning = import_module("featcache.tuning")
+
+
+def weights_of(model):
+    """Return {layer: its weights}, head and backbone."""
+    layers = [*all_layers(backbone_of(model)), *head_layers(model)]
+    return {layer.name: layer.get_weights() for layer in layers if layer.weights}
+
+
+def changed(before, after):
+    return {
+        name
+        for name in before
+        if any((a != b).any() for a, b in zip(before[name], after[name], strict=True))
+    }
+
+
+@pytest.fixture(scope="module")
+def last(weak, tmp_path_factory):
+    """Return a head that was fine-tuned with its last block for a few epochs. Do not change it."""
+    path = tmp_path_factory.mktemp("last") / "tuned.keras"
+    return finetune(weak, path, unfreeze="last", epochs=4, learning_rate=1e-2, patience=4, batch=32)
+
+
+def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
+    tuned = finetune(perfect, tmp_path / "tuned.keras", unfreeze="last", epochs=2, learning_rate=1e3)
+    assert (tuned.best.epoch, tuned.best.val.value) == (0, 1.0)
+    assert len(tuned.history) > 1
+    assert max(one.val.value for one in tuned.history[1:]) < 1
+    assert not changed(weights_of(assembled(perfect)), weights_of(tuned.model))
+
+
+def test_epoch_0_is_the_head_and_its_score_is_that_of_the_sweep(last, weak):
+    assert last.start.epoch == 0
+    assert last.start.val.value == weak.trial.score
+
+
+def test_it_gets_better_and_the_best_epoch_is_the_argmax(last):
+    assert last.best.val.value > last.start.val.value
+    assert last.best == max(last.history, key=lambda one: (one.val.value, -one.val_loss))
+
+
+def test_only_what_was_unfrozen_has_changed(last, weak):
+    before, after = weights_of(assembled(weak)), weights_of(last.model)
+    moved = {"block_4_a_conv", "block_4_b_conv", "block_4_shortcut_conv", "out_conv", "logits"}
+    assert changed(before, after) == moved
+    assert last.num_trainable == sum(before[name][0].size for name in moved if name != "logits")
+
+
+def test_normalisation_keeps_its_statistics(last, weak):
+    before, after = weights_of(assembled(weak)), weights_of(last.model)
+    names = [name for name in before if name.endswith("_bn")]
+    assert len(names) > 5
+    assert not changed({name: before[name] for name in names}, after)
+
+
+def test_the_file_holds_the_best(last):
+    model, facts = load_model(last.path)
+    assert not changed(weights_of(last.model), weights_of(model))
+    assert facts["finetuned"]["unfreeze"] == "last"
+    assert facts["finetuned"]["learning_rate"] == 1e-2
+    assert facts["classes"] == ["blue", "green", "red"]
+    assert facts["certificate"]["training"] == last.certificate.training
+    with zipfile.ZipFile(last.path) as archive:
+        json.loads(archive.read("featcache.json"), parse_constant=pytest.fail)  # JSON that every reader takes
+
+
+def test_the_model_has_the_score_that_is_claimed(last, weak):
+    cache = weak.run.cache()
+    rows = weak.run.rows(cache, "val")
+    predicted = last.model.predict_on_batch(load_pixels(cache.root, rows, weak.tap.preprocess)).argmax(axis=1)
+    assert score(cache.labels(rows), predicted) == last.best.val
+
+
+def test_one_seed_makes_two_fine_tunings_equal(weak, last, tmp_path):
+    again = finetune(weak, tmp_path / "t.keras", unfreeze="last", epochs=4, learning_rate=1e-2, patience=4, batch=32)
+    assert [one.val_loss for one in again.history] == [one.val_loss for one in last.history]
+    assert not changed(weights_of(last.model), weights_of(again.model))
+
+
+def test_with_nothing_unfrozen_only_the_head_trains(weak, tmp_path):
+    tuned = finetune(weak, tmp_path / "t.keras", unfreeze="none", epochs=2, learning_rate=0.1)
+    assert changed(weights_of(assembled(weak)), weights_of(tuned.model)) == {"logits"}
+    assert tuned.num_trainable == 0
+
+
+def test_without_a_file_the_model_lies_in_the_run(toy_run, tmp_path):
+    copied = Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
+    tuned = finetune(copied[8], unfreeze="none", epochs=1)
+    assert tuned.path == copied.path / "finetuned.keras"
+    assert tuned.path.exists()
+
+
+def test_an_unknown_block_is_refused_with_near_names_and_nothing_is_written(perfect, tmp_path):
+    with pytest.raises(UnknownBlock, match=r"block_44.*block_4"):
+        finetune(perfect, tmp_path / "t.keras", unfreeze="block_44")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "--lr takes a number above 0; got 0.0"),
+        ({"learning_rate": -1e-3}, "--lr takes a number above 0; got -0.001"),
+        ({"learning_rate": np.nan}, "--lr takes a number above 0; got nan"),
+        ({"learning_rate": np.inf}, "--lr takes a number above 0; got inf"),
+        ({"epochs": 0}, "--epochs takes a number from 1; got 0"),
+        ({"batch": 0}, "--batch takes a number from 1; got 0"),
+        ({"patience": 0}, "--patience takes a number from 1; got 0"),
+        ({"class_weight": "yes"}, "--class-weight takes balanced; got 'yes'"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused(options, message, perfect, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        finetune(perfect, tmp_path / "t.keras", **options)
+
+
+def test_neighbours_are_refused_before_anything_is_built(toy_run, tmp_path):
+    knn = next(toy_run[trial.trial] for trial in toy_run.trials if trial.head == "knn")
+    with pytest.raises(UsageError, match=r"\(knn, .*has no exact form in Keras"):
+        finetune(knn, tmp_path / "t.keras")
+
+
+def test_without_validation_images_nothing_can_be_judged(perfect, tmp_path, monkeypatch):
+    keep = type(perfect.run).rows
+    monkeypatch.setattr(
+        type(perfect.run), "rows", lambda run, cache, split: [] if split == "val" else keep(run, cache, split)
+    )
+    with pytest.raises(DataError, match="has no validation images, so nothing can tell"):
+        finetune(perfect, tmp_path / "t.keras")
+
+
+@pytest.fixture
+def scratch(weak, monkeypatch):
+    """Return what one epoch from scratch gives, whether it was better or not, and which layers it changed."""
+    monkeypatch.setattr(import_module("featcache.tuning.train").Epoch, "better_than", lambda one, other: True)
+    before = {}
+
+    def noting(model, *rest):
+        before.update(weights_of(model))
+        return train(model, *rest)
+
+    train = tuning.train
+    monkeypatch.setattr(tuning, "train", noting)
+    tuned = from_scratch(weak, max_seconds=1e9, epochs=1, learning_rate=1e-2, seed=5)
+    return tuned, before
+
+
+def test_from_scratch_starts_at_random_and_trains_everything(weak, scratch):
+    tuned, before = scratch
+    start, after = weights_of(assembled(weak)), weights_of(tuned.model)
+    assert set(start) == set(after)
+    assert {name for name in start if not name.endswith("_bn")} <= changed(start, before)
+    assert changed(before, after) == set(after)  # the statistics of batch normalisation too
+    assert tuned.num_trainable == backbone_of(tuned.model).count_params()
+    assert (tuned.certificate, tuned.path) == (None, None)
