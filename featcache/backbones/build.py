@@ -144,11 +144,9 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling) ->
 
 def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
     """Call `make` with the weights that were asked for; say what is wrong with them in one line."""
-    if spec.weights == "none":
-        return make(None)
     file = weights.file_of(spec, size)
     try:
-        return make("imagenet" if spec.weights == "imagenet" else str(file))
+        return make({"none": None, "imagenet": "imagenet"}.get(spec.weights, str(file)))
     except Exception as error:  # Keras raises plain Exception without network, OSError or ValueError on bad files
         reason = " ".join(str(error).split())[:200]
         if "URL fetch failure" in reason:

@@ -94,11 +94,9 @@ def _request(
     name, *parts = text.split(":")
     entry = get(name)
     options = dict(_option(entry, part) for part in parts)
-    size = options.pop("size", None) or size or entry.size
-    if not isinstance(size, int):
-        raise UsageError(f"size takes a number of pixels; got '{size}'")
+    size = _whole("size", options.pop("size", entry.size if size is None else size))
     check_size(entry, size)
-    seed = options.pop("seed", 0)
+    seed = _whole("seed", options.pop("seed", 0))
     weights = str(options.pop("weights", None) or weights or default_weights(entry))
     if entry.name == "pixels":
         weights = ""
@@ -119,7 +117,16 @@ def _option(entry: Entry, part: str) -> tuple[str, Any]:
             f"'{entry.name}' takes the options {', '.join(f'{one}=..' for one in allowed)}; got '{part}'"
             + did_you_mean(key, allowed)
         )
-    return key, _value(key, text)
+    value = _value(key, text)
+    if key in DEFAULTS and type(value) is not type(DEFAULTS[key]):
+        raise UsageError(f"'{entry.name}' takes {key} as in {key}={DEFAULTS[key]}; got '{text}'")
+    return key, value
+
+
+def _whole(key: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise UsageError(f"{key} takes a whole number from 0; got '{value}'")
+    return value
 
 
 def _value(key: str, text: str) -> Any:

@@ -141,4 +141,3 @@ def _sorted(rows: TapRows, order: Mapping[str, int]) -> TapRows:
     last = len(order)
     ranked = sorted(range(len(rows.digests)), key=lambda at: (order.get(rows.digests[at], last), rows.digests[at]))
     return TapRows(rows.tap, [rows.digests[at] for at in ranked], rows.features[ranked], rows.provenance)
-

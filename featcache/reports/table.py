@@ -102,7 +102,9 @@ def _notes(run: Run) -> list[str]:
         ties = [trial for trial in ranked[1:] if trial.score >= best.interval[0]]
         equal = [trial for trial in ties if trial.score == best.score]
         if equal:
-            notes.append(f"{len(equal) + 1} trials tie at {best.score:.4f}; the simplest of them is called best.")
+            notes.append(
+                f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
+            )
         notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
     slow = [trial for trial in run.trials if not trial.converged]
     if slow:

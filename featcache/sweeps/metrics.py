@@ -46,6 +46,17 @@ def wilson(correct: int, total: int) -> Score:
     return Score(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
 
 
+def log_loss(logits: Floats, truth: Classes) -> float:
+    """Return the mean negative log likelihood of labels (N,) under softmax(logits), logits (N, K).
+
+    >>> round(log_loss(np.zeros((3, 2)), np.array([0, 1, 1])), 4)
+    0.6931
+    """
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # logits that are not finite give a loss that is not
+        return float(np.mean(logsumexp(wide, axis=1) - wide[np.arange(len(truth)), truth]))
+
+
 def fit_temperature(logits: Floats, truth: Classes) -> float:
     """Return the temperature that gives softmax(logits / temperature) the least log loss on labels (N,).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UnknownHead
 from featcache.files import read_json, write_json, write_whole
 from featcache.heads import store
-from featcache.heads.estimators import family_of, make_pipeline
+from featcache.heads.estimators import FAMILIES, family_of, make_pipeline
 from featcache.spec import ImageRow, Tap
 from featcache.sweeps.metrics import Metric
 
@@ -51,6 +52,7 @@ class Trial:
     converged: bool
     temperature: float
     rank: int  # from simple to complex; decides between equal scores
+    log_loss: float | None = None  # on the images that choose; None where a head gives no logits
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ class Run:
 
     @property
     def ranked(self) -> list[Trial]:
-        """Return the trials that have a score, best first; of equal scores the simpler."""
+        """Return the trials that have a score, best first.
+
+        Of equal scores the simpler kind of head comes first, of one kind the setting with the lower log loss.
+        """
         scored = [trial for trial in self.trials if trial.status == "ok"]
-        return sorted(scored, key=lambda trial: (-trial.score, trial.rank, trial.trial))
+        return sorted(scored, key=_order)
 
     @property
     def best(self) -> Chosen:
@@ -200,6 +205,12 @@ def _numbered(path: Path) -> Iterator[Path]:
     while True:
         yield path.with_name(f"{path.name}-{number}")
         number += 1
+
+
+def _order(trial: Trial) -> tuple[float, int, float, int, int]:
+    kind = list(FAMILIES).index(family_of(trial.head).name)
+    loss = math.inf if trial.log_loss is None else trial.log_loss
+    return -trial.score, kind, loss, trial.rank, trial.trial
 
 
 def _from_json(path: Path, facts: dict[str, Any]) -> Run:

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Classes, Features, Floats
+from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
 from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, make_pipeline, settings
 from featcache.spec import ImageRow, Progress, Tick, choose, silent
-from featcache.sweeps.metrics import Score, fit_temperature, score
+from featcache.sweeps.metrics import Score, fit_temperature, log_loss, score
 from featcache.sweeps.run import Run, Settings, Trial, free_folder, head_file
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -229,7 +229,7 @@ def _try_one(task: _Task, number: int, setting: Setting, asked: Settings) -> _Fi
         rank=setting.rank,
     )
     try:
-        estimator, found, temperature = _fit_and_score(task, setting, asked)
+        estimator, found, temperature, loss = _fit_and_score(task, setting, asked)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return _Fitted(replace(trial, status=reason), None)
@@ -240,31 +240,31 @@ def _try_one(task: _Task, number: int, setting: Setting, asked: Settings) -> _Fi
         fit_s=round(time.perf_counter() - started, 3),
         converged=_converged(estimator[-1]),
         temperature=temperature,
+        log_loss=loss,
     )
     return _Fitted(trial, estimator)
 
 
-def _fit_and_score(task: _Task, setting: Setting, asked: Settings) -> tuple[Any, Score, float]:
-    """Return the estimator fitted on all of train, its score on the images that choose, and its temperature."""
+def _fit_and_score(task: _Task, setting: Setting, asked: Settings) -> tuple[Any, Score, float, float | None]:
+    """Return the estimator fitted on all of train, and of the images that choose: score, temperature, log loss."""
     predicted, logits, truth = [], [], []
     for fit_on, choose_on in task.folds:
         estimator = make_pipeline(setting.head, setting.params, asked.class_weight, asked.seed)
         estimator.fit(task.X[fit_on], task.y[fit_on])
         predicted.append(estimator.predict(task.X[choose_on]))
-        logits.append(_logits(estimator, task.X[choose_on]))
+        if hasattr(estimator, "decision_function"):
+            logits.append(decision_logits(estimator, task.X[choose_on]))
         truth.append(task.y[choose_on])
     if asked.cv:
         estimator = make_pipeline(setting.head, setting.params, asked.class_weight, asked.seed)
         estimator.fit(task.X[: task.num_train], task.y[: task.num_train])
     labels = np.concatenate(truth)
-    temperature = 1.0
-    if not family_of(setting.head).probabilities:
-        temperature = fit_temperature(np.concatenate([one for one in logits if one is not None]), labels)
-    return estimator, score(labels, np.concatenate(predicted), asked.metric), temperature
-
-
-def _logits(estimator: Any, X: Features) -> Floats | None:
-    return decision_logits(estimator, X) if hasattr(estimator, "decision_function") else None
+    found = score(labels, np.concatenate(predicted), asked.metric)
+    if not logits:
+        return estimator, found, 1.0, None
+    scores = np.concatenate(logits)
+    temperature = 1.0 if family_of(setting.head).probabilities else fit_temperature(scores, labels)
+    return estimator, found, temperature, log_loss(scores / temperature, labels)
 
 
 def _converged(classifier: Any) -> bool:

@@ -111,7 +111,7 @@ def from_scratch(
     tap = chosen.tap
     backbone = build(replace(tap.backbone, weights="none", seed=seed), tap.preprocess.size, tap.pooling)
     model = assemble(backbone, tap, None, len(chosen.run.classes))
-    model.trainable = True
+    backbone.network.trainable = True  # not through `model`: already trainable itself, Keras would not look inside
     history, best = train(model, train_set, val_set, recipe, lambda: None, progress)
     return Tuned(
         model,

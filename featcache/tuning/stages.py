@@ -32,7 +32,7 @@ def _first(names: list[str], what: str) -> int:
         return 0
     if what == "last":
         return first_of(names, blocks(names)[-1])
-    if what.lstrip("-").isdecimal():
+    if what.removeprefix("-").isdecimal():
         if not 0 <= int(what) <= len(names):
             raise UsageError(f"--unfreeze takes up to {len(names)} layers of this backbone; got {what}")
         return len(names) - int(what)

