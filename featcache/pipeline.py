@@ -31,12 +31,13 @@ class Plan:
     backbone: str
     pixels: str
     epochs: int
+    batch: int
     learning_rate: float
     unfreeze: str
 
 
-DIGITS = Plan("glyphnet", "pixels:size=8", epochs=6, learning_rate=3e-4, unfreeze="all")
-PHOTOS = Plan("mobilenet_v2", "pixels:size=32", epochs=3, learning_rate=3e-5, unfreeze="last")
+DIGITS = Plan("glyphnet", "pixels:size=8", epochs=6, batch=64, learning_rate=5e-4, unfreeze="all")
+PHOTOS = Plan("mobilenet_v2", "pixels:size=32", epochs=3, batch=32, learning_rate=3e-5, unfreeze="last")
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,12 @@ def _half(taps: _Taps, plan: Plan, shots: int | None, folder: Path, seed: int, p
         folder / ("model.keras" if shots is None else f"model-{label}.keras"),
         unfreeze=plan.unfreeze,
         epochs=plan.epochs,
+        batch=plan.batch,
         learning_rate=plan.learning_rate,
         seed=seed,
         progress=progress,
     )
-    scratch = from_scratch(head, max_seconds=tuned.seconds, seed=seed, progress=progress)
+    scratch = from_scratch(head, max_seconds=tuned.seconds, batch=plan.batch, seed=seed, progress=progress)
     scores = {kind: head_score(run.best, judge) for kind, run in runs.items()}
     spent = {kind: taps.seconds[kind] + run.seconds for kind, run in runs.items()}
     num_train = head.run.num_train

@@ -33,19 +33,15 @@ def command(
         opened, scores = final_scores(opened, images)
     from featcache.reports.table import text_report
 
+    judged = [
+        {"name": name, "metric": opened.settings.metric, "score": found.value, "interval": [found.low, found.high]}
+        for name, found in (scores or {}).items()
+    ]
     document = {
         "run": str(run),
+        "html": None,
         "final": final,
-        "test": None
-        if scores is None
-        else [
-            {
-                "name": name,
-                "metric": opened.settings.metric,
-                "score": found.value,
-                "interval": [found.low, found.high],
-            }
-            for name, found in scores.items()
-        ],
+        "test": judged[0] if judged else None,  # of the best head
+        "tests": judged,  # and of the fine-tuned model
     }
     emit(json, document, lambda: text_report(opened, scores))

@@ -8,7 +8,8 @@
     /taps/<tap>/digest       (M,) bytes: SHA-256 of the image each row was computed from
     /taps/<tap>              attributes: tap (JSON: how the rows were made), fingerprint, provenance (JSON)
 
-Rows of a tap are joined to images by digest; an image with status other than "ok" has no row.
+Attributes are bytes of fixed length, but for the number format_version. Rows of a tap are joined to images by
+digest; an image with status other than "ok" has no row.
 
 To change the format: raise FORMAT_VERSION, keep reading every earlier version, write a golden file of the
 new version with tests/cache/make_golden.py and add its row to tests/cache/test_golden.py.
@@ -17,6 +18,7 @@ new version with tests/cache/make_golden.py and add its row to tests/cache/test_
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +60,7 @@ def write(path: Path, fill: Any) -> None:
     """
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.attrs["format"] = FORMAT
+        put_text(file, "format", FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
         fill(file)
     write_whole(path, buffer.getvalue())
@@ -67,6 +69,18 @@ def write(path: Path, fill: Any) -> None:
 def strings(values: list[bytes]) -> np.ndarray[Any, Any]:
     """Return fixed-length bytes, which every HDF5 reader understands."""
     return np.array(values, dtype=f"S{max(map(len, values), default=1) or 1}")
+
+
+def put_text(node: Any, name: str, text: str | bytes) -> None:
+    """Write an attribute as bytes of fixed length: HDF5 can crash the process on a damaged one of variable length."""
+    node.attrs[name] = np.bytes_(text if isinstance(text, bytes) else text.encode())
+
+
+def text_of(node: Any, name: str) -> str:
+    """Return an attribute that `put_text` wrote, or "" if there is none of that kind."""
+    if name not in node.attrs or node.attrs.get_id(name).dtype.kind != "S":
+        return ""
+    return os.fsdecode(bytes(node.attrs[name]))
 
 
 def own_group(parent: Any, name: str, path: Path) -> Any:
@@ -97,11 +111,14 @@ def plain(group: Any, name: str, kind: str, rank: int, path: Path) -> Any:
 
 
 def _check_version(file: Any, path: Path) -> None:
-    if file.attrs.get("format") != FORMAT:
+    if text_of(file, "format") != FORMAT:
         raise NotACache(
             f"{path} is an HDF5 file, but not one of featcache. Make one: featcache extract IMAGES -o CACHE.h5"
         )
-    version = int(file.attrs.get("format_version", 0))
+    number = file.attrs.get_id("format_version")
+    if number.dtype.kind not in "iu" or number.shape != ():
+        raise NotACache(f"{path} is damaged: its format version is no number. Run featcache extract again")
+    version = int(file.attrs["format_version"])
     if version != FORMAT_VERSION:
         raise CacheVersion(
             f"{path} has cache format {version}; this featcache reads {FORMAT_VERSION}. "

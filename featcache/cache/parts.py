@@ -94,7 +94,7 @@ def _fill_images(
 ) -> None:
     group = file.create_group("images")
     for key, fact in facts.items():
-        group.attrs[key] = np.bytes_(fact) if isinstance(fact, bytes) else fact
+        layout.put_text(group, key, fact)
     ok = Failure("", "", "ok", "")
     found = [failures.get(row.path, ok) for row in images]
     columns = {
@@ -115,9 +115,9 @@ def _fill_taps(file: Any, all_rows: Sequence[TapRows]) -> None:
         group = file.create_group(f"taps/{rows.tap.name}")
         group.create_dataset("features", data=np.ascontiguousarray(rows.features, dtype=np.float32))
         group.create_dataset("digest", data=layout.strings([digest.encode() for digest in rows.digests]))
-        group.attrs["tap"] = rows.tap.to_json()
-        group.attrs["fingerprint"] = rows.tap.fingerprint
-        group.attrs["provenance"] = rows.provenance
+        layout.put_text(group, "tap", rows.tap.to_json())
+        layout.put_text(group, "fingerprint", rows.tap.fingerprint)
+        layout.put_text(group, "provenance", rows.provenance)
 
 
 def _taps_in(file: Any, source: Path) -> list[TapRows]:

@@ -32,9 +32,9 @@ class TapRows:
         features = layout.plain(group, "features", "f", 2, source)
         digests = layout.plain(group, "digest", "S", 1, source)
         tap = _described(group, source)
-        if len(features) != len(digests) or tap.fingerprint != group.attrs["fingerprint"]:
+        if len(features) != len(digests) or tap.fingerprint != layout.text_of(group, "fingerprint"):
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
-        return cls(tap, [digest.decode() for digest in digests[()]], features[()], str(group.attrs["provenance"]))
+        return cls(tap, [digest.decode() for digest in digests[()]], features[()], layout.text_of(group, "provenance"))
 
     def renamed(self) -> TapRows:
         """Return the rows under a name that tells them from another tap of the same name."""
@@ -69,9 +69,9 @@ class Cache:
             columns = [_texts(layout.plain(group, name, "S", 1, path)) for name in layout.IMAGE_COLUMNS]
             rows, failures = _images(columns)
             taps = [_described(group, path) for group in tap_groups(file, path)]
-            spec = SplitSpec(**json.loads(group.attrs["split_spec"]))
-            decode = str(group.attrs["decode"])
-            root = Path(os.fsdecode(bytes(group.attrs["root"])))
+            spec = SplitSpec(**json.loads(layout.text_of(group, "split_spec")))
+            decode = layout.text_of(group, "decode")
+            root = Path(layout.text_of(group, "root"))
         return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode)
 
     @property
@@ -154,7 +154,7 @@ def tap_groups(file: Any, path: Path) -> list[Any]:
 
 def _described(group: Any, source: Path) -> Tap:
     try:
-        return Tap.from_json(str(group.attrs["tap"]))
+        return Tap.from_json(layout.text_of(group, "tap"))
     except DataError as error:
         raise NotACache(f"{source}: '{group.name}' is damaged. {error}") from error
 

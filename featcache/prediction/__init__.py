@@ -60,16 +60,17 @@ def predict(
 
 def write_csv(path: Path, predictions: list[Prediction], top: int) -> None:
     """Write path, label and probability (and the next classes), status and reason, one line per image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = ["label", "probability"] + [f"{name}{at}" for at in range(2, top + 1) for name in ("label", "probability")]
-    writer.writerow(["path", *names, "status", "reason"])
+    lines = [["path", *names, "status", "reason"]]
     for one in predictions:
         cells: list[str] = []
         for label, probability in one.top:
             cells += [_cell(label), f"{probability:.6f}"]
         cells += [""] * (2 * top - len(cells))
-        writer.writerow([_cell(one.path), *cells, one.status, _cell(one.reason)])
+        lines.append([_cell(one.path), *cells, one.status, _cell(one.reason)])
+    bare = any("\r" in cell for line in lines for cell in line)  # before Python 3.13 csv does not quote it by itself
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(lines)
     write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 

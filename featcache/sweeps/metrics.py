@@ -43,7 +43,7 @@ def wilson(correct: int, total: int) -> Score:
     share = correct / total
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return Score(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+    return Score(share, min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half))))
 
 
 def log_loss(logits: Floats, truth: Classes) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+
 from featcache.backbones.build import Backbone
 from featcache.spec import BackboneSpec, Preprocess, Tap
 from featcache.sweeps import Chosen, Run

@@ -1,6 +1,9 @@
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
+
 from featcache.assembly.assemble import assemble, backbone_of, head_layers, logits_of
 from featcache.assembly.certificate import certify
 from featcache.backbones.build import all_layers, feature_model
@@ -16,7 +19,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np
 
 def head_of(*sizes):
     rng = np.random.default_rng(2)
-    shapes = list(zip(sizes, sizes[1:], strict=False))
+    shapes = list(pairwise(sizes))
     return DenseHead(tuple(rng.normal(0, 1, s) for s in shapes), tuple(rng.normal(0, 1, s[1]) for s in shapes), "t")
 
 

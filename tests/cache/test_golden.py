@@ -38,10 +38,14 @@ def test_featcache_reads_it(path):
         assert np.array_equal(found, features[[1, 0, 1, 2]])
 
 
+def as_bytes(fact):
+    return fact if isinstance(fact, bytes) else fact.encode()
+
+
 @every_version
 def test_plain_h5py_reads_it(path):
     with h5py.File(path) as file:
-        assert dict(file.attrs) == {"format": "featcache", "format_version": int(path.stem[-1])}
+        assert dict(file.attrs) == {"format": b"featcache", "format_version": int(path.stem[-1])}
         images = file["images"]
         assert [os.fsdecode(name) for name in images["path"]] == [row.path for row in ROWS]
         assert [name.decode() for name in images["label"]] == [row.label for row in ROWS]
@@ -50,14 +54,16 @@ def test_plain_h5py_reads_it(path):
         assert list(images["digest"]) == [row.digest.encode() for row in ROWS]
         assert list(images["status"]) == [b"ok", b"ok", b"ok", b"unknown_format", b"ok"]
         assert images["reason"][3].decode() == FAILURE.reason
-        assert {name: images.attrs[name] for name in images.attrs} == FACTS
+        assert {name: images.attrs[name] for name in images.attrs} == {
+            key: as_bytes(fact) for key, fact in FACTS.items()
+        }
         for tap in (TOP, DEEP):
             group = file["taps"][tap.name]
             assert group["features"].dtype == np.float32
             assert np.array_equal(group["features"][()], FEATURES[tap.name])
             assert list(group["digest"]) == [DIGESTS[at].encode() for at in (1, 0, 3)]
-            assert group.attrs["fingerprint"] == tap.fingerprint
-            assert group.attrs["provenance"] == PROVENANCE
+            assert group.attrs["fingerprint"].decode() == tap.fingerprint
+            assert group.attrs["provenance"].decode() == PROVENANCE
             assert json.loads(group.attrs["tap"])["preprocess"]["size"] == 32
 
 

@@ -156,7 +156,7 @@ def test_a_declared_shape_that_is_not_stored_is_refused_before_it_fills_the_memo
 def test_features_that_are_not_those_described_are_refused(path):
     with h5py.File(path, "r+") as file:
         tap = file["taps"][TOP.name]
-        tap.attrs["tap"] = tap.attrs["tap"].replace('"size":32', '"size":64')
+        tap.attrs["tap"] = np.bytes_(tap.attrs["tap"].replace(b'"size":32', b'"size":64'))
     with pytest.raises(NotACache, match=r"tap '/taps/toy/top' does not match its own description"):
         read_all(path)
 
@@ -170,7 +170,7 @@ def test_a_row_too_few_is_refused(path):
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "null"])
 def test_a_tap_without_a_description_is_refused(path, text):
     with h5py.File(path, "r+") as file:
-        file["taps"][TOP.name].attrs["tap"] = text
+        file["taps"][TOP.name].attrs["tap"] = np.bytes_(text)
     with pytest.raises(NotACache, match=r"cache.h5: '/taps/toy/top' is damaged. Not the description of a tap"):
         Cache.open(path)
 
@@ -178,7 +178,7 @@ def test_a_tap_without_a_description_is_refused(path, text):
 @pytest.mark.parametrize("text", ["", "[]", "{}x", '{"train": 1, "more": 2}'])
 def test_a_split_that_cannot_be_read_is_damage(path, text):
     with h5py.File(path, "r+") as file:
-        file["images"].attrs["split_spec"] = text
+        file["images"].attrs["split_spec"] = np.bytes_(text)
     with pytest.raises(NotACache, match=r"cache.h5 is damaged"):
         Cache.open(path)
 

@@ -112,7 +112,7 @@ def test_a_part_with_a_damaged_description_is_set_aside(tmp_path):
     path = tmp_path / "c.h5"
     part = commit(path, DIGESTS[:3])
     with h5py.File(part, "r+") as file:
-        file["taps/toy/top"].attrs["tap"] = "not JSON"
+        file["taps/toy/top"].attrs["tap"] = np.bytes_("not JSON")
     assert parts.read_rows(path) == {}
     assert part.with_suffix(".damaged").exists()
 

@@ -296,8 +296,8 @@ def test_progress_counts_every_image(photos, out):
 def test_provenance_says_what_computed(photos, out):
     extract(photos, [PIXELS, TOY], out=out)
     with h5py.File(out) as file:
-        assert '"engine":"numpy"' in file["taps"]["pixels:size=8/top"].attrs["provenance"]
-        assert '"engine":"keras ' in file["taps"][f"{TOY}/top"].attrs["provenance"]
+        assert b'"engine":"numpy"' in file["taps"]["pixels:size=8/top"].attrs["provenance"]
+        assert b'"engine":"keras ' in file["taps"][f"{TOY}/top"].attrs["provenance"]
 
 
 @pytest.mark.parametrize("batch", [0, -1])

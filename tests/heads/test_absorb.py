@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,7 @@ heads = st.tuples(st.integers(1, 64), st.lists(st.integers(1, 9), max_size=2), s
 
 def random_head(num_features, hidden, num_classes, rng):
     sizes = [num_features, *hidden, num_classes]
-    kernels = tuple(rng.normal(0, 1, shape) for shape in zip(sizes, sizes[1:], strict=False))
+    kernels = tuple(rng.normal(0, 1, shape) for shape in pairwise(sizes))
     return DenseHead(kernels, tuple(rng.normal(0, 1, size) for size in sizes[1:]), "toy/gap")
 
 

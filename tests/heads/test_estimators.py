@@ -102,5 +102,7 @@ def test_balanced_classes_are_found_by_a_balanced_head():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], [190, 10])
     X = rng.normal(0, 1, (200, 2)) + y[:, None]
-    plain, balanced = (make_pipeline("logreg", {"C": 1.0}, weight).fit(X, y).predict(X) for weight in (None, "balanced"))
+    plain, balanced = (
+        make_pipeline("logreg", {"C": 1.0}, weight).fit(X, y).predict(X) for weight in (None, "balanced")
+    )
     assert plain.sum() < 10 < balanced.sum()

@@ -44,7 +44,7 @@ def test_one_seed_makes_two_fits_equal_and_another_does_not(hidden):
 def test_the_random_numbers_of_the_caller_play_no_part():
     X, y = standardised(2)
     first = DenseSoftmax(epochs=2).fit(X, y)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     again = DenseSoftmax(epochs=2).fit(X, y)
     assert (first.kernels_[0] == again.kernels_[0]).all()
 
@@ -65,7 +65,7 @@ def test_fit_leaves_its_parameters_and_its_data_alone():
     before = head.get_params()
     assert head.fit(X, y) is head
     assert head.get_params() == before
-    assert (X == kept).all()
+    assert (kept == X).all()
 
 
 def test_it_works_inside_a_grid_search():

@@ -103,7 +103,7 @@ class Trap:
 
 def test_an_array_of_objects_is_refused_unread(stored):
     rewritten(stored, lambda arrays: arrays.update(coef=np.array([Trap()], dtype=object)))
-    with pytest.raises(NotARun, match="Cannot read the head.*[Oo]bject array"):
+    with pytest.raises(NotARun, match=r"Cannot read the head.*[Oo]bject array"):
         load(stored)
 
 

@@ -95,6 +95,12 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(grey, form):
     assert corners_of(decode(data, Preprocess(8))) == [(grey,) * 3] * 4
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_dark_sixteen_bit_image_stays_dark(form):
+    data = saved(Image.fromarray(np.full((8, 8), 200, np.uint16)), form)
+    assert corners_of(decode(data, Preprocess(8))) == [(1,) * 3] * 4
+
+
 def test_sixteen_bit_grey_with_a_transparent_value_is_scaled_and_laid_on_white():
     values = np.full((8, 8), 100 * 257, np.uint16)
     values[:, 4:] = 7

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+
 from featcache.cache.reader import Cache
 
 TAP = "glyphnet:weights=none/top"

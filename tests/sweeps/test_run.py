@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from featcache.errors import NotARun, UnknownHead
 from featcache.sweeps import Run, Settings, Trial, open_trial, sweep
 
@@ -94,7 +95,7 @@ def test_the_best_that_can_be_handed_off_may_be_another_than_the_best():
 
 
 def test_a_run_without_a_head_to_hand_off_names_those_that_could():
-    with pytest.raises(UnknownHead, match="no head that can be handed off. Sweep some of: ridge, logreg"):
+    with pytest.raises(UnknownHead, match=r"no head that can be handed off. Sweep some of: ridge, logreg"):
         assert run_of(trial(1, 0.9, 0, handoff=False)).best_handoff
 
 
@@ -103,7 +104,9 @@ def test_an_empty_run_says_so():
         assert run_of().best
 
 
-@pytest.mark.parametrize("options", [{"cv": 3, "seed": 4}, {"shots": 5, "metric": "macro_f1"}, {"class_weight": "balanced"}])
+@pytest.mark.parametrize(
+    "options", [{"cv": 3, "seed": 4}, {"shots": 5, "metric": "macro_f1"}, {"class_weight": "balanced"}]
+)
 def test_run_json_is_all_that_is_needed_to_repeat_it(options, hard, tmp_path):
     first = sweep(hard, "ridge,knn", taps=[TAP], out=tmp_path / "a", **options)
     settings = json.loads((first.path / "run.json").read_text())["settings"]
@@ -148,7 +151,7 @@ def test_a_run_refuses_a_cache_that_lost_its_tap(hard, tmp_path):
 
 def test_a_run_refuses_a_cache_whose_features_were_made_otherwise(copied):
     damage(copied, lambda facts: facts["fingerprints"].update({TAP: "0" * 64}))
-    with pytest.raises(NotARun, match="no longer has. Sweep again"):
+    with pytest.raises(NotARun, match=r"no longer has. Sweep again"):
         Run.open(copied.path).cache()
 
 
@@ -158,7 +161,7 @@ def test_a_run_refuses_a_cache_of_other_classes(hard, tmp_path):
     with h5py.File(cache.path, "r+") as file:
         labels = file["images/label"][()]
         rewrite(file["images"], "label", np.where(labels == b"red", b"rust", labels))
-    with pytest.raises(NotARun, match="was made for other classes than .* has now. Sweep again"):
+    with pytest.raises(NotARun, match=r"was made for other classes than .* has now. Sweep again"):
         run.cache()
 
 

@@ -2,15 +2,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from featcache.errors import ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
-from featcache.heads.estimators import FAMILIES
-from featcache.sweeps import sweep, trials
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
+
+from featcache.errors import ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
+from featcache.heads.estimators import FAMILIES
+from featcache.sweeps import sweep, trials
 
 from .conftest import TAP, edited, rewrite, with_rows
 
@@ -197,7 +198,9 @@ def test_balanced_class_weights_reach_the_heads(hard, tmp_path):
         rewrite(file["images"], "label", np.array(fresh))
 
     rare = edited(hard, tmp_path / "rare.h5", one_rare)
-    plain, balanced = (run_on(rare, tmp_path, "logreg", f"r{weight}", class_weight=weight) for weight in (None, "balanced"))
+    plain, balanced = (
+        run_on(rare, tmp_path, "logreg", f"r{weight}", class_weight=weight) for weight in (None, "balanced")
+    )
     X, _ = rare.arrays("val", TAP)
     blue = [(run[4].estimator.predict(X) == 0).sum() for run in (plain, balanced)]
     assert blue[0] > blue[1]
@@ -278,7 +281,7 @@ def test_features_that_are_not_finite_are_refused_naming_the_image(hard, tmp_pat
 def test_a_run_that_exists_is_not_overwritten(hard, tmp_path):
     first = run_on(hard, tmp_path, "ridge")
     before = (first.path / "run.json").read_bytes()
-    with pytest.raises(UsageError, match="holds a run already. Give another -o"):
+    with pytest.raises(UsageError, match=r"holds a run already. Give another -o"):
         run_on(hard, tmp_path, "ridge")
     assert (first.path / "run.json").read_bytes() == before
 

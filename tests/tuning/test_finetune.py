@@ -5,6 +5,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+
 from featcache.assembly import assembled, load_model
 from featcache.assembly.assemble import backbone_of, head_layers
 from featcache.assembly.certificate import load_pixels
@@ -24,11 +25,7 @@ def weights_of(model):
 
 
 def changed(before, after):
-    return {
-        name
-        for name in before
-        if any((a != b).any() for a, b in zip(before[name], after[name], strict=True))
-    }
+    return {name for name in before if any((a != b).any() for a, b in zip(before[name], after[name], strict=True))}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import keras
 import pytest
+
 from featcache.errors import UnknownBlock, UsageError
 from featcache.tuning.stages import unfreeze
 

@@ -6,6 +6,7 @@ from importlib import import_module
 import keras
 import numpy as np
 import pytest
+
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps.metrics import Score
 from featcache.tuning.data import ImageSet

@@ -1,0 +1,428 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from tiny import TOY, write_images
+
+from featcache import errors
+from featcache.reports.table import printable
+from featcache.spec import Tick
+from featcache_cli.app import EXIT_CODES, app, exit_code_of
+from featcache_cli.output import _PlainLines
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+TAP = "glyphnet:weights=none/top"
+FEATCACHE = [sys.executable, "-c", "from featcache_cli.app import main; main()"]
+
+
+def commands(group=None, path=()):
+    """Yield (name as typed, its help) of every command."""
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command.help
+
+
+COMMANDS = dict(commands())
+every_command = pytest.mark.parametrize("name", COMMANDS)
+
+
+@pytest.fixture
+def run(toy_run, tmp_path):
+    """Return the folder of a run that may be changed."""
+    return shutil.copytree(toy_run.path, tmp_path / "toy.run")
+
+
+@pytest.fixture(scope="module")
+def model(toy_run, tmp_path_factory):
+    from featcache.assembly import handoff
+
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    handoff(toy_run[8], path)
+    return path
+
+
+# Help
+
+
+@every_command
+def test_its_help_ends_in_an_example_of_it(name):
+    last = COMMANDS[name].strip().splitlines()[-1]
+    assert last.startswith(f"Example: featcache {name}")
+
+
+@every_command
+def test_it_stands_in_the_readme(name):
+    assert f"featcache {name}" in README
+
+
+@every_command
+def test_its_help_is_printed_and_says_json(name, cli):
+    done = cli(*name.split(), "--help")
+    assert done.code == 0
+    assert f"Example: featcache {name}" in " ".join(done.out.split())
+    assert "--json" in done.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["backbones"], ["cache"]])
+def test_without_a_command_the_help_page_is_shown_as_a_page(arguments, cli):
+    done = cli(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert len(done.err.splitlines()) > 5
+
+
+def test_the_version_is_printed(cli):
+    done = cli("--version")
+    assert done == (0, "featcache 0.1.0\n", "")
+
+
+# What each command prints as JSON
+
+
+def document(done, keys):
+    assert done.code == 0, done.err
+    facts = json.loads(done.out, parse_constant=pytest.fail)
+    assert keys <= facts.keys()
+    return facts
+
+
+def test_json_of_scan(cli, photos):
+    facts = document(cli("scan", photos, "--json"), {"images", "classes", "splits", "unreadable", "duplicates"})
+    assert facts["images"] == 36
+    assert facts["classes"] == {"blue": 12, "green": 12, "red": 12}
+
+
+def test_json_of_extract(cli, photos, tmp_path):
+    keys = {"cache", "images", "hits", "computed", "failed", "taps", "seconds", "images_per_s"}
+    facts = document(cli("extract", photos, "-o", tmp_path / "c.h5", "-b", "pixels:size=8", "--json"), keys)
+    assert (facts["hits"], facts["computed"], facts["failed"]) == (0, 36, [])
+    assert facts["taps"] == [{"tap": "pixels:size=8/top", "width": 192, "precision": "float32", "engine": "numpy"}]
+    again = document(cli("extract", photos, "-o", tmp_path / "c.h5", "-b", "pixels:size=8", "--json"), keys)
+    assert (again["hits"], again["computed"]) == (36, 0)
+
+
+def test_json_of_sweep(cli, toy, tmp_path):
+    done = cli("sweep", toy.path, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--json")
+    facts = document(done, {"run", "trials", "failed", "seconds", "best"})
+    assert {"trial", "tap", "head", "metric", "score", "interval"} <= facts["best"].keys()
+    assert (facts["trials"], facts["failed"], len(facts["best"]["interval"])) == (5, 0, 2)
+
+
+def test_json_of_show(cli, run):
+    keys = {"trial", "tap", "head", "score", "interval", "fit_s", "handoff"}
+    facts = document(cli("show", run, "--json"), {"trials"})
+    assert len(facts["trials"]) == 21
+    assert all(keys <= trial.keys() for trial in facts["trials"])
+    assert document(cli("show", f"{run}@18", "--json"), keys)["head"] == "knn"
+
+
+def test_json_of_handoff(cli, run, tmp_path):
+    facts = document(cli("handoff", f"{run}@8", "-o", tmp_path / "m.keras", "--json"), {"model", "parity", "agreement"})
+    assert max(facts["parity"]["inference"], facts["parity"]["training"]) <= 1e-3
+    assert Path(facts["model"]).exists()
+
+
+def test_json_of_finetune(cli, run, tmp_path):
+    keys = {"model", "start", "best", "epochs", "seconds_per_epoch", "parity"}
+    options = ["-o", tmp_path / "t.keras", "--unfreeze", "none", "--epochs", "1", "--json"]
+    facts = document(cli("finetune", f"{run}@8", *options), keys)
+    assert facts["best"]["val"] >= facts["start"]["val"]
+    assert {"inference", "training"} == facts["parity"].keys()
+    assert facts["epochs"] == 1
+
+
+def test_json_of_predict(cli, model, photos, tmp_path):
+    (photos / "bad.jpg").write_text("no image")
+    done = cli("predict", model, photos, "--csv", tmp_path / "p.csv", "--top", "2", "--json")
+    facts = document(done, {"rows", "failed", "csv"})
+    assert facts["rows"] == 37
+    assert [one["path"] for one in facts["failed"]] == ["bad.jpg"]
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 38
+
+
+def test_json_of_report(cli, run):
+    facts = document(cli("report", run, "--json"), {"html", "final", "test"})
+    assert (facts["final"], facts["test"]) == (False, None)
+    facts = document(cli("report", run, "--final", "--json"), {"html", "final", "test"})
+    assert {"metric", "score", "interval"} <= facts["test"].keys()
+    assert facts["tests"] == [facts["test"]]
+    assert len(json.loads((run / "run.json").read_text())["test_opened"]) == 1
+
+
+def test_json_of_cache_info_and_backbones(cli, toy):
+    facts = document(cli("cache", "info", toy.path, "--json"), {"cache", "images", "splits", "taps", "failed"})
+    assert {tap["name"] for tap in facts["taps"]} == set(toy.taps)
+    assert len(document(cli("backbones", "list", "--json"), {"backbones"})["backbones"]) == 42
+    assert document(cli("backbones", "show", "resnet50", "--json"), {"name", "size", "weights"})["size"] == 224
+
+
+@pytest.mark.slow
+def test_json_of_quickstart(cli, tmp_path):
+    photos = write_images(tmp_path / "photos", per_class=12)
+    done = cli("quickstart", photos, "-o", tmp_path / "out", "-b", TOY, "--split", "60/20/20", "--json", "--quiet")
+    facts = document(done, {"extract", "sweep", "handoff", "finetune", "table"})
+    keys = {"name", "train_images", "test_score", "interval", "seconds"}
+    assert all(keys <= line.keys() for line in facts["table"])
+
+
+# What each command prints as text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "RUN"], "trials tie at 1.0000"),
+        (["show", "RUN@best"], "ridge"),
+        (["report", "RUN"], "The test split was not read."),
+        (["report", "RUN", "--final"], "on the test split"),
+        (["cache", "info", "CACHE"], "90 images of"),
+        (["backbones", "list"], "mobilenet_v2"),
+        (["backbones", "show", "glyphnet"], "present      True"),
+    ],
+)
+def test_text(arguments, said, cli, run, toy):
+    done = cli(*(one.replace("RUN", str(run)).replace("CACHE", str(toy.path)) for one in arguments))
+    assert (done.code, done.err) == (0, "")
+    assert said in done.out
+
+
+def test_the_next_command_is_named(cli, photos, tmp_path):
+    cache = tmp_path / "c.h5"
+    assert f"Next: featcache sweep {cache}" in cli("extract", photos, "-o", cache, "-b", "pixels:size=8").out
+    assert "Next: featcache handoff" in cli("sweep", cache, "--heads", "ridge").out
+
+
+def test_settings_come_from_a_file_and_flags_win(cli, toy, tmp_path):
+    config = tmp_path / "sweep.toml"
+    config.write_text(f'cache = "{toy.path}"\nheads = ["ridge"]\ntaps = ["{TAP}"]\nseed = 3\nmetric = "macro_f1"\n')
+    done = cli("sweep", "--config", config, "-o", tmp_path / "a", "--metric", "accuracy", "--json")
+    assert done.code == 0, done.err
+    settings = json.loads((tmp_path / "a" / "run.json").read_text())["settings"]
+    assert (settings["seed"], settings["metric"], settings["heads"]) == (3, "accuracy", ["ridge"])
+    assert cli("sweep", "--config", tmp_path / "a" / "run.json", "-o", tmp_path / "b").code == 0
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["settings"] == settings
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_near_names(cli, tmp_path):
+    (tmp_path / "s.toml").write_text("hedas = 3")
+    done = cli("sweep", "c.h5", "--config", tmp_path / "s.toml")
+    assert done.code == 2
+    assert "sets 'hedas'" in done.err
+    assert "did you mean heads" in done.err
+
+
+# Exit codes
+
+
+def refused(done, code, *said):
+    """Check that it was refused with this code in one line that says so, and nothing on stdout."""
+    assert done.code == code, done
+    assert done.out == ""
+    assert done.err.startswith("featcache: ")
+    assert len(done.err.splitlines()) == 1
+    for words in said:
+        assert words in done.err
+
+
+def test_a_missing_folder(cli, tmp_path):
+    for command in (
+        ["scan"],
+        ["extract", "-o", tmp_path / "c.h5", "-b", "pixels"],
+        ["quickstart", "-o", tmp_path / "q"],
+    ):
+        refused(cli(command[0], tmp_path / "nowhere", *command[1:]), 4, "nowhere does not exist")
+
+
+def test_an_empty_folder(cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(cli("scan", tmp_path / "empty"), 4, "No images in", "empty")
+
+
+def test_one_class_only(cli, photos):
+    for label in ("blue", "green"):
+        shutil.rmtree(photos / label)
+    refused(cli("scan", photos), 4, "one class only, 'red'")
+
+
+def test_a_class_with_one_image(cli, photos):
+    for path in sorted((photos / "red").iterdir())[1:]:
+        path.unlink()
+    refused(cli("scan", photos), 4, "Class 'red'", "has one image")
+
+
+def test_bad_images_are_skipped_named_and_counted(cli, photos, tmp_path):
+    (photos / "red" / "text.jpg").write_text("no image")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(photos / "red/cut.jpg")
+    (photos / "red" / "cut.jpg").write_bytes((photos / "red" / "cut.jpg").read_bytes()[:900])
+    arguments = ["extract", photos, "-o", tmp_path / "c.h5", "-b", "pixels:size=8"]
+    done = cli(*arguments)
+    assert done.code == 0
+    assert "skipped red/text.jpg: unknown_format" in done.err
+    assert "skipped red/cut.jpg: truncated" in done.err
+    assert "38 images: 0 cached, 36 computed, 2 skipped" in done.out
+    facts = json.loads(cli("scan", photos, "--json").out)
+    assert {one["path"] for one in facts["unreadable"]} == {"red/text.jpg", "red/cut.jpg"}
+    refused(cli(*arguments, "--strict"), 4, "2 of 38 images cannot be used")
+
+
+def test_a_cache_of_another_version(cli, toy, tmp_path):
+    shutil.copy(toy.path, tmp_path / "c.h5")
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        file.attrs["format_version"] = 99
+    refused(cli("sweep", tmp_path / "c.h5"), 4, "cache format 99", "Upgrade featcache")
+
+
+def test_a_cache_that_is_no_hdf5(cli, tmp_path):
+    (tmp_path / "c.h5").write_text("no cache")
+    refused(cli("cache", "info", tmp_path / "c.h5"), 4, "is not an HDF5 file")
+
+
+def test_an_unknown_backbone(cli, photos, tmp_path):
+    refused(cli("extract", photos, "-o", tmp_path / "c.h5", "-b", "mobilnet_v2"), 2, "mobilenet_v2")
+    refused(cli("backbones", "show", "resnet5"), 2, "resnet50")
+
+
+def test_weights_that_do_not_fit(cli, photos, tmp_path):
+    np.savez(tmp_path / "w.npz", stem=np.zeros(3))
+    done = cli("extract", photos, "-o", tmp_path / "c.h5", "-b", "glyphnet", "--weights", tmp_path / "w.npz")
+    refused(done, 4, "w.npz do not fit backbone 'glyphnet'")
+
+
+def test_a_failed_gate(cli, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("featcache.heads.absorb"), "absorb_scaler", lambda head, mean, scale: head)
+    for command in ("handoff", "finetune"):
+        refused(cli(command, f"{run}@8", "-o", tmp_path / "m.keras"), 3, "Parity failed for", "toy.run@8")
+    assert not (tmp_path / "m.keras").exists()
+
+
+def test_usage(cli, run, tmp_path):
+    refused(cli("sweeep"), 2, "No such command 'sweeep'")
+    refused(cli("sweep", "c.h5", "--cv", "x"), 2, "--cv", "See: featcache sweep --help")
+    refused(cli("sweep"), 2, "Name a cache")
+    refused(cli("show", f"{run}@99"), 2, "got '99'")
+    refused(cli("handoff", f"{run}@18", "-o", tmp_path / "m.keras"), 2, "knn", "no exact form")
+
+
+def test_a_fault_of_ours_is_a_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["featcache", "scan", "x"])
+    monkeypatch.setattr("featcache.images.manifest.scan", lambda *a, **k: 1 / 0)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        import_module("featcache_cli.app").main()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_every_kind_of_error_has_its_exit_code():
+    kinds = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FeatcacheError)]
+    assert len(kinds) > 15
+    assert sorted(set(EXIT_CODES.values())) == [2, 3, 4, 5]
+    assert {kind.__name__ for kind in kinds if exit_code_of(kind("")) == 1} == {"FeatcacheError"}
+
+
+# In a process of its own
+
+
+def light(*arguments):
+    """Run a command and return which heavy modules it has imported."""
+    code = (
+        "import atexit, sys; sys.argv = ['featcache', *sys.argv[1:]]; from featcache_cli.app import main\n"
+        "heavy = ('tensorflow', 'keras')\n"
+        "atexit.register(lambda: print('imported', [one for one in heavy if one in sys.modules], file=sys.stderr))\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["scan", "PHOTOS"],
+        ["cache", "info", "CACHE"],
+        ["sweep", "CACHE", "-o", "NEW", "--heads", "ridge,logreg,svm,knn"],
+        ["show", "RUN"],
+        ["report", "RUN"],
+        ["backbones", "list"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_needs_no_network_does_not_wait_for_tensorflow(arguments, photos, toy, toy_run, tmp_path):
+    places = {"PHOTOS": photos, "CACHE": toy.path, "RUN": toy_run.path, "NEW": tmp_path / "new"}
+    assert light(*(places.get(one, one) for one in arguments)) == "imported []"
+
+
+def test_no_network_names_the_file_and_where_to_put_it(photos, tmp_path):
+    nothing = "http://127.0.0.1:9"
+    env = os.environ | {"KERAS_HOME": str(tmp_path / "keras"), "https_proxy": nothing, "HTTPS_PROXY": nothing}
+    arguments = ["extract", photos, "-o", tmp_path / "c.h5", "-b", "mobilenet_v2:alpha=0.35:size=96"]
+    done = subprocess.run([*FEATCACHE, *map(str, arguments)], capture_output=True, text=True, env=env)
+    assert done.returncode == 5, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("featcache: No network")
+    assert f"put mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5 into {tmp_path / 'keras'}" in last
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(number, photos, tmp_path):
+    code = (
+        "import sys, time; from featcache.extraction.engines import PixelEngine\n"
+        "keep = PixelEngine.forward\n"
+        "def forward(self, batch):\n"
+        "    print('batch', flush=True); time.sleep(0.3); return keep(self, batch)\n"
+        "PixelEngine.forward = forward\n"
+        "from featcache_cli.app import main; main()"
+    )
+    arguments = ["extract", str(photos), "-o", str(tmp_path / "c.h5"), "-b", "pixels:size=8", "--batch", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(3):
+        assert process.stdout.readline() == "batch\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.strip() == "featcache: Stopped. What was done is kept; the same command goes on from here."
+    done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
+    facts = json.loads(done.stdout)
+    assert facts["images"] == 36
+    assert facts["hits"] >= 4
+    assert facts["hits"] + facts["computed"] == 36
+
+
+@pytest.mark.parametrize("arguments", [["backbones", "list"], ["backbones", "list", "--json"], ["--help"]])
+def test_a_reader_that_leaves_is_no_fault(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*FEATCACHE, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Progress
+
+
+def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys, monkeypatch):
+    now = iter([0.0, 1.0, 11.0, 12.0, 25.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    draw = _PlainLines()
+    for done in (1, 2, 3, 4):
+        draw(Tick("extract", done, 10, "0 cached"))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in said] == ["extract: 2/10", "extract: 4/10"]
+    assert all(line == printable(line) for line in said)

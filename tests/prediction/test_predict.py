@@ -1,0 +1,136 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import COLOURS, write_images
+
+from featcache.assembly import handoff
+from featcache.errors import NoImages, NotAModel, UsageError
+from featcache.prediction import Prediction, predict, write_csv
+
+
+@pytest.fixture(scope="module")
+def model(toy_run, tmp_path_factory):
+    """Return the file of a model that knows blue, green and red."""
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    handoff(next(toy_run[trial.trial] for trial in toy_run.trials if trial.params == {"C": 1.0}), path)
+    return path
+
+
+def image(path, colour, size=(20, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_images_get_the_class_they_show_in_the_order_of_their_paths(model, tmp_path):
+    write_images(tmp_path, per_class=20, seed=9)
+    found = list(predict(model, tmp_path))
+    assert [one.path for one in found] == sorted(f"{name}/{at:03d}.png" for name in COLOURS for at in range(20))
+    hits = [one.top[0][0] == one.path.split("/")[0] for one in found]
+    assert np.mean(hits) > 0.9
+    assert all(one.status == "ok" and one.reason == "" and len(one.top) == 1 for one in found)
+
+
+def test_top_classes_come_from_most_to_least_probable_and_add_up(model, photos):
+    for one in predict(model, photos, top=3):
+        shares = [share for _, share in one.top]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert {label for label, _ in one.top} == set(COLOURS)
+
+
+def test_an_image_is_judged_the_same_alone_and_among_others(model, photos):
+    among = {one.path: one.top for one in predict(model, photos, top=3)}
+    for path in ("blue/000.png", "red/011.png"):
+        [alone] = predict(model, photos / path, top=3)
+        assert alone.path == path.split("/")[1]
+        assert [share for _, share in alone.top] == pytest.approx([share for _, share in among[path]], abs=1e-5)
+
+
+def test_a_bad_file_is_a_row_with_its_reason_and_the_others_go_on(model, tmp_path):
+    image(tmp_path / "a.png", COLOURS["red"])
+    (tmp_path / "b.jpg").write_text("no image")
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    (tmp_path / "c.jpg").write_bytes(buffer.getvalue()[:900])
+    (tmp_path / "d.png").write_bytes(b"")
+    image(tmp_path / "e.png", COLOURS["blue"])
+    found = list(predict(model, tmp_path))
+    assert [one.path for one in found] == ["a.png", "b.jpg", "c.jpg", "d.png", "e.png"]
+    assert [one.status for one in found] == ["ok", "unknown_format", "truncated", "empty", "ok"]
+    assert [bool(one.reason) for one in found] == [False, True, True, True, False]
+    assert [len(one.top) for one in found] == [1, 0, 0, 0, 1]
+
+
+def test_a_folder_of_bad_files_alone_gives_rows_too(model, tmp_path):
+    (tmp_path / "b.jpg").write_text("no image")
+    assert [one.status for one in predict(model, tmp_path)] == ["unknown_format"]
+
+
+def test_nested_folders_and_images_beside_them_are_all_found(model, tmp_path):
+    for path in ("z.png", "a/one.png", "a/b/two.png", "train/x/three.png"):
+        image(tmp_path / path, (9, 9, 9))
+    assert [one.path for one in predict(model, tmp_path)] == ["a/b/two.png", "a/one.png", "train/x/three.png", "z.png"]
+
+
+def test_images_of_every_size_go_through(model, tmp_path):
+    for at, size in enumerate([(1, 1), (3, 200), (64, 64)]):
+        image(tmp_path / f"{at}.png", COLOURS["green"], size)
+    assert [one.status for one in predict(model, tmp_path)] == ["ok"] * 3
+
+
+@pytest.mark.parametrize("top", [0, -1, 4])
+def test_more_classes_than_there_are_are_refused(top, model, photos):
+    with pytest.raises(UsageError, match=rf"--top takes 1 to 3 for this model; got {top}"):
+        next(predict(model, photos, top=top))
+
+
+def test_a_missing_folder_is_named(model, tmp_path):
+    with pytest.raises(NoImages, match=r"nowhere does not exist"):
+        next(predict(model, tmp_path / "nowhere"))
+
+
+def test_what_is_no_model_of_featcache_is_refused(photos, tmp_path):
+    (tmp_path / "m.keras").write_text("no model")
+    with pytest.raises(NotAModel, match=r"m\.keras is no model of featcache"):
+        next(predict(tmp_path / "m.keras", photos))
+
+
+def test_progress_counts_all_images(model, photos):
+    ticks = []
+    list(predict(model, photos, progress=ticks.append))
+    assert [(tick.done, tick.total) for tick in ticks] == [(32, 36), (36, 36)]
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))
+
+
+def test_the_csv_has_a_column_for_each_class_asked_for(tmp_path):
+    found = [
+        Prediction("a.png", (("red", 0.75), ("blue", 0.25))),
+        Prediction("b.jpg", (), "truncated", "the file ends early"),
+    ]
+    write_csv(tmp_path / "p.csv", found, top=2)
+    assert rows_of(tmp_path / "p.csv") == [
+        ["path", "label", "probability", "label2", "probability2", "status", "reason"],
+        ["a.png", "red", "0.750000", "blue", "0.250000", "ok", ""],
+        ["b.jpg", "", "", "", "", "truncated", "the file ends early"],
+    ]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_spreadsheet_runs_no_cell_as_a_formula(start, tmp_path):
+    evil = f"{start}HYPERLINK(1)"
+    write_csv(tmp_path / "p.csv", [Prediction(evil, ((evil, 1.0),), "ok", evil)], top=1)
+    assert rows_of(tmp_path / "p.csv")[1] == [f"'{evil}", f"'{evil}", "1.000000", "ok", f"'{evil}"]
+
+
+def test_any_name_of_a_file_survives_the_csv(tmp_path):
+    names = ['comma, "quote"', "line\nbreak", "café", "\udce9.png"]
+    write_csv(tmp_path / "p.csv", [Prediction(name, (("a", 1.0),)) for name in names], top=1)
+    assert [row[0] for row in rows_of(tmp_path / "p.csv")[1:]] == names

@@ -1,0 +1,97 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.reports.table import printable, settings_of, table, text_report, trials_table
+from featcache.sweeps import Run, Settings, Trial
+from featcache.sweeps.metrics import Score
+
+
+def trial(number, score=0.9, **facts):
+    start = Trial(
+        number, "t/top", 4, "logreg", {"C": 0.01}, "ok", score, (score - 0.1, score), 0.1, True, True, 1.0, number
+    )
+    return replace(start, **facts)
+
+
+def run_of(*trials, **facts):
+    settings = Settings("c.h5", ("logreg",), ("t/top",), cv=facts.pop("cv", None))
+    return Run(Path("RUN"), settings, ("a", "b"), {}, 40, 10, trials, 0.1, **facts)
+
+
+def test_columns_are_aligned_and_numbers_stand_to_the_right():
+    assert table(["name", "n"], [["a", 1], ["long", 1000]]).splitlines() == [
+        "name     n",
+        "----  ----",
+        "a        1",
+        "long  1000",
+    ]
+
+
+def test_a_table_without_rows_is_its_header():
+    assert table(["a", "bb"], []).splitlines() == ["a  bb", "-  --"]
+
+
+@given(st.text())
+def test_nothing_that_a_terminal_would_obey_is_printed(text):
+    assert printable(text).isprintable()
+    assert printable(printable(text)) == printable(text)
+
+
+def test_a_label_with_control_characters_is_shown_escaped():
+    shown = table(["class"], [["\x1b[2Jred\n"]])
+    assert r"\x1b[2Jred\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_trials_come_best_first_with_their_settings():
+    lines = trials_table(
+        run_of(trial(1, 0.8), trial(2, 0.95), trial(3, 0.85, head="ridge", params={"alpha": 1e4}))
+    ).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["2", "3", "1"]
+    assert "C=0.01" in lines[2]
+    assert "0.950 [0.850, 0.950]" in lines[2]
+    assert "alpha=10000" in lines[3]
+
+
+def test_a_limit_shows_the_best_only():
+    assert "\n1 " not in trials_table(run_of(trial(1, 0.5), trial(2, 0.95)), limit=1)
+
+
+def test_ties_are_called_ties():
+    assert "2 trials tie at 0.9000" in trials_table(run_of(trial(1), trial(2), trial(3, 0.2)))
+    assert "tie at" not in trials_table(run_of(trial(1), trial(2, 0.8)))
+
+
+def test_trials_within_the_interval_of_the_best_are_counted():
+    assert "1 of 2 other trials lie within" in trials_table(run_of(trial(1, 0.9), trial(2, 0.85), trial(3, 0.2)))
+
+
+def test_failures_and_what_did_not_converge_are_named():
+    shown = trials_table(run_of(trial(1), trial(2, status="ValueError: planted"), trial(3, converged=False)))
+    assert "Trial 2 (logreg) failed: ValueError: planted" in shown
+    assert "1 of 3 did not converge: 3." in shown
+
+
+def test_the_width_of_a_hidden_layer_is_in_the_name_of_the_head():
+    assert settings_of(trial(1, head="mlp:8", params={"hidden": 8, "learning_rate": 0.001})) == "learning_rate=0.001"
+
+
+@pytest.mark.parametrize(("cv", "how"), [(None, "the validation split"), (5, "5-fold cross-validation within train")])
+def test_a_report_says_on_what_was_chosen(cv, how):
+    assert f"chosen on 10 images by {how}" in text_report(run_of(trial(1), cv=cv))
+
+
+def test_a_report_says_that_test_was_not_read():
+    assert "The test split was not read." in text_report(run_of(trial(1)))
+
+
+def test_a_report_counts_the_looks_at_test():
+    final = {"head": Score(0.9, 0.8, 0.95)}
+    once, twice = (text_report(run_of(trial(1), test_opened=({},) * looks), final) for looks in (1, 2))
+    assert "0.900 [0.800, 0.950]" in once
+    assert "was opened" not in once
+    assert "The test split was opened 2 times" in twice
