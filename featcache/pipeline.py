@@ -112,6 +112,7 @@ def quickstart(
     taps, extracted = _extract(manifest, backbone or plan.backbone, plan, folder / "features.h5", progress)
     halves = [_half(taps, plan, shots, folder, seed, progress) for shots in _shots(taps.cache)]
     first = halves[0]
+    (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
     return Quickstart(
         folder=folder,
         images=manifest,
@@ -164,9 +165,11 @@ def _half(taps: _Taps, plan: Plan, shots: int | None, folder: Path, seed: int, p
         "features": swept("features", heads),
     }
     head = runs["features"].best_handoff
+    model = folder / ("model.keras" if shots is None else f"model-{label}.keras")
+    model.unlink(missing_ok=True)
     tuned = finetune(
         head,
-        folder / ("model.keras" if shots is None else f"model-{label}.keras"),
+        model,
         unfreeze=plan.unfreeze,
         epochs=plan.epochs,
         batch=plan.batch,

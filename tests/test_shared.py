@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from featcache.extraction import extract
 from featcache.reports.final import head_score
 from featcache.sweeps import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,7 @@ def exit_code_of(error: FeatcacheError) -> int:
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with four lines on stderr
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False)
@@ -75,7 +77,7 @@ def main() -> None:
             raise
         _leave_usage(error)
     if code == STOPPED:  # so Typer answers Ctrl-C
-        _leave("Stopped. What was done is kept; the same command goes on from here.", STOPPED)
+        _leave("Stopped. Features that were computed are kept; run the same command again to go on.", STOPPED)
     raise SystemExit(code or 0)
 
 
@@ -88,7 +90,8 @@ def _leave_usage(error: Any) -> NoReturn:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the page of help
         sys.stderr.write(f"{message}\n")
         raise SystemExit(2)
-    _leave(f"{message} See: featcache {' '.join(sys.argv[1:2])} --help", 2)
+    command = getattr(getattr(error, "ctx", None), "command_path", "featcache")
+    _leave(f"{message} See: {command} --help", 2)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -35,21 +35,29 @@ def list_command(json: Json = False) -> None:
 
 
 @app.command("show")
-def show_command(name: Annotated[str, typer.Argument(help="Name of a backbone.")], json: Json = False) -> None:
+def show_command(
+    name: Annotated[str, typer.Argument(help="A backbone, such as mobilenet_v2:alpha=0.35")], json: Json = False
+) -> None:
     """Show one backbone, and whether its ImageNet weights are on this machine.
 
     Example: featcache backbones show mobilenet_v2
     """
-    from featcache.backbones.parse import default_weights
+    from featcache.backbones.parse import requests
     from featcache.backbones.registry import get
     from featcache.backbones.weights import file_of
-    from featcache.spec import BackboneSpec
 
-    entry = get(name)
-    file = file_of(BackboneSpec(entry.name, weights=default_weights(entry)), entry.size)
+    [asked] = requests([name])
+    entry, file = get(asked.spec.name), file_of(asked.spec, asked.preprocess.size)
     facts = {
         **asdict(entry),
+        "size": asked.preprocess.size,
         "weights": None if file is None else str(file),
         "present": file is not None and file.exists(),
     }
-    emit(json, facts, lambda: "\n".join(f"{key:12} {value}" for key, value in facts.items()))
+    emit(json, facts, lambda: "\n".join(f"{key:12} {_plain(value)}" for key, value in facts.items()))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value or "-")

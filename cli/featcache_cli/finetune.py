@@ -92,5 +92,5 @@ def text(tuned: Tuned) -> str:
         )
         for one in tuned.history
     ]
-    start = "Epoch 0 is the head as it was handed over."
+    start = "Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss."
     return "\n".join([table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows), start])

@@ -88,6 +88,7 @@ class _PlainLines:
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
         self._said = time.perf_counter()
+        self._shown: set[str] = set()
 
     def __call__(self, tick: Tick) -> None:
         now = time.perf_counter()
@@ -95,11 +96,14 @@ class _PlainLines:
             say(tick.note)
             return
         began = self._began.setdefault(tick.step, now)
-        if tick.done >= tick.total:
+        ended = tick.done >= tick.total
+        if ended:
             self._began.pop(tick.step)
-        if now - self._said < PLAIN_EVERY_S or now - began < SHOW_AFTER_S:
+        shown = tick.step in self._shown
+        if now - began < SHOW_AFTER_S or (now - self._said < PLAIN_EVERY_S and not (ended and shown)):
             return
         self._said = now
+        self._shown.add(tick.step)
         rate = tick.done / (now - began)
         left = (tick.total - tick.done) / rate if rate else 0.0
         note = f", {tick.note}" if tick.note else ""

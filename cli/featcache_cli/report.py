@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featcache_cli import show
 from featcache_cli.handoff import Moved
 from featcache_cli.output import Json, emit
 
@@ -41,6 +42,7 @@ def command(
         "run": str(run),
         "html": None,
         "final": final,
+        **show.document(opened),
         "test": judged[0] if judged else None,  # of the best head
         "tests": judged,  # and of the fine-tuned model
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featcache_cli.output import Json, emit
+
+if TYPE_CHECKING:
+    from featcache.sweeps import Run, Trial
 
 
 def command(run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")], json: Json = False) -> None:
@@ -15,27 +18,34 @@ def command(run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")],
     Example: featcache show photos.run@best
     """
     from featcache.reports.table import trials_table
-    from featcache.sweeps import Run, Trial, open_trial
-
-    def document(trial: Trial) -> dict[str, Any]:
-        return {
-            "trial": trial.trial,
-            "tap": trial.tap,
-            "width": trial.width,
-            "head": trial.head,
-            "params": trial.params,
-            "status": trial.status,
-            "score": trial.score,
-            "interval": list(trial.interval),
-            "fit_s": trial.fit_s,
-            "handoff": trial.handoff,
-            "converged": trial.converged,
-        }
+    from featcache.sweeps import Run, open_trial
 
     if "@" in run:
-        facts = document(open_trial(run).trial)
+        facts = of_trial(open_trial(run).trial)
         emit(json, facts, lambda: "\n".join(f"{key:10} {value}" for key, value in facts.items()))
     else:
         opened = Run.open(run)
-        trials = opened.ranked + [trial for trial in opened.trials if trial.status != "ok"]
-        emit(json, {"trials": [document(trial) for trial in trials]}, lambda: trials_table(opened))
+        emit(json, document(opened), lambda: trials_table(opened))
+
+
+def document(run: Run) -> dict[str, Any]:
+    """Return the trials of a run, best first, as they stand in JSON."""
+    failed = [trial for trial in run.trials if trial.status != "ok"]
+    return {"trials": [of_trial(trial) for trial in [*run.ranked, *failed]]}
+
+
+def of_trial(trial: Trial) -> dict[str, Any]:
+    """Return one trial as it stands in JSON."""
+    return {
+        "trial": trial.trial,
+        "tap": trial.tap,
+        "width": trial.width,
+        "head": trial.head,
+        "params": trial.params,
+        "status": trial.status,
+        "score": trial.score,
+        "interval": list(trial.interval),
+        "fit_s": trial.fit_s,
+        "handoff": trial.handoff,
+        "converged": trial.converged,
+    }

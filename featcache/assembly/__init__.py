@@ -8,7 +8,7 @@ from typing import Any
 
 from featcache.assembly.assemble import assemble
 from featcache.assembly.certificate import Certificate, certify, evidence, require
-from featcache.assembly.modelfile import load_model, save_model
+from featcache.assembly.modelfile import check_free, load_model, save_model
 from featcache.backbones.build import build
 from featcache.errors import UsageError, WeightsMismatch
 from featcache.heads.absorb import dense_head
@@ -22,10 +22,12 @@ def handoff(chosen: Chosen, out: str | Path | None = None, *, images: str | Path
 
     The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities; it has the
     attributes `certificate` and `class_names`. images: where the images lie now, if they have moved.
-    Raises UsageError if the head has no exact form in Keras, WeightsMismatch if the backbone's weights are not
-    those the features were made with, ParityFailed if the logits differ by more than 1e-3.
+    Raises UsageError if the head has no exact form in Keras or something else lies at `out`, WeightsMismatch if the
+    backbone's weights are not those the features were made with, ParityFailed if the logits differ by more than 1e-3.
     """
     require_handoff(chosen)
+    if out is not None:
+        check_free(Path(out), chosen.run.path.name, chosen.trial.trial)
     pixels, cached = evidence(chosen, image_root(chosen, images))
     model = assembled(chosen)
     model.certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
@@ -68,7 +70,7 @@ def facts_of(chosen: Chosen, certificate: Certificate) -> dict[str, Any]:
     return {
         "classes": list(chosen.run.classes),
         "tap": chosen.tap.to_json(),
-        "run": str(chosen.run.path),
+        "run": chosen.run.path.name,
         "trial": chosen.trial.trial,
         "head": chosen.trial.head,
         "certificate": asdict(certificate),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backend import start_keras
-from featcache.errors import NotAModel
+from featcache.errors import NotAModel, UsageError
 from featcache.files import write_whole
 
 MEMBER = "featcache.json"
@@ -27,6 +27,20 @@ def save_model(model: Any, path: Path, facts: dict[str, Any]) -> None:
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(MEMBER, json.dumps(facts, indent=2))
         write_whole(path, file.read_bytes())
+
+
+def check_free(path: Path, run: str, trial: int) -> None:
+    """Raise UsageError unless a model of this trial may be written there: the name fits, and nothing else is lost."""
+    if path.suffix != ".keras":
+        raise UsageError(f"-o takes a file name that ends in .keras, as Keras wants it; got {path}")
+    if not path.exists():
+        return
+    try:
+        facts = read_facts(path)
+    except NotAModel:
+        facts = {}
+    if (facts.get("run"), facts.get("trial")) != (run, trial):
+        raise UsageError(f"{path} is something else already. Give another -o, or move it away")
 
 
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling) -> Backbone:
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
-    with redirect_stdout(sys.stderr), _seeded(spec.seed):  # Keras reports its downloads on stdout
+    with redirect_stdout(sys.stderr), _seeded(spec.seed), warnings.catch_warnings():  # downloads report on stdout
+        warnings.simplefilter("ignore", UserWarning)  # that the weights were trained at another size
         network = _construct(entry, spec, size, pooling)
     network.trainable = False
     return Backbone(spec, network, _digest(network))

@@ -74,6 +74,7 @@ def source(spec: BackboneSpec, size: int) -> str | None:
 def missing(spec: BackboneSpec, file: Path | None) -> str:
     """Return the line for a user without network: which file to put where."""
     where = f"put {file.name} into {file.parent}" if file else f"put its weights file into {keras_home() / 'models'}"
+    where += f" (KERAS_HOME is {os.environ.get('KERAS_HOME', 'not set')})"
     return (
         f"No network, and the ImageNet weights of '{spec.name}' are not on this machine. On one with network run "
         f"the same command once, then {where}; or use -b glyphnet (needs no download) or --weights none (random)"

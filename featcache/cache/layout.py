@@ -32,6 +32,7 @@ from featcache.files import write_whole
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
+PARTS_SUFFIX = ".parts"
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
 MAX_DECLARED_RATIO = 1000  # an honest file stores its arrays; one that declares a thousand times its size is a bomb
 
@@ -40,10 +41,12 @@ MAX_DECLARED_RATIO = 1000  # an honest file stores its arrays; one that declares
 def reading(path: Path) -> Iterator[h5py.File]:
     """Open a cache or a part for reading. Raises NotACache or CacheVersion, naming the file."""
     if not path.is_file():
-        raise NotACache(f"No cache at {path}. Make one: featcache extract IMAGES -o {path}")
+        begun = path.with_name(path.name + PARTS_SUFFIX).is_dir()
+        how = "An extraction was begun; finish it" if begun else "Make one"
+        raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
     if not h5py.is_hdf5(path):
         raise NotACache(
-            f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o {path}"
+            f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
         )
     try:
         with h5py.File(path, "r", locking=False) as file:

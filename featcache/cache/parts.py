@@ -25,7 +25,7 @@ from featcache.spec import Failure, ImageRow, Tap
 
 def parts_folder(cache: Path) -> Path:
     """Return the folder beside the cache that holds rows not yet merged into it."""
-    return cache.with_name(cache.name + ".parts")
+    return cache.with_name(cache.name + layout.PARTS_SUFFIX)
 
 
 def commit(

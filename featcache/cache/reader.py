@@ -58,6 +58,9 @@ class Cache:
     decode: str  # version of the decoder that found the failures
     report: Any = None  # what the extraction that returned this cache did
 
+    def __repr__(self) -> str:
+        return f"Cache({self.path}, {len(self.rows)} images, taps {', '.join(self.taps)})"
+
     @classmethod
     def open(cls, path: str | Path) -> Cache:
         """Open a cache. Raises NotACache or CacheVersion."""

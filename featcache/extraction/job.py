@@ -173,7 +173,7 @@ class _Job:
             same = (made_by.name, made_by.options) == (spec.name, spec.options)
             if same and source is not None and weights_source_of(rows.provenance) == source:
                 return rows.tap.weights_digest, None
-        if source is None:
+        if source is None and weights_of.file_of(spec, size) is not None:
             self.progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
         backbone = build(spec, size, request.pooling)
         return backbone.weights_digest, backbone

@@ -72,7 +72,9 @@ def list_images(root: Path) -> Listing:
         raise NoImages(f"The image folder {root} {found}. Give a folder of class folders, or of images")
     paths = sorted(_walk(root), key=os.fsencode)
     if not paths:
-        raise NoImages(f"No images in {root}. Files are looked for by suffix: {' '.join(sorted(SUFFIXES))}")
+        raise NoImages(
+            f"No images in {root}. Looked for by suffix, not through links to folders: {' '.join(sorted(SUFFIXES))}"
+        )
     folders = {path.split("/", 1)[0] for path in paths if "/" in path}
     if not folders:
         return Listing("flat", [Listed(path, "", "") for path in paths], [])

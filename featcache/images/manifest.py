@@ -32,6 +32,9 @@ class Images:
     stray: tuple[str, ...] = ()  # images beside the class folders: no label, left out
     sizes: Mapping[tuple[int, int], int] | None = None  # {(width, height): count}, when checked
 
+    def __repr__(self) -> str:
+        return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
+
     @property
     def classes(self) -> Mapping[str, int]:
         """Number of images per label."""

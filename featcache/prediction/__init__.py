@@ -17,6 +17,7 @@ from featcache.extraction.pipeline import decoded_batches
 from featcache.files import write_whole
 from featcache.images.listing import list_images
 from featcache.spec import Failure, ImageRow, Progress, Tap, Tick, silent
+from featcache.sweeps.metrics import Score, wilson
 
 BATCH = 32
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
@@ -28,6 +29,7 @@ class Prediction:
 
     path: str
     top: tuple[tuple[str, float], ...]  # (class name, probability)
+    true: str = ""  # the class that its folder names, if the model knows one of that name
     status: str = "ok"
     reason: str = ""
 
@@ -37,37 +39,45 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image under `images` (a folder or one file), in the order of their paths.
 
-    model: a MODEL.keras of featcache. top: how many classes. Memory does not depend on the number of images.
-    Raises NotAModel, NoImages, UsageError.
+    model: a MODEL.keras of featcache. top: how many classes, at most all. Memory does not depend on the number of
+    images. Raises NotAModel, NoImages, UsageError.
     """
     network, facts = load_model(Path(model))
     classes = facts["classes"]
-    if not 1 <= top <= len(classes):
-        raise UsageError(f"--top takes 1 to {len(classes)} for this model; got {top}")
+    if top < 1:
+        raise UsageError(f"--top takes a number of classes from 1; got {top}")
     root, rows = _listed(Path(images))
     done = 0
     for batch in decoded_batches(root, rows, Tap.from_json(facts["tap"]).preprocess, BATCH):
         readable = [one.pixels for one in batch if not isinstance(one.pixels, Failure)]
         probabilities = iter(_probabilities(network, readable))
         for one in batch:
+            true = one.row.label if one.row.label in classes else ""
             if isinstance(one.pixels, Failure):
-                yield Prediction(one.row.path, (), one.pixels.status, one.pixels.reason)
+                yield Prediction(one.row.path, (), true, one.pixels.status, one.pixels.reason)
             else:
-                yield Prediction(one.row.path, _top(next(probabilities), classes, top))
+                yield Prediction(one.row.path, _top(next(probabilities), classes, top), true)
         done += len(batch)
         progress(Tick("predict", done, len(rows)))
 
 
-def write_csv(path: Path, predictions: list[Prediction], top: int) -> None:
-    """Write path, label and probability (and the next classes), status and reason, one line per image."""
-    names = ["label", "probability"] + [f"{name}{at}" for at in range(2, top + 1) for name in ("label", "probability")]
-    lines = [["path", *names, "status", "reason"]]
+def judge(predictions: list[Prediction]) -> Score | None:
+    """Return the accuracy on the images whose folders name their class, or None if there are none."""
+    known = [one for one in predictions if one.top and one.true]
+    return wilson(sum(one.top[0][0] == one.true for one in known), len(known)) if known else None
+
+
+def write_csv(path: Path, predictions: list[Prediction]) -> None:
+    """Write one line per image: path, predicted class and probability (and the next), true class, status, reason."""
+    top = max([len(one.top) for one in predictions] + [1])
+    names = [f"{name}{at if at > 1 else ''}" for at in range(1, top + 1) for name in ("predicted", "probability")]
+    lines = [["path", *names, "true", "status", "reason"]]
     for one in predictions:
         cells: list[str] = []
         for label, probability in one.top:
             cells += [_cell(label), f"{probability:.6f}"]
         cells += [""] * (2 * top - len(cells))
-        lines.append([_cell(one.path), *cells, one.status, _cell(one.reason)])
+        lines.append([_cell(one.path), *cells, _cell(one.true), one.status, _cell(one.reason)])
     bare = any("\r" in cell for line in lines for cell in line)  # before Python 3.13 csv does not quote it by itself
     text = io.StringIO()
     csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(lines)
@@ -78,8 +88,9 @@ def _listed(images: Path) -> tuple[Path, list[ImageRow]]:
     if images.is_file():
         return images.parent, [ImageRow(images.name, "", "", "", "")]
     listing = list_images(images)
-    paths = sorted([file.path for file in listing.files] + listing.stray)
-    return images, [ImageRow(path, "", "", "", "") for path in paths]
+    rows = [ImageRow(file.path, file.label, "", "", "") for file in listing.files]
+    rows += [ImageRow(path, "", "", "", "") for path in listing.stray]
+    return images, sorted(rows)
 
 
 def _probabilities(network: Any, pixels: list[Any]) -> Any:

@@ -37,16 +37,16 @@ def model_score(chosen: Chosen, model: Any, split: str = "test", images: str | P
 
 
 def final_scores(run: Run, images: str | Path | None = None) -> tuple[Run, dict[str, Score]]:
-    """Open the test split: return the scores there of the best head and, if there is one, of the fine-tuned model.
+    """Open the test split: return the scores there of the best head and of the models fine-tuned from this run.
 
     That test was opened, when and with what result is written into the run.
     """
+    run = Run.open(run.path)  # models may have been fine-tuned from it since
     chosen = run.best
     scores = {f"head {chosen.trial.trial} ({chosen.trial.head})": head_score(chosen)}
-    tuned = run.path / "finetuned.keras"
-    if tuned.exists():
-        model, facts = load_model(tuned)
-        scores["fine-tuned"] = model_score(run[facts["trial"]], model, "test", images)
+    for path in filter(Path.exists, map(Path, run.tuned)):
+        model, facts = load_model(path)
+        scores[f"fine-tuned {path.name}"] = model_score(run[facts["trial"]], model, "test", images)
     return record_opened(run, "test", scores), scores
 
 
@@ -58,15 +58,16 @@ def record_opened(run: Run, split: str, scores: Mapping[str, Score]) -> Run:
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "scores": {name: list(found) for name, found in scores.items()},
     }
-    run = replace(run, test_opened=(*run.test_opened, opened))
-    run.save()
-    return run
+    now = Run.open(run.path)
+    now = replace(now, test_opened=(*now.test_opened, opened))
+    now.save()
+    return now
 
 
 def _rows(cache: Cache, split: str) -> list[ImageRow]:
     rows = [row for row in cache.usable(split) if row.label]
     if not rows:
         raise DataError(
-            f"{cache.path} has no {split} images. Extract with another --split, or add a folder of that name"
+            f"{cache.path} has no {split} images. Add a folder '{split}' of class folders, or have all in class folders"
         )
     return rows

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 
+FEW_SELECT = 100  # validation images below which their choice is mostly chance
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return the rows under their header; columns of numbers stand to the right.
@@ -64,7 +66,9 @@ def trials_table(run: Run, limit: int | None = None) -> str:
         for trial in ranked[:limit]
     ]
     header = ["trial", "tap", "head", "setting", f"{run.settings.metric} [95 %]", "fit s", "handoff"]
-    return "\n".join([table(header, rows), *_notes(run)])
+    more = len(ranked) - len(rows)
+    rest = [f"{more} more: featcache show {run.path}"] if more else []
+    return "\n".join([table(header, rows), *rest, *_notes(run)])
 
 
 def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
@@ -106,6 +110,8 @@ def _notes(run: Run) -> list[str]:
                 f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
             )
         notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
+    if run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select:
+        notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
     slow = [trial for trial in run.trials if not trial.converged]
     if slow:
         notes.append(

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,11 @@ class Run:
     num_select: int  # images that chose: of val, or of train under cross-validation
     trials: tuple[Trial, ...]
     seconds: float
+    tuned: tuple[str, ...] = ()  # files of the models that were fine-tuned from its trials
     test_opened: tuple[dict[str, Any], ...] = ()  # each time the test split was looked at
+
+    def __repr__(self) -> str:
+        return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -142,6 +146,10 @@ class Run:
         shots = None if split == "test" else self.settings.shots
         return [row for row in cache.usable(split, shots) if row.label]
 
+    def add_tuned(self, model: Path) -> None:
+        """Write down that a model was fine-tuned from a trial of this run, for the final report."""
+        replace(self, tuned=tuple(dict.fromkeys([*self.tuned, str(model.resolve())]))).save()
+
     def save(self) -> None:
         """Write run.json and trials.csv."""
         facts = {"format": RUN_FORMAT, **asdict(self)}
@@ -156,6 +164,9 @@ class Chosen:
 
     run: Run
     trial: Trial
+
+    def __repr__(self) -> str:
+        return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.score:.4f})"
 
     @property
     def tap(self) -> Tap:
@@ -218,7 +229,8 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
         raise KeyError("format")
     settings = Settings(**{**facts.pop("settings")})
     trials = tuple(Trial(**{**trial, "interval": tuple(trial["interval"])}) for trial in facts.pop("trials"))
-    facts["classes"], facts["test_opened"] = tuple(facts["classes"]), tuple(facts["test_opened"])
+    for name in ("classes", "tuned", "test_opened"):
+        facts[name] = tuple(facts[name])
     settings = Settings(**{**asdict(settings), "heads": tuple(settings.heads), "taps": tuple(settings.taps)})
     return Run(path=path, settings=settings, trials=trials, **facts)
 

@@ -10,11 +10,11 @@ from typing import Any
 from featcache.assembly import assembled, facts_of, image_root, require_handoff
 from featcache.assembly.assemble import assemble, backbone_of
 from featcache.assembly.certificate import Certificate, certify, evidence, require
-from featcache.assembly.modelfile import save_model
+from featcache.assembly.modelfile import check_free, save_model
 from featcache.backbones.build import build
 from featcache.errors import DataError, UsageError
 from featcache.spec import Progress, choose, silent
-from featcache.sweeps import Chosen
+from featcache.sweeps import Chosen, Run
 from featcache.tuning.data import ImageSet
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.train import Epoch, Recipe, train
@@ -33,6 +33,11 @@ class Tuned:
     certificate: Certificate | None  # None from scratch: there is nothing to agree with
     num_trainable: int  # weights of the backbone that trained
     seconds: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Tuned({self.path}, val {self.start.val.value:.4f} -> {self.best.val.value:.4f}, epoch {self.best.epoch})"
+        )
 
     @property
     def start(self) -> Epoch:
@@ -69,13 +74,14 @@ def finetune(
     Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
     """
     require_handoff(chosen)
+    path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
+    check_free(path, chosen.run.path.name, chosen.trial.trial)
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, class_weight, seed, max_seconds)
     train_set, val_set = _sets(chosen, image_root(chosen, images))
     pixels, cached = evidence(chosen, train_set.root)
     model = assembled(chosen)
     num_trainable = set_trainable(backbone_of(model), unfreeze)
     certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
-    path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
 
     def checkpoint() -> None:
         save_model(
@@ -85,6 +91,7 @@ def finetune(
         )
 
     history, best = train(model, train_set, val_set, recipe, checkpoint, progress)
+    Run.open(chosen.run.path).add_tuned(path)
     model.certificate, model.class_names = certificate, chosen.run.classes
     seconds = sum(epoch.seconds for epoch in history)
     return Tuned(model, path, tuple(history), best, certificate, num_trainable, seconds)

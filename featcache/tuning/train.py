@@ -82,10 +82,10 @@ def train(
         if not math.isfinite(found.val_loss):
             break
         history.append(found)
-        progress(Tick("train", number, recipe.epochs, f"val {history[-1].val.value:.4f}, best {best.val.value:.4f}"))
-        if history[-1].better_than(best):
-            best, weights = history[-1], model.get_weights()
+        if found.better_than(best):
+            best, weights = found, model.get_weights()
             checkpoint()
+        progress(_tick(number, recipe, clock, f"val {found.val.value:.4f}, best {best.val.value:.4f}"))
         if clock.is_up or number - best.epoch >= recipe.patience:
             break
     model.set_weights(weights)
@@ -128,6 +128,14 @@ def _one_epoch(logits: Any, images: ImageSet, recipe: Recipe, order: Classes, cl
     return float(np.mean(losses))
 
 
+def _tick(number: int, recipe: Recipe, clock: _Clock, note: str) -> Tick:
+    """Return how far the training is: in epochs, or in seconds where time is what ends it."""
+    if math.isinf(recipe.max_seconds):
+        return Tick("train", number, recipe.epochs, note)
+    limit = math.ceil(recipe.max_seconds)
+    return Tick("train for equal time", limit if clock.is_up else min(int(clock.seconds), limit), limit, note)
+
+
 class _Clock:
     """Counts from the end of the first step: compiling it is nobody's training."""
 
@@ -143,7 +151,12 @@ class _Clock:
     @property
     def is_up(self) -> bool:
         """Tell whether the time is over."""
-        return self._started is not None and time.perf_counter() - self._started > self._max_seconds
+        return self.seconds > self._max_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Return the time since the first step ended."""
+        return 0.0 if self._started is None else time.perf_counter() - self._started
 
 
 def _class_weights(labels: Classes, class_weight: str | None) -> Floats:

@@ -265,3 +265,22 @@ def test_a_model_with_code_in_it_is_refused(handed, tmp_path):
         archive.writestr("featcache.json", facts)
     with pytest.raises(NotAModel, match=r"Keras cannot load .*lambda"):
         load_model(tmp_path / "lambda.keras")
+
+
+@pytest.mark.parametrize("name", ["photos.h5", "notes.txt", "model"])
+def test_a_model_is_written_to_names_that_keras_reads(name, logreg, tmp_path):
+    with pytest.raises(UsageError, match=r"-o takes a file name that ends in \.keras"):
+        handoff(logreg, tmp_path / name)
+
+
+def test_nothing_but_an_earlier_model_of_the_same_trial_is_overwritten(toy_run, logreg, tmp_path):
+    path = tmp_path / "model.keras"
+    path.write_text("my diary")
+    with pytest.raises(UsageError, match=r"model\.keras is something else already"):
+        handoff(logreg, path)
+    assert path.read_text() == "my diary"
+    path.unlink()
+    handoff(logreg, path)
+    handoff(logreg, path)
+    with pytest.raises(UsageError, match=r"model\.keras is something else already"):
+        handoff(of_family(toy_run, "ridge"), path)

@@ -1,5 +1,7 @@
 """One contract suite over every family of heads, and how heads are named."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
@@ -33,6 +35,21 @@ def test_one_seed_makes_two_fits_equal(name, fitted):
     assert (again.predict(X) == fitted(name, 3).predict(X)).all()
     if FAMILIES[name].handoff:
         assert (again.decision_function(X) == fitted(name, 3).decision_function(X)).all()
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if not FAMILIES[name].in_keras])
+def test_fits_that_run_at_once_do_not_disturb_each_other(name):
+    """Fewer images than features: there liblinear's dual solver draws from one generator for all threads."""
+    X, y = blobs(9, per_class=9, num_features=200, spread=9.0)
+
+    def fit(params):
+        estimator = make_pipeline(name, params).fit(X, y)
+        return estimator.decision_function(X) if FAMILIES[name].handoff else estimator.predict(X)
+
+    grid = [*FAMILIES[name].grid] * 3
+    with ThreadPoolExecutor(4) as threads:
+        for together, params in zip(threads.map(fit, grid), grid, strict=True):
+            assert (together == fit(params)).all(), params
 
 
 @every_family

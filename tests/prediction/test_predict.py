@@ -8,7 +8,8 @@ from tiny import COLOURS, write_images
 
 from featcache.assembly import handoff
 from featcache.errors import NoImages, NotAModel, UsageError
-from featcache.prediction import Prediction, predict, write_csv
+from featcache.prediction import Prediction, judge, predict, write_csv
+from featcache.sweeps.metrics import wilson
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +83,24 @@ def test_images_of_every_size_go_through(model, tmp_path):
     assert [one.status for one in predict(model, tmp_path)] == ["ok"] * 3
 
 
-@pytest.mark.parametrize("top", [0, -1, 4])
-def test_more_classes_than_there_are_are_refused(top, model, photos):
-    with pytest.raises(UsageError, match=rf"--top takes 1 to 3 for this model; got {top}"):
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_classes_at_all_are_refused(top, model, photos):
+    with pytest.raises(UsageError, match=rf"--top takes a number of classes from 1; got {top}"):
         next(predict(model, photos, top=top))
+
+
+def test_more_classes_than_there_are_gives_all(model, photos):
+    assert len(next(predict(model, photos, top=9)).top) == 3
+
+
+def test_folders_named_after_classes_tell_how_many_are_right(model, photos, tmp_path):
+    rows = list(predict(model, photos))
+    right = sum(row.top[0][0] == row.path.split("/")[0] for row in rows)
+    assert judge(rows) == wilson(right, 36)
+    (photos / "red").rename(photos / "crimson")
+    assert judge(list(predict(model, photos))).value <= 1
+    assert sum(bool(row.true) for row in predict(model, photos)) == 24
+    assert judge([Prediction("a.png", (("red", 1.0),))]) is None
 
 
 def test_a_missing_folder_is_named(model, tmp_path):
@@ -112,25 +127,25 @@ def rows_of(path):
 
 def test_the_csv_has_a_column_for_each_class_asked_for(tmp_path):
     found = [
-        Prediction("a.png", (("red", 0.75), ("blue", 0.25))),
-        Prediction("b.jpg", (), "truncated", "the file ends early"),
+        Prediction("red/a.png", (("red", 0.75), ("blue", 0.25)), "red"),
+        Prediction("b.jpg", (), "", "truncated", "the file ends early"),
     ]
-    write_csv(tmp_path / "p.csv", found, top=2)
+    write_csv(tmp_path / "p.csv", found)
     assert rows_of(tmp_path / "p.csv") == [
-        ["path", "label", "probability", "label2", "probability2", "status", "reason"],
-        ["a.png", "red", "0.750000", "blue", "0.250000", "ok", ""],
-        ["b.jpg", "", "", "", "", "truncated", "the file ends early"],
+        ["path", "predicted", "probability", "predicted2", "probability2", "true", "status", "reason"],
+        ["red/a.png", "red", "0.750000", "blue", "0.250000", "red", "ok", ""],
+        ["b.jpg", "", "", "", "", "", "truncated", "the file ends early"],
     ]
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_spreadsheet_runs_no_cell_as_a_formula(start, tmp_path):
     evil = f"{start}HYPERLINK(1)"
-    write_csv(tmp_path / "p.csv", [Prediction(evil, ((evil, 1.0),), "ok", evil)], top=1)
-    assert rows_of(tmp_path / "p.csv")[1] == [f"'{evil}", f"'{evil}", "1.000000", "ok", f"'{evil}"]
+    write_csv(tmp_path / "p.csv", [Prediction(evil, ((evil, 1.0),), evil, "ok", evil)])
+    assert rows_of(tmp_path / "p.csv")[1] == [f"'{evil}", f"'{evil}", "1.000000", f"'{evil}", "ok", f"'{evil}"]
 
 
 def test_any_name_of_a_file_survives_the_csv(tmp_path):
     names = ['comma, "quote"', "line\nbreak", "café", "\udce9.png"]
-    write_csv(tmp_path / "p.csv", [Prediction(name, (("a", 1.0),)) for name in names], top=1)
+    write_csv(tmp_path / "p.csv", [Prediction(name, (("a", 1.0),)) for name in names])
     assert [row[0] for row in rows_of(tmp_path / "p.csv")[1:]] == names

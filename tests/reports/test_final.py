@@ -46,12 +46,13 @@ def test_recording_changes_nothing_else(run):
     assert (after.settings, after.fingerprints) == (run.settings, run.fingerprints)
 
 
-def test_a_fine_tuned_model_is_judged_beside_its_head(run):
+def test_a_fine_tuned_model_is_judged_beside_its_head_wherever_it_lies(run, tmp_path):
     chosen = next(run[trial.trial] for trial in run.trials if trial.params == {"C": 0.01})
-    tuned = finetune(chosen, unfreeze="none", epochs=1, learning_rate=1e-6)
-    _, scores = final_scores(run)
-    assert scores["fine-tuned"] == model_score(chosen, tuned.model)
-    assert scores["fine-tuned"] == head_score(chosen)
+    tuned = finetune(chosen, tmp_path / "elsewhere.keras", unfreeze="none", epochs=1, learning_rate=1e-6)
+    after, scores = final_scores(run)
+    assert scores["fine-tuned elsewhere.keras"] == model_score(chosen, tuned.model)
+    assert scores["fine-tuned elsewhere.keras"] == head_score(chosen)
+    assert after.tuned == (str(tmp_path / "elsewhere.keras"),)
 
 
 def test_only_the_test_images_are_read_for_the_final_score(run, monkeypatch):
@@ -72,6 +73,6 @@ def test_without_test_images_the_reason_is_said_and_nothing_recorded(run, monkey
     monkeypatch.setattr(
         Cache, "usable", lambda cache, split=None, *few: [] if split == "test" else keep(cache, split, *few)
     )
-    with pytest.raises(DataError, match=r"has no test images\. Extract with another --split"):
+    with pytest.raises(DataError, match=r"has no test images\. Add a folder 'test'"):
         final_scores(run)
     assert Run.open(run.path).test_opened == ()

@@ -58,7 +58,14 @@ def test_trials_come_best_first_with_their_settings():
 
 
 def test_a_limit_shows_the_best_only():
-    assert "\n1 " not in trials_table(run_of(trial(1, 0.5), trial(2, 0.95)), limit=1)
+    shown = trials_table(run_of(trial(1, 0.5), trial(2, 0.95)), limit=1)
+    assert "0.950" in shown
+    assert "0.500" not in shown
+    assert "1 more: featcache show RUN" in shown
+
+
+def test_a_choice_on_few_images_is_said_to_be_one():
+    assert "Only 10 images chose; --cv 5 would choose on 40." in trials_table(run_of(trial(1, 0.5)))
 
 
 def test_ties_are_called_ties():

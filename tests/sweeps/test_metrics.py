@@ -17,7 +17,7 @@ def reference(truth, predicted, metric):
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1"])
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
 def test_scores_are_those_of_scikit_learn(metric, pairs):
     truth, predicted = np.array(pairs).T

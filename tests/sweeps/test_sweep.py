@@ -132,12 +132,6 @@ def test_one_seed_makes_two_runs_equal(hard, tmp_path):
         assert (logits[0] == logits[1]).all()
 
 
-def test_trials_that_run_at_once_do_not_disturb_each_other(toy, tmp_path):
-    """Fewer images than features: liblinear's dual solver would draw from one global generator of random numbers."""
-    first, again = (run_on(toy, tmp_path, "svm,logreg", str(jobs), jobs=jobs, shots=6, cv=3) for jobs in (1, 4))
-    assert fingerprint(first) == fingerprint(again)
-
-
 def test_the_number_of_jobs_changes_no_score(hard, tmp_path):
     first, again = (run_on(hard, tmp_path, "ridge,knn,logreg", str(jobs), jobs=jobs) for jobs in (1, 2))
     assert fingerprint(first) == fingerprint(again)
