@@ -63,7 +63,7 @@ def main() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="featcache", standalone_mode=False)
     except FeatcacheError as error:
         _leave(str(error), exit_code_of(error))
     except (KeyboardInterrupt, typer.Abort):
