@@ -60,4 +60,4 @@ def show_command(
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value or "-")
+    return ", ".join(value) or "-" if isinstance(value, tuple) else str(value or "-")

@@ -15,6 +15,8 @@ from featcache.arrays import Classes, Floats
 from featcache.backend import start_keras
 from featcache.heads.linear import DenseHead, softmax
 
+MIN_STEPS = 300  # a handful of images makes one step an epoch, and 40 of those train nothing
+
 
 class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Softmax classifier, linear (`hidden=0`) or with one hidden layer of `hidden` ReLU units.
@@ -46,7 +48,7 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, index = np.unique(y, return_inverse=True)
         X = np.asarray(X, dtype=np.float32)
         batch = min(self.batch_size, len(X))
-        steps = self.epochs * max(1, len(X) // batch)
+        steps = max(MIN_STEPS, self.epochs * (len(X) // batch))
         model = self._model(X.shape[1], len(self.classes_), steps)
         weights = self._sample_weights(index)
         for rows in self._rows(len(X), batch, steps):

@@ -18,7 +18,7 @@ def position(unit: str, seed: int) -> float:
     """Return where a unit falls in [0, 1).
 
     >>> round(position("a", seed=0), 3), round(position("a", seed=1), 3)
-    (0.592, 0.345)
+    (0.617, 0.255)
     """
     hashed = hashlib.sha256(f"{seed}:{unit}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(hashed[:8], "big") / 2**64

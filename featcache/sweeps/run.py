@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from featcache.errors import NotARun, UnknownHead
 from featcache.files import read_json, write_json, write_whole
 from featcache.heads import store
 from featcache.heads.estimators import FAMILIES, family_of, make_pipeline
-from featcache.spec import ImageRow, Tap
+from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps.metrics import Metric
 
 RUN_FORMAT = 1
@@ -69,6 +69,7 @@ class Run:
     seconds: float
     tuned: tuple[str, ...] = ()  # files of the models that were fine-tuned from its trials
     test_opened: tuple[dict[str, Any], ...] = ()  # each time the test split was looked at
+    train_digest: str = ""  # of the digests of the training images
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
@@ -181,6 +182,11 @@ class Chosen:
             return store.load(head_file(self.run.path, trial), trial.head, trial.params, trial.width)
         cache = self.run.cache()
         rows = self.run.rows(cache, "train")
+        if digest_of_rows(rows) != self.run.train_digest:
+            raise NotARun(
+                f"{self.run.path} was made from other training images than {cache.path} has now, and knn is its "
+                "training images. Sweep again"
+            )
         pipeline = make_pipeline(trial.head, trial.params, self.run.settings.class_weight, self.run.settings.seed)
         return pipeline.fit(cache.features(rows, trial.tap), cache.labels(rows))
 
@@ -203,6 +209,11 @@ def open_trial(text: str) -> Chosen:
 def head_file(run: Path, trial: Trial) -> Path:
     """Return where the arrays of a trial's head lie."""
     return run / "heads" / f"{trial.trial}.npz"
+
+
+def digest_of_rows(rows: Sequence[ImageRow]) -> str:
+    """Return one digest of the contents and labels of these images, in order."""
+    return digest_of([[row.digest, row.label] for row in rows])
 
 
 def free_folder(wanted: Path) -> Path:

@@ -23,7 +23,7 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, make_pipeline, settings
 from featcache.spec import ImageRow, Progress, Tick, choose, silent
 from featcache.sweeps.metrics import Score, fit_temperature, log_loss, score
-from featcache.sweeps.run import Run, Settings, Trial, free_folder, head_file
+from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, free_folder, head_file
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
@@ -88,6 +88,7 @@ def sweep(
         num_train=len(train),
         num_select=len(train) if asked.cv else len(val),
         trials=tuple(one.trial for one in fitted),
+        train_digest=digest_of_rows(train),
         seconds=round(time.perf_counter() - started, 3),
     )
     run.save()
@@ -175,7 +176,12 @@ def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Cl
         return tuple(splitter.split(y, y))
     groups = [row.group or row.path for row in train]
     grouped = StratifiedGroupKFold(asked.cv, shuffle=True, random_state=asked.seed)
-    return tuple(grouped.split(y, y, groups))
+    folds = tuple(grouped.split(y, y, groups))
+    if any(len(np.unique(y[fit_on])) < len(np.unique(y)) for fit_on, _ in folds):
+        raise TooFewClasses(
+            f"--cv {asked.cv}: all groups of some class fall into one fold. Use fewer folds, or the validation split"
+        )
+    return folds
 
 
 def _check_finite(X: Features, rows: list[ImageRow], tap: str) -> None:

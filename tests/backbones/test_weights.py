@@ -46,7 +46,8 @@ def mine(tmp_path_factory):
 def test_without_network_the_message_says_which_file_to_put_where(home, no_network):
     message = (
         rf"^No network, and the ImageNet weights of 'mobilenet_v2' are not on this machine. .*put {FILE} into "
-        rf"{home}/models; or use -b glyphnet \(needs no download\) or --weights none \(random\)$"
+        rf"{home}/models \(KERAS_HOME is {home}\); "
+        r"or use -b glyphnet \(needs no download\) or --weights none \(random\)$"
     )
     with pytest.raises(WeightsMissing, match=message):
         build(SMALL, 96, "avg")

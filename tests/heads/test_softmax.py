@@ -118,3 +118,9 @@ def test_every_epoch_sees_each_row_at_most_once():
 def test_fewer_images_than_a_batch_are_one_batch():
     X, y = standardised(2, per_class=3)
     assert DenseSoftmax(learning_rate=0.1, epochs=30, batch_size=64).fit(X, y).score(X, y) == 1
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_a_handful_of_images_is_enough_to_learn_from(hidden):
+    X, y = blobs(3, per_class=5, spread=0.5)
+    assert DenseSoftmax(hidden=hidden, learning_rate=1e-2).fit(X, y).score(X, y) == 1.0

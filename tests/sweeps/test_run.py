@@ -207,3 +207,10 @@ def test_a_run_that_lost_a_head_is_refused(copied):
 def test_saving_again_keeps_what_was_recorded(copied):
     replace(copied, test_opened=({"at": "now"},)).save()
     assert Run.open(copied.path).test_opened == ({"at": "now"},)
+
+
+def test_neighbours_are_refused_when_the_training_images_are_others_now(small, tmp_path):
+    run = replace(small, train_digest="0" * 64)
+    neighbours = next(one.trial for one in run.trials if one.head == "knn")
+    with pytest.raises(NotARun, match=r"made from other training images .* and knn is its training images\. Sweep"):
+        assert run[neighbours].estimator
