@@ -25,7 +25,7 @@ FEW_HEADS = "ridge,logreg,svm,knn"  # what a handful of images can tell apart
 
 
 @dataclass(frozen=True)
-class Plan:
+class Course:
     """How the stages run: tiny images allow more epochs and larger steps than photographs."""
 
     backbone: str
@@ -36,8 +36,8 @@ class Plan:
     unfreeze: str
 
 
-DIGITS = Plan("glyphnet", "pixels:size=8", epochs=6, batch=64, learning_rate=5e-4, unfreeze="all")
-PHOTOS = Plan("mobilenet_v2", "pixels:size=32", epochs=3, batch=32, learning_rate=3e-5, unfreeze="last")
+DIGITS = Course("glyphnet", "pixels:size=8", epochs=6, batch=64, learning_rate=5e-4, unfreeze="all")
+PHOTOS = Course("mobilenet_v2", "pixels:size=32", epochs=3, batch=32, learning_rate=3e-5, unfreeze="last")
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def quickstart(
     """
     started = time.perf_counter()
     folder = Path(out)
-    plan = DIGITS if images is None else PHOTOS
+    course = DIGITS if images is None else PHOTOS
     root = write_digits(folder / "digits") if images is None else Path(images)
     manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
-    taps, extracted = _extract(manifest, backbone or plan.backbone, plan, folder / "features.h5", progress)
-    halves = [_half(taps, plan, shots, folder, seed, progress) for shots in _shots(taps.cache)]
+    taps, extracted = _extract(manifest, backbone or course.backbone, course, folder / "features.h5", progress)
+    halves = [_half(taps, course, shots, folder, seed, progress) for shots in _shots(taps.cache)]
     first = halves[0]
     (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
     return Quickstart(
@@ -127,8 +127,8 @@ def quickstart(
     )
 
 
-def _extract(manifest: Images, backbone: str, plan: Plan, out: Path, progress: Progress) -> tuple[_Taps, Extracted]:
-    specs = {"features": backbone, "random": f"{backbone}:weights=none", "pixels": plan.pixels}
+def _extract(manifest: Images, backbone: str, course: Course, out: Path, progress: Progress) -> tuple[_Taps, Extracted]:
+    specs = {"features": backbone, "random": f"{backbone}:weights=none", "pixels": course.pixels}
     caches = {kind: extract(manifest, spec, out=out, progress=progress) for kind, spec in specs.items()}
     reports: dict[str, Extracted] = {kind: cache.report for kind, cache in caches.items()}
     seconds = {kind: report.seconds for kind, report in reports.items()}
@@ -142,7 +142,7 @@ def _shots(cache: Cache) -> list[int | None]:
     return [None, SHOTS] if min(labels.count(name) for name in cache.classes) > SHOTS else [None]
 
 
-def _half(taps: _Taps, plan: Plan, shots: int | None, folder: Path, seed: int, progress: Progress) -> _Half:
+def _half(taps: _Taps, course: Course, shots: int | None, folder: Path, seed: int, progress: Progress) -> _Half:
     judge = _judge(taps.cache)
     label = "all" if shots is None else f"{shots}-per-class"
 
@@ -170,14 +170,14 @@ def _half(taps: _Taps, plan: Plan, shots: int | None, folder: Path, seed: int, p
     tuned = finetune(
         head,
         model,
-        unfreeze=plan.unfreeze,
-        epochs=plan.epochs,
-        batch=plan.batch,
-        learning_rate=plan.learning_rate,
+        unfreeze=course.unfreeze,
+        epochs=course.epochs,
+        batch=course.batch,
+        learning_rate=course.learning_rate,
         seed=seed,
         progress=progress,
     )
-    scratch = from_scratch(head, max_seconds=tuned.seconds, batch=plan.batch, seed=seed, progress=progress)
+    scratch = from_scratch(head, max_seconds=tuned.seconds, batch=course.batch, seed=seed, progress=progress)
     scores = {kind: head_score(run.best, judge) for kind, run in runs.items()}
     spent = {kind: taps.seconds[kind] + run.seconds for kind, run in runs.items()}
     num_train = head.run.num_train

@@ -23,7 +23,8 @@ def make_plan(
 ) -> Plan:
     """Return what is missing. known_bad: digests of contents that cannot be decoded."""
     complete = _complete(taps, cached)
-    missing = {row.digest: row for row in reversed(rows) if row.digest not in complete | known_bad}
+    settled = complete | known_bad
+    missing = {row.digest: row for row in reversed(rows) if row.digest not in settled}
     ordered = [row for row in rows if missing.get(row.digest) is row]
     return Plan(tuple(taps), tuple(ordered), sum(row.digest in complete for row in rows))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache_cli.output import Json, Quiet, emit, progress, say
-from featcache_cli.scan import GroupFrom, Seed, Split
+from featcache_cli.scan import GroupFrom, Split
 
 if TYPE_CHECKING:
     from featcache.extraction import Extracted
@@ -30,7 +30,7 @@ def command(
     batch: Annotated[int, typer.Option("--batch", help="Images through the backbone at once.")] = 32,
     split: Split = None,
     group_from: GroupFrom = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the split. [default: 0]")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an image cannot be used.")] = False,
     json: Json = False,
     quiet: Quiet = False,

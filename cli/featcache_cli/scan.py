@@ -53,6 +53,8 @@ def document(found: Images) -> dict[str, Any]:
         "splits": dict(found.splits),
         "unreadable": [{"path": one.path, "status": one.status, "reason": one.reason} for one in found.unreadable],
         "duplicates": found.duplicates,
+        "crossing": found.crossing,
+        "gaps": found.gaps,
         "without_label": list(found.stray),
         "sizes": {f"{width}x{height}": count for (width, height), count in (found.sizes or {}).items()},
     }
@@ -78,8 +80,14 @@ def text(found: Images) -> str:
         lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
     lines.append(f"{len(found.unreadable)} unreadable" + (":" if found.unreadable else "."))
     lines += [f"  {printable(one.path)}: {one.status}, {printable(one.reason)}" for one in found.unreadable]
-    lines.append(f"{len(found.duplicates)} contents that stand in several files" + (":" if found.duplicates else "."))
+    lines.append(f"{len(found.duplicates)} images are there more than once" + (":" if found.duplicates else "."))
     lines += [f"  {'  '.join(map(printable, same))}" for same in found.duplicates]
+    if found.crossing:
+        lines.append(
+            f"{len(found.crossing)} of them stand in more than one split, so scores on those splits are too good."
+        )
+    if found.gaps:
+        lines.append(f"Few images: {'; '.join(map(printable, found.gaps))}.")
     if found.stray:
         lines.append(f"{len(found.stray)} images beside the class folders have no label and are left out.")
     return "\n".join(lines)

@@ -94,6 +94,13 @@ def text(run: Run) -> str:
         [
             trials_table(run, limit=20),
             f"Run: {run.path}",
-            f"Next: featcache handoff {run.path}@best -o model.keras",
+            f"Next: featcache handoff {run.path}@{_next(run)} -o model.keras",
         ]
     )
+
+
+def _next(run: Run) -> str:
+    """Return the trial to hand off: the best, unless it has no form in Keras."""
+    if run.best.trial.handoff or not any(trial.handoff for trial in run.ranked):
+        return "best"
+    return str(run.best_handoff.trial.trial)

@@ -27,13 +27,13 @@ def handoff(chosen: Chosen, out: str | Path | None = None, *, images: str | Path
     """
     require_handoff(chosen)
     if out is not None:
-        check_free(Path(out), chosen.run.path.name, chosen.trial.trial)
+        check_free(Path(out), facts_of(chosen))
     pixels, cached = evidence(chosen, image_root(chosen, images))
     model = assembled(chosen)
     model.certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
     model.class_names = chosen.run.classes
     if out is not None:
-        save_model(model, Path(out), facts_of(chosen, model.certificate))
+        save_model(model, Path(out), facts_of(chosen) | {"certificate": asdict(model.certificate)})
     return model
 
 
@@ -65,13 +65,12 @@ def image_root(chosen: Chosen, images: str | Path | None) -> Path:
     return Path(images) if images is not None else chosen.run.cache().root
 
 
-def facts_of(chosen: Chosen, certificate: Certificate) -> dict[str, Any]:
-    """Return what travels inside MODEL.keras."""
+def facts_of(chosen: Chosen) -> dict[str, Any]:
+    """Return what travels inside MODEL.keras beside its certificate."""
     return {
         "classes": list(chosen.run.classes),
         "tap": chosen.tap.to_json(),
         "run": chosen.run.path.name,
         "trial": chosen.trial.trial,
         "head": chosen.trial.head,
-        "certificate": asdict(certificate),
     }

@@ -29,17 +29,20 @@ def save_model(model: Any, path: Path, facts: dict[str, Any]) -> None:
         write_whole(path, file.read_bytes())
 
 
-def check_free(path: Path, run: str, trial: int) -> None:
-    """Raise UsageError unless a model of this trial may be written there: the name fits, and nothing else is lost."""
+def check_free(path: Path, facts: dict[str, Any]) -> None:
+    """Raise UsageError unless a model with these facts may be written there: the name fits, and nothing else is lost.
+
+    The same command may write the same model again; anything else stays.
+    """
     if path.suffix != ".keras":
         raise UsageError(f"-o takes a file name that ends in .keras, as Keras wants it; got {path}")
     if not path.exists():
         return
     try:
-        facts = read_facts(path)
+        there = read_facts(path)
     except NotAModel:
-        facts = {}
-    if (facts.get("run"), facts.get("trial")) != (run, trial):
+        there = {}
+    if any(there.get(name) != facts.get(name) for name in ("run", "trial", "tap", "classes", "finetuned")):
         raise UsageError(f"{path} is something else already. Give another -o, or move it away")
 
 

@@ -23,6 +23,8 @@ from featcache.backend import start_keras
 from featcache.errors import UnknownBlock, UsageError, WeightsMismatch, WeightsMissing
 from featcache.spec import BackboneSpec, Pooling, Preprocess, Tap, did_you_mean
 
+NO_WEIGHTS = hashlib.sha256().hexdigest()
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -56,7 +58,7 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling) -> Backbone:
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
-    with redirect_stdout(sys.stderr), _seeded(spec.seed), warnings.catch_warnings():  # downloads report on stdout
+    with redirect_stdout(sys.stderr), reproducibly(spec.seed), warnings.catch_warnings():  # downloads report on stdout
         warnings.simplefilter("ignore", UserWarning)  # that the weights were trained at another size
         network = _construct(entry, spec, size, pooling)
     network.trainable = False
@@ -159,17 +161,26 @@ def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Keras draws the seeds of its initialisers from `random`; leave the caller's state as it was."""
-    state = random.getstate()
+def reproducibly(seed: int) -> Iterator[None]:
+    """Build as in a fresh process: initial weights from `seed`, automatic layer names counted from the start.
+
+    Keras draws the seeds of its initialisers from `random`, and names layers by what the process built before,
+    so that `conv2d_50` would be another layer each time. The caller's state is left as it was.
+    """
+    from keras.src.backend.common import global_state
+
+    state, names = random.getstate(), global_state.get_global_attribute("object_name_uids")
     random.seed(seed)
+    global_state.set_global_attribute("object_name_uids", None)
     try:
         yield
     finally:
         random.setstate(state)
+        global_state.set_global_attribute("object_name_uids", names)
 
 
 def _digest(network: Any) -> str:
+    """Return the SHA-256 of all weight values, in order; `NO_WEIGHTS` where there are none."""
     hashed = hashlib.sha256()
     for values in network.get_weights():
         hashed.update(f"{values.shape}{values.dtype}".encode())

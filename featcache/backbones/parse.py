@@ -98,6 +98,8 @@ def _request(
     check_size(entry, size)
     seed = _whole("seed", options.pop("seed", 0))
     weights = str(options.pop("weights", None) or weights or default_weights(entry))
+    if weights not in ("imagenet", "none", "embedded", ""):
+        weights = str(Path(weights).resolve())
     if entry.name == "pixels":
         weights = ""
     if weights == "imagenet" and entry.name == "glyphnet":

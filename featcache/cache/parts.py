@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,15 @@ def commit(
     return path
 
 
+def part_files(cache: Path) -> list[Path]:
+    """Return the parts that are not merged yet."""
+    return sorted(parts_folder(cache).glob("part-*.h5"))
+
+
 def read_rows(cache: Path) -> dict[str, TapRows]:
     """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside."""
     rows: dict[str, TapRows] = {}
-    sources = [cache] if cache.exists() else []
-    folder = parts_folder(cache)
-    sources += sorted(folder.glob("part-*.h5")) if folder.is_dir() else []
+    sources = [*([cache] if cache.exists() else []), *part_files(cache)]
     found: dict[str, list[TapRows]] = {}
     for source in sources:
         try:
@@ -67,16 +70,17 @@ def read_rows(cache: Path) -> dict[str, TapRows]:
 
 def merge(
     cache: Path,
-    rows: Mapping[str, TapRows],
     images: Sequence[ImageRow],
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
 ) -> Cache:
-    """Write the one CACHE.h5 from these rows, remove the parts, and return the cache.
+    """Write the one CACHE.h5 from its rows and those of its parts, remove these parts, and return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
     how often the extraction was interrupted. failures: {path: why that image has no row}.
     """
+    merged = part_files(cache)  # another extraction may commit more meanwhile; those stay for its own merge
+    rows = read_rows(cache)
     order = {row.digest: at for at, row in enumerate(images)}
     in_order = [_sorted(tap_rows, order) for tap_rows in rows.values()]
 
@@ -85,7 +89,10 @@ def merge(
         _fill_taps(file, sorted(in_order, key=lambda tap_rows: tap_rows.tap.name))
 
     layout.write(cache, fill)
-    shutil.rmtree(parts_folder(cache), ignore_errors=True)
+    for part in merged:
+        part.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: parts of another extraction, or damaged ones
+        parts_folder(cache).rmdir()
     return Cache.open(cache)
 
 

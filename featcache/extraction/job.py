@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.backbones import weights as weights_of
-from featcache.backbones.build import Backbone, build
+from featcache.backbones.build import NO_WEIGHTS, Backbone, build
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
 from featcache.cache.reader import Cache
@@ -35,7 +35,6 @@ from featcache.spec import (
     Tap,
     Tick,
     canonical_json,
-    digest_of,
     silent,
 )
 
@@ -80,7 +79,7 @@ def extract(
     resize: str = "stretch",
     split: str | None = None,
     group_from: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     batch: int = 32,
     strict: bool = False,
     progress: Progress = silent,
@@ -130,7 +129,8 @@ class _Job:
         size = request.preprocess.size
         weights_digest, backbone = self._weights(request)
         taps = request.taps(weights_digest)
-        plan = make_plan(self.images.rows, taps, self.cached, frozenset(self.bad))
+        broken = frozenset(digest for digest, failure in self.bad.items() if failure.status != "nonfinite")
+        plan = make_plan(self.images.rows, taps, self.cached, broken)
         self.hits = min(self.hits, plan.hits)
         if plan.missing:
             engine = self._engine(request, taps, backbone)
@@ -147,7 +147,7 @@ class _Job:
                 f"None of the {len(rows)} images in {self.images.root} can be used; {first.path}: {first.reason}"
             )
         facts = self._facts()
-        if self.earlier is not None and not parts.parts_folder(self.out).exists():
+        if self.earlier is not None and not parts.part_files(self.out):
             said = (
                 self.earlier.rows,
                 {failure.path: failure for failure in self.earlier.failures},
@@ -155,7 +155,7 @@ class _Job:
             )
             if said == (rows, failures, Path(os.fsdecode(facts["root"]))):
                 return self.earlier
-        return parts.merge(self.out, self.cached, rows, failures, facts)
+        return parts.merge(self.out, rows, failures, facts)
 
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
@@ -166,7 +166,7 @@ class _Job:
         """Return the digest of the weight values, and the built backbone if it took building to know it."""
         spec, size = request.spec, request.preprocess.size
         if spec.name == "pixels":
-            return digest_of("pixels"), None
+            return NO_WEIGHTS, None
         source = weights_of.source(spec, size)
         for rows in self.cached.values():
             made_by = rows.tap.backbone
@@ -252,15 +252,15 @@ def _manifest(
     earlier: Cache | None,
     split: str | None,
     group_from: str | None,
-    seed: int,
+    seed: int | None,
     progress: Progress,
 ) -> Images:
     """Return the manifest, with the splits that the cache has stored. Raises UsageError if others are asked for."""
     if not isinstance(images, Images):
-        stored = None
-        if earlier is not None and split is None:
-            stored = replace(earlier.split_spec, seed=seed or earlier.split_spec.seed)
-        images = scan(images, split=stored or split, group_from=group_from, seed=seed, progress=progress)
+        of_cache = SplitSpec() if earlier is None else earlier.split_spec
+        spec = of_cache if split is None else SplitSpec.parse(split, of_cache.seed)
+        spec = spec if seed is None else replace(spec, seed=seed)
+        images = scan(images, split=spec, group_from=group_from, progress=progress)
     if earlier is None:
         return images
     if images.split_spec != earlier.split_spec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,9 +53,22 @@ class Images:
             paths[row.digest].append(row.path)
         return [same for digest, same in paths.items() if digest and len(same) > 1]
 
-    def path(self, row: ImageRow) -> Path:
-        """Return where the image lies."""
-        return self.root / row.path
+    @property
+    def crossing(self) -> list[list[str]]:
+        """Paths of files with the same bytes in several splits: only folders of splits can put them there."""
+        split_of = {row.path: row.split for row in self.rows}
+        return [same for same in self.duplicates if len({split_of[path] for path in same}) > 1]
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is missing in the splits: 'rose has no test image'."""
+        found = {(row.label, row.split) for row in self.rows}
+        return [
+            f"{name} has no {split} image"
+            for name in self.classes
+            for split in self.splits
+            if (name, split) not in found
+        ]
 
     def require_classes(self) -> Images:
         """Return self; raise TooFewClasses if a classifier cannot be trained on these labels."""
@@ -178,8 +191,3 @@ def _read_one(root: Path, path: str, check: bool) -> tuple[str, tuple[int, int] 
     except Undecodable as error:
         return digest, Failure(path, digest, error.status, error.reason)
     return digest, size
-
-
-def labels_of(rows: Iterable[ImageRow]) -> tuple[str, ...]:
-    """Return the class names in the order of the class index: sorted."""
-    return tuple(sorted({row.label for row in rows if row.label}))

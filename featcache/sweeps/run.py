@@ -69,7 +69,7 @@ class Run:
     seconds: float
     tuned: tuple[str, ...] = ()  # files of the models that were fine-tuned from its trials
     test_opened: tuple[dict[str, Any], ...] = ()  # each time the test split was looked at
-    train_digest: str = ""  # of the digests of the training images
+    images_digest: str = ""  # of the contents and labels of the training and validation images
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
@@ -134,6 +134,10 @@ class Run:
                 )
         if cache.classes != self.classes:
             raise NotARun(f"{self.path} was made for other classes than {cache.path} has now. Sweep again")
+        if digest_of_rows([*self.rows(cache, "train"), *self.rows(cache, "val")]) != self.images_digest:
+            raise NotARun(
+                f"Images, labels or splits of {cache.path} are not those {self.path} was made from. Sweep again"
+            )
         return cache
 
     def _cache_path(self) -> Path:
@@ -182,11 +186,6 @@ class Chosen:
             return store.load(head_file(self.run.path, trial), trial.head, trial.params, trial.width)
         cache = self.run.cache()
         rows = self.run.rows(cache, "train")
-        if digest_of_rows(rows) != self.run.train_digest:
-            raise NotARun(
-                f"{self.run.path} was made from other training images than {cache.path} has now, and knn is its "
-                "training images. Sweep again"
-            )
         pipeline = make_pipeline(trial.head, trial.params, self.run.settings.class_weight, self.run.settings.seed)
         return pipeline.fit(cache.features(rows, trial.tap), cache.labels(rows))
 
@@ -241,7 +240,7 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
     settings = Settings(**{**facts.pop("settings")})
     trials = tuple(Trial(**{**trial, "interval": tuple(trial["interval"])}) for trial in facts.pop("trials"))
     for name in ("classes", "tuned", "test_opened"):
-        facts[name] = tuple(facts[name])
+        facts[name] = tuple(facts.get(name, ()))
     settings = Settings(**{**asdict(settings), "heads": tuple(settings.heads), "taps": tuple(settings.taps)})
     return Run(path=path, settings=settings, trials=trials, **facts)
 

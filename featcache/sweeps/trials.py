@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, make_pipeline, settings
+from featcache.images.splits import unit_of
 from featcache.spec import ImageRow, Progress, Tick, choose, silent
 from featcache.sweeps.metrics import Score, fit_temperature, log_loss, score
 from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, free_folder, head_file
@@ -88,7 +90,7 @@ def sweep(
         num_train=len(train),
         num_select=len(train) if asked.cv else len(val),
         trials=tuple(one.trial for one in fitted),
-        train_digest=digest_of_rows(train),
+        images_digest=digest_of_rows([*train, *val]),
         seconds=round(time.perf_counter() - started, 3),
     )
     run.save()
@@ -130,7 +132,8 @@ def _rows(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[ImageRow]
     """Return the images that train and those that choose. Raises TooFewClasses."""
     train = [row for row in cache.usable("train", asked.shots) if row.label]
     val = [row for row in cache.usable("val", asked.shots) if row.label]
-    counts = {name: sum(row.label == name for row in train) for name in cache.classes}
+    found_of = Counter(row.label for row in train)
+    counts = {name: found_of[name] for name in cache.classes}
     if len(counts) < 2:
         found = f"one class only, '{cache.classes[0]}'" if counts else "no labels"
         raise TooFewClasses(f"{cache.path} has {found}. A classifier needs images of at least two class folders")
@@ -171,12 +174,12 @@ def _task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], as
 def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    if not any(row.group for row in train):
+    units = [unit_of(row) for row in train]  # what must not stand on both sides: groups, and copies of one image
+    if len(set(units)) == len(units):
         splitter = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed)
         return tuple(splitter.split(y, y))
-    groups = [row.group or row.path for row in train]
     grouped = StratifiedGroupKFold(asked.cv, shuffle=True, random_state=asked.seed)
-    folds = tuple(grouped.split(y, y, groups))
+    folds = tuple(grouped.split(y, y, units))
     if any(len(np.unique(y[fit_on])) < len(np.unique(y)) for fit_on, _ in folds):
         raise TooFewClasses(
             f"--cv {asked.cv}: all groups of some class fall into one fold. Use fewer folds, or the validation split"

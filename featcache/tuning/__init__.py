@@ -11,7 +11,7 @@ from featcache.assembly import assembled, facts_of, image_root, require_handoff
 from featcache.assembly.assemble import assemble, backbone_of
 from featcache.assembly.certificate import Certificate, certify, evidence, require
 from featcache.assembly.modelfile import check_free, save_model
-from featcache.backbones.build import build
+from featcache.backbones.build import all_layers, build, reproducibly
 from featcache.errors import DataError, UsageError
 from featcache.spec import Progress, choose, silent
 from featcache.sweeps import Chosen, Run
@@ -74,9 +74,10 @@ def finetune(
     Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
     """
     require_handoff(chosen)
-    path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
-    check_free(path, chosen.run.path.name, chosen.trial.trial)
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, class_weight, seed, max_seconds)
+    path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
+    facts = facts_of(chosen) | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}}
+    check_free(path, facts)
     train_set, val_set = _sets(chosen, image_root(chosen, images))
     pixels, cached = evidence(chosen, train_set.root)
     model = assembled(chosen)
@@ -84,11 +85,7 @@ def finetune(
     certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
 
     def checkpoint() -> None:
-        save_model(
-            model,
-            path,
-            facts_of(chosen, certificate) | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}},
-        )
+        save_model(model, path, facts | {"certificate": asdict(certificate)})
 
     history, best = train(model, train_set, val_set, recipe, checkpoint, progress)
     Run.open(chosen.run.path).add_tuned(path)
@@ -111,14 +108,20 @@ def from_scratch(
 ) -> Tuned:
     """Train the same architecture from random weights for `max_seconds`: the control for what transfer is worth.
 
-    All layers train, batch normalisation as usual, on the same images; the best weights on validation are kept.
+    All layers train on the same images; the best weights on validation are kept. `max_seconds` does not count the
+    first step, which compiles. Moving statistics of batch normalisation follow within tens of steps (momentum at most
+    0.9): with Keras' defaults of up to 0.999 a short training would be judged with those it started from.
     """
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, None, seed, max_seconds)
     train_set, val_set = _sets(chosen, image_root(chosen, images))
     tap = chosen.tap
     backbone = build(replace(tap.backbone, weights="none", seed=seed), tap.preprocess.size, tap.pooling)
-    model = assemble(backbone, tap, None, len(chosen.run.classes))
+    with reproducibly(seed):
+        model = assemble(backbone, tap, None, len(chosen.run.classes))
     backbone.network.trainable = True  # not through `model`: already trainable itself, Keras would not look inside
+    for layer in all_layers(backbone.network):
+        if hasattr(layer, "momentum"):
+            layer.momentum = min(layer.momentum, 0.9)
     history, best = train(model, train_set, val_set, recipe, lambda: None, progress)
     return Tuned(
         model,
@@ -153,7 +156,7 @@ def _recipe(
         learning_rate=learning_rate,
         batch=batch,
         patience=patience,
-        class_weight=class_weight,
+        class_weight=class_weight or chosen.run.settings.class_weight,
         metric=chosen.run.settings.metric,
         seed=seed,
         max_seconds=max_seconds,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Epoch:
     train_loss: float  # NaN at epoch 0
     val_loss: float
     val: Score
-    seconds: float
+    seconds: float  # validation included; of the first epoch compilation too
 
     def better_than(self, other: Epoch) -> bool:
         """Tell whether this epoch has the higher validation score, or the same and the lower loss."""
@@ -68,7 +68,7 @@ def train(
     """
     logits = logits_of(model)
     _compile(logits, recipe)
-    history = [_evaluate(logits, val_set, recipe, 0, math.nan, 0.0)]
+    history = [_evaluate(logits, val_set, recipe, 0, math.nan)]
     best, weights = history[0], model.get_weights()
     checkpoint()
     rng = np.random.default_rng(recipe.seed)
@@ -78,7 +78,8 @@ def train(
         loss = _one_epoch(logits, train_set, recipe, rng.permutation(len(train_set)), clock)
         if not math.isfinite(loss):
             break
-        found = _evaluate(logits, val_set, recipe, number, loss, time.perf_counter() - epoch_started)
+        found = _evaluate(logits, val_set, recipe, number, loss)
+        found = replace(found, seconds=time.perf_counter() - epoch_started)
         if not math.isfinite(found.val_loss):
             break
         history.append(found)
@@ -166,7 +167,7 @@ def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
     return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def _evaluate(logits: Any, images: ImageSet, recipe: Recipe, number: int, loss: float, seconds: float) -> Epoch:
+def _evaluate(logits: Any, images: ImageSet, recipe: Recipe, number: int, loss: float) -> Epoch:
     values = predict_logits(logits, images, recipe.batch)
     found = score(images.labels, values.argmax(axis=1), recipe.metric)
-    return Epoch(number, loss, log_loss(values, images.labels), found, seconds)
+    return Epoch(number, loss, log_loss(values, images.labels), found, seconds=0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache import layout, parts
-from featcache.cache.reader import Cache, TapRows
+from featcache.cache.reader import Cache
 from featcache.spec import BackboneSpec, Failure, ImageRow, Preprocess, Tap, canonical_json
 
 DIGESTS = [letter * 64 for letter in "abcd"]
@@ -40,8 +40,9 @@ FACTS = {
 def write(path: Path) -> Cache:
     """Write the golden cache; its rows go in by digest and must come out in the order of the images."""
     digests, by_digest = [DIGESTS[0], DIGESTS[1], DIGESTS[3]], [1, 0, 2]
-    rows = {tap.fingerprint: TapRows(tap, digests, FEATURES[tap.name][by_digest], PROVENANCE) for tap in (TOP, DEEP)}
-    return parts.merge(path, rows, ROWS, {FAILURE.path: FAILURE}, FACTS)
+    for tap in (TOP, DEEP):
+        parts.commit(path, [tap], digests, [FEATURES[tap.name][by_digest]], PROVENANCE)
+    return parts.merge(path, ROWS, {FAILURE.path: FAILURE}, FACTS)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def commit(path, digests, taps=(TOP,)):
 
 
 def merge(path, images=ROWS, failures=None):
-    return parts.merge(path, parts.read_rows(path), images, failures or {}, FACTS)
+    return parts.merge(path, images, failures or {}, FACTS)
 
 
 def test_committed_rows_come_back(tmp_path):
