@@ -46,6 +46,8 @@ def final_scores(run: Run, images: str | Path | None = None) -> tuple[Run, dict[
     scores = {f"head {chosen.trial.trial} ({chosen.trial.head})": head_score(chosen)}
     for path in filter(Path.exists, map(Path, run.tuned)):
         model, facts = load_model(path)
+        if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
+            continue  # something else has taken its place
         scores[f"fine-tuned {path.name}"] = model_score(run[facts["trial"]], model, "test", images)
     return record_opened(run, "test", scores), scores
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache import layout
+from featcache.cache import layout, parts
 from featcache.cache.reader import Cache
 from featcache.errors import CacheVersion, DiskFault, NotACache
 
-from .make_golden import ROWS, TOP, write
+from .make_golden import FACTS, ROWS, TOP, write
 
 
 @pytest.fixture
@@ -202,10 +202,10 @@ def test_a_full_disk_keeps_the_old_cache(path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    before = path.read_bytes()
+    before, failures = path.read_bytes(), {failure.path: failure for failure in Cache.open(path).failures}
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(DiskFault, match=r"Cannot write .*cache.h5: No space left"):
-        write(path)
+        parts.merge(path, ROWS, failures, FACTS)
     assert path.read_bytes() == before
     assert [one.name for one in path.parent.iterdir()] == ["cache.h5"]
     assert Cache.open(path).rows == ROWS

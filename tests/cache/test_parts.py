@@ -184,3 +184,21 @@ def test_odd_names_and_labels_survive(tmp_path_factory, path, label, group):
     found = Cache.open(file)
     assert found.rows == (row,)
     assert found.failures[0].reason == f"{label}: no"
+
+
+def test_parts_of_another_extraction_that_come_while_merging_stay(tmp_path, monkeypatch):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[:3])
+    keep = parts.layout.write
+
+    def meanwhile(target, fill):
+        keep(target, fill)
+        monkeypatch.setattr(parts.layout, "write", keep)
+        commit(path, DIGESTS[3:])
+
+    monkeypatch.setattr(parts.layout, "write", meanwhile)
+    merge(path)
+    assert len(parts.part_files(path)) == 1
+    assert sorted(parts.read_rows(path)[TOP.fingerprint].digests) == sorted(DIGESTS)
+    merge(path)
+    assert not parts.parts_folder(path).exists()

@@ -82,11 +82,30 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
     assert list_images(root) == once
 
 
-def test_links_to_folders_are_not_followed(tmp_path):
-    root = touch(tmp_path, "a/1.jpg")
+def test_links_to_folders_are_followed_but_never_in_circles(tmp_path):
+    root = touch(tmp_path / "photos", "a/1.jpg")
+    touch(tmp_path / "elsewhere", "2.jpg")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
     (root / "a" / "again").symlink_to(root)
-    (root / "b").symlink_to(root / "a")
-    assert [file.path for file in list_images(root).files] == ["a/1.jpg"]
+    (root / "a" / "itself").symlink_to(".")
+    files = list_images(root).files
+    assert [(file.path, file.label) for file in files] == [("a/1.jpg", "a"), ("b/2.jpg", "b")]
+
+
+def test_another_folder_beside_splits_does_not_turn_them_into_classes(tmp_path):
+    root = touch(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "unlabelled/3.jpg")
+    listing = list_images(root)
+    assert listing.layout == "splits"
+    assert [(file.path, file.label, file.split) for file in listing.files] == [
+        ("train/a/1.jpg", "a", "train"),
+        ("val/a/2.jpg", "a", "val"),
+    ]
+    assert listing.stray == ["unlabelled/3.jpg"]
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    root = touch(tmp_path, "train/1.jpg", "tram/2.jpg")
+    assert list_images(root).layout == "classes"
 
 
 def test_a_link_to_an_image_is_an_image(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import zipfile
 from importlib import import_module
@@ -135,10 +136,11 @@ def test_neighbours_are_refused_before_anything_is_built(toy_run, tmp_path):
 
 
 def test_without_validation_images_nothing_can_be_judged(perfect, tmp_path, monkeypatch):
-    keep = type(perfect.run).rows
+    keep, cache = type(perfect.run).rows, perfect.run.cache()
     monkeypatch.setattr(
         type(perfect.run), "rows", lambda run, cache, split: [] if split == "val" else keep(run, cache, split)
     )
+    monkeypatch.setattr(type(perfect.run), "cache", lambda run: cache)
     with pytest.raises(DataError, match="has no validation images, so nothing can tell"):
         finetune(perfect, tmp_path / "t.keras")
 
@@ -167,3 +169,12 @@ def test_from_scratch_starts_at_random_and_trains_everything(weak, scratch):
     assert changed(before, after) == set(after)  # the statistics of batch normalisation too
     assert tuned.num_trainable == backbone_of(tuned.model).count_params()
     assert (tuned.certificate, tuned.path) == (None, None)
+
+
+def test_training_from_scratch_is_a_fair_control(tuned_run):
+    """Moving statistics of batch normalisation that lag behind would judge a good network by its first guess."""
+    chosen = tuned_run.best_handoff
+    found = from_scratch(chosen, max_seconds=math.inf, epochs=12)
+    assert found.best.val.value > 0.7  # three colours: chance is .33
+    again = from_scratch(chosen, max_seconds=math.inf, epochs=1)
+    assert again.start.val_loss == found.start.val_loss
