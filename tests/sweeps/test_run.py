@@ -218,7 +218,5 @@ def test_labels_that_changed_since_the_sweep_are_noticed(copied, tmp_path):
         labels = file["images/label"][()]
         swapped = np.where(labels == b"red", b"blue", np.where(labels == b"blue", b"red", labels))
         rewrite(file["images"], "label", swapped)
-    with pytest.raises(
-        NotARun, match=r"Images, labels or splits of .*c\.h5 are not those .*\. Sweep again"
-    ):
+    with pytest.raises(NotARun, match=r"Images, labels or splits of .*c\.h5 are not those .*\. Sweep again"):
         run.cache()
