@@ -98,7 +98,7 @@ def test_a_kill_between_the_merge_and_its_clearing_up_costs_nothing(photos, out,
 
     whole, done = undisturbed(PIXELS), work.images
     with monkeypatch.context() as patched:
-        patched.setattr("shutil.rmtree", killed)
+        patched.setattr("pathlib.Path.unlink", killed)
         with pytest.raises(Killed):
             extract(photos, PIXELS, out=out, batch=5)
     assert parts.parts_folder(out).exists()
