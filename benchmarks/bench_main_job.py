@@ -4,7 +4,7 @@
     python benchmarks/bench_main_job.py --images photos/ --backbone mobilenet_v2
 
 Three measurements, interleaved with their baselines, medians of --repeats:
-extract   images -> features (ours in a committed file), against image_dataset_from_directory + preprocess_input + model.predict
+extract   images -> features (ours in a committed file), against image_dataset_from_directory and model.predict
 again     the same extraction when everything is cached, against the first
 head      one epoch of a softmax head on cached features, against one epoch of `fit` through the frozen backbone
 Machines are shared and noisy: read the ratios, not the seconds.
