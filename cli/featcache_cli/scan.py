@@ -63,10 +63,11 @@ def document(found: Images) -> dict[str, Any]:
 def text(found: Images) -> str:
     """Return the result as a person reads it."""
     from featcache.reports.table import printable, table
+    from featcache.spec import SPLITS
 
     lines = [f"{len(found.rows)} images in {printable(str(found.root))} ({found.layout})"]
     if found.classes:
-        split_names = [name for name in ("train", "val", "test") if name in found.splits]
+        split_names = [name for name in SPLITS if name in found.splits]
         counts = {(row.label, row.split): 0 for row in found.rows}
         for row in found.rows:
             counts[row.label, row.split] += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,14 +54,9 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
     if get(spec.name).constructor.startswith("EfficientNetB"):
         raise UsageError(
             f"{get(spec.name).constructor} builds another graph for a file than for ImageNet weights (Keras 3). "
-            f"Put the file at {file_of_imagenet(spec, size)} and use --weights imagenet"
+            f"Put the file at {file_of(replace(spec, weights='imagenet'), size)} and use --weights imagenet"
         )
     return path
-
-
-def file_of_imagenet(spec: BackboneSpec, size: int) -> Path | None:
-    """Return where Keras keeps the ImageNet weights of this backbone."""
-    return file_of(BackboneSpec(spec.name, spec.options), size)
 
 
 def source(spec: BackboneSpec, size: int) -> str | None:
