@@ -18,11 +18,15 @@ from typing import Any, Literal, NamedTuple
 from featcache.errors import DataError, UsageError
 
 Resize = Literal["stretch", "crop", "pad"]
-Pooling = Literal["avg", "max", "flatten"]
+Pooling = Literal["avg", "max", "flatten", "none"]
 Mode = Literal["tf", "caffe", "torch", "inside", "unit"]
+Precision = Literal["float32", "bfloat16", "float16"]  # of the forward pass
+Dtype = Literal["float32", "float16"]  # of the stored features
+Origin = Literal["registry", "file", "import"]
 SPLITS = ("train", "val", "test")
 
 DECODE_VERSION = "pillow/1"  # raise when the same bytes would give other pixels: every cached row then misses
+DRAFT_VERSION = "pillow/1 draft"  # the same, with JPEGs decoded at reduced scale where the size allows it
 
 
 class ImageRow(NamedTuple):
@@ -73,10 +77,11 @@ class SplitSpec:
 class BackboneSpec:
     """A backbone as a user names it: enough to build it again."""
 
-    name: str  # of the registry: "mobilenet_v2"
+    name: str  # of the registry: "mobilenet_v2"; of a user's own model: the stem of its file, or its function
     options: tuple[tuple[str, Any], ...] = ()  # only those that differ from the constructor's defaults
-    weights: str = "imagenet"  # "imagenet", "none" (random), "embedded" or the path of a file
+    weights: str = "imagenet"  # "imagenet", "none" (random), "embedded", a file, or "package.module:function"
     seed: int = 0  # of random weights
+    origin: Origin = "registry"  # where the architecture comes from: a user's own is a model file or a function
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Preprocess:
     size: int  # pixels; images become size x size
     resize: Resize = "stretch"
     mode: Mode = "tf"
-    decode: str = DECODE_VERSION
+    decode: str = DECODE_VERSION  # or DRAFT_VERSION
 
 
 @dataclass(frozen=True)
@@ -99,21 +104,24 @@ class Tap:
     layer: str  # name of the Keras layer, or "top": the last one before a classifier
     pooling: Pooling
     preprocess: Preprocess
-    view: str = "identity"
-    precision: str = "float32"
+    view: str = "identity"  # or "hflip", "crop-1" ...: one fixed augmentation
+    precision: Precision = "float32"
+    dtype: Dtype = "float32"
+    architecture: str = ""  # SHA-256 of a user's own model's configuration; the registry's names say enough
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the numbers."""
         return digest_of(
             {
-                "architecture": [self.backbone.name, dict(self.backbone.options)],
+                "architecture": self.architecture or [self.backbone.name, dict(self.backbone.options)],
                 "weights": self.weights_digest,
                 "layer": self.layer,
                 "pooling": self.pooling,
                 "preprocess": asdict(self.preprocess),
                 "view": self.view,
                 "precision": self.precision,
+                "dtype": self.dtype,
             }
         )
 

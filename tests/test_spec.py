@@ -18,7 +18,7 @@ TAP = Tap(
     "identity",
     "float32",
 )
-GOLDEN = "87150840290e92f7cccf11b1e87ccdaede7467018ad093017c756d07d2fb5e4c"
+GOLDEN = "8fd738128a412a356f7f51230487a62833cf4228be9dd94bc28710e6b52d5bd9"
 
 backbones = st.builds(
     BackboneSpec,
@@ -37,9 +37,11 @@ taps = st.builds(
     backbones,
     st.text(),
     st.text(),
-    st.sampled_from(["avg", "max", "flatten"]),
+    st.sampled_from(["avg", "max", "flatten", "none"]),
     st.builds(Preprocess, st.integers(1), st.sampled_from(["stretch", "crop", "pad"]), st.text(), st.text()),
     st.text(),
+    st.text(),
+    st.sampled_from(["float32", "float16"]),
     st.text(),
 )
 
@@ -59,6 +61,8 @@ taps = st.builds(
         replace(TAP, preprocess=replace(TAP.preprocess, decode="pillow/2")),
         replace(TAP, view="hflip"),
         replace(TAP, precision="bfloat16"),
+        replace(TAP, dtype="float16"),
+        replace(TAP, architecture="c" * 64),
     ],
 )
 def test_whatever_changes_the_numbers_changes_the_fingerprint(changed):
