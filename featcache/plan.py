@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from featcache.cache.reader import TapRows
+from featcache.cache.rows import TapRows
 from featcache.spec import ImageRow, Tap
 
 
@@ -30,5 +30,5 @@ def make_plan(
 
 
 def _complete(taps: Sequence[Tap], cached: Mapping[str, TapRows]) -> frozenset[str]:
-    have = [frozenset(cached[tap.fingerprint].digests) if tap.fingerprint in cached else frozenset() for tap in taps]
-    return frozenset.intersection(*have)
+    have = [cached[tap.fingerprint].at.keys() if tap.fingerprint in cached else set[str]() for tap in taps]
+    return frozenset(have[0]).intersection(*have[1:])

@@ -24,6 +24,7 @@ Precision = Literal["float32", "bfloat16", "float16"]  # of the forward pass
 Dtype = Literal["float32", "float16"]  # of the stored features
 Origin = Literal["registry", "file", "import"]
 SPLITS = ("train", "val", "test")
+IDENTITY = "identity"  # the view that changes nothing
 
 DECODE_VERSION = "pillow/1"  # raise when the same bytes would give other pixels: every cached row then misses
 DRAFT_VERSION = "pillow/1 draft"  # the same, with JPEGs decoded at reduced scale where the size allows it
@@ -104,7 +105,7 @@ class Tap:
     layer: str  # name of the Keras layer, or "top": the last one before a classifier
     pooling: Pooling
     preprocess: Preprocess
-    view: str = "identity"  # or "hflip", "crop-1" ...: one fixed augmentation
+    view: str = IDENTITY  # or "hflip", "crop-1" ...: one fixed augmentation
     precision: Precision = "float32"
     dtype: Dtype = "float32"
     architecture: str = ""  # SHA-256 of a user's own model's configuration; the registry's names say enough

@@ -22,28 +22,17 @@ class Failing:
         return self.function(*args, **options)
 
 
-def full_while_writing(*args, **options):
-    """Stand for `os.fdopen`: a file that takes the first bytes and then no more."""
-    file = FDOPEN(*args, **options)
-
-    class Full:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            file.close()
-
-        def write(self, data):
-            file.write(data[:3])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    return Full()
+def full_while_writing(handle, data):
+    """Stand for `os.write`: a file that takes the first bytes and then no more."""
+    if os.lseek(handle, 0, os.SEEK_CUR) >= 3:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return WRITE(handle, data[:3])
 
 
-FDOPEN = os.fdopen
+WRITE = os.write
 STEPS = {
     "mkstemp": (tempfile, "mkstemp", Failing(tempfile.mkstemp, 0)),
-    "write": (os, "fdopen", full_while_writing),
+    "write": (os, "write", full_while_writing),
     "fsync": (os, "fsync", Failing(os.fsync, 0)),
     "chmod": (os, "chmod", Failing(os.chmod, 0)),
     "replace": (os, "replace", Failing(os.replace, 0)),

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.cache.reader import TapRows
+from featcache.cache.rows import Piece, TapRows
 from featcache.plan import make_plan
 from featcache.spec import BackboneSpec, ImageRow, Preprocess, Tap
 
@@ -17,7 +18,9 @@ def row(digest, path=None):
 
 
 def cached(*taps, digests):
-    return {tap.fingerprint: TapRows(tap, list(digests), np.zeros((len(digests), 2), np.float32), "{}") for tap in taps}
+    made_by = np.zeros(len(digests), np.uint8)
+    pieces = [Piece(Path("c.h5"), tap.name, tap, list(digests), (2,), ("{}",), made_by) for tap in taps]
+    return {piece.tap.fingerprint: TapRows([piece]) for piece in pieces}
 
 
 digests = st.sampled_from("abcdef")

@@ -1,15 +1,21 @@
-"""The format of CACHE.h5, and the checks that a file must pass before anything is read from it.
+"""The format of a cache, and the checks that a file must pass before anything is read from it.
 
     /                        attributes: format = "featcache", format_version
     /images/path             (N,) bytes, relative to the root, as the file system spells them
     /images/label, group, split, digest, status, reason     (N,) bytes, UTF-8
-    /images                  attributes: root, layout, split_spec (JSON), decode
-    /taps/<tap>/features     (M, D) float32, contiguous
+    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest
+    /taps/<tap>/features     (M, D) or (M, h, w, C), float32 or float16, contiguous
     /taps/<tap>/digest       (M,) bytes: SHA-256 of the image each row was computed from
-    /taps/<tap>              attributes: tap (JSON: how the rows were made), fingerprint, provenance (JSON)
+    /taps/<tap>/made_by      (M,) uint8: which entry of `provenance` computed the row
+    /taps/<tap>              attributes: tap (JSON: how the rows were made), fingerprint, provenance (JSON list),
+                             content_digest (SHA-256 of tap, provenance, digest, made_by and features)
 
 Attributes are bytes of fixed length, but for the number format_version. Rows of a tap are joined to images by
 digest; an image with status other than "ok" has no row.
+
+CACHE.h5 is one such file. A cache may also be a folder: `cache.h5` with the images, and parts with the rows. A part
+is a file without /images, named by the SHA-256 of its bytes. While an extraction into CACHE.h5 runs, its parts
+are in CACHE.h5.parts.
 
 To change the format: raise FORMAT_VERSION, keep reading every earlier version, write a golden file of the
 new version with tests/cache/make_golden.py and add its row to tests/cache/test_golden.py.
@@ -17,9 +23,10 @@ new version with tests/cache/make_golden.py and add its row to tests/cache/test_
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,45 +35,115 @@ import h5py
 import numpy as np
 
 from featcache.errors import CacheVersion, NotACache
-from featcache.files import write_whole
+from featcache.files import Identity, Overtaken, write_whole, writing
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
 PARTS_SUFFIX = ".parts"
+TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
+IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
 MAX_DECLARED_RATIO = 1000  # an honest file stores its arrays; one that declares a thousand times its size is a bomb
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+Fill = Callable[[Any], None]
+
+
+def table_of(cache: Path) -> Path:
+    """Return the file that holds the images of a cache."""
+    return cache / TABLE_NAME if cache.is_dir() else cache
+
+
+def parts_folder(cache: Path) -> Path:
+    """Return the folder that holds the rows which are not in the file of the images."""
+    return cache if cache.is_dir() else cache.with_name(cache.name + PARTS_SUFFIX)
+
+
+def part_files(cache: Path) -> list[Path]:
+    """Return the parts of a cache."""
+    return sorted(parts_folder(cache).glob("part-*.h5"))
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Open a cache or a part for reading. Raises NotACache or CacheVersion, naming the file."""
-    if not path.is_file():
-        begun = path.with_name(path.name + PARTS_SUFFIX).is_dir()
+    """Open a file of a cache for reading. Raises NotACache or CacheVersion, naming the file."""
+    table = table_of(path)
+    if not table.is_file():
+        begun = path.is_dir() or parts_folder(path).is_dir()
         how = "An extraction was begun; finish it" if begun else "Make one"
         raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
-    if not h5py.is_hdf5(path):
-        raise NotACache(
-            f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
-        )
+    with table.open("rb") as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            raise NotACache(
+                f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
+            )
+    with _checked(table, table) as opened:
+        yield opened
+
+
+@contextmanager
+def reading_part(path: Path) -> Iterator[h5py.File]:
+    """Open a part whose bytes are those that its name tells. Raises NotACache, or Overtaken if it is gone."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Overtaken(path) from error
+    if path.name != part_name(data):
+        raise NotACache(f"{path} is damaged: its bytes are not those that its name tells")
+    with _checked(io.BytesIO(data), path) as opened:
+        yield opened
+
+
+@contextmanager
+def _checked(source: Path | io.BytesIO, path: Path) -> Iterator[h5py.File]:
+    options = {} if isinstance(source, io.BytesIO) else {"locking": False}
+    try:
+        with h5py.File(source, "r", **options) as file:
             _check_version(file, path)
             yield file
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # h5py and JSON
-        raise NotACache(f"{path} is damaged: {error}. Move it away and run featcache extract again") from error
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise damaged(path, error) from error  # h5py and JSON raise almost anything on damaged files
 
 
-def write(path: Path, fill: Any) -> None:
-    """Build an HDF5 file in memory with `fill(file)` and write it whole or not at all.
+def damaged(path: Path, why: object) -> NotACache:
+    """Return the error for a file whose content cannot be what was written."""
+    return NotACache(f"{path} is damaged: {why}. Move it away and run featcache extract again")
 
-    HDF5 itself never touches the disk: on a full one it crashes the process (h5py#914).
-    """
+
+def part_name(data: bytes | memoryview) -> str:
+    """Return the name of the part with these bytes."""
+    return f"part-{hashlib.sha256(data).hexdigest()[:32]}.h5"
+
+
+def write_part(folder: Path, fill: Fill) -> Path:
+    """Build an HDF5 file in memory, write it whole or not at all under the name of its content, and return its path."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        put_text(file, "format", FORMAT)
-        file.attrs["format_version"] = FORMAT_VERSION
-        fill(file)
-    write_whole(path, buffer.getvalue())
+        _fill(file, fill)
+    path = folder / part_name(buffer.getbuffer())
+    write_whole(path, buffer.getbuffer())
+    return path
+
+
+def write_table(path: Path, before: Identity | None, fill: Callable[[Any, Callable[[], None]], None]) -> None:
+    """Write an HDF5 file through plain file operations, in bounded memory, whole or not at all.
+
+    `fill(file, check)` calls `check` now and then, which raises once the disk has failed: HDF5 itself must never
+    notice, since it crashes the process on a full disk (h5py#914). before: see `files.writing`.
+    """
+    with writing(path, before) as sink:
+        try:
+            with h5py.File(sink, "w") as file:
+                _fill(file, lambda opened: fill(opened, sink.check))
+        except Exception:
+            sink.check()
+            raise
+
+
+def _fill(file: Any, fill: Fill) -> None:
+    put_text(file, "format", FORMAT)
+    file.attrs["format_version"] = FORMAT_VERSION
+    fill(file)
 
 
 def strings(values: list[bytes]) -> np.ndarray[Any, Any]:
@@ -86,6 +163,18 @@ def text_of(node: Any, name: str) -> str:
     return os.fsdecode(bytes(node.attrs[name]))
 
 
+def images_digest(group: Any) -> str:
+    """Return the SHA-256 of the images' columns and facts as they stand in the file."""
+    hashed = hashlib.sha256()
+    for name in IMAGE_COLUMNS:
+        column = group[name]
+        hashed.update(f"{name} {column.dtype} {column.shape}\0".encode())
+        hashed.update(column[()].tobytes())
+    for name in IMAGE_FACTS:
+        hashed.update(os.fsencode(f"{name} {text_of(group, name)}\0"))
+    return hashed.hexdigest()
+
+
 def own_group(parent: Any, name: str, path: Path) -> Any:
     """Return the group `name` of `parent`; raise NotACache if there is none, or a link that may lead out."""
     link = parent.get(name, getlink=True)
@@ -95,7 +184,7 @@ def own_group(parent: Any, name: str, path: Path) -> Any:
     return group
 
 
-def plain(group: Any, name: str, kind: str, rank: int, path: Path) -> Any:
+def plain(group: Any, name: str, kind: str, ranks: tuple[int, ...], path: Path) -> Any:
     """Return the dataset `name` of `group` if it is what the format says; raise NotACache if not.
 
     Refused: links out of the file, external or virtual storage, object types, other ranks, and shapes
@@ -106,8 +195,9 @@ def plain(group: Any, name: str, kind: str, rank: int, path: Path) -> Any:
     if not isinstance(dataset, h5py.Dataset):
         raise NotACache(f"{path} has no dataset '{group.name}/{name}' of its own. It is damaged or no featcache cache")
     outside = dataset.external is not None or dataset.is_virtual
-    if outside or dataset.dtype.kind != kind or dataset.ndim != rank:
-        raise NotACache(f"{path}: dataset '{dataset.name}' is not a plain {rank}-dimensional array of the format")
+    filtered = dataset.chunks is not None  # ours are contiguous; a filter could make much of little
+    if outside or filtered or dataset.dtype.kind != kind or dataset.ndim not in ranks:
+        raise NotACache(f"{path}: dataset '{dataset.name}' is not a plain {ranks[0]}-dimensional array of the format")
     if dataset.nbytes > max(2**30, MAX_DECLARED_RATIO * max(dataset.id.get_storage_size(), 1)):
         raise NotACache(f"{path}: dataset '{dataset.name}' declares {dataset.nbytes} bytes that it does not hold")
     return dataset

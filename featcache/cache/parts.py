@@ -1,71 +1,90 @@
-"""Commit rows as they are computed, so that a kill costs at most the batch in flight.
+"""Commit rows as they are computed, so that a kill costs at most the batches in flight.
 
-A part is a small HDF5 file beside the cache, `CACHE.h5.parts/part-<content>.h5`, with the rows of one
-batch for every tap of one backbone. It appears whole, under the hash of its content, and is never
-changed. When all rows are there, `merge` writes the one CACHE.h5 and removes the parts.
+A part is a small HDF5 file with the rows of one batch for every tap of one backbone. It is built in memory,
+appears whole, under the hash of its bytes, and is never changed. When all rows are there, `merge` writes the one
+CACHE.h5 and removes the parts; in a cache that is a folder of parts, `merge` writes its table of images only.
+
+Any number of extractions may work on one cache, on machines that share a disk: parts never collide, and of a
+merge that another one overtook the parts stay until a later merge has them. The lock only saves work.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from featcache.arrays import Features
 from featcache.cache import layout
-from featcache.cache.reader import Cache, TapRows, tap_groups
-from featcache.errors import NotACache
+from featcache.cache.layout import part_files, parts_folder, table_of
+from featcache.cache.reader import Cache
+from featcache.cache.rows import Piece, TapRows, by_tap, pieces_in, write_tap
+from featcache.errors import DiskFault, NotACache
+from featcache.files import Overtaken, identity, remove_litter
 from featcache.spec import Failure, ImageRow, Tap
 
-
-def parts_folder(cache: Path) -> Path:
-    """Return the folder beside the cache that holds rows not yet merged into it."""
-    return cache.with_name(cache.name + layout.PARTS_SUFFIX)
+SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
+PART_BYTES = 64 * 2**20
+ATTEMPTS = 100
 
 
 def commit(
     cache: Path, taps: Sequence[Tap], digests: Sequence[str], features: Sequence[Features], provenance: str
 ) -> Path:
     """Write one part: for each tap its (M, D) features of the M images with these digests."""
-    content = hashlib.sha256("".join([*digests, *(tap.fingerprint for tap in taps)]).encode())
-    for array in features:
-        content.update(np.ascontiguousarray(array).data)
-    path = parts_folder(cache) / f"part-{content.hexdigest()[:24]}.h5"
-    rows = {tap: TapRows(tap, list(digests), array, provenance) for tap, array in zip(taps, features, strict=True)}
-    layout.write(path, lambda file: _fill_taps(file, list(rows.values())))
-    return path
+    made_by = np.zeros(len(digests), np.uint8)
 
+    def fill(file: Any) -> None:
+        for tap, array in zip(taps, features, strict=True):
+            write_tap(file, tap, digests, array.shape[1:], [provenance], made_by, [array])
 
-def part_files(cache: Path) -> list[Path]:
-    """Return the parts that are not merged yet."""
-    return sorted(parts_folder(cache).glob("part-*.h5"))
+    return layout.write_part(parts_folder(cache), fill)
 
 
 def read_rows(cache: Path) -> dict[str, TapRows]:
     """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside."""
-    rows: dict[str, TapRows] = {}
-    sources = [*([cache] if cache.exists() else []), *part_files(cache)]
-    found: dict[str, list[TapRows]] = {}
-    for source in sources:
-        try:
-            with layout.reading(source) as file:
-                for tap_rows in _taps_in(file, source):
-                    found.setdefault(tap_rows.tap.fingerprint, []).append(tap_rows)
-        except NotACache:
-            if source == cache:
-                raise
-            os.replace(source, source.with_suffix(".damaged"))
-    taken: set[str] = set()
-    for fingerprint, pieces in found.items():  # those of the cache come first and keep their names
-        joined = _joined(pieces)
-        rows[fingerprint] = joined.renamed() if joined.tap.name in taken else joined
-        taken.add(rows[fingerprint].tap.name)
-    return rows
+    table = table_of(cache)
+    pieces = pieces_in(table) if table.exists() else []
+    for part in part_files(cache):
+        with suppress(Overtaken):  # merged by another extraction meanwhile
+            pieces += _pieces_or_aside(part)
+    return by_tap(pieces)
+
+
+def make_folder(cache: Path) -> None:
+    """Make the folder of a cache that stays in parts. Raises DiskFault."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskFault(f"Cannot make the folder {cache}: {error.strerror}. Choose another place") from error
+
+
+@contextmanager
+def lock(cache: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Keep other extractions off this cache while the block runs; call `wait` first if one is at work.
+
+    Only saves work: where the file system cannot lock, the block runs at once.
+    """
+    make_folder(parts_folder(cache))
+    held = FileLock(parts_folder(cache) / ".lock")
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        wait()
+        held.acquire()
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
+    finally:
+        held.release()
+        _tidy(cache)
 
 
 def merge(
@@ -74,34 +93,64 @@ def merge(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
 ) -> Cache:
-    """Write the one CACHE.h5 from its rows and those of its parts, remove these parts, and return the cache.
+    """Write the images, and the rows of the parts, into the cache's one file; return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
     how often the extraction was interrupted. failures: {path: why that image has no row}.
     """
-    merged = part_files(cache)  # another extraction may commit more meanwhile; those stay for its own merge
-    rows = read_rows(cache)
-    order = {row.digest: at for at, row in enumerate(images)}
-    in_order = [_sorted(tap_rows, order) for tap_rows in rows.values()]
+    if cache.is_dir():
+        _compact(cache, images)
+    for _ in range(ATTEMPTS):
+        with suppress(Overtaken):
+            merged = _merged(cache, images, failures, facts)
+            _tidy(cache)
+            return merged
+    raise DiskFault(f"{cache} is replaced by others all the time. Let one extraction work on it at once")
 
-    def fill(file: Any) -> None:
+
+def _merged(
+    cache: Path, images: Sequence[ImageRow], failures: Mapping[str, Failure], facts: Mapping[str, str | bytes]
+) -> Cache:
+    table, folder = table_of(cache), cache.is_dir()
+    before = identity(table)
+    parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
+    rows = {} if folder else read_rows(cache)
+
+    def fill(file: Any, check: Callable[[], None]) -> None:
         _fill_images(file, images, failures, facts)
-        _fill_taps(file, sorted(in_order, key=lambda tap_rows: tap_rows.tap.name))
+        for tap_rows in sorted(rows.values(), key=lambda one: one.tap.name):
+            write_rows(file, tap_rows, in_order(tap_rows, images), check)
 
-    layout.write(cache, fill)
-    for part in merged:
+    layout.write_table(table, before, fill)
+    written = identity(table)
+    opened = Cache.open(cache)
+    if written != identity(table):  # another merge came right behind: it may not have had these parts
+        raise Overtaken(table)
+    for part in parts:
         part.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: parts of another extraction, or damaged ones
-        parts_folder(cache).rmdir()
-    return Cache.open(cache)
+    return opened
+
+
+def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
+    """Write these rows of a tap, read block by block."""
+    makers, made_by = rows.makers, rows.made_by(digests)
+    write_tap(file, rows.tap, digests, rows.shape, makers, made_by, rows.blocks(digests), check)
+
+
+def in_order(rows: TapRows, images: Sequence[ImageRow]) -> list[str]:
+    """Return the digests of a tap's rows: in the order of the images, then those of images that are gone."""
+    present = dict.fromkeys(row.digest for row in images if row.digest in rows.at)
+    return [*present, *sorted(rows.at.keys() - present.keys())]
+
+
 
 
 def _fill_images(
     file: Any, images: Sequence[ImageRow], failures: Mapping[str, Failure], facts: Mapping[str, str | bytes]
 ) -> None:
     group = file.create_group("images")
-    for key, fact in facts.items():
-        layout.put_text(group, key, fact)
+    for key in layout.IMAGE_FACTS:
+        layout.put_text(group, key, facts[key])
     ok = Failure("", "", "ok", "")
     found = [failures.get(row.path, ok) for row in images]
     columns = {
@@ -115,36 +164,40 @@ def _fill_images(
     }
     for name in layout.IMAGE_COLUMNS:
         group.create_dataset(name, data=layout.strings(columns[name]))
+    layout.put_text(group, "content_digest", layout.images_digest(group))
 
 
-def _fill_taps(file: Any, all_rows: Sequence[TapRows]) -> None:
-    for rows in all_rows:
-        group = file.create_group(f"taps/{rows.tap.name}")
-        group.create_dataset("features", data=np.ascontiguousarray(rows.features, dtype=np.float32))
-        group.create_dataset("digest", data=layout.strings([digest.encode() for digest in rows.digests]))
-        layout.put_text(group, "tap", rows.tap.to_json())
-        layout.put_text(group, "fingerprint", rows.tap.fingerprint)
-        layout.put_text(group, "provenance", rows.provenance)
+def _pieces_or_aside(part: Path) -> list[Piece]:
+    try:
+        return pieces_in(part)
+    except NotACache:
+        os.replace(part, part.with_suffix(".damaged"))
+        return []
 
 
-def _taps_in(file: Any, source: Path) -> list[TapRows]:
-    return [TapRows.read(group, source) for group in tap_groups(file, source)]
+def _compact(cache: Path, images: Sequence[ImageRow]) -> None:
+    """Put the small parts of a folder together into parts of about PART_BYTES, then remove them."""
+    small = [part for part in part_files(cache) if part.stat().st_size < SMALL_BYTES]
+    if len(small) < 2:
+        return
+    kept: set[Path] = set()
+    for rows in by_tap(piece for part in small for piece in _pieces_or_aside(part)).values():
+        digests = in_order(rows, images)
+        step = max(1, PART_BYTES // max(1, rows.row_bytes))
+        for start in range(0, len(digests), step):
+            fill = partial(write_rows, rows=rows, digests=digests[start : start + step])
+            kept.add(layout.write_part(cache, fill))
+    for part in small:
+        if part not in kept:
+            part.unlink(missing_ok=True)
 
 
-def _joined(pieces: list[TapRows]) -> TapRows:
-    """Put the pieces of one tap together; of an image computed twice the first row stays."""
-    seen: set[str] = set()
-    digests: list[str] = []
-    features: list[Features] = []
-    for piece in pieces:
-        new = [at for at, digest in enumerate(piece.digests) if digest not in seen]
-        digests += [piece.digests[at] for at in new]
-        seen.update(piece.digests)
-        features.append(piece.features[new])
-    return TapRows(pieces[0].tap, digests, np.concatenate(features), pieces[0].provenance)
-
-
-def _sorted(rows: TapRows, order: Mapping[str, int]) -> TapRows:
-    last = len(order)
-    ranked = sorted(range(len(rows.digests)), key=lambda at: (order.get(rows.digests[at], last), rows.digests[at]))
-    return TapRows(rows.tap, [rows.digests[at] for at in ranked], rows.features[ranked], rows.provenance)
+def _tidy(cache: Path) -> None:
+    """Remove what killed processes left, and the folder of the parts once nothing is in it."""
+    folder = parts_folder(cache)
+    for place in (folder, cache.parent):
+        remove_litter(place)
+    with suppress(OSError):
+        if folder != cache and all(one.name == ".lock" for one in folder.iterdir()):
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()

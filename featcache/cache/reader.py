@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,9 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
-from featcache.errors import DataError, NotACache, UnknownTap
-from featcache.spec import Failure, ImageRow, SplitSpec, Tap, count_by, did_you_mean
-
-
-@dataclass(frozen=True)
-class TapRows:
-    """The rows of one tap in one file: features[i] was computed from the image with digests[i]."""
-
-    tap: Tap
-    digests: list[str]
-    features: Features  # (M, D)
-    provenance: str  # JSON: versions, engine, source of the weights
-
-    @classmethod
-    def read(cls, group: Any, source: Path) -> TapRows:
-        """Read the group of one tap; raise NotACache if it is not what the format says."""
-        features = layout.plain(group, "features", "f", 2, source)
-        digests = layout.plain(group, "digest", "S", 1, source)
-        tap = _described(group, source)
-        if len(features) != len(digests) or tap.fingerprint != layout.text_of(group, "fingerprint"):
-            raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
-        return cls(tap, [digest.decode() for digest in digests[()]], features[()], layout.text_of(group, "provenance"))
-
-    def renamed(self) -> TapRows:
-        """Return the rows under a name that tells them from another tap of the same name."""
-        name = self.tap.name.split("#")[0]
-        return replace(self, tap=replace(self.tap, name=f"{name}#{self.tap.fingerprint[:6]}"))
+from featcache.cache.rows import TapRows, by_tap, described, pieces_in, tap_groups
+from featcache.errors import NotACache, UnknownTap
+from featcache.spec import IDENTITY, Failure, ImageRow, SplitSpec, Tap, count_by, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -69,12 +45,16 @@ class Cache:
             if "images" not in file:
                 raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
             group = layout.own_group(file, "images", path)
-            columns = [_texts(layout.plain(group, name, "S", 1, path)) for name in layout.IMAGE_COLUMNS]
+            columns = [_texts(layout.plain(group, name, "S", (1,), path)) for name in layout.IMAGE_COLUMNS]
+            if layout.images_digest(group) != layout.text_of(group, "content_digest"):
+                raise layout.damaged(path, "its images are not those that were written")
             rows, failures = _images(columns)
-            taps = [_described(group, path) for group in tap_groups(file, path)]
+            taps = [described(group, path) for group in tap_groups(file, path)]
             spec = SplitSpec(**json.loads(layout.text_of(group, "split_spec")))
             decode = layout.text_of(group, "decode")
             root = Path(layout.text_of(group, "root"))
+        if path.is_dir():
+            taps = [rows_of.tap for rows_of in stored_rows(path).values()]
         return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode)
 
     @property
@@ -104,8 +84,9 @@ class Cache:
 
         Raises UnknownTap naming those there are.
         """
-        if name is None and len(self.taps) == 1:
-            return next(iter(self.taps.values()))
+        plain = [tap for tap in self.taps.values() if tap.view == IDENTITY]
+        if name is None and len(plain) == 1:
+            return plain[0]
         ends = [tap for tap in self.taps.values() if name and tap.name.endswith(f"/{name}")]
         if name is not None and name in self.taps:
             return self.taps[name]
@@ -115,21 +96,26 @@ class Cache:
         raise UnknownTap(f"{self.path} has {wanted}; choose one of: {', '.join(self.taps)}")
 
     def features(self, rows: Sequence[ImageRow], tap: str | None = None) -> Features:
-        """Return the (N, D) float32 features of these images, in their order.
+        """Return the (N, D) float32 features of these images, in their order; (N, h, w, C) of a tap without pooling.
 
         Raises UnknownTap if the tap has no row for one of them.
         """
         wanted = self.tap(tap)
-        with layout.reading(self.path) as file:
-            stored = TapRows.read(layout.own_group(file, "taps", self.path)[wanted.name], self.path)
-        at = {digest: number for number, digest in enumerate(stored.digests)}
-        missing = [row.path for row in rows if row.digest not in at]
-        if missing:
+        digests = [row.digest for row in rows]
+        stored = stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
+        missing = [row.path for row in rows if stored is None or row.digest not in stored.at]
+        if missing or stored is None:
             raise UnknownTap(
                 f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images, such as "
                 f"{missing[0]}. Bring it up to date: featcache extract"
             )
-        return stored.features[[at[row.digest] for row in rows]]
+        return stored.features(digests)
+
+    def views(self, tap: str | None = None) -> list[str]:
+        """Return the names of a tap and of its views: 'mobilenet_v2/top', 'mobilenet_v2/top@hflip' ..."""
+        wanted = self.tap(tap)
+        same = {replace(wanted, name="", view=view).fingerprint: view for view in {one.view for one in self.taps.values()}}
+        return [one.name for one in self.taps.values() if one.fingerprint in same]
 
     def labels(self, rows: Sequence[ImageRow]) -> Classes:
         """Return the (N,) class indices of these images."""
@@ -142,24 +128,10 @@ class Cache:
         return self.features(rows, tap), self.labels(rows)
 
 
-def tap_groups(file: Any, path: Path) -> list[Any]:
-    """Return the groups of all taps in an open file, sorted by name; links out of the file are not followed."""
-    found: dict[str, Any] = {}
-
-    def visit(name: str, group: Any) -> None:
-        if "fingerprint" in group.attrs:
-            found[name] = group
-
-    if "taps" in file:
-        layout.own_group(file, "taps", path).visititems(visit)
-    return [found[name] for name in sorted(found)]
-
-
-def _described(group: Any, source: Path) -> Tap:
-    try:
-        return Tap.from_json(layout.text_of(group, "tap"))
-    except DataError as error:
-        raise NotACache(f"{source}: '{group.name}' is damaged. {error}") from error
+def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:
+    """Return {fingerprint: rows} of a finished cache, of all taps or one: of its one file, or its folder of parts."""
+    sources = layout.part_files(path) if path.is_dir() else [path]
+    return by_tap(piece for source in sources for piece in pieces_in(source, fingerprint))
 
 
 def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:

@@ -1,0 +1,239 @@
+"""The rows of one tap, wherever they lie: in the one file of a cache, in its parts, or in both.
+
+Planning needs only which images have rows, so features stay on the disk until they are asked for, and then
+pass through memory in blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from featcache.arrays import Features
+from featcache.cache import layout
+from featcache.errors import DataError, NotACache
+from featcache.spec import Tap, canonical_json
+
+BLOCK_BYTES = 16 * 2**20
+FEATURE_RANKS = (2, 4)  # vectors (M, D), spatial maps (M, h, w, C)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows of one tap in one file: row i was computed from the image with digests[i]."""
+
+    source: Path
+    group: str  # "taps/mobilenet_v2/top"
+    tap: Tap
+    digests: list[str]
+    shape: tuple[int, ...]  # of one row
+    makers: tuple[str, ...]  # JSON: engine, versions, source of the weights
+    made_by: Any  # (M,) uint8: which maker
+
+    @classmethod
+    def read(cls, group: Any, source: Path) -> Piece:
+        """Read what there is of a tap, without its features; raise NotACache if it is not what the format says."""
+        features = layout.plain(group, "features", "f", FEATURE_RANKS, source)
+        digests = layout.plain(group, "digest", "S", (1,), source)
+        made_by = layout.plain(group, "made_by", "u", (1,), source)[()]
+        tap = described(group, source)
+        makers = tuple(canonical_json(one) for one in json.loads(layout.text_of(group, "provenance")))
+        agree = len(features) == len(digests) == len(made_by) and made_by.max(initial=0) < len(makers)
+        if not agree or tap.fingerprint != layout.text_of(group, "fingerprint") or features.dtype != tap.dtype:
+            raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
+        texts = [digest.decode() for digest in digests[()]]
+        return cls(source, group.name, tap, texts, features.shape[1:], makers, made_by)
+
+
+class TapRows:
+    """All rows of one tap. Of an image that was computed twice the first row counts."""
+
+    def __init__(self, pieces: Sequence[Piece], name: str | None = None) -> None:
+        self.pieces = tuple(pieces)
+        self.tap = pieces[0].tap if name is None else replace(pieces[0].tap, name=name)
+        self.shape = pieces[0].shape
+        self._starts = [0, *accumulate(len(piece.digests) for piece in pieces)]
+        if any(piece.shape != self.shape for piece in pieces):
+            raise NotACache(f"{pieces[0].source}: tap '{self.tap.name}' has rows of different widths. Extract it anew")
+
+    @cached_property
+    def at(self) -> Mapping[str, int]:
+        """Where the row of each digest is, counted through all pieces."""
+        found: dict[str, int] = {}
+        for start, piece in zip(self._starts, self.pieces, strict=False):
+            for number, digest in enumerate(piece.digests, start):
+                found.setdefault(digest, number)
+        return found
+
+    @property
+    def digests(self) -> Iterable[str]:
+        """The images that have a row."""
+        return self.at.keys()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stored row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.tap.dtype).itemsize
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """What computed these rows, each once, sorted."""
+        return tuple(sorted({maker for piece in self.pieces for maker in piece.makers}))
+
+    def features(self, digests: Sequence[str]) -> Features:
+        """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32."""
+        out = np.empty((len(digests), *self.shape), np.float32)
+        self._read(self._numbers(digests), out)
+        return out
+
+    def blocks(self, digests: Sequence[str]) -> Iterator[Features]:
+        """Yield the same rows as they are stored, a few megabytes at a time."""
+        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        numbers = self._numbers(digests)
+        for start in range(0, len(numbers), step):
+            out = np.empty((len(numbers[start : start + step]), *self.shape), self.tap.dtype)
+            self._read(numbers[start : start + step], out)
+            yield out
+
+    def made_by(self, digests: Sequence[str]) -> Any:
+        """Return which of `makers` computed each of these rows, (N,) uint8."""
+        index = {maker: number for number, maker in enumerate(self.makers)}
+        every = [np.array([index[one] for one in piece.makers], np.uint8)[piece.made_by] for piece in self.pieces]
+        return np.concatenate(every)[self._numbers(digests)]
+
+    def _numbers(self, digests: Sequence[str]) -> Any:
+        return np.array([self.at[digest] for digest in digests], np.int64)
+
+    def _read(self, numbers: Any, out: Features) -> None:
+        for start, end, piece in zip(self._starts, self._starts[1:], self.pieces, strict=False):
+            places = np.flatnonzero((numbers >= start) & (numbers < end))
+            if len(places):
+                opened = layout.reading_part if is_part(piece.source) else layout.reading
+                with opened(piece.source) as file:
+                    _take(file[piece.group]["features"], numbers[places] - start, out, places)
+
+
+def is_part(path: Path) -> bool:
+    """Tell a part from the file with the images."""
+    return path.name.startswith("part-")
+
+
+def pieces_in(source: Path, fingerprint: str | None = None) -> list[Piece]:
+    """Return what one file holds of each tap, or of one. Raises NotACache."""
+    with layout.reading_part(source) if is_part(source) else layout.reading(source) as file:
+        groups = tap_groups(file, source)
+        wanted = [one for one in groups if fingerprint in (None, described(one, source).fingerprint)]
+        return [Piece.read(group, source) for group in wanted]
+
+
+def by_tap(pieces: Iterable[Piece]) -> dict[str, TapRows]:
+    """Return {fingerprint: rows}. Of two taps of one name the first keeps it, the other gets its fingerprint behind."""
+    found: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        found.setdefault(piece.tap.fingerprint, []).append(piece)
+    taken: set[str] = set()
+    rows: dict[str, TapRows] = {}
+    for fingerprint, of_tap in found.items():
+        name = of_tap[0].tap.name
+        name = f"{name.split('#')[0]}#{fingerprint[:6]}" if name in taken else name
+        taken.add(name)
+        rows[fingerprint] = TapRows(of_tap, name)
+    return rows
+
+
+def tap_groups(file: Any, path: Path) -> list[Any]:
+    """Return the groups of all taps in an open file, sorted by name; links out of the file are not followed."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, group: Any) -> None:
+        if "fingerprint" in group.attrs:
+            found[name] = group
+
+    if "taps" in file:
+        layout.own_group(file, "taps", path).visititems(visit)
+    return [found[name] for name in sorted(found)]
+
+
+def described(group: Any, source: Path) -> Tap:
+    """Return the tap that a group says it is. Raises NotACache."""
+    try:
+        return Tap.from_json(layout.text_of(group, "tap"))
+    except DataError as error:
+        raise NotACache(f"{source}: '{group.name}' is damaged. {error}") from error
+
+
+def write_tap(
+    file: Any,
+    tap: Tap,
+    digests: Sequence[str],
+    shape: tuple[int, ...],
+    makers: Sequence[str],
+    made_by: Any,
+    blocks: Iterable[Features],
+    check: Any = lambda: None,
+) -> None:
+    """Write one tap, its features block by block."""
+    group = file.create_group(f"taps/{tap.name}")
+    names = layout.strings([digest.encode() for digest in digests])
+    provenance = f"[{','.join(makers)}]"
+    group.create_dataset("digest", data=names)
+    group.create_dataset("made_by", data=made_by)
+    features = group.create_dataset("features", (len(digests), *shape), tap.dtype)
+    hashed = _content(tap, provenance, names, made_by)
+    start = 0
+    for block in blocks:
+        stored = np.ascontiguousarray(block, dtype=tap.dtype)
+        features.write_direct(stored, dest_sel=np.s_[start : start + len(stored)])
+        hashed.update(stored.data)
+        start += len(stored)
+        check()
+    layout.put_text(group, "tap", tap.to_json())
+    layout.put_text(group, "fingerprint", tap.fingerprint)
+    layout.put_text(group, "provenance", provenance)
+    layout.put_text(group, "content_digest", hashed.hexdigest())
+
+
+def content_digest(group: Any, source: Path) -> str:
+    """Return the SHA-256 of what a tap holds now, which `write_tap` noted in its attribute content_digest."""
+    digests = layout.plain(group, "digest", "S", (1,), source)[()]
+    made_by = layout.plain(group, "made_by", "u", (1,), source)[()]
+    hashed = _content(described(group, source), layout.text_of(group, "provenance"), digests, made_by)
+    features = layout.plain(group, "features", "f", FEATURE_RANKS, source)
+    step = max(1, BLOCK_BYTES // max(1, features.nbytes // max(1, len(features))))
+    for start in range(0, len(features), step):
+        hashed.update(features[start : start + step].data)
+    return str(hashed.hexdigest())
+
+
+def _content(tap: Tap, provenance: str, digests: Any, made_by: Any) -> Any:
+    return hashlib.sha256(
+        b"\0".join([tap.to_json().encode(), provenance.encode(), digests.tobytes(), np.uint8(made_by).tobytes()])
+    )
+
+
+def _take(features: h5py.Dataset, rows: Any, out: Features, places: Any) -> None:
+    """Copy features[rows] to out[places]; at once where both run on, else through blocks in the order of the file."""
+    if _runs_on(rows) and _runs_on(places) and features.dtype == out.dtype:
+        features.read_direct(out, np.s_[rows[0] : rows[-1] + 1], np.s_[places[0] : places[-1] + 1])
+        return
+    order = np.argsort(rows, kind="stable")
+    rows, places = rows[order], places[order]
+    step = max(1, BLOCK_BYTES // max(1, out[:1].nbytes))
+    for start in range(int(rows[0]), int(rows[-1]) + 1, step):
+        low, high = np.searchsorted(rows, [start, start + step])
+        if low < high:
+            first = int(rows[low])
+            out[places[low:high]] = features[first : int(rows[high - 1]) + 1][rows[low:high] - first]
+
+
+def _runs_on(numbers: Any) -> bool:
+    return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
