@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featcache.assembly import handoff, load_model
     from featcache.cache.reader import Cache
     from featcache.errors import FeatcacheError
-    from featcache.extraction import extract
+    from featcache.extraction import estimate, extract
     from featcache.images.manifest import scan
     from featcache.pipeline import quickstart
     from featcache.prediction import predict
@@ -28,6 +28,7 @@ _HOMES = {
     "Cache": "featcache.cache.reader",
     "FeatcacheError": "featcache.errors",
     "Run": "featcache.sweeps",
+    "estimate": "featcache.extraction",
     "extract": "featcache.extraction",
     "finetune": "featcache.tuning",
     "handoff": "featcache.assembly",
@@ -43,6 +44,7 @@ __all__ = [
     "FeatcacheError",
     "Run",
     "__version__",
+    "estimate",
     "extract",
     "finetune",
     "handoff",

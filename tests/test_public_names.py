@@ -13,6 +13,7 @@ NAMES = [
     "FeatcacheError",
     "Run",
     "__version__",
+    "estimate",
     "extract",
     "finetune",
     "handoff",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Cache:
     taps: Mapping[str, Tap]
     split_spec: SplitSpec
     decode: str  # version of the decoder that found the failures
+    layout: str = "classes"  # of the images: classes, splits, flat ...
     report: Any = None  # what the extraction that returned this cache did
 
     def __repr__(self) -> str:
@@ -53,9 +54,10 @@ class Cache:
             spec = SplitSpec(**json.loads(layout.text_of(group, "split_spec")))
             decode = layout.text_of(group, "decode")
             root = Path(layout.text_of(group, "root"))
+            arranged = layout.text_of(group, "layout")
         if path.is_dir():
             taps = [rows_of.tap for rows_of in stored_rows(path).values()]
-        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode)
+        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,6 +68,11 @@ class Cache:
     def splits(self) -> Mapping[str, int]:
         """Number of images with features per split."""
         return count_by([row.split for row in self.usable() if row.split])
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the taps that hold one vector for each image as it is: no views, no spatial maps."""
+        return tuple(name for name, tap in self.taps.items() if tap.view == IDENTITY and tap.pooling != "none")
 
     def usable(self, split: str | None = None, shots: int | None = None) -> list[ImageRow]:
         """Return the images that have features, of one split, and at most `shots` of each class.
@@ -114,18 +121,28 @@ class Cache:
     def views(self, tap: str | None = None) -> list[str]:
         """Return the names of a tap and of its views: 'mobilenet_v2/top', 'mobilenet_v2/top@hflip' ..."""
         wanted = self.tap(tap)
-        same = {replace(wanted, name="", view=view).fingerprint: view for view in {one.view for one in self.taps.values()}}
-        return [one.name for one in self.taps.values() if one.fingerprint in same]
+        return [
+            tap.name for tap in self.taps.values() if replace(tap, view=wanted.view).fingerprint == wanted.fingerprint
+        ]
 
     def labels(self, rows: Sequence[ImageRow]) -> Classes:
         """Return the (N,) class indices of these images."""
         index = {name: number for number, name in enumerate(self.classes)}
         return np.array([index[row.label] for row in rows], dtype=np.int64)
 
-    def arrays(self, split: str | None = None, tap: str | None = None) -> tuple[Features, Classes]:
-        """Return (X, y) of the labelled images of one split: (N, D) float32 and (N,) int64."""
+    def arrays(
+        self, split: str | None = None, tap: str | None = None, *, views: bool = False
+    ) -> tuple[Features, Classes]:
+        """Return (X, y) of the labelled images of one split: (N, D) float32 and (N,) int64.
+
+        views: with the rows of every view of the tap below one another, so V * N of them.
+        """
         rows = [row for row in self.usable(split) if row.label]
-        return self.features(rows, tap), self.labels(rows)
+        names = self.views(tap) if views else [self.tap(tap).name]
+        y = self.labels(rows)
+        if len(names) == 1:
+            return self.features(rows, names[0]), y
+        return np.concatenate([self.features(rows, name) for name in names]), np.tile(y, len(names))
 
 
 def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:

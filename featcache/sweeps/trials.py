@@ -108,7 +108,7 @@ def _settings(
     seed: int,
 ) -> Settings:
     names = taps.split(",") if isinstance(taps, str) else taps
-    chosen = tuple(cache.tap(name).name for name in names) if names else tuple(cache.taps)
+    chosen = tuple(cache.tap(name).name for name in names) if names else cache.vectors
     if cv is not None and cv < 2:
         raise UsageError(f"--cv takes a number of folds from 2; got {cv}")
     if shots is not None and shots < 1:
