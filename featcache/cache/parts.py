@@ -11,7 +11,7 @@ merge that another one overtook the parts stay until a later merge has them. The
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from featcache.cache.layout import part_files, parts_folder, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import Piece, TapRows, by_tap, pieces_in, write_tap
 from featcache.errors import DiskFault, NotACache
-from featcache.files import Overtaken, identity, remove_litter
+from featcache.files import Identity, Overtaken, identity, remove_litter
 from featcache.spec import Failure, ImageRow, Tap
 
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
@@ -66,22 +66,23 @@ def make_folder(cache: Path) -> None:
 
 
 @contextmanager
-def lock(cache: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Keep other extractions off this cache while the block runs; call `wait` first if one is at work.
+def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
+    """Keep other extractions off this cache while the block runs; if one is at work, call `wait` first and give True.
 
     Only saves work: where the file system cannot lock, the block runs at once.
     """
     make_folder(parts_folder(cache))
-    held = FileLock(parts_folder(cache) / ".lock")
+    held, waited = FileLock(parts_folder(cache) / ".lock"), False
     try:
         held.acquire(blocking=False)
     except Timeout:
         wait()
+        waited = True
         held.acquire()
     except (OSError, NotImplementedError):
         pass
     try:
-        yield
+        yield waited
     finally:
         held.release()
         _tidy(cache)
@@ -116,12 +117,7 @@ def _merged(
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
     rows = {} if folder else read_rows(cache)
 
-    def fill(file: Any, check: Callable[[], None]) -> None:
-        _fill_images(file, images, failures, facts)
-        for tap_rows in sorted(rows.values(), key=lambda one: one.tap.name):
-            write_rows(file, tap_rows, in_order(tap_rows, images), check)
-
-    layout.write_table(table, before, fill)
+    write_cache(table, before, rows.values(), images, failures, facts)
     written = identity(table)
     opened = Cache.open(cache)
     if written != identity(table):  # another merge came right behind: it may not have had these parts
@@ -129,6 +125,24 @@ def _merged(
     for part in parts:
         part.unlink(missing_ok=True)
     return opened
+
+
+def write_cache(
+    table: Path,
+    before: Identity | None,
+    rows: Iterable[TapRows],
+    images: Sequence[ImageRow],
+    failures: Mapping[str, Failure],
+    facts: Mapping[str, str | bytes],
+) -> None:
+    """Write a whole cache: its images, and every row of these taps. before: see `files.writing`."""
+
+    def fill(file: Any, check: Callable[[], None]) -> None:
+        _fill_images(file, images, failures, facts)
+        for tap_rows in sorted(rows, key=lambda one: one.tap.name):
+            write_rows(file, tap_rows, in_order(tap_rows, images), check)
+
+    layout.write_table(table, before, fill)
 
 
 def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
@@ -141,8 +155,6 @@ def in_order(rows: TapRows, images: Sequence[ImageRow]) -> list[str]:
     """Return the digests of a tap's rows: in the order of the images, then those of images that are gone."""
     present = dict.fromkeys(row.digest for row in images if row.digest in rows.at)
     return [*present, *sorted(rows.at.keys() - present.keys())]
-
-
 
 
 def _fill_images(

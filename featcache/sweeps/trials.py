@@ -109,6 +109,11 @@ def _settings(
 ) -> Settings:
     names = taps.split(",") if isinstance(taps, str) else taps
     chosen = tuple(cache.tap(name).name for name in names) if names else cache.vectors
+    maps = [name for name in chosen if name not in cache.vectors and cache.taps[name].pooling == "none"]
+    if maps or not chosen:
+        raise UsageError(
+            f"{cache.path} has no vectors to sweep in tap '{', '.join(maps or cache.taps)}'. Extract with --pool"
+        )
     if cv is not None and cv < 2:
         raise UsageError(f"--cv takes a number of folds from 2; got {cv}")
     if shots is not None and shots < 1:

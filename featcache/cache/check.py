@@ -1,0 +1,107 @@
+"""Is a cache what was written, and does it have the features of this file?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.cache import layout
+from featcache.cache.reader import Cache, stored_rows
+from featcache.cache.rows import content_digest, is_part, tap_groups
+from featcache.errors import DataError, NotACache
+from featcache.files import file_digest
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found: an empty tuple of problems means that every byte is what was written."""
+
+    files: int
+    rows: int  # of all taps together
+    problems: tuple[str, ...]
+
+
+def verify(path: str | Path) -> Verified:
+    """Read all of a cache, and of the parts beside it, and compare it with the digests it was written with.
+
+    Raises NotACache where there is none, or CacheVersion.
+    """
+    cache = Path(path)
+    table = layout.table_of(cache)
+    if not table.exists():
+        Cache.open(cache)  # says what is missing
+    rows, problems = 0, list[str]()
+    files = [table, *layout.part_files(cache)]
+    for file in files:
+        try:
+            rows += _verified(file)
+        except NotACache as error:
+            problems.append(str(error))
+    return Verified(len(files), rows, tuple(problems))
+
+
+def _verified(file: Path) -> int:
+    """Return the number of rows; raise NotACache if one of them, or anything beside them, is not what was written."""
+    rows = 0
+    with layout.reading_part(file) if is_part(file) else layout.reading(file) as opened:
+        for group in tap_groups(opened, file):
+            if content_digest(group, file) != layout.text_of(group, "content_digest"):
+                raise layout.damaged(file, f"the rows of tap '{group.name}' are not those that were written")
+            rows += len(group["digest"])
+    if not is_part(file):
+        Cache.open(file)
+    return rows
+
+
+@dataclass(frozen=True)
+class TapAnswer:
+    """Whether one tap has the features of a file, and why."""
+
+    tap: str
+    hit: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Why:
+    """What a cache knows of one file."""
+
+    digest: str
+    same: tuple[str, ...]  # images of the cache with the same bytes
+    taps: tuple[TapAnswer, ...]
+
+
+def why(cache: Cache, file: str | Path) -> Why:
+    """Return for every tap whether an extraction would compute this file, and why. Raises DataError.
+
+    file: a path, or the path of an image as the cache has it.
+    """
+    path = _found(cache, Path(file))
+    digest = file_digest(path)
+    same = tuple(row.path for row in cache.rows if row.digest == digest)
+    failed = next((one for one in cache.failures if one.digest == digest), None)
+    answers = []
+    for rows in stored_rows(cache.path).values():
+        if digest in rows.at:
+            answers.append(TapAnswer(rows.tap.name, True, "its bytes are those that a row was computed from"))
+        elif failed is not None:
+            answers.append(TapAnswer(rows.tap.name, False, f"it was skipped: {failed.status}, {failed.reason}"))
+        else:
+            answers.append(TapAnswer(rows.tap.name, False, _missing(cache, path, bool(same))))
+    return Why(digest, same, tuple(answers))
+
+
+def _missing(cache: Cache, path: Path, known: bool) -> str:
+    if known:
+        return "this tap was last brought up to date before the image came"
+    before = [row for row in cache.rows if (cache.root / row.path).absolute() == path.absolute()]
+    if before:
+        return f"it has other bytes than when it was extracted: edited since (then {before[0].digest[:12]})"
+    return "no image with its bytes was extracted"
+
+
+def _found(cache: Cache, file: Path) -> Path:
+    for path in (file, cache.root / file):
+        if path.is_file():
+            return path
+    raise DataError(f"There is no file {file}, neither here nor in {cache.root}")

@@ -1,0 +1,107 @@
+"""Caches for others: two machines' caches become one, and one becomes a NumPy or a Parquet file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.cache.parts import write_cache
+from featcache.cache.reader import Cache, stored_rows
+from featcache.cache.rows import by_tap
+from featcache.errors import DataError, EnvironmentFault, UsageError
+from featcache.files import identity, writing
+from featcache.spec import Failure, ImageRow, canonical_json
+
+FORMATS = (".npz", ".parquet")
+
+
+def merge_caches(sources: Sequence[str | Path], out: str | Path) -> Cache:
+    """Write one cache with the images and rows of all these caches, and return it.
+
+    An image stands in it once; the root is that of the first. Raises DataError if two caches are split by other
+    rules or disagree about an image, UsageError if `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UsageError(f"{out} exists already; give the merged cache another name")
+    caches = [Cache.open(source) for source in sources]
+    first = caches[0]
+    for other in caches[1:]:
+        if (other.split_spec, other.decode) != (first.split_spec, first.decode):
+            raise DataError(
+                f"{other.path} is split or decoded by another rule than {first.path}. Extract one of them anew"
+            )
+    pieces = [piece for cache in caches for rows in stored_rows(cache.path).values() for piece in rows.pieces]
+    facts: dict[str, str | bytes] = {
+        "root": os.fsencode(first.root),
+        "layout": first.layout,
+        "split_spec": canonical_json(asdict(first.split_spec)),
+        "decode": first.decode,
+    }
+    images = _united(caches)
+    failures = _failures(caches, images)
+    write_cache(out, identity(out), by_tap(pieces).values(), images, failures, facts)
+    return Cache.open(out)
+
+
+def _united(caches: Sequence[Cache]) -> list[ImageRow]:
+    found: dict[str, tuple[ImageRow, Path]] = {}
+    for cache in caches:
+        for row in cache.rows:
+            known, source = found.setdefault(row.path, (row, cache.path))
+            if known != row:
+                what = "another image" if known.digest != row.digest else "labelled, grouped or split otherwise"
+                raise DataError(f"{row.path} is {what} in {cache.path} than in {source}. Bring one of them up to date")
+    return sorted((row for row, _ in found.values()), key=lambda row: os.fsencode(row.path))
+
+
+def _failures(caches: Sequence[Cache], images: Sequence[ImageRow]) -> Mapping[str, Failure]:
+    """Return the failures of images that every cache which has them could not use."""
+    used = {row.path for cache in caches for row in cache.usable()}
+    return {one.path: one for cache in caches for one in cache.failures if one.path not in used}
+
+
+def export(cache: Cache, out: str | Path, tap: str | None = None, split: str | None = None) -> int:
+    """Write features with labels, splits, paths and digests to a .npz or .parquet file; return the number of rows.
+
+    .npz: X (N, D) float32, y (N,) int64 (-1 without a label), classes, path, label, group, split, digest.
+    .parquet: the same as columns, `features` a list of floats. Raises UsageError, UnknownTap, EnvironmentFault.
+    """
+    out = Path(out)
+    if out.suffix not in FORMATS:
+        raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
+    rows = cache.usable(split)
+    X = cache.features(rows, tap)
+    columns = {name: [_text(getattr(row, name)) for row in rows] for name in ImageRow._fields}
+    index = {name: number for number, name in enumerate(cache.classes)}
+    y = np.array([index.get(row.label, -1) for row in rows], np.int64)
+    if out.suffix == ".npz":
+        texts = {name: np.array(values, dtype=np.str_) for name, values in columns.items()}
+        with writing(out) as sink:
+            np.savez(sink, X=X, y=y, classes=np.array(cache.classes, dtype=np.str_), **texts)  # type: ignore[arg-type]
+    else:
+        _write_parquet(out, columns | {"class_index": y}, X)
+    return len(rows)
+
+
+def _write_parquet(out: Path, columns: Mapping[str, Any], X: Any) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise EnvironmentFault("Parquet needs pyarrow: pip install 'featcache[parquet]'; or export to .npz") from error
+    flat = X.reshape(len(X), -1)
+    features = pyarrow.FixedSizeListArray.from_arrays(flat.ravel(), flat.shape[1])
+    table = pyarrow.table({**columns, "features": features})
+    with writing(out) as sink, os.fdopen(os.dup(sink.handle), "wb") as file:
+        parquet.write_table(table, file)
+
+
+def _text(value: str) -> str:
+    """Return a text that any reader can decode: undecodable bytes of names as \\xNN."""
+    return os.fsencode(value).decode("utf-8", "backslashreplace")
