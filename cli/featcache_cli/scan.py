@@ -12,22 +12,34 @@ from featcache_cli.output import Json, Quiet, emit, progress
 if TYPE_CHECKING:
     from featcache.images.manifest import Images
 
+Where = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Folder of class folders, of train/val/test folders, or of images; or an archive (.zip, .tar, .tar.gz), a "
+        "manifest (.csv, .tsv, .parquet), arrays (.npz, .npy).",
+    ),
+]
 Split = Annotated[str | None, typer.Option("--split", help="Shares of train/val/test in percent. [default: 70/15/15]")]
 GroupFrom = Annotated[
     str | None,
     typer.Option(
         "--group-from",
-        help="Keep groups in one split: parent (folder inside the class folder) or regex:PATTERN.",
+        help="Keep groups in one split: parent (folder inside the class folder), regex:PATTERN or csv:COLUMN.",
     ),
+]
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Let a manifest name files outside its own folder.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the split.")]
 
 
 def command(
-    images: Annotated[Path, typer.Argument(help="Folder of class folders, of train/val/test folders, or of images.")],
+    images: Where,
     split: Split = None,
     group_from: GroupFrom = None,
     seed: Seed = 0,
+    allow_outside: AllowOutside = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,7 +50,15 @@ def command(
     from featcache.images.manifest import scan
 
     with progress(quiet) as draw:
-        found = scan(images, split=split, group_from=group_from, seed=seed, check=True, progress=draw)
+        found = scan(
+            images,
+            split=split,
+            group_from=group_from,
+            seed=seed,
+            check=True,
+            allow_outside=allow_outside,
+            progress=draw,
+        )
     if found.layout != "flat":
         found.require_classes()
     emit(json, document(found), lambda: text(found))

@@ -12,23 +12,25 @@ from featcache.assembly.modelfile import check_free, load_model, save_model
 from featcache.backbones.build import build
 from featcache.errors import UsageError, WeightsMismatch
 from featcache.heads.absorb import dense_head
+from featcache.images.manifest import Images
+from featcache.images.sources import Source, open_source
 from featcache.sweeps import Chosen
 
 __all__ = ["Certificate", "handoff", "load_model", "save_model"]
 
 
-def handoff(chosen: Chosen, out: str | Path | None = None, *, images: str | Path | None = None) -> Any:
+def handoff(chosen: Chosen, out: str | Path | None = None, *, images: Images | str | Path | None = None) -> Any:
     """Return the Keras model of backbone and head, checked, and write it to `out` if given.
 
     The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities; it has the
-    attributes `certificate` and `class_names`. images: where the images lie now, if they have moved.
+    attributes `certificate` and `class_names`. images: where the images lie now, if they have moved, or a scan of them.
     Raises UsageError if the head has no exact form in Keras or something else lies at `out`, WeightsMismatch if the
     backbone's weights are not those the features were made with, ParityFailed if the logits differ by more than 1e-3.
     """
     require_handoff(chosen)
     if out is not None:
         check_free(Path(out), facts_of(chosen))
-    pixels, cached = evidence(chosen, image_root(chosen, images))
+    pixels, cached = evidence(chosen, image_source(chosen, images))
     model = assembled(chosen)
     model.certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
     model.class_names = chosen.run.classes
@@ -60,9 +62,11 @@ def require_handoff(chosen: Chosen) -> None:
         )
 
 
-def image_root(chosen: Chosen, images: str | Path | None) -> Path:
-    """Return where the images lie: where they were extracted from, unless told otherwise."""
-    return Path(images) if images is not None else chosen.run.cache().root
+def image_source(chosen: Chosen, images: Images | str | Path | None) -> Source:
+    """Return where the bytes of the images come from: where they were extracted from, unless told otherwise."""
+    if isinstance(images, Images):
+        return images.source
+    return open_source(chosen.run.cache().root if images is None else images)
 
 
 def facts_of(chosen: Chosen) -> dict[str, Any]:

@@ -8,8 +8,9 @@ the first is exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from featcache.errors import ParityFailed
 from featcache.heads.absorb import decision_logits
 from featcache.images.decode import decode
 from featcache.images.manifest import read_image
+from featcache.images.sources import Source
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps import Chosen
 
@@ -73,18 +75,25 @@ def require(certificate: Certificate, what: str) -> Certificate:
     return certificate
 
 
-def evidence(chosen: Chosen, root: Path) -> tuple[Pixels, Floats]:
+def evidence(chosen: Chosen, source: Source) -> tuple[Pixels, Floats]:
     """Return 64 images that the run trained or chose on, and the head's logits on their cached features."""
     cache = chosen.run.cache()
     rows = sorted(_used(chosen), key=lambda row: row.digest)[:NUM_IMAGES]
     features = cache.features(rows, chosen.trial.tap)
     logits = decision_logits(chosen.estimator, features) / chosen.trial.temperature
-    return load_pixels(root, rows, chosen.tap.preprocess), logits
+    return load_pixels(source, rows, chosen.tap.preprocess), logits
 
 
-def load_pixels(root: Path, rows: Sequence[ImageRow], preprocess: Preprocess) -> Pixels:
+def load_pixels(
+    source: Source, rows: Sequence[ImageRow], preprocess: Preprocess, threads: Executor | None = None
+) -> Pixels:
     """Return (N, size, size, 3) uint8. Raises ImagesChanged if a file is not what was cached."""
-    return np.stack([decode(read_image(root, row), preprocess) for row in rows])
+    load = partial(_load, source, preprocess)
+    return np.stack([*(threads.map(load, rows) if threads else map(load, rows))])
+
+
+def _load(source: Source, preprocess: Preprocess, row: ImageRow) -> Pixels:
+    return decode(read_image(source, row), preprocess)
 
 
 def _used(chosen: Chosen) -> list[ImageRow]:

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from math import ceil
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from featcache.arrays import Pixels
-from featcache.spec import Preprocess, Resize
+from featcache.images.views import Frame, frame_of, parse_views
+from featcache.spec import DRAFT_VERSION, IDENTITY, Preprocess
+
+__all__ = ["MAX_PIXELS", "Undecodable", "checked_size", "decode", "decode_views", "parse_views", "upright_rgb"]
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: 537 MB as RGB
+LARGE_PIXELS = 2**25  # 100 MB as RGB
+DRAFT_GAP = 1.0
+_ONE_LARGE = Lock()
 
 # Pillow would also open EPS, and hand it to Ghostscript, which runs it as a program
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "HEIF")
@@ -42,32 +52,40 @@ class Undecodable(Exception):
 
 
 def decode(data: bytes, preprocess: Preprocess) -> Pixels:
-    """Return the image as (size, size, 3) uint8. Raises Undecodable."""
-    image = upright_rgb(data)
-    try:
-        return np.asarray(_resized(image, preprocess.size, preprocess.resize))
-    except MemoryError as error:
-        raise Undecodable("too_big", _one_line(error)) from error
+    """Return the whole image as (size, size, 3) uint8. Raises Undecodable."""
+    return decode_views(data, preprocess, [IDENTITY], "")[0]
+
+
+def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], digest: str) -> list[Pixels]:
+    """Return one (size, size, 3) uint8 array per view; the image is decoded once. Raises Undecodable.
+
+    digest: SHA-256 of `data`, which decides what the crops show.
+    """
+    frames = [frame_of(view, digest) for view in views]
+    image = _opened(data)
+    if preprocess.decode == DRAFT_VERSION:
+        _draft(image, preprocess, frames)
+    with _room_for(image), _undecodable():
+        upright = _loaded(image)
+        parts = {frame[:4]: frame for frame in frames}
+        shown = {part: np.asarray(_resized(_cut(upright, frame), preprocess)) for part, frame in parts.items()}
+    return [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
 
 
 def upright_rgb(data: bytes) -> Image.Image:
     """Return the whole image, upright and in RGB. Raises Undecodable."""
     image = _opened(data)
-    try:
-        image.load()
-        return _rgb(_upright(image))
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise Undecodable("too_big", _one_line(error)) from error
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
-        raise Undecodable(
-            "truncated" if "truncated" in str(error).lower() else "unreadable", _one_line(error)
-        ) from error
+    with _undecodable():
+        return _loaded(image)
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) from the header alone. Raises Undecodable."""
-    width, height = _opened(data).size
-    return width, height
+def checked_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of an image that decodes, as it is stored. Raises Undecodable."""
+    image = _opened(data)
+    size = image.size
+    with _room_for(image), _undecodable():
+        _loaded(image)
+    return size
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -85,6 +103,49 @@ def _opened(data: bytes) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise Undecodable("too_big", f"{width} x {height} pixels, more than {MAX_PIXELS}")
     return image
+
+
+@contextmanager
+def _undecodable() -> Iterator[None]:
+    """Raise Undecodable whatever happens: Pillow's plugins raise almost anything on damaged files."""
+    try:
+        yield
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise Undecodable("too_big", _one_line(error)) from error
+    except Exception as error:
+        status = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise Undecodable(status, _one_line(error)) from error
+
+
+def _room_for(image: Image.Image) -> AbstractContextManager[object]:
+    """Large images are decoded one at a time, so that memory does not depend on the number of threads."""
+    return _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext()
+
+
+def _draft(image: Image.Image, preprocess: Preprocess, frames: Sequence[Frame]) -> None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8, where every view still is `DRAFT_GAP` times the size it will get."""
+    if not isinstance(image, JpegImageFile):
+        return
+    least = min(min(frame.right - frame.left, frame.bottom - frame.top) for frame in frames)
+    side = preprocess.size * DRAFT_GAP / least
+    width, height = image.size
+    share = side / max(width, height) if preprocess.resize == "pad" else side / min(width, height)
+    image.draft(None, (ceil(share * width), ceil(share * height)))
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return _rgb(_upright(image))
+
+
+def _cut(image: Image.Image, frame: Frame) -> Image.Image:
+    """Return the part of the image, to the nearest pixel, and at least one."""
+    if frame[:4] == Frame()[:4]:
+        return image
+    left, top = int(frame.left * image.width), int(frame.top * image.height)
+    width = max(1, round((frame.right - frame.left) * image.width))
+    height = max(1, round((frame.bottom - frame.top) * image.height))
+    return image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
 
 
 def _formats() -> list[str]:
@@ -138,7 +199,8 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _resized(image: Image.Image, size: int, resize: Resize) -> Image.Image:
+def _resized(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    size, resize = preprocess.size, preprocess.resize
     if resize == "stretch":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     if resize == "crop":

@@ -1,13 +1,15 @@
 """A folder -> the image files in it, with the label and the split that their folders say.
 
 Three layouts: class folders (`roses/1.jpg`), split folders of class folders (`train/roses/1.jpg`), and a
-flat folder without labels. Links are followed; hidden files are not looked at.
+flat folder without labels. Links are followed; hidden files are not looked at. What stands in an archive is
+arranged by the same rules.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,18 +46,20 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+NOT_IMAGES = "__MACOSX"  # where macOS puts what its archives say about files
 
 
 class Listed(NamedTuple):
-    """One image file: where it is, and what its folders say."""
+    """One image: where it is, and what its folders or its manifest say."""
 
     path: str  # relative to the root, "/" between folders
     label: str
     split: str
+    group: str = ""
 
 
 class Listing(NamedTuple):
-    """What a folder holds."""
+    """What a folder, an archive or a manifest holds."""
 
     layout: Layout
     files: list[Listed]
@@ -65,27 +69,61 @@ class Listing(NamedTuple):
 def list_images(root: Path) -> Listing:
     """Return the images under `root`, sorted by the bytes of their paths.
 
-    Raises NoImages if the folder is missing or holds none, DataError if one inside it cannot be listed.
+    Raises NoImages if the folder is missing or holds none, DataError if one inside it cannot be listed or two class
+    folders differ in case only.
     """
     if not root.is_dir():
         found = "is a file, not a folder" if root.exists() else "does not exist"
         raise NoImages(f"The image folder {root} {found}. Give a folder of class folders, or of images")
-    paths = sorted(_walk(root), key=os.fsencode)
-    if not paths:
-        raise NoImages(f"No images in {root}. They are looked for by suffix: {' '.join(sorted(SUFFIXES))}")
-    folders = {path.split("/", 1)[0] for path in paths if "/" in path}
-    if not folders:
-        return Listing("flat", [Listed(path, "", "") for path in paths], [])
+    return arrange(_walk(str(root)), str(root))
+
+
+def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), strip: bool = False) -> Listing:
+    """Return the images among these names by layout, sorted by the bytes of their paths.
+
+    refused: names that are listed without a label, because nothing will be read from them. strip: a single folder
+    around everything says nothing. Raises NoImages, DataError.
+    """
+    paths = sorted(filter(is_image, names), key=os.fsencode)
+    unread = [Listed(path, "", "") for path in sorted(refused, key=os.fsencode)]
+    if not paths and not unread:
+        raise NoImages(f"No images in {where}. They are looked for by suffix: {' '.join(sorted(SUFFIXES))}")
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
     splits = _split_folders(folders, paths)
-    depth = 1 if splits else 0
-    inside = [path for path in paths if path.count("/") > depth and (not splits or path.split("/", 1)[0] in splits)]
-    stray = sorted({*paths} - {*inside}, key=os.fsencode)
-    return Listing("splits" if splits else "classes", [_listed(path, depth) for path in inside], stray)
+    above = ""
+    if strip and not splits and len(folders) == 1 and all("/" in path for path in paths):
+        above = f"{folders.pop()}/"
+        inside = [path.removeprefix(above) for path in paths]
+        folders = {path.partition("/")[0] for path in inside if "/" in path}
+        splits = _split_folders(folders, inside)
+    if not folders:
+        return Listing("flat", [Listed(path, "", "") for path in paths] + unread, [])
+    found = _labelled(paths, above, splits)
+    _require_distinct({file.label for file in found}, where)
+    stray = sorted({*paths} - {file.path for file in found}, key=os.fsencode)
+    return Listing("splits" if splits else "classes", found + unread, stray)
 
 
-def _listed(path: str, depth: int) -> Listed:
-    folders = path.split("/")
-    return Listed(path, folders[depth], SPLIT_NAMES[folders[0].lower()] if depth else "")
+def is_image(path: str) -> bool:
+    """Tell whether a file is looked at, by its name alone.
+
+    >>> is_image("roses/1.JPG"), is_image("roses/._1.jpg"), is_image("__MACOSX/roses/1.jpg")
+    (True, False, False)
+    """
+    if os.path.splitext(path)[1].lower() not in SUFFIXES:
+        return False
+    return path[:1] != "." and "/." not in path and f"/{NOT_IMAGES}/" not in f"/{path}"
+
+
+def _labelled(paths: list[str], above: str, splits: set[str]) -> list[Listed]:
+    found = []
+    for path in paths:
+        folders = path[len(above) :].split("/")
+        if not splits and len(folders) > 1:
+            found.append(Listed(path, folders[0], ""))
+        elif len(folders) > 2 and folders[0] in splits:
+            found.append(Listed(path, folders[1], SPLIT_NAMES[folders[0].lower()]))
+    return found
 
 
 def _split_folders(folders: set[str], paths: list[str]) -> set[str]:
@@ -96,27 +134,48 @@ def _split_folders(folders: set[str], paths: list[str]) -> set[str]:
     """
     known = {folder for folder in folders if folder.lower() in SPLIT_NAMES}
     has_train = any(SPLIT_NAMES[folder.lower()] == "train" for folder in known)
-    holds_classes = any(path.count("/") > 1 and path.split("/", 1)[0] in known for path in paths)
-    return known if has_train and holds_classes and (known == folders or len(known) > 1) else set()
+    if not has_train or (known != folders and len(known) < 2):
+        return set()
+    return known if any(path.count("/") > 1 and path.partition("/")[0] in known for path in paths) else set()
 
 
-def _walk(root: Path, folder: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Yield the paths of all images; links to folders are followed, but not into a folder one is in already."""
-    status = os.stat(root / folder)
+def _require_distinct(labels: set[str], where: str) -> None:
+    """Raise DataError if two class folders would be one on a system that does not tell their names apart."""
+    alike: dict[str, str] = {}
+    for label in sorted(labels):
+        other = alike.setdefault(unicodedata.normalize("NFC", label).casefold(), label)
+        if other != label:
+            raise DataError(
+                f"The class folders {other!a} and {label!a} in {where} differ only in case or in how Unicode writes "
+                "them, and are one folder on other systems. Rename one, or move the images of both into one"
+            )
+
+
+def _walk(root: str, folder: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Yield the paths of all files; links to folders are followed, but not into a folder one is in already."""
+    path = f"{root}/{folder}" if folder else root
+    status = os.stat(path)
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    for entry in _entries(root / folder):
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name.startswith("."):
+    for entry in _entries(path):
+        name = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.name[:1] == "." or entry.name == NOT_IMAGES:
             continue
-        if os.path.isdir(entry):
-            yield from _walk(root, path, (*above, here))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and os.path.isfile(entry):
-            yield path
+        if _leads_to(entry.is_dir):
+            yield from _walk(root, name, (*above, here))
+        elif is_image(entry.name) and _leads_to(entry.is_file):
+            yield name
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself
+        return False
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -1,30 +1,42 @@
-"""A folder of images -> the manifest: path, label, group, split and digest of every image."""
+"""Images wherever they are -> the manifest: path, label, group, split and digest of every image."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from featcache.errors import ImagesChanged, TooFewClasses, UsageError
-from featcache.images.decode import Undecodable, image_size, upright_rgb
-from featcache.images.listing import Layout, Listed, list_images
+from featcache.images.arrays import memory_arrays
+from featcache.images.decode import Undecodable, checked_size
+from featcache.images.index import Index
+from featcache.images.listing import Layout, Listed, Listing
+from featcache.images.sources import IN_MEMORY, Source, list_source
 from featcache.images.splits import assign
 from featcache.spec import Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
 
 GroupOf = Callable[[Listed], str]
+Size = tuple[int, int]
 NUM_THREADS = 8
+BLOCK = 32  # images that a thread reads at a time
+TICK_S = 0.1
 
 
 @dataclass(frozen=True)
 class Images:
-    """The manifest of one folder."""
+    """The manifest of one folder, archive, manifest file, or of arrays."""
 
-    root: Path
+    root: Path  # where `source` is; "<arrays>" for arrays in memory
+    source: Source = field(repr=False, compare=False)
     layout: Layout
     rows: tuple[ImageRow, ...]  # sorted by path
     split_spec: SplitSpec
@@ -88,44 +100,72 @@ class Images:
 
 
 def scan(
-    root: str | Path,
+    root: str | Path | npt.NDArray[Any],
     *,
+    labels: Any = None,
+    splits: Any = None,
+    groups: Any = None,
     split: SplitSpec | str | None = None,
     group_from: str | None = None,
     seed: int = 0,
     check: bool = False,
+    allow_outside: bool = False,
+    index: Path | None = None,
+    rehash: bool = False,
     progress: Progress = silent,
 ) -> Images:
-    """Return the manifest of the images under `root`, each with its digest and split.
+    """Return the manifest of the images at `root`, each with its digest and split.
 
+    root: a folder, an archive (.zip, .tar, .tar.gz ...), a manifest (.csv, .tsv, .parquet), stored arrays (.npy,
+    .npz), or an array (N, H, W), (N, H, W, 1) or (N, H, W, 3) of uint8 or uint16 with its labels, splits and groups.
     split: shares such as "70/15/15" (the default). Folders called train, val and test decide by themselves.
-    group_from: "parent" or "regex:PATTERN": images of one group stay in one split.
-    check: decode every image, so that `unreadable` and `sizes` are known.
-    Raises NoImages if there is none, UsageError if an option cannot be meant.
+    group_from: "parent", "regex:PATTERN" or "csv:COLUMN" of a manifest: images of one group stay in one split.
+    check: decode every image, so that `unreadable` and `sizes` are known. allow_outside: a manifest may name files
+    outside its folder. index: a file that remembers what was read; rehash: read everything all the same.
+    Raises NoImages if there is none, UsageError if an option cannot be meant, DataError.
     """
-    root = Path(root)
     spec = split if isinstance(split, SplitSpec) else SplitSpec.parse(split or "70/15/15", seed)
-    group_of = _group_rule(group_from)
-    listing = list_images(root)
-    digests, failures, sizes = _read_all(root, [file.path for file in listing.files], check, progress)
-    carve = listing.layout == "splits" and not any(file.split == "val" for file in listing.files)
+    column, group_of = _group_rule(group_from)
+    source, listing = _listed(root, (labels, splits, groups), allow_outside, column)
+    remembered = Index(index, source)
+    digests, failures, sizes = _read_all(remembered, [file.path for file in listing.files], check, rehash, progress)
+    remembered.save()
+    found = {file.split for file in listing.files}
+    carve = listing.layout == "splits" and not found & {"", "val"}
     rows = [_row(file, digests[file.path], group_of, carve) for file in listing.files if file.path in digests]
     share = replace(spec, train=100 - spec.val, test=0) if carve else spec
-    return Images(root, listing.layout, tuple(assign(rows, share)), spec, tuple(failures), tuple(listing.stray), sizes)
+    assigned = tuple(assign(rows, share))
+    place = source.location or IN_MEMORY
+    return Images(place, source, listing.layout, assigned, spec, tuple(failures), tuple(listing.stray), sizes)
 
 
-def read_image(root: Path, row: ImageRow) -> bytes:
+def read_image(source: Source, row: ImageRow) -> bytes:
     """Return the bytes of an image of the manifest; raise ImagesChanged if they are gone or others."""
-    path = root / row.path
+    path = f"{source.location or IN_MEMORY}/{row.path}"
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = source.read(row.path)
+    except Undecodable as error:
         raise ImagesChanged(
-            f"{path} cannot be read ({error.strerror}). If the folder has moved: --images FOLDER; else extract again"
+            f"{path} cannot be read ({error.reason}). If the folder has moved: --images FOLDER; else extract again"
         ) from error
     if hashlib.sha256(data).hexdigest() != row.digest:
         raise ImagesChanged(f"{path} is not the image that was cached. Bring the cache up to date: featcache extract")
     return data
+
+
+def _listed(
+    root: str | Path | npt.NDArray[Any], of_array: tuple[Any, Any, Any], allow_outside: bool, column: str | None
+) -> tuple[Source, Listing]:
+    if isinstance(root, (str, Path)):
+        if any(values is not None for values in of_array):
+            raise UsageError(
+                "labels=, splits= and groups= go with an array; files have theirs from folders or a manifest"
+            )
+        return list_source(root, allow_outside=allow_outside, group_column=column)
+    if column is not None:
+        raise UsageError("--group-from csv:COLUMN goes with a manifest; give an array its groups=")
+    source = memory_arrays(np.asarray(root), *of_array)
+    return source, source.listing()
 
 
 def _row(file: Listed, digest: str, group_of: GroupOf, carve: bool) -> ImageRow:
@@ -133,14 +173,19 @@ def _row(file: Listed, digest: str, group_of: GroupOf, carve: bool) -> ImageRow:
     return ImageRow(file.path, file.label, group_of(file), decided, digest)
 
 
-def _group_rule(group_from: str | None) -> GroupOf:
-    if group_from is None:
-        return lambda file: ""
+def _group_rule(group_from: str | None) -> tuple[str | None, GroupOf]:
+    """Return the column of a manifest that has the groups, if one is asked for, and the group of an image."""
+    kind, _, value = (group_from or "").partition(":")
+    if group_from is None or (kind == "csv" and value):
+        return value or None, lambda file: file.group
     if group_from == "parent":
-        return _parent
-    kind, _, pattern = group_from.partition(":")
-    if kind != "regex" or not pattern:
-        raise UsageError(f"--group-from takes parent or regex:PATTERN; got '{group_from}'")
+        return None, _parent
+    if kind != "regex" or not value:
+        raise UsageError(f"--group-from takes parent, regex:PATTERN or csv:COLUMN; got '{group_from}'")
+    return None, _matched(value)
+
+
+def _matched(pattern: str) -> GroupOf:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -160,34 +205,45 @@ def _parent(file: Listed) -> str:
 
 
 def _read_all(
-    root: Path, paths: list[str], check: bool, progress: Progress
-) -> tuple[dict[str, str], list[Failure], Mapping[tuple[int, int], int] | None]:
-    digests: dict[str, str] = {}
+    index: Index, paths: list[str], check: bool, rehash: bool, progress: Progress
+) -> tuple[dict[str, str], list[Failure], Mapping[Size, int] | None]:
+    """Return the digests of all that can be read, why the others cannot, and how many there are of each size."""
+    digests = {} if check or rehash else index.known(paths)
     failures: list[Failure] = []
-    sizes: dict[tuple[int, int], int] = defaultdict(int)
-    with ThreadPoolExecutor(NUM_THREADS) as threads:
-        for path, (digest, found) in zip(paths, threads.map(lambda p: _read_one(root, p, check), paths), strict=True):
-            if not isinstance(found, Failure) or digest:
-                digests[path] = digest
-            if isinstance(found, Failure):
-                failures.append(found)
-            else:
-                sizes[found] += 1
-            progress(Tick("scan", len(digests), len(paths)))
+    sizes: Counter[Size] = Counter()
+    unread = [path for path in paths if path not in digests]
+    said = time.perf_counter()
+    for done, (path, digest, found) in enumerate(_in_threads(index, unread, check), 1 + len(digests)):
+        if digest:
+            digests[path] = digest
+        if isinstance(found, Failure):
+            failures.append(found)
+        else:
+            sizes[found] += 1
+        if time.perf_counter() - said > TICK_S:
+            said = time.perf_counter()
+            progress(Tick("scan", done, len(paths)))
+    progress(Tick("scan", len(paths), len(paths)))
     return digests, failures, dict(sizes) if check else None
 
 
-def _read_one(root: Path, path: str, check: bool) -> tuple[str, tuple[int, int] | Failure]:
+def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[str, str, Size | Failure]]:
+    """Read a block of images at a time on each thread, and give them in order."""
+    if not paths:
+        return
+    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="scan")
+    blocks = [paths[at : at + BLOCK] for at in range(0, len(paths), BLOCK)]
     try:
-        data = (root / path).read_bytes()
-    except OSError as error:
-        return "", Failure(path, "", "unreadable", error.strerror or str(error))
-    digest = hashlib.sha256(data).hexdigest()
-    if not check:
-        return digest, (0, 0)
+        for found in threads.map(lambda block: [_read_one(index, path, check) for path in block], blocks):
+            yield from found
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_one(index: Index, path: str, check: bool) -> tuple[str, str, Size | Failure]:
+    digest = ""
     try:
-        size = image_size(data)
-        upright_rgb(data)
+        data, digest = index.read(path)
+        return path, digest, checked_size(data) if check else (0, 0)
     except Undecodable as error:
-        return digest, Failure(path, digest, error.status, error.reason)
-    return digest, size
+        return path, digest, Failure(path, digest, error.status, error.reason)

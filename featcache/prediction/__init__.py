@@ -15,7 +15,8 @@ from featcache.assembly.modelfile import load_model
 from featcache.errors import UsageError
 from featcache.extraction.pipeline import decoded_batches
 from featcache.files import write_whole
-from featcache.images.listing import list_images
+from featcache.images.manifest import Images
+from featcache.images.sources import Source, holds_images, list_source, open_source
 from featcache.spec import Failure, ImageRow, Progress, Tap, Tick, silent
 from featcache.sweeps.metrics import Score, wilson
 
@@ -35,10 +36,11 @@ class Prediction:
 
 
 def predict(
-    model: str | Path, images: str | Path, *, top: int = 1, progress: Progress = silent
+    model: str | Path, images: Images | str | Path, *, top: int = 1, progress: Progress = silent
 ) -> Iterator[Prediction]:
-    """Yield a prediction for every image under `images` (a folder or one file), in the order of their paths.
+    """Yield a prediction for every image in `images`, in the order of their paths.
 
+    images: a folder, one image, an archive, a manifest, stored arrays, or a scan of any of them.
     model: a MODEL.keras of featcache. top: how many classes, at most all. Memory does not depend on the number of
     images. Raises NotAModel, NoImages, UsageError.
     """
@@ -46,9 +48,9 @@ def predict(
     classes = facts["classes"]
     if top < 1:
         raise UsageError(f"--top takes a number of classes from 1; got {top}")
-    root, rows = _listed(Path(images))
+    source, rows = _listed(images)
     done = 0
-    for batch in decoded_batches(root, rows, Tap.from_json(facts["tap"]).preprocess, BATCH):
+    for batch in decoded_batches(source, rows, Tap.from_json(facts["tap"]).preprocess, BATCH):
         readable = [one.pixels for one in batch if not isinstance(one.pixels, Failure)]
         probabilities = iter(_probabilities(network, readable))
         for one in batch:
@@ -84,13 +86,21 @@ def write_csv(path: Path, predictions: list[Prediction]) -> None:
     write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _listed(images: Path) -> tuple[Path, list[ImageRow]]:
-    if images.is_file():
-        return images.parent, [ImageRow(images.name, "", "", "", "")]
-    listing = list_images(images)
+def _listed(images: Images | str | Path) -> tuple[Source, list[ImageRow]]:
+    if isinstance(images, Images):
+        unread = [one.path for one in images.unreadable if not one.digest]
+        return images.source, sorted([*images.rows, *map(_unlabelled, [*images.stray, *unread])])
+    path = Path(images)
+    if path.is_file() and not holds_images(path):
+        return open_source(path.parent), [_unlabelled(path.name)]
+    source, listing = list_source(path)
     rows = [ImageRow(file.path, file.label, "", "", "") for file in listing.files]
-    rows += [ImageRow(path, "", "", "", "") for path in listing.stray]
-    return images, sorted(rows)
+    rows += map(_unlabelled, listing.stray)
+    return source, sorted(rows)
+
+
+def _unlabelled(path: str) -> ImageRow:
+    return ImageRow(path, "", "", "", "")
 
 
 def _probabilities(network: Any, pixels: list[Any]) -> Any:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly import image_root, load_model
+from featcache.assembly import image_source, load_model
 from featcache.assembly.assemble import logits_of
 from featcache.cache.reader import Cache
 from featcache.errors import DataError
+from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import Score, score
@@ -27,16 +28,16 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
     return score(cache.labels(rows), predicted, chosen.run.settings.metric)
 
 
-def model_score(chosen: Chosen, model: Any, split: str = "test", images: str | Path | None = None) -> Score:
+def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images | str | Path | None = None) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
     cache = chosen.run.cache()
     rows = _rows(cache, split)
-    judged = ImageSet(image_root(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
+    judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
     predicted = predict_logits(logits_of(model), judged).argmax(axis=1)
     return score(judged.labels, predicted, chosen.run.settings.metric)
 
 
-def final_scores(run: Run, images: str | Path | None = None) -> tuple[Run, dict[str, Score]]:
+def final_scores(run: Run, images: Images | str | Path | None = None) -> tuple[Run, dict[str, Score]]:
     """Open the test split: return the scores there of the best head and of the models fine-tuned from this run.
 
     That test was opened, when and with what result is written into the run.

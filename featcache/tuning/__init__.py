@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly import assembled, facts_of, image_root, require_handoff
+from featcache.assembly import assembled, facts_of, image_source, require_handoff
 from featcache.assembly.assemble import assemble, backbone_of
 from featcache.assembly.certificate import Certificate, certify, evidence, require
 from featcache.assembly.modelfile import check_free, save_model
 from featcache.backbones.build import all_layers, build, reproducibly
 from featcache.errors import DataError, UsageError
+from featcache.images.manifest import Images
+from featcache.images.sources import Source
 from featcache.spec import Progress, choose, silent
 from featcache.sweeps import Chosen, Run
 from featcache.tuning.data import ImageSet
@@ -62,7 +64,7 @@ def finetune(
     patience: int = 3,
     class_weight: str | None = None,
     seed: int = 0,
-    images: str | Path | None = None,
+    images: Images | str | Path | None = None,
     max_seconds: float = math.inf,
     progress: Progress = silent,
 ) -> Tuned:
@@ -78,8 +80,8 @@ def finetune(
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
     facts = facts_of(chosen) | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}}
     check_free(path, facts)
-    train_set, val_set = _sets(chosen, image_root(chosen, images))
-    pixels, cached = evidence(chosen, train_set.root)
+    train_set, val_set = _sets(chosen, image_source(chosen, images))
+    pixels, cached = evidence(chosen, train_set.source)
     model = assembled(chosen)
     num_trainable = set_trainable(backbone_of(model), unfreeze)
     certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
@@ -103,7 +105,7 @@ def from_scratch(
     patience: int = 1000,
     batch: int = 32,
     seed: int = 0,
-    images: str | Path | None = None,
+    images: Images | str | Path | None = None,
     progress: Progress = silent,
 ) -> Tuned:
     """Train the same architecture from random weights for `max_seconds`: the control for what transfer is worth.
@@ -113,7 +115,7 @@ def from_scratch(
     0.9): with Keras' defaults of up to 0.999 a short training would be judged with those it started from.
     """
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, None, seed, max_seconds)
-    train_set, val_set = _sets(chosen, image_root(chosen, images))
+    train_set, val_set = _sets(chosen, image_source(chosen, images))
     tap = chosen.tap
     backbone = build(replace(tap.backbone, weights="none", seed=seed), tap.preprocess.size, tap.pooling)
     with reproducibly(seed):
@@ -163,7 +165,7 @@ def _recipe(
     )
 
 
-def _sets(chosen: Chosen, root: Path) -> tuple[ImageSet, ImageSet]:
+def _sets(chosen: Chosen, source: Source) -> tuple[ImageSet, ImageSet]:
     cache = chosen.run.cache()
     rows = {split: chosen.run.rows(cache, split) for split in ("train", "val")}
     if not rows["val"]:
@@ -171,7 +173,7 @@ def _sets(chosen: Chosen, root: Path) -> tuple[ImageSet, ImageSet]:
             f"{cache.path} has no validation images, so nothing can tell whether fine-tuning helps. Split again"
         )
     preprocess = chosen.tap.preprocess
-    train_set, val_set = (ImageSet(root, rows[split], cache.labels(rows[split]), preprocess) for split in rows)
+    train_set, val_set = (ImageSet(source, rows[split], cache.labels(rows[split]), preprocess) for split in rows)
     return train_set, val_set
 
 

@@ -1,0 +1,89 @@
+"""What was read before: digests by path, so that a scan reads only what is new or has changed.
+
+A digest holds while the stamp of its file (size, time, inode) stays the same. A file that was changed within two
+seconds before it was read, or in the future, is not remembered, because it may change again without its stamp
+showing it (the "racy" rule of git). The index is disposable: damaged, or of another place, it is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import DiskFault
+from featcache.files import write_whole
+from featcache.images.decode import Undecodable
+from featcache.images.folder import Source, Stamp
+
+FORMAT = "featcache index 1"
+RACY_NS = 2 * 10**9  # FAT keeps times to two seconds
+
+Entry = tuple[int, int, int, str]  # a stamp, and the digest of what it stands for
+
+
+class Index:
+    """The digests of what one source holds. path: where they are kept between scans; None keeps none."""
+
+    def __init__(self, path: Path | None, source: Source, clock: Callable[[], int] = time.time_ns) -> None:
+        self._path = None if source.location is None else path
+        self._place = str(Path(source.location or "").resolve())
+        self._source, self._clock = source, clock
+        self._before = {} if self._path is None else _entries(self._path, self._place)
+        self._now: dict[str, Entry] = {}
+
+    def known(self, paths: Sequence[str]) -> dict[str, str]:
+        """Return the digests of those of the images that are as they were when they were read."""
+        found, now = {}, self._clock()
+        for path in paths if self._before else ():
+            entry = self._before.get(path)
+            if entry is not None and entry[1] <= now and self._stamp(path) == entry[:3]:
+                self._now[path] = entry
+                found[path] = entry[3]
+        return found
+
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Return the bytes of an image and their digest, and remember it. Raises Undecodable."""
+        if self._path is None:
+            data = self._source.read(path)
+            return data, hashlib.sha256(data).hexdigest()
+        before, began = self._stamp(path), self._clock()
+        data = self._source.read(path)
+        digest = hashlib.sha256(data).hexdigest()
+        if before is not None and before.mtime_ns < began - RACY_NS and self._stamp(path) == before:
+            self._now[path] = (*before, digest)
+        return data, digest
+
+    def save(self) -> None:
+        """Write what is known now, if that is not what the file says already. A full disk costs only time later."""
+        if self._path is None or self._now == self._before:
+            return
+        content = {"format": FORMAT, "place": self._place, "files": self._now}
+        with suppress(DiskFault):
+            write_whole(self._path, json.dumps(content, separators=(",", ":")).encode())
+
+    def _stamp(self, path: str) -> Stamp | None:
+        try:
+            return self._source.stamp(path)
+        except Undecodable:
+            return None
+
+
+def _entries(path: Path, place: str) -> dict[str, Entry]:
+    try:
+        content = json.loads(path.read_bytes())
+        if (content["format"], content["place"]) == (FORMAT, place):
+            return {name: _entry(*values) for name, values in content["files"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # nothing is lost but the time to read the images again
+    return {}
+
+
+def _entry(size: Any, mtime_ns: Any, inode: Any, digest: Any) -> Entry:
+    if not isinstance(digest, str) or len(digest) != 64:
+        raise ValueError(digest)
+    return int(size), int(mtime_ns), int(inode), digest

@@ -1,0 +1,71 @@
+"""Views: fixed augmentations of an image, each cached as rows of its own.
+
+"identity" is the whole image, "hflip" its mirror image, "crop-1" to "crop-30" are parts of it. Which part a crop
+shows is drawn from the SHA-256 of its number and of the image's digest, so that it is the same part wherever and
+whenever it is computed, whatever the size of the features or the order of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import sqrt
+from typing import NamedTuple
+
+from featcache.errors import UsageError
+from featcache.spec import IDENTITY
+
+HFLIP = "hflip"
+MAX_VIEWS = 32
+CROPS = tuple(f"crop-{number}" for number in range(1, MAX_VIEWS - 1))
+VIEWS = (IDENTITY, HFLIP, *CROPS)
+LEAST_AREA = 0.5
+LEAST_ASPECT = 3 / 4  # width to height, where the whole image is 1; at most its reciprocal
+
+
+class Frame(NamedTuple):
+    """The part of an upright image that a view shows, in shares of its width and height."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+    mirrored: bool = False
+
+
+def parse_views(text: str) -> tuple[str, ...]:
+    """Read "1" (the whole image), "flip" (and its mirror image), a number of views, or names with commas between.
+
+    >>> parse_views("4")
+    ('identity', 'hflip', 'crop-1', 'crop-2')
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if text == "flip":
+        return VIEWS[:2]
+    if text.isdecimal() and 1 <= int(text) <= MAX_VIEWS:
+        return VIEWS[: int(text)]
+    if len({*names}) == len(names) and {*names} <= {*VIEWS}:
+        return names
+    raise UsageError(
+        f"--views takes 1, flip, a number up to {MAX_VIEWS}, or names with commas between, each once: "
+        f"{IDENTITY}, {HFLIP}, {CROPS[0]} to {CROPS[-1]}; got '{text}'"
+    )
+
+
+def frame_of(view: str, digest: str) -> Frame:
+    """Return what a view shows of the image with this digest.
+
+    A crop has an area of at least half the image, and its sides are to each other as the image's own are, times 3/4
+    to 4/3. Only exact arithmetic is used, so that every machine draws the same numbers.
+    """
+    if view == IDENTITY:
+        return Frame()
+    if view == HFLIP:
+        return Frame(mirrored=True)
+    drawn = hashlib.sha256(f"{view.removeprefix('crop-')}:{digest}".encode()).digest()
+    area, shape, across, down = (int.from_bytes(drawn[at : at + 8], "big") / 2**64 for at in (0, 8, 16, 24))
+    area = LEAST_AREA + (1 - LEAST_AREA) * area
+    narrowest, widest = max(area, sqrt(area * LEAST_ASPECT)), min(1.0, sqrt(area / LEAST_ASPECT))
+    width = narrowest + (widest - narrowest) * shape
+    height = min(1.0, area / width)
+    left, top = (1 - width) * across, (1 - height) * down
+    return Frame(left, top, left + width, top + height, mirrored=bool(drawn[31] & 1))
