@@ -154,15 +154,15 @@ def _formats() -> list[str]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about which way is up
-        return image
+    with suppress(Exception):  # a broken EXIF block says nothing about which way is up
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bit(np.asarray(image), image.info.get("transparency"))).convert("RGB")
+        is_wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+        return Image.fromarray(_eight_bit(np.asarray(image), is_wide, image.info.get("transparency"))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         page = Image.new("RGBA", layer.size, "white")
@@ -172,14 +172,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bit(values: np.ndarray[Any, Any], transparent: object) -> Pixels:
+def _eight_bit(values: np.ndarray[Any, Any], is_wide: bool, transparent: object) -> Pixels:
     """Scale grey values of more than 8 bits, and make the one value that stands for transparency white.
 
-    16 bit by its range; 32 bit and floats by the least of 1, 255 and 65535 that holds them, else from their
+    16 bit (`is_wide`) by its range; 32 bit and floats by the least of 1, 255 and 65535 that holds them, else from their
     least to their largest. What is not finite becomes black.
     """
     wide = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    tops = (65535.0,) if values.dtype.itemsize == 2 else (1.0, 255.0, 65535.0)
+    tops = (65535.0,) if is_wide else (1.0, 255.0, 65535.0)
     low, high = wide.min(), wide.max()
     if low >= 0 and high <= 65535:
         low, high = 0.0, next(top for top in tops if high <= top)

@@ -78,13 +78,13 @@ def list_images(root: Path) -> Listing:
     return arrange(_walk(str(root)), str(root))
 
 
-def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), strip: bool = False) -> Listing:
-    """Return the images among these names by layout, sorted by the bytes of their paths.
+def arrange(images: Iterable[str], where: str, *, refused: Iterable[str] = (), strip: bool = False) -> Listing:
+    """Return images by layout, sorted by the bytes of their paths.
 
     refused: names that are listed without a label, because nothing will be read from them. strip: a single folder
     around everything says nothing. Raises NoImages, DataError.
     """
-    paths = sorted(filter(is_image, names), key=os.fsencode)
+    paths = sorted(images, key=os.fsencode)
     unread = [Listed(path, "", "") for path in sorted(refused, key=os.fsencode)]
     if not paths and not unread:
         raise NoImages(f"No images in {where}. They are looked for by suffix: {' '.join(sorted(SUFFIXES))}")

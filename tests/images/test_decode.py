@@ -1,6 +1,5 @@
 """The zoo: every kind of image file, made here, and what an image viewer would show of it."""
 
-import io
 import struct
 import zlib
 
@@ -8,44 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from images.pictures import CORNERS, TURNED, corners_of, four_corners, is_near, png_chunk, saved
 from PIL import Image, features
 
-from featcache.images.decode import Undecodable, decode, image_size, upright_rgb
+from featcache.images.decode import Undecodable, checked_size, decode, upright_rgb
 from featcache.spec import Preprocess
 
-CORNERS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]  # top left, top right, bottom left, bottom right
-TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
-
-
-def four_corners(width=48, height=32):
-    image = Image.new("RGB", (width, height))
-    for number, colour in enumerate(CORNERS):
-        image.paste(colour, (number % 2 * width // 2, number // 2 * height // 2, width, height))
-    return image
-
-
-def saved(image, form, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def corners_of(pixels):
-    pixels = np.asarray(pixels)
-    return [tuple(int(value) for value in pixels[y, x]) for y in (2, -3) for x in (2, -3)]
-
-
-def is_near(found, wanted, within=12):
-    return np.abs(np.array(found, int) - np.array(wanted, int)).max() <= within
 
 
 def status_of(data):
@@ -53,10 +21,6 @@ def status_of(data):
         decode(data, Preprocess(8))
     assert "\n" not in caught.value.reason
     return caught.value.status
-
-
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -166,7 +130,7 @@ def test_lab_is_converted():
 
 
 def test_a_format_is_known_by_its_bytes_not_by_its_name():
-    assert image_size(saved(four_corners(), "PNG")) == (48, 32)
+    assert checked_size(saved(four_corners(), "PNG")) == (48, 32)
 
 
 def test_a_truncated_jpeg_is_called_truncated():

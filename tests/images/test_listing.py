@@ -160,3 +160,27 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(DataError, match=r"b cannot be listed: Permission denied"):
         list_images(root)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("STRASSE", "straße"), ("\u00c9t\u00e9", "e\u0301te\u0301")],
+)
+def test_class_folders_that_are_one_on_other_systems_are_refused(tmp_path, one, other):
+    root = touch(tmp_path, f"{one}/1.jpg", f"{other}/2.jpg", "dog/3.jpg")
+    with pytest.raises(DataError) as caught:
+        list_images(root)
+    message = str(caught.value)
+    assert ascii(one) in message
+    assert ascii(other) in message
+    assert "differ only in case or in how Unicode writes them" in message
+    assert "Rename one" in message
+
+
+def test_class_folders_of_different_splits_are_compared_too(tmp_path):
+    with pytest.raises(DataError, match="'Cat' and 'cat'"):
+        list_images(touch(tmp_path, "train/Cat/1.jpg", "val/cat/2.jpg"))
+
+
+def test_folders_below_the_class_may_differ_in_case(tmp_path):
+    assert len(list_images(touch(tmp_path, "a/X/1.jpg", "a/x/2.jpg", "b/3.jpg")).files) == 3

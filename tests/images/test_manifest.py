@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny import write_images
 
 from featcache.errors import ImagesChanged, NoImages, TooFewClasses, UsageError
+from featcache.images import manifest
 from featcache.images.manifest import read_image, scan
 from featcache.spec import SplitSpec
 
@@ -96,10 +98,19 @@ def test_a_pattern_gives_groups(photos, pattern, group):
     assert scan(photos, group_from=f"regex:{pattern}").rows[0].group == group
 
 
-@pytest.mark.parametrize("rule", ["folder", "regex:", "csv:patient"])
+@pytest.mark.parametrize("rule", ["folder", "regex:", "csv:", ""])
 def test_an_unknown_group_rule_is_refused(photos, rule):
-    with pytest.raises(UsageError, match=rf"--group-from takes parent or regex:PATTERN; got '{rule}'"):
+    with pytest.raises(UsageError, match=rf"--group-from takes parent, regex:PATTERN or csv:COLUMN; got '{rule}'"):
         scan(photos, group_from=rule)
+
+
+def test_a_column_for_groups_goes_with_a_manifest(photos):
+    with pytest.raises(
+        UsageError, match=r"csv:COLUMN goes with a manifest \(.csv, .tsv, .parquet\), not with .*photos"
+    ):
+        scan(photos, group_from="csv:patient")
+    with pytest.raises(UsageError, match=r"give an array its groups="):
+        scan(np.zeros((2, 4, 4), np.uint8), group_from="csv:patient")
 
 
 def test_a_broken_pattern_is_refused(photos):
@@ -145,8 +156,19 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_there(photos):
 def test_progress_counts_every_file(photos):
     ticks = []
     scan(photos, progress=ticks.append)
-    assert [tick.done for tick in ticks] == list(range(1, 37))
+    done = [tick.done for tick in ticks]
+    assert (done, done[-1]) == (sorted(done), 36)
     assert {(tick.step, tick.total) for tick in ticks} == {("scan", 36)}
+
+
+def test_progress_is_told_no_more_often_than_anyone_can_see(photos, monkeypatch):
+    ticks = []
+    monkeypatch.setattr(manifest, "TICK_S", 0)
+    scan(photos, progress=ticks.append)
+    assert [tick.done for tick in ticks] == [*range(1, 37), 36]
+    monkeypatch.setattr(manifest, "TICK_S", 1e9)
+    scan(photos, progress=ticks.append)
+    assert len(ticks) == 38
 
 
 def test_the_manifest_needs_no_keras_and_no_hdf5(photos):
@@ -187,13 +209,13 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_an_image_is_read_only_if_it_is_the_one_of_the_manifest(photos):
     images = scan(photos)
     row = images.rows[0]
-    assert read_image(photos, row) == (photos / row.path).read_bytes()
+    assert read_image(images.source, row) == (photos / row.path).read_bytes()
     Image.new("RGB", (4, 4)).save(photos / row.path)
     with pytest.raises(ImagesChanged, match=r"000.png is not the image that was cached"):
-        read_image(photos, row)
+        read_image(images.source, row)
     (photos / row.path).unlink()
     with pytest.raises(ImagesChanged, match=r"000.png cannot be read \(No such file"):
-        read_image(photos, row)
+        read_image(images.source, row)
 
 
 def test_copies_in_several_split_folders_are_named(photos, tmp_path):
