@@ -13,27 +13,34 @@ from featcache_cli.output import Json, emit
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="What a cache holds. Example: featcache cache info photos.h5",
+    help="What a cache holds, whether it is whole, and caches for others. Example: featcache cache info photos.h5",
     rich_markup_mode=None,
 )
 
-
-@app.callback()
-def _group() -> None:
-    """Look into a cache."""
+CacheFile = Annotated[Path, typer.Argument(metavar="CACHE.h5", help="A cache: a file, or a folder of parts.")]
 
 
 @app.command("info")
-def info_command(cache: Annotated[Path, typer.Argument(help="A CACHE.h5.")], json: Json = False) -> None:
+def info_command(cache: CacheFile, json: Json = False) -> None:
     """Show images, splits and taps of a cache.
 
     Example: featcache cache info photos.h5
     """
-    from featcache.cache.reader import Cache
+    from featcache.cache.reader import Cache, stored_rows
     from featcache.reports.table import printable, table
 
     found = Cache.open(cache)
-    taps = [json_text.loads(tap.to_json()) | {"fingerprint": tap.fingerprint} for tap in found.taps.values()]
+    stored = list(stored_rows(cache).values())
+    taps = [
+        json_text.loads(one.tap.to_json())
+        | {
+            "fingerprint": one.tap.fingerprint,
+            "rows": len(one.at),
+            "shape": list(one.shape),
+            "made_by": [json_text.loads(maker) for maker in one.makers],
+        }
+        for one in stored
+    ]
     facts = {
         "cache": str(cache),
         "root": str(found.root),
@@ -50,9 +57,139 @@ def info_command(cache: Annotated[Path, typer.Argument(help="A CACHE.h5.")], jso
         root = printable(str(found.root))
         head = f"{len(found.rows)} images of {root}, {len(found.failures)} without features; {splits}"
         rows = [
-            [tap.name, tap.backbone.weights, tap.preprocess.size, tap.pooling, tap.fingerprint[:12]]
-            for tap in found.taps.values()
+            [
+                one.tap.name,
+                len(one.at),
+                "x".join(map(str, one.shape)),
+                f"{one.row_bytes * len(one.at) / 1e6:.1f}",
+                one.tap.precision,
+                one.tap.fingerprint[:12],
+            ]
+            for one in stored
         ]
-        return "\n".join([head, table(["tap", "weights", "size", "pool", "fingerprint"], rows)])
+        return "\n".join([head, table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows)])
 
     emit(json, facts, text)
+
+
+@app.command("verify")
+def verify_command(
+    cache: CacheFile,
+    recompute: Annotated[
+        int, typer.Option("--recompute", help="Also compute this many images of every tap again and compare.")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Check that every byte is what was written; exit 4 if not.
+
+    Example: featcache cache verify photos.h5 --recompute 32
+    """
+    from featcache.cache.check import verify
+    from featcache.cache.reader import Cache
+    from featcache.errors import NotACache
+    from featcache.reports.table import printable
+
+    found = verify(cache)
+    if found.problems:
+        raise NotACache("; ".join(found.problems))
+    facts = {"cache": str(cache), "files": found.files, "rows": found.rows, "recomputed": []}
+    lines = [f"{printable(str(cache))}: {found.rows} rows in {found.files} files are what was written."]
+    if recompute:
+        from featcache.extraction.recheck import recompute as compute_again
+
+        opened = Cache.open(cache)
+        again = compute_again(opened, recompute)
+        facts["recomputed"] = [asdict(one) for one in again]
+        lines += [
+            f"{one.tap}: {one.rows} images computed again differ by {one.difference:.1e} standard deviations at most"
+            for one in again
+        ]
+        wrong = [one for one in again if not one.agrees(opened.taps[one.tap].precision)]
+        if wrong:
+            reason = f"{len(wrong[0].changed)} images are gone or others, such as {wrong[0].changed[0]}" * bool(
+                wrong[0].changed
+            )
+            raise NotACache(
+                f"{cache}: tap '{wrong[0].tap}' is not what is computed now: "
+                + (reason or f"{wrong[0].difference:.2g} standard deviations apart")
+                + ". Bring it up to date: featcache extract"
+            )
+    emit(json, facts, lambda: "\n".join(lines))
+
+
+@app.command("why")
+def why_command(
+    cache: CacheFile,
+    file: Annotated[Path, typer.Argument(help="An image file.")],
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "-b", help="Also say what such an extraction lacks here.")
+    ] = None,
+    tap: Annotated[str, typer.Option("--tap", help="Layers, with --backbone.")] = "top",
+    size: Annotated[int | None, typer.Option("--size", help="Pixels a side, with --backbone.")] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="Pooling, with --backbone.")] = None,
+    json: Json = False,
+) -> None:
+    """Say whether an extraction would compute this file, and why.
+
+    Example: featcache cache why photos.h5 photos/roses/1.jpg
+    """
+    from featcache.cache.check import why
+    from featcache.cache.reader import Cache
+    from featcache.reports.table import printable
+
+    opened = Cache.open(cache)
+    found = why(opened, file)
+    missing: list[str] = []
+    if backbone is not None:
+        from featcache.backbones.parse import requests
+        from featcache.extraction.recheck import lacking
+
+        for request in requests(backbone, tap=tap, size=size, pool=pool):
+            missing += lacking(request, opened)
+    facts = {"file": str(file), **asdict(found), "lacking": missing}
+
+    def text() -> str:
+        names = ", ".join(map(printable, found.same)) or "none"
+        lines = [f"{printable(str(file))}: {found.digest[:12]}; images of the cache with these bytes: {names}"]
+        lines += [f"{'hit ' if one.hit else 'miss'}  {one.tap}: {printable(one.reason)}" for one in found.taps]
+        return "\n".join([*lines, *(f"miss  {one}" for one in missing)])
+
+    emit(json, facts, text)
+
+
+@app.command("merge")
+def merge_command(
+    caches: Annotated[list[Path], typer.Argument(metavar="CACHE.h5...", help="The caches to put together.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The cache to write.")],
+    json: Json = False,
+) -> None:
+    """Put the caches of several machines together.
+
+    Example: featcache cache merge one.h5 two.h5 -o both.h5
+    """
+    from featcache.cache.exchange import merge_caches
+    from featcache.reports.table import printable
+
+    merged = merge_caches(caches, out)
+    facts = {"cache": str(out), "images": len(merged.rows), "taps": list(merged.taps)}
+    emit(json, facts, lambda: f"{len(merged.rows)} images, {len(merged.taps)} taps. Cache: {printable(str(out))}")
+
+
+@app.command("export")
+def export_command(
+    cache: CacheFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A file that ends in .npz or .parquet.")],
+    tap: Annotated[str | None, typer.Option("--tap", help="Which tap. [default: the only one]")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train, val or test. [default: all images]")] = None,
+    json: Json = False,
+) -> None:
+    """Write the features with labels, splits and paths for NumPy or pandas.
+
+    Example: featcache cache export photos.h5 -o photos.npz
+    """
+    from featcache.cache.exchange import export
+    from featcache.cache.reader import Cache
+    from featcache.reports.table import printable
+
+    rows = export(Cache.open(cache), out, tap, split)
+    emit(json, {"file": str(out), "rows": rows}, lambda: f"{rows} rows. File: {printable(str(out))}")

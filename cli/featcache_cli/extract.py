@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featcache_cli.output import Json, Quiet, emit, progress, say
-from featcache_cli.scan import GroupFrom, Split
+from featcache_cli.scan import AllowOutside, GroupFrom, Split
 
 if TYPE_CHECKING:
-    from featcache.extraction import Extracted
+    from featcache.extraction import Estimate, Extracted
 
 
 def command(
-    images: Annotated[Path, typer.Argument(help="Folder of class folders, of train/val/test folders, or of images.")],
+    images: Annotated[
+        Path, typer.Argument(help="Folder of class folders, of train/val/test folders, or of images; zip, tar, csv, npz.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to make or bring up to date.")],
     backbone: Annotated[
-        str, typer.Option("--backbone", "-b", help="Names, with options: mobilenet_v2:alpha=0.35,resnet50")
+        str,
+        typer.Option("--backbone", "-b", help="Names, with options: mobilenet_v2:alpha=0.35,resnet50; or a model file."),
     ] = "mobilenet_v2",
-    tap: Annotated[str, typer.Option("--tap", help="Layers to read, comma between them; top is the last.")] = "top",
-    pool: Annotated[str | None, typer.Option("--pool", help="avg, max or flatten. [default: avg]")] = None,
+    tap: Annotated[
+        str, typer.Option("--tap", help="Layers to read, comma between them; top is the last, auto one per block.")
+    ] = "top",
+    pool: Annotated[str | None, typer.Option("--pool", help="avg, max, flatten or none. [default: avg]")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Pixels a side. [default: the backbone's own]")] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", help="imagenet, none (random) or a file. [default: imagenet]")
     ] = None,
+    views: Annotated[
+        str, typer.Option("--views", help="1, flip, or a number: the image, its mirror image, and seeded crops.")
+    ] = "1",
+    precision: Annotated[str, typer.Option("--precision", help="Of the network: float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of stored features: float32 or float16.")] = "float32",
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto, keras or openvino: auto takes what is faster and agrees with Keras.")
+    ] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, gpu or gpu:1.")] = "auto",
     resize: Annotated[str, typer.Option("--resize", help="stretch, crop or pad to a square.")] = "stretch",
-    batch: Annotated[int, typer.Option("--batch", help="Images through the backbone at once.")] = 32,
+    decode: Annotated[
+        str, typer.Option("--decode", help="exact, or draft: large JPEGs at reduced scale, which is faster.")
+    ] = "exact",
+    batch: Annotated[str, typer.Option("--batch", help="Images through the backbone at once, or auto.")] = "auto",
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="file: one CACHE.h5; parts: a folder. [default: file]")
+    ] = None,
     split: Split = None,
     group_from: GroupFrom = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the split. [default: 0]")] = None,
+    allow_outside: AllowOutside = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Read every image again, even if size and time are as before.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only say what is missing, and what it would cost.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an image cannot be used.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -39,27 +67,29 @@ def command(
 
     Example: featcache extract photos/ -o photos.h5 -b mobilenet_v2
     """
-    from featcache.extraction import extract
+    from featcache.extraction import Options, estimate, extract
 
+    given = dict(locals())
+    options = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
     with progress(quiet) as draw:
-        cache = extract(
-            images,
-            backbone,
-            out=out,
-            tap=tap,
-            weights=weights,
-            size=size,
-            pool=pool,
-            resize=resize,
-            split=split,
-            group_from=group_from,
-            seed=seed,
-            batch=batch,
-            strict=strict,
-            progress=draw,
-        )
+        if dry_run:
+            expected = estimate(images, out=out, progress=draw, **options)
+            emit(json, asdict(expected), lambda: forecast(expected))
+            return
+        cache = extract(images, out=out, progress=draw, **options)
     name_failures(cache.report)
     emit(json, document(cache.report), lambda: text(cache.report))
+
+
+def forecast(expected: Estimate) -> str:
+    """Return the estimate as a person reads it."""
+    from featcache.reports.table import printable
+
+    return (
+        f"{expected.images} images: {expected.hits} cached, {expected.missing} to compute in about "
+        f"{expected.seconds:.0f} s.\n{printable(expected.cache)} would grow by {expected.bytes / 1e6:.1f} MB; "
+        f"its disk has {expected.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(expected.taps)}"
+    )
 
 
 def document(done: Extracted) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones import glyphnet, weights
+from featcache.backbones.blocks import block_names
 from featcache.backbones.registry import Entry, get
 from featcache.backend import start_keras
 from featcache.errors import UnknownBlock, UsageError, WeightsMismatch, WeightsMissing
-from featcache.spec import BackboneSpec, Pooling, Preprocess, Tap, did_you_mean
+from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap, did_you_mean
 
 NO_WEIGHTS = hashlib.sha256().hexdigest()
 
@@ -33,6 +34,7 @@ class Backbone:
     spec: BackboneSpec
     network: Any  # keras.Model
     weights_digest: str  # SHA-256 of the weight values, in order
+    architecture: str = ""  # SHA-256 of the configuration of a user's own model
 
     def cut(self, layer: str) -> Any:
         """Return the network up to the named layer; "top" is the whole. Raises UnknownBlock with near names."""
@@ -46,11 +48,18 @@ class Backbone:
         output = self.network.get_layer(layer).output
         return keras.Model(self.network.input, output, name=f"{self.network.name}_{layer}")
 
+    def auto_layers(self) -> list[str]:
+        """Return the layer that ends each block, and "top": what `--tap auto` reads."""
+        names = [one.name for one in self.network.layers]
+        ends = {block: name for name, block in zip(names, block_names(names), strict=True)}
+        return [*list(ends.values())[:-1], "top"]
 
-def build(spec: BackboneSpec, size: int, pooling: Pooling) -> Backbone:
+
+def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision = "float32") -> Backbone:
     """Build the backbone for images of size x size, its "top" pooled as its constructor does it.
 
-    ConvNeXt normalises after pooling, so pooling its last feature map would give other features.
+    ConvNeXt normalises after pooling, so pooling its last feature map would give other features. At reduced
+    precision the layers compute in it from the same float32 weights, as Keras' mixed precision does.
 
     Raises UsageError (size or option that the constructor refuses), WeightsMissing (says which file to put
     where), WeightsMismatch.
@@ -58,7 +67,8 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling) -> Backbone:
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
-    with redirect_stdout(sys.stderr), reproducibly(spec.seed), warnings.catch_warnings():  # downloads report on stdout
+    quietly = redirect_stdout(sys.stderr), warnings.catch_warnings()  # downloads report on stdout
+    with quietly[0], quietly[1], reproducibly(spec.seed), computing_in(precision):
         warnings.simplefilter("ignore", UserWarning)  # that the weights were trained at another size
         network = _construct(entry, spec, size, pooling)
     network.trainable = False
@@ -96,10 +106,13 @@ def preprocessed(pixels: Any, preprocess: Preprocess) -> Any:
 
 
 def pooled(maps: Any, pooling: Pooling) -> Any:
-    """Return (N, D) features of (N, h, w, C) feature maps."""
+    """Return (N, D) features of (N, h, w, C) feature maps, in float32; the maps themselves for "none"."""
     import keras
 
-    if len(maps.shape) == 2:
+    if maps.dtype != "float32":
+        maps = keras.ops.cast(maps, "float32")
+
+    if len(maps.shape) == 2 or pooling == "none":
         return maps
     layers = keras.layers
     pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
@@ -138,7 +151,7 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling) ->
     if entry.name == "glyphnet":
         return _with_weights(spec, lambda path: glyphnet.glyphnet(shape, weights=path))
     constructor = getattr(keras.applications, entry.constructor)
-    options, own = dict(spec.options), None if pooling == "flatten" else pooling
+    options, own = dict(spec.options), None if pooling in ("flatten", "none") else pooling
     return _with_weights(
         spec,
         lambda source: constructor(include_top=False, weights=source, input_shape=shape, pooling=own, **options),
@@ -158,6 +171,19 @@ def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
         if file is not None and file.exists():
             raise WeightsMismatch(f"The weights {file} do not fit backbone '{spec.name}': {reason}") from error
         raise UsageError(f"Backbone '{spec.name}' cannot be built as asked: {reason}") from error
+
+
+@contextmanager
+def computing_in(precision: Precision) -> Iterator[None]:
+    """Build layers that compute in this precision, with variables in float32."""
+    import keras
+
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 @contextmanager

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from featcache.backbones.build import check_size
 from featcache.backbones.registry import Entry, get
 from featcache.errors import UsageError
-from featcache.spec import BackboneSpec, Mode, Pooling, Preprocess, Resize, Tap, choose, did_you_mean
+from featcache.spec import (
+    DECODE_VERSION,
+    DRAFT_VERSION,
+    IDENTITY,
+    BackboneSpec,
+    Dtype,
+    Mode,
+    Pooling,
+    Precision,
+    Preprocess,
+    Resize,
+    Tap,
+    choose,
+    did_you_mean,
+)
 
 OWN_OPTIONS = ("size", "weights", "seed")  # may stand behind the name instead of in flags
 DEFAULTS: dict[str, Any] = {"alpha": 1.0, "minimalistic": False, "depth_multiplier": 1}
@@ -24,20 +38,31 @@ class Request:
     preprocess: Preprocess
     layers: tuple[str, ...]
     pooling: Pooling
+    precision: Precision = "float32"
+    dtype: Dtype = "float32"
+    views: tuple[str, ...] = (IDENTITY,)
 
-    def taps(self, weights_digest: str) -> list[Tap]:
-        """Return the taps, once the values of the weights are known."""
-        label = self._label()
+    def taps(self, weights_digest: str, architecture: str = "", layers: Sequence[str] | None = None) -> list[Tap]:
+        """Return the taps, all layers of the first view first, once the values of the weights are known.
+
+        layers: those that "auto" stands for.
+        """
+        label, suffix = self._label(), self._suffix()
         return [
             Tap(
-                f"{label}/{layer}{self._suffix()}",
+                f"{label}/{layer}{suffix}" + ("" if view == IDENTITY else f"@{view}"),
                 self.spec,
                 weights_digest,
                 layer,
                 self.pooling,
                 self.preprocess,
+                view,
+                self.precision,
+                self.dtype,
+                architecture,
             )
-            for layer in self.layers
+            for view in self.views
+            for layer in layers or self.layers
         ]
 
     def _label(self) -> str:
@@ -54,7 +79,13 @@ class Request:
         return ":".join(parts)
 
     def _suffix(self) -> str:
-        return "" if self.pooling == default_pooling(get(self.spec.name)) else f":{self.pooling}"
+        said = {
+            str(self.pooling): self.pooling != default_pooling(get(self.spec.name)),
+            str(self.precision): self.precision != "float32",
+            f"stored={self.dtype}": self.dtype != "float32",
+            "draft": self.preprocess.decode == DRAFT_VERSION,
+        }
+        return "".join(f":{part}" for part, is_unusual in said.items() if is_unusual)
 
 
 def requests(
@@ -65,6 +96,10 @@ def requests(
     size: int | None = None,
     pool: str | None = None,
     resize: str = "stretch",
+    precision: str = "float32",
+    dtype: str = "float32",
+    decode: str = DECODE_VERSION,
+    views: Sequence[str] = (IDENTITY,),
 ) -> list[Request]:
     """Parse what was asked for. Raises UnknownBackbone or UsageError, with near names.
 
@@ -75,7 +110,13 @@ def requests(
     layers = tuple(_listed(tap))
     if not texts or not layers:
         raise UsageError("Name at least one backbone and one tap, such as -b mobilenet_v2 --tap top")
-    return [_request(text, layers, weights, size, pool, resize) for text in texts]
+    how: dict[str, Any] = {
+        "precision": choose("--precision", precision, get_args(Precision)),
+        "dtype": choose("--dtype", dtype, get_args(Dtype)),
+        "views": tuple(views),
+    }
+    found = [_request(text, layers, weights, size, pool, resize) for text in texts]
+    return [replace(one, preprocess=replace(one.preprocess, decode=decode), **how) for one in found]
 
 
 def default_weights(entry: Entry) -> str:

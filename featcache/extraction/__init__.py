@@ -1,5 +1,5 @@
 """Plan -> cache: pipeline, engines, the job."""
 
-from featcache.extraction.job import Extracted, TapReport, extract
+from featcache.extraction.job import Estimate, Extracted, Options, TapReport, estimate, extract
 
-__all__ = ["Extracted", "TapReport", "extract"]
+__all__ = ["Estimate", "Extracted", "Options", "TapReport", "estimate", "extract"]

@@ -1,35 +1,44 @@
 """Plan -> cache: compute what is missing, commit every batch, merge at the end.
 
-A kill at any moment costs the batch in flight: every batch becomes a part before the next one is
-computed, and the same command goes on from the parts that are there.
+A kill at any moment costs the batches in flight (one that is computed, one that is written): every batch becomes a
+part, and the same command goes on from the parts that are there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from featcache.arrays import Pixels
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import NO_WEIGHTS, Backbone, build
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
+from featcache.cache.layout import part_files, table_of
 from featcache.cache.reader import Cache
-from featcache.errors import NoImages, UnreadableImages, UsageError
-from featcache.extraction.engines import Engine, KerasEngine, PixelEngine, provenance, weights_source_of
-from featcache.extraction.pipeline import Decoded, decoded_batches
+from featcache.cache.rows import TapRows
+from featcache.errors import DiskFault, NoImages, UnreadableImages, UsageError
+from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target
+from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
+from featcache.extraction.engines import choose as choose_engine
+from featcache.images.decode import parse_views
 from featcache.images.manifest import Images, scan
 from featcache.images.splits import unit_of
 from featcache.plan import Plan, make_plan
 from featcache.spec import (
     DECODE_VERSION,
+    DRAFT_VERSION,
     Failure,
     ImageRow,
+    Preprocess,
     Progress,
     SplitSpec,
     Tap,
@@ -37,6 +46,62 @@ from featcache.spec import (
     canonical_json,
     silent,
 )
+from featcache.spec import choose as one_of
+
+ENGINES = ("auto", "keras", "openvino")
+DECODERS = {"exact": DECODE_VERSION, "draft": DRAFT_VERSION}
+LAYOUTS = ("file", "parts")
+TIMED_BATCHES = 2
+PIXEL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to extract: everything but the images and the place, with the meanings of `extract`."""
+
+    backbone: str | Sequence[str] = "mobilenet_v2"
+    tap: str | Sequence[str] = "top"
+    weights: str | None = None
+    size: int | None = None
+    pool: str | None = None
+    resize: str = "stretch"
+    decode: str = "exact"
+    views: str = "1"
+    precision: str = "float32"
+    dtype: str = "float32"
+    engine: str = "auto"
+    device: str = "auto"
+    batch: int | str = "auto"
+    layout: str | None = None
+    split: str | None = None
+    group_from: str | None = None
+    seed: int | None = None
+    allow_outside: bool = False
+    rehash: bool = False
+    strict: bool = False
+
+    def requests(self) -> list[Request]:
+        """Return the backbones that are asked for. Raises UsageError, UnknownBackbone."""
+        return requests(
+            self.backbone,
+            tap=self.tap,
+            weights=self.weights,
+            size=self.size,
+            pool=self.pool,
+            resize=self.resize,
+            precision=self.precision,
+            dtype=self.dtype,
+            decode=DECODERS[one_of("--decode", self.decode, DECODERS)],
+            views=parse_views(self.views),
+        )
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images through the backbone at once; None to find out. Raises UsageError."""
+        text = str(self.batch)
+        if text != "auto" and (not text.isdecimal() or int(text) < 1):
+            raise UsageError(f"--batch takes auto or a number of images from 1; got {text}")
+        return None if text == "auto" else int(text)
 
 
 @dataclass(frozen=True)
@@ -44,7 +109,7 @@ class TapReport:
     """One tap of an extraction."""
 
     tap: str
-    width: int
+    width: int  # numbers per image
     precision: str
     engine: str
 
@@ -67,6 +132,20 @@ class Extracted:
         return self.computed / self.seconds
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What an extraction would do."""
+
+    cache: str
+    images: int
+    hits: int
+    missing: int  # images to compute, once for each backbone
+    bytes: int  # that the cache would grow by
+    free_bytes: int  # on the disk of the cache
+    seconds: float  # of computing, from two batches of the missing images
+    taps: tuple[str, ...]
+
+
 def extract(
     images: Images | str | Path,
     backbone: str | Sequence[str] = "mobilenet_v2",
@@ -77,32 +156,41 @@ def extract(
     size: int | None = None,
     pool: str | None = None,
     resize: str = "stretch",
+    decode: str = "exact",
+    views: str = "1",
+    precision: str = "float32",
+    dtype: str = "float32",
+    engine: str = "auto",
+    device: str = "auto",
+    batch: int | str = "auto",
+    layout: str | None = None,
     split: str | None = None,
     group_from: str | None = None,
     seed: int | None = None,
-    batch: int = 32,
+    allow_outside: bool = False,
+    rehash: bool = False,
     strict: bool = False,
     progress: Progress = silent,
 ) -> Cache:
     """Return the cache at `out` with the features of these images; compute only what is missing.
 
-    backbone: names of `featcache backbones list`, with options: "mobilenet_v2:alpha=0.35". tap: layers, "top"
-    for the last. weights: "imagenet", "none" (random) or a file. pool: avg, max or flatten. resize: stretch,
-    crop or pad. split, group_from, seed: as in `scan`; a cache keeps the splits it has. `cache.report` tells
-    what was done.
+    backbone: names of `featcache backbones list`, with options: "mobilenet_v2:alpha=0.35"; a model file, or
+    "package.module:function". tap: layers, "top" for the last, "auto" for one per block. weights: "imagenet",
+    "none" (random) or a file. pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.
+    decode: exact, or draft (large JPEGs at reduced scale, faster). views: "1", "flip", a number or names: fixed
+    augmentations, each a tap of its own. precision: of the forward pass; dtype: of what is stored. engine: auto,
+    keras or openvino. batch: "auto" or images at once. layout: "file", or "parts" for a folder.
+    split, group_from, seed, allow_outside: as in `scan`; a cache keeps the splits it has. rehash: read every image
+    again, even if its size and time are those of the index. `cache.report` tells what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault; under `strict` UnreadableImages,
     after everything else was cached.
     """
     started = time.perf_counter()
-    wanted = requests(backbone, tap=tap, weights=weights, size=size, pool=pool, resize=resize)
-    if batch < 1:
-        raise UsageError(f"--batch takes a number of images from 1; got {batch}")
-    earlier = Cache.open(out) if Path(out).exists() else None
-    manifest = _manifest(images, earlier, split, group_from, seed, progress)
-    job = _Job(Path(out), manifest, earlier, batch, progress)
-    for request in wanted:
-        job.run(request)
-    cache = replace(job.finish(), report=job.report(time.perf_counter() - started))
+    given = dict(locals())
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
+    job = _Job(images, Path(out), options, progress)
+    cache = job.run()
+    cache = replace(cache, report=job.report(time.perf_counter() - started))
     if cache.failures and strict:
         first = cache.failures[0]
         raise UnreadableImages(
@@ -112,155 +200,269 @@ def extract(
     return cache
 
 
+def estimate(
+    images: Images | str | Path,
+    backbone: str | Sequence[str] = "mobilenet_v2",
+    *,
+    out: str | Path,
+    progress: Progress = silent,
+    **options: Any,
+) -> Estimate:
+    """Return what `extract` with the same options would do, and how long it would take; write nothing.
+
+    Two batches of the images that are missing go through each backbone to tell the time.
+    """
+    return _Job(images, Path(out), Options(backbone=backbone, **options), progress).estimate()
+
+
 class _Job:
     """One extraction: the rows at hand, and what was learnt on the way."""
 
-    def __init__(self, out: Path, images: Images, earlier: Cache | None, batch: int, progress: Progress) -> None:
-        self.out, self.images, self.earlier, self.batch, self.progress = out, images, earlier, batch, progress
-        self.cached = parts.read_rows(out)
-        self.digests = {row.path: row.digest for row in images.rows}  # as decoded: a file may change after the scan
-        self.bad = _known_bad(earlier)  # {digest: why such bytes give no row}
-        self.unread = {failure.path: failure for failure in images.unreadable if not failure.digest}
-        self.hits, self.computed = len(images.rows), 0
-        self.taps: list[TapReport] = []
+    def __init__(self, images: Images | str | Path, out: Path, options: Options, progress: Progress) -> None:
+        self.out, self.options, self.progress = out, options, progress
+        self.wanted = options.requests()
+        self.batch = options.batch_size
+        one_of("--engine", options.engine, ENGINES)
+        self.in_parts = _in_parts(out, options.layout)
+        self.earlier = Cache.open(out) if table_of(out).exists() else None
+        self.images = _manifest(images, self.earlier, options, _index_of(out, self.in_parts), progress)
+        self.cached: dict[str, TapRows] = parts.read_rows(out)
+        self.found = Findings(
+            digests={row.path: row.digest for row in self.images.rows},
+            bad=_known_bad(self.earlier),
+            unread={failure.path: failure for failure in self.images.unreadable if not failure.digest},
+        )
+        self.hits = len(self.images.rows)
+        self.taps: dict[str, Tap] = {}  # {fingerprint: tap} of everything that is asked for, in order
 
-    def run(self, request: Request) -> None:
-        """Compute and commit the missing rows of one backbone."""
-        size = request.preprocess.size
-        weights_digest, backbone = self._weights(request)
-        taps = request.taps(weights_digest)
-        broken = frozenset(digest for digest, failure in self.bad.items() if failure.status != "nonfinite")
-        plan = make_plan(self.images.rows, taps, self.cached, broken)
-        self.hits = min(self.hits, plan.hits)
-        if plan.missing:
-            engine = self._engine(request, taps, backbone)
-            self._compute(plan, engine, provenance(engine, request.spec, size))
+    def run(self) -> Cache:
+        """Compute and commit the missing rows of all backbones, merge, and return the cache."""
+        todo = self._targets()
+        if self.earlier is not None and not any(target.missing for _, target in todo) and self._is_said(self.earlier):
+            return self.earlier
+        if self.in_parts:
+            parts.make_folder(self.out)
+        with parts.lock(self.out, self._wait) as waited:
+            if waited:  # the other extraction may have computed what is missing here
+                self.cached = parts.read_rows(self.out)
+                todo = self._targets()
+            for of_pass in self._passes(todo):
+                of_pass.run()
             self.cached = parts.read_rows(self.out)
-        self._note(taps)
+            rows, failures = self._rows(), self._failures()
+            if not self.cached:
+                first = next(iter(failures.values()))
+                raise NoImages(
+                    f"None of the {len(rows)} images in {self.images.root} can be used; {first.path}: {first.reason}"
+                )
+            return parts.merge(self.out, rows, failures, self._facts())
 
-    def finish(self) -> Cache:
-        """Merge rows and parts into the cache, unless it already says all that there is to say."""
-        rows, failures = self._rows(), self._failures()
-        if not self.cached:
-            first = next(iter(failures.values()))
-            raise NoImages(
-                f"None of the {len(rows)} images in {self.images.root} can be used; {first.path}: {first.reason}"
-            )
-        facts = self._facts()
-        if self.earlier is not None and not parts.part_files(self.out):
-            said = (
-                self.earlier.rows,
-                {failure.path: failure for failure in self.earlier.failures},
-                self.earlier.root,
-            )
-            if said == (rows, failures, Path(os.fsdecode(facts["root"]))):
-                return self.earlier
-        return parts.merge(self.out, rows, failures, facts)
+    def _is_said(self, earlier: Cache) -> bool:
+        """Tell whether the cache says all that there is to say."""
+        if part_files(self.out) and not self.in_parts:
+            return False
+        said = earlier.rows, {one.path: one for one in earlier.failures}, os.fsencode(earlier.root)
+        return said == (self._rows(), self._failures(), self._facts()["root"])
 
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
         failed = tuple(self._failures().values())
-        return Extracted(str(self.out), len(self._rows()), self.hits, self.computed, failed, tuple(self.taps), seconds)
+        taps = tuple(_report(self.cached[one]) for one in self.taps if one in self.cached)
+        return Extracted(str(self.out), len(self._rows()), self.hits, self.found.computed, failed, taps, seconds)
 
-    def _weights(self, request: Request) -> tuple[str, Backbone | None]:
-        """Return the digest of the weight values, and the built backbone if it took building to know it."""
+    def estimate(self) -> Estimate:
+        """Return what `run` would do, timed on a few batches."""
+        todo = self._targets()
+        timings = [of_pass.time(TIMED_BATCHES) for of_pass in self._passes(todo)]
+        missing = sum(len(target.missing) for _, target in todo)
+        return Estimate(
+            cache=str(self.out),
+            images=len(self.images.rows),
+            hits=self.hits,
+            missing=missing,
+            bytes=sum(target.row_bytes * len(target.missing) for _, target in todo),
+            free_bytes=_free_bytes(self.out),
+            seconds=sum(timings),
+            taps=tuple(tap.name for tap in self.taps.values()),
+        )
+
+    def _wait(self) -> None:
+        self.progress(Tick("wait", 0, 0, f"Another extraction is at work on {self.out}; waiting for it to end"))
+
+    def _targets(self) -> list[tuple[Request, Target]]:
+        """Return what every backbone lacks."""
+        todo, hits = [], []
+        broken = frozenset(digest for digest, failure in self.found.bad.items() if failure.status != "nonfinite")
+        for request in self.wanted:
+            weights_digest, architecture, backbone = self._weights(request)
+            layers = None
+            if request.layers == ("auto",):
+                backbone = backbone or _built(request)
+                layers = backbone.auto_layers()
+            plan = make_plan(self.images.rows, request.taps(weights_digest, architecture, layers), self.cached, broken)
+            self.taps |= {tap.fingerprint: tap for tap in plan.taps}
+            hits.append(plan.hits)
+            todo.append((request, self._target(request, plan, backbone)))
+        self.hits = min(hits)
+        return todo
+
+    def _target(self, request: Request, plan: Plan, backbone: Backbone | None) -> Target:
+        taps: dict[str, list[Tap]] = {}
+        for tap in plan.taps:
+            taps.setdefault(tap.view, []).append(tap)
+        missing = frozenset(row.path for row in plan.missing)
+
+        def start(sample: Pixels) -> Started:
+            engine = self._engine(request, next(iter(taps.values())), backbone, sample, len(missing))
+            return Started(engine, provenance(engine, request.spec, request.preprocess.size))
+
+        return Target(taps, missing, start, self._check_space)
+
+    def _passes(self, todo: Iterable[tuple[Request, Target]]) -> list[Pass]:
+        """Return one pass for each kind of pixels: backbones that take the same are fed from one decoding."""
+        kinds: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
+        for request, target in todo:
+            if target.missing:
+                kinds.setdefault((replace(request.preprocess, mode="unit"), request.views), []).append(target)
+        return [self._pass(preprocess, targets) for (preprocess, _), targets in kinds.items()]
+
+    def _pass(self, preprocess: Preprocess, targets: Sequence[Target]) -> Pass:
+        lacking = frozenset[str]().union(*(target.missing for target in targets))
+        rows = [row for row in self.images.rows if row.path in lacking]
+        batch = self.batch or FIRST_BATCH
+        source = self.images.source
+        return Pass(self.out, source, rows, preprocess, targets, self.found, self.progress, self._said, batch)
+
+    def _said(self) -> str:
+        return f"{self.hits} cached, {len(self.found.bad) + len(self.found.unread)} failed"
+
+    def _weights(self, request: Request) -> tuple[str, str, Backbone | None]:
+        """Return the digests of weight values and architecture, and the backbone if it took building to know them."""
         spec, size = request.spec, request.preprocess.size
         if spec.name == "pixels":
-            return NO_WEIGHTS, None
+            return NO_WEIGHTS, "", None
         source = weights_of.source(spec, size)
         for rows in self.cached.values():
             made_by = rows.tap.backbone
-            same = (made_by.name, made_by.options) == (spec.name, spec.options)
-            if same and source is not None and weights_source_of(rows.provenance) == source:
-                return rows.tap.weights_digest, None
-        if source is None and weights_of.file_of(spec, size) is not None:
+            same = (made_by.origin, made_by.name, made_by.options) == (spec.origin, spec.name, spec.options)
+            if same and source is not None and source in map(weights_source_of, rows.makers):
+                return rows.tap.weights_digest, rows.tap.architecture, None
+        if source is None and spec.origin == "registry":
             self.progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
-        backbone = build(spec, size, request.pooling)
-        return backbone.weights_digest, backbone
+        backbone = _built(request)
+        return backbone.weights_digest, backbone.architecture, backbone
 
-    def _engine(self, request: Request, taps: Sequence[Tap], backbone: Backbone | None) -> Engine:
+    def _engine(
+        self, request: Request, taps: Sequence[Tap], backbone: Backbone | None, sample: Pixels, num_images: int
+    ) -> Engine:
         if request.spec.name == "pixels":
-            return PixelEngine()
-        return KerasEngine(backbone or build(request.spec, request.preprocess.size, request.pooling), taps, self.batch)
+            return PixelEngine(self.batch or PIXEL_BATCH)
+        return choose_engine(
+            backbone or _built(request),
+            taps,
+            sample,
+            engine=self._engine_name(taps[0]),
+            device=self.options.device,
+            batch=self.batch,
+            precision=request.precision,
+            num_images=num_images,
+            say=lambda text: self.progress(Tick("engine", 0, 0, text)),
+        )
 
-    def _compute(self, plan: Plan, engine: Engine, made_by: str) -> None:
-        done = 0
-        for decoded in decoded_batches(self.images.root, plan.missing, plan.taps[0].preprocess, self.batch):
-            self._commit(plan.taps, [one for one in decoded if self._usable(one)], engine, made_by)
-            done += len(decoded)
-            note = f"{self.hits} cached, {len(self.bad) + len(self.unread)} failed"
-            self.progress(Tick(f"extract {plan.taps[0].name}", done, len(plan.missing), note))
+    def _engine_name(self, tap: Tap) -> str:
+        """Return the engine to use: at reduced precision engines differ, so a tap goes on with the one it has."""
+        rows = self.cached.get(tap.fingerprint)
+        if self.options.engine == "auto" and rows is not None and tap.precision != "float32":
+            return str(json.loads(rows.makers[0])["engine"]).split()[0]
+        return self.options.engine
 
-    def _usable(self, one: Decoded) -> bool:
-        if not isinstance(one.pixels, Failure):
-            self.digests[one.row.path] = one.row.digest
-        elif one.pixels.digest:
-            self.digests[one.row.path] = one.pixels.digest
-            self.bad[one.pixels.digest] = one.pixels
-        else:
-            self.unread[one.row.path] = one.pixels
-        return not isinstance(one.pixels, Failure)
-
-    def _commit(self, taps: Sequence[Tap], decoded: Sequence[Decoded], engine: Engine, made_by: str) -> None:
-        if not decoded:
-            return
-        features = engine.forward(np.stack([one.pixels for one in decoded]))
-        self.computed += len(decoded)
-        finite = np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in features])
-        digests = [one.row.digest for one, good in zip(decoded, finite, strict=True) if good]
-        for one in (one for one, good in zip(decoded, finite, strict=True) if not good):
-            reason = f"tap {taps[0].name} gives features that are not finite"
-            self.bad[one.row.digest] = Failure(one.row.path, one.row.digest, "nonfinite", reason)
-        if digests:
-            parts.commit(self.out, taps, digests, [array[finite] for array in features], made_by)
-
-    def _note(self, taps: Iterable[Tap]) -> None:
-        for tap in taps:
-            if tap.fingerprint in self.cached:
-                rows = self.cached[tap.fingerprint]
-                engine = json.loads(rows.provenance)["engine"]
-                self.taps.append(TapReport(rows.tap.name, rows.features.shape[1], tap.precision, engine))
+    def _check_space(self, nbytes: int) -> None:
+        """Raise DiskFault if the disk cannot hold what is to come: the parts, and the merged file beside them."""
+        table = table_of(self.out)
+        there = table.stat().st_size if table.exists() and not self.in_parts else 0
+        needed = nbytes + (0 if self.in_parts else nbytes + there)
+        free = _free_bytes(self.out)
+        if needed > free:
+            raise DiskFault(
+                f"{self.out} would need {needed / 1e6:.0f} MB until it is merged, and its disk has "
+                f"{free / 1e6:.0f} MB free. Free some space or choose another place"
+            )
 
     def _rows(self) -> tuple[ImageRow, ...]:
-        rows = [row._replace(digest=self.digests[row.path]) for row in self.images.rows]
-        rows += [ImageRow(path, "", "", "", "") for path in self.unread if path not in self.digests]
+        digests = self.found.digests
+        rows = [row._replace(digest=digests[row.path]) for row in self.images.rows]
+        rows += [ImageRow(path, "", "", "", "") for path in self.found.unread if path not in digests]
         return tuple(sorted(rows, key=lambda row: os.fsencode(row.path)))
 
     def _failures(self) -> dict[str, Failure]:
-        found = {
-            row.path: self.bad[row.digest]._replace(path=row.path) for row in self._rows() if row.digest in self.bad
-        }
-        return dict(sorted({**found, **self.unread}.items(), key=lambda item: os.fsencode(item[0])))
+        bad = self.found.bad
+        found = {row.path: bad[row.digest]._replace(path=row.path) for row in self._rows() if row.digest in bad}
+        return dict(sorted({**found, **self.found.unread}.items(), key=lambda item: os.fsencode(item[0])))
 
     def _facts(self) -> dict[str, str | bytes]:
         return {
-            "root": os.fsencode(self.images.root.resolve()),
+            "root": os.fsencode(self.images.root.resolve() if self.images.source.location else self.images.root),
             "layout": self.images.layout,
             "split_spec": canonical_json(asdict(self.images.split_spec)),
             "decode": DECODE_VERSION,
         }
 
 
+def _built(request: Request) -> Backbone:
+    return build(request.spec, request.preprocess.size, request.pooling, request.precision)
+
+
+def _report(rows: TapRows) -> TapReport:
+    engines = sorted({str(json.loads(maker)["engine"]) for maker in rows.makers})
+    return TapReport(rows.tap.name, int(np.prod(rows.shape)), rows.tap.precision, ", ".join(engines))
+
+
+def _in_parts(out: Path, layout: str | None) -> bool:
+    """Tell whether the cache is, or is to be, a folder of parts. Raises UsageError if it is the other kind."""
+    if layout is not None:
+        one_of("--layout", layout, LAYOUTS)
+    if not out.exists():
+        return layout == "parts"
+    if layout is not None and (layout == "parts") != out.is_dir():
+        raise UsageError(
+            f"{out} is a {'folder of parts' if out.is_dir() else 'file'}; for --layout {layout} use another -o"
+        )
+    return out.is_dir()
+
+
+def _index_of(out: Path, in_parts: bool) -> Path:
+    """Return where the index of file times lies: beside the cache, or in its folder."""
+    return out / "index.json" if in_parts else out.with_name(f"{out.name}.index")
+
+
+def _free_bytes(out: Path) -> int:
+    folder = next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
+    return shutil.disk_usage(folder).free
+
+
 def _known_bad(earlier: Cache | None) -> dict[str, Failure]:
-    """Return what is known not to decode; features that were not finite are tried again."""
+    """Return what is known to give no row; features that were not finite are tried again with their tap."""
     failures = earlier.failures if earlier is not None and earlier.decode == DECODE_VERSION else ()
-    return {failure.digest: failure for failure in failures if failure.digest and failure.status != "nonfinite"}
+    return {failure.digest: failure for failure in failures if failure.digest}
 
 
 def _manifest(
-    images: Images | str | Path,
-    earlier: Cache | None,
-    split: str | None,
-    group_from: str | None,
-    seed: int | None,
-    progress: Progress,
+    images: Images | str | Path, earlier: Cache | None, options: Options, index: Path, progress: Progress
 ) -> Images:
     """Return the manifest, with the splits that the cache has stored. Raises UsageError if others are asked for."""
     if not isinstance(images, Images):
         of_cache = SplitSpec() if earlier is None else earlier.split_spec
-        spec = of_cache if split is None else SplitSpec.parse(split, of_cache.seed)
-        spec = spec if seed is None else replace(spec, seed=seed)
-        images = scan(images, split=spec, group_from=group_from, progress=progress)
+        spec = of_cache if options.split is None else SplitSpec.parse(options.split, of_cache.seed)
+        spec = spec if options.seed is None else replace(spec, seed=options.seed)
+        images = scan(
+            images,
+            split=spec,
+            group_from=options.group_from,
+            allow_outside=options.allow_outside,
+            index=index,
+            rehash=options.rehash,
+            progress=progress,
+        )
     if earlier is None:
         return images
     if images.split_spec != earlier.split_spec:

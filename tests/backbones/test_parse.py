@@ -97,7 +97,7 @@ def test_an_option_of_another_backbone_is_refused():
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(UsageError, match=r"--pool takes avg, max, flatten; got 'average'"):
+    with pytest.raises(UsageError, match=r"--pool takes avg, max, flatten, none; got 'average'"):
         requests("resnet50", pool="average")
 
 

@@ -198,7 +198,7 @@ def test_the_same_bad_bytes_are_not_tried_again(with_bad, out, monkeypatch):
     def tried(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("featcache.extraction.pipeline.decode", tried)
+    monkeypatch.setattr("featcache.extraction.pipeline.decode_views", tried)
     again = extract(with_bad, PIXELS, out=out)
     assert (len(again.report.failed), again.report.computed, out.stat().st_mtime_ns) == (3, 0, stamp)
 
@@ -302,7 +302,7 @@ def test_provenance_says_what_computed(photos, out):
 
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_holds_at_least_one_image(photos, out, batch):
-    with pytest.raises(UsageError, match=rf"--batch takes a number of images from 1; got {batch}"):
+    with pytest.raises(UsageError, match=rf"--batch takes auto or a number of images from 1; got {batch}"):
         extract(photos, PIXELS, out=out, batch=batch)
 
 

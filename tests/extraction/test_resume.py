@@ -133,7 +133,7 @@ def test_a_full_disk_at_any_part_is_one_line_and_the_same_command_goes_on(
 def test_a_damaged_part_is_computed_again(photos, out, work, undisturbed, damage):
     whole = undisturbed(PIXELS)
     kill_after(work, 3, photos, out)
-    part = min(parts.parts_folder(out).iterdir())
+    part = min(parts.part_files(out))
     part.write_bytes(damage(part.read_bytes()))
     assert extract(photos, PIXELS, out=out, batch=5).report.computed == 36 - 10
     assert out.read_bytes() == whole

@@ -1,0 +1,191 @@
+"""One pass over the images for all backbones that take the same pixels: decode once, forward, commit.
+
+Three things overlap: threads decode a few batches ahead, this thread runs the backbones, and one thread commits
+the part before. Nothing depends on the number of images but the list of their names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from featcache.arrays import Features, Pixels
+from featcache.cache import parts
+from featcache.errors import DataError
+from featcache.extraction.engines import Engine
+from featcache.extraction.pipeline import Decoded, Decoder
+from featcache.images.sources import Source
+from featcache.spec import Failure, ImageRow, Preprocess, Progress, Tap, Tick
+
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
+FIRST_BATCH = 32  # images that an engine is chosen on
+
+
+class Started(NamedTuple):
+    """An engine at work, and what it writes beside its rows (JSON)."""
+
+    engine: Engine
+    provenance: str
+
+
+@dataclass
+class Target:
+    """One backbone: its taps for each view, and the paths of the images that it lacks.
+
+    start: makes the engine once there are pixels (n, size, size, 3) to choose it on.
+    check_space: is told how many bytes all the rows will take, once that is known.
+    """
+
+    taps: dict[str, list[Tap]]
+    missing: Collection[str]
+    start: Callable[[Pixels], Started]
+    check_space: Callable[[int], None]
+    started: Started | None = None
+    row_bytes: int = 0
+
+    @property
+    def all_taps(self) -> list[Tap]:
+        """The taps of all views, in the order in which their features come."""
+        return [tap for of_view in self.taps.values() for tap in of_view]
+
+
+@dataclass
+class Findings:
+    """What was learnt about images on the way, from all passes."""
+
+    digests: dict[str, str]  # {path: digest as decoded}; a file may change after the scan
+    bad: dict[str, Failure]  # {digest: why such bytes give no row}
+    unread: dict[str, Failure]  # {path: why its bytes cannot be had}
+    computed: int = 0  # images that went through a backbone, once for each backbone
+
+    def usable(self, one: Decoded) -> bool:
+        """Note what became of an image; tell whether it has pixels."""
+        if not isinstance(one.pixels, Failure):
+            self.digests[one.row.path] = one.row.digest
+        elif one.pixels.digest:
+            self.digests[one.row.path] = one.pixels.digest
+            self.bad[one.pixels.digest] = one.pixels
+        else:
+            self.unread[one.row.path] = one.pixels
+        return not isinstance(one.pixels, Failure)
+
+    def judge(self, rows: Sequence[ImageRow], finite: Sequence[bool], tap: str) -> None:
+        """Note which rows of a tap are not finite; one that is finite now is no longer bad for this tap's sake."""
+        reason = f"tap {tap} gives features that are not finite"
+        for row, good in zip(rows, finite, strict=True):
+            if not good:
+                self.bad[row.digest] = Failure(row.path, row.digest, "nonfinite", reason)
+            elif row.digest in self.bad and self.bad[row.digest].reason == reason:
+                del self.bad[row.digest]
+
+
+@dataclass
+class Pass:
+    """One pass: `rows` are the images that any of the targets lacks."""
+
+    out: Path
+    source: Source
+    rows: Sequence[ImageRow]
+    preprocess: Preprocess
+    targets: Sequence[Target]
+    found: Findings
+    progress: Progress
+    note: Callable[[], str]
+    batch: int = FIRST_BATCH  # until the engines have chosen theirs
+    _writing: Future[Path] | None = field(default=None, init=False)
+
+    def run(self) -> None:
+        """Compute and commit everything. Raises DiskFault, DataError, EnvironmentFault."""
+        step, done = f"extract {self.targets[0].all_taps[0].name}", 0
+        writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        decoder = self._decoder()
+        try:
+            while decoded := decoder.take():
+                good = self._usable(decoder, decoded)
+                for target in self.targets:
+                    some = [one for one in good if one.row.path in target.missing]
+                    if some:
+                        self._commit(target, some, self._forward(target, some), writer)
+                done += len(decoded)
+                self.progress(Tick(step, done, len(self.rows), self.note()))
+            self._written()
+        finally:
+            decoder.close()
+            writer.shutdown(wait=True)
+
+    def time(self, num_batches: int) -> float:
+        """Return the seconds that `run` would take by the rate of the first batches, once everything is compiled."""
+        decoder, done, started = self._decoder(), 0, 0.0
+        try:
+            for _ in range(num_batches + 1):
+                good = self._usable(decoder, decoder.take())
+                for target in self.targets:
+                    if good:
+                        self._forward(target, good)
+                done += len(good) if started else 0
+                started = started or time.perf_counter()
+        finally:
+            decoder.close()
+        return (time.perf_counter() - started) / max(done, 1) * len(self.rows)
+
+    def _decoder(self) -> Decoder:
+        return Decoder(self.source, self.rows, self.preprocess, tuple(self.targets[0].taps), self.batch)
+
+    def _usable(self, decoder: Decoder, decoded: Sequence[Decoded]) -> list[Decoded]:
+        """Return the images that have pixels; on the first of them the engines are started."""
+        good = [one for one in decoded if self.found.usable(one)]
+        for target in self.targets if good else []:
+            target.started = target.started or target.start(np.stack([one.pixels for one in good]))
+        engines = [target.started.engine for target in self.targets if target.started is not None]
+        decoder.batch = max((engine.batch for engine in engines), default=decoder.batch)
+        return good
+
+    def _forward(self, target: Target, some: Sequence[Decoded]) -> list[Features]:
+        """Return the features of all taps of all views."""
+        assert target.started is not None
+        pixels = zip(*((one.pixels, *one.others) for one in some), strict=True)
+        features = [array for view in pixels for array in target.started.engine.forward(np.stack(view))]
+        if not target.row_bytes:
+            sizes = [array[0].size * np.dtype(tap.dtype).itemsize for tap, array in self._named(target, features)]
+            target.row_bytes = sum(sizes)
+            target.check_space(target.row_bytes * len(target.missing))
+        return features
+
+    def _commit(
+        self, target: Target, some: Sequence[Decoded], features: Sequence[Features], writer: ThreadPoolExecutor
+    ) -> None:
+        assert target.started is not None
+        self.found.computed += len(some)
+        finite = np.logical_and.reduce([np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in features])
+        self.found.judge([one.row for one in some], finite, target.all_taps[0].name)
+        digests = [one.row.digest for one, good in zip(some, finite, strict=True) if good]
+        kept = [_stored(array[finite], tap) for tap, array in self._named(target, features)]
+        self._written()
+        if digests:
+            made_by = target.started.provenance
+            self._writing = writer.submit(parts.commit, self.out, target.all_taps, digests, kept, made_by)
+
+    @staticmethod
+    def _named(target: Target, features: Sequence[Features]) -> Iterable[tuple[Tap, Features]]:
+        return zip(target.all_taps, features, strict=True)
+
+    def _written(self) -> None:
+        """Wait until the part before is on the disk; raise what went wrong with it."""
+        if self._writing is not None:
+            self._writing.result()
+
+
+def _stored(features: Features, tap: Tap) -> Features:
+    """Return the features as they are stored. Raises DataError where float16 cannot hold them."""
+    if tap.dtype == "float16" and np.abs(features).max(initial=0) > MAX_FLOAT16:
+        raise DataError(
+            f"Features of tap '{tap.name}' reach {np.abs(features).max():.6g}, and float16 holds {MAX_FLOAT16:.0f} "
+            "at most. Store them with --dtype float32"
+        )
+    return features.astype(tap.dtype, copy=False)
