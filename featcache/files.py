@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
-import tempfile
+import re
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from featcache.errors import DataError, DiskFault
 
 LITTER_S = 86_400  # a temporary file older than a day belongs to nobody
-Identity = tuple[int, int, int]
+TEMPORARY = re.compile(r"\.tmp-(?P<host>[^+]*)\+(?P<process>\d+)\+(?P<of>[0-9a-f]{8})\+[0-9a-f]{8}")
+ATTEMPTS = 20
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
+T = TypeVar("T")
 
 
-class Overtaken(Exception):
+class Overtaken(DataError):
     """Another process has replaced or removed a file that was being worked on: look again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} was replaced by another process again and again. Run the command once more")
+
+
+def again(work: Callable[[], T]) -> T:
+    """Return what `work` returns, done anew when other processes replace the files under it. Raises Overtaken."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(Overtaken):
+            return work()
+    return work()
 
 
 class Sink:
@@ -31,7 +48,12 @@ class Sink:
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
-        self.failure: OSError | None = None
+        self.failure: BaseException | None = None
+        self._position = self._size = 0
+
+    def fail(self, error: BaseException) -> None:
+        """Touch the file no more; `check` raises the first of these errors."""
+        self.failure = self.failure or error
 
     def check(self) -> None:
         """Raise the first failure, if there was one."""
@@ -43,23 +65,37 @@ class Sink:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
+            if self.failure is None:
+                os.lseek(self.handle, self._position, os.SEEK_SET)
             while self.failure is None and len(left):
                 left = left[os.write(self.handle, left) :]
         except OSError as error:
-            self.failure = error
+            self.fail(error)
+        self._position += size
+        self._size = max(self._size, self._position)
         return size
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes from the position."""
-        return os.read(self.handle, size if size >= 0 else os.fstat(self.handle).st_size)
+        """Return `size` bytes from the position, zeros where there are none."""
+        size = max(self._size - self._position, 0) if size < 0 else size
+        found = b""
+        try:
+            if self.failure is None:
+                os.lseek(self.handle, self._position, os.SEEK_SET)
+                found = os.read(self.handle, size)
+        except OSError as error:
+            self.fail(error)
+        self._position += size
+        return found.ljust(size, b"\0")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position."""
-        return os.lseek(self.handle, offset, whence)
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
 
     def tell(self) -> int:
         """Return the position."""
-        return os.lseek(self.handle, 0, os.SEEK_CUR)
+        return self._position
 
     def truncate(self, size: int) -> int:
         """Set the length of the file."""
@@ -67,7 +103,8 @@ class Sink:
             if self.failure is None:
                 os.ftruncate(self.handle, size)
         except OSError as error:
-            self.failure = error
+            self.fail(error)
+        self._size = size
         return size
 
     def flush(self) -> None:
@@ -75,15 +112,15 @@ class Sink:
 
 
 @contextmanager
-def writing(path: Path, before: Identity | Literal["any"] | None = "any") -> Iterator[Sink]:
+def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterator[Sink]:
     """Give a Sink whose content becomes `path` as a whole at the end: afterwards it holds the old or all of the new.
 
-    before: what `identity(path)` must still be at the end, or Overtaken is raised and nothing changed.
+    unchanged: asked right before the new file takes its name; if not, Overtaken is raised and nothing changed.
     Raises DiskFault (full disk, no permission); the old file is then untouched and no litter remains.
     """
+    path = _behind_links(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".tmp-{_host()}+{os.getpid()}+", dir=path.parent)
+        handle, temporary = _temporary(path)
         try:
             try:
                 sink = Sink(handle)
@@ -92,18 +129,16 @@ def writing(path: Path, before: Identity | Literal["any"] | None = "any") -> Ite
                 os.fsync(handle)
             finally:
                 os.close(handle)
-            os.chmod(temporary, 0o666 & ~_umask())
-            if before not in ("any", identity(path)):
+            if not unchanged():
                 raise Overtaken(path)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(temporary)
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise DiskFault(
-            f"Cannot write {path}: {error.strerror or error}. Free some space or choose another place"
-        ) from error
+        raise _fault("write", path, error) from error
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
@@ -115,27 +150,80 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         sink.write(data)
 
 
-def identity(path: Path) -> Identity | None:
-    """Return what tells one file from another of the same name (inode, size, mtime); None where there is none."""
+def being_written(path: Path) -> bool:
+    """Tell whether anyone has a temporary file that is to become `path`."""
+    path = _behind_links(path)
     try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        matches = (TEMPORARY.fullmatch(name) for name in os.listdir(path.parent))
+    except OSError:
+        return True  # for all that one can see
+    return any(match["of"] == _tag(path) for match in matches if match)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that it is there after a power loss too. Raises DiskFault."""
+    try:
+        missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in missing or [folder]:  # one that is there may be another's, who has not come to this line yet
+            _sync_folder(one.parent)
+    except OSError as error:
+        raise _fault("make the folder", folder, error) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises DiskFault."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _fault("remove", path, error) from error
 
 
 def remove_litter(folder: Path) -> None:
     """Remove temporary files of processes that are gone: of this machine's at once, of others' after a day."""
     for litter in folder.glob(".tmp-*"):
-        host, process = [*litter.name.removeprefix(".tmp-").split("+"), "", ""][:2]
+        match = TEMPORARY.fullmatch(litter.name)
         with suppress(OSError):
-            gone = host == _host() and process.isdecimal() and not _alive(int(process))
-            if gone or time.time() - litter.stat().st_mtime > LITTER_S:
+            gone = match and match["host"] == _host() and not _alive(int(match["process"]))
+            if gone or (match and time.time() - litter.stat().st_mtime > LITTER_S):
                 litter.unlink()
 
 
+def _fault(what: str, path: Path, error: OSError) -> DiskFault:
+    return DiskFault(f"Cannot {what} {path}: {error.strerror or error}. Free some space or choose another place")
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """Create a file beside `path`, under a name that tells whose it is and what it is to become."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    for left in reversed(range(ATTEMPTS)):
+        if not path.parent.is_dir():
+            make_folder(path.parent)
+        name = f".tmp-{_host()}+{os.getpid()}+{_tag(path)}+{secrets.token_hex(4)}"
+        try:
+            return os.open(path.parent / name, flags, 0o666), path.parent / name
+        except (FileNotFoundError, FileExistsError):  # another process has just tidied the folder away
+            if not left:
+                raise
+    raise AssertionError
+
+
+def _tag(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+
+
+def _behind_links(path: Path) -> Path:
+    """Return the file itself, so that a link to it stays a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@cache
 def _host() -> str:
-    return platform.node().replace("/", "_").replace("+", "_")
+    """Return the name of this machine, and of this container: elsewhere a process number means another process."""
+    space = 0
+    with suppress(OSError):
+        space = os.stat("/proc/self/ns/pid").st_ino
+    return f"{platform.node()}-{space}".replace("/", "_").replace("+", "_")
 
 
 def _alive(process: int) -> bool:
@@ -145,7 +233,7 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True
 
@@ -159,7 +247,7 @@ def read_json(path: Path, what: type[DataError] = DataError) -> Any:
     """Return the content of a JSON file; raise `what` naming the file if it is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise what(f"Cannot read {path}: {error}") from error
 
 
@@ -169,16 +257,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Make what was renamed or made in a folder durable, where the file system can do that."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from featcache.cache import layout
 from featcache.cache.reader import Cache, stored_rows
-from featcache.cache.rows import content_digest, is_part, tap_groups
+from featcache.cache.rows import Piece, content_digest, is_part, opened
 from featcache.errors import DataError, NotACache
-from featcache.files import file_digest
+from featcache.files import again, file_digest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,10 @@ def verify(path: str | Path) -> Verified:
 
     Raises NotACache where there is none, or CacheVersion.
     """
-    cache = Path(path)
+    return again(lambda: _verify(Path(path)))
+
+
+def _verify(cache: Path) -> Verified:
     table = layout.table_of(cache)
     if not table.exists():
         Cache.open(cache)  # says what is missing
@@ -43,11 +46,12 @@ def verify(path: str | Path) -> Verified:
 def _verified(file: Path) -> int:
     """Return the number of rows; raise NotACache if one of them, or anything beside them, is not what was written."""
     rows = 0
-    with layout.reading_part(file) if is_part(file) else layout.reading(file) as opened:
-        for group in tap_groups(opened, file):
+    with opened(file) as found:
+        layout.check_complete(found, file)
+        for group in layout.tap_groups(found, file):
             if content_digest(group, file) != layout.text_of(group, "content_digest"):
                 raise layout.damaged(file, f"the rows of tap '{group.name}' are not those that were written")
-            rows += len(group["digest"])
+            rows += len(Piece.read(group, file).digests)
     if not is_part(file):
         Cache.open(file)
     return rows
@@ -77,7 +81,10 @@ def why(cache: Cache, file: str | Path) -> Why:
     file: a path, or the path of an image as the cache has it.
     """
     path = _found(cache, Path(file))
-    digest = file_digest(path)
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}") from error
     same = tuple(row.path for row in cache.rows if row.digest == digest)
     failed = next((one for one in cache.failures if one.digest == digest), None)
     answers = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import by_tap
 from featcache.errors import DataError, EnvironmentFault, UsageError
-from featcache.files import identity, writing
+from featcache.files import again, writing
 from featcache.spec import Failure, ImageRow, canonical_json
 
 FORMATS = (".npz", ".parquet")
@@ -27,8 +28,15 @@ def merge_caches(sources: Sequence[str | Path], out: str | Path) -> Cache:
     rules or disagree about an image, UsageError if `out` exists.
     """
     out = Path(out)
+    if not sources:
+        raise UsageError("There are no caches to merge; name one or more")
     if out.exists():
         raise UsageError(f"{out} exists already; give the merged cache another name")
+    again(lambda: _merge(sources, out))
+    return Cache.open(out)
+
+
+def _merge(sources: Sequence[str | Path], out: Path) -> None:
     caches = [Cache.open(source) for source in sources]
     first = caches[0]
     for other in caches[1:]:
@@ -45,8 +53,7 @@ def merge_caches(sources: Sequence[str | Path], out: str | Path) -> Cache:
     }
     images = _united(caches)
     failures = _failures(caches, images)
-    write_cache(out, identity(out), by_tap(pieces).values(), images, failures, facts)
-    return Cache.open(out)
+    write_cache(out, None, by_tap(pieces).values(), images, failures, facts)
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:
@@ -95,8 +102,7 @@ def _write_parquet(out: Path, columns: Mapping[str, Any], X: Any) -> None:
         from pyarrow import parquet
     except ImportError as error:
         raise EnvironmentFault("Parquet needs pyarrow: pip install 'featcache[parquet]'; or export to .npz") from error
-    flat = X.reshape(len(X), -1)
-    features = pyarrow.FixedSizeListArray.from_arrays(flat.ravel(), flat.shape[1])
+    features = pyarrow.FixedSizeListArray.from_arrays(X.ravel(), math.prod(X.shape[1:]))
     table = pyarrow.table({**columns, "features": features})
     with writing(out) as sink, os.fdopen(os.dup(sink.handle), "wb") as file:
         parquet.write_table(table, file)

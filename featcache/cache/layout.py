@@ -1,6 +1,7 @@
 """The format of a cache, and the checks that a file must pass before anything is read from it.
 
-    /                        attributes: format = "featcache", format_version
+    /                        attributes: format = "featcache", format_version, content_digest (SHA-256 of the names and
+                             content digests of /images and of every tap)
     /images/path             (N,) bytes, relative to the root, as the file system spells them
     /images/label, group, split, digest, status, reason     (N,) bytes, UTF-8
     /images                  attributes: root, layout, split_spec (JSON), decode, content_digest
@@ -27,6 +28,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featcache.errors import CacheVersion, NotACache
-from featcache.files import Identity, Overtaken, write_whole, writing
+from featcache.errors import CacheVersion, DiskFault, NotACache
+from featcache.files import Overtaken, Sink, make_folder, write_whole, writing
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
@@ -43,8 +45,21 @@ PARTS_SUFFIX = ".parts"
 TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
-MAX_DECLARED_RATIO = 1000  # an honest file stores its arrays; one that declares a thousand times its size is a bomb
+MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
+DIGEST_WIDTH = 64
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+FAULTS = (  # h5py and JSON raise almost anything on damaged files
+    OSError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    SystemError,
+)
 
 Fill = Callable[[Any], None]
 
@@ -60,34 +75,57 @@ def parts_folder(cache: Path) -> Path:
 
 
 def part_files(cache: Path) -> list[Path]:
-    """Return the parts of a cache."""
-    return sorted(parts_folder(cache).glob("part-*.h5"))
+    """Return the parts of a cache, as they were at one moment.
+
+    A listing may miss a new part and the old ones that it replaced; two that agree miss nothing.
+    """
+    folder = parts_folder(cache)
+    found, before = sorted(folder.glob("part-*.h5")), None
+    while found != before:
+        found, before = sorted(folder.glob("part-*.h5")), found
+    return found
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
-    """Open a file of a cache for reading. Raises NotACache or CacheVersion, naming the file."""
+def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
+    """Open a file of a cache for reading. Raises NotACache or CacheVersion, naming the file.
+
+    state: what `state_in` the file was; Overtaken is raised if it is another one now.
+    """
     table = table_of(path)
     if not table.is_file():
         begun = path.is_dir() or parts_folder(path).is_dir()
         how = "An extraction was begun; finish it" if begun else "Make one"
         raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
-    with table.open("rb") as file:
-        if file.read(len(SIGNATURE)) != SIGNATURE:
-            raise NotACache(
-                f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
-            )
+    try:
+        with table.open("rb") as file:
+            signature = file.read(len(SIGNATURE))
+    except OSError as error:
+        raise NotACache(f"Cannot read {path}: {error.strerror}") from error
+    if signature != SIGNATURE:
+        raise NotACache(
+            f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
+        )
     with _checked(table, table) as opened:
+        if state not in (None, state_in(opened)):
+            raise Overtaken(table)
         yield opened
 
 
 @contextmanager
 def reading_part(path: Path) -> Iterator[h5py.File]:
-    """Open a part whose bytes are those that its name tells. Raises NotACache, or Overtaken if it is gone."""
+    """Open a part whose bytes are those that its name tells. Raises NotACache, or Overtaken if it is gone.
+
+    Raises DiskFault if the disk does not give its bytes, which says nothing about them.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise Overtaken(path) from error
+    except OSError as error:
+        raise DiskFault(
+            f"Cannot read {path}: {error.strerror}. Run the command again, or move it away to compute its rows anew"
+        ) from error
     if path.name != part_name(data):
         raise NotACache(f"{path} is damaged: its bytes are not those that its name tells")
     with _checked(io.BytesIO(data), path) as opened:
@@ -101,13 +139,14 @@ def _checked(source: Path | io.BytesIO, path: Path) -> Iterator[h5py.File]:
         with h5py.File(source, "r", **options) as file:
             _check_version(file, path)
             yield file
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise damaged(path, error) from error  # h5py and JSON raise almost anything on damaged files
+    except FAULTS as error:
+        raise damaged(path, error) from error
 
 
 def damaged(path: Path, why: object) -> NotACache:
     """Return the error for a file whose content cannot be what was written."""
-    return NotACache(f"{path} is damaged: {why}. Move it away and run featcache extract again")
+    reason = " ".join(str(why).split())[:300] or type(why).__name__
+    return NotACache(f"{path} is damaged: {reason}. Move it away and run featcache extract again")
 
 
 def part_name(data: bytes | memoryview) -> str:
@@ -120,30 +159,82 @@ def write_part(folder: Path, fill: Fill) -> Path:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         _fill(file, fill)
+    make_folder(folder)
     path = folder / part_name(buffer.getbuffer())
     write_whole(path, buffer.getbuffer())
     return path
 
 
-def write_table(path: Path, before: Identity | None, fill: Callable[[Any, Callable[[], None]], None]) -> None:
-    """Write an HDF5 file through plain file operations, in bounded memory, whole or not at all.
+def write_table(path: Path, before: str | None, fill: Callable[[Any, Callable[[], None]], None]) -> str:
+    """Write an HDF5 file through plain file operations, in bounded memory, whole or not at all; return its state.
 
     `fill(file, check)` calls `check` now and then, which raises once the disk has failed: HDF5 itself must never
-    notice, since it crashes the process on a full disk (h5py#914). before: see `files.writing`.
+    notice, since it crashes the process on a full disk (h5py#914). Nor must it notice Ctrl-C, hence the thread.
+    before: what `state` of the path must still be at the end, or Overtaken is raised and nothing changed.
     """
-    with writing(path, before) as sink:
+    with writing(path, lambda: state(path) == before) as sink, ThreadPoolExecutor(1) as aside:
+        building = aside.submit(_build, sink, fill)
         try:
-            with h5py.File(sink, "w") as file:
-                _fill(file, lambda opened: fill(opened, sink.check))
-        except Exception:
-            sink.check()
+            return building.result()
+        except BaseException as error:
+            sink.fail(error)
             raise
+
+
+def _build(sink: Sink, fill: Callable[[Any, Callable[[], None]], None]) -> str:
+    try:
+        with h5py.File(sink, "w") as file:
+            _fill(file, lambda opened: fill(opened, sink.check))
+            return state_in(file)
+    except Exception:
+        sink.check()
+        raise
 
 
 def _fill(file: Any, fill: Fill) -> None:
     put_text(file, "format", FORMAT)
     file.attrs["format_version"] = FORMAT_VERSION
     fill(file)
+    put_text(file, "content_digest", _held_digest(file, Path(file.name)))
+
+
+def state(table: Path) -> str | None:
+    """Return the digest of all that a file of a cache holds, as it says itself; None where there is no file."""
+    if not table.exists():
+        return None
+    with reading(table) as file:
+        return state_in(file)
+
+
+def state_in(file: Any) -> str:
+    """Return the digest of all that an open file holds, as it says itself."""
+    return text_of(file, "content_digest")
+
+
+def check_complete(file: Any, path: Path) -> None:
+    """Raise NotACache if a tap or the images are missing from the file, or not those that it says it holds."""
+    if state_in(file) != _held_digest(file, path):
+        raise damaged(path, "it does not hold the taps and images that were written")
+
+
+def _held_digest(file: Any, path: Path) -> str:
+    """Return the SHA-256 of the names and content digests of the images and of all taps."""
+    groups = [file["images"]] if "images" in file else []
+    held = [(group.name, text_of(group, "content_digest")) for group in [*groups, *tap_groups(file, path)]]
+    return hashlib.sha256(os.fsencode(repr(held))).hexdigest()
+
+
+def tap_groups(file: Any, path: Path) -> list[Any]:
+    """Return the groups of all taps in an open file, sorted by name; links out of the file are not followed."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, group: Any) -> None:
+        if "fingerprint" in group.attrs:
+            found[name] = group
+
+    if "taps" in file:
+        own_group(file, "taps", path).visititems(visit)
+    return [found[name] for name in sorted(found)]
 
 
 def strings(values: list[bytes]) -> np.ndarray[Any, Any]:
@@ -158,7 +249,10 @@ def put_text(node: Any, name: str, text: str | bytes) -> None:
 
 def text_of(node: Any, name: str) -> str:
     """Return an attribute that `put_text` wrote, or "" if there is none of that kind."""
-    if name not in node.attrs or node.attrs.get_id(name).dtype.kind != "S":
+    if name not in node.attrs:
+        return ""
+    attribute = node.attrs.get_id(name)
+    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_TEXT_BYTES:
         return ""
     return os.fsdecode(bytes(node.attrs[name]))
 
@@ -187,18 +281,18 @@ def own_group(parent: Any, name: str, path: Path) -> Any:
 def plain(group: Any, name: str, kind: str, ranks: tuple[int, ...], path: Path) -> Any:
     """Return the dataset `name` of `group` if it is what the format says; raise NotACache if not.
 
-    Refused: links out of the file, external or virtual storage, object types, other ranks, and shapes
-    declared far beyond what is stored.
+    Refused: links out of the file, external or virtual storage, filters, object types, other ranks, and shapes
+    that are declared but not stored.
     """
     link = group.get(name, getlink=True)
     dataset = group.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset):
         raise NotACache(f"{path} has no dataset '{group.name}/{name}' of its own. It is damaged or no featcache cache")
-    outside = dataset.external is not None or dataset.is_virtual
-    filtered = dataset.chunks is not None  # ours are contiguous; a filter could make much of little
-    if outside or filtered or dataset.dtype.kind != kind or dataset.ndim not in ranks:
+    contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS  # so no filter makes much of little
+    if not contiguous or dataset.external is not None or dataset.dtype.kind != kind or dataset.ndim not in ranks:
         raise NotACache(f"{path}: dataset '{dataset.name}' is not a plain {ranks[0]}-dimensional array of the format")
-    if dataset.nbytes > max(2**30, MAX_DECLARED_RATIO * max(dataset.id.get_storage_size(), 1)):
+    stored = dataset.id.get_offset()  # None: nowhere
+    if dataset.nbytes and (stored is None or stored + dataset.nbytes > dataset.file.id.get_filesize()):
         raise NotACache(f"{path}: dataset '{dataset.name}' declares {dataset.nbytes} bytes that it does not hold")
     return dataset
 

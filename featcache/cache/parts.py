@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from featcache import files
 from featcache.arrays import Features
 from featcache.cache import layout
 from featcache.cache.layout import part_files, parts_folder, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import Piece, TapRows, by_tap, pieces_in, write_tap
-from featcache.errors import DiskFault, NotACache
-from featcache.files import Identity, Overtaken, identity, remove_litter
+from featcache.errors import NotACache
+from featcache.files import Overtaken, again, being_written, remove_litter
 from featcache.spec import Failure, ImageRow, Tap
 
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
 PART_BYTES = 64 * 2**20
-ATTEMPTS = 100
 
 
 def commit(
@@ -49,20 +49,18 @@ def commit(
 
 def read_rows(cache: Path) -> dict[str, TapRows]:
     """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside."""
-    table = table_of(cache)
+    return again(lambda: _read_rows(cache))
+
+
+def _read_rows(cache: Path) -> dict[str, TapRows]:
+    table, listed = table_of(cache), part_files(cache)  # before the table: what is merged meanwhile is in it
     pieces = pieces_in(table) if table.exists() else []
-    for part in part_files(cache):
-        with suppress(Overtaken):  # merged by another extraction meanwhile
-            pieces += _pieces_or_aside(part)
-    return by_tap(pieces)
+    return by_tap([*pieces, *(piece for part in listed for piece in _pieces_or_aside(part))])
 
 
 def make_folder(cache: Path) -> None:
     """Make the folder of a cache that stays in parts. Raises DiskFault."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskFault(f"Cannot make the folder {cache}: {error.strerror}. Choose another place") from error
+    files.make_folder(cache)
 
 
 @contextmanager
@@ -73,14 +71,13 @@ def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
     """
     make_folder(parts_folder(cache))
     held, waited = FileLock(parts_folder(cache) / ".lock"), False
-    try:
-        held.acquire(blocking=False)
-    except Timeout:
-        wait()
-        waited = True
-        held.acquire()
-    except (OSError, NotImplementedError):
-        pass
+    with suppress(OSError, NotImplementedError):
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            waited = True
+            wait()
+            held.acquire()
     try:
         yield waited
     finally:
@@ -99,55 +96,67 @@ def merge(
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
     how often the extraction was interrupted. failures: {path: why that image has no row}.
     """
-    if cache.is_dir():
-        _compact(cache, images)
-    for _ in range(ATTEMPTS):
-        with suppress(Overtaken):
-            merged = _merged(cache, images, failures, facts)
-            _tidy(cache)
-            return merged
-    raise DiskFault(f"{cache} is replaced by others all the time. Let one extraction work on it at once")
+    merged = again(lambda: _merged(cache, images, failures, facts))
+    _tidy(cache)
+    return merged
 
 
 def _merged(
     cache: Path, images: Sequence[ImageRow], failures: Mapping[str, Failure], facts: Mapping[str, str | bytes]
 ) -> Cache:
     table, folder = table_of(cache), cache.is_dir()
-    before = identity(table)
+    if folder:
+        _compact(cache, images)
+    before = layout.state(table)
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
-    rows = {} if folder else read_rows(cache)
-
-    write_cache(table, before, rows.values(), images, failures, facts)
-    written = identity(table)
+    try:
+        rows = {} if folder else _read_rows(cache)
+        written = write_cache(table, before, rows.values(), images, failures, facts)
+    except NotACache as error:
+        if layout.state(table) != before:
+            raise Overtaken(table) from error
+        raise
     opened = Cache.open(cache)
-    if written != identity(table):  # another merge came right behind: it may not have had these parts
+    _remove_merged(parts, table, written)
+    return opened
+
+
+def _remove_merged(parts: Sequence[Path], table: Path, written: str) -> None:
+    """Remove parts whose rows are in the table, unless another merge may replace the table by one without them.
+
+    Another merge asks whether the table is still what it read right before it replaces it. Where it asked before our
+    table took its name, and replaces it after, its temporary file was there all the time from before to after. So
+    if there is none now, it has either replaced the table already, which shows, or it will ask later.
+    """
+    if being_written(table):
+        return
+    if layout.state(table) != written:
         raise Overtaken(table)
     for part in parts:
-        part.unlink(missing_ok=True)
-    return opened
+        files.remove(part)
 
 
 def write_cache(
     table: Path,
-    before: Identity | None,
+    before: str | None,
     rows: Iterable[TapRows],
     images: Sequence[ImageRow],
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
-) -> None:
-    """Write a whole cache: its images, and every row of these taps. before: see `files.writing`."""
+) -> str:
+    """Write a whole cache: its images, and every row of these taps; return its state. before: see `write_table`."""
 
     def fill(file: Any, check: Callable[[], None]) -> None:
         _fill_images(file, images, failures, facts)
         for tap_rows in sorted(rows, key=lambda one: one.tap.name):
             write_rows(file, tap_rows, in_order(tap_rows, images), check)
 
-    layout.write_table(table, before, fill)
+    return layout.write_table(table, before, fill)
 
 
 def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
     """Write these rows of a tap, read block by block."""
-    makers, made_by = rows.makers, rows.made_by(digests)
+    makers, made_by = rows.made_by(digests)
     write_tap(file, rows.tap, digests, rows.shape, makers, made_by, rows.blocks(digests), check)
 
 
@@ -183,13 +192,14 @@ def _pieces_or_aside(part: Path) -> list[Piece]:
     try:
         return pieces_in(part)
     except NotACache:
-        os.replace(part, part.with_suffix(".damaged"))
+        with suppress(OSError):  # another has done it, or nobody can
+            os.replace(part, part.with_suffix(".damaged"))
         return []
 
 
 def _compact(cache: Path, images: Sequence[ImageRow]) -> None:
     """Put the small parts of a folder together into parts of about PART_BYTES, then remove them."""
-    small = [part for part in part_files(cache) if part.stat().st_size < SMALL_BYTES]
+    small = [part for part in part_files(cache) if _size(part) < SMALL_BYTES]
     if len(small) < 2:
         return
     kept: set[Path] = set()
@@ -201,7 +211,14 @@ def _compact(cache: Path, images: Sequence[ImageRow]) -> None:
             kept.add(layout.write_part(cache, fill))
     for part in small:
         if part not in kept:
-            part.unlink(missing_ok=True)
+            files.remove(part)
+
+
+def _size(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except FileNotFoundError as error:
+        raise Overtaken(part) from error
 
 
 def _tidy(cache: Path) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
-from featcache.cache.rows import TapRows, by_tap, described, pieces_in, tap_groups
+from featcache.cache.rows import TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
+from featcache.files import again
 from featcache.spec import IDENTITY, Failure, ImageRow, SplitSpec, Tap, count_by, did_you_mean
 
 
@@ -41,7 +42,10 @@ class Cache:
     @classmethod
     def open(cls, path: str | Path) -> Cache:
         """Open a cache. Raises NotACache or CacheVersion."""
-        path = Path(path)
+        return again(lambda: cls._opened(Path(path)))
+
+    @classmethod
+    def _opened(cls, path: Path) -> Cache:
         with layout.reading(path) as file:
             if "images" not in file:
                 raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
@@ -50,13 +54,14 @@ class Cache:
             if layout.images_digest(group) != layout.text_of(group, "content_digest"):
                 raise layout.damaged(path, "its images are not those that were written")
             rows, failures = _images(columns)
-            taps = [described(group, path) for group in tap_groups(file, path)]
+            layout.check_complete(file, path)
+            taps = [described(group, path) for group in layout.tap_groups(file, path)]
             spec = SplitSpec(**json.loads(layout.text_of(group, "split_spec")))
             decode = layout.text_of(group, "decode")
             root = Path(layout.text_of(group, "root"))
             arranged = layout.text_of(group, "layout")
         if path.is_dir():
-            taps = [rows_of.tap for rows_of in stored_rows(path).values()]
+            taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
         return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged)
 
     @property
@@ -108,13 +113,17 @@ class Cache:
         Raises UnknownTap if the tap has no row for one of them.
         """
         wanted = self.tap(tap)
+        return again(lambda: self._features(rows, wanted))
+
+    def _features(self, rows: Sequence[ImageRow], wanted: Tap) -> Features:
         digests = [row.digest for row in rows]
-        stored = stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
+        stored = _stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
         missing = [row.path for row in rows if stored is None or row.digest not in stored.at]
         if missing or stored is None:
+            such = f", such as {missing[0]}" if missing else ""
             raise UnknownTap(
-                f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images, such as "
-                f"{missing[0]}. Bring it up to date: featcache extract"
+                f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{such}. "
+                "Bring it up to date: featcache extract"
             )
         return stored.features(digests)
 
@@ -146,7 +155,14 @@ class Cache:
 
 
 def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:
-    """Return {fingerprint: rows} of a finished cache, of all taps or one: of its one file, or its folder of parts."""
+    """Return {fingerprint: rows} of a finished cache, of all taps or one: of its one file, or its folder of parts.
+
+    Reading their features raises Overtaken if the file is replaced meanwhile: see `files.again`.
+    """
+    return again(lambda: _stored_rows(path, fingerprint))
+
+
+def _stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:
     sources = layout.part_files(path) if path.is_dir() else [path]
     return by_tap(piece for source in sources for piece in pieces_in(source, fingerprint))
 

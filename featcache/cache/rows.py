@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -25,6 +26,7 @@ from featcache.spec import Tap, canonical_json
 
 BLOCK_BYTES = 16 * 2**20
 FEATURE_RANKS = (2, 4)  # vectors (M, D), spatial maps (M, h, w, C)
+MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Piece:
     shape: tuple[int, ...]  # of one row
     makers: tuple[str, ...]  # JSON: engine, versions, source of the weights
     made_by: Any  # (M,) uint8: which maker
+    state: str  # of the file when this was read
 
     @classmethod
     def read(cls, group: Any, source: Path) -> Piece:
@@ -51,7 +54,7 @@ class Piece:
         if not agree or tap.fingerprint != layout.text_of(group, "fingerprint") or features.dtype != tap.dtype:
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
         texts = [digest.decode() for digest in digests[()]]
-        return cls(source, group.name, tap, texts, features.shape[1:], makers, made_by)
+        return cls(source, group.name, tap, texts, features.shape[1:], makers, made_by, layout.state_in(group.file))
 
 
 class TapRows:
@@ -89,6 +92,15 @@ class TapRows:
         """What computed these rows, each once, sorted."""
         return tuple(sorted({maker for piece in self.pieces for maker in piece.makers}))
 
+    def made_by(self, digests: Sequence[str]) -> tuple[tuple[str, ...], Any]:
+        """Return what computed these rows, each once, sorted; and which of them each row, (N,) uint8."""
+        index = {maker: number for number, maker in enumerate(self.makers)}
+        every = [np.array([index[one] for one in piece.makers], np.int64)[piece.made_by] for piece in self.pieces]
+        used, made_by = np.unique(np.concatenate(every)[self._numbers(digests)], return_inverse=True)
+        if len(used) > MAX_MAKERS:
+            raise NotACache(f"Tap '{self.tap.name}' was computed by {len(used)} kinds of software. Extract it anew")
+        return tuple(self.makers[one] for one in used), made_by.astype(np.uint8)
+
     def features(self, digests: Sequence[str]) -> Features:
         """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32."""
         out = np.empty((len(digests), *self.shape), np.float32)
@@ -104,12 +116,6 @@ class TapRows:
             self._read(numbers[start : start + step], out)
             yield out
 
-    def made_by(self, digests: Sequence[str]) -> Any:
-        """Return which of `makers` computed each of these rows, (N,) uint8."""
-        index = {maker: number for number, maker in enumerate(self.makers)}
-        every = [np.array([index[one] for one in piece.makers], np.uint8)[piece.made_by] for piece in self.pieces]
-        return np.concatenate(every)[self._numbers(digests)]
-
     def _numbers(self, digests: Sequence[str]) -> Any:
         return np.array([self.at[digest] for digest in digests], np.int64)
 
@@ -117,8 +123,7 @@ class TapRows:
         for start, end, piece in zip(self._starts, self._starts[1:], self.pieces, strict=False):
             places = np.flatnonzero((numbers >= start) & (numbers < end))
             if len(places):
-                opened = layout.reading_part if is_part(piece.source) else layout.reading
-                with opened(piece.source) as file:
+                with opened(piece.source, piece.state) as file:
                     _take(file[piece.group]["features"], numbers[places] - start, out, places)
 
 
@@ -127,10 +132,15 @@ def is_part(path: Path) -> bool:
     return path.name.startswith("part-")
 
 
+def opened(source: Path, state: str | None = None) -> AbstractContextManager[h5py.File]:
+    """Open a part or the file with the images. Raises NotACache, or Overtaken if its state is another by now."""
+    return layout.reading_part(source) if is_part(source) else layout.reading(source, state)
+
+
 def pieces_in(source: Path, fingerprint: str | None = None) -> list[Piece]:
-    """Return what one file holds of each tap, or of one. Raises NotACache."""
-    with layout.reading_part(source) if is_part(source) else layout.reading(source) as file:
-        groups = tap_groups(file, source)
+    """Return what one file holds of each tap, or of one. Raises NotACache, or Overtaken if a part is gone."""
+    with opened(source) as file:
+        groups = layout.tap_groups(file, source)
         wanted = [one for one in groups if fingerprint in (None, described(one, source).fingerprint)]
         return [Piece.read(group, source) for group in wanted]
 
@@ -148,19 +158,6 @@ def by_tap(pieces: Iterable[Piece]) -> dict[str, TapRows]:
         taken.add(name)
         rows[fingerprint] = TapRows(of_tap, name)
     return rows
-
-
-def tap_groups(file: Any, path: Path) -> list[Any]:
-    """Return the groups of all taps in an open file, sorted by name; links out of the file are not followed."""
-    found: dict[str, Any] = {}
-
-    def visit(name: str, group: Any) -> None:
-        if "fingerprint" in group.attrs:
-            found[name] = group
-
-    if "taps" in file:
-        layout.own_group(file, "taps", path).visititems(visit)
-    return [found[name] for name in sorted(found)]
 
 
 def described(group: Any, source: Path) -> Tap:

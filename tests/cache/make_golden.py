@@ -24,11 +24,16 @@ ROWS = (
 FAILURE = Failure("odd/html.jpg", DIGESTS[2], "unknown_format", "not an image in a format that Pillow reads")
 TOP = Tap("toy/top", BackboneSpec("toy", (("alpha", 0.5),), "none", 1), "e" * 64, "top", "avg", Preprocess(32))
 DEEP = Tap("toy/block/deep:max", BackboneSpec("toy"), "f" * 64, "block/deep", "max", Preprocess(32, "crop", "caffe"))
+MAPS = Tap(
+    "toy/maps", BackboneSpec("toy"), "f" * 64, "deep", "none", Preprocess(32), precision="float16", dtype="float16"
+)
 FEATURES = {  # in the order of the images: b, a, d
     TOP.name: np.array([[0.5, -1.25, 3e38], [1e-38, 0.0, 2.0], [7.0, 8.0, 9.0]], np.float32),
     DEEP.name: np.arange(6, dtype=np.float32).reshape(3, 2) / 4,
+    MAPS.name: np.arange(24, dtype=np.float16).reshape(3, 2, 2, 2) - 65504,
 }
 PROVENANCE = canonical_json({"engine": "golden 1", "weights_source": "random seed 1"})
+LATER = canonical_json({"engine": "golden 2", "weights_source": "random seed 1"})  # computed the maps of image a
 FACTS = {
     "root": os.fsencode("/photos/caf\udce9"),
     "layout": "classes",
@@ -42,6 +47,8 @@ def write(path: Path) -> Cache:
     digests, by_digest = [DIGESTS[0], DIGESTS[1], DIGESTS[3]], [1, 0, 2]
     for tap in (TOP, DEEP):
         parts.commit(path, [tap], digests, [FEATURES[tap.name][by_digest]], PROVENANCE)
+    parts.commit(path, [MAPS], digests[1:], [FEATURES[MAPS.name][[0, 2]]], PROVENANCE)
+    parts.commit(path, [MAPS], digests[:1], [FEATURES[MAPS.name][[1]]], LATER)
     return parts.merge(path, ROWS, {FAILURE.path: FAILURE}, FACTS)
 
 

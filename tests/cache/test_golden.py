@@ -12,7 +12,7 @@ from featcache.cache import layout
 from featcache.cache.reader import Cache
 from featcache.spec import SplitSpec
 
-from .make_golden import DEEP, DIGESTS, FACTS, FAILURE, FEATURES, PROVENANCE, ROWS, TOP, write
+from .make_golden import DEEP, DIGESTS, FACTS, FAILURE, FEATURES, LATER, MAPS, PROVENANCE, ROWS, TOP, write
 
 GOLDEN = {version: Path(__file__).with_name(f"golden_v{version}.h5") for version in (1,)}
 every_version = pytest.mark.parametrize("path", GOLDEN.values(), ids=lambda path: path.stem)
@@ -27,7 +27,7 @@ def test_featcache_reads_it(path):
     cache = Cache.open(path)
     assert cache.rows == ROWS
     assert cache.failures == (FAILURE,)
-    assert dict(cache.taps) == {DEEP.name: DEEP, TOP.name: TOP}
+    assert dict(cache.taps) == {DEEP.name: DEEP, MAPS.name: MAPS, TOP.name: TOP}
     assert os.fsencode(cache.root) == FACTS["root"]
     assert (cache.split_spec, cache.decode) == (SplitSpec(60, 20, 20, 5), "pillow/1")
     assert cache.classes == ("odd", "Ärzte")
@@ -45,7 +45,9 @@ def as_bytes(fact):
 @every_version
 def test_plain_h5py_reads_it(path):
     with h5py.File(path) as file:
-        assert dict(file.attrs) == {"format": b"featcache", "format_version": int(path.stem[-1])}
+        assert file.attrs["format"] == b"featcache"
+        assert file.attrs["format_version"] == int(path.stem[-1])
+        assert len(file.attrs["content_digest"]) == 64
         images = file["images"]
         assert [os.fsdecode(name) for name in images["path"]] == [row.path for row in ROWS]
         assert [name.decode() for name in images["label"]] == [row.label for row in ROWS]
@@ -57,14 +59,15 @@ def test_plain_h5py_reads_it(path):
         assert {name: images.attrs[name] for name in images.attrs if name != "content_digest"} == {
             key: as_bytes(fact) for key, fact in FACTS.items()
         }
-        for tap in (TOP, DEEP):
+        for tap in (TOP, DEEP, MAPS):
             group = file["taps"][tap.name]
-            assert group["features"].dtype == np.float32
+            assert group["features"].dtype == tap.dtype
             assert np.array_equal(group["features"][()], FEATURES[tap.name])
             assert list(group["digest"]) == [DIGESTS[at].encode() for at in (1, 0, 3)]
             assert group.attrs["fingerprint"].decode() == tap.fingerprint
-            assert json.loads(group.attrs["provenance"]) == [json.loads(PROVENANCE)]
-            assert list(group["made_by"]) == [0, 0, 0]
+            makers = [PROVENANCE, LATER] if tap is MAPS else [PROVENANCE]
+            assert json.loads(group.attrs["provenance"]) == [json.loads(maker) for maker in makers]
+            assert list(group["made_by"]) == ([0, 1, 0] if tap is MAPS else [0, 0, 0])
             assert json.loads(group.attrs["tap"])["preprocess"]["size"] == 32
 
 

@@ -194,9 +194,10 @@ def test_parts_of_another_extraction_that_come_while_merging_stay(tmp_path, monk
     keep = parts.layout.write_table
 
     def meanwhile(*args):
-        keep(*args)
+        state = keep(*args)
         monkeypatch.setattr(parts.layout, "write_table", keep)
         commit(path, DIGESTS[3:])
+        return state
 
     monkeypatch.setattr(parts.layout, "write_table", meanwhile)
     merge(path)

@@ -55,7 +55,10 @@ def test_the_only_tap_needs_no_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("toy/tip", r"no tap 'toy/tip' \(did you mean toy/top\?\); choose one of: toy/block/deep:max, toy/top"),
+        (
+            "toy/tip",
+            r"no tap 'toy/tip' \(did you mean toy/top, toy/maps\?\); choose one of: toy/block/deep:max, toy/maps, ",
+        ),
         (None, r"several taps; choose one of"),
         ("nonsense", r"no tap 'nonsense'; choose one of"),
     ],
