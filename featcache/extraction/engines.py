@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Protocol
 
@@ -12,7 +14,23 @@ import numpy as np
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
 from featcache.backbones.build import Backbone, feature_model
-from featcache.spec import BackboneSpec, Tap, canonical_json
+from featcache.errors import EnvironmentFault
+from featcache.extraction.batches import Batched
+from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
+from featcache.spec import BackboneSpec, Precision, Tap, canonical_json
+
+BATCH = 32  # on CPUs more images at once are not faster, for networks of photographs
+MAX_BATCH = 1024
+SMALL_SIZE = 64  # pixels
+CHEAPER = 0.15
+FASTER = 1.1
+WORTH_TRYING = 200  # images
+# least cosine of a row, largest difference in standard deviations, against Keras at float32
+LIMITS: dict[Precision, tuple[float, float]] = {
+    "float32": (0.99999, 1e-3),
+    "bfloat16": (0.95, float("inf")),
+    "float16": (0.95, float("inf")),
+}
 
 
 class Engine(Protocol):
@@ -39,48 +57,132 @@ class PixelEngine:
         return [(batch.reshape(len(batch), -1) * np.float32(1 / 255)).astype(np.float32)]
 
 
-class KerasEngine:
-    """The backbone in Keras, on whichever backend Keras runs."""
+class KerasEngine(Batched):
+    """The backbone in Keras, on whichever backend and device Keras runs."""
 
-    def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int) -> None:
-        self.name = f"keras {version('keras')} {weights.keras_backend()}"
-        self.batch = batch
-        self._model = feature_model(backbone, list(taps))
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, device: str = "auto") -> None:
+        super().__init__(f"keras {version('keras')} {weights.keras_backend()}", batch)
+        self._device = device
+        with on_device(device):
+            self._model = feature_model(backbone, list(taps))
 
-    def forward(self, batch: Pixels) -> list[Features]:
-        """Return one array per layer."""
-        return in_batches(self._compute, batch, self.batch)
-
-    def _compute(self, batch: Pixels) -> list[Features]:
-        outputs = self._model.predict_on_batch(batch)
+    def compute(self, batch: Pixels) -> list[Features]:
+        """Return one array per layer for exactly `self.batch` images."""
+        with on_device(self._device):
+            outputs = self._model.predict_on_batch(batch)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return [np.asarray(output, dtype=np.float32) for output in outputs]
 
 
-def in_batches(compute: Callable[[Pixels], list[Features]], images: Pixels, batch: int) -> list[Features]:
-    """Compute any number of images in batches of one size, the last filled up: one compiled shape serves all."""
-    done = []
-    for start in range(0, len(images), batch):
-        some = images[start : start + batch]
-        filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), np.uint8)])
-        done.append([array[: len(some)] for array in compute(filled)])
-    return [np.concatenate(arrays) for arrays in zip(*done, strict=True)]
+@contextmanager
+def on_device(device: str) -> Iterator[None]:
+    """Compute on this device: "auto", "cpu", "gpu" or "gpu:1". Raises EnvironmentFault if it is not there."""
+    if device == "auto":
+        yield
+        return
+    import keras
+
+    there = keras.distribution.list_devices()
+    name = device if ":" in device else f"{device}:0"
+    if name not in there:
+        raise EnvironmentFault(
+            f"--device {device} is not there; Keras on {weights.keras_backend()} sees {', '.join(there)}"
+        )
+    with keras.device(name):
+        yield
 
 
 def choose(
-    backbone: Backbone,
+    build_at: Callable[[Precision], Backbone],
     taps: Sequence[Tap],
     sample: Pixels,
     *,
     engine: str = "auto",
     device: str = "auto",
     batch: int | None = None,
-    precision: str = "float32",
     num_images: int = 0,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Engine:
-    """Return the engine that computes these taps of one view."""
-    return KerasEngine(backbone, taps, batch or 32)
+    """Return the engine that computes these taps of one view.
+
+    build_at: gives the backbone at a precision. sample: some of the images, to try engines on. engine: "auto" takes
+    OpenVINO if it is installed, if it is faster, and if it agrees with Keras at float32; the check is made of an
+    engine that is asked for, too. num_images: how many are to come; trying costs seconds, so few are not worth it.
+    Raises EnvironmentFault if what is asked for cannot be had.
+    """
+    precision, size = taps[0].precision, batch or BATCH
+    if engine == "auto" and not (is_installed() and num_images >= WORTH_TRYING and _on_cpu(device)):
+        engine = "keras"
+    if engine == "keras":
+        keras_engine = KerasEngine(build_at(precision), taps, size, device)
+        return keras_engine if batch else _with_best_batch(keras_engine, sample, num_images)
+    backbone = build_at("float32")
+    exact = KerasEngine(backbone, taps, size, device)
+    try:
+        fast = OpenVINOEngine(backbone, taps, size, precision)
+        agreement = agree(exact.forward(sample), fast.forward(sample), precision)
+    except EnvironmentFault as error:
+        if engine == "openvino":
+            raise
+        say(f"{error}. Computing with Keras")
+        return exact if precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
+    if engine == "openvino":
+        return fast
+    slow = exact if precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
+    gain = seconds(slow, sample) / seconds(fast, sample)
+    say(f"OpenVINO is {gain:.1f} times as fast as Keras on these images and {agreement}")
+    return fast if gain >= FASTER else slow
+
+
+def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision) -> str:
+    """Return how far features are from those of Keras at float32; raise EnvironmentFault if it is too far."""
+    cosine, apart = 1.0, 0.0
+    for ours, theirs in zip(exact, other, strict=True):
+        a, b = (np.reshape(array, (len(array), -1)).astype(np.float64) for array in (ours, theirs))
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = min(cosine, float(((a * b).sum(axis=1)[norms > 0] / norms[norms > 0]).min(initial=1.0)))
+        apart = max(apart, float(np.abs(a - b).max() / max(float(a.std()), 1e-12)))
+    least, most = LIMITS[precision]
+    found = f"agrees with it at float32: cosine {cosine:.6f}, at most {apart:.1e} standard deviations apart"
+    if not (cosine >= least and apart <= most):
+        raise EnvironmentFault(f"OpenVINO does not agree with Keras: {found.partition(': ')[2]}")
+    return found
+
+
+def seconds(engine: Engine, sample: Pixels) -> float:
+    """Return how long a batch takes, the better of two, once everything is compiled."""
+    batch = np.resize(sample, (engine.batch, *sample.shape[1:]))
+    engine.forward(batch)
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        engine.forward(batch)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _on_cpu(device: str) -> bool:
+    """Tell whether Keras would compute on the CPU."""
+    if device != "auto":
+        return device.startswith("cpu")
+    import keras
+
+    return all(name.startswith("cpu") for name in keras.distribution.list_devices())
+
+
+def _with_best_batch(engine: KerasEngine, sample: Pixels, num_images: int) -> KerasEngine:
+    """Double the batch while that makes an image cheaper: on a GPU, and for images so small that calls cost more."""
+    if num_images < WORTH_TRYING or (sample.shape[1] > SMALL_SIZE and _on_cpu("auto")):
+        return engine
+    per_image = seconds(engine, sample) / engine.batch
+    while engine.batch < min(MAX_BATCH, num_images // 4):
+        engine.batch *= 2
+        try_now = seconds(engine, sample) / engine.batch
+        if try_now > per_image * (1 - CHEAPER):
+            engine.batch //= 2
+            break
+        per_image = try_now
+    return engine
 
 
 def provenance(engine: Engine, spec: BackboneSpec, size: int) -> str:

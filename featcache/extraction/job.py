@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from featcache.spec import (
     DRAFT_VERSION,
     Failure,
     ImageRow,
+    Precision,
     Preprocess,
     Progress,
     SplitSpec,
@@ -358,13 +360,12 @@ class _Job:
         if request.spec.name == "pixels":
             return PixelEngine(self.batch or PIXEL_BATCH)
         return choose_engine(
-            backbone or _built(request),
+            partial(_built, request, backbone),
             taps,
             sample,
             engine=self._engine_name(taps[0]),
             device=self.options.device,
             batch=self.batch,
-            precision=request.precision,
             num_images=num_images,
             say=lambda text: self.progress(Tick("engine", 0, 0, text)),
         )
@@ -408,8 +409,11 @@ class _Job:
         }
 
 
-def _built(request: Request) -> Backbone:
-    return build(request.spec, request.preprocess.size, request.pooling, request.precision)
+def _built(request: Request, at_hand: Backbone | None = None, precision: Precision = "float32") -> Backbone:
+    """Return the backbone at a precision: the one at hand, which is float32, or a new one."""
+    if at_hand is not None and precision == "float32":
+        return at_hand
+    return build(request.spec, request.preprocess.size, request.pooling, precision)
 
 
 def _report(rows: TapRows) -> TapReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,8 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
 def _forward(tap: Tap, pixels: Any) -> Features:
     if tap.backbone.name == "pixels":
         return PixelEngine().forward(pixels)[0]
-    backbone = build(tap.backbone, tap.preprocess.size, tap.pooling, tap.precision)
-    engine = choose(backbone, [tap], pixels, precision=tap.precision, num_images=len(pixels), say=lambda text: None)
-    return engine.forward(pixels)[0]
+    build_at = partial(build, tap.backbone, tap.preprocess.size, tap.pooling)
+    return choose(build_at, [tap], pixels, num_images=len(pixels)).forward(pixels)[0]
 
 
 def _difference(stored: Features, again: Features) -> float:
