@@ -128,6 +128,7 @@ def _remove_merged(parts: Sequence[Path], table: Path, written: str) -> None:
     table took its name, and replaces it after, its temporary file was there all the time from before to after. So
     if there is none now, it has either replaced the table already, which shows, or it will ask later.
     """
+    remove_litter(table.parent)
     if being_written(table):
         return
     if layout.state(table) != written:

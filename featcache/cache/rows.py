@@ -25,7 +25,7 @@ from featcache.errors import DataError, NotACache
 from featcache.spec import Tap, canonical_json
 
 BLOCK_BYTES = 16 * 2**20
-FEATURE_RANKS = (2, 4)  # vectors (M, D), spatial maps (M, h, w, C)
+FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
 MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
 
 
