@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.backbones import glyphnet, weights
+from featcache.backbones import glyphnet, own, weights
 from featcache.backbones.blocks import block_names
 from featcache.backbones.registry import Entry, get
 from featcache.backend import start_keras
@@ -46,7 +46,7 @@ class Backbone:
         if layer not in names:
             raise UnknownBlock(f"Backbone '{self.spec.name}' has no layer '{layer}'{did_you_mean(layer, names)}")
         output = self.network.get_layer(layer).output
-        return keras.Model(self.network.input, output, name=f"{self.network.name}_{layer}")
+        return keras.Model(self.network.inputs, output, name=f"{self.network.name}_{layer}")
 
     def auto_layers(self) -> list[str]:
         """Return the layer that ends each block, and "top": what `--tap auto` reads."""
@@ -64,6 +64,8 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision 
     Raises UsageError (size or option that the constructor refuses), WeightsMissing (says which file to put
     where), WeightsMismatch.
     """
+    if spec.origin != "registry":
+        return _own(spec, precision)
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
@@ -73,6 +75,14 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision 
         network = _construct(entry, spec, size, pooling)
     network.trainable = False
     return Backbone(spec, network, _digest(network))
+
+
+def _own(spec: BackboneSpec, precision: Precision) -> Backbone:
+    if precision != "float32":
+        raise UsageError(f"Keras computes '{spec.name}' as it was saved; for {precision} use --engine openvino")
+    loaded = own.load(spec)
+    loaded.model.trainable = False
+    return Backbone(spec, loaded.network, _digest(loaded.model), loaded.architecture)
 
 
 def check_size(entry: Entry, size: int) -> None:
@@ -88,8 +98,10 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
     preprocess = taps[0].preprocess
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
     cuts = [backbone.cut(tap.layer) for tap in taps]
-    inner = keras.Model(backbone.network.input, [cut.output for cut in cuts], name="backbone")
-    maps = inner(preprocessed(keras.ops.cast(pixels, "float32"), preprocess))
+    [entrance] = backbone.network.inputs
+    inner = keras.Model(entrance, [cut.outputs[0] for cut in cuts], name="backbone")
+    ready = preprocessed(keras.ops.cast(pixels, "float32"), preprocess)
+    maps = inner(keras.ops.cast(ready, entrance.dtype) if entrance.dtype != ready.dtype else ready)
     maps = maps if isinstance(maps, list) else [maps]
     return keras.Model(pixels, [pooled(one, tap.pooling) for one, tap in zip(maps, taps, strict=True)])
 
@@ -115,7 +127,10 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
     if len(maps.shape) == 2 or pooling == "none":
         return maps
     layers = keras.layers
-    pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
+    if len(maps.shape) == 3:  # tokens of a transformer
+        pool = {"avg": layers.GlobalAveragePooling1D, "max": layers.GlobalMaxPooling1D, "flatten": layers.Flatten}
+    else:
+        pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
     return pool[pooling]()(maps)  # no name: several taps may pool in one way
 
 

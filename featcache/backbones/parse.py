@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from featcache.backbones import own
 from featcache.backbones.build import check_size
 from featcache.backbones.registry import Entry, get
 from featcache.errors import UsageError
@@ -41,6 +42,7 @@ class Request:
     precision: Precision = "float32"
     dtype: Dtype = "float32"
     views: tuple[str, ...] = (IDENTITY,)
+    own_size: int | None = None  # of a user's own model: pixels that it was made for
 
     def taps(self, weights_digest: str, architecture: str = "", layers: Sequence[str] | None = None) -> list[Tap]:
         """Return the taps, all layers of the first view first, once the values of the weights are known.
@@ -66,13 +68,15 @@ class Request:
         ]
 
     def _label(self) -> str:
-        entry = get(self.spec.name)
-        parts = [entry.name, *(f"{key}={value}" for key, value in self.spec.options)]
-        if self.spec.weights != default_weights(entry):
-            parts.append(f"weights={Path(self.spec.weights).stem}")
+        parts = [self.spec.name, *(f"{key}={value}" for key, value in self.spec.options)]
+        usual_size = self.own_size
+        if self.spec.origin == "registry":
+            entry = get(self.spec.name)
+            usual_size = entry.size
+            parts += [] if self.spec.weights == default_weights(entry) else [f"weights={Path(self.spec.weights).stem}"]
         if self.spec.seed:
             parts.append(f"seed={self.spec.seed}")
-        if self.preprocess.size != entry.size:
+        if self.preprocess.size != usual_size:
             parts.append(f"size={self.preprocess.size}")
         if self.preprocess.resize != "stretch":
             parts.append(f"resize={self.preprocess.resize}")
@@ -80,7 +84,7 @@ class Request:
 
     def _suffix(self) -> str:
         said = {
-            str(self.pooling): self.pooling != default_pooling(get(self.spec.name)),
+            str(self.pooling): self.pooling != default_pooling(self.spec.name),
             str(self.precision): self.precision != "float32",
             f"stored={self.dtype}": self.dtype != "float32",
             "draft": self.preprocess.decode == DRAFT_VERSION,
@@ -124,14 +128,16 @@ def default_weights(entry: Entry) -> str:
     return {"glyphnet": "embedded", "pixels": ""}.get(entry.name, "imagenet")
 
 
-def default_pooling(entry: Entry) -> Pooling:
+def default_pooling(name: str) -> Pooling:
     """Return how a backbone's feature maps become one vector where nothing is said."""
-    return "flatten" if entry.name == "pixels" else "avg"
+    return "flatten" if name == "pixels" else "avg"
 
 
 def _request(
     text: str, layers: tuple[str, ...], weights: str | None, size: int | None, pool: str | None, resize: str
 ) -> Request:
+    if found := own.parse(text):
+        return _own_request(*found, layers, weights, size, pool, resize)
     name, *parts = text.split(":")
     entry = get(name)
     options = dict(_option(entry, part) for part in parts)
@@ -145,11 +151,44 @@ def _request(
         weights = ""
     if weights == "imagenet" and entry.name == "glyphnet":
         raise UsageError("'glyphnet' was never trained on ImageNet; it takes --weights embedded, none or a file")
-    own = tuple(sorted((key, value) for key, value in options.items() if DEFAULTS.get(key) != value))
+    changed = tuple(sorted((key, value) for key, value in options.items() if DEFAULTS.get(key) != value))
     mode: Mode = entry.mode
-    spec = BackboneSpec(entry.name, own, weights, seed if weights == "none" else 0)
-    pooling: Pooling = choose("--pool", pool or default_pooling(entry), get_args(Pooling))
+    spec = BackboneSpec(entry.name, changed, weights, seed if weights == "none" else 0)
+    pooling: Pooling = choose("--pool", pool or default_pooling(entry.name), get_args(Pooling))
     return Request(spec, Preprocess(size, choose("--resize", resize, get_args(Resize)), mode), layers, pooling)
+
+
+def _own_request(
+    spec: BackboneSpec,
+    parts: list[str],
+    layers: tuple[str, ...],
+    weights: str | None,
+    size: int | None,
+    pool: str | None,
+    resize: str,
+) -> Request:
+    options = dict(part.split("=", 1) for part in parts if "=" in part)
+    if len(options) < len(parts) or not options.keys() <= {"mode", "size"}:
+        raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
+    if weights is not None:
+        raise UsageError(f"--weights is for backbones by name; '{spec.name}' brings its own")
+    model = own.load(spec)
+    asked = _whole("size", _value("size", options["size"])) if "size" in options else size
+    if asked is None and model.size is None:
+        raise UsageError(f"'{spec.name}' takes images of any size; say which: {spec.name}:size=224, or --size")
+    if model.size is not None and asked not in (None, model.size):
+        raise UsageError(f"'{spec.name}' takes images of {model.size} pixels; got size {asked}")
+    mode = options.get("mode") or model.mode
+    if mode is None:
+        raise UsageError(
+            f"How do pixels enter '{spec.name}'? Say it behind the name: mode=tf (-1..1), mode=unit (0..1), mode=torch "
+            "(0..1, ImageNet mean and deviation), mode=caffe (BGR minus ImageNet mean) or mode=inside (0..255)"
+        )
+    preprocess = Preprocess(
+        asked or model.size or 0, choose("--resize", resize, get_args(Resize)), choose("mode", mode, get_args(Mode))
+    )
+    pooling: Pooling = choose("--pool", pool or "avg", get_args(Pooling))
+    return Request(spec, preprocess, layers, pooling, own_size=model.size)
 
 
 def _option(entry: Entry, part: str) -> tuple[str, Any]:

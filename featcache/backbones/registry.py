@@ -106,6 +106,11 @@ def get(name: str) -> Entry:
     raise UnknownBackbone(f"Unknown backbone '{name}'.{hint} All names: featcache backbones list")
 
 
+def is_name(text: str) -> bool:
+    """Tell whether `get` would find a backbone."""
+    return _squeezed(text) in map(_squeezed, REGISTRY)
+
+
 def _squeezed(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 

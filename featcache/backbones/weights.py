@@ -41,8 +41,10 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
 
     Raises WeightsMissing if a file given by the user does not exist, UsageError if it cannot be used.
     """
-    if spec.weights in ("none", ""):
+    if spec.weights in ("none", "") or spec.origin == "import":
         return None
+    if spec.origin == "file":
+        return Path(spec.weights)
     if spec.weights == "embedded":
         return glyphnet.WEIGHTS
     if spec.weights == "imagenet":

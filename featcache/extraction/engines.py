@@ -111,6 +111,8 @@ def choose(
     Raises EnvironmentFault if what is asked for cannot be had.
     """
     precision, size = taps[0].precision, batch or BATCH
+    if engine == "auto" and taps[0].backbone.origin != "registry" and precision != "float32":
+        engine = "openvino"  # Keras computes a saved model as it was saved
     if engine == "auto" and not (is_installed() and num_images >= WORTH_TRYING and _on_cpu(device)):
         engine = "keras"
     if engine == "keras":

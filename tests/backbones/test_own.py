@@ -1,0 +1,240 @@
+"""A user's own model is a backbone, its pixels enter as it says or as the user says, and code in a file is not run."""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_images
+
+from featcache.assembly import handoff
+from featcache.backbones import own
+from featcache.backbones.build import build
+from featcache.backbones.parse import requests
+from featcache.cache.reader import Cache
+from featcache.errors import NotAModel, UnknownBlock, UsageError
+from featcache.extraction import extract
+from featcache.images.decode import decode
+from featcache.sweeps import sweep
+
+
+def network(size=16, *, rescaling=False, dtype="float32", classes=3):
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Rescaling(1 / 255)] if rescaling else []
+    layers += [
+        keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="early"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.Conv2D(12, 3, activation="relu", name="late"),
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+        keras.layers.Dense(10, activation="relu", name="hidden"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(classes, activation="softmax", name="classifier"),
+    ]
+    return keras.Sequential([keras.Input((size, size, 3), dtype=dtype), *layers], name="mine")
+
+
+@pytest.fixture
+def path(tmp_path):
+    network().save(tmp_path / "mine.keras")
+    return tmp_path / "mine.keras"
+
+
+def expected(photos, cache, layer, scale):
+    """Return what plain Keras says of these images."""
+    model = network()
+    cut = keras.Model(model.inputs, model.get_layer(layer).output)
+    preprocess = cache.tap(f"mine/{layer}" if f"mine/{layer}" in cache.taps else None).preprocess
+    pixels = np.stack([decode((photos / row.path).read_bytes(), preprocess) for row in cache.rows])
+    return cut.predict(scale(pixels.astype(np.float32)), verbose=0)
+
+
+def test_the_features_are_what_enters_the_classifier(photos, path, tmp_path):
+    cache = extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5")
+    assert list(cache.taps) == ["mine/top"]
+    found = cache.features(cache.rows)
+    assert np.allclose(found, expected(photos, cache, "hidden", lambda x: x / 127.5 - 1), atol=1e-5)
+
+
+def test_named_layers_are_taps(photos, path, tmp_path):
+    cache = extract(photos, f"{path}:mode=unit", tap="early,late", out=tmp_path / "c.h5")
+    late = cache.features(cache.rows, "mine/late")
+    assert np.allclose(late, expected(photos, cache, "late", lambda x: x / 255).mean(axis=(1, 2)), atol=1e-5)
+    with pytest.raises(UnknownBlock, match=r"Backbone 'mine' has no layer 'lat' \(did you mean late"):
+        extract(photos, f"{path}:mode=unit", tap="lat", out=tmp_path / "d.h5")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".hdf5"])
+def test_every_file_format_of_keras_is_read_and_a_second_run_computes_nothing(photos, tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    network(rescaling=True).save(path)
+    first = extract(photos, str(path), out=tmp_path / "c.h5")
+    assert first.report.computed == 36
+    assert first.tap().preprocess.mode == "inside"
+    assert extract(photos, str(path), out=tmp_path / "c.h5").report.computed == 0
+
+
+def test_other_weights_in_the_same_file_are_another_tap(photos, tmp_path):
+    path, model = tmp_path / "mine.keras", network(rescaling=True)
+    model.save(path)
+    extract(photos, str(path), out=tmp_path / "c.h5")
+    model.get_layer("late").kernel.assign(model.get_layer("late").kernel * 2)
+    model.save(path)
+    cache = extract(photos, str(path), out=tmp_path / "c.h5")
+    assert cache.report.computed == 36
+    assert len(cache.taps) == 2
+
+
+def test_another_architecture_of_the_same_weights_is_another_tap(photos, tmp_path):
+    path = tmp_path / "mine.keras"
+    network(rescaling=True).save(path)
+    extract(photos, str(path), out=tmp_path / "c.h5")
+    model = network(rescaling=True)
+    model.get_layer("early").activation = keras.activations.tanh
+    model.save(path)
+    assert extract(photos, str(path), out=tmp_path / "c.h5").report.computed == 36
+
+
+def test_a_function_is_a_backbone(photos, tmp_path, monkeypatch):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "networks.py").write_text(
+        "import keras\n"
+        "def small():\n"
+        "    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3), keras.layers.ReLU()]\n"
+        "    return keras.Sequential([keras.Input((None, None, 3)), *layers])\n"
+        "def of(size):\n"
+        "    return None\n"
+        "def nothing():\n"
+        "    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    cache = extract(photos, "shop.networks:small:size=12", out="c.h5")
+    assert (list(cache.taps), cache.arrays()[0].shape) == (["small:size=12/top"], (36, 4))
+    assert extract(photos, "shop.networks:small:size=12", out="c.h5").report.computed == 0
+    assert str(tmp_path) not in sys.path
+    for name, error, reason in [
+        ("of", UsageError, "takes a function without arguments"),
+        ("nothing", NotAModel, "is no Keras model with a known input"),
+        ("none", UsageError, "has no attribute 'none'. Name a function"),
+    ]:
+        with pytest.raises(error, match=reason):
+            extract(photos, f"shop.networks:{name}:size=12", out="d.h5")
+
+
+def test_integer_input_needs_no_mode(tmp_path):
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    outputs = keras.layers.Conv2D(4, 3)(keras.ops.cast(inputs, "float32"))
+    keras.Model(inputs, outputs).save(tmp_path / "bytes.keras")
+    photos = write_images(tmp_path / "photos", 2)
+    cache = extract(photos, str(tmp_path / "bytes.keras"), out=tmp_path / "c.h5")
+    assert cache.arrays()[0].shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"How do pixels enter 'mine'\? Say it behind the name: mode=tf"),
+        (":mode=imagenet", r"mode takes tf, caffe, torch, inside, unit; got 'imagenet'"),
+        (":mode=tf:size=20", r"'mine' takes images of 16 pixels; got size 20"),
+        (":alpha=1", r"'mine' takes the options mode=.., size=..; got 'alpha=1'"),
+        (":tf", r"'mine' takes the options mode=.., size=..; got 'tf'"),
+    ],
+)
+def test_what_a_model_does_not_say_the_user_must(path, text, message):
+    with pytest.raises(UsageError, match=message):
+        requests(f"{path}{text}")
+
+
+def test_a_model_for_any_size_needs_one(tmp_path):
+    network(None).save(tmp_path / "any.keras")
+    with pytest.raises(UsageError, match=r"'any' takes images of any size; say which: any:size=224"):
+        requests(f"{tmp_path / 'any.keras'}:mode=tf")
+    [request] = requests(f"{tmp_path / 'any.keras'}:mode=tf", size=24)
+    assert request.preprocess.size == 24
+
+
+def save(tmp_path, shapes, lambda_layer=False):
+    inputs = [keras.Input(shape) for shape in shapes]
+    outputs = [keras.layers.Conv2D(2, 1)(one) for one in inputs]
+    if lambda_layer:
+        outputs = [keras.layers.Lambda(lambda x: x * 2)(one) for one in outputs]
+    keras.Model(inputs, outputs).save(tmp_path / "odd.keras")
+    return f"{tmp_path / 'odd.keras'}:mode=tf"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(16, 16, 3), (16, 16, 3)], r"takes .* and .*; a backbone takes one batch of RGB images"),
+        ([(16, 16, 1)], r"takes \(None, 16, 16, 1\); a backbone takes one batch of RGB images"),
+        ([(16, 20, 3)], r"takes images of 16 x 20; featcache makes them square"),
+    ],
+)
+def test_models_that_take_something_else_are_refused(tmp_path, shapes, message):
+    with pytest.raises(NotAModel, match=message):
+        requests(save(tmp_path, shapes))
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    with pytest.raises(
+        NotAModel, match=r"odd.keras carries code \(a Lambda layer or the like\), which"
+    ):
+        requests(save(tmp_path, [(16, 16, 3)], lambda_layer=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"no model"])
+def test_a_file_that_is_no_model_is_named(tmp_path, content):
+    (tmp_path / "odd.keras").write_bytes(content)
+    with pytest.raises(NotAModel, match=r"Keras cannot load .*odd.keras"):
+        requests(str(tmp_path / "odd.keras"))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UsageError, match=r"There is no model file .*nowhere.keras"):
+        requests("nowhere.keras:mode=tf")
+
+
+def test_weights_of_its_own_are_kept(path):
+    with pytest.raises(UsageError, match=r"--weights is for backbones by name; 'mine' brings its own"):
+        requests(f"{path}:mode=tf", weights="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "options"),
+    [
+        ("C:\\models\\a.keras:mode=tf", "C:\\models\\a.keras", ["mode=tf"]),
+        ("a.b.keras", "a.b.keras", []),
+        ("a.H5:size=3", "a.H5", ["size=3"]),
+        ("pkg.mod:make:size=3", "pkg.mod:make", ["size=3"]),
+    ],
+)
+def test_a_path_ends_where_its_suffix_does(text, path, options):
+    spec, rest = own.parse(text)
+    assert spec.weights.endswith(path)
+    assert rest == options
+
+
+def test_a_model_goes_the_whole_way(photos, path, tmp_path):
+    cache = extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5")
+    model = handoff(sweep(cache, "logreg", out=tmp_path / "run").best, tmp_path / "head.keras")
+    assert model.certificate.inference < 1e-3
+    assert model.certificate.training < 1e-3
+    again = extract(photos, str(tmp_path / "head.keras"), out=tmp_path / "again.h5")
+    assert again.tap().preprocess.size == 16
+    assert np.allclose(again.features(cache.rows), cache.features(cache.rows), atol=1e-4)
+
+
+def test_building_leaves_the_model_as_it_was_loaded(path):
+    [request] = requests(f"{path}:mode=tf")
+    one, two = (build(request.spec, 16, "avg") for _ in range(2))
+    assert (one.weights_digest, one.architecture) == (two.weights_digest, two.architecture)
+    with pytest.raises(UsageError, match=r"Keras computes 'mine' as it was saved; for bfloat16 use --engine openvino"):
+        build(request.spec, 16, "avg", "bfloat16")
+
+
+def test_rows_say_which_model_they_come_from(photos, path, tmp_path):
+    Image.new("RGB", (4, 4)).save(photos / "red" / "one.png")
+    tap = Cache.open(extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5").path).tap()
+    assert (tap.backbone.origin, tap.backbone.weights) == ("file", str(path.resolve()))
+    assert len(json.loads(tap.to_json())["architecture"]) == 64
