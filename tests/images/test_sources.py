@@ -6,6 +6,7 @@ import shutil
 import stat
 import tarfile
 import threading
+import tracemalloc
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -223,7 +224,11 @@ def test_a_member_that_lies_about_its_size_is_not_unpacked_further(tmp_path):
         archive.writestr("a/1.png", bytes(50_000_000))
     data = path.read_bytes()
     path.write_bytes(data.replace((50_000_000).to_bytes(4, "little"), (50).to_bytes(4, "little")))
-    assert reason_of(open_source(path), "a/1.png")[1] == "damaged in the archive: its checksum differs"
+    source = open_source(path)
+    tracemalloc.start()
+    assert reason_of(source, "a/1.png")[1] == "damaged in the archive: its checksum differs"
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "folder"])

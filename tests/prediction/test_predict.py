@@ -1,5 +1,6 @@
 import csv
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from tiny import COLOURS, write_images
 
 from featcache.assembly import handoff
 from featcache.errors import NoImages, NotAModel, UsageError
+from featcache.images.manifest import scan
 from featcache.prediction import Prediction, judge, predict, write_csv
 from featcache.sweeps.metrics import wilson
 
@@ -69,6 +71,38 @@ def test_a_bad_file_is_a_row_with_its_reason_and_the_others_go_on(model, tmp_pat
 def test_a_folder_of_bad_files_alone_gives_rows_too(model, tmp_path):
     (tmp_path / "b.jpg").write_text("no image")
     assert [one.status for one in predict(model, tmp_path)] == ["unknown_format"]
+
+
+def test_archives_and_scans_are_predicted_like_their_folders(model, photos, tmp_path):
+    wanted = list(predict(model, photos, top=3))
+    archive = shutil.make_archive(str(tmp_path / "photos"), "gztar", photos)
+    assert list(predict(model, archive, top=3)) == wanted
+    assert list(predict(model, scan(photos), top=3)) == wanted
+
+
+def test_a_scan_gives_a_row_to_all_that_it_found(model, photos):
+    image(photos / "cover.png", COLOURS["red"])
+    (photos / "red" / "none.png").symlink_to("/proc/self/mem")  # opens, but reading it fails
+    assert len(list(predict(model, scan(photos)))) == len(list(predict(model, photos))) == 38
+
+
+def test_a_manifest_names_the_images_and_their_true_classes(model, photos):
+    (photos / "m.csv").write_text("path,label\nred/000.png,red\nblue/000.png,\nred/gone.png,red\n")
+    found = [(one.path, one.true, one.status) for one in predict(model, photos / "m.csv")]
+    assert found == [("blue/000.png", "", "ok"), ("red/000.png", "red", "ok"), ("red/gone.png", "red", "unreadable")]
+
+
+def test_arrays_are_predicted(model, tmp_path):
+    pixels = np.stack([np.full((16, 20, 3), colour, np.uint8) for colour in COLOURS.values()])
+    np.save(tmp_path / "a.npy", pixels)
+    found = list(predict(model, tmp_path / "a.npy"))
+    assert [one.path for one in found] == ["000000", "000001", "000002"]
+    assert [one.top for one in found] == [one.top for one in predict(model, scan(pixels))]
+
+
+def test_one_file_is_an_image_whatever_its_name(model, photos):
+    (photos / "red" / "000.png").rename(photos / "upload")
+    assert [(one.path, one.status) for one in predict(model, photos / "upload")] == [("upload", "ok")]
 
 
 def test_nested_folders_and_images_beside_them_are_all_found(model, tmp_path):

@@ -12,6 +12,7 @@ from featcache.assembly.assemble import backbone_of, head_layers
 from featcache.assembly.certificate import load_pixels
 from featcache.backbones.build import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
+from featcache.images.sources import open_source
 from featcache.sweeps import Run
 from featcache.sweeps.metrics import score
 from featcache.tuning import finetune, from_scratch
@@ -82,7 +83,9 @@ def test_the_file_holds_the_best(last):
 def test_the_model_has_the_score_that_is_claimed(last, weak):
     cache = weak.run.cache()
     rows = weak.run.rows(cache, "val")
-    predicted = last.model.predict_on_batch(load_pixels(cache.root, rows, weak.tap.preprocess)).argmax(axis=1)
+    predicted = last.model.predict_on_batch(load_pixels(open_source(cache.root), rows, weak.tap.preprocess)).argmax(
+        axis=1
+    )
     assert score(cache.labels(rows), predicted) == last.best.val
 
 
