@@ -25,6 +25,7 @@ SMALL_SIZE = 64  # pixels
 CHEAPER = 0.15
 FASTER = 1.1
 WORTH_TRYING = 200  # images
+TINY = 1e-30  # so that rows of zeros agree with rows of zeros
 # least cosine of a row, largest difference in standard deviations, against Keras at float32
 LIMITS: dict[Precision, tuple[float, float]] = {
     "float32": (0.99999, 1e-3),
@@ -138,12 +139,13 @@ def choose(
 
 def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision) -> str:
     """Return how far features are from those of Keras at float32; raise EnvironmentFault if it is too far."""
-    cosine, apart = 1.0, 0.0
+    cosines, differences = [], []
     for ours, theirs in zip(exact, other, strict=True):
         a, b = (np.reshape(array, (len(array), -1)).astype(np.float64) for array in (ours, theirs))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosine = min(cosine, float(((a * b).sum(axis=1)[norms > 0] / norms[norms > 0]).min(initial=1.0)))
-        apart = max(apart, float(np.abs(a - b).max() / max(float(a.std()), 1e-12)))
+        cosines.append(((a * b).sum(axis=1) + TINY) / (norms + TINY))
+        differences.append(np.abs(a - b).max() / (a.std() + TINY))
+    cosine, apart = np.min(cosines), np.max(differences)  # NaN if there is any
     least, most = LIMITS[precision]
     found = f"agrees with it at float32: cosine {cosine:.6f}, at most {apart:.1e} standard deviations apart"
     if not (cosine >= least and apart <= most):

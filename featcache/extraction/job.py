@@ -229,6 +229,7 @@ class _Job:
         self.earlier = Cache.open(out) if table_of(out).exists() else None
         self.images = _manifest(images, self.earlier, options, _index_of(out, self.in_parts), progress)
         self.cached: dict[str, TapRows] = parts.read_rows(out)
+        self.begun = bool(part_files(out)) and not self.in_parts  # and not finished: it must end as if undisturbed
         self.found = Findings(
             digests={row.path: row.digest for row in self.images.rows},
             bad=_known_bad(self.earlier),
@@ -371,11 +372,11 @@ class _Job:
         )
 
     def _engine_name(self, tap: Tap) -> str:
-        """Return the engine to use: at reduced precision engines differ, so a tap goes on with the one it has."""
+        """Return the engine to use: what was begun, and what is not float32, goes on with the engine it has."""
         rows = self.cached.get(tap.fingerprint)
-        if self.options.engine == "auto" and rows is not None and tap.precision != "float32":
-            return str(json.loads(rows.makers[0])["engine"]).split()[0]
-        return self.options.engine
+        if self.options.engine != "auto" or rows is None or not (self.begun or tap.precision != "float32"):
+            return self.options.engine
+        return str(json.loads(rows.makers[0])["engine"]).split()[0]
 
     def _check_space(self, nbytes: int) -> None:
         """Raise DiskFault if the disk cannot hold what is to come: the parts, and the merged file beside them."""

@@ -1,15 +1,33 @@
 """Features equal the reference: the constructor, its own preprocess_input and model.predict on the same pixels."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 from tiny import TOY
 
 from featcache.backbones.build import build
 from featcache.backbones.parse import requests
-from featcache.extraction import extract
-from featcache.extraction.engines import KerasEngine, PixelEngine, provenance, weights_source_of
+from featcache.errors import EnvironmentFault
+from featcache.extraction import engines, extract
+from featcache.extraction.batches import Batched
+from featcache.extraction.engines import (
+    KerasEngine,
+    PixelEngine,
+    agree,
+    choose,
+    on_device,
+    provenance,
+    weights_source_of,
+)
 from featcache.images.decode import decode
 from featcache.spec import BackboneSpec, Preprocess
+
+from .counting import Killed
 
 POOLS = {
     "avg": lambda maps: maps.mean(axis=(1, 2)),
@@ -92,3 +110,256 @@ def test_provenance_remembers_where_the_weights_came_from():
     made_by = provenance(PixelEngine(), BackboneSpec("glyphnet", weights="none", seed=4), 32)
     assert weights_source_of(made_by).startswith("random seed 4 keras ")
     assert weights_source_of("{}") is None
+
+
+# Memory that runs out
+
+
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's."""
+
+
+class Small(Batched):
+    """Sums the pixels of at most `room` images at once."""
+
+    def __init__(self, batch, room, error=None):
+        super().__init__("small", batch)
+        self.room, self.error, self.sizes = room, error or ResourceExhaustedError("OOM when allocating"), []
+
+    def compute(self, batch):
+        if len(batch) > self.room:
+            raise self.error
+        return [batch.reshape(len(batch), -1).sum(axis=1, keepdims=True).astype(np.float32)]
+
+    def resized(self, batch):
+        self.sizes.append(batch)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (37, 4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ResourceExhaustedError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"),
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_loses_no_image(error):
+    engine = Small(32, 7, error)
+    assert np.array_equal(engine.forward(IMAGES)[0], Small(4, 7).forward(IMAGES)[0])
+    assert (engine.batch, engine.sizes) == (4, [16, 8, 4])
+
+
+def test_no_memory_for_one_image_is_one_line():
+    with pytest.raises(EnvironmentFault, match=r"small has no memory for even one image. Use --device cpu"):
+        Small(32, 0).forward(IMAGES)
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="shapes"):
+        Small(32, 7, RuntimeError("shapes do not match")).forward(IMAGES)
+
+
+# Which engine
+
+
+def of(factor, noise=0.0):
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(16, 40)).astype(np.float32)
+    return [features * factor + noise * rng.normal(size=features.shape).astype(np.float32)]
+
+
+@pytest.mark.parametrize("other", [of(1.01), of(1, noise=0.01), of(-1), of(np.nan), [of(1)[0][::-1]]])
+def test_an_engine_that_is_a_percent_off_is_refused(other):
+    with pytest.raises(EnvironmentFault, match=r"OpenVINO does not agree with Keras: cosine .*, at most .* stan"):
+        agree(of(1), other, "float32")
+
+
+def test_rounding_is_agreement_and_reduced_precision_has_room():
+    assert "cosine 1.000000" in agree(of(1), of(1, noise=1e-5), "float32")
+    assert "cosine 0.9" in agree(of(1), of(1, noise=0.1), "bfloat16")
+    with pytest.raises(EnvironmentFault, match="does not agree"):
+        agree(of(1), of(1, noise=1.0), "bfloat16")
+
+
+@pytest.fixture
+def toy_taps():
+    (request,) = requests(TOY)
+    return request.taps("w")
+
+
+def build_toy(precision="float32"):
+    (request,) = requests(TOY)
+    return build(request.spec, 32, "avg", precision)
+
+
+SAMPLE = np.random.default_rng(2).integers(0, 256, (32, 32, 32, 3), np.uint8)
+
+
+class Fake(Batched):
+    """An OpenVINO that computes as Keras does, but for a factor."""
+
+    factor = 1.0
+
+    def __init__(self, backbone, taps, batch, precision):
+        super().__init__("openvino fake", batch)
+        self._keras = KerasEngine(backbone, taps, batch)
+
+    def compute(self, batch):
+        return [array * np.float32(self.factor) for array in self._keras.compute(batch)]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(engines, "OpenVINOEngine", Fake)
+    monkeypatch.setattr(engines, "is_installed", lambda: True)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("times", "chosen"), [((2.0, 1.0), "openvino"), ((1.0, 1.0), "keras"), ((1.0, 2.0), "keras")])
+def test_auto_takes_the_faster_engine(fake, toy_taps, times, chosen):
+    said = []
+    fake.setattr(engines, "seconds", lambda engine, sample: times[engine.name.startswith("openvino")])
+    engine = choose(build_toy, toy_taps, SAMPLE, num_images=1000, say=said.append)
+    assert engine.name.split()[0] == chosen
+    assert f"OpenVINO is {times[0] / times[1]:.1f} times as fast as Keras" in said[0]
+
+
+def test_auto_never_takes_an_engine_that_disagrees(fake, toy_taps):
+    said = []
+    fake.setattr(Fake, "factor", 1.02)
+    fake.setattr(engines, "seconds", lambda engine, sample: 1.0 if "openvino" in engine.name else 9.0)
+    assert choose(build_toy, toy_taps, SAMPLE, num_images=1000, say=said.append).name.startswith("keras")
+    assert "does not agree with Keras" in said[0]
+    with pytest.raises(EnvironmentFault, match="does not agree with Keras"):
+        choose(build_toy, toy_taps, SAMPLE, engine="openvino")
+
+
+def test_for_a_few_images_nothing_is_tried(fake, toy_taps):
+    fake.setattr(engines, "OpenVINOEngine", None)
+    assert choose(build_toy, toy_taps, SAMPLE, num_images=50).name.startswith("keras")
+
+
+def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
+    monkeypatch.setattr("featcache.extraction.openvino_engine.is_installed", lambda: False)
+    with pytest.raises(EnvironmentFault, match=r"OpenVINO is not installed. Install it: pip install 'featcache\[open"):
+        choose(build_toy, toy_taps, SAMPLE, engine="openvino")
+
+
+def test_a_device_that_is_not_there_is_named(toy_taps):
+    with pytest.raises(EnvironmentFault, match=r"--device gpu:7 is not there; Keras on .* sees cpu:0"):
+        choose(build_toy, toy_taps, SAMPLE, device="gpu:7")
+    with on_device("cpu"):
+        pass
+
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+
+
+@needs_openvino
+@pytest.mark.parametrize("tap", ["top", "block_1_relu,top"])
+def test_openvino_agrees_with_keras_and_ran_in_float32(photos, tmp_path, tap):
+    ours = extract(photos, TOY, tap=tap, out=tmp_path / "k.h5", engine="keras")
+    theirs = extract(photos, TOY, tap=tap, out=tmp_path / "o.h5", engine="openvino")
+    assert {one.engine.split()[0] for one in theirs.report.taps} == {"openvino"}
+    assert ours.taps == theirs.taps
+    for name in ours.taps:
+        a, b = ours.features(ours.rows, name), theirs.features(theirs.rows, name)
+        assert np.abs(a - b).max() < 1e-3 * a.std()
+
+
+@needs_openvino
+def test_openvino_gives_an_image_the_same_features_in_every_batch_and_place(toy_taps):
+    from featcache.extraction.openvino_engine import OpenVINOEngine
+
+    whole = OpenVINOEngine(build_toy(), toy_taps, 32, "float32").forward(SAMPLE)[0]
+    for batch in (1, 8, 32):
+        engine = OpenVINOEngine(build_toy(), toy_taps, batch, "float32")
+        assert np.array_equal(engine.forward(SAMPLE[::-1])[0], whole[::-1])
+        assert np.array_equal(engine.forward(SAMPLE[3:5])[0], whole[3:5])
+
+
+@needs_openvino
+def test_reduced_precision_is_what_ran_or_is_refused(photos, tmp_path):
+    import openvino
+
+    out, asked = tmp_path / "c.h5", {"engine": "openvino", "precision": "bfloat16"}
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(EnvironmentFault, match="OpenVINO computes in f32 on this CPU, not in bfloat16"):
+            extract(photos, TOY, out=out, **asked)
+        return
+    extract(photos, TOY, out=out, **asked)
+    cache = extract(photos, TOY, out=out, engine="keras")
+    rounded, exact = (cache.features(cache.rows, name) for name in (f"{TOY}/top:bfloat16", f"{TOY}/top"))
+    assert 0 < np.abs(rounded - exact).max() < 0.2 * np.abs(exact).max()
+
+
+@needs_openvino
+def test_openvino_reports_nothing_to_anybody():
+    code = (
+        "import sys; from featcache.extraction import openvino_engine as o;"
+        "from featcache.backbones.build import build;"
+        "from featcache.backbones.parse import requests; [r] = requests('glyphnet:weights=none');"
+        "o.OpenVINOEngine(build(r.spec, 32, 'avg'), r.taps('w'), 4, 'float32');"
+        "print(sys.modules['openvino_telemetry'], 'openvino.tools.ovc.telemetry_stub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "True"]
+
+
+def test_what_was_begun_goes_on_with_the_engine_it_has(fake, photos, tmp_path):
+    out, calls = tmp_path / "c.h5", []
+
+    def dying(engine, batch):
+        calls.append(len(batch))
+        if len(calls) > 3:
+            raise Killed
+        return engine._keras.compute(batch)
+
+    with fake.context() as patched:
+        patched.setattr(Fake, "compute", dying)
+        with pytest.raises(Killed):
+            extract(photos, TOY, out=out, engine="openvino", batch=5)
+    assert extract(photos, TOY, out=out, batch=5).report.taps[0].engine == "openvino fake"
+
+
+def test_rows_remember_which_engine_made_them(fake, photos, tmp_path):
+    out = tmp_path / "c.h5"
+    extract(photos, TOY, out=out, engine="openvino")
+    (photos / "red" / "000.png").write_bytes((photos / "red" / "000.png").read_bytes() + b"more")
+    cache = extract(photos, TOY, out=out, engine="keras")
+    assert [one.split()[0] for one in cache.report.taps[0].engine.split(", ")] == ["keras", "openvino"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_of_keras_give_the_same_features(photos, tmp_path, backend):
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    ours = extract(photos, "glyphnet", out=tmp_path / "ours.h5")
+    code = f"import featcache as fc; fc.extract({str(photos)!r}, 'glyphnet', out={str(tmp_path / 'theirs.h5')!r})"
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    theirs = type(ours).open(tmp_path / "theirs.h5")
+    assert ours.taps == theirs.taps
+    assert largest_relative_difference(theirs.features(ours.rows), ours.features(ours.rows)) < 1e-4
+
+
+# Batches
+
+
+def test_tiny_images_go_through_in_larger_batches_while_that_pays(monkeypatch, toy_taps):
+    monkeypatch.setattr(engines, "seconds", lambda engine, sample: 1 + engine.batch / 256)
+    assert choose(build_toy, toy_taps, SAMPLE, engine="keras", num_images=100_000).batch == 1024
+    monkeypatch.setattr(engines, "seconds", lambda engine, sample: engine.batch / 100)
+    assert choose(build_toy, toy_taps, SAMPLE, engine="keras", num_images=100_000).batch == 32
+    assert choose(build_toy, toy_taps, SAMPLE, engine="keras", num_images=100_000, batch=7).batch == 7
+
+
+def test_taps_of_one_view_are_what_an_engine_computes(toy_taps):
+    assert {tap.view for tap in toy_taps} == {"identity"}
+    assert replace(toy_taps[0], view="hflip").fingerprint != toy_taps[0].fingerprint
