@@ -30,6 +30,7 @@ from featcache.images.listing import SUFFIXES
 
 MAX_UNPACKED_BYTES = 64 * 2**30  # of a compressed tar, and at most half of what is free
 CHUNK = 2**20
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 PACKERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -181,7 +182,7 @@ class TarSource(Archive):
                 file.seek(archive.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"no member begins at byte {archive.offset}")
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        except BROKEN as error:
             raise damaged(self.location, error) from error
 
 
@@ -234,7 +235,7 @@ def damaged(path: Path, error: Exception) -> DataError:
 def _chunk(stream: IO[bytes], path: Path) -> bytes:
     try:
         return stream.read(CHUNK)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except BROKEN as error:
         raise damaged(path, error) from error
 
 

@@ -7,6 +7,7 @@ What lies in .npy and .npz files is read an image at a time; nothing in them is 
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import DataError, NoImages
-from featcache.images.archives import Held, damaged, data_offset, unpacked
+from featcache.images.archives import BROKEN, Held, damaged, data_offset, unpacked
 from featcache.images.decode import Undecodable
 from featcache.images.folder import Stamp, reason_of, stamp_of
 from featcache.images.listing import Listed, Listing
@@ -132,7 +133,7 @@ def stored_arrays(path: Path) -> ArraySource:
                 return ArraySource(path, _parts(_Npz(path, file), path))
             held = Held(file)
             stack = _stored(held, 0, held.stamp().size)
-    except (OSError, ValueError, Undecodable) as error:
+    except (*BROKEN, Undecodable) as error:
         raise damaged(path, error) from error
     _check(stack, str(path))
     nothing = [""] * stack.shape[0]
@@ -200,7 +201,7 @@ def _stored(held: Held, start: int, size: int) -> Stored:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
             raise ValueError(f"version {version} of the .npy format")
-        shape, by_columns, dtype = HEADERS[version](file)
+        shape, by_columns, dtype = _header(HEADERS[version], file)
         offset = file.tell()
     if dtype.hasobject:
         raise ValueError("Python objects, which could run code; save plain numbers or strings")
@@ -209,6 +210,15 @@ def _stored(held: Held, start: int, size: int) -> Stored:
     if prod(shape) * dtype.itemsize > size - (offset - start):
         raise ValueError(f"the file ends before the array of shape {shape} does")
     return Stored(shape, dtype, held, offset)
+
+
+def _header(read: Callable[[Any], Header], file: IO[bytes]) -> Header:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        try:
+            return read(file)
+        except Exception as error:  # NumPy's own tokenizer raises kinds that it does not name
+            raise ValueError(f"its header cannot be read: {error}") from error
 
 
 def _check(stack: Stack | Stored, where: str) -> None:

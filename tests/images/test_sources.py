@@ -11,10 +11,13 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny import write_images
 
-from featcache.errors import DataError, DiskFault, ImagesChanged, NoImages
+from featcache.errors import DataError, DiskFault, FeatcacheError, ImagesChanged, NoImages
 from featcache.images import archives, folder
 from featcache.images.decode import Undecodable
 from featcache.images.listing import list_images
@@ -407,3 +410,40 @@ def test_threads_do_not_outlive_a_scan_that_is_stopped(photos):
     with pytest.raises(Stop):
         scan(photos, progress=stop)
     assert threading.active_count() == before
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a folder of small archives, arrays and manifests that are sound: NAMES."""
+    folder = tmp_path_factory.mktemp("whole")
+    photos = write_images(folder / "photos", 2)
+    for kind in ("zip", "tar", "tar.gz", "tar.xz"):
+        packed(photos, folder, kind)
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    np.save(folder / "a.npy", pixels)
+    np.savez(folder / "a.npz", x=pixels, y=[0, 1, 2])
+    np.savez_compressed(folder / "c.npz", x_train=pixels, y_train=["a", "b", "c"])
+    (folder / "m.csv").write_text("path,label\na.png,a\n")
+    return folder
+
+
+def outcome(path):
+    """Return what a scan says, an error or reasons: nothing else may come of it."""
+    try:
+        return [one.reason for one in scan(path, check=True).unreadable]
+    except FeatcacheError as error:
+        return [str(error)]
+
+
+NAMES = ["a.npy", "a.npz", "c.npz", "m.csv", "p.tar", "p.tar.gz", "p.tar.xz", "p.zip"]
+flips = st.lists(st.tuples(st.integers(0, 9999), st.integers(1, 255)), min_size=1, max_size=5)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(name=st.sampled_from(NAMES), flips=flips, share=st.just(1.0) | st.floats(0, 1))
+def test_whatever_is_damaged_raises_errors_of_one_line_and_nothing_else(whole, tmp_path, name, flips, share):
+    content = bytearray((whole / name).read_bytes())
+    for at, bits in flips:
+        content[at % len(content)] ^= bits
+    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    assert all(reason and "\n" not in reason for reason in outcome(tmp_path / name))
