@@ -22,6 +22,7 @@ LITTER_S = 86_400  # a temporary file older than a day belongs to nobody
 TEMPORARY = re.compile(r"\.tmp-(?P<host>[^+]*)\+(?P<process>\d+)\+(?P<of>[0-9a-f]{8})\+[0-9a-f]{8}")
 ATTEMPTS = 20
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
+TIDIED_AWAY = errno.ENOENT  # by another process, which has merged the part that was in the folder
 T = TypeVar("T")
 
 
@@ -266,5 +267,5 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno not in CANNOT_SYNC:
+        if error.errno not in {*CANNOT_SYNC, TIDIED_AWAY}:
             raise

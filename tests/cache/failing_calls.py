@@ -1,4 +1,4 @@
-"""Let the n-th system call of a scene fail, for every n, and look at what is left: cache.failing_calls SCENE FOLDER MANY
+"""Let the n-th system call of a scene fail, for every n; see what is left: cache.failing_calls SCENE FOLDER MANY
 
 A process of its own, because a failure that HDF5 notices can kill it. Prints what it is about to try.
 """
