@@ -1,11 +1,26 @@
 import errno
 import os
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from featcache.errors import DataError, DiskFault, NotARun
-from featcache.files import file_digest, read_json, write_json, write_whole
+from featcache.files import (
+    Overtaken,
+    again,
+    being_written,
+    file_digest,
+    make_folder,
+    read_json,
+    remove,
+    remove_litter,
+    write_json,
+    write_whole,
+    writing,
+)
 
 
 class Failing:
@@ -113,3 +128,157 @@ def test_missing_and_damaged_json_is_named(tmp_path, content):
 def test_a_digest_is_the_sha256_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def leave(folder, *, host=None, process=None, age=0.0):
+    """Make the temporary file of a process; return it."""
+    with suppress(RuntimeError), writing(folder / "x") as _:
+        found = next(folder.glob(".tmp-*")).name
+        raise RuntimeError
+    was_host, was_process, *rest = found.removeprefix(".tmp-").split("+")
+    litter = folder / f".tmp-{'+'.join([host or was_host, str(process or was_process), *rest])}"
+    litter.write_bytes(b"half")
+    os.utime(litter, (time.time() - age, time.time() - age))
+    return litter
+
+
+@pytest.mark.parametrize(
+    ("litter", "gone"),
+    [
+        ({"process": 2**22 + 1}, True),
+        ({}, False),
+        ({"age": 86_500}, True),
+        ({"host": "elsewhere", "process": 2**22 + 1}, False),
+        ({"host": "elsewhere", "age": 86_500}, True),
+        ({"process": 10**30}, False),
+    ],
+)
+def test_litter_is_removed_once_it_is_nobodys(tmp_path, litter, gone):
+    left = leave(tmp_path, **litter)
+    remove_litter(tmp_path)
+    assert left.exists() is not gone
+
+
+@pytest.mark.parametrize("name", [".tmp-notes", ".tmp-a+1", ".tmp-a+1+zz+12", ".tmp-a+1+00000000+00000000.txt"])
+def test_files_of_other_programs_are_never_removed(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    os.utime(tmp_path / name, (0, 0))
+    remove_litter(tmp_path)
+    assert (tmp_path / name).exists()
+
+
+def test_it_shows_while_a_file_is_being_written(tmp_path):
+    seen = []
+    with writing(tmp_path / "a.h5") as sink:
+        sink.write(b"1")
+        seen += [being_written(tmp_path / "a.h5"), being_written(tmp_path / "b.h5")]
+    assert [*seen, being_written(tmp_path / "a.h5")] == [True, False, False]
+    assert being_written(tmp_path / "none" / "a.h5")  # who cannot see must not say no
+
+
+def test_a_file_that_changed_meanwhile_is_not_replaced(tmp_path):
+    (tmp_path / "a").write_bytes(b"theirs")
+    with (
+        pytest.raises(Overtaken, match=r"a was replaced by another process again and again"),
+        writing(tmp_path / "a", lambda: False) as sink,
+    ):
+        sink.write(b"mine")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"a": b"theirs"}
+
+
+def test_work_is_done_again_when_it_was_overtaken_but_not_for_ever(tmp_path):
+    tries = []
+
+    def work(times):
+        tries.append(1)
+        if len(tries) < times:
+            raise Overtaken(tmp_path)
+        return "done"
+
+    assert again(lambda: work(5)) == "done"
+    assert len(tries) == 5
+    with pytest.raises(DataError, match=r"Run the command once more"):
+        again(lambda: work(10**6))
+    assert len(tries) < 100
+
+
+def test_many_threads_do_not_change_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda at: write_whole(tmp_path / str(at), b""), range(200)))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_link_stays_a_link_to_the_new_content(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "file").write_bytes(b"old")
+    (tmp_path / "near").symlink_to(tmp_path / "far" / "file")
+    write_whole(tmp_path / "near", b"new")
+    assert (tmp_path / "near").is_symlink()
+    assert (tmp_path / "far" / "file").read_bytes() == b"new"
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make_folder(tmp_path / "deep" / "er")
+    write_whole(tmp_path / "deep" / "er" / "file", b"x")
+    assert (tmp_path / "deep" / "er" / "file").read_bytes() == b"x"
+
+
+def test_every_folder_that_is_made_is_durable(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), real(handle)))
+    make_folder(tmp_path / "a" / "b")
+    assert {one.stat().st_ino for one in (tmp_path, tmp_path / "a")} <= set(synced)
+    synced.clear()
+    make_folder(tmp_path / "a" / "b")  # another process may have made it and not come to syncing it
+    assert synced == [(tmp_path / "a").stat().st_ino]
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_fault(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DiskFault, match=r"Cannot make the folder .*file/inside"):
+        make_folder(tmp_path / "file" / "inside")
+
+
+def test_a_file_that_cannot_be_removed_is_a_disk_fault(tmp_path):
+    remove(tmp_path / "none")
+    with pytest.raises(DiskFault, match=r"Cannot remove .*: Is a directory"):
+        remove(tmp_path)
+
+
+def test_a_sink_is_a_file_that_never_raises(tmp_path):
+    with writing(tmp_path / "a") as sink:
+        assert sink.write(b"0123456789") == 10
+        assert (sink.seek(2), sink.read(3), sink.tell()) == (2, b"234", 5)
+        assert sink.read() == b"56789"
+        assert (sink.seek(-1, os.SEEK_END), sink.seek(-2, os.SEEK_CUR), sink.read(9)) == (9, 7, b"789" + bytes(6))
+        sink.seek(12)
+        sink.write(b"c")
+        assert sink.truncate(14) == 14
+        sink.flush()
+    assert (tmp_path / "a").read_bytes() == b"0123456789\0\0c\0"
+
+
+def test_a_sink_that_failed_once_touches_the_disk_no_more(tmp_path):
+    with pytest.raises(DiskFault, match=r"Cannot write .*a: first"), writing(tmp_path / "a") as sink:
+        sink.write(b"good")
+        sink.fail(OSError("first"))
+        sink.fail(OSError("second"))
+        assert (sink.write(b"bad"), sink.truncate(99), sink.seek(0), sink.read(4)) == (3, 99, 0, bytes(4))
+        assert os.fstat(sink.handle).st_size == 4
+    assert list(tmp_path.iterdir()) == []

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
 
 from featcache.arrays import Features
 from featcache.cache import layout
-from featcache.errors import DataError, NotACache
-from featcache.spec import Tap, canonical_json
+from featcache.errors import DataError, NotACache, UsageError
+from featcache.spec import Dtype, Tap, canonical_json
 
 BLOCK_BYTES = 16 * 2**20
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
@@ -49,7 +49,7 @@ class Piece:
         digests = layout.plain(group, "digest", "S", (1,), source)
         made_by = layout.plain(group, "made_by", "u", (1,), source)[()]
         tap = described(group, source)
-        makers = tuple(canonical_json(one) for one in json.loads(layout.text_of(group, "provenance")))
+        makers = _makers(layout.text_of(group, "provenance"))
         agree = len(features) == len(digests) == len(made_by) and made_by.max(initial=0) < len(makers)
         if not agree or tap.fingerprint != layout.text_of(group, "fingerprint") or features.dtype != tap.dtype:
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
@@ -163,9 +163,24 @@ def by_tap(pieces: Iterable[Piece]) -> dict[str, TapRows]:
 def described(group: Any, source: Path) -> Tap:
     """Return the tap that a group says it is. Raises NotACache."""
     try:
-        return Tap.from_json(layout.text_of(group, "tap"))
-    except DataError as error:
+        tap = Tap.from_json(layout.text_of(group, "tap"))
+        tap.to_json()  # refuses what has no fingerprint either
+    except (DataError, UsageError) as error:
         raise NotACache(f"{source}: '{group.name}' is damaged. {error}") from error
+    if group.name != f"/taps/{tap.name}" or tap.dtype not in get_args(Dtype):
+        raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
+    return tap
+
+
+def _makers(text: str) -> tuple[str, ...]:
+    """Return each entry of a JSON list of objects as JSON. Raises ValueError."""
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError("what made the rows is not a list")
+    try:
+        return tuple(canonical_json(one) for one in found)
+    except UsageError as error:
+        raise ValueError("what made the rows is not JSON") from error
 
 
 def write_tap(

@@ -153,6 +153,98 @@ def test_a_declared_shape_that_is_not_stored_is_refused_before_it_fills_the_memo
         read_all(path)
 
 
+def compressed(group, name):
+    group.create_dataset(name, data=np.zeros((3, 3), np.float32), chunks=(1, 3), compression="gzip")
+
+
+def in_its_header(group, name):
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    h5py.h5d.create(group.id, name.encode(), h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((3, 3)), plist)
+
+
+@pytest.mark.parametrize("make", [compressed, in_its_header])
+def test_a_dataset_that_may_be_larger_than_its_file_is_refused(path, make):
+    replace(path, f"taps/{TOP.name}/features", make)
+    with pytest.raises(NotACache, match=r"'/taps/toy/top/features' is not a plain 2-dimensional array"):
+        read_all(path)
+
+
+@pytest.mark.parametrize("name", ["images/path", f"taps/{TOP.name}/digest"])
+@pytest.mark.parametrize(("shape", "dtype"), [((3,), "S300000000"), ((2**29,), "S1")])
+def test_a_text_column_that_is_declared_but_not_stored_is_refused(path, name, shape, dtype):
+    replace(path, name, lambda group, last: group.create_dataset(last, shape, dtype))
+    with pytest.raises(NotACache, match=rf"'/{name}' declares \d+ bytes that it does not hold"):
+        read_all(path)
+
+
+def test_an_array_that_would_reach_behind_the_end_of_the_file_is_refused(path):
+    with h5py.File(path) as file:
+        header = file["taps"][TOP.name]["features"].id.get_offset()
+    data = path.read_bytes()
+    at = data.index(header.to_bytes(8, "little") + (36).to_bytes(8, "little"))
+    path.write_bytes(data[:at] + (len(data) - 8).to_bytes(8, "little") + data[at + 8 :])
+    with pytest.raises(NotACache, match=r"cache.h5(: dataset '/taps/toy/top/features' declares 36 bytes| is damaged)"):
+        read_all(path)
+
+
+def attribute(path, group, name, value):
+    with h5py.File(path, "r+") as file:
+        file[group].attrs[name] = value
+
+
+@pytest.mark.parametrize("name", ["tap", "provenance", "fingerprint", "content_digest"])
+@pytest.mark.parametrize("value", [np.bytes_(b"x" * 60_000), "text of variable length", 7, np.zeros(9), [b"a", b"b"]])
+def test_an_attribute_that_is_not_what_was_written_is_refused(path, name, value):
+    attribute(path, f"taps/{TOP.name}", name, value)
+    with pytest.raises(NotACache) as caught:
+        read_all(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["", "{}", '"text"', "null", "3", "[[]", "[" * 10_000, '[{"a":NaN}]'])
+def test_a_provenance_that_is_no_list_is_refused(path, text):
+    attribute(path, f"taps/{TOP.name}", "provenance", np.bytes_(text))
+    with pytest.raises(NotACache, match=r"cache.h5(: tap '/taps/toy/top' does not match| is damaged)"):
+        read_all(path)
+
+
+def test_a_maker_that_there_is_not_is_refused(path):
+    replace(path, f"taps/{TOP.name}/made_by", lambda group, last: group.create_dataset(last, data=np.uint8([0, 1, 0])))
+    with pytest.raises(NotACache, match=r"tap '/taps/toy/top' does not match its own description"):
+        read_all(path)
+
+
+def test_a_tap_that_is_missing_is_noticed(path):
+    with h5py.File(path, "r+") as file:
+        del file["taps"][TOP.name]
+    with pytest.raises(NotACache, match=r"it does not hold the taps and images that were written"):
+        Cache.open(path)
+
+
+def test_a_tap_that_was_put_in_is_noticed(path):
+    with h5py.File(path, "r+") as file:
+        file["taps"].copy(TOP.name, "other")
+    with pytest.raises(NotACache, match=r"it does not hold the taps and images that were written"):
+        Cache.open(path)
+
+
+def test_a_group_that_holds_itself_is_read_in_finite_time(path):
+    with h5py.File(path, "r+") as file:
+        file["taps"]["round"] = file["taps"]
+    assert len(read_all(path)) == 3
+
+
+def test_a_file_that_may_not_be_read_is_named(path, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(NotACache, match=r"Cannot read .*cache.h5: Permission denied"):
+        Cache.open(path)
+
+
 def test_features_that_are_not_those_described_are_refused(path):
     with h5py.File(path, "r+") as file:
         tap = file["taps"][TOP.name]
@@ -172,6 +264,18 @@ def test_a_tap_without_a_description_is_refused(path, text):
     with h5py.File(path, "r+") as file:
         file["taps"][TOP.name].attrs["tap"] = np.bytes_(text)
     with pytest.raises(NotACache, match=r"cache.h5: '/taps/toy/top' is damaged. Not the description of a tap"):
+        Cache.open(path)
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"name":"toy/top"', b'"name":7'), (b'"seed":1', b'"seed":NaN'), (b'"alpha",0.5', b'"alpha",NaN')]
+)
+def test_a_tap_of_odd_values_is_refused(path, change):
+    with h5py.File(path, "r+") as file:
+        attributes = file["taps"][TOP.name].attrs
+        assert change[0] in attributes["tap"]
+        attributes["tap"] = np.bytes_(bytes(attributes["tap"]).replace(*change))
+    with pytest.raises(NotACache, match=r"cache.h5: (tap )?'/taps/toy/top' (does not match|is damaged)"):
         Cache.open(path)
 
 

@@ -1,6 +1,10 @@
 """Rows appear whole or not at all, and the merged file does not tell how often the work was interrupted."""
 
+import json
 import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.cache import parts
+from featcache.cache.check import verify
 from featcache.cache.layout import part_files, part_name, parts_folder
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NotACache
@@ -205,3 +210,146 @@ def test_parts_of_another_extraction_that_come_while_merging_stay(tmp_path, monk
     assert sorted(parts.read_rows(path)[TOP.fingerprint].digests) == sorted(DIGESTS)
     merge(path)
     assert not parts_folder(path).exists()
+
+
+def test_every_row_tells_what_computed_it(tmp_path):
+    path = tmp_path / "c.h5"
+    makers = [canonical_json({"engine": name}) for name in ("b", "a", "unused")]
+    for maker, low, high in ((0, 0, 4), (1, 4, 9), (2, 0, 2)):
+        parts.commit(path, [TOP], DIGESTS[low:high], [features_of(DIGESTS[low:high])], makers[maker])
+        merge(path)
+    rows = parts.read_rows(path)[TOP.fingerprint]
+    used, made_by = rows.made_by(DIGESTS[:9])
+    assert used == (makers[1], makers[0])
+    assert made_by.dtype == np.uint8
+    assert made_by.tolist() == [1] * 4 + [0] * 5
+    assert rows.makers == (makers[1], makers[0])
+    with h5py.File(path) as file:
+        assert json.loads(file["taps/toy/top"].attrs["provenance"]) == [{"engine": "a"}, {"engine": "b"}]
+
+
+def test_rows_of_too_many_makers_are_refused_in_one_line(tmp_path):
+    path, digests = tmp_path / "c.h5", [f"{number:064x}" for number in range(101)]
+    for number, digest in enumerate(digests):
+        parts.commit(path, [TOP], [digest], [features_of([digest])], canonical_json({"engine": number}))
+    with pytest.raises(NotACache, match=r"Tap 'toy/top' was computed by 101 kinds of software. Extract it anew"):
+        merge(path)
+
+
+def test_rows_of_other_widths_under_one_fingerprint_are_refused(tmp_path):
+    path = tmp_path / "c.h5"
+    for width, low in ((3, 0), (4, 5)):
+        parts.commit(path, [TOP], DIGESTS[low : low + 5], [features_of(DIGESTS[low : low + 5], width)], "{}")
+    with pytest.raises(NotACache, match=r"tap 'toy/top' has rows of different widths. Extract it anew"):
+        parts.read_rows(path)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_half_precision_maps_come_back_as_they_were(tmp_path, folder):
+    path = tmp_path / "c"
+    if folder:
+        path.mkdir()
+    tap = replace(TOP, name="toy/maps", pooling="none", dtype="float16")
+    maps = np.random.default_rng(0).normal(0, 9e3, (12, 3, 2, 5)).astype(np.float16)
+    parts.commit(path, [tap], DIGESTS[:7], [maps[:7]], "{}")
+    parts.commit(path, [tap], DIGESTS[7:], [maps[7:]], "{}")
+    cache = merge(path, ROWS[::-1])
+    for order in (ROWS, ROWS[::-1], ROWS[3:9:2], [ROWS[5], ROWS[1], ROWS[5]], []):
+        found = cache.features(order)
+        assert found.dtype == np.float32
+        assert found.shape[1:] == (3, 2, 5)
+        assert np.array_equal(found, maps[[ROWS.index(row) for row in order]].astype(np.float32))
+    assert cache.vectors == ()
+
+
+@pytest.mark.parametrize("block", [1, 30, 64, 10**6])
+def test_rows_are_the_same_in_blocks_of_any_size(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("featcache.cache.rows.BLOCK_BYTES", block)
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[6:])
+    commit(path, DIGESTS[:6])
+    cache = merge(path, ROWS[::-1])
+    for order in (ROWS, ROWS[::-1], [ROWS[0], ROWS[11], ROWS[4], ROWS[4]]):
+        assert np.array_equal(cache.features(order), features_of([row.digest for row in order]))
+    assert verify(path).problems == ()
+
+
+def test_small_parts_of_a_folder_are_put_together(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    path.mkdir()
+    monkeypatch.setattr(parts, "PART_BYTES", 5 * 12)
+    for at in range(12):
+        commit(path, DIGESTS[at : at + 1])
+    cache = merge(path)
+    assert len(part_files(path)) == 3
+    assert np.array_equal(cache.features(ROWS), features_of(DIGESTS))
+    before = [part.name for part in part_files(path)]
+    merge(path)
+    assert [part.name for part in part_files(path)] == before
+
+
+def test_a_large_part_of_a_folder_stays_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    path.mkdir()
+    large = commit(path, DIGESTS[:11])
+    monkeypatch.setattr(parts, "SMALL_BYTES", large.stat().st_size)
+    commit(path, DIGESTS[11:])
+    merge(path)
+    assert large in part_files(path)
+    assert len(part_files(path)) == 2
+
+
+def test_ctrl_c_while_merging_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS)
+    real = parts.write_rows
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "write_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            merge(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["c.h5.parts"]
+    assert np.array_equal(merge(path).features(ROWS), features_of(DIGESTS))
+
+
+def test_the_lock_keeps_others_waiting_and_says_so(tmp_path):
+    path, said = tmp_path / "c.h5", []
+    with parts.lock(path, lambda: said.append("first")) as waited:
+        assert not waited
+        second = threading.Thread(target=lambda: wait_for(path, said))
+        second.start()
+        while not said:
+            time.sleep(0.01)
+        assert said == ["waits"]
+    second.join(10)
+    assert said == ["waits", True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def wait_for(path, said):
+    with parts.lock(path, lambda: said.append("waits")) as waited:
+        said.append(waited)
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError()])
+def test_where_nothing_can_be_locked_the_work_goes_on(tmp_path, monkeypatch, error):
+    def refused(*args, **options):
+        raise error
+
+    monkeypatch.setattr("featcache.cache.parts.FileLock.acquire", refused)
+    with parts.lock(tmp_path / "c.h5", lambda: None) as waited:
+        assert not waited
+
+
+def test_leaving_the_lock_removes_what_killed_processes_left_and_nothing_else(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[:3])
+    with parts.lock(path, lambda: None):
+        (tmp_path / ".tmp-mine").write_bytes(b"of another program")
+        os.utime(tmp_path / ".tmp-mine", (0, 0))
+    assert (tmp_path / ".tmp-mine").exists()
+    assert len(part_files(path)) == 1
