@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache_cli.output import Json, Quiet, emit, progress, say
-from featcache_cli.scan import AllowOutside, GroupFrom, Split
+from featcache_cli.scan import AllowOutside, GroupFrom, Split, Where
 
 if TYPE_CHECKING:
     from featcache.extraction import Estimate, Extracted
 
 
 def command(
-    images: Annotated[
-        Path, typer.Argument(help="Folder of class folders, of train/val/test folders, or of images; zip, tar, csv, npz.")
-    ],
+    images: Where,
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to make or bring up to date.")],
     backbone: Annotated[
         str,
-        typer.Option("--backbone", "-b", help="Names, with options: mobilenet_v2:alpha=0.35,resnet50; or a model file."),
+        typer.Option(
+            "--backbone", "-b", help="Names, with options: mobilenet_v2:alpha=0.35,resnet50; or a model file."
+        ),
     ] = "mobilenet_v2",
     tap: Annotated[
         str, typer.Option("--tap", help="Layers to read, comma between them; top is the last, auto one per block.")
@@ -35,7 +35,9 @@ def command(
     views: Annotated[
         str, typer.Option("--views", help="1, flip, or a number: the image, its mirror image, and seeded crops.")
     ] = "1",
-    precision: Annotated[str, typer.Option("--precision", help="Of the network: float32, bfloat16, float16.")] = "float32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the network: float32, bfloat16, float16.")
+    ] = "float32",
     dtype: Annotated[str, typer.Option("--dtype", help="Of stored features: float32 or float16.")] = "float32",
     engine: Annotated[
         str, typer.Option("--engine", help="auto, keras or openvino: auto takes what is faster and agrees with Keras.")

@@ -120,19 +120,20 @@ class Pass:
             writer.shutdown(wait=True)
 
     def time(self, num_batches: int) -> float:
-        """Return the seconds that `run` would take by the rate of the first batches, once everything is compiled."""
-        decoder, done, started = self._decoder(), 0, 0.0
+        """Return the seconds that `run` would take: to start, and by the rate of the batches after the first."""
+        began, decoder = time.perf_counter(), self._decoder()
+        ends: list[tuple[float, int]] = []  # (seconds since the beginning, images done by then)
         try:
-            for _ in range(num_batches + 1):
-                good = self._usable(decoder, decoder.take())
-                for target in self.targets:
-                    if good:
-                        self._forward(target, good)
-                done += len(good) if started else 0
-                started = started or time.perf_counter()
+            while len(ends) <= num_batches and (decoded := decoder.take()):
+                good = self._usable(decoder, decoded)
+                for target in self.targets if good else []:
+                    self._forward(target, good)
+                ends.append((time.perf_counter() - began, (ends[-1][1] if ends else 0) + len(decoded)))
         finally:
             decoder.close()
-        return (time.perf_counter() - started) / max(done, 1) * len(self.rows)
+        (start_s, first), (end_s, last) = ends[0], ends[-1]
+        per_image = (end_s - start_s) / (last - first) if last > first else 0.0
+        return start_s + per_image * (len(self.rows) - first)
 
     def _decoder(self) -> Decoder:
         return Decoder(self.source, self.rows, self.preprocess, tuple(self.targets[0].taps), self.batch)
@@ -143,7 +144,7 @@ class Pass:
         for target in self.targets if good else []:
             target.started = target.started or target.start(np.stack([one.pixels for one in good]))
         engines = [target.started.engine for target in self.targets if target.started is not None]
-        decoder.batch = max((engine.batch for engine in engines), default=decoder.batch)
+        decoder.batch = max([self.batch, *(engine.batch for engine in engines)])
         return good
 
     def _forward(self, target: Target, some: Sequence[Decoded]) -> list[Features]:

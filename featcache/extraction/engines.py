@@ -20,6 +20,7 @@ from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
 from featcache.spec import BackboneSpec, Precision, Tap, canonical_json
 
 BATCH = 32  # on CPUs more images at once are not faster, for networks of photographs
+OPENVINO_BATCH = 4  # the feature maps of a few images stay in the CPU's own memory: 1.25 times as fast as 32
 MAX_BATCH = 1024
 SMALL_SIZE = 64  # pixels
 CHEAPER = 0.15
@@ -122,7 +123,7 @@ def choose(
     backbone = build_at("float32")
     exact = KerasEngine(backbone, taps, size, device)
     try:
-        fast = OpenVINOEngine(backbone, taps, size, precision)
+        fast = OpenVINOEngine(backbone, taps, batch or OPENVINO_BATCH, precision)
         agreement = agree(exact.forward(sample), fast.forward(sample), precision)
     except EnvironmentFault as error:
         if engine == "openvino":
@@ -132,7 +133,7 @@ def choose(
     if engine == "openvino":
         return fast
     slow = exact if precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
-    gain = seconds(slow, sample) / seconds(fast, sample)
+    gain = seconds_per_image(slow, sample) / seconds_per_image(fast, sample)
     say(f"OpenVINO is {gain:.1f} times as fast as Keras on these images and {agreement}")
     return fast if gain >= FASTER else slow
 
@@ -153,16 +154,16 @@ def agree(exact: Sequence[Features], other: Sequence[Features], precision: Preci
     return found
 
 
-def seconds(engine: Engine, sample: Pixels) -> float:
-    """Return how long a batch takes, the better of two, once everything is compiled."""
-    batch = np.resize(sample, (engine.batch, *sample.shape[1:]))
-    engine.forward(batch)
+def seconds_per_image(engine: Engine, sample: Pixels) -> float:
+    """Return how long an image takes, the better of two tries, once everything is compiled."""
+    images = np.resize(sample, (max(engine.batch, BATCH), *sample.shape[1:]))
+    engine.forward(images)
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        engine.forward(batch)
+        engine.forward(images)
         times.append(time.perf_counter() - started)
-    return min(times)
+    return min(times) / len(images)
 
 
 def _on_cpu(device: str) -> bool:
@@ -178,10 +179,10 @@ def _with_best_batch(engine: KerasEngine, sample: Pixels, num_images: int) -> Ke
     """Double the batch while that makes an image cheaper: on a GPU, and for images so small that calls cost more."""
     if num_images < WORTH_TRYING or (sample.shape[1] > SMALL_SIZE and _on_cpu("auto")):
         return engine
-    per_image = seconds(engine, sample) / engine.batch
+    per_image = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):
         engine.batch *= 2
-        try_now = seconds(engine, sample) / engine.batch
+        try_now = seconds_per_image(engine, sample)
         if try_now > per_image * (1 - CHEAPER):
             engine.batch //= 2
             break

@@ -223,7 +223,7 @@ def fake(monkeypatch):
 @pytest.mark.parametrize(("times", "chosen"), [((2.0, 1.0), "openvino"), ((1.0, 1.0), "keras"), ((1.0, 2.0), "keras")])
 def test_auto_takes_the_faster_engine(fake, toy_taps, times, chosen):
     said = []
-    fake.setattr(engines, "seconds", lambda engine, sample: times[engine.name.startswith("openvino")])
+    fake.setattr(engines, "seconds_per_image", lambda engine, sample: times[engine.name.startswith("openvino")])
     engine = choose(build_toy, toy_taps, SAMPLE, num_images=1000, say=said.append)
     assert engine.name.split()[0] == chosen
     assert f"OpenVINO is {times[0] / times[1]:.1f} times as fast as Keras" in said[0]
@@ -232,7 +232,7 @@ def test_auto_takes_the_faster_engine(fake, toy_taps, times, chosen):
 def test_auto_never_takes_an_engine_that_disagrees(fake, toy_taps):
     said = []
     fake.setattr(Fake, "factor", 1.02)
-    fake.setattr(engines, "seconds", lambda engine, sample: 1.0 if "openvino" in engine.name else 9.0)
+    fake.setattr(engines, "seconds_per_image", lambda engine, sample: 1.0 if "openvino" in engine.name else 9.0)
     assert choose(build_toy, toy_taps, SAMPLE, num_images=1000, say=said.append).name.startswith("keras")
     assert "does not agree with Keras" in said[0]
     with pytest.raises(EnvironmentFault, match="does not agree with Keras"):
@@ -353,9 +353,9 @@ def test_other_backends_of_keras_give_the_same_features(photos, tmp_path, backen
 
 
 def test_tiny_images_go_through_in_larger_batches_while_that_pays(monkeypatch, toy_taps):
-    monkeypatch.setattr(engines, "seconds", lambda engine, sample: 1 + engine.batch / 256)
+    monkeypatch.setattr(engines, "seconds_per_image", lambda engine, sample: 1 / engine.batch + 0.0001)
     assert choose(build_toy, toy_taps, SAMPLE, engine="keras", num_images=100_000).batch == 1024
-    monkeypatch.setattr(engines, "seconds", lambda engine, sample: engine.batch / 100)
+    monkeypatch.setattr(engines, "seconds_per_image", lambda engine, sample: 0.01)
     assert choose(build_toy, toy_taps, SAMPLE, engine="keras", num_images=100_000).batch == 32
     assert choose(build_toy, toy_taps, SAMPLE, engine="keras", num_images=100_000, batch=7).batch == 7
 
