@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featcache.backbones.build import Backbone, freeze_noise, pooled, preprocessed
+from featcache.backbones.build import Backbone, entering, freeze_noise, pooled
 from featcache.errors import ShapeMismatch
 from featcache.heads.linear import DenseHead
 from featcache.spec import Preprocess, Tap
@@ -27,7 +27,7 @@ def assemble(backbone: Backbone, tap: Tap, head: DenseHead | None, num_classes: 
     if head is not None:
         freeze_noise(network)
     sized = _resizing(tap.preprocess)(keras.ops.cast(image, "float32"))
-    features = pooled(network(preprocessed(sized, tap.preprocess)), tap.pooling)
+    features = pooled(network(entering(network, sized, tap.preprocess)), tap.pooling)
     sizes = [num_classes] if head is None else [kernel.shape[1] for kernel in head.kernels]
     if head is not None and features.shape[-1] != len(head.kernels[0]):
         raise ShapeMismatch(

@@ -46,7 +46,7 @@ class Backbone:
         if layer not in names:
             raise UnknownBlock(f"Backbone '{self.spec.name}' has no layer '{layer}'{did_you_mean(layer, names)}")
         output = self.network.get_layer(layer).output
-        return keras.Model(self.network.inputs, output, name=f"{self.network.name}_{layer}")
+        return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_{layer}")
 
     def auto_layers(self) -> list[str]:
         """Return the layer that ends each block, and "top": what `--tap auto` reads."""
@@ -65,7 +65,7 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision 
     where), WeightsMismatch.
     """
     if spec.origin != "registry":
-        return _own(spec, precision)
+        return _own(spec, size, precision)
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
@@ -74,15 +74,24 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision 
         warnings.simplefilter("ignore", UserWarning)  # that the weights were trained at another size
         network = _construct(entry, spec, size, pooling)
     network.trainable = False
+    _finish_in_float32(network)
     return Backbone(spec, network, _digest(network))
 
 
-def _own(spec: BackboneSpec, precision: Precision) -> Backbone:
-    if precision != "float32":
-        raise UsageError(f"Keras computes '{spec.name}' as it was saved; for {precision} use --engine openvino")
-    loaded = own.load(spec)
-    loaded.model.trainable = False
-    return Backbone(spec, loaded.network, _digest(loaded.model), loaded.architecture)
+def _own(spec: BackboneSpec, size: int, precision: Precision) -> Backbone:
+    with computing_in(precision):
+        model = own.load(spec, size)
+    if model.inputs[0].shape[1] not in (None, size):
+        raise UsageError(f"'{spec.name}' takes images of {model.inputs[0].shape[1]} pixels; got size {size}")
+    try:
+        model = own.at_policy(model, _policy(precision))
+    except Exception as error:  # layers of other kinds, such as quantized ones, raise what they like
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"'{spec.name}' cannot compute in {precision}: {reason}") from error
+    model.trainable = False
+    network = own.headless(model)
+    _finish_in_float32(network)
+    return Backbone(spec, network, _digest(model), own.architecture(model))
 
 
 def check_size(entry: Entry, size: int) -> None:
@@ -98,12 +107,18 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
     preprocess = taps[0].preprocess
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
     cuts = [backbone.cut(tap.layer) for tap in taps]
-    [entrance] = backbone.network.inputs
-    inner = keras.Model(entrance, [cut.outputs[0] for cut in cuts], name="backbone")
-    ready = preprocessed(keras.ops.cast(pixels, "float32"), preprocess)
-    maps = inner(keras.ops.cast(ready, entrance.dtype) if entrance.dtype != ready.dtype else ready)
+    inner = keras.Model(backbone.network.inputs[0], [cut.outputs[0] for cut in cuts], name="backbone")
+    maps = inner(entering(inner, keras.ops.cast(pixels, "float32"), preprocess))
     maps = maps if isinstance(maps, list) else [maps]
     return keras.Model(pixels, [pooled(one, tap.pooling) for one, tap in zip(maps, taps, strict=True)])
+
+
+def entering(network: Any, pixels: Any, preprocess: Preprocess) -> Any:
+    """Return what enters the network for float pixels 0..255, whole numbers where it takes those."""
+    import keras
+
+    ready, dtype = preprocessed(pixels, preprocess), network.inputs[0].dtype
+    return keras.ops.cast(keras.ops.round(ready), dtype) if "int" in dtype else ready
 
 
 def preprocessed(pixels: Any, preprocess: Preprocess) -> Any:
@@ -188,13 +203,31 @@ def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
         raise UsageError(f"Backbone '{spec.name}' cannot be built as asked: {reason}") from error
 
 
+def _policy(precision: Precision) -> str:
+    """Return Keras' name for computing in this precision from float32 weights."""
+    return precision if precision == "float32" else f"mixed_{precision}"
+
+
+def _finish_in_float32(network: Any) -> None:
+    """Pool in float32 where the network ends in its pooling, whatever it computes in before."""
+    import keras
+
+    layers = keras.layers
+    after = (layers.LayerNormalization, layers.Dropout, layers.Flatten)
+    for layer in reversed(network.layers):
+        if isinstance(layer, (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, *after)):
+            layer.dtype_policy = "float32"
+        else:
+            return
+
+
 @contextmanager
 def computing_in(precision: Precision) -> Iterator[None]:
     """Build layers that compute in this precision, with variables in float32."""
     import keras
 
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    keras.config.set_dtype_policy(_policy(precision))
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
 """A user's own Keras model as a backbone: a file, or a function that returns one.
 
 A file is loaded in Keras' safe mode and not compiled, so nothing in it runs. How pixels enter is known only where
-the model begins with it (a Rescaling or Normalization layer, uint8 input) or where featcache wrote it; otherwise the
-user has to say, since a wrong guess would give worse features without a word.
+the model begins with it (a layer that scales 0..255, uint8 input) or where featcache wrote it; otherwise the user has
+to say, since a wrong guess would give worse features without a word. Of a .keras file all this is read without Keras,
+so that a second extraction needs neither Keras nor the model.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import json
@@ -15,48 +15,33 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.spec import BackboneSpec, Mode, canonical_json
+from featcache.spec import BackboneSpec, Mode, Resize, digest_of
 
-SUFFIXES = (".keras", ".h5", ".hdf5")
 FACTS = "featcache.json"  # in a model that featcache wrote
-_FILE = re.compile(r"(?P<path>.*?(?:\.keras|\.h5|\.hdf5))(?::(?P<options>.*))?", re.IGNORECASE | re.DOTALL)
+_NAMED = re.compile(r"[\w-]+:\w+=.*", re.DOTALL)  # of the registry, with options: they may name a file too
+_FILE = re.compile(r"(?P<path>.*?\.(?:keras|h5|hdf5))(?::(?P<options>.*))?", re.IGNORECASE | re.DOTALL)
 _FUNCTION = re.compile(r"(?P<path>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(?P<options>.*))?")
-_BEGINNINGS = ("Rescaling", "Normalization")  # layers that turn pixels 0..255 into the network's input
+_AUGMENTING = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop")  # leave pixels between 0 and 255
+_LARGEST_SCALE = 1 / 16  # a Rescaling of more takes something smaller than 0..255
+_SCORES = ("softmax", "sigmoid", "linear", "log_softmax")  # activations that make a last Dense a classifier
 
 
 @dataclass(frozen=True)
-class Own:
-    """A loaded model. size, mode: what it says of itself, None where it says nothing."""
+class Facts:
+    """What a model says of itself; None where it says nothing."""
 
-    model: Any
     size: int | None
     mode: Mode | None
-    architecture: str  # SHA-256 of its configuration
-
-    @property
-    def network(self) -> Any:
-        """The model without its classifier: up to what enters a last Dense layer, if it ends in one."""
-        import keras
-
-        layers = [layer for layer in self.model.layers if not isinstance(layer, keras.layers.InputLayer)]
-        while len(layers) > 1 and isinstance(layers[-1], (keras.layers.Activation, keras.layers.Softmax)):
-            layers.pop()
-        if len(layers) < 2 or not isinstance(layers[-1], keras.layers.Dense):
-            return self.model
-        before = layers[-1].input
-        if isinstance(layers[-2], keras.layers.Dropout) and layers[-2].output is before:
-            before = layers[-2].input
-        return keras.Model(self.model.inputs, before, name=self.model.name)
+    resize: Resize | None
 
 
 def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
@@ -66,8 +51,10 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     ['mode=tf', 'size=96']
     >>> parse("shop.networks:small")[0].weights
     'shop.networks:small'
-    >>> parse("mobilenet_v2:alpha=0.35")
+    >>> parse("mobilenet_v2:weights=mine.h5")
     """
+    if _NAMED.fullmatch(text):
+        return None
     if match := _FILE.fullmatch(text):
         path = Path(match["path"])
         spec = BackboneSpec(path.stem, (), str(path.resolve()), origin="file")
@@ -78,73 +65,153 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     return spec, [part for part in (match["options"] or "").split(":") if part]
 
 
-def load(spec: BackboneSpec) -> Own:
-    """Return the model. Raises NotAModel or UsageError in one line; code in a file is not run."""
-    if spec.origin == "import":
-        return _checked(spec, _called(spec.weights), None)
+def facts_of(spec: BackboneSpec, size: int | None) -> Facts:
+    """Return what the model says of itself. Raises NotAModel or UsageError in one line.
+
+    size: what the user asks for, if anything.
+    """
     path = Path(spec.weights)
-    if not path.is_file():
-        raise UsageError(f"There is no model file {path}")
-    status = path.stat()
-    return _from_file(spec, (status.st_size, status.st_mtime_ns))
+    config = _read(path, "config.json") if spec.origin == "file" else None
+    try:
+        found = None if config is None else _facts(spec, config)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        found = None  # a configuration of another shape: Keras will know
+    found = found or _facts_of(spec, load(spec, size))
+    ours = _read(path, FACTS) if spec.origin == "file" else None
+    if ours is None:
+        return found
+    preprocess = json.loads(ours["tap"])["preprocess"]
+    return Facts(preprocess["size"], found.mode, preprocess["resize"])
 
 
-@lru_cache(maxsize=4)
-def _from_file(spec: BackboneSpec, stamp: tuple[int, int]) -> Own:
+def load(spec: BackboneSpec, size: int | None) -> Any:
+    """Return the model, anew each time. Raises NotAModel or UsageError in one line; code in a file is not run."""
     start_keras()
     import keras
 
-    path = Path(spec.weights)
+    model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights))
+    if not isinstance(model, keras.Model) or len(getattr(model, "inputs", None) or ()) == 0:
+        raise NotAModel(f"{spec.weights} is no Keras model with a known input (functional or sequential)")
+    if len(model.outputs) != 1:
+        names = ", ".join(model.output_names)
+        raise NotAModel(f"{spec.weights} has {len(model.outputs)} outputs ({names}). Save the part that gives one")
+    _check_inputs(spec, [tuple(one.shape) for one in model.inputs])
+    return model
+
+
+def headless(model: Any) -> Any:
+    """Return the model without its classifier: up to what enters a last Dense layer, if it ends in one.
+
+    Whatever only turns scores into other scores may follow that layer; a Dropout before it goes as well.
+    """
+    import keras
+
+    layers = keras.layers
+    last, before = _made_by(model.outputs[0])
+    while isinstance(last, (layers.Softmax, layers.Dropout)) or (isinstance(last, layers.Activation) and _scores(last)):
+        last, before = _made_by(before)
+    if not isinstance(last, layers.Dense) or not _scores(last):
+        return model
+    maker, earlier = _made_by(before)
+    before = earlier if isinstance(maker, layers.Dropout) else before
+    return keras.Model(model.inputs[0], before, name=model.name)
+
+
+def at_policy(model: Any, policy: str) -> Any:
+    """Return the model with all layers computing by this policy (Keras' name of it), from the same weights."""
+    import keras
+
+    if all(layer.dtype_policy.name == policy for layer in model._flatten_layers(include_self=False)):
+        return model
+
+    def again(layer: Any) -> Any:
+        return layer.__class__.from_config(layer.get_config() | {"dtype": policy})
+
+    changed = keras.models.clone_model(model, clone_function=again, recursive=True)
+    changed.set_weights(model.get_weights())
+    return changed
+
+
+def architecture(model: Any) -> str:
+    """Return the SHA-256 of a model's configuration: without its name and without the precision it was saved in."""
+    config = json.loads(model.to_json())
+    config.pop("compile_config", None)
+    config["config"].pop("name", None)
+    return digest_of(_without_dtypes(config))
+
+
+def _without_dtypes(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return {key: _without_dtypes(value) for key, value in config.items() if key != "dtype"}
+    return [_without_dtypes(one) for one in config] if isinstance(config, list) else config
+
+
+def _scores(layer: Any) -> bool:
+    return getattr(layer.activation, "__name__", "") in _SCORES
+
+
+def _made_by(tensor: Any) -> tuple[Any, Any]:
+    """Return the layer that makes a tensor of the graph, and the (first) tensor that enters it."""
+    layer, node, _ = tensor._keras_history
+    entering = layer._inbound_nodes[node].input_tensors
+    return layer, entering[0] if entering else None
+
+
+def _loaded(path: Path) -> Any:
+    import keras
+
+    if not path.is_file():
+        raise UsageError(f"There is no model file {path}")
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds
         reason = " ".join(str(error).split())
-        if "unsafe" in reason or "safe_mode" in reason:
-            raise NotAModel(
-                f"{path} carries code (a Lambda layer or the like), which featcache does not run. Rebuild the model in "
-                "a function of yours and name that: package.module:function"
-            ) from error
-        raise NotAModel(f"Keras cannot load {path}: {reason[:200]}") from error
-    return _checked(spec, model, _facts(path))
+    if "unsafe" in reason or "safe_mode" in reason:
+        raise NotAModel(
+            f"{path} carries code (a Lambda layer or the like), which featcache does not run. Rebuild the model in "
+            "a function of yours and name that: package.module:function"
+        )
+    if "No model config found" in reason:
+        raise NotAModel(f"{path} holds weights and no model. Name their backbone: -b NAME --weights {path}")
+    raise NotAModel(f"Keras cannot load {path}: {reason[:200]}")
 
 
-def _called(path: str) -> Any:
+def _called(path: str, size: int | None) -> Any:
     """Return what `package.module:function` returns. Modules of the current folder are found."""
-    start_keras()
+    from featcache.backbones.build import reproducibly
+
     module, _, function = path.partition(":")
-    with _current_folder_first():
+    with _current_folder_first(), reproducibly(0):
         try:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"-b {path}: {error}. Name a function that can be imported from here") from error
-    if not callable(found) or any(one.default is one.empty for one in _arguments(found)):
-        raise UsageError(f"-b {path}: takes a function without arguments that returns a Keras model")
-    from featcache.backbones.build import reproducibly
-
-    with reproducibly(0):
-        return found()
+        return found(**_arguments(path, found, size))
 
 
-def _arguments(function: Any) -> list[inspect.Parameter]:
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [one for one in inspect.signature(function).parameters.values() if one.kind in named]
+def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
+    """Return what to call a function with: its size if it takes one. Raises UsageError if it takes something else."""
+    parameters = inspect.signature(function).parameters if callable(function) else {}
+    needed = {one.name for one in parameters.values() if one.default is one.empty and one.kind.value in (0, 1, 3)}
+    if not callable(function) or needed - {"size"}:
+        raise UsageError(f"-b {path}: takes a function that returns a Keras model, without arguments or with size=")
+    if size is None and "size" in needed:
+        raise UsageError(f"-b {path} takes images of any size; say which: {path}:size=224, or --size")
+    return {"size": size} if size is not None and "size" in parameters else {}
 
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
         yield
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(here)
 
 
-def _checked(spec: BackboneSpec, model: Any, facts: dict[str, Any] | None) -> Own:
-    import keras
-
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise NotAModel(f"{spec.weights} is no Keras model with a known input (functional or sequential)")
-    shapes = [tuple(one.shape) for one in model.inputs]
+def _check_inputs(spec: BackboneSpec, shapes: list[tuple[int | None, ...]]) -> None:
+    """Raise NotAModel unless the model takes one batch of square RGB images."""
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3:
         raise NotAModel(
             f"{spec.weights} takes {' and '.join(map(str, shapes))}; a backbone takes one batch of RGB images, "
@@ -153,23 +220,48 @@ def _checked(spec: BackboneSpec, model: Any, facts: dict[str, Any] | None) -> Ow
     _, height, width, _ = shapes[0]
     if height != width:
         raise NotAModel(f"{spec.weights} takes images of {height} x {width}; featcache makes them square")
-    config = canonical_json(json.loads(model.to_json()))
-    size = height if facts is None else int(facts["tap"]["preprocess"]["size"])
-    return Own(model, size, _mode(model), hashlib.sha256(config.encode()).hexdigest())
 
 
-def _mode(model: Any) -> Mode | None:
-    """Return "inside" if the model itself turns pixels 0..255 into its input, else None: nobody knows."""
-    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
-    integer = str(model.inputs[0].dtype).startswith(("uint", "int"))
-    return "inside" if integer or (layers and type(layers[0]).__name__ in _BEGINNINGS) else None
+def _facts(spec: BackboneSpec, model: Mapping[str, Any]) -> Facts:
+    """Return what the configuration of a model says. Raises NotAModel, or KeyError and the like if it is another."""
+    layers = list(_flat(model["config"]["layers"]))
+    inputs = [one["config"] for one in model["config"]["layers"] if one["class_name"] == "InputLayer"]
+    _check_inputs(spec, [tuple(one["batch_shape"]) for one in inputs])
+    first = next((one for one in layers if not _AUGMENTING.fullmatch(one["class_name"])), None)
+    scaled = first is not None and _takes_bytes(first)
+    return Facts(inputs[0]["batch_shape"][1], "inside" if scaled or "int" in str(inputs[0]["dtype"]) else None, None)
 
 
-def _facts(path: Path) -> dict[str, Any] | None:
-    """Return what featcache wrote into its own model files."""
+def _facts_of(spec: BackboneSpec, model: Any) -> Facts:
+    """Return what a model says, also one whose configuration does not list its layers."""
+    try:
+        return _facts(spec, json.loads(model.to_json()))
+    except (KeyError, TypeError, IndexError, AttributeError, NotImplementedError):
+        return Facts(model.inputs[0].shape[1], "inside" if "int" in str(model.inputs[0].dtype) else None, None)
+
+
+def _flat(layers: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the configuration of every layer, those of nested models in place."""
+    for layer in layers:
+        if "layers" in layer["config"]:
+            yield from _flat(layer["config"]["layers"])
+        else:
+            yield layer
+
+
+def _takes_bytes(layer: Mapping[str, Any]) -> bool:
+    """Tell whether a first layer is one that is fed with pixels 0..255."""
+    config = layer["config"]
+    if layer["class_name"] == "Rescaling":
+        scale = config["scale"]
+        return all(abs(one) <= _LARGEST_SCALE for one in (scale if isinstance(scale, list) else [scale]))
+    return bool(layer["class_name"] == "Normalization")
+
+
+def _read(path: Path, member: str) -> Any:
+    """Return a JSON member of a .keras file, None if there is none to be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            facts = json.loads(archive.read(FACTS))
-            return {"tap": json.loads(facts["tap"])}
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+            return json.loads(archive.read(member))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
         return None

@@ -172,23 +172,23 @@ def _own_request(
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
     if weights is not None:
         raise UsageError(f"--weights is for backbones by name; '{spec.name}' brings its own")
-    model = own.load(spec)
     asked = _whole("size", _value("size", options["size"])) if "size" in options else size
-    if asked is None and model.size is None:
+    said = own.facts_of(spec, asked)
+    if said.size not in (None, asked) and asked is not None:
+        raise UsageError(f"'{spec.name}' takes images of {said.size} pixels; got size {asked}")
+    size = said.size or asked
+    if not size:
         raise UsageError(f"'{spec.name}' takes images of any size; say which: {spec.name}:size=224, or --size")
-    if model.size is not None and asked not in (None, model.size):
-        raise UsageError(f"'{spec.name}' takes images of {model.size} pixels; got size {asked}")
-    mode = options.get("mode") or model.mode
+    mode = options.get("mode") or said.mode
     if mode is None:
         raise UsageError(
             f"How do pixels enter '{spec.name}'? Say it behind the name: mode=tf (-1..1), mode=unit (0..1), mode=torch "
             "(0..1, ImageNet mean and deviation), mode=caffe (BGR minus ImageNet mean) or mode=inside (0..255)"
         )
-    preprocess = Preprocess(
-        asked or model.size or 0, choose("--resize", resize, get_args(Resize)), choose("mode", mode, get_args(Mode))
-    )
+    resize = said.resize if said.resize and resize == "stretch" else choose("--resize", resize, get_args(Resize))
     pooling: Pooling = choose("--pool", pool or "avg", get_args(Pooling))
-    return Request(spec, preprocess, layers, pooling, own_size=model.size)
+    preprocess = Preprocess(size, resize, choose("mode", mode, get_args(Mode)))
+    return Request(spec, preprocess, layers, pooling, own_size=said.size)
 
 
 def _option(entry: Entry, part: str) -> tuple[str, Any]:

@@ -14,7 +14,7 @@ import featcache.heads.absorb as absorb
 import featcache.tuning as tuning
 from featcache.assembly import Certificate, handoff, load_model
 from featcache.assembly.certificate import TOLERANCE, load_pixels, require
-from featcache.backbones.build import build, preprocessed
+from featcache.backbones.build import build, entering
 from featcache.errors import ImagesChanged, NotAModel, ParityFailed, UnknownHead, UsageError, WeightsMismatch
 from featcache.extraction import extract
 from featcache.heads.estimators import FAMILIES
@@ -204,7 +204,7 @@ def test_a_temperature_that_was_not_absorbed_is_caught(toy_run, monkeypatch):
 
 def test_another_preprocessing_is_caught(logreg, monkeypatch):
     unit = Preprocess(32, mode="unit")
-    monkeypatch.setattr(assembling, "preprocessed", lambda pixels, how: preprocessed(pixels, unit))
+    monkeypatch.setattr(assembling, "entering", lambda network, pixels, how: entering(network, pixels, unit))
     with pytest.raises(ParityFailed, match="Parity failed"):
         handoff(logreg)
 

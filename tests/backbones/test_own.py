@@ -1,6 +1,7 @@
 """A user's own model is a backbone, its pixels enter as it says or as the user says, and code in a file is not run."""
 
 import json
+import subprocess
 import sys
 
 import keras
@@ -11,13 +12,15 @@ from tiny import write_images
 
 from featcache.assembly import handoff
 from featcache.backbones import own
-from featcache.backbones.build import build
+from featcache.backbones.build import build, entering
 from featcache.backbones.parse import requests
 from featcache.cache.reader import Cache
 from featcache.errors import NotAModel, UnknownBlock, UsageError
 from featcache.extraction import extract
 from featcache.images.decode import decode
+from featcache.spec import Preprocess
 from featcache.sweeps import sweep
+from featcache.tuning import finetune
 
 
 def network(size=16, *, rescaling=False, dtype="float32", classes=3):
@@ -29,7 +32,7 @@ def network(size=16, *, rescaling=False, dtype="float32", classes=3):
         keras.layers.Conv2D(12, 3, activation="relu", name="late"),
         keras.layers.GlobalAveragePooling2D(name="pool"),
         keras.layers.Dense(10, activation="relu", name="hidden"),
-        keras.layers.Dropout(0.5),
+        keras.layers.Dropout(0.5, name="drop"),
         keras.layers.Dense(classes, activation="softmax", name="classifier"),
     ]
     return keras.Sequential([keras.Input((size, size, 3), dtype=dtype), *layers], name="mine")
@@ -37,8 +40,14 @@ def network(size=16, *, rescaling=False, dtype="float32", classes=3):
 
 @pytest.fixture
 def path(tmp_path):
+    keras.backend.clear_session()
     network().save(tmp_path / "mine.keras")
     return tmp_path / "mine.keras"
+
+
+def built(text, precision="float32", **flags):
+    [request] = requests(text, **flags)
+    return build(request.spec, request.preprocess.size, request.pooling, precision)
 
 
 def expected(photos, cache, layer, scale):
@@ -104,6 +113,8 @@ def test_a_function_is_a_backbone(photos, tmp_path, monkeypatch):
         "    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3), keras.layers.ReLU()]\n"
         "    return keras.Sequential([keras.Input((None, None, 3)), *layers])\n"
         "def of(size):\n"
+        "    return keras.Sequential([keras.Input((size, size, 3)), keras.layers.Rescaling(1 / 255)])\n"
+        "def deep(depth):\n"
         "    return None\n"
         "def nothing():\n"
         "    return 3\n"
@@ -112,9 +123,12 @@ def test_a_function_is_a_backbone(photos, tmp_path, monkeypatch):
     cache = extract(photos, "shop.networks:small:size=12", out="c.h5")
     assert (list(cache.taps), cache.arrays()[0].shape) == (["small:size=12/top"], (36, 4))
     assert extract(photos, "shop.networks:small:size=12", out="c.h5").report.computed == 0
+    assert extract(photos, "shop.networks:of:size=12", out="e.h5").tap().preprocess.size == 12
+    with pytest.raises(UsageError, match=r"shop.networks:of takes images of any size; say which: shop.networks:of"):
+        requests("shop.networks:of")
     assert str(tmp_path) not in sys.path
     for name, error, reason in [
-        ("of", UsageError, "takes a function without arguments"),
+        ("deep", UsageError, "takes a function that returns a Keras model, without arguments or with size="),
         ("nothing", NotAModel, "is no Keras model with a known input"),
         ("none", UsageError, "has no attribute 'none'. Name a function"),
     ]:
@@ -177,10 +191,8 @@ def test_models_that_take_something_else_are_refused(tmp_path, shapes, message):
 
 
 def test_code_in_a_file_is_not_run(tmp_path):
-    with pytest.raises(
-        NotAModel, match=r"odd.keras carries code \(a Lambda layer or the like\), which"
-    ):
-        requests(save(tmp_path, [(16, 16, 3)], lambda_layer=True))
+    with pytest.raises(NotAModel, match=r"odd.keras carries code \(a Lambda layer or the like\), which"):
+        built(save(tmp_path, [(16, 16, 3)], lambda_layer=True))
 
 
 @pytest.mark.parametrize("content", [b"", b"no model"])
@@ -229,8 +241,114 @@ def test_building_leaves_the_model_as_it_was_loaded(path):
     [request] = requests(f"{path}:mode=tf")
     one, two = (build(request.spec, 16, "avg") for _ in range(2))
     assert (one.weights_digest, one.architecture) == (two.weights_digest, two.architecture)
-    with pytest.raises(UsageError, match=r"Keras computes 'mine' as it was saved; for bfloat16 use --engine openvino"):
-        build(request.spec, 16, "avg", "bfloat16")
+
+
+def test_weights_of_a_registered_backbone_are_not_taken_for_a_model(tmp_path):
+    for text in ("glyphnet:weights=mine.h5", f"glyphnet:weights={tmp_path}/a.keras:size=40"):
+        assert own.parse(text) is None
+        assert requests(text)[0].spec.origin == "registry"
+
+
+def test_a_second_run_on_a_keras_file_needs_no_keras(photos, path, tmp_path):
+    extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5")
+    code = (
+        "import sys; from featcache.extraction import extract\n"
+        f"assert extract({str(photos)!r}, {f'{path}:mode=tf'!r}, out={str(tmp_path / 'c.h5')!r}).report.computed == 0\n"
+        "sys.exit('keras' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_precision_is_what_is_asked_for_whatever_the_file_was_saved_in(path, tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        keras.backend.clear_session()  # or the layers would be called otherwise
+        network().save(tmp_path / "half.keras")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    exact, half, reduced = (
+        built(f"{path}:mode=tf"), built(f"{tmp_path / 'half.keras'}:mode=tf"), built(f"{path}:mode=tf", "bfloat16")
+    )  # fmt: skip
+    assert exact.architecture == half.architecture == reduced.architecture
+    assert exact.weights_digest == reduced.weights_digest
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.float32) / 127.5 - 1
+    one, two, three = (keras.ops.convert_to_numpy(each.network(pixels)) for each in (exact, half, reduced))
+    assert two.dtype == np.float32
+    assert not np.array_equal(one, three)
+    assert np.allclose(one, three.astype(np.float32), atol=0.02 * np.abs(one).max())
+
+
+def layered(*layers, size=16):
+    return keras.Sequential([keras.Input((size, size, 3)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("beginning", "mode"),
+    [
+        ([keras.layers.Rescaling(1 / 127.5, -1)], "inside"),
+        ([keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 255)], "inside"),
+        ([layered(keras.layers.RandomFlip()), keras.layers.Rescaling(1 / 255)], "inside"),
+        ([layered(keras.layers.Rescaling([1 / 255, 1 / 255, 1 / 255]))], "inside"),
+        ([keras.layers.Normalization(mean=[120.0], variance=[60.0])], "inside"),
+        ([keras.layers.Rescaling(2, -1)], None),  # fed with 0..1
+        ([keras.layers.Conv2D(3, 1), keras.layers.Rescaling(1 / 255)], None),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_how_pixels_enter_is_known_only_where_the_model_begins_with_it(tmp_path, beginning, mode, suffix):
+    path = tmp_path / f"m{suffix}"
+    layered(*beginning, keras.layers.Conv2D(4, 3)).save(path)
+    spec, _ = own.parse(str(path))
+    assert own.facts_of(spec, None) == own.Facts(16, mode, None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "layer"),
+    [
+        ([keras.layers.Dense(3, activation="softmax")], "features"),
+        ([keras.layers.Dense(1, activation="sigmoid")], "features"),
+        ([keras.layers.Dense(3)], "features"),
+        ([keras.layers.Dropout(0.5), keras.layers.Dense(3), keras.layers.Softmax()], "features"),
+        ([keras.layers.Dense(3), keras.layers.Activation("softmax"), keras.layers.Dropout(0.5)], "features"),
+        ([keras.layers.Dense(3, activation="relu", name="last")], "last"),
+        ([keras.layers.Dense(3), keras.layers.Activation("relu", name="last")], "last"),
+        ([], "features"),
+    ],
+)
+@pytest.mark.parametrize("functional", [True, False])
+def test_top_is_what_enters_the_classifier(ending, layer, functional):
+    ending = [one.__class__.from_config(one.get_config()) for one in ending]
+    model = layered(keras.layers.Flatten(), keras.layers.Dense(5, activation="relu", name="features"), *ending)
+    model = keras.Model(model.inputs[0], model.outputs[0]) if functional else model
+    reference = keras.Model(model.inputs[0], model.get_layer(layer).output)
+    pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    assert np.allclose(own.headless(model)(pixels), reference(pixels))
+
+
+def test_a_file_of_weights_is_no_model(tmp_path):
+    network().save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(NotAModel, match=r"w.weights.h5 holds weights and no model. Name their backbone: -b NAME"):
+        requests(f"{tmp_path / 'w.weights.h5'}:mode=tf")
+
+
+def test_a_model_of_two_outputs_has_no_top(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    keras.Model(inputs, [keras.layers.Conv2D(2, 1, name=name)(inputs) for name in "ab"]).save(tmp_path / "two.keras")
+    with pytest.raises(NotAModel, match=r"two.keras has 2 outputs \(.*\). Save the part that gives one"):
+        built(f"{tmp_path / 'two.keras'}:mode=tf")
+
+
+def test_fine_tuning_a_model_leaves_the_next_one_as_the_file_says(photos, path, tmp_path):
+    best = sweep(extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5"), "logreg", out=tmp_path / "run").best
+    finetune(best, unfreeze="all", out=tmp_path / "tuned.keras", epochs=1, learning_rate=0.1)
+    assert handoff(best, tmp_path / "head.keras").certificate.inference < 1e-3
+
+
+def test_whole_numbers_are_rounded_not_cut_off(tmp_path):
+    inputs = keras.Input((4, 4, 3), dtype="uint8")
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.ops.cast(inputs, "float32")))
+    pixels = np.full((1, 4, 4, 3), 7.6, np.float32)
+    assert np.allclose(model(entering(model, pixels, Preprocess(4, mode="inside"))), 8)
 
 
 def test_rows_say_which_model_they_come_from(photos, path, tmp_path):
