@@ -21,7 +21,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Option(
-            "--backbone", "-b", help="Names, with options: mobilenet_v2:alpha=0.35,resnet50; or a model file."
+            "--backbone", "-b", help="Names, options behind: mobilenet_v2:alpha=0.35,resnet50; or a model file"
         ),
     ] = "mobilenet_v2",
     tap: Annotated[
@@ -36,7 +36,7 @@ def command(
         str, typer.Option("--views", help="1, flip, or a number: the image, its mirror image, and seeded crops.")
     ] = "1",
     precision: Annotated[
-        str, typer.Option("--precision", help="Of the network: float32, bfloat16, float16.")
+        str, typer.Option("--precision", help="Of the network: float32, bfloat16 or float16")
     ] = "float32",
     dtype: Annotated[str, typer.Option("--dtype", help="Of stored features: float32 or float16.")] = "float32",
     engine: Annotated[
@@ -102,6 +102,7 @@ def document(done: Extracted) -> dict[str, Any]:
         "hits": done.hits,
         "computed": done.computed,
         "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in done.failed],
+        "others": dict(done.others),
         "taps": [
             {"tap": one.tap, "width": one.width, "precision": one.precision, "engine": one.engine} for one in done.taps
         ],
@@ -126,8 +127,14 @@ def text(done: Extracted) -> str:
     lines = [
         f"{done.images} images: {done.hits} cached, {done.computed} computed, {len(done.failed)} skipped; "
         f"{done.seconds:.1f} s{rate}",
+        *(
+            [f"{sum(done.others.values())} files are no images by their suffix; see: featcache scan"]
+            * bool(done.others)
+        ),
         table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
         f"Cache: {printable(done.cache)}",
         f"Next: featcache sweep {printable(done.cache)}",
     ]
+    if done.others:
+        lines.insert(1, f"{sum(done.others.values())} files are no images by their suffix (featcache scan names them)")
     return "\n".join(lines)

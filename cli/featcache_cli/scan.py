@@ -75,6 +75,7 @@ def document(found: Images) -> dict[str, Any]:
         "crossing": found.crossing,
         "gaps": found.gaps,
         "without_label": list(found.stray),
+        "others": dict(found.others),
         "sizes": {f"{width}x{height}": count for (width, height), count in (found.sizes or {}).items()},
     }
 
@@ -110,4 +111,7 @@ def text(found: Images) -> str:
         lines.append(f"Few images: {'; '.join(map(printable, found.gaps))}.")
     if found.stray:
         lines.append(f"{len(found.stray)} images beside the class folders have no label and are left out.")
+    if found.others:
+        suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in found.others.items())
+        lines.append(f"{sum(found.others.values())} files are no images by their suffix: {suffixes}.")
     return "\n".join(lines)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Protocol
 
@@ -14,6 +13,7 @@ import numpy as np
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
 from featcache.backbones.build import Backbone, feature_model
+from featcache.backbones.devices import on_cpu, on_device
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
@@ -76,24 +76,6 @@ class KerasEngine(Batched):
         return [np.asarray(output, dtype=np.float32) for output in outputs]
 
 
-@contextmanager
-def on_device(device: str) -> Iterator[None]:
-    """Compute on this device: "auto", "cpu", "gpu" or "gpu:1". Raises EnvironmentFault if it is not there."""
-    if device == "auto":
-        yield
-        return
-    import keras
-
-    there = keras.distribution.list_devices()
-    name = device if ":" in device else f"{device}:0"
-    if name not in there:
-        raise EnvironmentFault(
-            f"--device {device} is not there; Keras on {weights.keras_backend()} sees {', '.join(there)}"
-        )
-    with keras.device(name):
-        yield
-
-
 def choose(
     build_at: Callable[[Precision], Backbone],
     taps: Sequence[Tap],
@@ -113,9 +95,7 @@ def choose(
     Raises EnvironmentFault if what is asked for cannot be had.
     """
     precision, size = taps[0].precision, batch or BATCH
-    if engine == "auto" and taps[0].backbone.origin != "registry" and precision != "float32":
-        engine = "openvino"  # Keras computes a saved model as it was saved
-    if engine == "auto" and not (is_installed() and num_images >= WORTH_TRYING and _on_cpu(device)):
+    if engine == "auto" and not (is_installed() and num_images >= WORTH_TRYING and on_cpu(device)):
         engine = "keras"
     if engine == "keras":
         keras_engine = KerasEngine(build_at(precision), taps, size, device)
@@ -166,18 +146,9 @@ def seconds_per_image(engine: Engine, sample: Pixels) -> float:
     return min(times) / len(images)
 
 
-def _on_cpu(device: str) -> bool:
-    """Tell whether Keras would compute on the CPU."""
-    if device != "auto":
-        return device.startswith("cpu")
-    import keras
-
-    return all(name.startswith("cpu") for name in keras.distribution.list_devices())
-
-
 def _with_best_batch(engine: KerasEngine, sample: Pixels, num_images: int) -> KerasEngine:
     """Double the batch while that makes an image cheaper: on a GPU, and for images so small that calls cost more."""
-    if num_images < WORTH_TRYING or (sample.shape[1] > SMALL_SIZE and _on_cpu("auto")):
+    if num_images < WORTH_TRYING or (sample.shape[1] > SMALL_SIZE and on_cpu("auto")):
         return engine
     per_image = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):

@@ -127,6 +127,7 @@ class Extracted:
     failed: tuple[Failure, ...]
     taps: tuple[TapReport, ...]
     seconds: float
+    others: Mapping[str, int]  # files that are no images by their suffix: how many of each
 
     @property
     def images_per_s(self) -> float:
@@ -271,7 +272,16 @@ class _Job:
         """Return what was done."""
         failed = tuple(self._failures().values())
         taps = tuple(_report(self.cached[one]) for one in self.taps if one in self.cached)
-        return Extracted(str(self.out), len(self._rows()), self.hits, self.found.computed, failed, taps, seconds)
+        return Extracted(
+            cache=str(self.out),
+            images=len(self._rows()),
+            hits=self.hits,
+            computed=self.found.computed,
+            failed=failed,
+            taps=taps,
+            seconds=seconds,
+            others=self.images.others,
+        )
 
     def estimate(self) -> Estimate:
         """Return what `run` would do, timed on a few batches."""

@@ -40,8 +40,10 @@ with suppress(ImportError):  # featcache[heif]
 
     register_heif_opener()
 
-# Between half the limit and the limit Pillow warns; the limit is checked here from the header.
+# Between half the limit and the limit Pillow warns; the limit is checked here from the header. Of damaged files it
+# warns as well, without saying which.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Undecodable(Exception):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from featcache.errors import DataError, NoImages
@@ -36,9 +38,14 @@ SUFFIXES = frozenset(
         ".jpx",
         ".heic",
         ".heif",
+        ".hif",
+        ".apng",
+        ".mpo",
+        ".jpf",
         ".ppm",
         ".pgm",
         ".pbm",
+        ".pnm",
     ]
 )
 SPLIT_NAMES = {
@@ -64,6 +71,7 @@ class Listing(NamedTuple):
     layout: Layout
     files: list[Listed]
     stray: list[str]  # images beside the class folders, so without a label
+    others: Mapping[str, int] = MappingProxyType({})  # files that are not looked at: how many of each suffix
 
 
 def list_images(root: Path) -> Listing:
@@ -78,13 +86,19 @@ def list_images(root: Path) -> Listing:
     return arrange(_walk(str(root)), str(root))
 
 
-def arrange(images: Iterable[str], where: str, *, refused: Iterable[str] = (), strip: bool = False) -> Listing:
-    """Return images by layout, sorted by the bytes of their paths.
+def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), strip: bool = False) -> Listing:
+    """Return the images among these files by layout, sorted by the bytes of their paths.
 
     refused: names that are listed without a label, because nothing will be read from them. strip: a single folder
     around everything says nothing. Raises NoImages, DataError.
     """
-    paths = sorted(images, key=os.fsencode)
+    paths, others = [], Counter[str]()
+    for name in names:
+        if is_image(name):
+            paths.append(name)
+        elif not _is_hidden(name):
+            others[os.path.splitext(name)[1].lower() or "none"] += 1
+    paths.sort(key=os.fsencode)
     unread = [Listed(path, "", "") for path in sorted(refused, key=os.fsencode)]
     if not paths and not unread:
         raise NoImages(f"No images in {where}. They are looked for by suffix: {' '.join(sorted(SUFFIXES))}")
@@ -97,11 +111,11 @@ def arrange(images: Iterable[str], where: str, *, refused: Iterable[str] = (), s
         folders = {path.partition("/")[0] for path in inside if "/" in path}
         splits = _split_folders(folders, inside)
     if not folders:
-        return Listing("flat", [Listed(path, "", "") for path in paths] + unread, [])
+        return Listing("flat", [Listed(path, "", "") for path in paths] + unread, [], others)
     found = _labelled(paths, above, splits)
     _require_distinct({file.label for file in found}, where)
     stray = sorted({*paths} - {file.path for file in found}, key=os.fsencode)
-    return Listing("splits" if splits else "classes", found + unread, stray)
+    return Listing("splits" if splits else "classes", found + unread, stray, others)
 
 
 def is_image(path: str) -> bool:
@@ -110,9 +124,11 @@ def is_image(path: str) -> bool:
     >>> is_image("roses/1.JPG"), is_image("roses/._1.jpg"), is_image("__MACOSX/roses/1.jpg")
     (True, False, False)
     """
-    if os.path.splitext(path)[1].lower() not in SUFFIXES:
-        return False
-    return path[:1] != "." and "/." not in path and f"/{NOT_IMAGES}/" not in f"/{path}"
+    return os.path.splitext(path)[1].lower() in SUFFIXES and not _is_hidden(path)
+
+
+def _is_hidden(path: str) -> bool:
+    return path[:1] == "." or "/." in path or f"/{NOT_IMAGES}/" in f"/{path}"
 
 
 def _labelled(paths: list[str], above: str, splits: set[str]) -> list[Listed]:
@@ -164,7 +180,7 @@ def _walk(root: str, folder: str = "", above: tuple[tuple[int, int], ...] = ()) 
             continue
         if _leads_to(entry.is_dir):
             yield from _walk(root, name, (*above, here))
-        elif is_image(entry.name) and _leads_to(entry.is_file):
+        elif _leads_to(entry.is_file):
             yield name
 
 

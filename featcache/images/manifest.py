@@ -43,6 +43,7 @@ class Images:
     unreadable: tuple[Failure, ...] = ()
     stray: tuple[str, ...] = ()  # images beside the class folders: no label, left out
     sizes: Mapping[tuple[int, int], int] | None = None  # {(width, height): count}, when checked
+    others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
@@ -136,7 +137,17 @@ def scan(
     share = replace(spec, train=100 - spec.val, test=0) if carve else spec
     assigned = tuple(assign(rows, share))
     place = source.location or IN_MEMORY
-    return Images(place, source, listing.layout, assigned, spec, tuple(failures), tuple(listing.stray), sizes)
+    return Images(
+        root=place,
+        source=source,
+        layout=listing.layout,
+        rows=assigned,
+        split_spec=spec,
+        unreadable=tuple(failures),
+        stray=tuple(listing.stray),
+        sizes=sizes,
+        others=dict(sorted(listing.others.items())),
+    )
 
 
 def read_image(source: Source, row: ImageRow) -> bytes:

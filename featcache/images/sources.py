@@ -9,7 +9,7 @@ from featcache.errors import ImagesChanged, NoImages, UsageError
 from featcache.images.archives import Archive, TarSource, ZipSource
 from featcache.images.arrays import ArraySource, stored_arrays
 from featcache.images.folder import MAX_FILE_BYTES, FolderSource, Source, Stamp
-from featcache.images.listing import Listing, arrange, is_image, list_images
+from featcache.images.listing import Listing, arrange, list_images
 from featcache.images.tables import TABLES, list_table
 
 __all__ = ["IN_MEMORY", "MAX_FILE_BYTES", "Source", "Stamp", "holds_images", "list_source", "open_source"]
@@ -71,5 +71,5 @@ def list_source(
     if isinstance(source, ArraySource):
         return source, source.listing()
     if isinstance(source, Archive):
-        return source, arrange(filter(is_image, source.names), str(path), refused=source.refused, strip=True)
+        return source, arrange(source.names, str(path), refused=source.refused, strip=True)
     return source, list_images(path)

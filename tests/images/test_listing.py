@@ -184,3 +184,8 @@ def test_class_folders_of_different_splits_are_compared_too(tmp_path):
 
 def test_folders_below_the_class_may_differ_in_case(tmp_path):
     assert len(list_images(touch(tmp_path, "a/X/1.jpg", "a/x/2.jpg", "b/3.jpg")).files) == 3
+
+
+def test_files_that_are_not_looked_at_are_counted_by_suffix(tmp_path):
+    root = touch(tmp_path, "a/1.jpg", "a/1.psd", "b/2.PSD", "b/notes", "b/.hidden.txt", ".DS_Store")
+    assert list_images(root).others == {".psd": 2, "none": 1}
