@@ -11,6 +11,7 @@ import pytest
 from tiny import TOY
 
 from featcache.backbones.build import build
+from featcache.backbones.devices import on_device
 from featcache.backbones.parse import requests
 from featcache.errors import EnvironmentFault
 from featcache.extraction import engines, extract
@@ -20,7 +21,6 @@ from featcache.extraction.engines import (
     PixelEngine,
     agree,
     choose,
-    on_device,
     provenance,
     weights_source_of,
 )
