@@ -275,10 +275,14 @@ def test_a_sink_is_a_file_that_never_raises(tmp_path):
 
 
 def test_a_sink_that_failed_once_touches_the_disk_no_more(tmp_path):
-    with pytest.raises(DiskFault, match=r"Cannot write .*a: first"), writing(tmp_path / "a") as sink:
-        sink.write(b"good")
-        sink.fail(OSError("first"))
-        sink.fail(OSError("second"))
-        assert (sink.write(b"bad"), sink.truncate(99), sink.seek(0), sink.read(4)) == (3, 99, 0, bytes(4))
-        assert os.fstat(sink.handle).st_size == 4
+    def fails_twice():
+        with writing(tmp_path / "a") as sink:
+            sink.write(b"good")
+            sink.fail(OSError("first"))
+            sink.fail(OSError("second"))
+            assert (sink.write(b"bad"), sink.truncate(99), sink.seek(0), sink.read(4)) == (3, 99, 0, bytes(4))
+            assert os.fstat(sink.handle).st_size == 4
+
+    with pytest.raises(DiskFault, match=r"Cannot write .*a: first"):
+        fails_twice()
     assert list(tmp_path.iterdir()) == []

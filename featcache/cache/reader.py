@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Cache:
             taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
         return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged)
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the class index."""
         return tuple(sorted({row.label for row in self.rows if row.label}))
@@ -85,7 +86,9 @@ class Cache:
         Which ones `shots` keeps is decided by digest: the same few whenever it is asked, more when more are asked.
         """
         failed = {failure.path for failure in self.failures}
-        rows = [row for row in self.rows if row.path not in failed and split in (None, row.split)]
+        rows = list(self.rows) if split is None else [row for row in self.rows if row.split == split]
+        if failed:
+            rows = [row for row in rows if row.path not in failed]
         if shots is None:
             return rows
         kept = {row.path for row in _few(rows, shots)}
@@ -118,14 +121,17 @@ class Cache:
     def _features(self, rows: Sequence[ImageRow], wanted: Tap) -> Features:
         digests = [row.digest for row in rows]
         stored = _stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
+        try:
+            if stored is not None:
+                return stored.features(digests)
+        except KeyError:
+            pass
         missing = [row.path for row in rows if stored is None or row.digest not in stored.at]
-        if missing or stored is None:
-            such = f", such as {missing[0]}" if missing else ""
-            raise UnknownTap(
-                f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{such}. "
-                "Bring it up to date: featcache extract"
-            )
-        return stored.features(digests)
+        such = f", such as {missing[0]}" if missing else ""
+        raise UnknownTap(
+            f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{such}. "
+            "Bring it up to date: featcache extract"
+        )
 
     def views(self, tap: str | None = None) -> list[str]:
         """Return the names of a tap and of its views: 'mobilenet_v2/top', 'mobilenet_v2/top@hflip' ..."""
@@ -139,6 +145,11 @@ class Cache:
         index = {name: number for number, name in enumerate(self.classes)}
         return np.array([index[row.label] for row in rows], dtype=np.int64)
 
+    @cached_property
+    def _labelled(self) -> tuple[list[ImageRow], Classes]:
+        rows = [row for row in self.usable() if row.label]
+        return rows, self.labels(rows)
+
     def arrays(
         self, split: str | None = None, tap: str | None = None, *, views: bool = False
     ) -> tuple[Features, Classes]:
@@ -146,11 +157,13 @@ class Cache:
 
         views: with the rows of every view of the tap below one another, so V * N of them.
         """
-        rows = [row for row in self.usable(split) if row.label]
+        rows, y = self._labelled
+        if split is not None:
+            chosen = [at for at, row in enumerate(rows) if row.split == split]
+            rows, y = [rows[at] for at in chosen], y[np.array(chosen, np.int64)]
         names = self.views(tap) if views else [self.tap(tap).name]
-        y = self.labels(rows)
         if len(names) == 1:
-            return self.features(rows, names[0]), y
+            return self.features(rows, names[0]), y.copy()
         return np.concatenate([self.features(rows, name) for name in names]), np.tile(y, len(names))
 
 

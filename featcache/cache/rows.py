@@ -31,12 +31,12 @@ MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of one tap in one file: row i was computed from the image with digests[i]."""
+    """The rows of one tap in one file: row i was computed from the image with column[i]."""
 
     source: Path
     group: str  # "taps/mobilenet_v2/top"
     tap: Tap
-    digests: list[str]
+    column: Any  # (M,) bytes, ASCII: the digests
     shape: tuple[int, ...]  # of one row
     makers: tuple[str, ...]  # JSON: engine, versions, source of the weights
     made_by: Any  # (M,) uint8: which maker
@@ -53,8 +53,30 @@ class Piece:
         agree = len(features) == len(digests) == len(made_by) and made_by.max(initial=0) < len(makers)
         if not agree or tap.fingerprint != layout.text_of(group, "fingerprint") or features.dtype != tap.dtype:
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
-        texts = [digest.decode() for digest in digests[()]]
-        return cls(source, group.name, tap, texts, features.shape[1:], makers, made_by, layout.state_in(group.file))
+        column = digests[()]
+        if column.view(np.int8).min(initial=0) < 0:
+            raise NotACache(f"{source}: tap '{group.name}' has rows of images that cannot be")
+        return cls(source, group.name, tap, column, features.shape[1:], makers, made_by, layout.state_in(group.file))
+
+    def __len__(self) -> int:
+        return len(self.made_by)
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The images of the rows."""
+        found: list[str] = self.column.astype(np.str_).tolist()
+        return found
+
+    def is_of(self, digests: Sequence[str]) -> bool:
+        """Tell whether the rows are of exactly these images in this order; quick, and sure only when it says yes."""
+        width = self.column.dtype.itemsize
+        if len(digests) != len(self) or set(map(len, digests)) != {width}:
+            return False
+        for start in range(0, len(self), 1000):  # small blocks stay in the processor's cache
+            some = "".join(digests[start : start + 1000]).encode("utf-8", "surrogateescape")
+            if some != self.column[start : start + 1000].tobytes():
+                return False
+        return True
 
 
 class TapRows:
@@ -64,7 +86,7 @@ class TapRows:
         self.pieces = tuple(pieces)
         self.tap = pieces[0].tap if name is None else replace(pieces[0].tap, name=name)
         self.shape = pieces[0].shape
-        self._starts = [0, *accumulate(len(piece.digests) for piece in pieces)]
+        self._starts = [0, *accumulate(len(piece) for piece in pieces)]
         if any(piece.shape != self.shape for piece in pieces):
             raise NotACache(f"{pieces[0].source}: tap '{self.tap.name}' has rows of different widths. Extract it anew")
 
@@ -102,7 +124,10 @@ class TapRows:
         return tuple(self.makers[one] for one in used), made_by.astype(np.uint8)
 
     def features(self, digests: Sequence[str]) -> Features:
-        """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32."""
+        """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32.
+
+        Raises KeyError if one of them has no row.
+        """
         out = np.empty((len(digests), *self.shape), np.float32)
         self._read(self._numbers(digests), out)
         return out
@@ -117,7 +142,10 @@ class TapRows:
             yield out
 
     def _numbers(self, digests: Sequence[str]) -> Any:
-        return np.array([self.at[digest] for digest in digests], np.int64)
+        if len(self.pieces) == 1 and self.pieces[0].is_of(digests):
+            return np.arange(len(digests))
+        at = self.at
+        return np.array([at[digest] for digest in digests], np.int64)
 
     def _read(self, numbers: Any, out: Features) -> None:
         for start, end, piece in zip(self._starts, self._starts[1:], self.pieces, strict=False):

@@ -267,9 +267,10 @@ def test_a_tap_without_a_description_is_refused(path, text):
         Cache.open(path)
 
 
-@pytest.mark.parametrize(
-    "change", [(b'"name":"toy/top"', b'"name":7'), (b'"seed":1', b'"seed":NaN'), (b'"alpha",0.5', b'"alpha",NaN')]
-)
+ODD = [(b'"name":"toy/top"', b'"name":7'), (b'"seed":1', b'"seed":NaN'), (b'"alpha",0.5', b'"alpha",NaN')]
+
+
+@pytest.mark.parametrize("change", ODD)
 def test_a_tap_of_odd_values_is_refused(path, change):
     with h5py.File(path, "r+") as file:
         attributes = file["taps"][TOP.name].attrs
