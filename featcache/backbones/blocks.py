@@ -31,6 +31,8 @@ _CLOSING = (
     (r"(mixed\d+|mixed_\d[a-z])$", r"\1"),  # InceptionV3, InceptionResNetV2
     (r"(block\d+_\d+)_(?:mixed|conv|ac)$", r"\1"),  # InceptionResNetV2
 )
+# what follows it in its block belongs to the next one, by its work if not by its name
+_OUTPUT = r"(?:normal|reduction)_concat_"  # NASNet
 
 
 def block_names(layer_names: Sequence[str]) -> list[str]:
@@ -51,6 +53,22 @@ def block_names(layer_names: Sequence[str]) -> list[str]:
 def blocks(layer_names: Sequence[str]) -> list[str]:
     """Return the names of the blocks in order, each once."""
     return list(dict.fromkeys(block_names(layer_names)))
+
+
+def block_ends(layer_names: Sequence[str]) -> list[str]:
+    """Return for every block but the last the layer whose output the next block takes.
+
+    The stem is no block: edges and colours, averaged over an image, tell little that the first block does not.
+
+    >>> block_ends(["input", "Conv1", "block_1_expand", "re_lu", "block_2_expand", "block_2_add", "block_3_expand"])
+    ['re_lu', 'block_2_add']
+    """
+    ends: dict[str, str] = {}
+    for layer, block in zip(layer_names, block_names(layer_names), strict=True):
+        if not re.match(_OUTPUT, ends.get(block, "")):
+            ends[block] = layer
+    ends.pop(STEM, None)
+    return list(ends.values())[:-1]
 
 
 def first_of(layer_names: Sequence[str], block: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones import glyphnet, own, weights
-from featcache.backbones.blocks import block_names
+from featcache.backbones.graph import auto_layers, output_of
 from featcache.backbones.registry import Entry, get
 from featcache.backend import start_keras
-from featcache.errors import UnknownBlock, UsageError, WeightsMismatch, WeightsMissing
-from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap, did_you_mean
+from featcache.errors import UsageError
+from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
 NO_WEIGHTS = hashlib.sha256().hexdigest()
 
@@ -42,17 +41,12 @@ class Backbone:
 
         if layer == "top":
             return self.network
-        names = [one.name for one in self.network.layers]
-        if layer not in names:
-            raise UnknownBlock(f"Backbone '{self.spec.name}' has no layer '{layer}'{did_you_mean(layer, names)}")
-        output = self.network.get_layer(layer).output
+        output = output_of(self.network, layer, self.spec.name)
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_{layer}")
 
     def auto_layers(self) -> list[str]:
-        """Return the layer that ends each block, and "top": what `--tap auto` reads."""
-        names = [one.name for one in self.network.layers]
-        ends = {block: name for name, block in zip(names, block_names(names), strict=True)}
-        return [*list(ends.values())[:-1], "top"]
+        """Return the layer that ends each block, and "top" for the last: what `--tap auto` reads."""
+        return auto_layers(self.network)
 
 
 def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision = "float32") -> Backbone:
@@ -69,7 +63,7 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision 
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
-    quietly = redirect_stdout(sys.stderr), warnings.catch_warnings()  # downloads report on stdout
+    quietly = redirect_stdout(weights.Chatter()), warnings.catch_warnings()
     with quietly[0], quietly[1], reproducibly(spec.seed), computing_in(precision):
         warnings.simplefilter("ignore", UserWarning)  # that the weights were trained at another size
         network = _construct(entry, spec, size, pooling)
@@ -191,16 +185,11 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling) ->
 
 def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
     """Call `make` with the weights that were asked for; say what is wrong with them in one line."""
-    file = weights.file_of(spec, size)
+    source = {"none": None, "imagenet": "imagenet"}.get(spec.weights, str(weights.file_of(spec, size)))
     try:
-        return make({"none": None, "imagenet": "imagenet"}.get(spec.weights, str(file)))
-    except Exception as error:  # Keras raises plain Exception without network, OSError or ValueError on bad files
-        reason = " ".join(str(error).split())[:200]
-        if "URL fetch failure" in reason:
-            raise WeightsMissing(weights.missing(spec, file)) from error
-        if file is not None and file.exists():
-            raise WeightsMismatch(f"The weights {file} do not fit backbone '{spec.name}': {reason}") from error
-        raise UsageError(f"Backbone '{spec.name}' cannot be built as asked: {reason}") from error
+        return make(source)
+    except Exception as error:
+        raise weights.fault(spec, size, error) from error
 
 
 def _policy(precision: Precision) -> str:

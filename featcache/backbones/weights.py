@@ -8,17 +8,27 @@ that a second extraction needs neither Keras nor the network.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import sys
 from dataclasses import replace
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 
 from featcache.backbones import glyphnet
 from featcache.backbones.registry import get, weights_file
-from featcache.errors import UsageError, WeightsMissing
+from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import file_digest
 from featcache.spec import BackboneSpec
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAD = 52  # bytes that hold its superblock, and less than any HDF5 file with something in it
+_END_AT = {0: 40, 1: 44, 2: 28, 3: 28}  # where it says how long the file is, by its version
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_NO_DOWNLOAD, _NO_HASH, _DOWNLOADING = "URL fetch failure", "Incomplete or corrupted file", "Downloading data"  # Keras
 
 
 def keras_home() -> Path:
@@ -69,11 +79,80 @@ def source(spec: BackboneSpec, size: int) -> str | None:
     return f"sha256 {file_digest(file)}" if file is not None and file.exists() else None
 
 
-def missing(spec: BackboneSpec, file: Path | None) -> str:
+def damage(file: Path) -> str | None:
+    """Return what is wrong with an HDF5 file as a file; None if it is as long as its own beginning says.
+
+    Keras downloads to the final name, so what a broken download leaves is taken as good from then on.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if size == 0:
+        return "is empty"
+    if len(head) < _HEAD or not head.startswith(_HDF5):
+        return f"has {size} bytes, which are no HDF5"
+    at = _END_AT.get(head[8])
+    end = int.from_bytes(head[at : at + 8], "little") if at else size
+    return f"has {size} of {end} bytes" if size < end else None
+
+
+def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:
+    """Return what to raise where Keras could not build the backbone: it raises all sorts, plain Exception too."""
+    file, reason = file_of(spec, size), " ".join(str(error).split())
+    if spec.weights == "imagenet" and file is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return DiskFault(f"The ImageNet weights of '{spec.name}' cannot be written to {file}: {error.strerror}")
+        if not file.exists() and (isinstance(error, (OSError, HTTPException)) or _NO_DOWNLOAD in reason):
+            return WeightsMissing(_missing(spec, file, reason.partition(": ")[2] or type(error).__name__))
+        broken = damage(file) if file.exists() else None
+        if broken or isinstance(error, OSError) or _NO_HASH in reason:
+            return WeightsMismatch(
+                f"The weights {file} are damaged (a broken download?): the file {broken or f'gives: {reason[:200]}'}. "
+                f"Delete it or run featcache backbones fetch {spelt(spec, size)}"
+            )
+    if file is not None and file.exists():
+        return WeightsMismatch(f"The weights {file} do not fit backbone '{spec.name}': {reason[:200]}")
+    return UsageError(f"Backbone '{spec.name}' cannot be built as asked: {reason[:200]}")
+
+
+def spelt(spec: BackboneSpec, size: int) -> str:
+    """Return a backbone of the registry as a user writes it.
+
+    >>> spelt(BackboneSpec("mobilenet_v2", (("alpha", 0.35),)), size=160)
+    'mobilenet_v2:alpha=0.35:size=160'
+    """
+    parts = [spec.name, *(f"{key}={value}" for key, value in spec.options)]
+    return ":".join(parts if size == get(spec.name).size else [*parts, f"size={size}"])
+
+
+class Chatter(io.TextIOBase):
+    """Standard output for Keras: what it says goes to stderr, and that it downloads only once something comes."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def write(self, text: str) -> int:
+        """Pass a text on; hold the first line of a download back."""
+        if text.startswith(_DOWNLOADING):
+            self._held = text
+        else:
+            sys.stderr.write(self._held + text)
+            self._held = ""
+        return len(text)
+
+    def flush(self) -> None:
+        """Let what was written be seen."""
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Tell whether a bar can be drawn."""
+        return sys.stderr.isatty()
+
+
+def _missing(spec: BackboneSpec, file: Path, reason: str) -> str:
     """Return the line for a user without network: which file to put where."""
-    where = f"put {file.name} into {file.parent}" if file else f"put its weights file into {keras_home() / 'models'}"
-    where += f" (KERAS_HOME is {os.environ.get('KERAS_HOME', 'not set')})"
     return (
-        f"No network, and the ImageNet weights of '{spec.name}' are not on this machine. On one with network run "
-        f"the same command once, then {where}; or use -b glyphnet (needs no download) or --weights none (random)"
+        f"No network, and the ImageNet weights of '{spec.name}' are not on this machine ({reason[:120]}). On one with "
+        f"network run the same command once, then put {file.name} into {file.parent} (KERAS_HOME is "
+        f"{os.environ.get('KERAS_HOME', 'not set')}); or use -b glyphnet (needs no download) or --weights none (random)"
     )
