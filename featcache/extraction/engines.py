@@ -13,7 +13,7 @@ import numpy as np
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
 from featcache.backbones.build import Backbone, feature_model
-from featcache.backbones.devices import on_cpu, on_device
+from featcache.backbones.devices import on_device
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
@@ -25,7 +25,9 @@ MAX_BATCH = 1024
 SMALL_SIZE = 64  # pixels
 CHEAPER = 0.15
 FASTER = 1.1
-WORTH_TRYING = 200  # images
+WORTH_GROWING = 2000  # images
+WORTH_TIMING = 4 * BATCH  # images
+WORTH_TRYING_S = 20.0  # of Keras; converting and timing OpenVINO takes about five
 TINY = 1e-30  # so that rows of zeros agree with rows of zeros
 # least cosine of a row, largest difference in standard deviations, against Keras at float32
 LIMITS: dict[Precision, tuple[float, float]] = {
@@ -91,17 +93,25 @@ def choose(
 
     build_at: gives the backbone at a precision. sample: some of the images, to try engines on. engine: "auto" takes
     OpenVINO if it is installed, if it is faster, and if it agrees with Keras at float32; the check is made of an
-    engine that is asked for, too. num_images: how many are to come; trying costs seconds, so few are not worth it.
+    engine that is asked for, too. num_images: how many are to come; trying takes seconds, so few are not worth it.
     Raises EnvironmentFault if what is asked for cannot be had.
     """
     precision, size = taps[0].precision, batch or BATCH
-    if engine == "auto" and not (is_installed() and num_images >= WORTH_TRYING and on_cpu(device)):
-        engine = "keras"
-    if engine == "keras":
-        keras_engine = KerasEngine(build_at(precision), taps, size, device)
-        return keras_engine if batch else _with_best_batch(keras_engine, sample, num_images)
+    if engine == "auto" and taps[0].backbone.origin != "registry" and precision != "float32":
+        engine = "openvino"  # Keras computes a saved model as it was saved
+
+    def usual(at_hand: KerasEngine | None = None) -> Engine:
+        found = at_hand if at_hand and precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
+        return found if batch else _grown(found, sample, num_images, device)
+
+    worth_it = num_images >= WORTH_TIMING and is_installed() and _on_cpu(device)
+    if engine == "keras" or (engine == "auto" and not worth_it):
+        return usual()
     backbone = build_at("float32")
     exact = KerasEngine(backbone, taps, size, device)
+    usual_s = 0.0 if engine == "openvino" else seconds_per_image(exact, sample)
+    if engine == "auto" and usual_s * num_images < WORTH_TRYING_S:
+        return usual(exact)
     try:
         fast = OpenVINOEngine(backbone, taps, batch or OPENVINO_BATCH, precision)
         agreement = agree(exact.forward(sample), fast.forward(sample), precision)
@@ -109,13 +119,12 @@ def choose(
         if engine == "openvino":
             raise
         say(f"{error}. Computing with Keras")
-        return exact if precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
+        return usual(exact)
     if engine == "openvino":
         return fast
-    slow = exact if precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
-    gain = seconds_per_image(slow, sample) / seconds_per_image(fast, sample)
+    gain = usual_s / seconds_per_image(fast, sample)
     say(f"OpenVINO is {gain:.1f} times as fast as Keras on these images and {agreement}")
-    return fast if gain >= FASTER else slow
+    return fast if gain >= FASTER else usual(exact)
 
 
 def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision) -> str:
@@ -146,18 +155,27 @@ def seconds_per_image(engine: Engine, sample: Pixels) -> float:
     return min(times) / len(images)
 
 
-def _with_best_batch(engine: KerasEngine, sample: Pixels, num_images: int) -> KerasEngine:
-    """Double the batch while that makes an image cheaper: on a GPU, and for images so small that calls cost more."""
-    if num_images < WORTH_TRYING or (sample.shape[1] > SMALL_SIZE and on_cpu("auto")):
+def _on_cpu(device: str) -> bool:
+    """Tell whether Keras would compute on the CPU."""
+    if device != "auto":
+        return device.startswith("cpu")
+    import keras
+
+    return all(name.startswith("cpu") for name in keras.distribution.list_devices())
+
+
+def _grown(engine: KerasEngine, sample: Pixels, num_images: int, device: str) -> KerasEngine:
+    """Double the batch while images get cheaper: on a GPU, and for tiny images, where calls cost most."""
+    if num_images < WORTH_GROWING or (sample.shape[1] > SMALL_SIZE and _on_cpu(device)):
         return engine
     per_image = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):
         engine.batch *= 2
-        try_now = seconds_per_image(engine, sample)
-        if try_now > per_image * (1 - CHEAPER):
+        now = seconds_per_image(engine, sample)
+        if now > per_image * (1 - CHEAPER):
             engine.batch //= 2
             break
-        per_image = try_now
+        per_image = now
     return engine
 
 

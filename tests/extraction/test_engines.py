@@ -239,9 +239,12 @@ def test_auto_never_takes_an_engine_that_disagrees(fake, toy_taps):
         choose(build_toy, toy_taps, SAMPLE, engine="openvino")
 
 
-def test_for_a_few_images_nothing_is_tried(fake, toy_taps):
+def test_for_a_few_seconds_nothing_is_tried(fake, toy_taps):
     fake.setattr(engines, "OpenVINOEngine", None)
-    assert choose(build_toy, toy_taps, SAMPLE, num_images=50).name.startswith("keras")
+    fake.setattr(engines, "seconds_per_image", lambda engine, sample: 0.1)
+    assert choose(build_toy, toy_taps, SAMPLE, num_images=150).name.startswith("keras")
+    fake.setattr(engines, "seconds_per_image", None)
+    assert choose(build_toy, toy_taps, SAMPLE, num_images=100).name.startswith("keras")
 
 
 def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
