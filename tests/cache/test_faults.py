@@ -16,7 +16,11 @@ def run(module, *arguments):
     """Run a module of the tests in a process of its own, which must end well; return what it printed."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, env={**os.environ, "PYTHONPATH": str(TESTS)}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
     )
     printed = done.stdout.splitlines()
     assert done.returncode == 0, f"exit {done.returncode} after: {printed[-1:]}\n{done.stderr[-3000:]}"

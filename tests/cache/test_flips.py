@@ -13,7 +13,7 @@ TESTS = Path(__file__).parents[1]
 def flip(kind, folder, number):
     """Flip so many bits, each alone; return the outcomes. The process must live and find nothing wrong."""
     command = [sys.executable, "-m", "cache.flips", kind, str(folder / "flips"), "0", str(number)]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3000)
     last = done.stdout.splitlines()[-1]
     assert done.returncode == 0, f"exit {done.returncode} at {last}\n{done.stderr[-3000:]}"

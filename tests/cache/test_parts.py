@@ -353,3 +353,11 @@ def test_leaving_the_lock_removes_what_killed_processes_left_and_nothing_else(tm
         os.utime(tmp_path / ".tmp-mine", (0, 0))
     assert (tmp_path / ".tmp-mine").exists()
     assert len(part_files(path)) == 1
+
+
+def test_a_listing_that_missed_a_part_is_made_again(tmp_path, monkeypatch):
+    path = tmp_path / "c.h5"
+    new = commit(path, DIGESTS)
+    listings = iter([[], [], [new], [new], [new]][1:])
+    monkeypatch.setattr("pathlib.Path.glob", lambda folder, pattern: next(listings))
+    assert part_files(path) == [new]

@@ -276,7 +276,7 @@ def test_a_reader_sees_whole_states_wherever_it_pauses(tmp_path, folder):
 
 
 def test_processes_that_commit_and_merge_at_random_lose_no_row(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     for kind in ("file", "folder"):
         (tmp_path / kind / "c.h5" if kind == "folder" else tmp_path / kind).mkdir(parents=True)
         cache = tmp_path / kind / "c.h5"
