@@ -305,7 +305,8 @@ def test_ctrl_c_while_merging_loses_nothing(tmp_path, monkeypatch):
     real = parts.write_rows
 
     def interrupted(*args):
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as a terminal does: to the process, so to its main thread
+        time.sleep(0.2)
         real(*args)
 
     with monkeypatch.context() as patched:
