@@ -53,13 +53,10 @@ def show_command(
     """
     from featcache.backbones.describe import facts_of, layers_of
     from featcache.backbones.parse import requests
-    from featcache.errors import UsageError
 
-    asked = requests([name])
-    if len(asked) != 1:
-        raise UsageError(f"featcache backbones show takes one backbone; got {name}")
-    facts = facts_of(asked[0])
-    found = [asdict(one) for one in layers_of(asked[0])] if layers else []
+    [asked] = requests([name])
+    facts = facts_of(asked)
+    found = [asdict(one) for one in layers_of(asked)] if layers else []
     emit(json, {**facts, "taps": found} if layers else facts, lambda: _shown(facts, found))
 
 

@@ -54,7 +54,7 @@ def _of_own(request: Request) -> dict[str, Any]:
         "mode": request.preprocess.mode,
         "params": backbone.network.count_params(),
         "width": backbone.network.outputs[0].shape[-1],
-        "layers": len(names),
+        "layers": len(names) - 1,  # the input is none
         "blocks": len([block for block in blocks(names) if block != STEM]),
     }
 

@@ -45,7 +45,7 @@ def _file_of(request: Request) -> Path:
         raise UsageError(f"'{spec.name}' as asked takes no ImageNet weights, so there is nothing to fetch")
     file = file_of(spec, size)
     if file is None:
-        raise UsageError(f"Nobody trained {spelt(spec, size)} on ImageNet. Which alphas there are, says Keras' manual")
+        raise UsageError(f"There are no ImageNet weights of {spelt(spec, size)}: Keras has them for some alphas only")
     return file
 
 

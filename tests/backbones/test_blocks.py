@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.backbones.blocks import block_names, blocks, first_of
+from featcache.backbones.blocks import block_ends, block_names, blocks, first_of
 from featcache.errors import UnknownBlock
 
 # Layer names as Keras 3.15.1 gives them, shortened; "|" opens the next block, which is named above it.
@@ -128,6 +128,20 @@ def test_a_block_begins_after_the_one_before_it_has_ended():
         "reduction_concat_stem_1", "adjust_conv_1_stem_2", "reduction_conv_1_stem_2",
     ]  # fmt: skip
     assert block_names(nasnet) == ["stem"] + 4 * ["cell_stem_1"] + 2 * ["cell_stem_2"]
+
+
+def test_the_end_of_a_block_is_what_the_next_one_takes():
+    assert block_ends(_layers("vgg")) == ["block1_pool"]
+    assert block_ends(_layers("inception_v3")) == ["mixed0", "mixed9"]
+    nasnet = ["stem_conv1", "normal_left5_0", "normal_concat_0", "activation_33", "adjust_bn_1", "normal_concat_1"]
+    assert block_ends(nasnet) == ["normal_concat_0"]  # not the activation: the next cell's
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_block_but_the_last_has_an_end_and_the_stem_has_none(family):
+    of_layer = dict(zip(_layers(family), block_names(_layers(family)), strict=True))
+    assert [of_layer[end] for end in block_ends(_layers(family))] == blocks(_layers(family))[1:-1]
+    assert block_ends(["input_layer", "conv2d_3", "dense"]) == []
 
 
 def test_a_model_without_blocks_is_all_stem():

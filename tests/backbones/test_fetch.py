@@ -148,7 +148,7 @@ def test_json_and_text_say_what_was_fetched(home, good, server, monkeypatch, cap
         ("glyphnet", r"'glyphnet' as asked takes no ImageNet weights"),
         ("pixels", r"'pixels' as asked takes no ImageNet weights"),
         ("mobilenet_v2:weights=none", r"'mobilenet_v2' as asked takes no ImageNet weights"),
-        (f"{NAME},mobilenet_v2:alpha=0.36", r"Nobody trained mobilenet_v2:alpha=0.36 on ImageNet"),
+        (f"{NAME},mobilenet_v2:alpha=0.36", r"There are no ImageNet weights of mobilenet_v2:alpha=0.36: "),
     ],
 )
 def test_what_has_no_imagenet_weights_is_refused_before_anything_is_downloaded(home, server, names, message):
