@@ -13,7 +13,7 @@ import numpy as np
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
 from featcache.backbones.build import Backbone, feature_model
-from featcache.backbones.devices import on_device
+from featcache.backbones.devices import on_cpu, on_device
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
@@ -97,14 +97,12 @@ def choose(
     Raises EnvironmentFault if what is asked for cannot be had.
     """
     precision, size = taps[0].precision, batch or BATCH
-    if engine == "auto" and taps[0].backbone.origin != "registry" and precision != "float32":
-        engine = "openvino"  # Keras computes a saved model as it was saved
 
     def usual(at_hand: KerasEngine | None = None) -> Engine:
         found = at_hand if at_hand and precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
         return found if batch else _grown(found, sample, num_images, device)
 
-    worth_it = num_images >= WORTH_TIMING and is_installed() and _on_cpu(device)
+    worth_it = num_images >= WORTH_TIMING and is_installed() and on_cpu(device)
     if engine == "keras" or (engine == "auto" and not worth_it):
         return usual()
     backbone = build_at("float32")
@@ -122,9 +120,12 @@ def choose(
         return usual(exact)
     if engine == "openvino":
         return fast
+    slow = usual(exact)
+    if slow is not exact:
+        usual_s = seconds_per_image(slow, sample)
     gain = usual_s / seconds_per_image(fast, sample)
     say(f"OpenVINO is {gain:.1f} times as fast as Keras on these images and {agreement}")
-    return fast if gain >= FASTER else usual(exact)
+    return fast if gain >= FASTER else slow
 
 
 def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision) -> str:
@@ -155,18 +156,9 @@ def seconds_per_image(engine: Engine, sample: Pixels) -> float:
     return min(times) / len(images)
 
 
-def _on_cpu(device: str) -> bool:
-    """Tell whether Keras would compute on the CPU."""
-    if device != "auto":
-        return device.startswith("cpu")
-    import keras
-
-    return all(name.startswith("cpu") for name in keras.distribution.list_devices())
-
-
 def _grown(engine: KerasEngine, sample: Pixels, num_images: int, device: str) -> KerasEngine:
     """Double the batch while images get cheaper: on a GPU, and for tiny images, where calls cost most."""
-    if num_images < WORTH_GROWING or (sample.shape[1] > SMALL_SIZE and _on_cpu(device)):
+    if num_images < WORTH_GROWING or (sample.shape[1] > SMALL_SIZE and on_cpu(device)):
         return engine
     per_image = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):
