@@ -278,6 +278,14 @@ def test_precision_is_what_is_asked_for_whatever_the_file_was_saved_in(path, tmp
     assert np.allclose(one, three.astype(np.float32), atol=0.02 * np.abs(one).max())
 
 
+def test_an_own_model_computes_in_the_precision_that_is_asked_for(photos, path, tmp_path):
+    exact = extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5", engine="keras")
+    cache = extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5", engine="keras", precision="bfloat16")
+    assert list(cache.taps) == ["mine/top", "mine/top:bfloat16"]
+    one, two = exact.features(exact.rows), cache.features(exact.rows, "mine/top:bfloat16")
+    assert 0 < np.abs(one - two).max() < 0.05 * np.abs(one).max()
+
+
 def layered(*layers, size=16):
     return keras.Sequential([keras.Input((size, size, 3)), *layers])
 

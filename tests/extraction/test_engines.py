@@ -239,6 +239,24 @@ def test_auto_never_takes_an_engine_that_disagrees(fake, toy_taps):
         choose(build_toy, toy_taps, SAMPLE, engine="openvino")
 
 
+@pytest.mark.parametrize("seconds_at_bfloat16", [0.5, 9.0])
+def test_at_reduced_precision_the_rival_is_keras_at_that_precision(fake, seconds_at_bfloat16):
+    (request,) = requests(TOY, precision="bfloat16")
+    built = []
+
+    def build_at(precision):
+        built.append(precision)
+        return build_toy(precision)
+
+    def seconds(engine, sample):
+        return 1.0 if "openvino" in engine.name else {"float32": 5.0, "bfloat16": seconds_at_bfloat16}[built[-1]]
+
+    fake.setattr(engines, "seconds_per_image", seconds)
+    engine = choose(build_at, request.taps("w"), SAMPLE, num_images=1000)
+    assert built == ["float32", "bfloat16"]
+    assert engine.name.startswith("keras" if seconds_at_bfloat16 < 1 else "openvino")
+
+
 def test_for_a_few_seconds_nothing_is_tried(fake, toy_taps):
     fake.setattr(engines, "OpenVINOEngine", None)
     fake.setattr(engines, "seconds_per_image", lambda engine, sample: 0.1)
