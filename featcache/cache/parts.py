@@ -116,6 +116,7 @@ def _merged(
         if layout.state(table) != before:
             raise Overtaken(table) from error
         raise
+    del rows  # of many images they take some memory
     opened = Cache.open(cache)
     _remove_merged(parts, table, written)
     return opened
@@ -174,18 +175,17 @@ def _fill_images(
     for key in layout.IMAGE_FACTS:
         layout.put_text(group, key, facts[key])
     ok = Failure("", "", "ok", "")
-    found = [failures.get(row.path, ok) for row in images]
-    columns = {
-        "path": [os.fsencode(row.path) for row in images],
-        "label": [os.fsencode(row.label) for row in images],
-        "group": [os.fsencode(row.group) for row in images],
-        "split": [row.split.encode() for row in images],
-        "digest": [row.digest.encode() for row in images],
-        "status": [failure.status.encode() for failure in found],
-        "reason": [os.fsencode(failure.reason) for failure in found],
+    columns: dict[str, Callable[[ImageRow], str]] = {
+        "path": lambda row: row.path,
+        "label": lambda row: row.label,
+        "group": lambda row: row.group,
+        "split": lambda row: row.split,
+        "digest": lambda row: row.digest,
+        "status": lambda row: failures.get(row.path, ok).status,
+        "reason": lambda row: failures.get(row.path, ok).reason,
     }
     for name in layout.IMAGE_COLUMNS:
-        group.create_dataset(name, data=layout.strings(columns[name]))
+        group.create_dataset(name, data=layout.strings([os.fsencode(columns[name](row)) for row in images]))
     layout.put_text(group, "content_digest", layout.images_digest(group))
 
 

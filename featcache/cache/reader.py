@@ -188,7 +188,9 @@ def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:
 
 
 def _texts(dataset: Any) -> list[str]:
-    return [os.fsdecode(value) for value in dataset[()]]
+    values = dataset[()].tolist()
+    known = {value: os.fsdecode(value) for value in set(values)}  # one text for all images of a class
+    return [known[value] for value in values]
 
 
 def _images(columns: list[list[str]]) -> tuple[tuple[ImageRow, ...], tuple[Failure, ...]]:

@@ -24,7 +24,7 @@ from featcache.cache import layout
 from featcache.errors import DataError, NotACache, UsageError
 from featcache.spec import Dtype, Tap, canonical_json
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
 MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
 
@@ -64,8 +64,8 @@ class Piece:
     @cached_property
     def digests(self) -> list[str]:
         """The images of the rows."""
-        found: list[str] = self.column.astype(np.str_).tolist()
-        return found
+        text, width = self.column.tobytes().decode("ascii"), self.column.dtype.itemsize
+        return [text[at : at + width].rstrip("\0") for at in range(0, len(text), width)]
 
     def is_of(self, digests: Sequence[str]) -> bool:
         """Tell whether the rows are of exactly these images in this order; quick, and sure only when it says yes."""
@@ -223,7 +223,7 @@ def write_tap(
 ) -> None:
     """Write one tap, its features block by block."""
     group = file.create_group(f"taps/{tap.name}")
-    names = layout.strings([digest.encode() for digest in digests])
+    names = np.array(digests, f"S{max(map(len, digests), default=1)}")
     provenance = f"[{','.join(makers)}]"
     group.create_dataset("digest", data=names)
     group.create_dataset("made_by", data=made_by)

@@ -309,10 +309,14 @@ def test_ctrl_c_while_merging_loses_nothing(tmp_path, monkeypatch):
         time.sleep(0.2)
         real(*args)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(parts, "write_rows", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            merge(path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(parts, "write_rows", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                merge(path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [one.name for one in tmp_path.iterdir()] == ["c.h5.parts"]
     assert np.array_equal(merge(path).features(ROWS), features_of(DIGESTS))
 
