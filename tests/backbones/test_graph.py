@@ -73,6 +73,14 @@ def test_where_no_block_has_a_name_auto_takes_the_end_of_every_map_size(residual
     assert auto_layers(chain(layers.Flatten(), layers.Dense(5))) == ["top"]
 
 
+def test_what_a_shortcut_goes_around_is_no_end():
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, strides=2, padding="same", name="conv")(image)
+    around = layers.Conv2D(4, 3, strides=2, padding="same")(layers.ReLU(name="branch")(x))
+    x = layers.Add(name="sum")([around, layers.AveragePooling2D(2)(x)])
+    assert auto_layers(keras.Model(image, layers.GlobalMaxPooling2D()(x))) == ["conv", "sum", "top"]
+
+
 def test_auto_of_a_backbone_by_name_is_one_layer_per_block():
     assert build(BackboneSpec("glyphnet", weights="none"), 32, "avg").auto_layers() == [
         "block_1_relu", "block_2_relu", "block_3_relu", "top"
