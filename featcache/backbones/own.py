@@ -102,7 +102,7 @@ def load(spec: BackboneSpec, size: int | None) -> Any:
 def headless(model: Any) -> Any:
     """Return the model without its classifier: up to what enters a last Dense layer, if it ends in one.
 
-    Whatever only turns scores into other scores may follow that layer; a Dropout before it goes as well.
+    Whatever only turns scores into other scores may follow that layer.
     """
     import keras
 
@@ -112,8 +112,6 @@ def headless(model: Any) -> Any:
         last, before = _made_by(before)
     if not isinstance(last, layers.Dense) or not _scores(last):
         return model
-    maker, earlier = _made_by(before)
-    before = earlier if isinstance(maker, layers.Dropout) else before
     return keras.Model(model.inputs[0], before, name=model.name)
 
 

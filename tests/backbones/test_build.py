@@ -99,3 +99,13 @@ def test_without_noise_training_computes_what_inference_computes():
     inference = np.asarray(network(inputs, training=False))
     assert np.allclose(network(inputs, training=True), inference, atol=1e-5)
     assert [type(layer).__name__ for layer in all_layers(network)][:3] == ["Conv2D", "BatchNormalization", "Dropout"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "glyphnet"])
+def test_at_reduced_precision_features_are_pooled_in_float32(name):
+    (request,) = requests(f"{name}:weights=none:size=64", precision="bfloat16")
+    backbone = build(request.spec, 64, "avg", "bfloat16")
+    features = np.asarray(feature_model(backbone, request.taps("w")).predict_on_batch(images(size=64)))
+    assert features.dtype == np.float32
+    bits = features.view(np.uint32) & 0xFFFF  # zeros in every number that was a bfloat16 at the end
+    assert (bits[features != 0] != 0).mean() > 0.5
