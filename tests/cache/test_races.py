@@ -28,16 +28,16 @@ class Turns:
 
     def __init__(self, plan, actors):
         self.plan, self.changed = list(plan), threading.Condition()
-        self.actors, self.done, self.steps = actors, set(), [0] * actors
+        self.actors, self.done, self.steps = actors, set(), [[] for _ in range(actors)]
         self._me = threading.local()
 
-    def step(self, *_):
+    def step(self, what):
         """Wait for this thread's turn, if it is one of the actors."""
         me = getattr(self._me, "number", None)
         if me is None:
             return
         with self.changed:
-            self.steps[me] += 1
+            self.steps[me].append(what)
             who, left = self.plan[0]
             assert who == me
             self.plan[0] = (who, left - 1)
@@ -89,7 +89,7 @@ class Turns:
 def interleaved(root, turns):
     """Make every file operation below a folder a step of whoever does it."""
     disk = Disk(root)
-    disk.hook = lambda call, path: turns.step() if call in NAMES else None
+    disk.hook = lambda call, path: turns.step(call) if call in NAMES else None
     with pytest.MonkeyPatch.context() as patched, disk.watching():
         for module, name in [
             (layout, "reading"),
@@ -98,7 +98,7 @@ def interleaved(root, turns):
             (parts, "part_files"),
         ]:
             real = getattr(module, name)
-            patched.setattr(module, name, lambda *args, real=real: (turns.step(), real(*args))[1])
+            patched.setattr(module, name, lambda *args, name=name, real=real: (turns.step(name), real(*args))[1])
         yield
 
 
@@ -159,7 +159,7 @@ def check(cache):
 def steps_of(begin):
     """Return how many steps each of the two takes if nobody is in the way."""
     cache = begin()
-    return play(cache, [(0, END), (1, END)], works_of(cache))
+    return [len(steps) for steps in play(cache, [(0, END), (1, END)], works_of(cache))]
 
 
 def pauses(begin, some):
@@ -228,6 +228,30 @@ def test_a_merge_inside_the_last_step_of_a_merge_loses_no_row(tmp_path, call, ea
     assert list(tmp_path.iterdir()) == [cache]
 
 
+@pytest.mark.parametrize("later", [1, 2, 3])
+def test_of_two_merges_that_rename_right_behind_each_other_no_row_is_lost(tmp_path, later):
+    def begun(name):
+        cache = tmp_path / name / "c.h5"
+        cache.parent.mkdir()
+        commit(cache, 0, 2)
+        merge(cache)
+        commit(cache, 2, 5)
+        return cache
+
+    def works(cache):
+        return [lambda: merge(cache), lambda: (commit(cache, 5, 9), merge(cache))]
+
+    cache = begun("steps")
+    first, second = play(cache, [(0, END), (1, END)], works(cache))
+    looked = first.index("replace") + 1  # the first has looked whether the table is still the one it read
+    renamed = len(second) - second[::-1].index("replace")  # the second is about to rename its own
+    cache = begun("raced")
+    play(cache, [(0, looked), (1, renamed + later), (0, END), (1, END)], works(cache))
+    assert rows_of(cache) == all_of(range(9))
+    merge(cache)
+    assert rows_of(cache) == all_of(range(9))
+
+
 @pytest.fixture
 def _fast(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)
@@ -264,7 +288,7 @@ def test_a_reader_sees_whole_states_wherever_it_pauses(tmp_path, folder):
         commit(cache, 0, 9)
         merge(cache)
 
-    reads, writes = play(begun("steps"), [(0, END), (1, END)], works(tmp_path / "steps" / "c.h5"))
+    reads, writes = map(len, play(begun("steps"), [(0, END), (1, END)], works(tmp_path / "steps" / "c.h5")))
     assert reads > 3
     plans = [(i, j) for i in range(1, reads + 1) for j in range(1, writes + 1)]
     for number, (i, j) in enumerate(random.Random(0).sample(plans, 10)):
