@@ -286,3 +286,21 @@ def test_a_sink_that_failed_once_touches_the_disk_no_more(tmp_path):
     with pytest.raises(DiskFault, match=r"Cannot write .*a: first"):
         fails_twice()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["write", "ftruncate", "read", "lseek"])
+def test_a_sink_keeps_the_failure_of_the_disk_to_itself(tmp_path, monkeypatch, call):
+    def fails():
+        with writing(tmp_path / "a") as sink:
+            sink.write(b"good")
+            monkeypatch.setattr(os, call, Failing(getattr(os, call), 0))
+            sink.truncate(4)
+            sink.seek(0)
+            assert len(sink.read(4)) == 4
+            assert sink.write(b"more") == 4
+            with pytest.raises(OSError, match="No space left"):
+                sink.check()
+
+    with pytest.raises(DiskFault, match=r"Cannot write .*a: No space left on device"):
+        fails()
+    assert list(tmp_path.iterdir()) == []

@@ -299,6 +299,31 @@ def test_a_reader_sees_whole_states_wherever_it_pauses(tmp_path, folder):
         play(cache, [(0, i), (1, END), (0, END)], works(cache))
 
 
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.usefixtures("_fast")
+def test_a_plan_misses_no_row_that_is_merged_while_it_is_made(tmp_path, folder):
+    def begun(name):
+        cache = tmp_path / name / "c.h5"
+        (cache if folder else cache.parent).mkdir(parents=True)
+        commit(cache, 0, 3)
+        merge(cache)
+        commit(cache, 3, 5)
+        commit(cache, 5, 9)
+        return cache
+
+    def planned(cache):
+        found = parts.read_rows(cache)
+        assert {tap: sorted(rows.digests) for tap, rows in found.items()} == all_of(range(9))
+
+    def works(cache):
+        return [lambda: planned(cache), lambda: merge(cache)]
+
+    steps, _ = play(begun("steps"), [(0, END), (1, END)], works(tmp_path / "steps" / "c.h5"))
+    for at in range(len(steps) + 1):
+        cache = begun(str(at))
+        play(cache, [(0, at), (1, END), (0, END)], works(cache))
+
+
 def test_processes_that_commit_and_merge_at_random_lose_no_row(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     for kind in ("file", "folder"):
