@@ -300,7 +300,10 @@ def test_a_sink_keeps_the_failure_of_the_disk_to_itself(tmp_path, monkeypatch, c
             assert sink.write(b"more") == 4
             with pytest.raises(OSError, match="No space left"):
                 sink.check()
+            reached.append(call)
 
+    reached = []
     with pytest.raises(DiskFault, match=r"Cannot write .*a: No space left on device"):
         fails()
+    assert reached == [call]
     assert list(tmp_path.iterdir()) == []

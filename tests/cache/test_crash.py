@@ -10,7 +10,7 @@ from featcache.cache.check import verify
 from featcache.cache.layout import table_of
 
 from .disk import FOLDER, Disk, grow, tree
-from .scenes import SCENES, all_of, rows_of
+from .scenes import SCENES, all_of, commit, rows_of
 
 LOSSES = 25  # random power losses at each point
 every_scene = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
@@ -108,3 +108,13 @@ def test_parts_are_removed_only_after_what_replaces_them_is_durable(scene, tmp_p
     assert removed
     assert min(removed) > synced[0] > renamed[-1]
     assert disk.log[renamed[-1] - 1] == ("sync", disk.log[renamed[-1]][3])
+
+
+def test_a_folder_that_another_process_made_and_did_not_sync_is_synced(tmp_path):
+    (tmp_path / "c.h5.parts").mkdir()
+    disk = Disk(tmp_path)
+    with disk.watching():
+        commit(tmp_path / "c.h5", 0, 3)
+    kinds = [effect[:2] for effect in disk.log]
+    assert ("sync folder", ".") in kinds
+    assert ("sync folder", "c.h5.parts") == kinds[-1]
