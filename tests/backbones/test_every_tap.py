@@ -1,4 +1,4 @@
-"""What `--tap auto` reads, in one network of every family: what the next block takes. And that reduced precision is only that."""
+"""What `--tap auto` reads, in a network of each family: what the next block takes. And what reduced precision does."""
 
 import gc
 import re
