@@ -117,4 +117,4 @@ def test_a_folder_that_another_process_made_and_did_not_sync_is_synced(tmp_path)
         commit(tmp_path / "c.h5", 0, 3)
     kinds = [effect[:2] for effect in disk.log]
     assert ("sync folder", ".") in kinds
-    assert ("sync folder", "c.h5.parts") == kinds[-1]
+    assert kinds[-1] == ("sync folder", "c.h5.parts")

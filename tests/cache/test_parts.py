@@ -366,3 +366,21 @@ def test_a_listing_that_missed_a_part_is_made_again(tmp_path, monkeypatch):
     listings = iter([[], [], [new], [new], [new]][1:])
     monkeypatch.setattr("pathlib.Path.glob", lambda folder, pattern: next(listings))
     assert part_files(path) == [new]
+
+
+def test_a_cache_that_is_removed_while_it_is_merged_into_is_made_anew(tmp_path, monkeypatch):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS[:3])
+    merge(path)
+    commit(path, DIGESTS[3:])
+    real = parts.write_rows
+
+    def removed(*args):
+        monkeypatch.setattr(parts, "write_rows", real)
+        path.unlink()
+        real(*args)
+
+    monkeypatch.setattr(parts, "write_rows", removed)
+    cache = merge(path)
+    assert np.array_equal(cache.features(ROWS[3:]), features_of(DIGESTS[3:]))
+    assert [one.name for one in tmp_path.iterdir()] == ["c.h5"]
