@@ -10,6 +10,7 @@ import pytest
 from .scenes import SCENES
 
 TESTS = Path(__file__).parents[1]
+LONG = ("merge", "finish a folder")  # the same calls as the second time
 
 
 def run(module, *arguments):
@@ -27,7 +28,7 @@ def run(module, *arguments):
     return printed
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", [one for one in SCENES if one.name not in LONG], ids=lambda scene: scene.name)
 def test_any_call_may_fail_and_the_same_command_goes_on(scene, tmp_path):
     last = run("cache.failing_calls", scene.name, tmp_path, 1)[-1]
     assert {"open", "fsync", "close", "replace"} <= set(last.split())
