@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+# GPUs would compute float32 in TF32, with 10 bits of mantissa, without a word: cuBLAS and cuDNN, and JAX
+TRUE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+
 
 def start_keras() -> None:
     """Import Keras; if TF_CPP_MIN_LOG_LEVEL asks for silence (2 or more), with stderr closed meanwhile.
@@ -13,6 +16,8 @@ def start_keras() -> None:
     """
     if "keras" in sys.modules:
         return
+    for name, value in TRUE_FLOAT32.items():
+        os.environ.setdefault(name, value)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
         import keras
 

@@ -45,7 +45,7 @@ class Failure(NamedTuple):
 
     path: str
     digest: str  # "" where the bytes could not be read
-    status: str  # empty, unknown_format, truncated, too_big, unreadable, nonfinite
+    status: str  # empty, unknown_format, truncated, too_big, unreadable, no_memory, nonfinite
     reason: str
 
 

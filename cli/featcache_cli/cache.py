@@ -5,11 +5,14 @@ from __future__ import annotations
 import json as json_text
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcache_cli.output import Json, emit
+
+if TYPE_CHECKING:
+    from featcache.extraction.recheck import Recomputed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,15 +109,15 @@ def verify_command(
         ]
         wrong = [one for one in again if not one.agrees(opened.taps[one.tap].precision)]
         if wrong:
-            reason = f"{len(wrong[0].changed)} images are gone or others, such as {wrong[0].changed[0]}" * bool(
-                wrong[0].changed
-            )
-            raise NotACache(
-                f"{cache}: tap '{wrong[0].tap}' is not what is computed now: "
-                + (reason or f"{wrong[0].difference:.2g} standard deviations apart")
-                + ". Bring it up to date: featcache extract"
-            )
+            raise NotACache(f"{cache}: {_apart(wrong[0])}. Bring it up to date: featcache extract")
     emit(json, facts, lambda: "\n".join(lines))
+
+
+def _apart(found: Recomputed) -> str:
+    """Return in what a tap is not what is computed now."""
+    if found.changed:
+        return f"{len(found.changed)} images of tap '{found.tap}' are gone or others, such as {found.changed[0]}"
+    return f"tap '{found.tap}' is {found.difference:.2g} standard deviations off what is computed now"
 
 
 @app.command("why")

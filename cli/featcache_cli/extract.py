@@ -103,6 +103,7 @@ def document(done: Extracted) -> dict[str, Any]:
         "computed": done.computed,
         "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in done.failed],
         "others": dict(done.others),
+        "without_label": list(done.stray),
         "taps": [
             {"tap": one.tap, "width": one.width, "precision": one.precision, "engine": one.engine} for one in done.taps
         ],
@@ -127,14 +128,12 @@ def text(done: Extracted) -> str:
     lines = [
         f"{done.images} images: {done.hits} cached, {done.computed} computed, {len(done.failed)} skipped; "
         f"{done.seconds:.1f} s{rate}",
-        *(
-            [f"{sum(done.others.values())} files are no images by their suffix; see: featcache scan"]
-            * bool(done.others)
-        ),
         table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
         f"Cache: {printable(done.cache)}",
         f"Next: featcache sweep {printable(done.cache)}",
     ]
+    if done.stray:
+        lines.insert(1, f"{len(done.stray)} images beside the class folders have no label and are left out")
     if done.others:
         lines.insert(1, f"{sum(done.others.values())} files are no images by their suffix (featcache scan names them)")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from featcache.backbones.weights import keras_backend
 from featcache.backend import start_keras
 from featcache.errors import EnvironmentFault
+from featcache.spec import choose
 
 
 @contextmanager
@@ -16,6 +17,7 @@ def on_device(device: str) -> Iterator[None]:
     if device == "auto":
         yield
         return
+    choose("--device", device.partition(":")[0], ("auto", "cpu", "gpu", "tpu"))
     start_keras()
     import keras
 

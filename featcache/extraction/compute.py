@@ -11,19 +11,19 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from featcache.arrays import Features, Pixels
 from featcache.cache import parts
-from featcache.errors import DataError
 from featcache.extraction.engines import Engine
 from featcache.extraction.pipeline import Decoded, Decoder
 from featcache.images.sources import Source
 from featcache.spec import Failure, ImageRow, Preprocess, Progress, Tap, Tick
 
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
+GIVES = "gives features that are"  # between a tap and what is wrong with its features
 FIRST_BATCH = 32  # images that an engine is chosen on
 
 
@@ -75,14 +75,24 @@ class Findings:
             self.unread[one.row.path] = one.pixels
         return not isinstance(one.pixels, Failure)
 
-    def judge(self, rows: Sequence[ImageRow], finite: Sequence[bool], tap: str) -> None:
-        """Note which rows of a tap are not finite; one that is finite now is no longer bad for this tap's sake."""
-        reason = f"tap {tap} gives features that are not finite"
-        for row, good in zip(rows, finite, strict=True):
-            if not good:
-                self.bad[row.digest] = Failure(row.path, row.digest, "nonfinite", reason)
-            elif row.digest in self.bad and self.bad[row.digest].reason == reason:
-                del self.bad[row.digest]
+    def judge(self, rows: Sequence[ImageRow], taps: Sequence[tuple[Tap, Features]]) -> Any:
+        """Return (N,) which rows can be stored in all taps; note why the others cannot."""
+        good = np.ones(len(rows), bool)
+        for tap, features in taps:
+            flat = features.reshape(len(features), -1)
+            finite: Any = np.isfinite(flat).all(axis=1)
+            fits = finite if tap.dtype == "float32" else finite & (np.abs(flat) <= MAX_FLOAT16).all(axis=1)
+            for at in np.flatnonzero(good & ~fits).tolist():
+                why = "too large for float16; use --dtype float32" if finite[at] else "not finite"
+                reason = f"tap {tap.name} {GIVES} {why}"
+                self.bad[rows[at].digest] = Failure(rows[at].path, rows[at].digest, "nonfinite", reason)
+            good &= fits
+        return good
+
+
+def tap_of(reason: str) -> str:
+    """Return the tap that gave no usable features, by the reason that `Findings.judge` noted."""
+    return reason.partition(f" {GIVES} ")[0].removeprefix("tap ")
 
 
 @dataclass
@@ -101,7 +111,7 @@ class Pass:
     _writing: Future[Path] | None = field(default=None, init=False)
 
     def run(self) -> None:
-        """Compute and commit everything. Raises DiskFault, DataError, EnvironmentFault."""
+        """Compute and commit everything. Raises DiskFault, EnvironmentFault."""
         step, done = f"extract {self.targets[0].all_taps[0].name}", 0
         writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         decoder = self._decoder()
@@ -163,10 +173,9 @@ class Pass:
     ) -> None:
         assert target.started is not None
         self.found.computed += len(some)
-        finite = np.logical_and.reduce([np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in features])
-        self.found.judge([one.row for one in some], finite, target.all_taps[0].name)
-        digests = [one.row.digest for one, good in zip(some, finite, strict=True) if good]
-        kept = [_stored(array[finite], tap) for tap, array in self._named(target, features)]
+        good = self.found.judge([one.row for one in some], list(self._named(target, features)))
+        digests = [one.row.digest for one, stays in zip(some, good, strict=True) if stays]
+        kept = [array[good].astype(tap.dtype, copy=False) for tap, array in self._named(target, features)]
         self._written()
         if digests:
             made_by = target.started.provenance
@@ -180,13 +189,3 @@ class Pass:
         """Wait until the part before is on the disk; raise what went wrong with it."""
         if self._writing is not None:
             self._writing.result()
-
-
-def _stored(features: Features, tap: Tap) -> Features:
-    """Return the features as they are stored. Raises DataError where float16 cannot hold them."""
-    if tap.dtype == "float16" and np.abs(features).max(initial=0) > MAX_FLOAT16:
-        raise DataError(
-            f"Features of tap '{tap.name}' reach {np.abs(features).max():.6g}, and float16 holds {MAX_FLOAT16:.0f} "
-            "at most. Store them with --dtype float32"
-        )
-    return features.astype(tap.dtype, copy=False)

@@ -162,8 +162,10 @@ def _grown(engine: KerasEngine, sample: Pixels, num_images: int, device: str) ->
         return engine
     per_image = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):
-        engine.batch *= 2
+        engine.batch = tried = engine.batch * 2
         now = seconds_per_image(engine, sample)
+        if engine.batch < tried:  # out of memory: it has halved itself
+            break
         if now > per_image * (1 - CHEAPER):
             engine.batch //= 2
             break

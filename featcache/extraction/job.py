@@ -13,6 +13,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,9 @@ from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
 from featcache.cache.layout import part_files, table_of
 from featcache.cache.reader import Cache
-from featcache.cache.rows import TapRows
+from featcache.cache.rows import TapRows, is_part
 from featcache.errors import DiskFault, NoImages, UnreadableImages, UsageError
-from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target
+from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
 from featcache.images.decode import parse_views
@@ -54,6 +57,7 @@ ENGINES = ("auto", "keras", "openvino")
 DECODERS = {"exact": DECODE_VERSION, "draft": DRAFT_VERSION}
 LAYOUTS = ("file", "parts")
 TIMED_BATCHES = 2
+MAX_ROUNDS = 3
 PIXEL_BATCH = 256
 
 
@@ -83,8 +87,8 @@ class Options:
     strict: bool = False
 
     def requests(self) -> list[Request]:
-        """Return the backbones that are asked for. Raises UsageError, UnknownBackbone."""
-        return requests(
+        """Return the backbones that are asked for, each once. Raises UsageError, UnknownBackbone."""
+        found = requests(
             self.backbone,
             tap=self.tap,
             weights=self.weights,
@@ -96,6 +100,7 @@ class Options:
             decode=DECODERS[one_of("--decode", self.decode, DECODERS)],
             views=parse_views(self.views),
         )
+        return list(dict.fromkeys(_plain_pixels(one) for one in found))
 
     @property
     def batch_size(self) -> int | None:
@@ -128,6 +133,7 @@ class Extracted:
     taps: tuple[TapReport, ...]
     seconds: float
     others: Mapping[str, int]  # files that are no images by their suffix: how many of each
+    stray: tuple[str, ...]  # images beside the class folders: no label, left out
 
     @property
     def images_per_s(self) -> float:
@@ -191,7 +197,7 @@ def extract(
     started = time.perf_counter()
     given = dict(locals())
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
-    job = _Job(images, Path(out), options, progress)
+    job = _Job(images, Path(out), options, _index_of(Path(out), options.layout), progress)
     cache = job.run()
     cache = replace(cache, report=job.report(time.perf_counter() - started))
     if cache.failures and strict:
@@ -215,28 +221,32 @@ def estimate(
 
     Two batches of the images that are missing go through each backbone to tell the time.
     """
-    return _Job(images, Path(out), Options(backbone=backbone, **options), progress).estimate()
+    asked = Options(backbone=backbone, **options)
+    index = _index_of(Path(out), asked.layout)
+    return _Job(images, Path(out), asked, index if index.exists() else None, progress).estimate()
 
 
 class _Job:
     """One extraction: the rows at hand, and what was learnt on the way."""
 
-    def __init__(self, images: Images | str | Path, out: Path, options: Options, progress: Progress) -> None:
+    def __init__(
+        self, images: Images | str | Path, out: Path, options: Options, index: Path | None, progress: Progress
+    ) -> None:
         self.out, self.options, self.progress = out, options, progress
         self.wanted = options.requests()
         self.batch = options.batch_size
         one_of("--engine", options.engine, ENGINES)
         self.in_parts = _in_parts(out, options.layout)
+        self.cached: dict[str, TapRows] = parts.read_rows(out)  # sets damaged parts aside
         self.earlier = Cache.open(out) if table_of(out).exists() else None
-        self.images = _manifest(images, self.earlier, options, _index_of(out, self.in_parts), progress)
-        self.cached: dict[str, TapRows] = parts.read_rows(out)
-        self.begun = bool(part_files(out)) and not self.in_parts  # and not finished: it must end as if undisturbed
+        self.images = _manifest(images, self.earlier, options, index, progress)
         self.found = Findings(
             digests={row.path: row.digest for row in self.images.rows},
-            bad=_known_bad(self.earlier),
+            bad={} if options.rehash else _known_bad(self.earlier),
             unread={failure.path: failure for failure in self.images.unreadable if not failure.digest},
         )
-        self.hits = len(self.images.rows)
+        self.hits: int | None = None  # images of which nothing had to be computed
+        self.needed = 0  # bytes of what is to be computed, as far as that is known
         self.taps: dict[str, Tap] = {}  # {fingerprint: tap} of everything that is asked for, in order
 
     def run(self) -> Cache:
@@ -250,9 +260,13 @@ class _Job:
             if waited:  # the other extraction may have computed what is missing here
                 self.cached = parts.read_rows(self.out)
                 todo = self._targets()
-            for of_pass in self._passes(todo):
-                of_pass.run()
-            self.cached = parts.read_rows(self.out)
+            for _ in range(MAX_ROUNDS):  # more than one only where images changed or went meanwhile
+                for of_pass in self._passes(todo):
+                    of_pass.run()
+                self.cached = parts.read_rows(self.out)
+                if not self._lacking():
+                    break
+                todo = self._targets()
             rows, failures = self._rows(), self._failures()
             if not self.cached:
                 first = next(iter(failures.values()))
@@ -275,12 +289,13 @@ class _Job:
         return Extracted(
             cache=str(self.out),
             images=len(self._rows()),
-            hits=self.hits,
+            hits=self.hits or 0,
             computed=self.found.computed,
             failed=failed,
             taps=taps,
             seconds=seconds,
             others=self.images.others,
+            stray=self.images.stray,
         )
 
     def estimate(self) -> Estimate:
@@ -291,7 +306,7 @@ class _Job:
         return Estimate(
             cache=str(self.out),
             images=len(self.images.rows),
-            hits=self.hits,
+            hits=self.hits or 0,
             missing=missing,
             bytes=sum(target.row_bytes * len(target.missing) for _, target in todo),
             free_bytes=_free_bytes(self.out),
@@ -302,41 +317,69 @@ class _Job:
     def _wait(self) -> None:
         self.progress(Tick("wait", 0, 0, f"Another extraction is at work on {self.out}; waiting for it to end"))
 
+    def _lacking(self) -> bool:
+        """Tell whether an image that can be used has no row in a tap that is asked for."""
+        rows = [row.digest for row in self._wanted_rows() if row.digest not in self.found.bad]
+        have = [self.cached[one].at.keys() if one in self.cached else set[str]() for one in self.taps]
+        return any(digest not in digests for digest in rows for digests in have)
+
+    def _wanted_rows(self) -> list[ImageRow]:
+        """Return the images whose bytes can be had, as they were last read."""
+        digests, unread = self.found.digests, self.found.unread
+        return [row._replace(digest=digests[row.path]) for row in self.images.rows if row.path not in unread]
+
     def _targets(self) -> list[tuple[Request, Target]]:
-        """Return what every backbone lacks."""
-        todo, hits = [], []
-        broken = frozenset(digest for digest, failure in self.found.bad.items() if failure.status != "nonfinite")
+        """Return what every backbone lacks; views that lack other images than the first are targets of their own."""
+        todo: list[tuple[Request, Target]] = []
+        rows, lacking = self._wanted_rows(), set[str]()
         for request in self.wanted:
             weights_digest, architecture, backbone = self._weights(request)
             layers = None
             if request.layers == ("auto",):
                 backbone = backbone or _built(request)
                 layers = backbone.auto_layers()
-            plan = make_plan(self.images.rows, request.taps(weights_digest, architecture, layers), self.cached, broken)
-            self.taps |= {tap.fingerprint: tap for tap in plan.taps}
-            hits.append(plan.hits)
-            todo.append((request, self._target(request, plan, backbone)))
-        self.hits = min(hits)
+            taps = request.taps(weights_digest, architecture, layers)
+            self.taps |= {tap.fingerprint: tap for tap in taps}
+            broken = self._broken(taps)
+            plans = [make_plan(rows, list(of_view), self.cached, broken) for _, of_view in groupby(taps, _view)]
+            lacking.update(row.digest for plan in plans for row in plan.missing)
+            todo += [(request, target) for target in self._grouped(request, plans, backbone)]
+        if self.hits is None:
+            settled = [row for row in rows if row.digest not in lacking]
+            self.hits = sum(row.digest not in self.found.bad for row in settled)
         return todo
 
-    def _target(self, request: Request, plan: Plan, backbone: Backbone | None) -> Target:
-        taps: dict[str, list[Tap]] = {}
-        for tap in plan.taps:
-            taps.setdefault(tap.view, []).append(tap)
-        missing = frozenset(row.path for row in plan.missing)
+    def _broken(self, taps: Sequence[Tap]) -> frozenset[str]:
+        """Return the digests that give no row in these taps: undecodable, or not fit for one of them."""
+        names = {tap.name for tap in taps}
+        bad = self.found.bad.values()
+        return frozenset(one.digest for one in bad if one.status != "nonfinite" or tap_of(one.reason) in names)
+
+    def _grouped(self, request: Request, plans: Sequence[Plan], backbone: Backbone | None) -> list[Target]:
+        """Return one target for all views that lack the same images; they share one engine."""
+        started: list[Started] = []
+        groups: dict[frozenset[str], list[Tap]] = {}
+        for plan in plans:
+            groups.setdefault(frozenset(row.path for row in plan.missing), []).extend(plan.taps)
+        most = max(map(len, groups))
 
         def start(sample: Pixels) -> Started:
-            engine = self._engine(request, next(iter(taps.values())), backbone, sample, len(missing))
-            return Started(engine, provenance(engine, request.spec, request.preprocess.size))
+            if not started:
+                engine = self._engine(request, plans[0].taps, backbone, sample, most)
+                started.append(Started(engine, provenance(engine, request.spec, request.preprocess.size)))
+            return started[0]
 
-        return Target(taps, missing, start, self._check_space)
+        return [
+            Target({view: list(of_view) for view, of_view in groupby(taps, _view)}, missing, start, self._check_space)
+            for missing, taps in groups.items()
+        ]
 
     def _passes(self, todo: Iterable[tuple[Request, Target]]) -> list[Pass]:
         """Return one pass for each kind of pixels: backbones that take the same are fed from one decoding."""
         kinds: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
         for request, target in todo:
             if target.missing:
-                kinds.setdefault((replace(request.preprocess, mode="unit"), request.views), []).append(target)
+                kinds.setdefault((replace(request.preprocess, mode="unit"), tuple(target.taps)), []).append(target)
         return [self._pass(preprocess, targets) for (preprocess, _), targets in kinds.items()]
 
     def _pass(self, preprocess: Preprocess, targets: Sequence[Target]) -> Pass:
@@ -347,7 +390,7 @@ class _Job:
         return Pass(self.out, source, rows, preprocess, targets, self.found, self.progress, self._said, batch)
 
     def _said(self) -> str:
-        return f"{self.hits} cached, {len(self.found.bad) + len(self.found.unread)} failed"
+        return f"{self.hits or 0} cached, {len(self.found.bad) + len(self.found.unread)} failed"
 
     def _weights(self, request: Request) -> tuple[str, str, Backbone | None]:
         """Return the digests of weight values and architecture, and the backbone if it took building to know them."""
@@ -384,13 +427,16 @@ class _Job:
     def _engine_name(self, tap: Tap) -> str:
         """Return the engine to use: what was begun, and what is not float32, goes on with the engine it has."""
         rows = self.cached.get(tap.fingerprint)
-        if self.options.engine != "auto" or rows is None or not (self.begun or tap.precision != "float32"):
+        if self.options.engine != "auto" or rows is None:
             return self.options.engine
-        return str(json.loads(rows.makers[0])["engine"]).split()[0]
+        begun = [maker for piece in rows.pieces if is_part(piece.source) for maker in piece.makers]
+        makers = begun or (rows.makers if tap.precision != "float32" else ())
+        return str(json.loads(makers[0])["engine"]).split()[0] if makers else "auto"
 
     def _check_space(self, nbytes: int) -> None:
         """Raise DiskFault if the disk cannot hold what is to come: the parts, and the merged file beside them."""
-        table = table_of(self.out)
+        self.needed += nbytes
+        nbytes, table = self.needed, table_of(self.out)
         there = table.stat().st_size if table.exists() and not self.in_parts else 0
         needed = nbytes + (0 if self.in_parts else nbytes + there)
         free = _free_bytes(self.out)
@@ -416,7 +462,7 @@ class _Job:
             "root": os.fsencode(self.images.root.resolve() if self.images.source.location else self.images.root),
             "layout": self.images.layout,
             "split_spec": canonical_json(asdict(self.images.split_spec)),
-            "decode": DECODE_VERSION,
+            "decode": _decoder(),
         }
 
 
@@ -427,9 +473,23 @@ def _built(request: Request, at_hand: Backbone | None = None, precision: Precisi
     return build(request.spec, request.preprocess.size, request.pooling, precision)
 
 
+def _plain_pixels(request: Request) -> Request:
+    """Return the request with each layer once, and for raw pixels as what they are: no layers, no network."""
+    layers = tuple(dict.fromkeys(request.layers))
+    if request.spec.name != "pixels":
+        return replace(request, layers=layers)
+    if not set(layers) <= {"top", "auto"}:
+        raise UsageError(f"'pixels' has no layers, so --tap takes top; got {', '.join(layers)}")
+    return replace(request, layers=("top",), pooling="flatten", precision="float32")
+
+
 def _report(rows: TapRows) -> TapReport:
     engines = sorted({str(json.loads(maker)["engine"]) for maker in rows.makers})
     return TapReport(rows.tap.name, int(np.prod(rows.shape)), rows.tap.precision, ", ".join(engines))
+
+
+def _view(tap: Tap) -> str:
+    return tap.view
 
 
 def _in_parts(out: Path, layout: str | None) -> bool:
@@ -438,6 +498,8 @@ def _in_parts(out: Path, layout: str | None) -> bool:
         one_of("--layout", layout, LAYOUTS)
     if not out.exists():
         return layout == "parts"
+    if out.is_dir() and not table_of(out).exists() and not part_files(out) and any(out.iterdir()):
+        raise UsageError(f"{out} is a folder, and no cache. Give -o the name of a file, such as {out.name}.h5")
     if layout is not None and (layout == "parts") != out.is_dir():
         raise UsageError(
             f"{out} is a {'folder of parts' if out.is_dir() else 'file'}; for --layout {layout} use another -o"
@@ -445,8 +507,9 @@ def _in_parts(out: Path, layout: str | None) -> bool:
     return out.is_dir()
 
 
-def _index_of(out: Path, in_parts: bool) -> Path:
+def _index_of(out: Path, layout: str | None) -> Path:
     """Return where the index of file times lies: beside the cache, or in its folder."""
+    in_parts = out.is_dir() or layout == "parts"
     return out / "index.json" if in_parts else out.with_name(f"{out.name}.index")
 
 
@@ -456,13 +519,18 @@ def _free_bytes(out: Path) -> int:
 
 
 def _known_bad(earlier: Cache | None) -> dict[str, Failure]:
-    """Return what is known to give no row; features that were not finite are tried again with their tap."""
-    failures = earlier.failures if earlier is not None and earlier.decode == DECODE_VERSION else ()
-    return {failure.digest: failure for failure in failures if failure.digest}
+    """Return what is known to give no row, if this decoder found it; a lack of memory is no fault of an image."""
+    failures = earlier.failures if earlier is not None and earlier.decode == _decoder() else ()
+    return {failure.digest: failure for failure in failures if failure.digest and failure.status != "no_memory"}
+
+
+def _decoder() -> str:
+    """Return what decides which images can be decoded."""
+    return f"{DECODE_VERSION} pillow {version('pillow')}{' heif' if find_spec('pillow_heif') else ''}"
 
 
 def _manifest(
-    images: Images | str | Path, earlier: Cache | None, options: Options, index: Path, progress: Progress
+    images: Images | str | Path, earlier: Cache | None, options: Options, index: Path | None, progress: Progress
 ) -> Images:
     """Return the manifest, with the splits that the cache has stored. Raises UsageError if others are asked for."""
     if not isinstance(images, Images):
@@ -502,10 +570,12 @@ def _check_groups(images: Images, earlier: Cache) -> None:
 
 
 def _with_stored_splits(images: Images, earlier: Iterable[ImageRow]) -> tuple[ImageRow, ...]:
-    if images.layout != "classes":
-        return images.rows
+    """Return the rows with the splits that the cache has, except where folders or a manifest give them."""
     stored: Mapping[str, str] = {unit_of(row): row.split for row in earlier if row.split}
-    return tuple(row._replace(split=stored.get(unit_of(row), row.split)) for row in images.rows)
+    return tuple(
+        row if row.path in images.given else row._replace(split=stored.get(unit_of(row), row.split))
+        for row in images.rows
+    )
 
 
 def _group(name: str) -> str:

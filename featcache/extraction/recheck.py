@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.arrays import Features
 from featcache.backbones import weights as weights_of
-from featcache.backbones.build import build
+from featcache.backbones.build import NO_WEIGHTS, build
 from featcache.backbones.parse import Request
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import TapRows
@@ -65,7 +65,7 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
         return Recomputed(tap.name, 0, 0.0, changed)
     again = _forward(tap, np.stack([pixels for _, pixels in same]))
     stored = rows.features([row.digest for row, _ in same])
-    return Recomputed(tap.name, len(same), _difference(stored, again), changed)
+    return Recomputed(tap.name, len(same), _difference(stored, again.astype(tap.dtype).astype(np.float32)), changed)
 
 
 def _forward(tap: Tap, pixels: Any) -> Features:
@@ -82,13 +82,17 @@ def _difference(stored: Features, again: Features) -> float:
 def lacking(request: Request, cache: Cache) -> list[str]:
     """Return one sentence for each tap of a request that the cache lacks: in what the nearest one differs.
 
-    Weights are told apart by their source, so that no network is built.
+    Weights are told apart by their source, so that no network is built, but for --tap auto.
     """
     source = weights_of.source(request.spec, request.preprocess.size)
     stored = list(stored_rows(cache.path).values())
-    digest = next((one.tap.weights_digest for one in stored if source in map(weights_source_of, one.makers)), "")
+    known = [one.tap for one in stored if source is not None and source in map(weights_source_of, one.makers)]
+    digest, architecture = (known[0].weights_digest, known[0].architecture) if known else (NO_WEIGHTS, "")
+    layers = None
+    if request.layers == ("auto",):
+        layers = build(request.spec, request.preprocess.size, request.pooling).auto_layers()
     found = {one.tap.fingerprint for one in stored}
-    wanted = [tap for tap in request.taps(digest) if tap.fingerprint not in found]
+    wanted = [tap for tap in request.taps(digest, architecture, layers) if tap.fingerprint not in found]
     return [f"no tap '{tap.name}': {_nearest(tap, [one.tap for one in stored])}" for tap in wanted]
 
 

@@ -44,6 +44,7 @@ class Images:
     stray: tuple[str, ...] = ()  # images beside the class folders: no label, left out
     sizes: Mapping[tuple[int, int], int] | None = None  # {(width, height): count}, when checked
     others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
+    given: frozenset[str] = frozenset()  # paths whose split folders or a manifest give; of others a hash decides
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
@@ -147,6 +148,7 @@ def scan(
         stray=tuple(listing.stray),
         sizes=sizes,
         others=dict(sorted(listing.others.items())),
+        given=frozenset(row.path for row in rows if row.split),
     )
 
 

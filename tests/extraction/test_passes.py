@@ -1,5 +1,6 @@
 """What one extraction does for several backbones, views and kinds of storage."""
 
+import shutil
 from collections import Counter as Count
 
 import h5py
@@ -11,9 +12,11 @@ from tiny import TOY, write_images
 from featcache.cache import parts
 from featcache.cache.check import verify
 from featcache.cache.reader import Cache
-from featcache.errors import DataError, DiskFault, UsageError
+from featcache.errors import DiskFault, NoImages, UsageError
 from featcache.extraction import estimate, extract, pipeline
 from featcache.extraction.engines import KerasEngine, PixelEngine
+from featcache.images.decode import Undecodable
+from featcache.images.manifest import scan
 
 PIXELS = "pixels:size=8"
 TOP = "glyphnet:weights=none/top"
@@ -105,10 +108,20 @@ def test_halved_storage_is_a_tap_of_its_own_and_rounds(photos, out):
 
 
 def test_what_float16_cannot_hold_is_refused_and_named(photos, out, monkeypatch):
-    monkeypatch.setattr(PixelEngine, "forward", lambda self, batch: [np.full((len(batch), 3), 7e4, np.float32)])
-    with pytest.raises(DataError, match=r"'pixels:size=8/top.*' reach 70000, and float16 holds 65504 at most"):
-        extract(photos, PIXELS, out=out, dtype="float16")
-    assert not out.exists()
+    def forward(self, batch):
+        return [np.array([[7e4 if image.max() == 255 else 65504.0] for image in batch], np.float32)]
+
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(photos / "red" / "bright.png")
+    for path in photos.rglob("0*.png"):
+        path.unlink()
+    Image.new("RGB", (9, 9), (25, 0, 0)).save(photos / "red" / "dark.png")
+    monkeypatch.setattr(PixelEngine, "forward", forward)
+    cache = extract(photos, PIXELS, out=out, dtype="float16")
+    [failure] = cache.failures
+    assert (failure.path, failure.status) == ("red/bright.png", "nonfinite")
+    assert failure.reason.endswith("gives features that are too large for float16; use --dtype float32")
+    assert cache.features(cache.usable()).tolist() == [[65504.0]]
+    assert not any(one.status == "nonfinite" for one in extract(photos, PIXELS, out=out.with_name("b.h5")).failures)
 
 
 def test_a_cache_may_stay_a_folder_of_parts(photos, out, work, tmp_path):
@@ -175,7 +188,8 @@ def test_a_row_that_is_not_finite_stays_named_until_it_is_computed_again(photos,
         [failure] = extract(photos, TOY, out=out, batch=64).failures
     assert (failure.status, failure.reason) == ("nonfinite", f"tap {TOP} gives features that are not finite")
     assert extract(photos, PIXELS, out=out).failures == (failure,)
-    whole = extract(photos, TOY, out=out)
+    assert extract(photos, TOY, out=out).report.computed == 0
+    whole = extract(photos, TOY, out=out, rehash=True)
     assert (whole.failures, whole.report.computed) == ((), 1)
 
 
@@ -195,6 +209,78 @@ def test_an_extraction_waits_for_another_one_and_uses_what_it_computed(photos, o
     extract(photos, PIXELS, out=out, progress=first_one_ends)
     assert f"Another extraction is at work on {out}; waiting for it to end" in said
     assert (work.images, folder.exists()) == (36, False)
+
+
+def test_the_tap_that_is_not_finite_is_the_one_that_is_named(photos, out, monkeypatch):
+    forward = KerasEngine.forward
+
+    def with_a_hole(engine, batch):
+        features = forward(engine, batch)
+        features[1][0] = np.nan
+        return features
+
+    monkeypatch.setattr(KerasEngine, "forward", with_a_hole)
+    [failure] = extract(photos, TOY, tap="block_1_relu,top", out=out, batch=64).failures
+    assert failure.reason.startswith("tap glyphnet:weights=none/top gives")
+
+
+def test_adding_a_view_computes_that_view_only(photos, out, work):
+    extract(photos, TOY, out=out)
+    report = extract(photos, TOY, out=out, views="flip").report
+    assert (report.computed, work.images) == (36, 72)
+
+
+def test_a_copy_stands_in_for_an_image_that_goes_meanwhile(photos, out):
+    shutil.copy(photos / "blue" / "000.png", photos / "red" / "copy.png")
+    images = scan(photos)
+    (photos / "blue" / "000.png").unlink()
+    cache = extract(images, PIXELS, out=out)
+    assert [one.path for one in cache.failures] == ["blue/000.png"]
+    assert len(cache.features(cache.usable())) == 36
+
+
+def test_a_lack_of_memory_is_not_held_against_an_image(photos, out, monkeypatch):
+    def full(*args):
+        raise Undecodable("no_memory", "no memory for it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "decode_views", full)
+        with pytest.raises(NoImages, match="no memory for it"):
+            extract(photos, PIXELS, out=out)
+    assert extract(photos, PIXELS, out=out).failures == ()
+
+
+def test_asking_twice_is_asking_once(photos, out, work):
+    extract(photos, [TOY, TOY], tap="top,top", out=out)
+    assert work.images == 36
+
+
+def test_raw_pixels_are_what_they_are(photos, out):
+    cache = extract(photos, PIXELS, out=out, precision="bfloat16", pool="avg", engine="openvino")
+    assert (cache.tap().name, cache.tap().precision, cache.tap().pooling) == (f"{PIXELS}/top", "float32", "flatten")
+    with pytest.raises(UsageError, match=r"'pixels' has no layers, so --tap takes top; got deep"):
+        extract(photos, PIXELS, tap="deep", out=out)
+
+
+def test_a_folder_that_is_no_cache_stays_as_it_is(photos, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"photos is a folder, and no cache. Give -o .* such as photos.h5"
+    ):
+        extract(photos, PIXELS, out=photos)
+    before = sorted(photos.iterdir())
+    estimate(photos, PIXELS, out=tmp_path / "new", layout="parts")
+    assert (sorted(photos.iterdir()), (tmp_path / "new").exists()) == (before, False)
+
+
+def test_splits_decided_by_hash_stay_whatever_comes_beside_them(photos, out, tmp_path):
+    table = tmp_path / "photos.csv"
+    paths = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.png"))
+    rows = [f"{path},{path.parent.name},{'val' if path.name == '000.png' else ''}" for path in paths]
+    table.write_text("\n".join(["path,label,split", *rows[:-11]]))
+    before = {row.digest: row.split for row in extract(table, PIXELS, out=out).rows}
+    table.write_text("\n".join(["path,label,split", *rows]))
+    after = {row.digest: row.split for row in extract(table, PIXELS, out=out).rows}
+    assert {digest: after[digest] for digest in before} == before
 
 
 # Which options cost a forward pass
