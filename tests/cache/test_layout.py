@@ -320,3 +320,17 @@ def test_strings_are_fixed_bytes_that_hold_the_longest():
     assert layout.strings([b"a", b"abc"]).dtype == "S3"
     assert layout.strings([b"", b""]).dtype == "S1"
     assert layout.strings([]).shape == (0,)
+
+
+def test_what_hdf5_says_of_a_disk_that_failed_is_not_what_is_reported(tmp_path, monkeypatch):
+    def fill(file, check):
+        def full(handle, data):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.write", full)
+        file.create_dataset("x", data=np.zeros(10**6))
+        raise RuntimeError("unable to flush: bad object header")
+
+    with pytest.raises(DiskFault, match=r"Cannot write .*c.h5: No space left on device"):
+        layout.write_table(tmp_path / "c.h5", None, fill)
+    assert list(tmp_path.iterdir()) == []

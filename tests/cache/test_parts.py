@@ -18,7 +18,7 @@ from featcache.cache import parts
 from featcache.cache.check import verify
 from featcache.cache.layout import part_files, part_name, parts_folder
 from featcache.cache.reader import Cache
-from featcache.errors import DiskFault, NotACache
+from featcache.errors import DiskFault, NotACache, UnknownTap
 from featcache.spec import BackboneSpec, Failure, ImageRow, Preprocess, Tap, canonical_json
 
 TOP = Tap("toy/top", BackboneSpec("toy"), "w", "top", "avg", Preprocess(32))
@@ -384,3 +384,12 @@ def test_a_cache_that_is_removed_while_it_is_merged_into_is_made_anew(tmp_path, 
     cache = merge(path)
     assert np.array_equal(cache.features(ROWS[3:]), features_of(DIGESTS[3:]))
     assert [one.name for one in tmp_path.iterdir()] == ["c.h5"]
+
+
+def test_digests_that_only_read_the_same_in_a_row_are_not_taken_for_those_of_the_rows(tmp_path):
+    path = tmp_path / "c.h5"
+    commit(path, DIGESTS)
+    cache = merge(path)
+    shifted = [DIGESTS[0] + DIGESTS[1][0], DIGESTS[1][1:], *DIGESTS[2:]]
+    with pytest.raises(UnknownTap, match=r"has no features of 2 of 12 images"):
+        cache.features([row._replace(digest=digest) for row, digest in zip(ROWS, shifted, strict=True)])
