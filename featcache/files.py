@@ -70,7 +70,7 @@ class Sink:
                 os.lseek(self.handle, self._position, os.SEEK_SET)
             while self.failure is None and len(left):
                 left = left[os.write(self.handle, left) :]
-        except OSError as error:
+        except BaseException as error:  # of a signal's handler too
             self.fail(error)
         self._position += size
         self._size = max(self._size, self._position)
@@ -84,7 +84,7 @@ class Sink:
             if self.failure is None:
                 os.lseek(self.handle, self._position, os.SEEK_SET)
                 found = os.read(self.handle, size)
-        except OSError as error:
+        except BaseException as error:  # of a signal's handler too
             self.fail(error)
         self._position += size
         return found.ljust(size, b"\0")
@@ -103,7 +103,7 @@ class Sink:
         try:
             if self.failure is None:
                 os.ftruncate(self.handle, size)
-        except OSError as error:
+        except BaseException as error:  # of a signal's handler too
             self.fail(error)
         self._size = size
         return size

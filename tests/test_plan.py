@@ -18,8 +18,8 @@ def row(digest, path=None):
 
 
 def cached(*taps, digests):
-    made_by = np.zeros(len(digests), np.uint8)
-    pieces = [Piece(Path("c.h5"), tap.name, tap, list(digests), (2,), ("{}",), made_by) for tap in taps]
+    column, made_by = np.array(list(digests), "S1"), np.zeros(len(digests), np.uint8)
+    pieces = [Piece(Path("c.h5"), tap.name, tap, column, (2,), ("{}",), made_by, "s") for tap in taps]
     return {piece.tap.fingerprint: TapRows([piece]) for piece in pieces}
 
 

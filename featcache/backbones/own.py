@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
@@ -31,6 +33,7 @@ _NAMED = re.compile(r"[\w-]+:\w+=.*", re.DOTALL)  # of the registry, with option
 _FILE = re.compile(r"(?P<path>.*?\.(?:keras|h5|hdf5))(?::(?P<options>.*))?", re.IGNORECASE | re.DOTALL)
 _FUNCTION = re.compile(r"(?P<path>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(?P<options>.*))?")
 _AUGMENTING = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop")  # leave pixels between 0 and 255
+_LEAST_MEAN = 4.0  # a Normalization about less takes something smaller than 0..255, too
 _LARGEST_SCALE = 1 / 16  # a Rescaling of more takes something smaller than 0..255
 _SCORES = ("softmax", "sigmoid", "linear", "log_softmax")  # activations that make a last Dense a classifier
 
@@ -135,7 +138,23 @@ def architecture(model: Any) -> str:
     config = json.loads(model.to_json())
     config.pop("compile_config", None)
     config["config"].pop("name", None)
-    return digest_of(_without_dtypes(config))
+    code = _code_of(model)
+    return digest_of([_without_dtypes(config), code] if code else _without_dtypes(config))
+
+
+def _code_of(model: Any) -> list[str]:
+    """Return the source of the layers that are not Keras' own: what they compute stands nowhere else."""
+    kinds = {type(layer) for layer in model._flatten_layers()}
+    own_kinds = sorted(
+        (kind for kind in kinds if not kind.__module__.startswith("keras.")), key=lambda kind: kind.__name__
+    )
+    try:
+        return [inspect.getsource(kind) for kind in own_kinds]
+    except (OSError, TypeError) as error:
+        raise NotAModel(
+            f"The source of layer {', '.join(kind.__name__ for kind in own_kinds)} cannot be read, so nothing tells "
+            "when it changes. Define it in a module"
+        ) from error
 
 
 def _without_dtypes(config: Any) -> Any:
@@ -253,7 +272,8 @@ def _takes_bytes(layer: Mapping[str, Any]) -> bool:
     if layer["class_name"] == "Rescaling":
         scale = config["scale"]
         return all(abs(one) <= _LARGEST_SCALE for one in (scale if isinstance(scale, list) else [scale]))
-    return bool(layer["class_name"] == "Normalization")
+    mean = config.get("mean")  # None where the layer was adapted: then the statistics are weights
+    return layer["class_name"] == "Normalization" and mean is not None and bool(np.max(mean) > _LEAST_MEAN)
 
 
 def _read(path: Path, member: str) -> Any:

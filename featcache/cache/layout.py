@@ -195,7 +195,7 @@ def _fill(file: Any, fill: Fill) -> None:
     put_text(file, "format", FORMAT)
     file.attrs["format_version"] = FORMAT_VERSION
     fill(file)
-    put_text(file, "content_digest", _held_digest(file, Path(file.name)))
+    put_text(file, "content_digest", held_digest(file, Path(file.name)))
 
 
 def state(table: Path) -> str | None:
@@ -213,11 +213,11 @@ def state_in(file: Any) -> str:
 
 def check_complete(file: Any, path: Path) -> None:
     """Raise NotACache if a tap or the images are missing from the file, or not those that it says it holds."""
-    if state_in(file) != _held_digest(file, path):
+    if state_in(file) != held_digest(file, path):
         raise damaged(path, "it does not hold the taps and images that were written")
 
 
-def _held_digest(file: Any, path: Path) -> str:
+def held_digest(file: Any, path: Path) -> str:
     """Return the SHA-256 of the names and content digests of the images and of all taps."""
     groups = [file["images"]] if "images" in file else []
     held = [(group.name, text_of(group, "content_digest")) for group in [*groups, *tap_groups(file, path)]]

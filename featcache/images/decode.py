@@ -27,8 +27,8 @@ __all__ = ["MAX_PIXELS", "Undecodable", "checked_size", "decode", "decode_views"
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: 537 MB as RGB
 LARGE_PIXELS = 2**25  # 100 MB as RGB
-# Of the gaps 1, 1.5 and 2 only 1 makes a difference for photographs of 500 pixels: 2.0 times as many images a second
-# on one thread at 224 pixels (flowers17, MobileNetV2: cosine of the features .998, accuracy .936 for .935).
+# At 224 pixels only 1 of the gaps 1, 1.5 and 2 makes a difference for photographs of 500: 2.0 times as many a second
+# on one thread (flowers17, MobileNetV2: cosine of the features .998, accuracy .936 for .935).
 DRAFT_GAP = 1.0
 _ONE_LARGE = Lock()
 
@@ -61,19 +61,25 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
 
 
 def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], digest: str) -> list[Pixels]:
-    """Return one (size, size, 3) uint8 array per view; the image is decoded once. Raises Undecodable.
+    """Return one (size, size, 3) uint8 array per view. Raises Undecodable.
 
+    The image is decoded once; a draft once for each crop, since the scale that is enough for it is its own.
     digest: SHA-256 of `data`, which decides what the crops show.
     """
     frames = [frame_of(view, digest) for view in views]
+    parts = list({frame[:4]: frame for frame in frames}.values())
+    together = [[part] for part in parts] if preprocess.decode == DRAFT_VERSION else [parts]
+    shown = {part[:4]: pixels for some in together for part, pixels in _shown(data, preprocess, some)}
+    return [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
+
+
+def _shown(data: bytes, preprocess: Preprocess, frames: Sequence[Frame]) -> list[tuple[Frame, Pixels]]:
     image = _opened(data)
     if preprocess.decode == DRAFT_VERSION:
-        _draft(image, preprocess, frames)
+        _draft(image, preprocess, frames[0])
     with _room_for(image), _undecodable():
         upright = _loaded(image)
-        parts = {frame[:4]: frame for frame in frames}
-        shown = {part: np.asarray(_resized(_cut(upright, frame), preprocess)) for part, frame in parts.items()}
-    return [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
+        return [(frame, np.asarray(_resized(_cut(upright, frame), preprocess))) for frame in frames]
 
 
 def upright_rgb(data: bytes) -> Image.Image:
@@ -114,8 +120,10 @@ def _undecodable() -> Iterator[None]:
     """Raise Undecodable whatever happens: Pillow's plugins raise almost anything on damaged files."""
     try:
         yield
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
         raise Undecodable("too_big", _one_line(error)) from error
+    except MemoryError as error:
+        raise Undecodable("no_memory", "there was not memory enough to decode it; try again") from error
     except Exception as error:
         status = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise Undecodable(status, _one_line(error)) from error
@@ -126,12 +134,11 @@ def _room_for(image: Image.Image) -> AbstractContextManager[object]:
     return _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
-def _draft(image: Image.Image, preprocess: Preprocess, frames: Sequence[Frame]) -> None:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8, where every view still is `DRAFT_GAP` times the size it will get."""
+def _draft(image: Image.Image, preprocess: Preprocess, frame: Frame) -> None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8, where the part that is shown still is `DRAFT_GAP` times its size then."""
     if not isinstance(image, JpegImageFile):
         return
-    least = min(min(frame.right - frame.left, frame.bottom - frame.top) for frame in frames)
-    side = preprocess.size * DRAFT_GAP / least
+    side = preprocess.size * DRAFT_GAP / min(frame.right - frame.left, frame.bottom - frame.top)
     width, height = image.size
     share = side / max(width, height) if preprocess.resize == "pad" else side / min(width, height)
     image.draft(None, (ceil(share * width), ceil(share * height)))

@@ -1,8 +1,12 @@
 """A user's own model is a backbone, its pixels enter as it says or as the user says, and code in a file is not run."""
 
+import importlib
 import json
+import linecache
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -298,6 +302,8 @@ def layered(*layers, size=16):
         ([layered(keras.layers.RandomFlip()), keras.layers.Rescaling(1 / 255)], "inside"),
         ([layered(keras.layers.Rescaling([1 / 255, 1 / 255, 1 / 255]))], "inside"),
         ([keras.layers.Normalization(mean=[120.0], variance=[60.0])], "inside"),
+        ([keras.layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[0.05, 0.05, 0.05])], None),  # fed with 0..1
+        ([keras.layers.Normalization()], None),  # adapted to something
         ([keras.layers.Rescaling(2, -1)], None),  # fed with 0..1
         ([keras.layers.Conv2D(3, 1), keras.layers.Rescaling(1 / 255)], None),
     ],
@@ -364,3 +370,24 @@ def test_rows_say_which_model_they_come_from(photos, path, tmp_path):
     tap = Cache.open(extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5").path).tap()
     assert (tap.backbone.origin, tap.backbone.weights) == ("file", str(path.resolve()))
     assert len(json.loads(tap.to_json())["architecture"]) == 64
+
+
+def test_other_code_of_a_layer_is_another_tap(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for factor in (2, 3):
+        Path("nets.py").write_text(
+            "import keras\n"
+            "class Times(keras.layers.Layer):\n"
+            "    def call(self, x):\n"
+            f"        return x * {factor}\n"
+            "def net():\n"
+            "    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), Times()])\n"
+        )
+        linecache.clearcache()
+        sys.modules.pop("nets", None)
+        importlib.invalidate_caches()
+        shutil.rmtree("__pycache__", ignore_errors=True)
+        cache = extract(photos, "nets:net", out="c.h5")
+        assert cache.report.computed == 36
+    one, two = (cache.features(cache.rows, name) for name in cache.taps)
+    assert np.allclose(two / one, 1.5) or np.allclose(one / two, 1.5)

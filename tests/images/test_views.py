@@ -187,11 +187,23 @@ def test_a_draft_never_has_to_be_enlarged(width, height, size, resize, views, di
 
         patch.setattr(decoding, "_cut", noting)
         decode_views(rough(width, height), drafted(size, resize), views, digest)
-    for (part_width, part_height), frame in resized:
+    for ((part_width, part_height), frame), drawn in zip(resized, drafts.sizes, strict=True):
         full = (frame.right - frame.left) * width, (frame.bottom - frame.top) * height
         reached = max if resize == "pad" else min
-        assert drafts.sizes[0] == (width, height) or reached(part_width, part_height) >= size - 1
+        assert drawn == (width, height) or reached(part_width, part_height) >= size - 1
         assert part_width <= full[0] + 1
+
+
+@given(
+    views=st.lists(st.sampled_from(VIEWS), min_size=1, max_size=4, unique=True),
+    size=st.integers(8, 200),
+    digest=digests,
+)
+def test_a_view_is_the_same_whatever_other_views_are_asked_for(views, size, digest):
+    data = rough(640, 480)
+    together = decode_views(data, drafted(size, "stretch"), views, digest)
+    for view, pixels in zip(views, together, strict=True):
+        assert np.array_equal(decode_views(data, drafted(size, "stretch"), [view], digest)[0], pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
+from featcache.cache import layout
 from featcache.cache.reader import Cache
+from featcache.cache.rows import content_digest
 
 TAP = "glyphnet:weights=none/top"
 WIDTH = 12
@@ -27,9 +29,18 @@ def edited(cache: Cache, path: Path, change: Callable[[h5py.File], None]) -> Cac
     """Return a copy of a cache after `change(file)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(cache.path, path)
+    edit(path, change)
+    return Cache.open(path)
+
+
+def edit(path: Path, change: Callable[[h5py.File], None]) -> None:
+    """Change a cache in place, as if it had been written like that."""
     with h5py.File(path, "r+") as file:
         change(file)
-    return Cache.open(path)
+        layout.put_text(file["images"], "content_digest", layout.images_digest(file["images"]))
+        for group in layout.tap_groups(file, path):
+            layout.put_text(group, "content_digest", content_digest(group, path))
+        layout.put_text(file, "content_digest", layout.held_digest(file, path))
 
 
 def with_rows(file: h5py.File, cache: Cache, change: Callable[[Any, np.ndarray], np.ndarray]) -> None:

@@ -4,14 +4,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from featcache.errors import NotARun, UnknownHead
 from featcache.sweeps import Run, Settings, Trial, open_trial, sweep
 
-from .conftest import TAP, edited, rewrite
+from .conftest import TAP, edit, edited, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +142,7 @@ def test_a_chosen_trial_knows_its_tap(small):
 def test_a_run_refuses_a_cache_that_lost_its_tap(hard, tmp_path):
     cache = edited(hard, tmp_path / "c.h5", lambda file: None)
     run = sweep(cache, "ridge", taps=[TAP], out=tmp_path / "run")
-    with h5py.File(cache.path, "r+") as file:
-        del file["taps"][TAP]
+    edit(cache.path, lambda file: file["taps"].pop(TAP))
     with pytest.raises(NotARun, match=rf"features of tap '{TAP}' that .*c\.h5 no longer has. Sweep again"):
         assert run.best.tap
 
@@ -158,9 +156,12 @@ def test_a_run_refuses_a_cache_whose_features_were_made_otherwise(copied):
 def test_a_run_refuses_a_cache_of_other_classes(hard, tmp_path):
     cache = edited(hard, tmp_path / "c.h5", lambda file: None)
     run = sweep(cache, "ridge", taps=[TAP], out=tmp_path / "run")
-    with h5py.File(cache.path, "r+") as file:
+
+    def rename(file):
         labels = file["images/label"][()]
         rewrite(file["images"], "label", np.where(labels == b"red", b"rust", labels))
+
+    edit(cache.path, rename)
     with pytest.raises(NotARun, match=r"was made for other classes than .* has now. Sweep again"):
         run.cache()
 
@@ -214,9 +215,12 @@ def test_labels_that_changed_since_the_sweep_are_noticed(copied, tmp_path):
     path = Path(shutil.copy(copied.settings.cache, tmp_path / "c.h5"))
     run = replace(copied, settings=replace(copied.settings, cache=str(path)))
     assert run.cache().path == path
-    with h5py.File(path, "r+") as file:
+
+    def swap(file):
         labels = file["images/label"][()]
         swapped = np.where(labels == b"red", b"blue", np.where(labels == b"blue", b"red", labels))
         rewrite(file["images"], "label", swapped)
+
+    edit(path, swap)
     with pytest.raises(NotARun, match=r"Images, labels or splits of .*c\.h5 are not those .*\. Sweep again"):
         run.cache()
