@@ -172,6 +172,13 @@ def make_folder(folder: Path) -> None:
         raise _fault("make the folder", folder, error) from error
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder that match, sorted; none if the folder is gone, even just now."""
+    with suppress(FileNotFoundError):
+        return sorted(folder.glob(pattern))
+    return []
+
+
 def remove(path: Path) -> None:
     """Remove a file, if it is there. Raises DiskFault."""
     try:
@@ -182,7 +189,7 @@ def remove(path: Path) -> None:
 
 def remove_litter(folder: Path) -> None:
     """Remove temporary files of processes that are gone: of this machine's at once, of others' after a day."""
-    for litter in folder.glob(".tmp-*"):
+    for litter in matching(folder, ".tmp-*"):
         match = TEMPORARY.fullmatch(litter.name)
         with suppress(OSError):
             gone = match and match["host"] == _host() and not _alive(int(match["process"]))

@@ -40,6 +40,11 @@ class ImageRow(NamedTuple):
     digest: str  # SHA-256 of the file's bytes in hex
 
 
+def unit_of(row: ImageRow) -> str:
+    """Return what must stay in one split with this image: its group, else its own bytes."""
+    return f"group:{row.group}" if row.group else row.digest
+
+
 class Failure(NamedTuple):
     """One image that gives no features, and why."""
 

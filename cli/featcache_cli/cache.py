@@ -123,13 +123,19 @@ def _apart(found: Recomputed) -> str:
 @app.command("why")
 def why_command(
     cache: CacheFile,
-    file: Annotated[Path, typer.Argument(help="An image file.")],
+    file: Annotated[Path, typer.Argument(help="An image file, or an image as the cache names it.")],
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="Also say what such an extraction lacks here.")
     ] = None,
     tap: Annotated[str, typer.Option("--tap", help="Layers, with --backbone.")] = "top",
     size: Annotated[int | None, typer.Option("--size", help="Pixels a side, with --backbone.")] = None,
     pool: Annotated[str | None, typer.Option("--pool", help="Pooling, with --backbone.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="imagenet, none or a file, with --backbone.")] = None,
+    resize: Annotated[str, typer.Option("--resize", help="stretch, crop or pad, with --backbone.")] = "stretch",
+    decode: Annotated[str, typer.Option("--decode", help="exact or draft, with --backbone.")] = "exact",
+    views: Annotated[str, typer.Option("--views", help="As in extract, with --backbone.")] = "1",
+    precision: Annotated[str, typer.Option("--precision", help="Of the forward pass, with --backbone.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of what is stored, with --backbone.")] = "float32",
     json: Json = False,
 ) -> None:
     """Say whether an extraction would compute this file, and why.
@@ -138,16 +144,29 @@ def why_command(
     """
     from featcache.cache.check import why
     from featcache.cache.reader import Cache
+    from featcache.images.sources import open_source
     from featcache.reports.table import printable
 
     opened = Cache.open(cache)
-    found = why(opened, file)
+    found = why(opened, file, lambda path: open_source(opened.root).read(path))
     missing: list[str] = []
     if backbone is not None:
-        from featcache.backbones.parse import requests
+        from featcache.extraction.job import Options
         from featcache.extraction.recheck import lacking
 
-        for request in requests(backbone, tap=tap, size=size, pool=pool):
+        asked = Options(
+            backbone,
+            tap=tap,
+            size=size,
+            pool=pool,
+            weights=weights,
+            resize=resize,
+            decode=decode,
+            views=views,
+            precision=precision,
+            dtype=dtype,
+        )
+        for request in asked.requests():
             missing += lacking(request, opened)
     facts = {"file": str(file), **asdict(found), "lacking": missing}
 

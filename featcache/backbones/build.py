@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones import glyphnet, own, weights
-from featcache.backbones.graph import auto_layers, output_of
+from featcache.backbones.graph import auto_layers, output_of, outputs_of
 from featcache.backbones.registry import Entry, get
 from featcache.backend import start_keras
 from featcache.errors import UsageError
@@ -34,6 +34,7 @@ class Backbone:
     network: Any  # keras.Model
     weights_digest: str  # SHA-256 of the weight values, in order
     architecture: str = ""  # SHA-256 of the configuration of a user's own model
+    whole: Any = None  # a user's own model with what `own.headless` took for its classifier
 
     def cut(self, layer: str) -> Any:
         """Return the network up to the named layer; "top" is the whole. Raises UnknownBlock with near names."""
@@ -41,7 +42,9 @@ class Backbone:
 
         if layer == "top":
             return self.network
-        output = output_of(self.network, layer, self.spec.name)
+        beyond = self.whole is not None and layer not in outputs_of(self.network)
+        owner = self.spec.name if self.spec.origin == "registry" else self.spec.weights
+        output = output_of(self.whole if beyond else self.network, layer, owner)
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_{layer}")
 
     def auto_layers(self) -> list[str]:
@@ -85,7 +88,7 @@ def _own(spec: BackboneSpec, size: int, precision: Precision) -> Backbone:
     model.trainable = False
     network = own.headless(model)
     _finish_in_float32(network)
-    return Backbone(spec, network, _digest(model), own.architecture(model))
+    return Backbone(spec, network, _digest(model), own.architecture(model), model)
 
 
 def check_size(entry: Entry, size: int) -> None:

@@ -36,8 +36,9 @@ def layers_of(request: Request) -> list[Layer]:
     """Return the layers in order. A network of the registry is built with random weights: nothing is downloaded."""
     backbone = _built(request)
     network, proposed = backbone.network, backbone.auto_layers()
-    names = [one.name for one in operations(network)]
-    tensors = outputs_of(network)
+    listed = backbone.whole or network
+    names = [one.name for one in operations(listed)]
+    tensors = outputs_of(listed)
     found = [
         Layer(name, tuple(tensors[name][0].shape[1:]), block, name in proposed)
         for name, block in zip(names, block_names(names), strict=True)

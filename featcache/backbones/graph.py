@@ -27,7 +27,10 @@ def output_of(network: Any, name: str, owner: str) -> Any:
     """
     found = outputs_of(network)
     if name not in found:
-        raise UnknownBlock(f"Backbone '{owner}' has no layer '{name}'{did_you_mean(name, found)}")
+        near = did_you_mean(name, found)
+        raise UnknownBlock(
+            f"Backbone '{owner}' has no layer '{name}'{near}. Show all: featcache backbones show {owner} --layers"
+        )
     if len(found[name]) != 1:
         raise UsageError(f"Layer '{name}' of backbone '{owner}' gives {len(found[name])} outputs; a tap reads one")
     return found[name][0]

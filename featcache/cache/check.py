@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +43,29 @@ def _verify(cache: Path) -> Verified:
             rows += _verified(file)
         except NotACache as error:
             problems.append(str(error))
+    if cache.is_dir() and not problems:
+        problems += _lost(cache)
     return Verified(len(files), rows, tuple(problems))
+
+
+def _lost(cache: Path) -> list[str]:
+    """Return which taps of a folder of parts have fewer rows than when it was finished: a part is gone."""
+    with layout.reading(cache) as file:
+        counts = json.loads(layout.text_of(file["images"], layout.ROWS_OF) or "{}")
+    stored = stored_rows(cache)
+    there = {fingerprint: len(stored[fingerprint].at) if fingerprint in stored else 0 for fingerprint in counts}
+    return [
+        f"{cache} has lost {counts[one] - there[one]} of {counts[one]} rows of tap "
+        f"'{stored[one].tap.name if one in stored else one[:12]}': a part is gone. Run featcache extract again"
+        for one in counts
+        if there[one] < counts[one]
+    ]
 
 
 def _verified(file: Path) -> int:
     """Return the number of rows; raise NotACache if one of them, or anything beside them, is not what was written."""
     rows = 0
-    with opened(file) as found:
+    with layout.reading_all_of_part(file) if is_part(file) else opened(file) as found:
         layout.check_complete(found, file)
         for group in layout.tap_groups(found, file):
             if content_digest(group, file) != layout.text_of(group, "content_digest"):
@@ -75,16 +94,13 @@ class Why:
     taps: tuple[TapAnswer, ...]
 
 
-def why(cache: Cache, file: str | Path) -> Why:
+def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = None) -> Why:
     """Return for every tap whether an extraction would compute this file, and why. Raises DataError.
 
-    file: a path, or the path of an image as the cache has it.
+    file: a path, or the path of an image as the cache has it. read: gives the bytes of such a one where the images
+    are no files, as in an archive.
     """
-    path = _found(cache, Path(file))
-    try:
-        digest = file_digest(path)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}") from error
+    path, digest = _digest(cache, Path(file), read)
     same = tuple(row.path for row in cache.rows if row.digest == digest)
     failed = next((one for one in cache.failures if one.digest == digest), None)
     answers = []
@@ -107,8 +123,14 @@ def _missing(cache: Cache, path: Path, known: bool) -> str:
     return "no image with its bytes was extracted"
 
 
-def _found(cache: Cache, file: Path) -> Path:
+def _digest(cache: Cache, file: Path, read: Callable[[str], bytes] | None) -> tuple[Path, str]:
+    """Return where the image lies and the digest of its bytes."""
     for path in (file, cache.root / file):
         if path.is_file():
-            return path
+            try:
+                return path, file_digest(path)
+            except OSError as error:
+                raise DataError(f"Cannot read {path}: {error.strerror}") from error
+    if read is not None and str(file) in {row.path for row in cache.rows}:
+        return cache.root / file, hashlib.sha256(read(str(file))).hexdigest()
     raise DataError(f"There is no file {file}, neither here nor in {cache.root}")

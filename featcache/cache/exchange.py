@@ -16,7 +16,7 @@ from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import by_tap
 from featcache.errors import DataError, EnvironmentFault, UsageError
 from featcache.files import again, writing
-from featcache.spec import Failure, ImageRow, canonical_json
+from featcache.spec import Failure, ImageRow, canonical_json, unit_of
 
 FORMATS = (".npz", ".parquet")
 
@@ -24,8 +24,8 @@ FORMATS = (".npz", ".parquet")
 def merge_caches(sources: Sequence[str | Path], out: str | Path) -> Cache:
     """Write one cache with the images and rows of all these caches, and return it.
 
-    An image stands in it once; the root is that of the first. Raises DataError if two caches are split by other
-    rules or disagree about an image, UsageError if `out` exists.
+    An image stands in it once; the root is that of the first. Raises DataError if two caches are arranged or split by
+    other rules or disagree about an image, UsageError if `out` exists.
     """
     out = Path(out)
     if not sources:
@@ -40,16 +40,16 @@ def _merge(sources: Sequence[str | Path], out: Path) -> None:
     caches = [Cache.open(source) for source in sources]
     first = caches[0]
     for other in caches[1:]:
-        if (other.split_spec, other.decode) != (first.split_spec, first.decode):
+        if (other.split_spec, other.layout) != (first.split_spec, first.layout):
             raise DataError(
-                f"{other.path} is split or decoded by another rule than {first.path}. Extract one of them anew"
+                f"{other.path} is split or arranged by another rule than {first.path}. Extract one of them anew"
             )
     pieces = [piece for cache in caches for rows in stored_rows(cache.path).values() for piece in rows.pieces]
     facts: dict[str, str | bytes] = {
         "root": os.fsencode(first.root),
         "layout": first.layout,
         "split_spec": canonical_json(asdict(first.split_spec)),
-        "decode": first.decode,
+        "decode": first.decode if all(one.decode == first.decode for one in caches) else "",  # failures: try again
     }
     images = _united(caches)
     failures = _failures(caches, images)
@@ -58,12 +58,20 @@ def _merge(sources: Sequence[str | Path], out: Path) -> None:
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:
     found: dict[str, tuple[ImageRow, Path]] = {}
+    split_of: dict[str, tuple[str, ImageRow, Path]] = {}
     for cache in caches:
         for row in cache.rows:
             known, source = found.setdefault(row.path, (row, cache.path))
             if known != row:
                 what = "another image" if known.digest != row.digest else "labelled, grouped or split otherwise"
                 raise DataError(f"{row.path} is {what} in {cache.path} than in {source}. Bring one of them up to date")
+            for unit in {row.digest, unit_of(row)} if row.split else ():
+                split, copy, source = split_of.setdefault(unit, (row.split, row, cache.path))
+                if split != row.split and source != cache.path:
+                    raise DataError(
+                        f"{row.path} is {row.split} in {cache.path}, and its copy or group mate {copy.path} is {split} "
+                        f"in {source}: it would stand in both. Take one of them away, and bring its cache up to date"
+                    )
     return sorted((row for row, _ in found.values()), key=lambda row: os.fsencode(row.path))
 
 

@@ -4,7 +4,8 @@
                              content digests of /images and of every tap)
     /images/path             (N,) bytes, relative to the root, as the file system spells them
     /images/label, group, split, digest, status, reason     (N,) bytes, UTF-8
-    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest
+    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; in a folder of parts
+                             rows_of (JSON: how many images each tap has rows of, by fingerprint)
     /taps/<tap>/features     (M, D) or (M, h, w, C), float32 or float16, contiguous
     /taps/<tap>/digest       (M,) bytes: SHA-256 of the image each row was computed from
     /taps/<tap>/made_by      (M,) uint8: which entry of `provenance` computed the row
@@ -37,7 +38,7 @@ import h5py
 import numpy as np
 
 from featcache.errors import CacheVersion, DiskFault, NotACache
-from featcache.files import Overtaken, Sink, make_folder, write_whole, writing
+from featcache.files import Overtaken, Sink, make_folder, matching, write_whole, writing
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
@@ -45,6 +46,7 @@ PARTS_SUFFIX = ".parts"
 TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
+ROWS_OF = "rows_of"
 MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
 DIGEST_WIDTH = 64
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -80,9 +82,9 @@ def part_files(cache: Path) -> list[Path]:
     A listing may miss a new part and the old ones that it replaced; two that agree miss nothing.
     """
     folder = parts_folder(cache)
-    found, before = sorted(folder.glob("part-*.h5")), None
+    found, before = matching(folder, "part-*.h5"), None
     while found != before:
-        found, before = sorted(folder.glob("part-*.h5")), found
+        found, before = matching(folder, "part-*.h5"), found
     return found
 
 
@@ -114,7 +116,16 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
 
 @contextmanager
 def reading_part(path: Path) -> Iterator[h5py.File]:
-    """Open a part whose bytes are those that its name tells. Raises NotACache, or Overtaken if it is gone.
+    """Open a part for reading. Raises NotACache, or Overtaken if it is gone."""
+    if not path.exists():
+        raise Overtaken(path)
+    with _checked(path, path) as opened:
+        yield opened
+
+
+@contextmanager
+def reading_all_of_part(path: Path) -> Iterator[h5py.File]:
+    """Read a part into memory and open it, if its bytes are those that its name tells. Raises what `reading_part` does.
 
     Raises DiskFault if the disk does not give its bytes, which says nothing about them.
     """
@@ -140,6 +151,8 @@ def _checked(source: Path | io.BytesIO, path: Path) -> Iterator[h5py.File]:
             _check_version(file, path)
             yield file
     except FAULTS as error:
+        if not path.exists():
+            raise Overtaken(path) from error
         raise damaged(path, error) from error
 
 
@@ -266,6 +279,7 @@ def images_digest(group: Any) -> str:
         hashed.update(column[()].tobytes())
     for name in IMAGE_FACTS:
         hashed.update(os.fsencode(f"{name} {text_of(group, name)}\0"))
+    hashed.update(text_of(group, ROWS_OF).encode())
     return hashed.hexdigest()
 
 

@@ -28,8 +28,9 @@ from featcache.cache.reader import Cache
 from featcache.cache.rows import Piece, TapRows, by_tap, pieces_in, write_tap
 from featcache.errors import NotACache
 from featcache.files import Overtaken, again, being_written, remove_litter
-from featcache.spec import Failure, ImageRow, Tap
+from featcache.spec import Failure, ImageRow, Tap, canonical_json
 
+DAMAGED = ".damaged"
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
 PART_BYTES = 64 * 2**20
 
@@ -48,14 +49,17 @@ def commit(
 
 
 def read_rows(cache: Path) -> dict[str, TapRows]:
-    """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside."""
+    """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside.
+
+    Of a folder of parts only the small ones are read whole; for the large there is `verify`, as for CACHE.h5.
+    """
     return again(lambda: _read_rows(cache))
 
 
 def _read_rows(cache: Path) -> dict[str, TapRows]:
     table, listed = table_of(cache), part_files(cache)  # before the table: what is merged meanwhile is in it
     pieces = pieces_in(table) if table.exists() else []
-    return by_tap([*pieces, *(piece for part in listed for piece in _pieces_or_aside(part))])
+    return by_tap([*pieces, *(piece for part in listed for piece in _pieces_or_aside(part, cache))])
 
 
 def make_folder(cache: Path) -> None:
@@ -97,6 +101,8 @@ def merge(
     how often the extraction was interrupted. failures: {path: why that image has no row}.
     """
     merged = again(lambda: _merged(cache, images, failures, facts))
+    for part in set_aside(cache):
+        files.remove(part)
     _tidy(cache)
     return merged
 
@@ -105,13 +111,12 @@ def _merged(
     cache: Path, images: Sequence[ImageRow], failures: Mapping[str, Failure], facts: Mapping[str, str | bytes]
 ) -> Cache:
     table, folder = table_of(cache), cache.is_dir()
-    if folder:
-        _compact(cache, images)
+    counts = _compacted(cache, images) if folder else {}
     before = layout.state(table)
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
     try:
         rows = {} if folder else _read_rows(cache)
-        written = write_cache(table, before, rows.values(), images, failures, facts)
+        written = write_cache(table, before, rows.values(), images, failures, facts, counts)
     except NotACache as error:
         if layout.state(table) != before:
             raise Overtaken(table) from error
@@ -145,11 +150,15 @@ def write_cache(
     images: Sequence[ImageRow],
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
+    counts: Mapping[str, int] | None = None,
 ) -> str:
-    """Write a whole cache: its images, and every row of these taps; return its state. before: see `write_table`."""
+    """Write a whole cache: its images, and every row of these taps; return its state. before: see `write_table`.
+
+    counts: of a folder of parts, {fingerprint: images with a row} of what lies in them.
+    """
 
     def fill(file: Any, check: Callable[[], None]) -> None:
-        _fill_images(file, images, failures, facts)
+        _fill_images(file, images, failures, facts, counts)
         for tap_rows in sorted(rows, key=lambda one: one.tap.name):
             write_rows(file, tap_rows, in_order(tap_rows, images), check)
 
@@ -169,11 +178,17 @@ def in_order(rows: TapRows, images: Sequence[ImageRow]) -> list[str]:
 
 
 def _fill_images(
-    file: Any, images: Sequence[ImageRow], failures: Mapping[str, Failure], facts: Mapping[str, str | bytes]
+    file: Any,
+    images: Sequence[ImageRow],
+    failures: Mapping[str, Failure],
+    facts: Mapping[str, str | bytes],
+    counts: Mapping[str, int] | None,
 ) -> None:
     group = file.create_group("images")
     for key in layout.IMAGE_FACTS:
         layout.put_text(group, key, facts[key])
+    if counts:
+        layout.put_text(group, layout.ROWS_OF, canonical_json(counts))
     ok = Failure("", "", "ok", "")
     columns: dict[str, Callable[[ImageRow], str]] = {
         "path": lambda row: row.path,
@@ -189,22 +204,32 @@ def _fill_images(
     layout.put_text(group, "content_digest", layout.images_digest(group))
 
 
-def _pieces_or_aside(part: Path) -> list[Piece]:
+def _pieces_or_aside(part: Path, cache: Path) -> list[Piece]:
     try:
-        return pieces_in(part)
+        return pieces_in(part, whole=part.parent != cache or _size(part) < SMALL_BYTES)
     except NotACache:
         with suppress(OSError):  # another has done it, or nobody can
-            os.replace(part, part.with_suffix(".damaged"))
+            os.replace(part, part.with_suffix(DAMAGED))
         return []
 
 
-def _compact(cache: Path, images: Sequence[ImageRow]) -> None:
-    """Put the small parts of a folder together into parts of about PART_BYTES, then remove them."""
+def set_aside(cache: Path) -> list[Path]:
+    """Return the parts that were found damaged and renamed, so that their rows are computed anew."""
+    return files.matching(parts_folder(cache), f"part-*{DAMAGED}")
+
+
+def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
+    """Put the small parts of a folder together; return {fingerprint: images with a row} of all its parts."""
     small = [part for part in part_files(cache) if _size(part) < SMALL_BYTES]
-    if len(small) < 2:
-        return
+    if len(small) > 1:
+        _compact(cache, small, images)
+    return {rows.tap.fingerprint: len(rows.at) for rows in _read_rows(cache).values()}
+
+
+def _compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow]) -> None:
+    """Write parts of about PART_BYTES with all rows of these small ones, then remove them."""
     kept: set[Path] = set()
-    for rows in by_tap(piece for part in small for piece in _pieces_or_aside(part)).values():
+    for rows in by_tap(piece for part in small for piece in _pieces_or_aside(part, cache)).values():
         digests = in_order(rows, images)
         step = max(1, PART_BYTES // max(1, rows.row_bytes))
         for start in range(0, len(digests), step):

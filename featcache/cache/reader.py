@@ -17,7 +17,7 @@ from featcache.cache import layout
 from featcache.cache.rows import TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
-from featcache.spec import IDENTITY, Failure, ImageRow, SplitSpec, Tap, count_by, did_you_mean
+from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,24 @@ class Cache:
         """Number of images with features per split."""
         return count_by([row.split for row in self.usable() if row.split])
 
-    @property
+    @cached_property
     def vectors(self) -> tuple[str, ...]:
-        """Names of the taps that hold one vector for each image as it is: no views, no spatial maps."""
-        return tuple(name for name, tap in self.taps.items() if tap.view == IDENTITY and tap.pooling != "none")
+        """Names of the taps that hold one vector for each image as it is: no views, no spatial maps.
+
+        A tap of which images have no row, since an extraction was given up, is not among them.
+        """
+        named = [name for name, tap in self.taps.items() if tap.view == IDENTITY and tap.pooling != "none"]
+        digests, stored = [row.digest for row in self.usable()], stored_rows(self.path)
+        return tuple(name for name in named if not stored[self.taps[name].fingerprint].lack(digests))
 
     def usable(self, split: str | None = None, shots: int | None = None) -> list[ImageRow]:
         """Return the images that have features, of one split, and at most `shots` of each class.
 
         Which ones `shots` keeps is decided by digest: the same few whenever it is asked, more when more are asked.
+        Raises UsageError if there can be no such split.
         """
+        if split is not None:
+            choose("split", split, SPLITS)
         failed = {failure.path for failure in self.failures}
         rows = list(self.rows) if split is None else [row for row in self.rows if row.split == split]
         if failed:

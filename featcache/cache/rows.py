@@ -104,6 +104,12 @@ class TapRows:
         """The images that have a row."""
         return self.at.keys()
 
+    def lack(self, digests: Sequence[str]) -> int:
+        """Return how many of these images have no row."""
+        if len(self.pieces) == 1 and self.pieces[0].is_of(digests):
+            return 0
+        return sum(digest not in self.at for digest in digests)
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one stored row."""
@@ -165,9 +171,12 @@ def opened(source: Path, state: str | None = None) -> AbstractContextManager[h5p
     return layout.reading_part(source) if is_part(source) else layout.reading(source, state)
 
 
-def pieces_in(source: Path, fingerprint: str | None = None) -> list[Piece]:
-    """Return what one file holds of each tap, or of one. Raises NotACache, or Overtaken if a part is gone."""
-    with opened(source) as file:
+def pieces_in(source: Path, fingerprint: str | None = None, *, whole: bool = False) -> list[Piece]:
+    """Return what one file holds of each tap, or of one. Raises NotACache, or Overtaken if a part is gone.
+
+    whole: read all of a part first, and refuse it if its bytes are not those that its name tells.
+    """
+    with layout.reading_all_of_part(source) if whole else opened(source) as file:
         groups = layout.tap_groups(file, source)
         wanted = [one for one in groups if fingerprint in (None, described(one, source).fingerprint)]
         return [Piece.read(group, source) for group in wanted]

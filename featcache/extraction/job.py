@@ -35,7 +35,6 @@ from featcache.extraction.engines import Engine, PixelEngine, provenance, weight
 from featcache.extraction.engines import choose as choose_engine
 from featcache.images.decode import parse_views
 from featcache.images.manifest import Images, scan
-from featcache.images.splits import unit_of
 from featcache.plan import Plan, make_plan
 from featcache.spec import (
     DECODE_VERSION,
@@ -50,6 +49,7 @@ from featcache.spec import (
     Tick,
     canonical_json,
     silent,
+    unit_of,
 )
 from featcache.spec import choose as one_of
 
@@ -238,6 +238,8 @@ class _Job:
         one_of("--engine", options.engine, ENGINES)
         self.in_parts = _in_parts(out, options.layout)
         self.cached: dict[str, TapRows] = parts.read_rows(out)  # sets damaged parts aside
+        if aside := parts.set_aside(out):
+            progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
         self.earlier = Cache.open(out) if table_of(out).exists() else None
         self.images = _manifest(images, self.earlier, options, index, progress)
         self.found = Findings(
@@ -554,7 +556,7 @@ def _manifest(
             f"{_spelt(images.split_spec)}. For another split use another -o"
         )
     _check_groups(images, earlier)
-    return replace(images, rows=_with_stored_splits(images, earlier.rows))
+    return replace(images, rows=_with_stored_splits(images, earlier))
 
 
 def _check_groups(images: Images, earlier: Cache) -> None:
@@ -569,13 +571,27 @@ def _check_groups(images: Images, earlier: Cache) -> None:
             )
 
 
-def _with_stored_splits(images: Images, earlier: Iterable[ImageRow]) -> tuple[ImageRow, ...]:
-    """Return the rows with the splits that the cache has, except where folders or a manifest give them."""
-    stored: Mapping[str, str] = {unit_of(row): row.split for row in earlier if row.split}
-    return tuple(
-        row if row.path in images.given else row._replace(split=stored.get(unit_of(row), row.split))
-        for row in images.rows
-    )
+def _with_stored_splits(images: Images, earlier: Cache) -> tuple[ImageRow, ...]:
+    """Return the rows with the splits that the cache has, except where folders or a manifest give them.
+
+    A group under a new name is known by its images. Raises UsageError if it has some of several splits.
+    """
+    of_unit = {unit_of(row): row.split for row in earlier.rows if row.split}
+    of_content: dict[str, set[str]] = {}
+    for row in earlier.rows:
+        if row.split:
+            of_content.setdefault(row.digest, set()).add(row.split)
+    free = [row for row in images.rows if row.split and row.path not in images.given]
+    for row in free:
+        found, unit = of_content.get(row.digest, set()), unit_of(row)
+        split = of_unit.setdefault(unit, min(found)) if found else of_unit.get(unit)
+        if found and split not in found:
+            raise UsageError(
+                f"{earlier.path} has {row.path} in {' and '.join(sorted(found))}, and others of {_group(row.group)} in "
+                f"{split}, and splits never move. Keep the groups as they were, or use another -o"
+            )
+    moved = {row.path: row._replace(split=of_unit.get(unit_of(row), row.split)) for row in free}
+    return tuple(moved.get(row.path, row) for row in images.rows)
 
 
 def _group(name: str) -> str:

@@ -35,9 +35,9 @@ class OpenVINOEngine(Batched):
     """The backbone compiled by OpenVINO for the CPU. Raises EnvironmentFault if it cannot compute as asked."""
 
     def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, precision: Precision) -> None:
+        core, network = _converted(feature_model(backbone, list(taps)))
         super().__init__(f"openvino {version('openvino')} CPU", batch)
-        self._precision = precision
-        self._core, self._network = _converted(feature_model(backbone, list(taps)))
+        self._precision, self._core, self._network = precision, core, network
         self._compiled = self._compile(batch)
 
     def resized(self, batch: int) -> None:

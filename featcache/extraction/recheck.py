@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache import files
 from featcache.arrays import Features
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import NO_WEIGHTS, build
@@ -64,7 +65,8 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
     if not same:
         return Recomputed(tap.name, 0, 0.0, changed)
     again = _forward(tap, np.stack([pixels for _, pixels in same]))
-    stored = rows.features([row.digest for row, _ in same])
+    digests = [row.digest for row, _ in same]
+    stored = files.again(lambda: stored_rows(cache.path, tap.fingerprint)[tap.fingerprint].features(digests))
     return Recomputed(tap.name, len(same), _difference(stored, again.astype(tap.dtype).astype(np.float32)), changed)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from featcache.spec import ImageRow, SplitSpec
+from featcache.spec import ImageRow, SplitSpec, unit_of
 
 
 def position(unit: str, seed: int) -> float:
@@ -22,11 +22,6 @@ def position(unit: str, seed: int) -> float:
     """
     hashed = hashlib.sha256(f"{seed}:{unit}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(hashed[:8], "big") / 2**64
-
-
-def unit_of(row: ImageRow) -> str:
-    """Return what must stay in one split with this image: its group, else its own bytes."""
-    return f"group:{row.group}" if row.group else row.digest
 
 
 def assign(rows: Iterable[ImageRow], spec: SplitSpec) -> list[ImageRow]:

@@ -22,8 +22,7 @@ from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, make_pipeline, settings
-from featcache.images.splits import unit_of
-from featcache.spec import ImageRow, Progress, Tick, choose, silent
+from featcache.spec import ImageRow, Progress, Tick, choose, silent, unit_of
 from featcache.sweeps.metrics import Score, fit_temperature, log_loss, score
 from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, free_folder, head_file
 
@@ -110,6 +109,10 @@ def _settings(
     names = taps.split(",") if isinstance(taps, str) else taps
     chosen = tuple(cache.tap(name).name for name in names) if names else cache.vectors
     maps = [name for name in chosen if name not in cache.vectors and cache.taps[name].pooling == "none"]
+    begun = [name for name, tap in cache.taps.items() if tap.pooling != "none" and name not in cache.vectors]
+    if not chosen and begun:
+        names = ", ".join(begun)
+        raise UsageError(f"{cache.path} lacks images in tap '{names}'. Bring it up to date: featcache extract")
     if maps or not chosen:
         raise UsageError(
             f"{cache.path} has no vectors to sweep in tap '{', '.join(maps or cache.taps)}'. Extract with --pool"

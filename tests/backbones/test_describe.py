@@ -83,6 +83,7 @@ def test_layers_are_listed_as_text_and_as_json(show, mine):
         {"name": "early", "shape": [7, 7, 4], "block": "stem", "auto": True},
         {"name": "late", "shape": [5, 5, 6], "block": "stem", "auto": True},
         {"name": "pool", "shape": [6], "block": "stem", "auto": False},
+        {"name": taps[4]["name"], "shape": [3], "block": "stem", "auto": False},  # which "top" goes without
         {"name": "top", "shape": [6], "block": "stem", "auto": True},
     ]
     code, out, err = show(f"{mine}:mode=tf", "--layers")

@@ -74,8 +74,21 @@ def test_named_layers_are_taps(photos, path, tmp_path):
     cache = extract(photos, f"{path}:mode=unit", tap="early,late", out=tmp_path / "c.h5")
     late = cache.features(cache.rows, "mine/late")
     assert np.allclose(late, expected(photos, cache, "late", lambda x: x / 255).mean(axis=(1, 2)), atol=1e-5)
-    with pytest.raises(UnknownBlock, match=r"Backbone 'mine' has no layer 'lat' \(did you mean late"):
+    with pytest.raises(UnknownBlock, match=r"has no layer 'lat' \(did you mean late.*show .*mine.keras --layers"):
         extract(photos, f"{path}:mode=unit", tap="lat", out=tmp_path / "d.h5")
+
+
+def test_a_last_dense_layer_that_is_an_embedding_is_named(photos, tmp_path):
+    """Nothing tells it from a classifier, so "top" is what enters it."""
+    model = network(rescaling=True)
+    embedding = keras.layers.Dense(5, name="embedding")(model.get_layer("hidden").output)
+    keras.Model(model.inputs, embedding).save(tmp_path / "mine.keras")
+    cache = extract(photos, str(tmp_path / "mine.keras"), tap="top,embedding", out=tmp_path / "c.h5")
+    top, found = (cache.features(cache.rows, f"mine/{layer}") for layer in ("top", "embedding"))
+    kernel, bias = keras.saving.load_model(tmp_path / "mine.keras").get_layer("embedding").get_weights()
+    assert np.allclose(found, top @ kernel + bias, atol=1e-5)
+    run = sweep(cache, "ridge", taps=["mine/embedding"], out=tmp_path / "run")
+    assert handoff(run.best).certificate.passed
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".hdf5"])

@@ -45,6 +45,21 @@ def test_a_folder_is_verified_with_its_parts(tmp_path):
     assert f"{part} is damaged: its bytes are not those that its name tells" in found.problems[0]
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_part_that_is_gone_from_a_folder_is_noticed(tmp_path, kept):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    write(cache)
+    parts_before = part_files(cache)
+    lost = verify(cache).rows
+    for part in parts_before[kept:]:
+        part.unlink()
+    found = verify(cache)
+    assert found.rows < lost
+    assert all(f"{cache} has lost " in one and "featcache extract again" in one for one in found.problems)
+    assert len(found.problems) == len(parts_before) - kept
+
+
 @pytest.mark.parametrize("tap", [TOP, DEEP, MAPS], ids=lambda tap: tap.name)
 def test_other_features_are_noticed(path, tap):
     change(path, f"taps/{tap.name}/features", lambda values: values + values.dtype.type(64))
@@ -149,6 +164,13 @@ def test_why_tells_an_edited_file_from_an_unknown_one(known):
         f"it has other bytes than when it was extracted: edited since (then {before})"
     )
     assert why(known, known.root / "new.png").taps[0].reason == "no image with its bytes was extracted"
+
+
+def test_why_reads_images_that_are_no_files(known):
+    data = (known.root / "one.png").read_bytes()
+    (known.root / "one.png").unlink()
+    found = why(known, "one.png", {"one.png": data}.__getitem__)
+    assert (found.same, found.taps[0].hit) == (("one.png", "two.png"), True)
 
 
 def test_why_names_a_file_that_is_not_there(known):

@@ -86,13 +86,37 @@ def test_caches_that_disagree_about_an_image_are_refused(tmp_path, changes, mess
 
 
 @pytest.mark.parametrize(
-    "fact", [{"decode": "other/2"}, {"split_spec": canonical_json({"train": 80, "val": 10, "test": 10, "seed": 0})}]
+    "fact", [{"layout": "flat"}, {"split_spec": canonical_json({"train": 80, "val": 10, "test": 10, "seed": 0})}]
 )
 def test_caches_by_other_rules_are_refused(tmp_path, fact):
     make(tmp_path / "a.h5", 0, 2)
     parts.merge(tmp_path / "b.h5", IMAGES, {}, FACTS | fact)
-    with pytest.raises(DataError, match=r"b.h5 is split or decoded by another rule than .*a.h5. Extract one of them"):
+    with pytest.raises(DataError, match=r"b.h5 is split or arranged by another rule than .*a.h5. Extract one of them"):
         merge_caches([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "all.h5")
+
+
+@pytest.mark.parametrize("changes", [{"path": "b/copy.png"}, {"path": "b/mate.png", "digest": f"{77:064x}"}])
+def test_copies_and_group_mates_in_another_split_are_refused(tmp_path, changes):
+    make(tmp_path / "a.h5", 0, 2, group="one")
+    row = ROWS[DIGESTS[0]]._replace(group="one", split="test", **changes)
+    parts.commit(tmp_path / "b.h5", [SCENE_TOP], [row.digest], [top([row.digest])], MAKERS[0])
+    parts.merge(tmp_path / "b.h5", [row], {}, FACTS)
+    with pytest.raises(DataError, match=rf"{row.path} is test in .*b.h5, and its copy or group mate a/.* is train"):
+        merge_caches([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "all.h5")
+
+
+def test_failures_that_two_decoders_found_are_not_taken_for_known(tmp_path):
+    make(tmp_path / "a.h5", 0, 2)
+    make(tmp_path / "b.h5", 2, 4)
+    parts.merge(tmp_path / "b.h5", [ROWS[one] for one in DIGESTS[2:4]], {}, FACTS | {"decode": "other/2"})
+    assert merge_caches([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "all.h5").decode == ""
+    assert merge_caches([tmp_path / "a.h5", tmp_path / "a.h5"], tmp_path / "same.h5").decode == FACTS["decode"]
+
+
+def test_a_split_that_cannot_be_is_not_exported(tmp_path):
+    with pytest.raises(UsageError, match=r"split takes train, val, test; got 'tset' \(did you mean test"):
+        export(make(tmp_path / "a.h5", 0, 2), tmp_path / "out.npz", split="tset")
+    assert not (tmp_path / "out.npz").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_merged_from_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Killing it at any moment loses at most the batch in flight; the same command goes on, to the same bytes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,8 +136,13 @@ def test_a_damaged_part_is_computed_again(photos, out, work, undisturbed, damage
     kill_after(work, 3, photos, out)
     part = min(parts.part_files(out))
     part.write_bytes(damage(part.read_bytes()))
-    assert extract(photos, PIXELS, out=out, batch=5).report.computed == 36 - 10
+    said = []
+    assert extract(photos, PIXELS, out=out, batch=5, progress=said.append).report.computed == 36 - 10
     assert out.read_bytes() == whole
+    assert [tick.note for tick in said if tick.step == "aside"] == [
+        f"Damaged parts of {out}, whose rows are computed anew: 1"
+    ]
+    assert not parts.parts_folder(out).exists()
 
 
 def test_another_batch_size_goes_on_too(photos, out, work):
@@ -204,6 +210,38 @@ def test_another_split_of_a_stored_cache_is_refused(photos, out, asked, spelt):
     with pytest.raises(UsageError, match=rf"is split 70/15/15 seed 0, and splits never move; asked for {spelt}"):
         extract(photos, PIXELS, out=out, **asked)
     assert out.read_bytes() == before
+
+
+def in_groups(folder, **renamed):
+    """Write images of two plants per class; some plants under another name."""
+    for seed, plant in enumerate("ab"):
+        write_images(folder / plant, 3, seed=seed)
+    images = folder / "images"
+    for path in sorted(folder.glob("[ab]/*/*.png")):
+        plant, label = path.parts[-3], path.parts[-2]
+        to = images / label / renamed.get(plant, plant) / f"{plant}{path.name}"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
+    return images
+
+
+def test_a_group_keeps_its_split_under_another_name(tmp_path):
+    before = extract(in_groups(tmp_path / "x"), PIXELS, out=tmp_path / "c.h5", group_from="parent")
+    for number in range(8):  # of so many names some would hash elsewhere
+        images = in_groups(tmp_path / str(number), a=f"plant-{number}")
+        after = extract(images, PIXELS, out=tmp_path / "c.h5", group_from="parent")
+        assert {row.digest: row.split for row in after.rows} == {row.digest: row.split for row in before.rows}
+
+
+def test_groups_put_together_across_splits_are_refused(tmp_path):
+    images = in_groups(tmp_path / "x")
+    for seed in range(20):  # until the two plants of a class stand in two splits
+        cache = extract(images, PIXELS, out=tmp_path / f"{seed}.h5", group_from="parent", seed=seed)
+        if len({row.split for row in cache.rows if row.label == "red"}) == 2:
+            break
+    together = in_groups(tmp_path / "y", b="a")
+    with pytest.raises(UsageError, match=r"and others of group '\w+/a' in .*, and splits never move. Keep the groups"):
+        extract(together, PIXELS, out=cache.path, group_from="parent")
 
 
 def test_another_rule_of_groups_is_refused_because_images_would_move(photos, out):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from featcache.images.splits import assign, position, unit_of
-from featcache.spec import ImageRow, SplitSpec
+from featcache.images.splits import assign, position
+from featcache.spec import ImageRow, SplitSpec, unit_of
 
 SPEC = SplitSpec()
 
