@@ -1,7 +1,7 @@
 """Images to features, end to end, against what Keras' guide to feature extraction does: ratios, in one process.
 
     python benchmarks/bench_extract.py --images photos/
-    python benchmarks/bench_extract.py --images photos/ --case resnet50_v2:weights=none,openvino,float32,exact
+    python benchmarks/bench_extract.py --images photos/ --case resnet50_v2:weights=none,auto,float32,exact
 
 A case is backbone,engine,precision,decode. The baseline is `image_dataset_from_directory`, the constructor's
 `preprocess_input` and `model.predict`, with the same weights. Everything is interleaved, medians of --repeats.
@@ -34,17 +34,18 @@ import featcache as fc
 from featcache.backbones.build import build, preprocessed
 from featcache.backbones.parse import requests
 from featcache.extraction.engines import choose
-from featcache.extraction.pipeline import Decoder
+from featcache.extraction.pipeline import AHEAD_BATCHES, Decoder
 from featcache.spec import Failure, Tick
 
 BATCH = 32
-WARM = 2  # batches before the rate is taken
+WARM = AHEAD_BATCHES + 1  # batches before the rate is taken: so many were decoded while the network was compiled
 CASES = [
     "mobilenet_v2,keras,float32,exact",
     "mobilenet_v2,openvino,float32,exact",
     "mobilenet_v2,openvino,float32,draft",
     "mobilenet_v2,openvino,bfloat16,exact",
     "mobilenet_v2,openvino,bfloat16,draft",
+    "mobilenet_v2,auto,float32,exact",
 ]
 
 
@@ -193,8 +194,8 @@ def compare_accuracy(images: Path, cases: list[Case], folder: Path) -> None:
     for number, case in enumerate(cases):
         options: dict[str, Any] = {"engine": case.engine, "precision": case.precision, "decode": case.decode}
         cache = fc.extract(images, case.backbone, out=folder / f"accuracy{number}.h5", **options)
-        best = fc.sweep(cache, ["logreg"], cv=5, out=folder / f"run{number}").best
-        print(f"{case}: accuracy {best.trial.score:.4f} {best.trial.interval}", flush=True)
+        best = fc.sweep(cache, ["logreg", "ridge", "knn"], cv=5, out=folder / f"run{number}").best
+        print(f"{case}: accuracy {best.trial.score:.4f} {best.trial.interval}, {best.trial.head}", flush=True)
 
 
 def median(values: list[float]) -> float:

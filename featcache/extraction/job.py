@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
@@ -29,7 +28,7 @@ from featcache.cache import parts
 from featcache.cache.layout import part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
-from featcache.errors import DiskFault, NoImages, UnreadableImages, UsageError
+from featcache.errors import DiskFault, NoImages, NotAModel, UnreadableImages, UsageError
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
@@ -415,8 +414,17 @@ class _Job:
     ) -> Engine:
         if request.spec.name == "pixels":
             return PixelEngine(self.batch or PIXEL_BATCH)
+
+        def build_at(precision: Precision) -> Backbone:
+            built = _built(request, backbone, precision)
+            if built.weights_digest != taps[0].weights_digest:
+                raise NotAModel(
+                    f"'{request.spec.name}' has other weights each time it is built. Save the model and name its file"
+                )
+            return built
+
         return choose_engine(
-            partial(_built, request, backbone),
+            build_at,
             taps,
             sample,
             engine=self._engine_name(taps[0]),

@@ -385,6 +385,21 @@ def test_rows_say_which_model_they_come_from(photos, path, tmp_path):
     assert len(json.loads(tap.to_json())["architecture"]) == 64
 
 
+def test_a_function_that_gives_other_weights_when_called_twice_is_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("dice.py").write_text(
+        "import keras, numpy as np\n"
+        "def net():\n"
+        "    layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3)]\n"
+        "    model = keras.Sequential(layers)\n"
+        "    model.set_weights([np.random.default_rng().random(one.shape) for one in model.get_weights()])\n"
+        "    return model\n"
+    )
+    assert extract(photos, "dice:net", out="c.h5").report.computed == 36
+    with pytest.raises(NotAModel, match=r"'net' has other weights each time it is built. Save the model and name its"):
+        extract(photos, "dice:net", out="c.h5", precision="bfloat16")
+
+
 def test_other_code_of_a_layer_is_another_tap(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for factor in (2, 3):
