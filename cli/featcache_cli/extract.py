@@ -42,7 +42,9 @@ def command(
     engine: Annotated[
         str, typer.Option("--engine", help="auto, keras or openvino: auto takes what is faster and agrees with Keras.")
     ] = "auto",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, gpu or gpu:1.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto (all GPUs there are), cpu, gpu, or names: gpu:0,gpu:1")
+    ] = "auto",
     resize: Annotated[str, typer.Option("--resize", help="stretch, crop or pad to a square.")] = "stretch",
     decode: Annotated[
         str, typer.Option("--decode", help="exact, or draft: large JPEGs at reduced scale, which is faster.")

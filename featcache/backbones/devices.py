@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from featcache.backbones.weights import keras_backend
 from featcache.backend import start_keras
 from featcache.errors import EnvironmentFault
 from featcache.spec import choose
 
+USUAL = "auto"  # where Keras computes by itself
 
-@contextmanager
-def on_device(device: str) -> Iterator[None]:
-    """Compute on this device: "auto", "cpu", "gpu" or "gpu:1". Raises EnvironmentFault if it is not there."""
-    if device == "auto":
-        yield
-        return
-    choose("--device", device.partition(":")[0], ("auto", "cpu", "gpu", "tpu"))
+
+def devices(asked: str) -> list[str]:
+    """Return the devices that are asked for: "auto" all accelerators, "gpu" all GPUs, or names: "gpu:0,gpu:1".
+
+    ["auto"] stands for the one device that Keras takes by itself. Raises EnvironmentFault if one is not there.
+    """
     start_keras()
     import keras
 
-    there = keras.distribution.list_devices()
-    name = device if ":" in device else f"{device}:0"
-    if name not in there:
-        raise EnvironmentFault(f"--device {device} is not there; Keras on {keras_backend()} sees {', '.join(there)}")
+    listed, found = keras.distribution.list_devices(), list[str]()
+    for one in asked.split(","):
+        kind = choose("--device", one.partition(":")[0], (USUAL, "cpu", "gpu", "tpu"))
+        if kind == USUAL:
+            accelerators = [name for name in listed if not name.startswith("cpu")]
+            return accelerators if len(accelerators) > 1 else [USUAL]
+        there = _there(kind)
+        named = [one] if ":" in one else there
+        if not named or not set(named) <= set(there):
+            raise EnvironmentFault(f"--device {one} is not there; Keras on {keras_backend()} sees {', '.join(listed)}")
+        found += named
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def on_device(name: str) -> Iterator[None]:
+    """Compute on one of `devices`."""
+    if name == USUAL:
+        yield
+        return
+    import keras
+
     with keras.device(name):
         yield
 
 
-def on_cpu(device: str) -> bool:
-    """Tell whether Keras would compute on the CPU."""
-    if device != "auto":
-        return device.startswith("cpu")
-    start_keras()
+def on_cpu(names: Sequence[str]) -> bool:
+    """Tell whether Keras computes on the CPU, on these devices."""
     import keras
 
-    return all(name.startswith("cpu") for name in keras.distribution.list_devices())
+    names = keras.distribution.list_devices() if USUAL in names else names
+    return all(name.startswith("cpu") for name in names)
+
+
+def _there(kind: str) -> list[str]:
+    """Return the devices of a kind; JAX lists the CPU only when it is asked for, and raises where there is none."""
+    import keras
+
+    with suppress(RuntimeError):
+        return list(keras.distribution.list_devices(kind))
+    return []

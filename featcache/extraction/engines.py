@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Protocol
 
@@ -13,7 +15,7 @@ import numpy as np
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
 from featcache.backbones.build import Backbone, feature_model
-from featcache.backbones.devices import on_cpu, on_device
+from featcache.backbones.devices import USUAL, devices, on_cpu, on_device
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
@@ -38,10 +40,14 @@ LIMITS: dict[Precision, tuple[float, float]] = {
 
 
 class Engine(Protocol):
-    """One forward pass. `name` says what really computed, `batch` how many images go through at once."""
+    """One forward pass. `name` says what really computed."""
 
     name: str
-    batch: int
+
+    @property
+    def batch(self) -> int:
+        """How many images go through at once."""
+        ...
 
     def forward(self, batch: Pixels) -> list[Features]:
         """Return one float32 array per layer: (N, D), or (N, h, w, C) without pooling."""
@@ -62,13 +68,24 @@ class PixelEngine:
 
 
 class KerasEngine(Batched):
-    """The backbone in Keras, on whichever backend and device Keras runs."""
+    """The backbone in Keras, on whichever backend Keras runs, on one of `devices`."""
 
-    def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, device: str = "auto") -> None:
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, device: str = USUAL) -> None:
         super().__init__(f"keras {version('keras')} {weights.keras_backend()}", batch)
         self._device = device
         with on_device(device):
             self._model = feature_model(backbone, list(taps))
+
+    def copied(self, device: str) -> KerasEngine:
+        """Return the same on another device."""
+        import keras
+
+        found = copy.copy(self)
+        found._device = device
+        with on_device(device):
+            found._model = keras.models.clone_model(self._model, recursive=True)
+            found._model.set_weights(self._model.get_weights())
+        return found
 
     def compute(self, batch: Pixels) -> list[Features]:
         """Return one array per layer for exactly `self.batch` images."""
@@ -76,6 +93,26 @@ class KerasEngine(Batched):
             outputs = self._model.predict_on_batch(batch)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return [np.asarray(output, dtype=np.float32) for output in outputs]
+
+
+class SeveralDevices:
+    """One Keras engine per device, side by side: each computes its share of a batch."""
+
+    def __init__(self, first: KerasEngine, names: Sequence[str]) -> None:
+        self.name = f"{first.name} on {len(names)} devices"
+        self._engines = [first, *(first.copied(name) for name in names[1:])]
+        self._threads = ThreadPoolExecutor(len(names), thread_name_prefix="device")
+
+    @property
+    def batch(self) -> int:
+        """Images through all devices at once."""
+        return sum(engine.batch for engine in self._engines)
+
+    def forward(self, batch: Pixels) -> list[Features]:
+        """Return one float32 array per layer, of all images in their order."""
+        shares = [some for some in np.array_split(batch, len(self._engines)) if len(some)]
+        done = self._threads.map(lambda engine, some: engine.forward(some), self._engines, shares)
+        return [np.concatenate(arrays) for arrays in zip(*done, strict=True)]
 
 
 def choose(
@@ -96,17 +133,19 @@ def choose(
     engine that is asked for, too. num_images: how many are to come; trying takes seconds, so few are not worth it.
     Raises EnvironmentFault if what is asked for cannot be had.
     """
-    precision, size = taps[0].precision, batch or BATCH
+    precision, size, names = taps[0].precision, batch or BATCH, devices(device)
 
     def usual(at_hand: KerasEngine | None = None) -> Engine:
-        found = at_hand if at_hand and precision == "float32" else KerasEngine(build_at(precision), taps, size, device)
-        return found if batch else _grown(found, sample, num_images, device)
+        fits = at_hand is not None and precision == "float32"
+        found = at_hand if at_hand and fits else KerasEngine(build_at(precision), taps, size, names[0])
+        found = found if batch else _grown(found, sample, num_images, on_cpu(names))
+        return found if len(names) == 1 else SeveralDevices(found, names)
 
-    worth_it = num_images >= WORTH_TIMING and is_installed() and on_cpu(device)
+    worth_it = num_images >= WORTH_TIMING and is_installed() and on_cpu(names)
     if engine == "keras" or (engine == "auto" and not worth_it):
         return usual()
     backbone = build_at("float32")
-    exact = KerasEngine(backbone, taps, size, device)
+    exact = KerasEngine(backbone, taps, size, names[0])
     usual_s = 0.0 if engine == "openvino" else seconds_per_image(exact, sample)
     if engine == "auto" and usual_s * num_images < WORTH_TRYING_S:
         return usual(exact)
@@ -156,9 +195,9 @@ def seconds_per_image(engine: Engine, sample: Pixels) -> float:
     return min(times) / len(images)
 
 
-def _grown(engine: KerasEngine, sample: Pixels, num_images: int, device: str) -> KerasEngine:
+def _grown(engine: KerasEngine, sample: Pixels, num_images: int, is_cpu: bool) -> KerasEngine:
     """Double the batch while images get cheaper: on a GPU, and for tiny images, where calls cost most."""
-    if num_images < WORTH_GROWING or (sample.shape[1] > SMALL_SIZE and on_cpu(device)):
+    if num_images < WORTH_GROWING or (sample.shape[1] > SMALL_SIZE and is_cpu):
         return engine
     per_image = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):

@@ -187,7 +187,8 @@ def extract(
     "none" (random) or a file. pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.
     decode: exact, or draft (large JPEGs at reduced scale, faster). views: "1", "flip", a number or names: fixed
     augmentations, each a tap of its own. precision: of the forward pass; dtype: of what is stored. engine: auto,
-    keras or openvino. batch: "auto" or images at once. layout: "file", or "parts" for a folder.
+    keras or openvino. device: "auto" (all GPUs there are), cpu, gpu or names: "gpu:0,gpu:1". batch: "auto" or images at
+    once on each. layout: "file", or "parts" for a folder.
     split, group_from, seed, allow_outside: as in `scan`; a cache keeps the splits it has. rehash: read every image
     again, even if its size and time are those of the index. `cache.report` tells what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault; under `strict` UnreadableImages,

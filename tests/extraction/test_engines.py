@@ -11,9 +11,9 @@ import pytest
 from tiny import TOY
 
 from featcache.backbones.build import build
-from featcache.backbones.devices import on_device
+from featcache.backbones.devices import devices, on_cpu, on_device
 from featcache.backbones.parse import requests
-from featcache.errors import EnvironmentFault
+from featcache.errors import EnvironmentFault, UsageError
 from featcache.extraction import engines, extract
 from featcache.extraction.batches import Batched
 from featcache.extraction.engines import (
@@ -274,8 +274,66 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
 def test_a_device_that_is_not_there_is_named(toy_taps):
     with pytest.raises(EnvironmentFault, match=r"--device gpu:7 is not there; Keras on .* sees cpu:0"):
         choose(build_toy, toy_taps, SAMPLE, device="gpu:7")
-    with on_device("cpu"):
+    with pytest.raises(EnvironmentFault, match=r"--device gpu is not there; Keras on .* sees cpu:0"):
+        choose(build_toy, toy_taps, SAMPLE, device="gpu")
+    with pytest.raises(UsageError, match=r"--device takes auto, cpu, gpu, tpu; got 'gpuu' \(did you mean gpu"):
+        choose(build_toy, toy_taps, SAMPLE, device="cpu:0,gpuu")
+    assert devices("auto") == ["auto"]
+    assert devices("cpu,cpu:0") == ["cpu:0"]
+    with on_device("cpu:0"):
         pass
+
+
+def test_all_accelerators_are_used_where_there_are_several(monkeypatch):
+    def listed(kind=None):
+        there = {"cpu": ["cpu:0"], "gpu": ["gpu:0", "gpu:1"]}
+        if kind == "tpu":
+            raise RuntimeError("no such backend")
+        return there["gpu"] if kind is None else there[kind]  # as JAX lists them
+
+    monkeypatch.setattr("keras.distribution.list_devices", listed)
+    assert devices("auto") == devices("gpu") == devices("gpu:0,gpu:1") == ["gpu:0", "gpu:1"]
+    assert devices("gpu:1") == ["gpu:1"]
+    assert devices("cpu") == ["cpu:0"]
+    with pytest.raises(EnvironmentFault, match=r"--device tpu is not there"):
+        devices("tpu")
+    assert not on_cpu(["auto"])
+    assert on_cpu(["cpu:0"])
+
+
+SEVERAL_DEVICES = """
+import sys, keras
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
+import featcache as fc
+from featcache.extraction.engines import KerasEngine
+shares, compute = {}, KerasEngine.compute
+def counted(engine, batch):
+    shares.setdefault(engine._device, []).append(len(batch))
+    return compute(engine, batch)
+KerasEngine.compute = counted
+cache = fc.extract(sys.argv[1], "glyphnet", out=sys.argv[2], device="cpu", batch=5, tap="block_1_relu,top")
+assert {one.engine.split(" on ")[1] for one in cache.report.taps} == {"3 devices"}, cache.report.taps
+assert {name: len(calls) for name, calls in shares.items()} == {"cpu:0": 4, "cpu:1": 3, "cpu:2": 3}, shares
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_several_devices_share_every_batch(photos, tmp_path, backend):
+    """36 images through three devices, five at once on each: 5 before the engine is known, then 15, 15 and 1."""
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    ours = extract(photos, "glyphnet", tap="block_1_relu,top", out=tmp_path / "ours.h5")
+    flags = {"KERAS_BACKEND": backend, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    command = [sys.executable, "-c", SEVERAL_DEVICES, str(photos), str(tmp_path / "theirs.h5")]
+    subprocess.run(command, check=True, env=os.environ | flags)
+    theirs = type(ours).open(tmp_path / "theirs.h5")
+    for name in ours.taps:
+        found = theirs.features(ours.rows, name)
+        assert largest_relative_difference(found, ours.features(ours.rows, name)) < 1e-4
 
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
