@@ -19,15 +19,13 @@ def devices(asked: str) -> list[str]:
     ["auto"] stands for the one device that Keras takes by itself. Raises EnvironmentFault if one is not there.
     """
     start_keras()
-    import keras
-
-    listed, found = keras.distribution.list_devices(), list[str]()
+    listed, found = _listed(), list[str]()
     for one in asked.split(","):
         kind = choose("--device", one.partition(":")[0], (USUAL, "cpu", "gpu", "tpu"))
         if kind == USUAL:
             accelerators = [name for name in listed if not name.startswith("cpu")]
             return accelerators if len(accelerators) > 1 else [USUAL]
-        there = _there(kind)
+        there = _listed(kind)
         named = [one] if ":" in one else there
         if not named or not set(named) <= set(there):
             raise EnvironmentFault(f"--device {one} is not there; Keras on {keras_backend()} sees {', '.join(listed)}")
@@ -49,16 +47,18 @@ def on_device(name: str) -> Iterator[None]:
 
 def on_cpu(names: Sequence[str]) -> bool:
     """Tell whether Keras computes on the CPU, on these devices."""
+    return all(name.startswith("cpu") for name in (_listed() if USUAL in names else names))
+
+
+def _listed(kind: str | None = None) -> list[str]:
+    """Return the devices of a kind, or the accelerators, the CPU if there is none. Keras 3.15 cannot list PyTorch's."""
     import keras
 
-    names = keras.distribution.list_devices() if USUAL in names else names
-    return all(name.startswith("cpu") for name in names)
+    if keras_backend() == "torch":
+        import torch
 
-
-def _there(kind: str) -> list[str]:
-    """Return the devices of a kind; JAX lists the CPU only when it is asked for, and raises where there is none."""
-    import keras
-
-    with suppress(RuntimeError):
+        gpus = [f"gpu:{number}" for number in range(torch.cuda.device_count())]
+        return {"cpu": ["cpu:0"], "gpu": gpus, None: gpus or ["cpu:0"]}.get(kind, [])
+    with suppress(RuntimeError):  # of JAX, where there is none of the kind
         return list(keras.distribution.list_devices(kind))
     return []
