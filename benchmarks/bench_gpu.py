@@ -30,6 +30,7 @@ from bench_extract import median, multiplied
 
 import featcache as fc
 from featcache.backbones.build import build, feature_model
+from featcache.backbones.devices import listed_devices
 from featcache.backbones.parse import Request, requests
 from featcache.extraction.engines import choose
 from featcache.extraction.pipeline import Decoder
@@ -52,8 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = multiplied(asked.images, asked.copies, Path(folder) / "images")
         found = fc.scan(images)
-        devices = ", ".join(keras.distribution.list_devices())
-        print(f"{len(found.rows)} images, {keras.backend.backend()} on {devices}, medians of {asked.repeats}")
+        there = ", ".join(listed_devices())
+        print(f"{len(found.rows)} images, {keras.backend.backend()} on {there}, medians of {asked.repeats}")
         for number, case in enumerate(asked.case or CASES):
             measure(found, case, Path(folder) / f"{number}.h5", asked.repeats)
 

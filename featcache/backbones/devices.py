@@ -19,13 +19,13 @@ def devices(asked: str) -> list[str]:
     ["auto"] stands for the one device that Keras takes by itself. Raises EnvironmentFault if one is not there.
     """
     start_keras()
-    listed, found = _listed(), list[str]()
+    listed, found = listed_devices(), list[str]()
     for one in asked.split(","):
         kind = choose("--device", one.partition(":")[0], (USUAL, "cpu", "gpu", "tpu"))
         if kind == USUAL:
             accelerators = [name for name in listed if not name.startswith("cpu")]
             return accelerators if len(accelerators) > 1 else [USUAL]
-        there = _listed(kind)
+        there = listed_devices(kind)
         named = [one] if ":" in one else there
         if not named or not set(named) <= set(there):
             raise EnvironmentFault(f"--device {one} is not there; Keras on {keras_backend()} sees {', '.join(listed)}")
@@ -47,10 +47,10 @@ def on_device(name: str) -> Iterator[None]:
 
 def on_cpu(names: Sequence[str]) -> bool:
     """Tell whether Keras computes on the CPU, on these devices."""
-    return all(name.startswith("cpu") for name in (_listed() if USUAL in names else names))
+    return all(name.startswith("cpu") for name in (listed_devices() if USUAL in names else names))
 
 
-def _listed(kind: str | None = None) -> list[str]:
+def listed_devices(kind: str | None = None) -> list[str]:
     """Return the devices of a kind, or the accelerators, the CPU if there is none. Keras 3.15 cannot list PyTorch's."""
     import keras
 
