@@ -7,7 +7,8 @@ read     all features of a tap with their labels (`Cache.arrays`), against `np.l
          medians of --repeats, files in the page cache, results in memory in both
 again    a second `extract` of --images small files, and one with one file more, against the first; and what went
          through the backbone
-memory   the largest resident size of `extract` of 1,000 and of --images small files, a process each
+memory   the largest resident size of `extract` of 1,000 and of --images small files, a process each, both by Keras:
+         trying another engine, which is worth it for many images only, takes memory of its own
 Machines are shared and noisy: read the ratios, not the seconds.
 """
 
@@ -130,7 +131,7 @@ def extract_once(images: Path, cache: Path) -> None:
     from featcache.extraction import extract
 
     started = time.perf_counter()
-    report = extract(images, BACKBONE, out=cache, batch=BATCH).report
+    report = extract(images, BACKBONE, out=cache, batch=BATCH, engine="keras").report
     took = time.perf_counter() - started
     print(took, report.computed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

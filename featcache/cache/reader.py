@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
-from featcache.cache.rows import TapRows, by_tap, described, pieces_in
+from featcache.cache.rows import Digests, TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
@@ -123,11 +123,12 @@ class Cache:
 
         Raises UnknownTap if the tap has no row for one of them.
         """
-        wanted = self.tap(tap)
-        return again(lambda: self._features(rows, wanted))
+        return self._read(rows, [row.digest for row in rows], self.tap(tap))
 
-    def _features(self, rows: Sequence[ImageRow], wanted: Tap) -> Features:
-        digests = [row.digest for row in rows]
+    def _read(self, rows: Sequence[ImageRow], digests: Digests, wanted: Tap) -> Features:
+        return again(lambda: self._features(rows, digests, wanted))
+
+    def _features(self, rows: Sequence[ImageRow], digests: Digests, wanted: Tap) -> Features:
         stored = _stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
         try:
             if stored is not None:
@@ -154,9 +155,10 @@ class Cache:
         return np.array([index[row.label] for row in rows], dtype=np.int64)
 
     @cached_property
-    def _labelled(self) -> tuple[list[ImageRow], Classes]:
+    def _labelled(self) -> tuple[list[ImageRow], Any, Classes]:
+        """The labelled images, their digests (N,) as a column holds them, and their class indices (N,)."""
         rows = [row for row in self.usable() if row.label]
-        return rows, self.labels(rows)
+        return rows, np.array([row.digest for row in rows], f"S{layout.DIGEST_WIDTH}"), self.labels(rows)
 
     def arrays(
         self, split: str | None = None, tap: str | None = None, *, views: bool = False
@@ -165,14 +167,15 @@ class Cache:
 
         views: with the rows of every view of the tap below one another, so V * N of them.
         """
-        rows, y = self._labelled
+        rows, digests, y = self._labelled
         if split is not None:
-            chosen = [at for at, row in enumerate(rows) if row.split == split]
-            rows, y = [rows[at] for at in chosen], y[np.array(chosen, np.int64)]
+            wanted = choose("split", split, SPLITS)
+            chosen = np.flatnonzero([row.split == wanted for row in rows])
+            rows, digests, y = [rows[at] for at in chosen.tolist()], digests[chosen], y[chosen]
         names = self.views(tap) if views else [self.tap(tap).name]
         if len(names) == 1:
-            return self.features(rows, names[0]), y.copy()
-        return np.concatenate([self.features(rows, name) for name in names]), np.tile(y, len(names))
+            return self._read(rows, digests, self.tap(names[0])), y.copy()
+        return np.concatenate([self._read(rows, digests, self.tap(name)) for name in names]), np.tile(y, len(names))
 
 
 def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:

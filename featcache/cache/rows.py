@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from featcache.arrays import Features
 from featcache.cache import layout
@@ -26,6 +27,7 @@ from featcache.spec import Dtype, Tap, canonical_json
 
 BLOCK_BYTES = 4 * 2**20
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
+Digests = Sequence[str] | npt.NDArray[np.bytes_]  # of images, as texts or as a column of a file holds them
 MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
 
 
@@ -67,9 +69,11 @@ class Piece:
         text, width = self.column.tobytes().decode("ascii"), self.column.dtype.itemsize
         return [text[at : at + width].rstrip("\0") for at in range(0, len(text), width)]
 
-    def is_of(self, digests: Sequence[str]) -> bool:
+    def is_of(self, digests: Digests) -> bool:
         """Tell whether the rows are of exactly these images in this order; quick, and sure only when it says yes."""
         width = self.column.dtype.itemsize
+        if isinstance(digests, np.ndarray):
+            return bool(digests.dtype == self.column.dtype and digests.tobytes() == self.column.tobytes())
         if len(digests) != len(self) or set(map(len, digests)) != {width}:
             return False
         for start in range(0, len(self), 1000):  # small blocks stay in the processor's cache
@@ -129,7 +133,7 @@ class TapRows:
             raise NotACache(f"Tap '{self.tap.name}' was computed by {len(used)} kinds of software. Extract it anew")
         return tuple(self.makers[one] for one in used), made_by.astype(np.uint8)
 
-    def features(self, digests: Sequence[str]) -> Features:
+    def features(self, digests: Digests) -> Features:
         """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32.
 
         Raises KeyError if one of them has no row.
@@ -147,11 +151,11 @@ class TapRows:
             self._read(numbers[start : start + step], out)
             yield out
 
-    def _numbers(self, digests: Sequence[str]) -> Any:
+    def _numbers(self, digests: Digests) -> Any:
         if len(self.pieces) == 1 and self.pieces[0].is_of(digests):
             return np.arange(len(digests))
-        at = self.at
-        return np.array([at[digest] for digest in digests], np.int64)
+        at, names = self.at, digests.astype(str).tolist() if isinstance(digests, np.ndarray) else digests
+        return np.array([at[digest] for digest in names], np.int64)
 
     def _read(self, numbers: Any, out: Features) -> None:
         for start, end, piece in zip(self._starts, self._starts[1:], self.pieces, strict=False):

@@ -67,7 +67,8 @@ class Findings:
     def usable(self, one: Decoded) -> bool:
         """Note what became of an image; tell whether it has pixels."""
         if not isinstance(one.pixels, Failure):
-            self.digests[one.row.path] = one.row.digest
+            if self.digests[one.row.path] != one.row.digest:  # else the text that is there stays: memory
+                self.digests[one.row.path] = one.row.digest
         elif one.pixels.digest:
             self.digests[one.row.path] = one.pixels.digest
             self.bad[one.pixels.digest] = one.pixels
