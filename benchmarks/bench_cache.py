@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -133,7 +132,13 @@ def extract_once(images: Path, cache: Path) -> None:
     started = time.perf_counter()
     report = extract(images, BACKBONE, out=cache, batch=BATCH, engine="keras").report
     took = time.perf_counter() - started
-    print(took, report.computed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(took, report.computed, largest_size())
+
+
+def largest_size() -> float:
+    """Return the largest resident size of this process in megabytes, on Linux."""
+    status = Path("/proc/self/status").read_text()  # `ru_maxrss` would be that of the process that started it, if more
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def warm(file: Path) -> None:
