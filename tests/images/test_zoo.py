@@ -6,9 +6,9 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
