@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.arrays import Classes, Floats
 from featcache.errors import UnknownHead, UsageError
 from featcache.spec import did_you_mean
 
@@ -107,13 +108,35 @@ def family_of(head: str) -> Family:
 
 def make_pipeline(head: str, params: Params, class_weight: str | None = None, seed: int = 0) -> Any:
     """Return the unfitted Pipeline(StandardScaler, classifier) of one setting."""
-    from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
+    return joined(StandardScaler(), make_classifier(head, params, class_weight, seed))
+
+
+def make_classifier(head: str, params: Params, class_weight: str | None = None, seed: int = 0) -> Any:
+    """Return the unfitted classifier of one setting, which takes scaled features."""
     family = family_of(head)
     if class_weight and family.name == "knn":
         class_weight = None  # neighbours have no weights to balance
-    return Pipeline([("scale", StandardScaler()), ("head", family.make(params, class_weight, seed))])
+    return family.make(params, class_weight, seed)
+
+
+def joined(scaler: Any, classifier: Any) -> Any:
+    """Return a scikit-learn Pipeline of the two, fitted if they are."""
+    from sklearn.pipeline import Pipeline
+
+    return Pipeline([("scale", scaler), ("head", classifier)])
+
+
+def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept: Floats) -> None:
+    """Make a linear classifier one that was fitted with this result: coef (K, D), or (1, D) of two classes."""
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import LabelBinarizer
+
+    classifier.classes_, classifier.coef_, classifier.intercept_ = classes, coef, intercept
+    classifier.n_features_in_ = coef.shape[-1]
+    if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
+        classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
 
 
 def _params(head: str) -> list[Params]:

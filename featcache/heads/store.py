@@ -17,7 +17,7 @@ import numpy as np
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
 from featcache.files import write_whole
-from featcache.heads.estimators import Params, make_pipeline
+from featcache.heads.estimators import Params, make_pipeline, set_coefficients
 
 Arrays = dict[str, Any]
 
@@ -58,18 +58,13 @@ def _arrays_of(estimator: Any) -> Arrays:
 
 
 def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) -> Any:
-    from sklearn.linear_model import RidgeClassifier
-    from sklearn.preprocessing import LabelBinarizer
-
     scaler, classifier = estimator[0], estimator[-1]
     scaler.mean_, scaler.scale_, scaler.var_ = arrays["mean"], arrays["scale"], arrays["var"]
     scaler.n_samples_seen_ = arrays["num_samples"]
     classifier.classes_ = arrays["classes"]
     scaler.n_features_in_ = classifier.n_features_in_ = len(arrays["mean"])
     if "coef" in arrays:
-        classifier.coef_, classifier.intercept_ = arrays["coef"], arrays["intercept"]
-        if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
-            classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(arrays["classes"])
+        set_coefficients(classifier, arrays["classes"], arrays["coef"], arrays["intercept"])
         layers = [(np.atleast_2d(classifier.coef_).T, np.atleast_1d(classifier.intercept_))]
     else:
         count = sum(name.startswith("kernel") for name in arrays)

@@ -10,20 +10,20 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Classes, Features
+from featcache.arrays import Classes, Features, Floats
 from featcache.cache.reader import Cache
 from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads import store
-from featcache.heads.absorb import decision_logits
-from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, make_pipeline, settings
+from featcache.heads.estimators import DEFAULT_HEADS, Params, Setting, family_of, joined, settings
+from featcache.heads.paths import Fold, Tried, together, try_all
 from featcache.spec import ImageRow, Progress, Tick, choose, silent, unit_of
-from featcache.sweeps.metrics import Score, fit_temperature, log_loss, score
+from featcache.sweeps.metrics import fit_temperature, log_loss, score
 from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, free_folder, head_file
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -206,29 +206,99 @@ def _check_finite(X: Features, rows: list[ImageRow], tap: str) -> None:
 def _try_all(
     task: _Task, todo: Sequence[Setting], asked: Settings, jobs: int, offset: int, progress: Progress
 ) -> list[_Fitted]:
-    """Fit all settings on one tap: those of scikit-learn on threads with one BLAS thread each, Keras one by one."""
+    """Fit all settings on one tap, fold after fold.
+
+    Each fold is scaled once. Heads of scikit-learn are fitted on threads with one BLAS thread each, those of Keras
+    one by one. What predicts later is fitted on all of train, which is the one fold that there is without folds.
+    """
     from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    numbered = list(enumerate(todo, offset + 1))
-    by_engine = [[one for one in numbered if family_of(one[1].head).in_keras is in_keras] for in_keras in (False, True)]
-    fitted: list[_Fitted] = []
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
-        calls = (delayed(_try_one)(task, number, setting, asked) for number, setting in by_engine[0])
-        for one in Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(calls):
-            fitted.append(one)
-            progress(Tick(f"sweep {task.tap}", len(fitted), len(todo)))
-    for number, setting in by_engine[1]:
-        fitted.append(_try_one(task, number, setting, asked))
-        progress(Tick(f"sweep {task.tap}", len(fitted), len(todo)))
-    return sorted(fitted, key=lambda one: one.trial.trial)
+    groups = _groups(todo)
+    outcomes = [_Outcome() for _ in todo]
+    rounds = [*task.folds, (np.arange(task.num_train), np.arange(0))] if asked.cv else [*task.folds]
+    done, total = 0, len(rounds) * len(todo)
+    for fit_on, choose_on in rounds:
+        scaler, fold = _scaled(task, fit_on, choose_on)
+
+        def fit(group: _Group, fold: Fold = fold) -> list[Tried]:
+            return try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
+
+        def note(group: _Group, found: Sequence[Tried], scaler: Any = scaler) -> None:
+            nonlocal done
+            for outcome, tried in zip(outcomes[group.start :], found, strict=False):
+                outcome.add(tried, scaler)
+                done += 1
+                progress(Tick(f"sweep {task.tap}", done, total))
+
+        threaded = [group for group in groups if not family_of(group.head).in_keras]
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
+            calls = (delayed(fit)(group) for group in threaded)
+            found = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(calls)
+            for group, tried in zip(threaded, found, strict=True):
+                note(group, tried)
+        for group in groups:
+            if family_of(group.head).in_keras:
+                note(group, fit(group))
+    truth = np.concatenate([task.y[choose_on] for _, choose_on in task.folds])
+    return [
+        _fitted(task, number, setting, outcome, truth, asked)
+        for number, (setting, outcome) in enumerate(zip(todo, outcomes, strict=True), offset + 1)
+    ]
 
 
-def _try_one(task: _Task, number: int, setting: Setting, asked: Settings) -> _Fitted:
-    """Fit one setting; a classifier that raises becomes a trial with its reason instead of a score."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class _Group:
+    """Settings of one head that are fitted together: todo[start], todo[start + 1] ..."""
+
+    start: int
+    head: str
+    grid: Sequence[Params]
+
+
+def _groups(todo: Sequence[Setting]) -> list[_Group]:
+    groups: list[_Group] = []
+    for head in dict.fromkeys(setting.head for setting in todo):
+        start = next(at for at, setting in enumerate(todo) if setting.head == head)
+        for grid in together(head, [setting.params for setting in todo if setting.head == head]):
+            groups.append(_Group(start, head, grid))
+            start += len(grid)
+    return groups
+
+
+def _scaled(task: _Task, fit_on: Classes, choose_on: Classes) -> tuple[Any, Fold]:
+    from sklearn.preprocessing import StandardScaler
+
+    X = task.X[fit_on]
+    scaler = StandardScaler().fit(X)
+    others = scaler.transform(task.X[choose_on]) if len(choose_on) else task.X[:0]
+    return scaler, Fold(scaler.transform(X), task.y[fit_on], others)
+
+
+@dataclass
+class _Outcome:
+    """What became of one setting so far, fold by fold."""
+
+    predicted: list[Classes] = field(default_factory=list)
+    logits: list[Floats] = field(default_factory=list)
+    seconds: float = 0.0
+    reason: str = ""
+    estimator: Any = None  # of the last fold
+
+    def add(self, tried: Tried, scaler: Any) -> None:
+        self.reason = self.reason or tried.reason
+        self.seconds += tried.seconds
+        if not self.reason:
+            self.estimator = joined(scaler, tried.classifier)
+            self.predicted.append(tried.predicted)
+            if tried.logits is not None:
+                self.logits.append(tried.logits)
+
+
+def _fitted(task: _Task, number: int, setting: Setting, outcome: _Outcome, truth: Classes, asked: Settings) -> _Fitted:
+    """Return the trial; a classifier that raised has its reason instead of a score."""
     family = family_of(setting.head)
     trial = Trial(
         trial=number,
@@ -236,52 +306,32 @@ def _try_one(task: _Task, number: int, setting: Setting, asked: Settings) -> _Fi
         width=task.X.shape[1],
         head=setting.head,
         params=dict(setting.params),
-        status="ok",
+        status=outcome.reason or "ok",
         score=0.0,
         interval=(0.0, 0.0),
-        fit_s=0.0,
+        fit_s=round(outcome.seconds, 3),
         handoff=family.handoff,
         converged=True,
         temperature=1.0,
         rank=setting.rank,
     )
-    try:
-        estimator, found, temperature, loss = _fit_and_score(task, setting, asked)
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return _Fitted(replace(trial, status=reason), None)
+    if outcome.reason:
+        return _Fitted(trial, None)
+    found = score(truth, np.concatenate(outcome.predicted), asked.metric)
+    temperature, loss = 1.0, None
+    if outcome.logits:
+        logits = np.concatenate(outcome.logits)
+        temperature = 1.0 if family.probabilities else fit_temperature(logits, truth)
+        loss = log_loss(logits / temperature, truth)
     trial = replace(
         trial,
         score=found.value,
         interval=(found.low, found.high),
-        fit_s=round(time.perf_counter() - started, 3),
-        converged=_converged(estimator[-1]),
+        converged=_converged(outcome.estimator[-1]),
         temperature=temperature,
         log_loss=loss,
     )
-    return _Fitted(trial, estimator)
-
-
-def _fit_and_score(task: _Task, setting: Setting, asked: Settings) -> tuple[Any, Score, float, float | None]:
-    """Return the estimator fitted on all of train, and of the images that choose: score, temperature, log loss."""
-    predicted, logits, truth = [], [], []
-    for fit_on, choose_on in task.folds:
-        estimator = make_pipeline(setting.head, setting.params, asked.class_weight, asked.seed)
-        estimator.fit(task.X[fit_on], task.y[fit_on])
-        predicted.append(estimator.predict(task.X[choose_on]))
-        if hasattr(estimator, "decision_function"):
-            logits.append(decision_logits(estimator, task.X[choose_on]))
-        truth.append(task.y[choose_on])
-    if asked.cv:
-        estimator = make_pipeline(setting.head, setting.params, asked.class_weight, asked.seed)
-        estimator.fit(task.X[: task.num_train], task.y[: task.num_train])
-    labels = np.concatenate(truth)
-    found = score(labels, np.concatenate(predicted), asked.metric)
-    if not logits:
-        return estimator, found, 1.0, None
-    scores = np.concatenate(logits)
-    temperature = 1.0 if family_of(setting.head).probabilities else fit_temperature(scores, labels)
-    return estimator, found, temperature, log_loss(scores / temperature, labels)
+    return _Fitted(trial, outcome.estimator)
 
 
 def _converged(classifier: Any) -> bool:

@@ -1,0 +1,122 @@
+"""All settings of one head on the same features: what each gives alone, sooner, since they share what they can.
+
+ridge   one eigendecomposition for all strengths: (X'X + alpha)^-1 X'Y = V (s + alpha)^-1 V'X'Y, in the dual where there
+        are fewer images than features (Hastie, Tibshirani, Friedman 2009, section 3.4.1; 18.3.5)
+knn     one search for the most neighbours; fewer are the first of them
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Features, Floats
+from featcache.heads.absorb import decision_logits
+from featcache.heads.estimators import Params, family_of, make_classifier, set_coefficients
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Scaled features to fit on, with their classes, and those of the images that choose, which may be none."""
+
+    X: Features  # (N, D)
+    y: Classes  # (N,)
+    others: Features  # (M, D)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One setting, fitted on a fold: what it says of the others. A classifier that raised has a reason instead."""
+
+    classifier: Any
+    predicted: Any  # (M,)
+    logits: Floats | None  # (M, K), if it gives some
+    seconds: float
+    reason: str = ""
+
+
+Path = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
+
+
+def together(head: str, grid: Sequence[Params]) -> list[Sequence[Params]]:
+    """Return the settings of a head in groups for `try_all`: what they share, they share within a group."""
+    size = len(grid) if family_of(head).name in PATHS else 1
+    return [grid[start : start + size] for start in range(0, len(grid), size)]
+
+
+def try_all(
+    head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None = None, seed: int = 0
+) -> list[Tried]:
+    """Fit every setting of a group on a fold, and return them in their order."""
+    path = PATHS.get(family_of(head).name, _one_by_one)
+    try:
+        return list(path(head, grid, fold, class_weight, seed))
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        return [_failed(error) for _ in grid]
+
+
+def _failed(error: Exception) -> Tried:
+    return Tried(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _one_by_one(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+    for params in grid:
+        began = time.perf_counter()
+        classifier = make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y)
+        yield _judged(classifier, fold, began)
+
+
+def _ridge(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+    from scipy.linalg import eigh
+    from sklearn.preprocessing import LabelBinarizer
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    began = time.perf_counter()
+    Y = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(fold.y).astype(np.float64)
+    weights = compute_sample_weight(class_weight, fold.y)
+    X, mean, Y_mean = fold.X.astype(np.float64), *(np.average(one, 0, weights) for one in (fold.X, Y))
+    X, Y = (np.sqrt(weights)[:, None] * (one - centre) for one, centre in ((X, mean), (Y, Y_mean)))
+    dual = len(X) < X.shape[1]
+    values, vectors = eigh(X @ X.T if dual else X.T @ X, driver="evd", overwrite_a=True, check_finite=False)
+    to_features = X.T @ vectors if dual else vectors  # (D, R)
+    of_truth = vectors.T @ (Y if dual else X.T @ Y)  # (R, K)
+    for params in grid:
+        coef = (to_features @ (of_truth / (values + params["alpha"])[:, None])).T
+        classifier = make_classifier(head, params, class_weight, seed)
+        set_coefficients(classifier, np.unique(fold.y), coef, Y_mean - coef @ mean)
+        yield _judged(classifier, fold, began)
+        began = time.perf_counter()
+
+
+def _knn(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+    """Neighbours of one class each vote for it; of classes with as many votes the first wins, as in scikit-learn."""
+    began = time.perf_counter()
+    classifiers = [make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y) for params in grid]
+    most = min(max(one.n_neighbors for one in classifiers), len(fold.X))
+    found = np.zeros((0, most), np.int64)
+    if len(fold.others):
+        found = classifiers[0].kneighbors(fold.others, most, return_distance=False)
+    classes, index = np.unique(fold.y, return_inverse=True)
+    votes = np.eye(len(classes), dtype=np.int32)[index[found]].cumsum(axis=1)  # (M, most, K)
+    for classifier in classifiers:
+        k = classifier.n_neighbors
+        if k > most:
+            yield _failed(ValueError(f"there are {len(fold.X)} images, so no {k} neighbours"))
+            continue
+        yield Tried(classifier, classes[votes[:, k - 1].argmax(axis=1)], None, time.perf_counter() - began)
+        began = time.perf_counter()
+
+
+def _judged(classifier: Any, fold: Fold, began: float) -> Tried:
+    """Return what a fitted classifier says of the others."""
+    if not len(fold.others):
+        return Tried(classifier, fold.y[:0], None, time.perf_counter() - began)
+    logits = decision_logits(classifier, fold.others) if hasattr(classifier, "decision_function") else None
+    return Tried(classifier, classifier.predict(fold.others), logits, time.perf_counter() - began)
+
+
+PATHS: dict[str, Path] = {"ridge": _ridge, "knn": _knn}
