@@ -26,6 +26,10 @@ def command(
     tap: Annotated[
         str | None, typer.Option("--tap", help="Taps of the cache, comma between them. [default: all]")
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", help="Other values to try: ridge.alpha=1e-6..1e5:45, logreg.C=0.1,1; once for each."),
+    ] = None,
     cv: Annotated[int | None, typer.Option("--cv", help="Choose by so many folds within train, not on val.")] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")] = None,
     class_weight: Annotated[
@@ -45,6 +49,7 @@ def command(
     Example: featcache sweep photos.h5 --heads logreg,ridge,mlp:512
     """
     from featcache.errors import UsageError
+    from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
     from featcache_cli.config import read_settings
 
@@ -57,6 +62,7 @@ def command(
         "class_weight": class_weight,
         "shots": shots,
         "seed": seed,
+        "grid": parse_grid(grid) if grid else None,
     }
     asked = read_settings(config) | {name: value for name, value in flags.items() if value is not None}
     if "cache" not in asked:

@@ -8,9 +8,8 @@ from typing import Any
 
 from featcache.arrays import Classes, Floats
 from featcache.errors import UnknownHead, UsageError
+from featcache.heads.grids import Grid, Params, combined
 from featcache.spec import did_you_mean
-
-Params = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,20 @@ def _ridge(params: Params, class_weight: str | None, seed: int) -> Any:
 def _logreg(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(**params, max_iter=1000, class_weight=class_weight)
+    return LogisticRegression(**{"max_iter": 1000, **params}, class_weight=class_weight)
 
 
 def _svm(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.svm import LinearSVC
 
     # not the dual: liblinear draws its random numbers from one global, so fits on threads would disturb each other
-    return LinearSVC(**params, dual=False, max_iter=5000, class_weight=class_weight)
+    return LinearSVC(**{"dual": False, "max_iter": 5000, **params}, class_weight=class_weight)
 
 
 def _knn(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
-    return KNeighborsClassifier(**params, metric="cosine", algorithm="brute")
+    return KNeighborsClassifier(**{"metric": "cosine", "algorithm": "brute", **params})
 
 
 def _softmax(params: Params, class_weight: str | None, seed: int) -> Any:
@@ -84,15 +83,20 @@ DEFAULT_HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
 MLP_WIDTH = 256
 
 
-def settings(heads: str | Sequence[str]) -> list[Setting]:
+def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setting]:
     """Return the settings to try for heads such as "logreg,mlp:512", simplest first.
 
-    Raises UnknownHead with near names, UsageError if there is none.
+    grid: values instead of those of the heads' own grids, {"logreg": {"C": [0.1, 1]}}.
+    Raises UnknownHead with near names, UsageError if there is none, or if the grid is not of these heads.
     """
+    grid = grid or {}
     names = [name.strip() for name in (heads.split(",") if isinstance(heads, str) else heads) if name.strip()]
     if not names:
         raise UsageError(f"Name at least one head: {', '.join(FAMILIES)}")
-    found = [Setting(name, params, 0) for name in dict.fromkeys(names) for params in _params(name)]
+    if stray := [name for name in grid if name not in names]:
+        near = did_you_mean(stray[0], names)
+        raise UsageError(f"--grid has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
+    found = [Setting(name, params, 0) for name in dict.fromkeys(names) for params in _params(name, grid.get(name, {}))]
     order = list(FAMILIES)
     found.sort(key=lambda setting: order.index(setting.head.split(":")[0]))
     return [Setting(setting.head, setting.params, rank) for rank, setting in enumerate(found)]
@@ -139,7 +143,15 @@ def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept:
         classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
 
 
-def _params(head: str) -> list[Params]:
+def _params(head: str, given: Mapping[str, Sequence[Any]]) -> list[Params]:
+    own = _own_params(head)
+    if not given:
+        return own
+    known = make_classifier(head, own[0]).get_params()
+    return combined(head, own, given, [name for name in known if name not in ("class_weight", "seed")])
+
+
+def _own_params(head: str) -> list[Params]:
     family = family_of(head)
     _, colon, width = head.partition(":")
     if family.name != "mlp":

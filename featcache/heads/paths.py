@@ -16,7 +16,8 @@ import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.absorb import decision_logits
-from featcache.heads.estimators import Params, family_of, make_classifier, set_coefficients
+from featcache.heads.estimators import family_of, make_classifier, set_coefficients
+from featcache.heads.grids import Params
 
 
 @dataclass(frozen=True)
@@ -39,28 +40,47 @@ class Tried:
     reason: str = ""
 
 
-Path = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
+Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
 
 
-def together(head: str, grid: Sequence[Params]) -> list[Sequence[Params]]:
-    """Return the settings of a head in groups for `try_all`: what they share, they share within a group."""
-    size = len(grid) if family_of(head).name in PATHS else 1
-    return [grid[start : start + size] for start in range(0, len(grid), size)]
+@dataclass(frozen=True)
+class Path:
+    """How settings of a family are fitted together that differ in one parameter, `along`."""
+
+    fit: Fit
+    along: str
+    besides: frozenset[str] = frozenset()  # other parameters that it can be asked for
+
+
+def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
+    """Return which settings of a head go to `try_all` as one: those that differ only in what its path runs along."""
+    groups: dict[object, list[int]] = {}
+    for number, params in enumerate(grid):
+        path = _path_of(head, params)
+        rest = None if path is None else {name: value for name, value in params.items() if name != path.along}
+        groups.setdefault(number if rest is None else repr(rest), []).append(number)
+    return list(groups.values())
 
 
 def try_all(
     head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None = None, seed: int = 0
 ) -> list[Tried]:
     """Fit every setting of a group on a fold, and return them in their order."""
-    path = PATHS.get(family_of(head).name, _one_by_one)
+    path = _path_of(head, grid[0])
+    fit = _one_by_one if path is None else path.fit
     try:
-        return list(path(head, grid, fold, class_weight, seed))
+        return list(fit(head, grid, fold, class_weight, seed))
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         return [_failed(error) for _ in grid]
 
 
 def _failed(error: Exception) -> Tried:
     return Tried(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _path_of(head: str, params: Params) -> Path | None:
+    path = PATHS.get(family_of(head).name)
+    return path if path is not None and params.keys() <= {path.along, *path.besides} else None
 
 
 def _one_by_one(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
@@ -119,4 +139,4 @@ def _judged(classifier: Any, fold: Fold, began: float) -> Tried:
     return Tried(classifier, classifier.predict(fold.others), logits, time.perf_counter() - began)
 
 
-PATHS: dict[str, Path] = {"ridge": _ridge, "knn": _knn}
+PATHS = {"ridge": Path(_ridge, "alpha"), "knn": Path(_knn, "n_neighbors", frozenset(["metric", "algorithm"]))}

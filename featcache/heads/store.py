@@ -17,7 +17,8 @@ import numpy as np
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
 from featcache.files import write_whole
-from featcache.heads.estimators import Params, make_pipeline, set_coefficients
+from featcache.heads.estimators import make_pipeline, set_coefficients
+from featcache.heads.grids import Params
 
 Arrays = dict[str, Any]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
+from featcache.sweeps.run import spelt
 
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
 
@@ -95,7 +96,7 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
 
 def settings_of(trial: Trial) -> str:
     """Return the parameters of a trial on one line."""
-    return " ".join(f"{key}={value:g}" for key, value in trial.params.items() if key != "hidden")
+    return " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden")
 
 
 def _notes(run: Run) -> list[str]:

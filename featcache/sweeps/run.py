@@ -33,6 +33,7 @@ class Settings:
     class_weight: str | None = None
     shots: int | None = None  # at most so many images per class in train, and as many in val
     seed: int = 0
+    grid: dict[str, dict[str, list[Any]]] | None = None  # values instead of the heads' own: {head: {parameter: values}}
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,15 @@ def free_folder(wanted: Path) -> Path:
     return next(path for path in _numbered(wanted) if not path.exists())
 
 
+def spelt(value: Any) -> str:
+    """Return the value of a parameter as short as it can be read.
+
+    >>> spelt(1e-06), spelt(256), spelt("euclidean"), spelt(None)
+    ('1e-06', '256', 'euclidean', 'None')
+    """
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
 def _numbered(path: Path) -> Iterator[Path]:
     yield path
     number = 2
@@ -264,7 +274,7 @@ def _csv(trials: tuple[Trial, ...]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for trial in trials:
-        params = " ".join(f"{key}={value:g}" for key, value in trial.params.items())
+        params = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
         low, high = trial.interval
         writer.writerow(
             [

@@ -20,9 +20,10 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.cache.reader import Cache
 from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads import store
-from featcache.heads.estimators import DEFAULT_HEADS, Params, Setting, family_of, joined, settings
+from featcache.heads.estimators import DEFAULT_HEADS, Setting, family_of, joined, settings
+from featcache.heads.grids import Grid, Params
 from featcache.heads.paths import Fold, Tried, together, try_all
-from featcache.spec import ImageRow, Progress, Tick, choose, silent, unit_of
+from featcache.spec import ImageRow, Progress, Tick, canonical_json, choose, silent, unit_of
 from featcache.sweeps.metrics import fit_temperature, log_loss, score
 from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, free_folder, head_file
 
@@ -59,6 +60,7 @@ def sweep(
     shots: int | None = None,
     jobs: int = -1,
     seed: int = 0,
+    grid: Grid | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Fit every head on every tap and return the run, written to `out` (default: CACHE.run beside the cache).
@@ -66,12 +68,14 @@ def sweep(
     heads: names of families, each a grid: ridge, logreg, svm, softmax, knn, mlp or mlp:WIDTH. cv: folds within
     train; without it the stored validation split chooses. metric: accuracy, balanced_accuracy or macro_f1.
     shots: use at most so many images per class, of train and of val alike. jobs: trials at once, -1 for one per core.
+    grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}.
     Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.
     """
     started = time.perf_counter()
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
-    todo = settings(heads)
+    todo = settings(heads, grid)
     asked = _settings(cache, todo, taps, cv, metric, class_weight, shots, seed)
+    asked = replace(asked, grid=_plain(grid))
     train, val = _rows(cache, asked)
     folder = _folder(cache, out)
     fitted: list[_Fitted] = []
@@ -134,6 +138,15 @@ def _settings(
         shots,
         seed,
     )
+
+
+def _plain(grid: Grid | None) -> dict[str, dict[str, list[Any]]] | None:
+    """Return the grid as JSON can hold it. Raises UsageError."""
+    if not grid:
+        return None
+    found = {head: {name: list(values) for name, values in axes.items()} for head, axes in grid.items()}
+    canonical_json(found)
+    return found
 
 
 def _rows(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[ImageRow]]:
@@ -227,8 +240,8 @@ def _try_all(
 
         def note(group: _Group, found: Sequence[Tried], scaler: Any = scaler) -> None:
             nonlocal done
-            for outcome, tried in zip(outcomes[group.start :], found, strict=False):
-                outcome.add(tried, scaler)
+            for number, tried in zip(group.numbers, found, strict=True):
+                outcomes[number].add(tried, scaler)
                 done += 1
                 progress(Tick(f"sweep {task.tap}", done, total))
 
@@ -251,9 +264,9 @@ def _try_all(
 
 @dataclass(frozen=True)
 class _Group:
-    """Settings of one head that are fitted together: todo[start], todo[start + 1] ..."""
+    """Settings of one head that are fitted together."""
 
-    start: int
+    numbers: Sequence[int]  # among all
     head: str
     grid: Sequence[Params]
 
@@ -261,10 +274,10 @@ class _Group:
 def _groups(todo: Sequence[Setting]) -> list[_Group]:
     groups: list[_Group] = []
     for head in dict.fromkeys(setting.head for setting in todo):
-        start = next(at for at, setting in enumerate(todo) if setting.head == head)
-        for grid in together(head, [setting.params for setting in todo if setting.head == head]):
-            groups.append(_Group(start, head, grid))
-            start += len(grid)
+        numbers = [at for at, setting in enumerate(todo) if setting.head == head]
+        for some in together(head, [todo[at].params for at in numbers]):
+            chosen = [numbers[at] for at in some]
+            groups.append(_Group(chosen, head, [todo[at].params for at in chosen]))
     return groups
 
 

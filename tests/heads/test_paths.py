@@ -79,10 +79,9 @@ def test_without_others_there_is_a_classifier_and_nothing_said(head):
 
 
 def test_what_shares_is_in_one_group_and_the_rest_alone():
-    grid = [{"a": 1}, {"a": 2}, {"a": 3}]
-    assert together("ridge", grid) == [grid]
-    assert together("knn", grid) == [grid]
-    assert together("logreg", grid) == [[one] for one in grid]
+    assert together("ridge", [{"alpha": 1}, {"alpha": 2}]) == [[0, 1]]
+    assert together("knn", [{"n_neighbors": 1}, {"n_neighbors": 2}]) == [[0, 1]]
+    assert together("logreg", [{"C": 1}, {"C": 2}]) == [[0], [1]]
 
 
 @pytest.mark.parametrize("head", ["ridge", "logreg", "knn"])
@@ -93,3 +92,16 @@ def test_a_classifier_that_raises_gives_its_reason(head, monkeypatch):
     monkeypatch.setitem(FAMILIES, head, replace(FAMILIES[head], make=broken))
     grid = FAMILIES[head].grid[:2]
     assert try_all(head, grid, fold_of(3)) == [Tried(None, None, None, 0.0, "ArithmeticError: planted fault")] * 2
+
+
+def test_settings_that_differ_in_something_else_are_apart():
+    grid = [{"n_neighbors": k, "metric": metric} for k in (5, 1) for metric in ("cosine", "euclidean")]
+    assert together("knn", grid) == [[0, 2], [1, 3]]
+    assert together("knn", [{"n_neighbors": k, "weights": "distance"} for k in (5, 1)]) == [[0], [1]]
+    assert together("ridge", [{"alpha": 1, "fit_intercept": False}, {"alpha": 1}]) == [[0], [1]]
+    fold = fold_of(3)
+    for numbers in together("knn", grid):
+        some = [grid[number] for number in numbers]
+        for tried, params in zip(try_all("knn", some, fold), some, strict=True):
+            alone = KNeighborsClassifier(**params, algorithm="brute").fit(fold.X, fold.y)
+            assert (tried.predicted == alone.predict(fold.others)).all()

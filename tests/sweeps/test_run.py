@@ -104,7 +104,13 @@ def test_an_empty_run_says_so():
 
 
 @pytest.mark.parametrize(
-    "options", [{"cv": 3, "seed": 4}, {"shots": 5, "metric": "macro_f1"}, {"class_weight": "balanced"}]
+    "options",
+    [
+        {"grid": {"ridge": {"alpha": [1, 7.5]}, "knn": {"metric": ["euclidean"]}}},
+        {"cv": 3, "seed": 4},
+        {"shots": 5, "metric": "macro_f1"},
+        {"class_weight": "balanced"},
+    ],
 )
 def test_run_json_is_all_that_is_needed_to_repeat_it(options, hard, tmp_path):
     first = sweep(hard, "ridge,knn", taps=[TAP], out=tmp_path / "a", **options)
