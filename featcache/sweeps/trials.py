@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -228,33 +229,33 @@ def _try_all(
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    groups = _groups(todo)
-    outcomes = [_Outcome() for _ in todo]
+    outcomes, ticks = [_Outcome() for _ in todo], count(1)
     rounds = [*task.folds, (np.arange(task.num_train), np.arange(0))] if asked.cv else [*task.folds]
-    done, total = 0, len(rounds) * len(todo)
-    for fit_on, choose_on in rounds:
-        scaler, fold = _scaled(task, fit_on, choose_on)
 
-        def fit(group: _Group, fold: Fold = fold) -> list[Tried]:
-            return try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
+    def calls(groups: Sequence[_Group]) -> Iterator[tuple[_Group, Any, Fold]]:
+        for fit_on, choose_on in rounds if groups else ():
+            scaler, fold = _scaled(task, fit_on, choose_on)
+            yield from ((group, scaler, fold) for group in groups)
 
-        def note(group: _Group, found: Sequence[Tried], scaler: Any = scaler) -> None:
-            nonlocal done
-            for number, tried in zip(group.numbers, found, strict=True):
-                outcomes[number].add(tried, scaler)
-                done += 1
-                progress(Tick(f"sweep {task.tap}", done, total))
+    def fit(group: _Group, scaler: Any, fold: Fold) -> tuple[_Group, Any, list[Tried]]:
+        return group, scaler, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
 
-        threaded = [group for group in groups if not family_of(group.head).in_keras]
-        with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
-            calls = (delayed(fit)(group) for group in threaded)
-            found = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(calls)
-            for group, tried in zip(threaded, found, strict=True):
-                note(group, tried)
-        for group in groups:
-            if family_of(group.head).in_keras:
-                note(group, fit(group))
+    def note(group: _Group, scaler: Any, found: Sequence[Tried]) -> None:
+        for number, tried in zip(group.numbers, found, strict=True):
+            outcomes[number].add(tried, scaler)
+            progress(Tick(f"sweep {task.tap}", next(ticks), len(rounds) * len(todo)))
+
+    groups = _groups(todo)
+    on_threads = calls([group for group in groups if not family_of(group.head).in_keras])
+    in_keras = calls([group for group in groups if family_of(group.head).in_keras])
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
+        # a fold is scaled when its first call is due, so that few folds are in memory, however many there are
+        parallel = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
+        for done in parallel(delayed(fit)(*one) for one in on_threads):
+            note(*done)
+    for one in in_keras:
+        note(*fit(*one))
     truth = np.concatenate([task.y[choose_on] for _, choose_on in task.folds])
     return [
         _fitted(task, number, setting, outcome, truth, asked)

@@ -39,7 +39,10 @@ def fold_of(num_classes, per_class=12, num_features=6, seed=0, rare=0):
 @settings(max_examples=40, deadline=None)
 def test_ridge_of_every_strength_is_scikit_learns(num_classes, num_features, class_weight, seed):
     fold = fold_of(num_classes, num_features=num_features, seed=seed, rare=6)
-    for tried, params in zip(try_all("ridge", ALPHAS, fold, class_weight), ALPHAS, strict=True):
+    few = ALPHAS[6:9]  # are solved in another way
+    found = [*zip(try_all("ridge", ALPHAS, fold, class_weight), ALPHAS, strict=True)]
+    found += zip(try_all("ridge", few, fold, class_weight), few, strict=True)
+    for tried, params in found:
         alone = RidgeClassifier(**params, class_weight=class_weight).fit(fold.X, fold.y)
         # of the smallest strengths the systems are nearly singular, and only what they predict is well determined
         expected = decision_logits(alone, fold.others)
