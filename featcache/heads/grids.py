@@ -40,6 +40,8 @@ def parse_grid(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
 
 def _values(text: str, asked: str) -> list[Any]:
     between = _RANGE.fullmatch(text.strip())
+    if between is None and ".." in text:
+        raise UsageError(f"--grid: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{asked}'")
     if between is None:
         return [_value(one.strip()) for one in text.split(",") if one.strip()]
     first, last, count = _value(between["first"]), _value(between["last"]), int(between["count"])

@@ -72,7 +72,7 @@ def try_all(
     fit = _one_by_one if path is None else path.fit
     try:
         return list(fit(head, grid, fold, class_weight, seed))
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+    except Exception as error:  # whatever a classifier raises, others can do better
         return [_failed(error) for _ in grid]
 
 
@@ -104,9 +104,14 @@ def _ridge(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | No
     dual = len(X) < X.shape[1]
     solve = _solver(X @ X.T if dual else X.T @ X, Y if dual else X.T @ Y, len(grid))
     for params in grid:
-        solution = solve(params["alpha"])
-        coef = (X.T @ solution if dual else solution).T
         classifier = make_classifier(head, params, class_weight, seed)
+        try:
+            classifier._validate_params()  # as its own fit would
+            solution = solve(params["alpha"])
+        except (ValueError, np.linalg.LinAlgError) as error:
+            yield _failed(error)
+            continue
+        coef = (X.T @ solution if dual else solution).T
         set_coefficients(classifier, np.unique(fold.y), coef, Y_mean - coef @ mean)
         yield _judged(classifier, fold, began)
         began = time.perf_counter()

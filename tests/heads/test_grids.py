@@ -40,6 +40,11 @@ def test_a_range_that_cannot_be_is_refused(values):
         parse_grid([f"ridge.alpha={values}"])
 
 
+def test_a_range_without_a_count_is_refused():
+    with pytest.raises(UsageError, match=r"a range is FIRST\.\.LAST:COUNT, such as .*; got 'ridge.alpha=5\.\.8'"):
+        parse_grid(["ridge.alpha=5..8"])
+
+
 def test_given_values_stand_instead_of_the_heads_own_from_simple_to_complex():
     found = settings("logreg,ridge", {"ridge": {"alpha": [1, 100.0, 10]}, "logreg": {"C": [2, 1, 2]}})
     assert [(one.head, dict(one.params)) for one in found] == [

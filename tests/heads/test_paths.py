@@ -73,6 +73,15 @@ def test_more_neighbours_than_images_fail_alone():
     assert found[0].classifier is None
 
 
+@pytest.mark.parametrize("strengths", [3, 12])
+def test_a_strength_that_cannot_be_fails_alone(strengths):
+    grid = [*ALPHAS[-strengths:], {"alpha": -1.0}, {"alpha": "x"}]
+    *good, negative, text = try_all("ridge", grid, fold_of(3, num_features=90))
+    assert [one.reason for one in good] == [""] * strengths
+    assert negative.reason.startswith("InvalidParameterError: The 'alpha' parameter of RidgeClassifier must be")
+    assert text.reason.startswith("InvalidParameterError: ")
+
+
 @pytest.mark.parametrize("head", ["ridge", "knn", "logreg", "svm"])
 def test_without_others_there_is_a_classifier_and_nothing_said(head):
     fold = fold_of(3)
