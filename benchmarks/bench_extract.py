@@ -163,7 +163,7 @@ def limits(images: Path, case: Case) -> tuple[float, float]:
     def build_at(precision: Any) -> Any:
         return build(request.spec, request.preprocess.size, request.pooling, precision)
 
-    engine = choose(build_at, request.taps("w"), pixels[:BATCH], engine=case.engine)
+    engine = choose(build_at, request.taps("w"), pixels[:BATCH], engine=case.engine, num_images=len(found.rows))
     engine.forward(pixels[:BATCH])
     started = time.perf_counter()
     for start in range(0, len(pixels), BATCH):
