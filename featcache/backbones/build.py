@@ -110,6 +110,15 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
     return keras.Model(pixels, [pooled(one, tap.pooling) for one, tap in zip(maps, taps, strict=True)])
 
 
+def copied(model: Any) -> Any:
+    """Return the model once more, with variables of its own of the same values, on the device of now."""
+    import keras
+
+    found = keras.models.clone_model(model, recursive=True)
+    found.set_weights(model.get_weights())
+    return found
+
+
 def entering(network: Any, pixels: Any, preprocess: Preprocess) -> Any:
     """Return what enters the network for float pixels 0..255, whole numbers where it takes those."""
     import keras

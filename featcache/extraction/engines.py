@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
-from featcache.backbones.build import Backbone, feature_model
+from featcache.backbones.build import Backbone, copied, feature_model
 from featcache.backbones.devices import USUAL, devices, on_cpu, on_device
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
@@ -76,15 +76,12 @@ class KerasEngine(Batched):
         with on_device(device):
             self._model = feature_model(backbone, list(taps))
 
-    def copied(self, device: str) -> KerasEngine:
+    def on(self, device: str) -> KerasEngine:
         """Return the same on another device."""
-        import keras
-
         found = copy.copy(self)
         found._device = device
         with on_device(device):
-            found._model = keras.models.clone_model(self._model, recursive=True)
-            found._model.set_weights(self._model.get_weights())
+            found._model = copied(self._model)
         return found
 
     def compute(self, batch: Pixels) -> list[Features]:
@@ -100,7 +97,7 @@ class SeveralDevices:
 
     def __init__(self, first: KerasEngine, names: Sequence[str]) -> None:
         self.name = f"{first.name} on {len(names)} devices"
-        self._engines = [first, *(first.copied(name) for name in names[1:])]
+        self._engines = [first, *(first.on(name) for name in names[1:])]
         self._threads = ThreadPoolExecutor(len(names), thread_name_prefix="device")
 
     @property
