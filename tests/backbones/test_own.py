@@ -403,7 +403,7 @@ def test_a_function_that_gives_other_weights_when_called_twice_is_refused(photos
 def test_other_code_of_a_layer_is_another_tap(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for factor in (2, 3):
-        Path("nets.py").write_text(
+        Path("factors.py").write_text(
             "import keras\n"
             "class Times(keras.layers.Layer):\n"
             "    def call(self, x):\n"
@@ -412,10 +412,10 @@ def test_other_code_of_a_layer_is_another_tap(photos, tmp_path, monkeypatch):
             "    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), Times()])\n"
         )
         linecache.clearcache()
-        sys.modules.pop("nets", None)
+        sys.modules.pop("factors", None)
         importlib.invalidate_caches()
         shutil.rmtree("__pycache__", ignore_errors=True)
-        cache = extract(photos, "nets:net", out="c.h5")
+        cache = extract(photos, "factors:net", out="c.h5")
         assert cache.report.computed == 36
     one, two = (cache.features(cache.rows, name) for name in cache.taps)
     assert np.allclose(two / one, 1.5) or np.allclose(one / two, 1.5)
