@@ -114,6 +114,25 @@ def test_a_damaged_part_is_set_aside_and_the_others_are_read(tmp_path, damage):
     assert not part.exists()
 
 
+@pytest.mark.parametrize("small", [0, parts.SMALL_BYTES])
+def test_large_parts_of_a_folder_are_not_read_whole_but_verified(tmp_path, monkeypatch, small):
+    """As of CACHE.h5, only `verify` reads all features; parts beside a CACHE.h5 are read whole, for they get merged."""
+    monkeypatch.setattr(parts, "SMALL_BYTES", small)
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "c.h5"):
+        part = commit(path, DIGESTS)
+        data = part.read_bytes()
+        part.write_bytes(data.replace(np.float32(3.1).tobytes(), np.float32(7).tobytes()))
+        assert part.read_bytes() != data
+        whole = small > 0 or path.name == "c.h5"
+        assert parts.read_rows(path).keys() == (set() if whole else {TOP.fingerprint})
+        assert part.exists() != whole
+    if not small:
+        merge(tmp_path / "folder")
+        [problem] = verify(tmp_path / "folder").problems
+        assert "its bytes are not those that its name tells" in problem
+
+
 def test_a_part_with_a_damaged_description_is_set_aside(tmp_path):
     path = tmp_path / "c.h5"
     part = commit(path, DIGESTS[:3])
