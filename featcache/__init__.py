@@ -1,4 +1,4 @@
-"""Run a frozen Keras backbone once over your images, try fifty heads in seconds, fine-tune from the best one.
+"""Run a frozen Keras backbone once over your images, try many heads in seconds, fine-tune from the best one.
 
     import featcache as fc
     cache = fc.extract("photos/", "mobilenet_v2", out="photos.h5")

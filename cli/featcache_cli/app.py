@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run a frozen Keras backbone once over your images, try fifty heads in seconds, fine-tune from the best.\n\n"
+    help="Run a frozen Keras backbone once over your images, try many heads in seconds, fine-tune from the best.\n\n"
     "Start with: featcache quickstart",
 )
 for module in (quickstart, scan, extract, sweep, show, handoff, finetune, predict, report):

@@ -79,7 +79,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
 def verify_command(
     cache: CacheFile,
     recompute: Annotated[
-        int, typer.Option("--recompute", help="Also compute this many images of every tap again and compare.")
+        int, typer.Option("--recompute", min=0, help="Also compute this many images of every tap again and compare.")
     ] = 0,
     json: Json = False,
 ) -> None:
@@ -105,6 +105,8 @@ def verify_command(
         facts["recomputed"] = [asdict(one) for one in again]
         lines += [
             f"{one.tap}: {one.rows} images computed again differ by {one.difference:.1e} standard deviations at most"
+            if one.rows
+            else f"{one.tap}: none of the images of the last extraction is in this tap, so nothing was compared"
             for one in again
         ]
         wrong = [one for one in again if not one.agrees(opened.taps[one.tap].precision)]

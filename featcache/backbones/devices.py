@@ -11,6 +11,13 @@ from featcache.errors import EnvironmentFault
 from featcache.spec import choose
 
 USUAL = "auto"  # where Keras computes by itself
+KINDS = (USUAL, "cpu", "gpu", "tpu")
+
+
+def check_kinds(asked: str) -> None:
+    """Raise UsageError if devices of no known kind are asked for; knows no Keras."""
+    for one in asked.split(","):
+        choose("--device", one.partition(":")[0], KINDS)
 
 
 def devices(asked: str) -> list[str]:
@@ -18,10 +25,11 @@ def devices(asked: str) -> list[str]:
 
     ["auto"] stands for the one device that Keras takes by itself. Raises EnvironmentFault if one is not there.
     """
+    check_kinds(asked)
     start_keras()
     listed, found = listed_devices(), list[str]()
     for one in asked.split(","):
-        kind = choose("--device", one.partition(":")[0], (USUAL, "cpu", "gpu", "tpu"))
+        kind = one.partition(":")[0]
         if kind == USUAL:
             accelerators = [name for name in listed if not name.startswith("cpu")]
             return accelerators if len(accelerators) > 1 else [USUAL]

@@ -203,7 +203,12 @@ def _called(path: str, size: int | None) -> Any:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"-b {path}: {error}. Name a function that can be imported from here") from error
-        return found(**_arguments(path, found, size))
+        arguments = _arguments(path, found, size)
+        try:
+            return found(**arguments)
+        except Exception as error:  # whatever a user's function raises
+            reason = " ".join(str(error).split())[:200]
+            raise NotAModel(f"-b {path}: the function raised {type(error).__name__}: {reason}") from error
 
 
 def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featcache.cache import layout
 from featcache.cache.reader import Cache, stored_rows
-from featcache.cache.rows import Piece, content_digest, is_part, opened
+from featcache.cache.rows import checked_rows, is_part, opened
 from featcache.errors import DataError, NotACache
 from featcache.files import again, file_digest
 
@@ -64,13 +64,9 @@ def _lost(cache: Path) -> list[str]:
 
 def _verified(file: Path) -> int:
     """Return the number of rows; raise NotACache if one of them, or anything beside them, is not what was written."""
-    rows = 0
     with layout.reading_all_of_part(file) if is_part(file) else opened(file) as found:
         layout.check_complete(found, file)
-        for group in layout.tap_groups(found, file):
-            if content_digest(group, file) != layout.text_of(group, "content_digest"):
-                raise layout.damaged(file, f"the rows of tap '{group.name}' are not those that were written")
-            rows += len(Piece.read(group, file))
+        rows = checked_rows(found, file)
     if not is_part(file):
         Cache.open(file)
     return rows

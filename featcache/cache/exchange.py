@@ -91,6 +91,7 @@ def export(cache: Cache, out: str | Path, tap: str | None = None, split: str | N
     if out.suffix not in FORMATS:
         raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
     rows = cache.usable(split)
+    cache.check(cache.tap(tap).name)
     X = cache.features(rows, tap)
     columns = {name: [_text(getattr(row, name)) for row in rows] for name in ImageRow._fields}
     index = {name: number for number, name in enumerate(cache.classes)}

@@ -96,7 +96,7 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
     """
     table = table_of(path)
     if not table.is_file():
-        begun = path.is_dir() or parts_folder(path).is_dir()
+        begun = bool(part_files(path)) or (not path.is_dir() and parts_folder(path).is_dir())
         how = "An extraction was begun; finish it" if begun else "Make one"
         raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
-from featcache.cache.rows import Digests, TapRows, by_tap, described, pieces_in
+from featcache.cache.rows import Digests, TapRows, by_tap, checked_rows, described, opened, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
@@ -148,6 +148,17 @@ class Cache:
         return [
             tap.name for tap in self.taps.values() if replace(tap, view=wanted.view).fingerprint == wanted.fingerprint
         ]
+
+    def check(self, tap: str) -> None:
+        """Raise NotACache if the rows of a tap are not those that were written; reads all of them."""
+        fingerprint = self.tap(tap).fingerprint
+        sources = layout.part_files(self.path) if self.path.is_dir() else [self.path]
+        again(lambda: [self._checked(source, fingerprint) for source in sources])
+
+    @staticmethod
+    def _checked(source: Path, fingerprint: str) -> int:
+        with opened(source) as file:
+            return checked_rows(file, source, fingerprint)
 
     def labels(self, rows: Sequence[ImageRow]) -> Classes:
         """Return the (N,) class indices of these images."""

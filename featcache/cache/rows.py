@@ -267,6 +267,20 @@ def content_digest(group: Any, source: Path) -> str:
     return str(hashed.hexdigest())
 
 
+def checked_rows(file: Any, source: Path, fingerprint: str | None = None) -> int:
+    """Return how many rows an open file has, of all taps or one.
+
+    Raises NotACache if they are not those that were written.
+    """
+    rows = 0
+    for group in layout.tap_groups(file, source):
+        if fingerprint in (None, described(group, source).fingerprint):
+            if content_digest(group, source) != layout.text_of(group, "content_digest"):
+                raise layout.damaged(source, f"the rows of tap '{group.name}' are not those that were written")
+            rows += len(Piece.read(group, source))
+    return rows
+
+
 def _content(tap: Tap, provenance: str, digests: Any, made_by: Any) -> Any:
     return hashlib.sha256(
         b"\0".join([tap.to_json().encode(), provenance.encode(), digests.tobytes(), np.uint8(made_by).tobytes()])

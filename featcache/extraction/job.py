@@ -23,6 +23,7 @@ import numpy as np
 from featcache.arrays import Pixels
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import NO_WEIGHTS, Backbone, build
+from featcache.backbones.devices import check_kinds
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
 from featcache.cache.layout import part_files, table_of
@@ -236,12 +237,16 @@ class _Job:
         self.wanted = options.requests()
         self.batch = options.batch_size
         one_of("--engine", options.engine, ENGINES)
+        check_kinds(options.device)
         self.in_parts = _in_parts(out, options.layout)
         self.cached: dict[str, TapRows] = parts.read_rows(out)  # sets damaged parts aside
         if aside := parts.set_aside(out):
             progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
         self.earlier = Cache.open(out) if table_of(out).exists() else None
         self.images = _manifest(images, self.earlier, options, index, progress)
+        if self.earlier is not None and not _shared(self.earlier.rows, self.images.rows):
+            replaced = f"{len(self.earlier.rows)} images of {self.earlier.root} by {len(self.images.rows)} others"
+            progress(Tick("images", 0, 0, f"{out}: replacing the table of {replaced}; the features of both are kept"))
         self.found = Findings(
             digests={row.path: row.digest for row in self.images.rows},
             bad={} if options.rehash else _known_bad(self.earlier),
@@ -497,6 +502,11 @@ def _plain_pixels(request: Request) -> Request:
 def _report(rows: TapRows) -> TapReport:
     engines = sorted({str(json.loads(maker)["engine"]) for maker in rows.makers})
     return TapReport(rows.tap.name, int(np.prod(rows.shape)), rows.tap.precision, ", ".join(engines))
+
+
+def _shared(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> bool:
+    """Tell whether an image is in both."""
+    return not {row.digest for row in before}.isdisjoint(row.digest for row in now)
 
 
 def _view(tap: Tap) -> str:

@@ -184,6 +184,7 @@ def _folder(cache: Cache, out: str | Path | None) -> Path:
 
 
 def _task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> _Task:
+    cache.check(tap)  # once; what follows rests on these numbers
     rows = train if asked.cv else [*train, *val]
     X, y = cache.features(rows, tap), cache.labels(rows)
     _check_finite(X, rows, tap)

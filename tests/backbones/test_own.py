@@ -400,6 +400,13 @@ def test_a_function_that_gives_other_weights_when_called_twice_is_refused(photos
         extract(photos, "dice:net", out="c.h5", precision="bfloat16")
 
 
+def test_a_function_that_raises_is_refused_in_one_line(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("raising.py").write_text("def net():\n    raise ValueError('boom\\nand more')\n")
+    with pytest.raises(NotAModel, match=r"^-b raising:net: the function raised ValueError: boom and more$"):
+        extract(photos, "raising:net", out="c.h5")
+
+
 def test_other_code_of_a_layer_is_another_tap(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for factor in (2, 3):

@@ -271,13 +271,15 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
         choose(build_toy, toy_taps, SAMPLE, engine="openvino")
 
 
-def test_a_device_that_is_not_there_is_named(toy_taps):
+def test_a_device_that_is_not_there_is_named(toy_taps, photos, tmp_path):
     with pytest.raises(EnvironmentFault, match=r"--device gpu:7 is not there; Keras on .* sees cpu:0"):
         choose(build_toy, toy_taps, SAMPLE, device="gpu:7")
     with pytest.raises(EnvironmentFault, match=r"--device gpu is not there; Keras on .* sees cpu:0"):
         choose(build_toy, toy_taps, SAMPLE, device="gpu")
     with pytest.raises(UsageError, match=r"--device takes auto, cpu, gpu, tpu; got 'gpuu' \(did you mean gpu"):
         choose(build_toy, toy_taps, SAMPLE, device="cpu:0,gpuu")
+    with pytest.raises(UsageError, match=r"--device takes auto, cpu, gpu, tpu; got 'gppu'"):
+        extract(photos, "pixels:size=8", out=tmp_path / "c.h5", device="gppu")
     assert devices("auto") == ["auto"]
     assert devices("cpu,cpu:0") == ["cpu:0"]
     with on_device("cpu:0"):

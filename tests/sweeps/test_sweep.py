@@ -1,5 +1,7 @@
+import shutil
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -9,7 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from featcache.errors import ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
+from featcache.cache.exchange import export
+from featcache.cache.reader import Cache
+from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps import sweep, trials
 
@@ -130,6 +134,18 @@ def test_one_seed_makes_two_runs_equal(hard, tmp_path):
     for trial in first.trials:
         logits = [run[trial.trial].estimator.decision_function(X) for run in (first, again)]
         assert (logits[0] == logits[1]).all()
+
+
+def test_features_that_are_not_those_that_were_written_are_not_swept(hard, tmp_path):
+    path = tmp_path / "bad.h5"
+    shutil.copy(hard.path, path)
+    with h5py.File(path, "r+") as file:
+        file["taps"][TAP]["features"][0, 0] += 1
+    with pytest.raises(NotACache, match=r"bad.h5 is damaged: the rows of tap '/taps/glyphnet.* are not those"):
+        sweep(path, "ridge", taps=[TAP], out=tmp_path / "run")
+    with pytest.raises(NotACache, match=r"bad.h5 is damaged"):
+        export(Cache.open(path), tmp_path / "out.npz", TAP)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["bad.h5"]
 
 
 def test_the_number_of_jobs_changes_no_score(hard, tmp_path):
