@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from featcache.errors import DataError, DiskFault
 
@@ -244,6 +247,14 @@ def _alive(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> int:
+    """Write arrays as an .npz file, whole or not at all, and return its bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+    return len(buffer.getvalue())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from featcache.arrays import Floats, Pixels
 from featcache.assembly.assemble import logits_of
 from featcache.errors import ParityFailed
-from featcache.heads.absorb import decision_logits
 from featcache.images.decode import decode
 from featcache.images.manifest import read_image
 from featcache.images.sources import Source
@@ -77,11 +76,8 @@ def require(certificate: Certificate, what: str) -> Certificate:
 
 def evidence(chosen: Chosen, source: Source) -> tuple[Pixels, Floats]:
     """Return 64 images that the run trained or chose on, and the head's logits on their cached features."""
-    cache = chosen.run.cache()
     rows = sorted(_used(chosen), key=lambda row: row.digest)[:NUM_IMAGES]
-    features = cache.features(rows, chosen.trial.tap)
-    logits = decision_logits(chosen.estimator, features) / chosen.trial.temperature
-    return load_pixels(source, rows, chosen.tap.preprocess), logits
+    return load_pixels(source, rows, chosen.tap.preprocess), chosen.logits(rows)
 
 
 def load_pixels(

@@ -9,6 +9,8 @@ from typing import Any
 from featcache.arrays import Classes, Floats
 from featcache.errors import UnknownHead, UsageError
 from featcache.heads.grids import Grid, Params, combined
+from featcache.heads.imported import imported_class
+from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.spec import did_you_mean
 
 
@@ -19,7 +21,6 @@ class Family:
     name: str
     grid: tuple[Params, ...]
     make: Callable[[Params, str | None, int], Any]  # params, class_weight, seed -> classifier
-    handoff: bool = True  # has an exact form as Dense layers
     probabilities: bool = True  # its logits are fitted as log-probabilities; if not they get a temperature
     in_keras: bool = False
 
@@ -33,10 +34,28 @@ class Setting:
     rank: int  # place in the order from simple to complex
 
 
+def _centroid(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.neighbors import NearestCentroid
+
+    return NearestCentroid(**params)
+
+
+def _gnb(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.naive_bayes import GaussianNB
+
+    return GaussianNB(**params)
+
+
 def _ridge(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.linear_model import RidgeClassifier
 
     return RidgeClassifier(**params, class_weight=class_weight)
+
+
+def _lda(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    return LinearDiscriminantAnalysis(**{"solver": "lsqr", **params})
 
 
 def _logreg(params: Params, class_weight: str | None, seed: int) -> Any:
@@ -58,29 +77,60 @@ def _knn(params: Params, class_weight: str | None, seed: int) -> Any:
     return KNeighborsClassifier(**{"metric": "cosine", "algorithm": "brute", **params})
 
 
+def _rbf(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.svm import SVC
+
+    return SVC(**params, class_weight=class_weight)
+
+
+def _forest(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(**params, class_weight=class_weight, random_state=seed)
+
+
+def _boosting(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(**params, class_weight=class_weight, random_state=seed)
+
+
 def _softmax(params: Params, class_weight: str | None, seed: int) -> Any:
     from featcache.heads.softmax import DenseSoftmax
 
     return DenseSoftmax(**params, class_weight=class_weight, seed=seed)
 
 
+def _perceptron(params: Params, class_weight: str | None, seed: int) -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier(**{"hidden_layer_sizes": (MLP_WIDTH,), **params}, random_state=seed)
+
+
 def _grid(name: str, values: Sequence[Any]) -> tuple[Params, ...]:
     return tuple({name: value} for value in values)
 
 
+MLP_WIDTH = 256
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (  # from simple to complex
+        Family("centroid", ({},), _centroid, probabilities=False),
+        Family("gnb", _grid("var_smoothing", [1.0, 1e-2, 1e-9]), _gnb),
         Family("ridge", _grid("alpha", [1e4, 1e3, 1e2, 1e1, 1.0]), _ridge, probabilities=False),
+        Family("lda", _grid("shrinkage", [0.9, 0.5, 0.1, 0.01]), _lda),
         Family("logreg", _grid("C", [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]), _logreg),
         Family("svm", _grid("C", [1e-5, 1e-4, 1e-3, 1e-2]), _svm, probabilities=False),
         Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=True),
-        Family("knn", _grid("n_neighbors", [15, 5, 1]), _knn, handoff=False),
+        Family("knn", _grid("n_neighbors", [15, 5, 1]), _knn),
+        Family("rbf", _grid("C", [0.1, 1.0, 10.0, 100.0]), _rbf, probabilities=False),
+        Family("forest", _grid("n_estimators", [300]), _forest),
         Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=True),
+        Family("mlpclassifier", _grid("alpha", [1e-2]), _perceptron),
+        Family("boosting", _grid("learning_rate", [0.1]), _boosting),
     )
 }
 DEFAULT_HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
-MLP_WIDTH = 256
 
 
 def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setting]:
@@ -97,39 +147,60 @@ def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setti
         near = did_you_mean(stray[0], names)
         raise UsageError(f"--grid has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
     found = [Setting(name, params, 0) for name in dict.fromkeys(names) for params in _params(name, grid.get(name, {}))]
-    order = list(FAMILIES)
-    found.sort(key=lambda setting: order.index(setting.head.split(":")[0]))
+    found.sort(key=lambda setting: complexity(setting.head))
     return [Setting(setting.head, setting.params, rank) for rank, setting in enumerate(found)]
 
 
 def family_of(head: str) -> Family:
     """Return the family of a head's name. Raises UnknownHead with near names."""
-    name = head.split(":")[0]
-    if name not in FAMILIES:
-        raise UnknownHead(f"Unknown head '{name}'{did_you_mean(name, FAMILIES)}. Heads: {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    name, _, rest = head.partition(":")
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if "." in name or (rest and not rest[0].isdigit()):
+        return _imported(head)
+    raise UnknownHead(
+        f"Unknown head '{name}'{did_you_mean(name, FAMILIES)}. Heads: {', '.join(FAMILIES)}, or module:Classifier"
+    )
 
 
-def make_pipeline(head: str, params: Params, class_weight: str | None = None, seed: int = 0) -> Any:
-    """Return the unfitted Pipeline(StandardScaler, classifier) of one setting."""
-    from sklearn.preprocessing import StandardScaler
+def complexity(head: str) -> int:
+    """Return the place of a head's kind in the order from simple to complex; what is imported comes last."""
+    name = head.partition(":")[0]
+    return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
 
-    return joined(StandardScaler(), make_classifier(head, params, class_weight, seed))
+
+def _imported(head: str) -> Family:
+    """Return the family of `module:Classifier`, which has no grid of its own."""
+
+    def make(params: Params, class_weight: str | None, seed: int) -> Any:
+        classifier = imported_class(head)(**params)
+        known = classifier.get_params()
+        given = {"class_weight": class_weight, "random_state": seed}
+        return classifier.set_params(**{name: value for name, value in given.items() if known.get(name, 0) is None})
+
+    return Family(head, ({},), make)
+
+
+def make_pipeline(
+    head: str, params: Params, class_weight: str | None = None, seed: int = 0, prepare: str = STANDARDISE
+) -> Any:
+    """Return the unfitted Pipeline of the steps that prepare features and the classifier of one setting."""
+    return joined(make_steps(prepare), make_classifier(head, params, class_weight, seed))
 
 
 def make_classifier(head: str, params: Params, class_weight: str | None = None, seed: int = 0) -> Any:
-    """Return the unfitted classifier of one setting, which takes scaled features."""
-    family = family_of(head)
-    if class_weight and family.name == "knn":
-        class_weight = None  # neighbours have no weights to balance
-    return family.make(params, class_weight, seed)
+    """Return the unfitted classifier of one setting, which takes prepared features.
+
+    Classifiers without class weights (knn, centroid, gnb, lda, mlpclassifier) are made without.
+    """
+    return family_of(head).make(params, class_weight, seed)
 
 
-def joined(scaler: Any, classifier: Any) -> Any:
+def joined(steps: Sequence[tuple[str, Any]], classifier: Any) -> Any:
     """Return a scikit-learn Pipeline of the two, fitted if they are."""
     from sklearn.pipeline import Pipeline
 
-    return Pipeline([("scale", scaler), ("head", classifier)])
+    return Pipeline([*steps, ("head", classifier)])
 
 
 def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept: Floats) -> None:
@@ -148,16 +219,28 @@ def _params(head: str, given: Mapping[str, Sequence[Any]]) -> list[Params]:
     if not given:
         return own
     known = make_classifier(head, own[0]).get_params()
-    return combined(head, own, given, [name for name in known if name not in ("class_weight", "seed")])
+    return combined(head, own, given, [name for name in known if name not in ("class_weight", "seed", "random_state")])
 
 
 def _own_params(head: str) -> list[Params]:
     family = family_of(head)
-    _, colon, width = head.partition(":")
+    width = head.partition(":")[2]
+    if family.name == head:
+        if head not in FAMILIES:
+            _check_classifier(head)
+        return [{"hidden": MLP_WIDTH, **params} if head == "mlp" else params for params in family.grid]
     if family.name != "mlp":
-        if colon:
-            raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
-        return list(family.grid)
-    if colon and not (width.isdecimal() and int(width) > 0):
+        raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
+    if not (width.isdecimal() and int(width) > 0):
         raise UsageError(f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512")
-    return [{"hidden": int(width or MLP_WIDTH), **params} for params in family.grid]
+    return [{"hidden": int(width), **params} for params in family.grid]
+
+
+def _check_classifier(head: str) -> None:
+    """Raise UsageError unless an imported class makes scikit-learn classifiers without arguments."""
+    try:
+        classifier = make_classifier(head, {})
+    except (TypeError, AttributeError) as error:
+        raise UsageError(f"'{head}' is no classifier as scikit-learn's are, made without arguments: {error}") from error
+    if not (hasattr(classifier, "fit") and hasattr(classifier, "predict")):
+        raise UsageError(f"'{head}' is no classifier: it lacks fit or predict")

@@ -19,7 +19,7 @@ from featcache.spec import did_you_mean
 Params = Mapping[str, Any]
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]  # {head: {parameter: values}}
 
-_ASKED = re.compile(r"(?P<head>[^.=]+)\.(?P<name>\w+)=(?P<values>.*)", re.DOTALL)
+_ASKED = re.compile(r"(?P<head>[^=]+)\.(?P<name>\w+)=(?P<values>.*)", re.DOTALL)
 _RANGE = re.compile(r"(?P<first>[^:,]+)\.\.(?P<last>[^:,]+):(?P<count>\d+)")
 
 

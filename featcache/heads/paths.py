@@ -1,8 +1,7 @@
-"""All settings of one head on the same features: what each gives alone, sooner, since they share what they can.
+"""Settings of one head, fitted together on one fold, and what each says of the images that choose.
 
-ridge   one X'X for all strengths, and of many strengths one eigendecomposition: (X'X + alpha)^-1 = V (s + alpha)^-1 V';
-        of XX' where there are fewer images than features (Hastie, Tibshirani, Friedman 2009, 3.4.1 and 18.3.5)
-knn     one search for the most neighbours; fewer are the first of them
+What a family computes for all of its settings it computes once: see `PATHS`. What comes of it is what scikit-learn
+gives, setting by setting. Families without such a path are fitted one by one.
 """
 
 from __future__ import annotations
@@ -10,48 +9,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from featcache.arrays import Classes, Features, Floats
-from featcache.heads.absorb import decision_logits
-from featcache.heads.estimators import family_of, make_classifier, set_coefficients
+from featcache.arrays import Classes, Features
+from featcache.errors import UsageError
+from featcache.heads import discriminant, kernels, neighbours, ridge
+from featcache.heads.estimators import family_of, make_classifier
 from featcache.heads.grids import Params
-
-WORTH_EIGENVALUES = 10  # as many Cholesky factors take as long (870 x 870: 97 and 9 ms)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Scaled features to fit on, with their classes, and those of the images that choose, which may be none."""
-
-    X: Features  # (N, D)
-    y: Classes  # (N,)
-    others: Features  # (M, D)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One setting, fitted on a fold: what it says of the others. A classifier that raised has a reason instead."""
-
-    classifier: Any
-    predicted: Any  # (M,)
-    logits: Floats | None  # (M, K), if it gives some
-    seconds: float
-    reason: str = ""
-
+from featcache.heads.tried import Fold, Tried, failed, judged
 
 Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
+LeaveOneOut = Callable[[Sequence[Params], Features, Classes, str | None], Iterator[Tried]]
 
 
 @dataclass(frozen=True)
 class Path:
-    """How settings of a family are fitted together that differ in one parameter, `along`."""
+    """How settings of a family are fitted together that differ in the parameters `along`."""
 
     fit: Fit
-    along: str
+    along: frozenset[str]
     besides: frozenset[str] = frozenset()  # other parameters that it can be asked for
+    leave_one_out: LeaveOneOut | None = None  # from one fit on all images
+
+
+PATHS = {
+    "ridge": Path(ridge.fit, frozenset(["alpha"]), leave_one_out=ridge.leave_one_out),
+    "lda": Path(discriminant.fit, frozenset(["shrinkage"])),
+    "rbf": Path(kernels.fit, frozenset(["C", "gamma"])),
+    "knn": Path(
+        neighbours.fit,
+        frozenset(["n_neighbors"]),
+        frozenset(["metric", "algorithm"]),
+        leave_one_out=neighbours.leave_one_out,
+    ),
+}
+LEAVE_ONE_OUT = tuple(name for name, path in PATHS.items() if path.leave_one_out)
 
 
 def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
@@ -59,7 +50,7 @@ def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
     groups: dict[object, list[int]] = {}
     for number, params in enumerate(grid):
         path = _path_of(head, params)
-        rest = None if path is None else {name: value for name, value in params.items() if name != path.along}
+        rest = None if path is None else {name: value for name, value in params.items() if name not in path.along}
         groups.setdefault(number if rest is None else repr(rest), []).append(number)
     return list(groups.values())
 
@@ -73,86 +64,39 @@ def try_all(
     try:
         return list(fit(head, grid, fold, class_weight, seed))
     except Exception as error:  # whatever a classifier raises, others can do better
-        return [_failed(error) for _ in grid]
+        return [failed(error) for _ in grid]
 
 
-def _failed(error: Exception) -> Tried:
-    return Tried(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+def check_leave_one_out(head: str, params: Params) -> None:
+    """Raise UsageError if a head has no closed form for leaving one image out."""
+    path = _path_of(head, params)
+    if path is None or path.leave_one_out is None:
+        raise UsageError(f"--cv loo is for {', '.join(LEAVE_ONE_OUT)}; of '{head}' it takes too long. Use --cv 5")
+
+
+def try_leave_one_out(
+    head: str, grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None = None
+) -> list[Tried]:
+    """Return what every setting of a group says of each image when it is fitted on all others; no classifier."""
+    path = _path_of(head, grid[0])
+    assert path is not None  # check_leave_one_out has seen it
+    assert path.leave_one_out is not None
+    try:
+        return list(path.leave_one_out(grid, X, y, class_weight))
+    except Exception as error:  # whatever a classifier raises, others can do better
+        return [failed(error) for _ in grid]
 
 
 def _path_of(head: str, params: Params) -> Path | None:
     path = PATHS.get(family_of(head).name)
-    return path if path is not None and params.keys() <= {path.along, *path.besides} else None
+    return path if path is not None and params.keys() <= {*path.along, *path.besides} else None
 
 
 def _one_by_one(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
     for params in grid:
         began = time.perf_counter()
-        classifier = make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y)
-        yield _judged(classifier, fold, began)
-
-
-def _ridge(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
-    from sklearn.preprocessing import LabelBinarizer
-    from sklearn.utils.class_weight import compute_sample_weight
-
-    began = time.perf_counter()
-    Y = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(fold.y).astype(np.float64)
-    weights = compute_sample_weight(class_weight, fold.y)
-    X, mean, Y_mean = fold.X.astype(np.float64), *(np.average(one, 0, weights) for one in (fold.X, Y))
-    X, Y = (np.sqrt(weights)[:, None] * (one - centre) for one, centre in ((X, mean), (Y, Y_mean)))
-    dual = len(X) < X.shape[1]
-    solve = _solver(X @ X.T if dual else X.T @ X, Y if dual else X.T @ Y, len(grid))
-    for params in grid:
-        classifier = make_classifier(head, params, class_weight, seed)
         try:
-            classifier._validate_params()  # as its own fit would
-            solution = solve(params["alpha"])
-        except (ValueError, np.linalg.LinAlgError) as error:
-            yield _failed(error)
-            continue
-        coef = (X.T @ solution if dual else solution).T
-        set_coefficients(classifier, np.unique(fold.y), coef, Y_mean - coef @ mean)
-        yield _judged(classifier, fold, began)
-        began = time.perf_counter()
-
-
-def _solver(gram: Floats, right: Floats, times: int) -> Callable[[float], Floats]:
-    """Return what gives (gram + alpha)^-1 right for any alpha > 0, quickest if called so many times."""
-    from scipy.linalg import cho_factor, cho_solve, eigh
-
-    if times < WORTH_EIGENVALUES:
-        return lambda alpha: np.asarray(cho_solve(cho_factor(gram + alpha * np.eye(len(gram))), right))
-    values, vectors = eigh(gram, driver="evd", check_finite=False)
-    rotated = vectors.T @ right
-    return lambda alpha: vectors @ (rotated / (np.maximum(values, 0) + alpha)[:, None])
-
-
-def _knn(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
-    """Neighbours of one class each vote for it; of classes with as many votes the first wins, as in scikit-learn."""
-    began = time.perf_counter()
-    classifiers = [make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y) for params in grid]
-    most = min(max(one.n_neighbors for one in classifiers), len(fold.X))
-    found = np.zeros((0, most), np.int64)
-    if len(fold.others):
-        found = classifiers[0].kneighbors(fold.others, most, return_distance=False)
-    classes, index = np.unique(fold.y, return_inverse=True)
-    votes = np.eye(len(classes), dtype=np.int32)[index[found]].cumsum(axis=1)  # (M, most, K)
-    for classifier in classifiers:
-        k = classifier.n_neighbors
-        if k > most:
-            yield _failed(ValueError(f"there are {len(fold.X)} images, so no {k} neighbours"))
-            continue
-        yield Tried(classifier, classes[votes[:, k - 1].argmax(axis=1)], None, time.perf_counter() - began)
-        began = time.perf_counter()
-
-
-def _judged(classifier: Any, fold: Fold, began: float) -> Tried:
-    """Return what a fitted classifier says of the others."""
-    if not len(fold.others):
-        return Tried(classifier, fold.y[:0], None, time.perf_counter() - began)
-    logits = decision_logits(classifier, fold.others) if hasattr(classifier, "decision_function") else None
-    return Tried(classifier, classifier.predict(fold.others), logits, time.perf_counter() - began)
-
-
-PATHS = {"ridge": Path(_ridge, "alpha"), "knn": Path(_knn, "n_neighbors", frozenset(["metric", "algorithm"]))}
+            classifier = make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y)
+            yield judged(classifier, fold, began)
+        except Exception as error:
+            yield failed(error)

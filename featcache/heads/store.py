@@ -1,13 +1,13 @@
-"""Fitted heads as .npz files of plain arrays: nothing in them can run.
+"""Fitted heads as files in which nothing can run.
 
-A head is rebuilt from our own code and the arrays; their shapes are checked against each other.
-kNN heads are their training rows, which the cache has, so they are fitted again instead of stored.
+Linear and dense heads are .npz files of plain arrays, from which our own code rebuilds them; other estimators of
+scikit-learn are .skops files, which name their classes, all of them known. What a head takes and gives is checked.
+kNN heads are their training rows, which the cache has, and classes of others are not known: both are fitted again.
 """
 
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,82 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
-from featcache.files import write_whole
+from featcache.files import write_arrays, write_whole
 from featcache.heads.estimators import make_pipeline, set_coefficients
 from featcache.heads.grids import Params
+from featcache.heads.steps import STANDARDISE
 
 Arrays = dict[str, Any]
 
 
-def save(path: Path, estimator: Any) -> None:
-    """Write a fitted pipeline whose classifier is dense."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **_arrays_of(estimator))
-    write_whole(path, buffer.getvalue())
+PLAIN = ("RidgeClassifier", "LogisticRegression", "LinearSVC", "LinearDiscriminantAnalysis", "DenseSoftmax")
+KNOWN = (  # beside those that skops itself knows
+    "featcache.heads.softmax.DenseSoftmax",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+)
 
 
-def load(path: Path, head: str, params: Params, num_features: int) -> Any:
-    """Return the fitted pipeline. Raises NotARun if the file is missing or damaged, ShapeMismatch if it is another."""
+def save(path: Path, estimator: Any) -> int:
+    """Write a fitted pipeline to `path`, or to its .skops beside it, and return its bytes: 0 if it is not stored."""
+    if _is_plain(estimator):
+        return write_arrays(path, _arrays_of(estimator))
+    if hasattr(estimator[-1], "_fit_X"):  # neighbours
+        return 0
+    from skops.io import dumps, get_untrusted_types
+
     try:
+        content = dumps(estimator)
+    except Exception:  # an estimator of others can hold anything
+        return 0
+    if set(get_untrusted_types(data=content)) - set(KNOWN):
+        return 0
+    write_whole(path.with_suffix(".skops"), content)
+    return len(content)
+
+
+def load(
+    path: Path, head: str, params: Params, num_features: int, prepare: str = STANDARDISE, num_classes: int | None = None
+) -> Any:
+    """Return the fitted pipeline. Raises NotARun if the file is missing or damaged, ShapeMismatch if it is another."""
+    other = path.with_suffix(".skops")
+    try:
+        if other.exists():
+            return _checked(_from_skops(other), other, num_features, num_classes)
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return _with_arrays(make_pipeline(head, params), arrays, num_features, path)
-    except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
-        raise NotARun(f"Cannot read the head {path}: {error}. Sweep again") from error
+        return _with_arrays(make_pipeline(head, params, prepare=prepare), arrays, num_features, path)
+    except ShapeMismatch:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise NotARun(f"Cannot read the head {other if other.exists() else path}: {error}. Sweep again") from error
+
+
+def _is_plain(estimator: Any) -> bool:
+    names = [type(step).__name__ for _, step in estimator.steps]
+    return len(names) == 2 and names[0] == "StandardScaler" and names[1] in PLAIN
+
+
+def _from_skops(path: Path) -> Any:
+    from skops.io import loads
+
+    return loads(path.read_bytes(), trusted=list(KNOWN))
+
+
+def _checked(estimator: Any, path: Path, num_features: int, num_classes: int | None) -> Any:
+    """Return a pipeline of scikit-learn's if it takes and gives what it should."""
+    from sklearn.pipeline import Pipeline
+
+    if not isinstance(estimator, Pipeline) or not hasattr(estimator[-1], "predict"):
+        raise ValueError("it holds no fitted pipeline")
+    found = (estimator[0].n_features_in_, len(estimator[-1].classes_))
+    if found[0] != num_features:
+        raise ShapeMismatch(f"The head {path} takes {found[0]} features, its tap has {num_features}. Sweep again")
+    if num_classes is not None and found[1] != num_classes:
+        raise ShapeMismatch(f"The head {path} gives {found[1]} scores for {num_classes} classes. Sweep again")
+    return estimator
 
 
 def _arrays_of(estimator: Any) -> Arrays:

@@ -15,7 +15,8 @@ from featcache.errors import DataError
 from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.metrics import Score, score
+from featcache.sweeps.metrics import OF_LABELS, Score, score
+from featcache.sweeps.run import features_of
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import predict_logits
 
@@ -24,8 +25,9 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
     """Return the score of a head on a split, from cached features. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
     rows = _rows(cache, split)
-    predicted = chosen.estimator.predict(cache.features(rows, chosen.trial.tap))
-    return score(cache.labels(rows), predicted, chosen.run.settings.metric)
+    metric = chosen.run.settings.metric
+    predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
+    return score(cache.labels(rows), predicted, metric, None if metric in OF_LABELS else chosen.logits(rows))
 
 
 def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images | str | Path | None = None) -> Score:
@@ -33,8 +35,8 @@ def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images 
     cache = chosen.run.cache()
     rows = _rows(cache, split)
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
-    predicted = predict_logits(logits_of(model), judged).argmax(axis=1)
-    return score(judged.labels, predicted, chosen.run.settings.metric)
+    logits = predict_logits(logits_of(model), judged)
+    return score(judged.labels, logits.argmax(axis=1), chosen.run.settings.metric, logits)
 
 
 def final_scores(run: Run, images: Images | str | Path | None = None) -> tuple[Run, dict[str, Score]]:

@@ -1,24 +1,32 @@
-"""The folder of one sweep: run.json (all that is needed to repeat it), trials.csv, heads/."""
+"""The folder of one sweep: run.json (all that is needed to repeat it), trials.csv, heads/, predictions/."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from featcache.arrays import Features, Floats
 from featcache.cache.reader import Cache
-from featcache.errors import NotARun, UnknownHead
+from featcache.errors import NotARun, UnknownHead, UsageError
 from featcache.files import read_json, write_json, write_whole
 from featcache.heads import store
-from featcache.heads.estimators import FAMILIES, family_of, make_pipeline
+from featcache.heads.absorb import decision_logits
+from featcache.heads.estimators import FAMILIES, complexity, family_of, make_pipeline
+from featcache.heads.imported import is_loaded
+from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow, Tap, digest_of
-from featcache.sweeps.metrics import Metric
+from featcache.sweeps.metrics import METRICS, Metric, better
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+LOO = "loo"
+DROPPED = "dropped:"  # how the status of a trial begins that a budget left out
 
 
 @dataclass(frozen=True)
@@ -28,12 +36,15 @@ class Settings:
     cache: str
     heads: tuple[str, ...]
     taps: tuple[str, ...]
-    cv: int | None = None  # folds over train; None: the stored validation split
+    cv: int | str | None = None  # folds over train, or "loo"; None: the stored validation split
     metric: Metric = "accuracy"
     class_weight: str | None = None
     shots: int | None = None  # at most so many images per class in train, and as many in val
     seed: int = 0
     grid: dict[str, dict[str, list[Any]]] | None = None  # values instead of the heads' own: {head: {parameter: values}}
+    prepare: tuple[str, ...] = (STANDARDISE,)  # chains of steps before the heads
+    budget: float | None = None  # seconds, of which the promising get most
+    refit: bool = False  # fit the winner on train and val in the end
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,20 @@ class Trial:
     temperature: float
     rank: int  # from simple to complex; decides between equal scores
     log_loss: float | None = None  # on the images that choose; None where a head gives no logits
+    prepare: str = STANDARDISE
+    scores: Mapping[str, float | None] = field(default_factory=dict)  # by every metric
+    fold_scores: tuple[float, ...] = ()  # of the metric that chooses, fold by fold
+    size: int = 0  # bytes of the stored head; 0: it is fitted again when it is wanted
+
+    @property
+    def std(self) -> float | None:
+        """Return the standard deviation over folds, if there are several."""
+        return float(np.std(self.fold_scores, ddof=1)) if len(self.fold_scores) > 1 else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished sweep."""
+    """A sweep, and how far it has come."""
 
     path: Path
     settings: Settings
@@ -71,6 +91,8 @@ class Run:
     tuned: tuple[str, ...] = ()  # files of the models that were fine-tuned from its trials
     test_opened: tuple[dict[str, Any], ...] = ()  # each time the test split was looked at
     images_digest: str = ""  # of the contents and labels of the training and validation images
+    planned: int = 0  # trials; with fewer there, the sweep was stopped
+    refitted: int | None = None  # the trial whose head was fitted again on train and val
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
@@ -94,7 +116,7 @@ class Run:
         Of equal scores the simpler kind of head comes first, of one kind the setting with the lower log loss.
         """
         scored = [trial for trial in self.trials if trial.status == "ok"]
-        return sorted(scored, key=_order)
+        return sorted(scored, key=lambda trial: _order(trial, self.settings.metric))
 
     @property
     def best(self) -> Chosen:
@@ -112,7 +134,7 @@ class Run:
         )
 
     def __getitem__(self, which: str | int) -> Chosen:
-        """Return a trial by its number, or "best". Raises UnknownHead."""
+        """Return a trial by its number, "best", or "refit": the best, fitted on train and val. Raises UnknownHead."""
         ranked = self.ranked
         if not ranked:
             raise UnknownHead(
@@ -120,10 +142,17 @@ class Run:
             )
         if which == "best":
             return Chosen(self, ranked[0])
+        if which == "refit":
+            return self._refit()
         found = [trial for trial in self.trials if str(trial.trial) == str(which)]
         if not found:
             raise UnknownHead(f"{self.path} has trials 1 to {len(self.trials)} and 'best'; got '{which}'")
         return Chosen(self, found[0])
+
+    def _refit(self) -> Chosen:
+        if self.refitted is None:
+            raise UnknownHead(f"{self.path} has no head fitted on train and val. Sweep with --refit")
+        return replace(self[self.refitted], refit=True)
 
     def cache(self) -> Cache:
         """Open the cache that the run was made from. Raises NotARun if its features are others now."""
@@ -170,6 +199,7 @@ class Chosen:
 
     run: Run
     trial: Trial
+    refit: bool = False  # its head is the one that was fitted on train and val
 
     def __repr__(self) -> str:
         return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.score:.4f})"
@@ -181,14 +211,26 @@ class Chosen:
 
     @property
     def estimator(self) -> Any:
-        """Return the fitted scikit-learn Pipeline of scaler and classifier; its labels are class indices."""
+        """Return the fitted scikit-learn Pipeline of steps and classifier; its labels are class indices.
+
+        What is not stored is fitted again. Raises UsageError if that takes a class whose module is not imported yet.
+        """
         trial = self.trial
-        if family_of(trial.head).handoff:
-            return store.load(head_file(self.run.path, trial), trial.head, trial.params, trial.width)
+        if trial.size:
+            path = head_file(self.run.path, "refit" if self.refit else trial.trial)
+            return store.load(path, trial.head, trial.params, trial.width, trial.prepare, len(self.run.classes))
+        if family_of(trial.head).name not in FAMILIES and not is_loaded(trial.head):
+            raise UsageError(f"Trial {trial.trial} is fitted again when it is used; import {trial.head} first")
         cache = self.run.cache()
-        rows = self.run.rows(cache, "train")
-        pipeline = make_pipeline(trial.head, trial.params, self.run.settings.class_weight, self.run.settings.seed)
-        return pipeline.fit(cache.features(rows, trial.tap), cache.labels(rows))
+        rows = [row for split in ("train", "val")[: 1 + self.refit] for row in self.run.rows(cache, split)]
+        settings = self.run.settings
+        pipeline = make_pipeline(trial.head, trial.params, settings.class_weight, settings.seed, trial.prepare)
+        return pipeline.fit(features_of(cache, rows, trial.tap), cache.labels(rows))
+
+    def logits(self, rows: Sequence[ImageRow]) -> Floats:
+        """Return (N, K) of images of the cache, with their temperature, from its features."""
+        features = features_of(self.run.cache(), rows, self.trial.tap)
+        return decision_logits(self.estimator, features) / self.trial.temperature
 
     def to_keras(self, images: str | Path | None = None) -> Any:
         """Return the Keras model that takes images and gives probabilities, with its `certificate`.
@@ -206,9 +248,26 @@ def open_trial(text: str) -> Chosen:
     return Run.open(path)[which] if at else Run.open(text).best
 
 
-def head_file(run: Path, trial: Trial) -> Path:
-    """Return where the arrays of a trial's head lie."""
-    return run / "heads" / f"{trial.trial}.npz"
+def head_file(run: Path, name: int | str) -> Path:
+    """Return where the arrays of a trial's head lie, by its number, or those of "refit"."""
+    return run / "heads" / f"{name}.npz"
+
+
+def predictions_file(run: Path, trial: int) -> Path:
+    """Return where the predictions of a trial lie, on the images that chose."""
+    return run / "predictions" / f"{trial}.npz"
+
+
+def taps_in(cache: Cache, name: str) -> list[str]:
+    """Return the taps of a name that may join several."""
+    return [name] if name in cache.taps else [part.strip() for part in name.split("+")]
+
+
+def features_of(cache: Cache, rows: Sequence[ImageRow], tap: str) -> Features:
+    """Return the (N, D) features of a tap, or of several joined by +, beside one another."""
+    if tap in cache.taps:
+        return cache.features(rows, tap)
+    return np.concatenate([cache.features(rows, name) for name in taps_in(cache, tap)], axis=1)
 
 
 def digest_of_rows(rows: Sequence[ImageRow]) -> str:
@@ -238,49 +297,44 @@ def _numbered(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def _order(trial: Trial) -> tuple[float, int, float, int, int]:
-    kind = list(FAMILIES).index(family_of(trial.head).name)
+def _order(trial: Trial, metric: Metric) -> tuple[float, int, float, int, int]:
     loss = math.inf if trial.log_loss is None else trial.log_loss
-    return -trial.score, kind, loss, trial.rank, trial.trial
+    return -better(metric, trial.score), complexity(trial.head), loss, trial.rank, trial.trial
 
 
 def _from_json(path: Path, facts: dict[str, Any]) -> Run:
     if facts.pop("format") != RUN_FORMAT:
         raise KeyError("format")
-    settings = Settings(**{**facts.pop("settings")})
-    trials = tuple(Trial(**{**trial, "interval": tuple(trial["interval"])}) for trial in facts.pop("trials"))
+    asked = facts.pop("settings")
+    lists: dict[str, Any] = {name: tuple(asked[name]) for name in ("heads", "taps", "prepare")}
+    settings = Settings(**{**asked, **lists})
+    trials = tuple(_trial(trial) for trial in facts.pop("trials"))
     for name in ("classes", "tuned", "test_opened"):
         facts[name] = tuple(facts.get(name, ()))
-    settings = Settings(**{**asdict(settings), "heads": tuple(settings.heads), "taps": tuple(settings.taps)})
     return Run(path=path, settings=settings, trials=trials, **facts)
+
+
+def _trial(facts: dict[str, Any]) -> Trial:
+    return Trial(**{**facts, "interval": tuple(facts["interval"]), "fold_scores": tuple(facts["fold_scores"])})
 
 
 def _csv(trials: tuple[Trial, ...]) -> str:
     text = io.StringIO()
-    names = [
-        "trial",
-        "tap",
-        "width",
-        "head",
-        "params",
-        "status",
-        "score",
-        "low",
-        "high",
-        "fit_s",
-        "handoff",
-        "converged",
-    ]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([*_COLUMNS, *METRICS])
     for trial in trials:
-        params = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
-        low, high = trial.interval
-        writer.writerow(
-            [
-                *(trial.trial, trial.tap, trial.width, trial.head, params, trial.status),
-                *(f"{value:.4f}" for value in (trial.score, low, high, trial.fit_s)),
-                *(trial.handoff, trial.converged),
-            ]
-        )
+        row = asdict(trial) | {"std": trial.std, "low": trial.interval[0], "high": trial.interval[1]}
+        row["params"] = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
+        row |= {name: trial.scores.get(name) for name in METRICS}
+        writer.writerow(_cell(row[name]) for name in (*_COLUMNS, *METRICS))
     return text.getvalue()
+
+
+_COLUMNS = (
+    *("trial", "tap", "width", "prepare", "head", "params", "status", "score", "low", "high", "std"),
+    *("fit_s", "size", "handoff", "converged"),
+)
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value

@@ -76,6 +76,8 @@ def finetune(
     Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
     """
     require_handoff(chosen)
+    if chosen.refit:
+        raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, class_weight, seed, max_seconds)
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
     facts = facts_of(chosen) | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}}

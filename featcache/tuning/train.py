@@ -16,7 +16,7 @@ import numpy as np
 from featcache.arrays import Classes, Floats
 from featcache.assembly.assemble import logits_of
 from featcache.spec import Progress, Tick
-from featcache.sweeps.metrics import Metric, Score, log_loss, score
+from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
 from featcache.tuning.data import ImageSet, in_order
 
 Checkpoint = Callable[[], None]
@@ -46,10 +46,12 @@ class Epoch:
     val_loss: float
     val: Score
     seconds: float  # validation included; of the first epoch compilation too
+    metric: Metric = "accuracy"
 
     def better_than(self, other: Epoch) -> bool:
-        """Tell whether this epoch has the higher validation score, or the same and the lower loss."""
-        return (self.val.value, -self.val_loss) > (other.val.value, -other.val_loss)
+        """Tell whether this epoch has the better validation score, or the same and the lower loss."""
+        mine, theirs = (better(self.metric, epoch.val.value) for epoch in (self, other))
+        return (mine, -self.val_loss) > (theirs, -other.val_loss)
 
 
 def train(
@@ -169,5 +171,5 @@ def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
 
 def _evaluate(logits: Any, images: ImageSet, recipe: Recipe, number: int, loss: float) -> Epoch:
     values = predict_logits(logits, images, recipe.batch)
-    found = score(images.labels, values.argmax(axis=1), recipe.metric)
-    return Epoch(number, loss, log_loss(values, images.labels), found, seconds=0.0)
+    found = score(images.labels, values.argmax(axis=1), recipe.metric, values)
+    return Epoch(number, loss, log_loss(values, images.labels), found, seconds=0.0, metric=recipe.metric)

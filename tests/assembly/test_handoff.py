@@ -25,7 +25,8 @@ from featcache.sweeps import sweep
 from featcache.tuning import finetune
 
 assembling = import_module("featcache.assembly.assemble")  # the package has the function under this name
-HANDED = [name for name, family in FAMILIES.items() if family.handoff]
+HANDED = ["ridge", "logreg", "svm", "softmax", "mlp"]
+MORE = ["centroid", "lda", "mlpclassifier"]
 
 
 def of_family(run, name):
@@ -37,6 +38,30 @@ def handed(logreg, tmp_path_factory):
     """Return a model that was handed over, and its file. Do not change it."""
     path = tmp_path_factory.mktemp("handed") / "model.keras"
     return handoff(logreg, path), path
+
+
+@pytest.fixture(scope="module")
+def more_run(toy, tmp_path_factory):
+    """Return a run of the heads that toy_run lacks, after several chains of steps. Do not change it."""
+    out = tmp_path_factory.mktemp("more") / "run"
+    chains = "standardise,standardise+pca:8,pca:8:whiten,none,l2"
+    return sweep(toy, [*MORE, "logreg"], taps=["glyphnet:weights=none/top"], prepare=chains, out=out)
+
+
+@pytest.mark.parametrize("chain", ["standardise", "standardise+pca:8", "pca:8:whiten", "none"])
+@pytest.mark.parametrize("name", [*MORE, "logreg"])
+def test_affine_steps_are_inside_the_model(name, chain, more_run):
+    trial = next(one for one in more_run.ranked[::-1] if (one.head, one.prepare) == (name, chain))
+    certificate = handoff(more_run[trial.trial]).certificate
+    assert max(certificate.inference, certificate.training) <= TOLERANCE
+    assert certificate.agreement == 1
+
+
+def test_a_head_on_features_of_unit_length_is_refused(more_run):
+    trial = next(one for one in more_run.ranked if one.prepare == "l2")
+    assert not trial.handoff
+    with pytest.raises(UsageError, match=rf"Trial {trial.trial} \(\w+, [01]\.\d+\) has no exact form in Keras"):
+        handoff(more_run[trial.trial])
 
 
 @pytest.mark.parametrize("name", HANDED)

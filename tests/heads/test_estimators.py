@@ -7,6 +7,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UnknownHead, UsageError
+from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import DEFAULT_HEADS, FAMILIES, family_of, make_pipeline, settings
 
 from .conftest import EVERY, blobs, fit_family, params_of
@@ -33,8 +34,7 @@ def test_one_seed_makes_two_fits_equal(name, fitted):
     X, _ = blobs(3, seed=1)
     again = fit_family.__wrapped__(name, 3)
     assert (again.predict(X) == fitted(name, 3).predict(X)).all()
-    if FAMILIES[name].handoff:
-        assert (again.decision_function(X) == fitted(name, 3).decision_function(X)).all()
+    assert (decision_logits(again, X) == decision_logits(fitted(name, 3), X)).all()
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if not FAMILIES[name].in_keras])
@@ -44,7 +44,7 @@ def test_fits_that_run_at_once_do_not_disturb_each_other(name):
 
     def fit(params):
         estimator = make_pipeline(name, params).fit(X, y)
-        return estimator.decision_function(X) if FAMILIES[name].handoff else estimator.predict(X)
+        return decision_logits(estimator, X)
 
     grid = [*FAMILIES[name].grid] * 3
     with ThreadPoolExecutor(4) as threads:
@@ -62,7 +62,8 @@ def test_its_features_are_standardised_first(name):
 @every_family
 def test_class_weights_are_taken_or_have_no_meaning(name):
     classifier = make_pipeline(name, params_of(name), "balanced")[-1]
-    assert classifier.get_params().get("class_weight", "none") == ("none" if name == "knn" else "balanced")
+    without = ("knn", "centroid", "gnb", "lda", "mlpclassifier")
+    assert classifier.get_params().get("class_weight", "none") == ("none" if name in without else "balanced")
 
 
 @every_family
@@ -85,7 +86,7 @@ def test_a_head_named_twice_is_tried_once():
 
 
 def test_the_default_heads_exist():
-    assert {family_of(setting.head).name for setting in settings(DEFAULT_HEADS)} == set(FAMILIES)
+    assert {family_of(setting.head).name for setting in settings(DEFAULT_HEADS)} < set(FAMILIES)
 
 
 def test_mlp_takes_its_width():
@@ -94,7 +95,7 @@ def test_mlp_takes_its_width():
 
 
 def test_an_unknown_head_is_refused_with_near_names():
-    with pytest.raises(UnknownHead, match=r"Unknown head 'logregg' \(did you mean logreg\?\)\. Heads: ridge, logreg"):
+    with pytest.raises(UnknownHead, match=r"Unknown head 'logregg' \(did you mean logreg\?\)\. Heads: centroid, gnb, ridge"):
         settings("logregg")
 
 
@@ -111,7 +112,7 @@ def test_a_width_of_a_linear_head_is_refused():
 
 @pytest.mark.parametrize("heads", ["", " , ", []])
 def test_no_head_at_all_is_refused(heads):
-    with pytest.raises(UsageError, match="Name at least one head: ridge, logreg"):
+    with pytest.raises(UsageError, match="Name at least one head: centroid, gnb"):
         settings(heads)
 
 

@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import FAMILIES
-from featcache.heads.paths import Fold, Tried, together, try_all
+from featcache.heads.paths import together, try_all
+from featcache.heads.tried import Fold, Tried
 
 from .conftest import blobs
 

@@ -15,7 +15,7 @@ from featcache.cache.exchange import export
 from featcache.cache.reader import Cache
 from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
 from featcache.heads.estimators import FAMILIES
-from featcache.sweeps import sweep, trials
+from featcache.sweeps import sweep, tasks
 
 from .conftest import TAP, edited, rewrite, with_rows
 
@@ -102,14 +102,14 @@ def test_folds_respect_groups(hard, tmp_path, monkeypatch):
 
     grouped = edited(hard, tmp_path / "grouped.h5", into_bursts)
     seen = []
-    keep = trials._folds
+    keep = tasks._folds
 
     def noting(train, y, asked):
         folds = keep(train, y, asked)
         seen.append((train, folds))
         return folds
 
-    monkeypatch.setattr(trials, "_folds", noting)
+    monkeypatch.setattr(tasks, "_folds", noting)
     run_on(grouped, tmp_path, "ridge", cv=3)
     [(train, folds)] = seen
     assert len(folds) == 3
@@ -225,9 +225,9 @@ def test_the_metric_asked_for_chooses(hard, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "acuracy"}, r"--metric takes accuracy, balanced_accuracy, macro_f1; got 'acuracy' \(did you mean"),
-        ({"cv": 1}, "--cv takes a number of folds from 2; got 1"),
-        ({"cv": 0}, "--cv takes a number of folds from 2; got 0"),
+        ({"metric": "acuracy"}, r"--metric takes accuracy, balanced_accuracy, macro_f1, log_loss, ece; got 'acuracy' \(did you mean"),
+        ({"cv": 1}, "--cv takes a number of folds from 2, or loo; got 1"),
+        ({"cv": 0}, "--cv takes a number of folds from 2, or loo; got 0"),
         ({"shots": 0}, "--shots takes a number of images per class from 1; got 0"),
         ({"class_weight": "balance"}, r"--class-weight takes balanced; got 'balance' \(did you mean balanced\?\)"),
     ],

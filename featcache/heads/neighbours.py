@@ -1,0 +1,61 @@
+"""k nearest neighbours for every k from one search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.arrays import Classes, Features, Floats
+from featcache.heads.estimators import make_classifier
+from featcache.heads.grids import Params
+from featcache.heads.linear import log_probabilities
+from featcache.heads.tried import Fold, Tried, failed
+
+BLOCK_BYTES = 2**27  # of votes, one for each neighbour and class
+
+
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+    """Yield each number of neighbours, fitted on the fold."""
+    began = time.perf_counter()
+    classifiers = [make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y) for params in grid]
+    most = min(max(one.n_neighbors for one in classifiers), len(fold.X))
+    found = np.zeros((0, most), np.int64)
+    if len(fold.others):
+        found = classifiers[0].kneighbors(fold.others, most, return_distance=False)
+    yield from _votes(classifiers, found, fold.y, began)
+
+
+def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
+    """Yield what the neighbours of every image but itself say of it."""
+    began = time.perf_counter()
+    classifiers = [make_classifier("knn", params).fit(X, y) for params in grid]
+    most = min(max(one.n_neighbors for one in classifiers), len(X) - 1)
+    found = classifiers[0].kneighbors(None, most, return_distance=False)  # None: each row without itself
+    for tried in _votes(classifiers, found, y, began):
+        yield Tried(None, tried.predicted, tried.logits, tried.seconds, tried.reason)
+
+
+def _votes(classifiers: Sequence[Any], found: Classes, y: Classes, began: float) -> Iterator[Tried]:
+    """Neighbours of one class each vote for it; of classes with as many votes the first wins, as in scikit-learn."""
+    classes, index = np.unique(y, return_inverse=True)
+    counted = [np.zeros((len(found), len(classes)), np.int32) for _ in classifiers]
+    step = max(1, BLOCK_BYTES // (4 * len(classes) * max(1, found.shape[1])))
+    for at in range(0, len(found), step):
+        votes = np.eye(len(classes), dtype=np.int32)[index[found[at : at + step]]].cumsum(axis=1)
+        for one, count in zip(classifiers, counted, strict=True):
+            count[at : at + step] = votes[:, min(one.n_neighbors, votes.shape[1]) - 1]
+    for classifier, count in zip(classifiers, counted, strict=True):
+        if classifier.n_neighbors > found.shape[1]:
+            reason = f"there are {len(y)} images, so no {classifier.n_neighbors} neighbours"
+            yield failed(ValueError(reason))
+            continue
+        yield Tried(classifier, classes[count.argmax(axis=1)], _logits(count), time.perf_counter() - began)
+        began = time.perf_counter()
+
+
+def _logits(count: npt.NDArray[np.int32]) -> Floats | None:
+    return log_probabilities(count / count.sum(axis=1, keepdims=True)) if len(count) else None

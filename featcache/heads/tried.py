@@ -1,0 +1,55 @@
+"""What one setting is fitted on, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.arrays import Classes, Features, Floats
+from featcache.heads.absorb import decision_logits
+from featcache.heads.linear import two_columns
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Prepared features to fit on, with their classes, and those of the images that choose, which may be none.
+
+    keep: whether the fitted classifiers are wanted, and not only what they say of the others.
+    """
+
+    X: Features  # (N, D)
+    y: Classes  # (N,)
+    others: Features  # (M, D)
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One setting, fitted on a fold: what it says of the others. A classifier that raised has a reason instead."""
+
+    classifier: Any
+    predicted: Any  # (M,)
+    logits: Floats | None  # (M, K), if it gives some
+    seconds: float
+    reason: str = ""
+
+
+def judged(classifier: Any, fold: Fold, began: float) -> Tried:
+    """Return what a fitted classifier says of the others."""
+    if not len(fold.others):
+        return Tried(classifier, fold.y[:0], None, time.perf_counter() - began)
+    logits = decision_logits(classifier, fold.others)
+    return Tried(classifier, classifier.predict(fold.others), logits, time.perf_counter() - began)
+
+
+def of_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -> Tried:
+    """Return what scores (M, K) of K classes, or (M, 1) of two, say of the others."""
+    logits = two_columns(scores)
+    predicted = classes[logits.argmax(axis=1)] if len(logits) else classes[:0]
+    return Tried(classifier, predicted, logits if len(logits) else None, time.perf_counter() - began)
+
+
+def failed(error: Exception) -> Tried:
+    """Return a trial that has only its reason, on one line."""
+    return Tried(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

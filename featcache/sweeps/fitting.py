@@ -1,0 +1,104 @@
+"""Groups of settings, fitted round after round, and what came of each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from featcache.arrays import Classes, Floats
+from featcache.heads.estimators import family_of, joined
+from featcache.heads.paths import try_all, try_leave_one_out
+from featcache.heads.tried import Fold, Tried
+from featcache.sweeps.groups import Group
+from featcache.sweeps.run import Settings
+from featcache.sweeps.tasks import Prepared, Task
+
+
+@dataclass
+class Outcome:
+    """What became of one setting so far, fold by fold."""
+
+    predicted: list[Classes] = field(default_factory=list)
+    logits: list[Floats] = field(default_factory=list)
+    seconds: float = 0.0
+    reason: str = ""
+    estimator: Any = None  # of the last fold
+    rounds: int = 0
+
+    def add(self, tried: Tried, steps: Any) -> None:
+        """Note what came of one more round."""
+        self.rounds += 1
+        self.reason = self.reason or tried.reason
+        self.seconds += tried.seconds
+        if not self.reason:
+            self.estimator = joined(steps, tried.classifier)
+            if len(tried.predicted):
+                self.predicted.append(tried.predicted)
+            if tried.logits is not None:
+                self.logits.append(tried.logits)
+
+
+def fitted(
+    task: Task,
+    prepared: Prepared,
+    groups: Sequence[Group],
+    asked: Settings,
+    jobs: int,
+    *,
+    may_begin: Callable[[], bool] = lambda: True,
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Group, list[Outcome]]]:
+    """Yield every group with what came of its settings.
+
+    Heads of scikit-learn are fitted on threads with one BLAS thread each, those of Keras one by one. may_begin: asked
+    before a group; with False it is left out. tick: called for every setting of every round.
+    """
+    outcomes: dict[int, list[Outcome]] = {}
+    for group, steps, found in _rounds(task, prepared, groups, asked, jobs, may_begin):
+        so_far = outcomes.setdefault(id(group), [Outcome() for _ in found])
+        for outcome, tried in zip(so_far, found, strict=True):
+            outcome.add(tried, steps)
+            tick()
+        if so_far[0].rounds == len(task.rounds):
+            yield group, outcomes.pop(id(group))
+
+
+_Round = tuple[Group, Any, list[Tried]]
+
+
+def _rounds(
+    task: Task, prepared: Prepared, groups: Sequence[Group], asked: Settings, jobs: int, may_begin: Callable[[], bool]
+) -> Iterator[_Round]:
+    from joblib import Parallel, delayed
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    def calls(in_keras: bool) -> Iterator[tuple[Group, int]]:
+        for group in groups:
+            if family_of(group.head).in_keras == in_keras and may_begin():
+                yield from ((group, number) for number in range(len(task.rounds)))
+
+    def fit(group: Group, number: int) -> _Round:
+        steps, fold = prepared[number]
+        if not task.folds:
+            return group, steps, _left_out(group, fold, asked)
+        return group, steps, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
+
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
+        parallel = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
+        yield from parallel(delayed(fit)(*one) for one in calls(in_keras=False))
+    for one in calls(in_keras=True):
+        yield fit(*one)
+
+
+def _left_out(group: Group, fold: Fold, asked: Settings) -> list[Tried]:
+    """Return what each setting says of every image that it was not fitted on, with the classifier of all images."""
+    said = try_leave_one_out(group.head, group.grid, fold.X, fold.y, asked.class_weight)
+    whole = try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
+    return [
+        replace(one, classifier=fit.classifier, seconds=one.seconds + fit.seconds, reason=one.reason or fit.reason)
+        for one, fit in zip(said, whole, strict=True)
+    ]

@@ -1,0 +1,112 @@
+"""What came of a setting -> its trial: scores, interval, temperature, predictions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Floats
+from featcache.files import write_arrays
+from featcache.heads.absorb import dense_layers
+from featcache.heads.estimators import FAMILIES, family_of
+from featcache.heads.linear import softmax
+from featcache.heads.steps import is_affine
+from featcache.sweeps.fitting import Outcome
+from featcache.sweeps.groups import Planned
+from featcache.sweeps.metrics import METRICS, OF_LABELS, fit_temperature, log_loss, losses, score, value_of
+from featcache.sweeps.run import Settings, Trial
+from featcache.sweeps.tasks import Task
+
+
+def untried(planned: Planned, status: str) -> Trial:
+    """Return the trial of a setting that has no score, and why."""
+    setting = planned.setting
+    return Trial(
+        trial=planned.number,
+        tap=planned.tap,
+        width=0,
+        head=setting.head,
+        params=dict(setting.params),
+        status=status,
+        score=0.0,
+        interval=(0.0, 0.0),
+        fit_s=0.0,
+        handoff=False,
+        converged=True,
+        temperature=1.0,
+        rank=setting.rank,
+        prepare=planned.chain,
+    )
+
+
+def judged_trial(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> Trial:
+    """Return the trial; a classifier that raised has its reason instead of a score."""
+    trial = untried(planned, outcome.reason or "ok")
+    trial = replace(trial, width=task.X.shape[1], fit_s=round(outcome.seconds, 3))
+    return trial if outcome.reason else replace(trial, **_judged(task, planned, outcome, asked))
+
+
+def _judged(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> dict[str, Any]:
+    """Return what the images that choose say of a trial."""
+    truth, predicted = task.truth, np.concatenate(outcome.predicted)
+    logits = np.concatenate(outcome.logits) if outcome.logits else None
+    temperature = 1.0
+    if logits is not None and _needs_temperature(planned.setting.head, outcome.estimator[-1]):
+        temperature = fit_temperature(logits, truth)
+    scaled = None if logits is None else logits / temperature
+    found = score(truth, predicted, asked.metric, scaled)
+    every = {one: value_of(truth, predicted, one, scaled) for one in METRICS if one in OF_LABELS or scaled is not None}
+    return {
+        "score": found.value,
+        "interval": (found.low, found.high),
+        "converged": _converged(outcome.estimator[-1]),
+        "handoff": _can_hand_off(planned, outcome.estimator[-1]),
+        "temperature": temperature,
+        "log_loss": None if scaled is None else log_loss(scaled, truth),
+        "scores": {one: every.get(one) for one in METRICS},
+        "fold_scores": _by_fold(task, predicted, scaled, asked),
+    }
+
+
+def _by_fold(task: Task, predicted: Classes, logits: Floats | None, asked: Settings) -> tuple[float, ...]:
+    if task.is_split or not task.folds or (asked.metric not in OF_LABELS and logits is None):
+        return ()
+    ends = np.cumsum([len(choose_on) for _, choose_on in task.folds])
+    return tuple(
+        value_of(task.truth[at:to], predicted[at:to], asked.metric, None if logits is None else logits[at:to])
+        for at, to in pairwise([0, *ends.tolist()])
+    )
+
+
+def _needs_temperature(head: str, classifier: Any) -> bool:
+    family = family_of(head)
+    return not (family.probabilities if family.name in FAMILIES else hasattr(classifier, "predict_proba"))
+
+
+def _can_hand_off(planned: Planned, classifier: Any) -> bool:
+    """Return whether backbone and head make one Keras model: one tap, steps and a classifier that are Dense layers."""
+    return is_affine(planned.chain) and "+" not in planned.tap and dense_layers(classifier) is not None
+
+
+def _converged(classifier: Any) -> bool:
+    iterations, limit = getattr(classifier, "n_iter_", None), getattr(classifier, "max_iter", None)
+    if iterations is None or limit is None or limit < 0 or hasattr(classifier, "do_early_stopping_"):
+        return True  # boosting takes all the iterations it is given
+    return bool(np.max(iterations) < limit)
+
+
+def save_predictions(path: Path, trial: Trial, outcome: Outcome, task: Task) -> None:
+    """Write what the trial says of the images that chose, in their order: class and, where it can, its confidence."""
+    order = np.argsort(np.concatenate([choose_on for _, choose_on in task.folds])) if task.folds else slice(None)
+    arrays: dict[str, Any] = {"predicted": np.concatenate(outcome.predicted).astype(np.int32)}
+    if outcome.logits:
+        logits = np.concatenate(outcome.logits) / trial.temperature
+        arrays |= {
+            "loss": losses(logits, task.truth).astype(np.float32),
+            "confidence": softmax(logits).max(axis=1).astype(np.float32),
+        }
+    write_arrays(path, {name: values[order] for name, values in arrays.items()})

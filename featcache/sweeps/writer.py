@@ -1,0 +1,117 @@
+"""The folder of a run while it is made: begun, gone on with, written again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from featcache.cache.reader import Cache
+from featcache.errors import UsageError
+from featcache.heads import store
+from featcache.heads.estimators import make_pipeline
+from featcache.spec import ImageRow
+from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, features_of, free_folder, head_file, taps_in
+
+SAVE_EVERY_S = 2.0
+
+
+@dataclass
+class Writer:
+    """The folder of the run, written every few seconds and when the sweep ends, in whatever way."""
+
+    run: Run
+    _began: float
+    _saved: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    @contextmanager
+    def begun(
+        cls,
+        cache: Cache,
+        asked: Settings,
+        out: str | Path | None,
+        train: Sequence[ImageRow],
+        val: Sequence[ImageRow],
+        planned: int,
+    ) -> Iterator[Writer]:
+        """Give a writer of a new run, or of the one that was stopped when it was asked the same."""
+        single = dict.fromkeys(one for tap in asked.taps for one in taps_in(cache, tap))
+        fresh = Run(
+            path=Path(),
+            settings=asked,
+            classes=cache.classes,
+            fingerprints={tap: cache.taps[tap].fingerprint for tap in single},
+            num_train=len(train),
+            num_select=len(train) if asked.cv else len(val),
+            trials=(),
+            images_digest=digest_of_rows([*train, *val]),
+            seconds=0.0,
+            planned=planned,
+        )
+        run = _place(cache, out, fresh)
+        writer = cls(run, time.perf_counter() - run.seconds)
+        try:
+            yield writer
+        finally:
+            if writer.run.trials:
+                writer.save()
+
+    @property
+    def done(self) -> set[int]:
+        """Return the numbers of the trials that were tried."""
+        return {trial.trial for trial in self.run.trials}
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Write down what was tried."""
+        together = sorted([*self.run.trials, *trials], key=lambda trial: trial.trial)
+        self.run = replace(self.run, trials=tuple(together))
+        if time.perf_counter() - self._saved > SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write the run."""
+        self.run = replace(self.run, seconds=round(time.perf_counter() - self._began, 3))
+        self.run.save()
+        self._saved = time.perf_counter()
+
+    def refit(self, cache: Cache, rows: Sequence[ImageRow]) -> None:
+        """Fit the winner on train and val."""
+        best, asked = self.run.best.trial, self.run.settings
+        pipeline = make_pipeline(best.head, best.params, asked.class_weight, asked.seed, best.prepare)
+        pipeline.fit(features_of(cache, rows, best.tap), cache.labels(rows))
+        store.save(head_file(self.run.path, "refit"), pipeline)
+        self.run = replace(self.run, refitted=best.trial)
+
+
+def _place(cache: Cache, out: str | Path | None, fresh: Run) -> Run:
+    """Return the new run with its folder, or the one there that was stopped. Raises UsageError."""
+    if out is None:
+        stopped = _stopped(cache.path.with_suffix(".run"), fresh)
+        return stopped or replace(fresh, path=free_folder(cache.path.with_suffix(".run")))
+    if not (Path(out) / "run.json").exists():
+        return replace(fresh, path=Path(out))
+    found = Run.open(out)
+    if not _goes_on(found, fresh):
+        raise UsageError(f"{out} holds a run already. Give another -o, or move it away")
+    return found
+
+
+def _stopped(first: Path, fresh: Run) -> Run | None:
+    """Return the last of CACHE.run, CACHE.run-2 .. if it was stopped when it was asked the same."""
+    free = free_folder(first)
+    if free == first:
+        return None
+    number = int(free.name.rpartition("-")[2])
+    last = first if number == 2 else first.with_name(f"{first.name}-{number - 1}")
+    if not (last / "run.json").is_file():
+        return None
+    found = Run.open(last)
+    return found if _goes_on(found, fresh) else None
+
+
+def _goes_on(found: Run, fresh: Run) -> bool:
+    same = ("settings", "classes", "fingerprints", "images_digest", "planned")
+    return len(found.trials) < found.planned and all(getattr(found, one) == getattr(fresh, one) for one in same)
