@@ -72,7 +72,6 @@ def _rounds(
     task: Task, prepared: Prepared, groups: Sequence[Group], asked: Settings, jobs: int, may_begin: Callable[[], bool]
 ) -> Iterator[_Round]:
     from joblib import Parallel, delayed
-    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     def calls(in_keras: bool) -> Iterator[tuple[Group, int]]:
@@ -87,7 +86,7 @@ def _rounds(
         return group, steps, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
 
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
+        warnings.simplefilter("ignore")  # hundreds of fits would say it hundreds of times; Trial.converged counts
         parallel = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
         yield from parallel(delayed(fit)(*one) for one in calls(in_keras=False))
     for one in calls(in_keras=True):

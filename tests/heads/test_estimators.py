@@ -1,5 +1,6 @@
 """One contract suite over every family of heads, and how heads are named."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_mlp_takes_its_width():
 
 
 def test_an_unknown_head_is_refused_with_near_names():
-    with pytest.raises(UnknownHead, match=r"Unknown head 'logregg' \(did you mean logreg\?\)\. Heads: centroid, gnb, ridge"):
+    with pytest.raises(UnknownHead, match=r"Unknown head 'logregg' \(did you mean logreg\?\)\. Heads: centroid, gnb"):
         settings("logregg")
 
 
@@ -124,3 +125,51 @@ def test_balanced_classes_are_found_by_a_balanced_head():
         make_pipeline("logreg", {"C": 1.0}, weight).fit(X, y).predict(X) for weight in (None, "balanced")
     )
     assert plain.sum() < 10 < balanced.sum()
+
+
+MODULE = """
+from sklearn.linear_model import LogisticRegression
+class Mine(LogisticRegression): pass
+class NoEstimator:
+    def __init__(self, needed): pass
+class OnlyParams:
+    def get_params(self): return {}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Be in a folder with a module of classifiers, and forget it afterwards."""
+    (tmp_path / "own_heads_of_a_test.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield "own_heads_of_a_test"
+    sys.modules.pop("own_heads_of_a_test", None)
+
+
+def test_any_classifier_can_be_named_and_takes_weights_and_seed(here):
+    X, y = blobs(3)
+    head = "sklearn.linear_model:SGDClassifier"
+    classifier = make_pipeline(head, {"alpha": 0.1}, "balanced", 7)[-1]
+    assert (classifier.alpha, classifier.class_weight, classifier.random_state) == (0.1, "balanced", 7)
+    assert make_pipeline(f"{here}:Mine", {}).fit(X, y).score(X, y) > 0.8
+    assert [one.params for one in settings([head], {head: {"alpha": [0.1, 1.0]}})] == [{"alpha": 0.1}, {"alpha": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("sklearn.svm:NuSVCC", r"sklearn.svm has no class 'NuSVCC' \(did you mean NuSVC"),
+        ("sklearn.nothing:A", "Unknown head 'sklearn.nothing:A': ModuleNotFoundError: No module named"),
+        ("own_heads_of_a_test:NoEstimator", "is no classifier as scikit-learn's are, made without arguments"),
+        ("own_heads_of_a_test:OnlyParams", "is no classifier"),
+    ],
+)
+def test_a_class_that_is_no_classifier_is_refused(head, message, here):
+    with pytest.raises(UsageError, match=message):
+        settings([head])
+
+
+def test_a_parameter_that_an_imported_classifier_lacks_is_refused():
+    head = "sklearn.svm:NuSVC"
+    with pytest.raises(UsageError, match=r"--grid: sklearn.svm:NuSVC has no parameter 'gama' \(did you mean gamma"):
+        settings([head], {head: {"gama": [1.0]}})

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import RidgeClassifier
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from sklearn.utils.class_weight import compute_sample_weight
 
+from featcache.errors import UsageError
+from featcache.heads import kernels, ridge
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import FAMILIES
-from featcache.heads.paths import together, try_all
+from featcache.heads.paths import check_leave_one_out, together, try_all, try_leave_one_out
 from featcache.heads.tried import Fold, Tried
 
 from .conftest import blobs
@@ -56,6 +61,119 @@ def test_ridge_of_every_strength_is_scikit_learns(num_classes, num_features, cla
         )
 
 
+SHRINKAGES = [{"shrinkage": one} for one in (1.0, 0.9, 0.3, 0.01)]
+
+
+@given(num_classes=st.sampled_from([2, 3, 7]), num_features=st.sampled_from([3, 20, 90]), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.filterwarnings("ignore:Only one sample available")  # of a class, says scikit-learn's own
+def test_discriminant_analysis_of_every_shrinkage_is_scikit_learns(num_classes, num_features, seed):
+    fold = fold_of(num_classes, num_features=num_features, seed=seed, rare=6)
+    for tried, params in zip(try_all("lda", SHRINKAGES, fold), SHRINKAGES, strict=True):
+        alone = LinearDiscriminantAnalysis(solver="lsqr", **params).fit(fold.X, fold.y)
+        expected = decision_logits(alone, fold.others)
+        np.testing.assert_allclose(tried.logits, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(decision_logits(tried.classifier, fold.others), tried.logits, rtol=1e-6, atol=1e-6)
+        assert (tried.predicted == tried.classifier.predict(fold.others)).all()
+
+
+def test_shrinkage_that_is_not_a_number_is_fitted_by_scikit_learn():
+    fold = fold_of(3)
+    auto, none, wrong = try_all("lda", [{"shrinkage": "auto"}, {"shrinkage": None}, {"shrinkage": 7.0}], fold)
+    for tried, shrinkage in ((auto, "auto"), (none, None)):
+        alone = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(fold.X, fold.y)
+        assert np.array_equal(tried.logits, decision_logits(alone, fold.others))
+    assert wrong.reason.startswith("InvalidParameterError: The 'shrinkage' parameter")
+
+
+MACHINES = [{"C": C, "gamma": gamma} for gamma in ("scale", "auto", 0.3) for C in (0.1, 1.0, 30.0)]
+
+
+@given(
+    num_classes=st.sampled_from([2, 3, 7]), class_weight=st.sampled_from([None, "balanced"]), seed=st.integers(0, 99)
+)
+@settings(max_examples=15, deadline=None)
+def test_machines_on_a_shared_kernel_are_scikit_learns(num_classes, class_weight, seed):
+    fold = fold_of(num_classes, seed=seed, rare=6)
+    for tried, params in zip(try_all("rbf", MACHINES, fold, class_weight), MACHINES, strict=True):
+        alone = SVC(**params, class_weight=class_weight).fit(fold.X, fold.y)
+        np.testing.assert_allclose(tried.logits, decision_logits(alone, fold.others), atol=1e-6)
+        assert (tried.predicted == alone.predict(fold.others)).all()
+        np.testing.assert_allclose(decision_logits(tried.classifier, fold.others), tried.logits, atol=1e-9)
+        assert tried.classifier.get_params() == alone.get_params()
+        assert (tried.classifier.support_vectors_ == alone.support_vectors_).all()
+
+
+def test_a_machine_that_cannot_be_fails_alone():
+    good, bad = try_all("rbf", [{"C": 1.0}, {"C": -1.0}], fold_of(3))
+    assert not good.reason
+    assert bad.reason.startswith("InvalidParameterError: The 'C' parameter of SVC must be")
+
+
+def test_without_room_for_a_kernel_machines_are_fitted_one_by_one(monkeypatch):
+    fold = fold_of(3)
+    together = try_all("rbf", MACHINES, fold)
+    monkeypatch.setattr(kernels, "MOST_ROWS", 5)
+    for one, other in zip(try_all("rbf", MACHINES, fold), together, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["ridge", "rbf"])
+def test_classifiers_that_nobody_wants_are_not_kept(head):
+    fold = fold_of(3)
+    kept = try_all(head, FAMILIES[head].grid, fold)
+    for tried, same in zip(try_all(head, FAMILIES[head].grid, replace(fold, keep=False)), kept, strict=True):
+        assert tried.classifier is None
+        assert same.classifier is not None
+        assert np.array_equal(tried.logits, same.logits)
+
+
+@given(
+    num_classes=st.sampled_from([2, 3]),
+    num_features=st.sampled_from([3, 90]),
+    class_weight=st.sampled_from([None, "balanced"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=10, deadline=None)
+def test_leaving_one_out_is_fitting_on_all_others(num_classes, num_features, class_weight, seed):
+    fold = fold_of(num_classes, per_class=5, num_features=num_features, seed=seed)
+    grid = [{"alpha": 0.01}, {"alpha": 30.0}]
+    weights = compute_sample_weight(class_weight, fold.y)
+    for tried, params in zip(try_leave_one_out("ridge", grid, fold.X, fold.y, class_weight), grid, strict=True):
+        targets = np.eye(num_classes)[fold.y] * 2 - 1
+        for row in range(len(fold.X)):
+            rest = np.arange(len(fold.X)) != row
+            alone = Ridge(**params).fit(fold.X[rest], targets[rest], weights[rest])
+            [expected] = alone.predict(fold.X[row : row + 1])
+            found = tried.logits[row] if num_classes > 2 else tried.logits[row] * 2  # of two: (-d/2, d/2)
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_neighbours_of_an_image_are_others():
+    fold = fold_of(3)
+    grid = [{"n_neighbors": k} for k in (5, 1, 500)]
+    found = try_leave_one_out("knn", grid, fold.X, fold.y)
+    assert found[2].reason == f"ValueError: there are {len(fold.X)} images, so no 500 neighbours"
+    for tried, params in zip(found[:2], grid, strict=False):
+        for row in range(len(fold.X)):
+            rest = np.arange(len(fold.X)) != row
+            alone = KNeighborsClassifier(**params, metric="cosine", algorithm="brute").fit(fold.X[rest], fold.y[rest])
+            assert tried.predicted[row] == alone.predict(fold.X[row : row + 1])[0]
+
+
+def test_leaving_one_out_is_refused_where_it_takes_too_long():
+    with pytest.raises(UsageError, match=r"--cv loo is for ridge, knn; of 'svm' it takes too long. Use --cv 5"):
+        check_leave_one_out("svm", {"C": 1.0})
+
+
+def test_features_are_made_wide_block_by_block(monkeypatch):
+    fold = fold_of(3, per_class=40, num_features=5)
+    whole = try_all("ridge", ALPHAS, fold)
+    monkeypatch.setattr(ridge, "BLOCK", 7)
+    for tried, same in zip(try_all("ridge", ALPHAS, fold), whole, strict=True):
+        np.testing.assert_allclose(tried.logits, same.logits, rtol=1e-9, atol=1e-9)
+
+
 @given(num_classes=st.sampled_from([2, 3, 7]), seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_every_number_of_neighbours_votes_as_in_scikit_learn(num_classes, seed):
@@ -64,6 +182,7 @@ def test_every_number_of_neighbours_votes_as_in_scikit_learn(num_classes, seed):
         alone = KNeighborsClassifier(**params, metric="cosine", algorithm="brute").fit(fold.X, fold.y)
         assert (tried.predicted == alone.predict(fold.others)).all(), params
         assert (tried.classifier.predict(fold.others) == tried.predicted).all()
+        np.testing.assert_allclose(np.exp(tried.logits), alone.predict_proba(fold.others), atol=1e-12)
 
 
 def test_more_neighbours_than_images_fail_alone():

@@ -3,10 +3,14 @@ import pickle
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from skops.io import dumps
 
 from featcache.errors import NotARun, ShapeMismatch
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
+from featcache.heads.estimators import make_pipeline
 
 from .conftest import DENSE, blobs, params_of
 
@@ -120,3 +124,61 @@ def test_a_single_array_instead_of_an_archive_is_refused(stored):
     stored.write_bytes(buffer.getvalue())
     with pytest.raises(NotARun, match="Cannot read the head"):
         load(stored)
+
+
+OTHERS = ("centroid", "gnb", "rbf", "forest", "boosting", "mlpclassifier")
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_estimators_are_the_same_to_the_last_bit(name, num_classes, tmp_path, fitted):
+    estimator = fitted(name, num_classes)
+    assert store.save(tmp_path / "1.npz", estimator) == (tmp_path / "1.skops").stat().st_size
+    again = store.load(tmp_path / "1.npz", name, {}, 6, num_classes=num_classes)
+    X, _ = blobs(num_classes, seed=1)
+    assert (decision_logits(again, X) == decision_logits(estimator, X)).all()
+
+
+@pytest.mark.parametrize("chain", ["l2", "pca:3:whiten", "none"])
+def test_heads_after_other_steps_are_stored_with_them(chain, tmp_path):
+    X, y = blobs(3)
+    estimator = make_pipeline("logreg", {}, prepare=chain).fit(X, y)
+    assert store.save(tmp_path / "1.npz", estimator)
+    again = store.load(tmp_path / "1.npz", "logreg", {}, 6, chain, 3)
+    assert (again.predict_proba(X) == estimator.predict_proba(X)).all()
+
+
+def test_neighbours_are_not_stored(tmp_path, fitted):
+    assert store.save(tmp_path / "1.npz", fitted("knn", 3)) == 0
+    assert not any(tmp_path.iterdir())
+
+
+class Own(LogisticRegression):
+    """A classifier that no file may name."""
+
+
+def test_an_estimator_of_an_unknown_class_is_not_stored(tmp_path):
+    X, y = blobs(3)
+    assert store.save(tmp_path / "1.npz", Pipeline([("head", Own().fit(X, y))])) == 0
+
+
+def test_a_file_that_names_an_unknown_class_is_not_loaded(tmp_path):
+    X, y = blobs(3)
+    (tmp_path / "1.skops").write_bytes(dumps(Pipeline([("head", Own().fit(X, y))])))
+    with pytest.raises(NotARun, match=r"Cannot read the head .*1\.skops: Untrusted types found.*Sweep again"):
+        load(tmp_path / "1.npz")
+
+
+def test_a_stored_estimator_for_another_tap_or_other_classes_is_refused(tmp_path, fitted):
+    store.save(tmp_path / "1.npz", fitted("rbf", 3))
+    with pytest.raises(ShapeMismatch, match=r"1\.skops takes 6 features, its tap has 1280\. Sweep again"):
+        store.load(tmp_path / "1.npz", "rbf", {}, 1280)
+    with pytest.raises(ShapeMismatch, match=r"1\.skops gives 3 scores for 4 classes\. Sweep again"):
+        store.load(tmp_path / "1.npz", "rbf", {}, 6, num_classes=4)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", dumps({"a": 1})])
+def test_a_damaged_skops_file_is_refused(content, tmp_path):
+    (tmp_path / "1.skops").write_bytes(content)
+    with pytest.raises(NotARun, match=r"Cannot read the head .*1\.skops.*Sweep again"):
+        load(tmp_path / "1.npz")
