@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.images.manifest import scan
     from featcache.pipeline import quickstart
     from featcache.prediction import predict
-    from featcache.sweeps import Run, sweep
+    from featcache.sweeps import Run, advise, compare, sweep
     from featcache.tuning import finetune
 
 __version__ = "0.1.0"
@@ -28,6 +28,8 @@ _HOMES = {
     "Cache": "featcache.cache.reader",
     "FeatcacheError": "featcache.errors",
     "Run": "featcache.sweeps",
+    "advise": "featcache.sweeps",
+    "compare": "featcache.sweeps",
     "estimate": "featcache.extraction",
     "extract": "featcache.extraction",
     "finetune": "featcache.tuning",
@@ -44,6 +46,8 @@ __all__ = [
     "FeatcacheError",
     "Run",
     "__version__",
+    "advise",
+    "compare",
     "estimate",
     "extract",
     "finetune",

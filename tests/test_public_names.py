@@ -13,6 +13,8 @@ NAMES = [
     "FeatcacheError",
     "Run",
     "__version__",
+    "advise",
+    "compare",
     "estimate",
     "extract",
     "finetune",

@@ -13,8 +13,10 @@ import typer
 
 from featcache.errors import DataError, EnvironmentFault, FeatcacheError, GateError, UsageError
 from featcache_cli import (
+    advise,
     backbones,
     cache,
+    compare,
     extract,
     finetune,
     handoff,
@@ -37,7 +39,7 @@ app = typer.Typer(
     help="Run a frozen Keras backbone once over your images, try many heads in seconds, fine-tune from the best.\n\n"
     "Start with: featcache quickstart",
 )
-for module in (quickstart, scan, extract, sweep, show, handoff, finetune, predict, report):
+for module in (quickstart, scan, extract, advise, sweep, show, compare, handoff, finetune, predict, report):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(backbones.app, name="backbones")
 app.add_typer(cache.app, name="cache")
@@ -77,7 +79,7 @@ def main() -> None:
             raise
         _leave_usage(error)
     if code == STOPPED:  # so Typer answers Ctrl-C
-        _leave("Stopped. Features that were computed are kept; run the same command again to go on.", STOPPED)
+        _leave("Stopped. What was done is kept; run the same command again to go on.", STOPPED)
     raise SystemExit(code or 0)
 
 

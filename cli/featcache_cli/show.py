@@ -45,7 +45,12 @@ def of_trial(trial: Trial) -> dict[str, Any]:
         "status": trial.status,
         "score": trial.score,
         "interval": list(trial.interval),
+        "std": trial.std,
+        "scores": dict(trial.scores),
+        "prepare": trial.prepare,
+        "shots": None if trial.few is None else trial.few[0],
         "fit_s": trial.fit_s,
+        "bytes": trial.size,
         "handoff": trial.handoff,
         "converged": trial.converged,
     }

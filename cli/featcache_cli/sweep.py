@@ -20,22 +20,46 @@ def command(
         str | None,
         typer.Option(
             "--heads",
-            help="Of ridge, logreg, svm, softmax, knn, mlp, mlp:WIDTH; each is a grid. [default: all]",
+            help="Of centroid, gnb, ridge, lda, logreg, svm, softmax, knn, rbf, forest, mlp, mlp:WIDTH, mlpclassifier, "
+            "boosting, or module:Classifier; each is a grid. [default: ridge,logreg,svm,softmax,knn,mlp:256]",
         ),
     ] = None,
     tap: Annotated[
-        str | None, typer.Option("--tap", help="Taps of the cache, comma between them. [default: all]")
+        str | None,
+        typer.Option("--tap", help="Taps of the cache, comma between them; A+B joins their features. [default: all]"),
     ] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", help="Other values to try: ridge.alpha=1e-6..1e5:45, logreg.C=0.1,1; once for each."),
     ] = None,
-    cv: Annotated[int | None, typer.Option("--cv", help="Choose by so many folds within train, not on val.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")] = None,
+    prepare: Annotated[
+        str | None,
+        typer.Option(
+            "--prepare",
+            help="Before the heads: standardise, l2, pca:N, pca:N:whiten, none; + chains, comma tries several. "
+            "[default: standardise]",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="A protocol of the field: kornblith, clip, dinov2 or fewshot.")
+    ] = None,
+    cv: Annotated[
+        str | None,
+        typer.Option("--cv", help="Choose by so many folds within train, not on val; loo leaves one image out."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="accuracy, balanced_accuracy, macro_f1, log_loss or ece.")
+    ] = None,
     class_weight: Annotated[
         str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
     ] = None,
     shots: Annotated[int | None, typer.Option("--shots", help="At most so many images per class.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="A time such as 60s or 5m, spent on what is promising.")
+    ] = None,
+    refit: Annotated[
+        bool | None, typer.Option("--refit", help="Fit the winner on train and val in the end, as RUN@refit.")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Trials at once; -1: one per core.")] = -1,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of folds and initial weights.")] = None,
     config: Annotated[
@@ -46,18 +70,25 @@ def command(
 ) -> None:
     """Fit many heads on cached features and choose the best, on validation images, never on test.
 
+    Stopped by Ctrl-C, it keeps what is done, and the same command goes on.
+
     Example: featcache sweep photos.h5 --heads logreg,ridge,mlp:512
     """
     from featcache.errors import UsageError
     from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
+    from featcache.sweeps.budget import parse_seconds
     from featcache_cli.config import read_settings
 
     flags = {
         "cache": str(cache) if cache else None,
         "heads": heads,
         "taps": tap,
+        "prepare": prepare,
+        "preset": preset,
         "cv": cv,
+        "budget": parse_seconds(budget) if budget else None,
+        "refit": refit,
         "metric": metric,
         "class_weight": class_weight,
         "shots": shots,
@@ -78,7 +109,8 @@ def document(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "trials": len(run.trials),
-        "failed": sum(trial.status != "ok" for trial in run.trials),
+        "failed": sum(trial.failed for trial in run.trials),
+        "dropped": sum(trial.dropped for trial in run.trials),
         "seconds": run.seconds,
         "best": {
             "trial": best.trial,
@@ -88,6 +120,8 @@ def document(run: Run) -> dict[str, Any]:
             "metric": run.settings.metric,
             "score": best.score,
             "interval": list(best.interval),
+            "std": best.std,
+            "prepare": best.prepare,
         },
     }
 

@@ -37,7 +37,9 @@ class _Kernels:
 
         self.X = fold.X.astype(np.float64)
         self._within = euclidean_distances(self.X, squared=True)
-        self._others = euclidean_distances(fold.others.astype(np.float64), self.X, squared=True)
+        self._others = np.zeros((0, len(self.X)))
+        if len(fold.others):
+            self._others = euclidean_distances(fold.others.astype(np.float64), self.X, squared=True)
 
     def gamma(self, asked: object) -> float:
         """Return what scikit-learn makes of a gamma."""

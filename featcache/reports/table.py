@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from featcache.heads.steps import STANDARDISE
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
-from featcache.sweeps.run import spelt
+from featcache.sweeps.run import LOO, spelt
 
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
 
@@ -54,19 +58,24 @@ def interval(score: float, low: float, high: float) -> str:
 def trials_table(run: Run, limit: int | None = None) -> str:
     """Return the trials of a run, best first, and a line on ties and failures."""
     ranked = run.ranked
+    folds = any(trial.std is not None for trial in ranked)
     rows = [
         (
             trial.trial,
             trial.tap,
+            trial.width,
             trial.head,
             settings_of(trial),
             interval(trial.score, *trial.interval),
+            *(["-" if trial.std is None else f"{trial.std:.3f}"] if folds else []),
             f"{trial.fit_s:.2f}",
+            f"{trial.size / 1e6:.2f}" if trial.size else "-",
             "yes" if trial.handoff else "no",
         )
         for trial in ranked[:limit]
     ]
-    header = ["trial", "tap", "head", "setting", f"{run.settings.metric} [95 %]", "fit s", "handoff"]
+    header = ["trial", "tap", "width", "head", "setting", f"{run.settings.metric} [95 %]", *(["std"] if folds else [])]
+    header += ["fit s", "MB", "handoff"]
     more = len(ranked) - len(rows)
     rest = [f"{more} more: featcache show {run.path}"] if more else []
     return "\n".join([table(header, rows), *rest, *_notes(run)])
@@ -75,7 +84,9 @@ def trials_table(run: Run, limit: int | None = None) -> str:
 def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
     """Return what was done, the best trials, and the final scores if the test split was opened."""
     settings = run.settings
-    how = f"{settings.cv}-fold cross-validation within train" if settings.cv else "the validation split"
+    how = "the validation split"
+    if settings.cv:
+        how = "leaving one out" if settings.cv == LOO else f"{settings.cv}-fold cross-validation within train"
     lines = [
         f"Run {run.path}",
         f"{len(run.classes)} classes, {run.num_train} training images, chosen on {run.num_select} images by {how}.",
@@ -95,8 +106,11 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
 
 
 def settings_of(trial: Trial) -> str:
-    """Return the parameters of a trial on one line."""
-    return " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden")
+    """Return on one line what a trial was trained with: parameters, steps before, and how few images."""
+    said = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
+    said += [f"after {trial.prepare}"] if trial.prepare != STANDARDISE else []
+    said += ["{} per class, seed {}".format(*trial.few)] if trial.few else []
+    return " ".join(said)
 
 
 def _notes(run: Run) -> list[str]:
@@ -104,7 +118,8 @@ def _notes(run: Run) -> list[str]:
     notes = []
     if ranked:
         best = ranked[0]
-        ties = [trial for trial in ranked[1:] if trial.score >= best.interval[0]]
+        low, high = best.interval
+        ties = [trial for trial in ranked[1:] if low <= trial.score <= high]
         equal = [trial for trial in ties if trial.score == best.score]
         if equal:
             notes.append(
@@ -118,9 +133,29 @@ def _notes(run: Run) -> list[str]:
         notes.append(
             f"{len(slow)} of {len(run.trials)} did not converge: {', '.join(str(trial.trial) for trial in slow)}."
         )
-    failed = [trial for trial in run.trials if trial.status != "ok"]
+    notes += _small_sets(run)
+    dropped = sum(trial.dropped for trial in run.trials)
+    if dropped:
+        notes.append(f"{dropped} of {len(run.trials)} were dropped to keep within {run.settings.budget:g} s.")
+    if len(run.trials) < run.planned:
+        notes.append(f"{len(run.trials)} of {run.planned} are done; the command that began the run goes on with it.")
+    failed = [trial for trial in run.trials if trial.failed]
     notes += [f"Trial {trial.trial} ({trial.head}) failed: {trial.status}" for trial in failed]
     return notes
+
+
+def _small_sets(run: Run) -> list[str]:
+    """Return the mean and standard deviation over draws of each small training set, a line each."""
+    scores: dict[tuple[str, int], list[float]] = {}
+    for trial in run.trials:
+        if trial.few is not None and trial.status == "ok":
+            name = f"{trial.head} {settings_of(replace(trial, few=None))}"
+            scores.setdefault((name, trial.few[0]), []).append(trial.score)
+    return [
+        f"{shots} per class, {name.strip()}: {np.mean(found):.3f} +- {np.std(found, ddof=min(1, len(found) - 1)):.3f} "
+        f"over {len(found)} draws"
+        for (name, shots), found in sorted(scores.items())
+    ]
 
 
 def _is_number(text: str) -> bool:

@@ -80,7 +80,9 @@ def promising(
     dropped: dict[int, str] = {}
     going = list(groups)
     for share in SHARES:
-        seen = sorted(_looked(going, task_of, asked, jobs, share), key=lambda one: -one.value)
+        found = [*_looked(going, task_of, asked, jobs, share, clock)]
+        late = [_Seen(group, -np.inf, 0.0) for group in going if all(one.group is not group for one in found)]
+        seen = sorted([*found, *late], key=lambda one: -one.value)
         going = [one.group for one in seen]
         rounds = 1 if asked.cv is None else int(asked.cv) + 1
         if sum(one.seconds for one in seen) * share * rounds / _workers(jobs) < clock.left:
@@ -94,13 +96,14 @@ def promising(
 
 
 def _looked(
-    groups: Sequence[Group], task_of: Callable[[str], Task], asked: Settings, jobs: int, share: int
+    groups: Sequence[Group], task_of: Callable[[str], Task], asked: Settings, jobs: int, share: int, clock: Clock
 ) -> Iterator[_Seen]:
     for tap, chain in dict.fromkeys((group.tap, group.chain) for group in groups):
         task = task_of(tap)
         few = part_of(task, _few(task, share, asked.seed))
         some = [group for group in groups if (group.tap, group.chain) == (tap, chain)]
-        for group, outcomes in fitted(few, Prepared(few, chain, last=False), some, asked, jobs):
+        prepared = Prepared(few, chain, last=False)
+        for group, outcomes in fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > 0):
             trials = [judged_trial(few, one, found, asked) for one, found in zip(group.planned, outcomes, strict=True)]
             values = [better(asked.metric, trial.score) for trial in trials if trial.status == "ok"]
             yield _Seen(group, max(values, default=-np.inf), sum(trial.fit_s for trial in trials))

@@ -40,6 +40,7 @@ def untried(planned: Planned, status: str) -> Trial:
         temperature=1.0,
         rank=setting.rank,
         prepare=planned.chain,
+        few=planned.few,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,23 @@ class Score(NamedTuple):
     high: float
 
 
+@dataclass(frozen=True)
+class Said:
+    """What is known of images (N,): their classes, what was predicted and, with probabilities, how surely."""
+
+    truth: Classes
+    predicted: Classes
+    loss: Floats | None = None  # negative log likelihood of the true class
+    confidence: Floats | None = None  # probability of the predicted class
+
+    @classmethod
+    def of(cls, truth: Classes, predicted: Classes, logits: Floats | None) -> Said:
+        """Return it from logits (N, K), of which softmax gives the probabilities."""
+        if logits is None:
+            return cls(truth, predicted)
+        return cls(truth, predicted, losses(logits, truth), softmax(logits, axis=1).max(axis=1))
+
+
 def score(truth: Classes, predicted: Classes, metric: Metric = "accuracy", logits: Floats | None = None) -> Score:
     """Return the score of predictions (N,) against labels (N,), N at least 1.
 
@@ -37,15 +55,16 @@ def score(truth: Classes, predicted: Classes, metric: Metric = "accuracy", logit
         return wilson(int((truth == predicted).sum()), len(truth))
     if metric not in OF_LABELS and logits is None:
         return Score(np.nan, np.nan, np.nan)
-    value = value_of(truth, predicted, metric, logits)
-    low, high = np.quantile(np.concatenate([*_resampled(truth, predicted, metric, logits)]), [0.025, 0.975])
-    return Score(value, float(low), float(high))
+    said = Said.of(truth, predicted, logits)
+    resampled = np.concatenate([values_of(said, counts, metric) for counts in draws(len(truth), NUM_RESAMPLES)])
+    value = float(values_of(said, np.ones((1, len(truth))), metric)[0])
+    low, high = np.quantile(resampled, [0.025, 0.975])  # resampling raises the calibration error, at times over itself
+    return Score(value, min(value, float(low)), max(value, float(high)))
 
 
 def value_of(truth: Classes, predicted: Classes, metric: Metric, logits: Floats | None = None) -> float:
     """Return the score alone."""
-    everything = np.ones((1, len(truth)))
-    return float(_values(_parts(truth, predicted, metric, logits), everything, metric)[0])
+    return float(values_of(Said.of(truth, predicted, logits), np.ones((1, len(truth))), metric)[0])
 
 
 def better(metric: Metric, value: float) -> float:
@@ -110,41 +129,43 @@ def fit_temperature(logits: Floats, truth: Classes) -> float:
     return scale / inverse
 
 
-def _resampled(truth: Classes, predicted: Classes, metric: Metric, logits: Floats | None) -> Iterator[Floats]:
-    """Yield the scores of images drawn with replacement, as many as there are."""
+def draws(num_images: int, resamples: int) -> Iterator[Floats]:
+    """Yield counts (B, N), of how often each image is drawn when N are, with replacement; always the same.
+
+    Of many images fewer resamples do.
+    """
     rng = np.random.default_rng(0)
-    parts = _parts(truth, predicted, metric, logits)
-    total = max(200, min(NUM_RESAMPLES, MOST_DRAWS // len(truth)))
+    total = max(200, min(resamples, MOST_DRAWS // num_images))
     for at in range(0, total, 50):
-        drawn = rng.integers(0, len(truth), (min(50, total - at), len(truth)))
-        yield _values(parts, np.stack([np.bincount(one, minlength=len(truth)) for one in drawn]).astype(float), metric)
+        drawn = rng.integers(0, num_images, (min(50, total - at), num_images))
+        yield np.stack([np.bincount(one, minlength=num_images) for one in drawn]).astype(np.float64)
 
 
-def _parts(truth: Classes, predicted: Classes, metric: Metric, logits: Floats | None) -> Floats:
-    """Return (N, P) what each image adds to the sums that a metric is made of."""
-    if metric == "accuracy":
-        return np.asarray(truth == predicted, dtype=float)[:, None]
-    if metric == "log_loss":
-        assert logits is not None
-        return losses(logits, truth)[:, None]
-    if metric == "ece":
-        assert logits is not None
-        confidence = softmax(logits, axis=1).max(axis=1)
-        bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-        return np.asarray(np.eye(NUM_BINS)[bins] * ((truth == predicted) - confidence)[:, None])
-    labels = np.union1d(truth, predicted)
-    is_true, is_said = truth[:, None] == labels, predicted[:, None] == labels
-    return np.hstack([is_true & is_said, is_true, is_said]).astype(float)
-
-
-def _values(parts: Floats, counts: Floats, metric: Metric) -> Floats:
-    """Return (B,) the score of each row of counts (B, N), of how often each image stands there."""
-    sums = counts @ parts
+def values_of(said: Said, counts: Floats, metric: Metric) -> Floats:
+    """Return (B,) the score for each row of counts (B, N), of how often each image stands there."""
+    sums = counts @ _parts(said, metric)
     if metric in ("accuracy", "log_loss"):
         return np.asarray(sums[:, 0] / counts.sum(axis=1))
     if metric == "ece":
         return np.asarray(np.abs(sums).sum(axis=1) / counts.sum(axis=1))
-    both, true, said = np.split(sums, 3, axis=1)
-    there = true if metric == "balanced_accuracy" else true + said
+    both, true, predicted = np.split(sums, 3, axis=1)
+    there = true if metric == "balanced_accuracy" else true + predicted
     share = np.divide((1 if metric == "balanced_accuracy" else 2) * both, there, where=there > 0, out=both * 0)
     return np.asarray(share.sum(axis=1) / (there > 0).sum(axis=1))
+
+
+def _parts(said: Said, metric: Metric) -> Floats:
+    """Return (N, P) what each image adds to the sums that a metric is made of."""
+    right = said.truth == said.predicted
+    if metric == "accuracy":
+        return np.asarray(right, dtype=float)[:, None]
+    if metric == "log_loss":
+        assert said.loss is not None
+        return np.asarray(said.loss, dtype=float)[:, None]
+    if metric == "ece":
+        assert said.confidence is not None
+        bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+        return np.asarray(np.eye(NUM_BINS)[bins] * (right - said.confidence)[:, None])
+    labels = np.union1d(said.truth, said.predicted)
+    is_true, is_said = said.truth[:, None] == labels, said.predicted[:, None] == labels
+    return np.hstack([is_true & is_said, is_true, is_said]).astype(float)

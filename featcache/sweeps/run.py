@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Features, Floats
+from featcache.arrays import Classes, Features, Floats
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UnknownHead, UsageError
 from featcache.files import read_json, write_json, write_whole
@@ -23,6 +23,7 @@ from featcache.heads.imported import is_loaded
 from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps.metrics import METRICS, Metric, better
+from featcache.sweeps.presets import preset_of
 
 RUN_FORMAT = 2
 LOO = "loo"
@@ -43,8 +44,14 @@ class Settings:
     seed: int = 0
     grid: dict[str, dict[str, list[Any]]] | None = None  # values instead of the heads' own: {head: {parameter: values}}
     prepare: tuple[str, ...] = (STANDARDISE,)  # chains of steps before the heads
+    preset: str | None = None  # the protocol that set what is not set otherwise
     budget: float | None = None  # seconds, of which the promising get most
     refit: bool = False  # fit the winner on train and val in the end
+
+    @property
+    def few(self) -> tuple[tuple[int, int], ...]:
+        """Return the small training sets of its preset, each (images per class, seed)."""
+        return preset_of(self.preset).few if self.preset else ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,18 @@ class Trial:
     prepare: str = STANDARDISE
     scores: Mapping[str, float | None] = field(default_factory=dict)  # by every metric
     fold_scores: tuple[float, ...] = ()  # of the metric that chooses, fold by fold
+    few: tuple[int, int] | None = None  # images per class and seed of its small training set, if it had one
     size: int = 0  # bytes of the stored head; 0: it is fitted again when it is wanted
+
+    @property
+    def dropped(self) -> bool:
+        """Return whether a budget left it out."""
+        return self.status.startswith(DROPPED)
+
+    @property
+    def failed(self) -> bool:
+        """Return whether its classifier raised."""
+        return self.status != "ok" and not self.dropped
 
     @property
     def std(self) -> float | None:
@@ -223,6 +241,8 @@ class Chosen:
             raise UsageError(f"Trial {trial.trial} is fitted again when it is used; import {trial.head} first")
         cache = self.run.cache()
         rows = [row for split in ("train", "val")[: 1 + self.refit] for row in self.run.rows(cache, split)]
+        if trial.few is not None:
+            rows = [rows[at] for at in few_of(cache.labels(rows), *trial.few)]
         settings = self.run.settings
         pipeline = make_pipeline(trial.head, trial.params, settings.class_weight, settings.seed, trial.prepare)
         return pipeline.fit(features_of(cache, rows, trial.tap), cache.labels(rows))
@@ -261,6 +281,13 @@ def predictions_file(run: Path, trial: int) -> Path:
 def taps_in(cache: Cache, name: str) -> list[str]:
     """Return the taps of a name that may join several."""
     return [name] if name in cache.taps else [part.strip() for part in name.split("+")]
+
+
+def few_of(labels: Classes, shots: int, seed: int) -> Classes:
+    """Return the rows of a small training set, (n,): of each class `shots` or all there are, drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(drawn))
 
 
 def features_of(cache: Cache, rows: Sequence[ImageRow], tap: str) -> Features:
@@ -315,7 +342,9 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
 
 
 def _trial(facts: dict[str, Any]) -> Trial:
-    return Trial(**{**facts, "interval": tuple(facts["interval"]), "fold_scores": tuple(facts["fold_scores"])})
+    few = None if facts["few"] is None else tuple(facts["few"])
+    lists = {name: tuple(facts[name]) for name in ("interval", "fold_scores")}
+    return Trial(**{**facts, **lists, "few": few})
 
 
 def _csv(trials: tuple[Trial, ...]) -> str:
@@ -324,6 +353,7 @@ def _csv(trials: tuple[Trial, ...]) -> str:
     writer.writerow([*_COLUMNS, *METRICS])
     for trial in trials:
         row = asdict(trial) | {"std": trial.std, "low": trial.interval[0], "high": trial.interval[1]}
+        row["shots"] = None if trial.few is None else trial.few[0]
         row["params"] = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
         row |= {name: trial.scores.get(name) for name in METRICS}
         writer.writerow(_cell(row[name]) for name in (*_COLUMNS, *METRICS))
@@ -331,7 +361,7 @@ def _csv(trials: tuple[Trial, ...]) -> str:
 
 
 _COLUMNS = (
-    *("trial", "tap", "width", "prepare", "head", "params", "status", "score", "low", "high", "std"),
+    *("trial", "tap", "width", "prepare", "shots", "head", "params", "status", "score", "low", "high", "std"),
     *("fit_s", "size", "handoff", "converged"),
 )
 

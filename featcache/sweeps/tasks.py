@@ -131,9 +131,8 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
 
 
 def part_of(task: Task, rows: Classes) -> Task:
-    """Return the task with fewer images to fit on; those that choose are the same. Without folds only."""
-    [(_, choose_on)] = task.folds
-    return replace(task, folds=((rows, choose_on),))
+    """Return the task with these images to fit on, once, and those of its first fold to choose on."""
+    return replace(task, folds=((rows, task.folds[0][1]),))
 
 
 def _standardised_in_place(X: Features, num_train: int) -> tuple[Any, Features]:

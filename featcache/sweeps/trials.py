@@ -26,24 +26,26 @@ from featcache.sweeps.fitting import Outcome, fitted
 from featcache.sweeps.groups import Group, Planned, grouped, planned
 from featcache.sweeps.judging import judged_trial, save_predictions, untried
 from featcache.sweeps.metrics import METRICS
-from featcache.sweeps.run import DROPPED, LOO, Run, Settings, head_file, predictions_file, taps_in
-from featcache.sweeps.tasks import Prepared, Task, images_of, make_task
+from featcache.sweeps.presets import Preset, preset_of, taps_of
+from featcache.sweeps.run import DROPPED, LOO, Run, Settings, few_of, head_file, predictions_file, taps_in
+from featcache.sweeps.tasks import Prepared, Task, images_of, make_task, part_of
 from featcache.sweeps.writer import Writer
 
 
 def sweep(
     cache: Cache | str | Path,
-    heads: str | Sequence[str] = DEFAULT_HEADS,
+    heads: str | Sequence[str] | None = None,
     *,
+    preset: str | None = None,
     out: str | Path | None = None,
     taps: str | Sequence[str] | None = None,
-    prepare: str | Sequence[str] = STANDARDISE,
+    prepare: str | Sequence[str] | None = None,
     cv: int | str | None = None,
     metric: str = "accuracy",
     class_weight: str | None = None,
     shots: int | None = None,
     budget: float | None = None,
-    refit: bool = False,
+    refit: bool | None = None,
     jobs: int = -1,
     seed: int = 0,
     grid: Grid | None = None,
@@ -52,6 +54,7 @@ def sweep(
     """Fit every head on every tap and return the run, written to `out` (default: CACHE.run beside the cache).
 
     heads: names of families, each a grid (see `featcache.heads.estimators.FAMILIES`), mlp:WIDTH, or module:Classifier.
+    preset: kornblith, clip, dinov2 or fewshot, which sets what is not given (see `featcache.sweeps.presets`).
     taps: names; "a+b" joins the features of several. prepare: chains of standardise, l2, pca:N, pca:N:whiten, none.
     cv: folds within train, or "loo" for ridge and knn; without it the stored validation split chooses.
     metric: accuracy, balanced_accuracy, macro_f1, log_loss or ece. shots: use at most so many images per class, of
@@ -63,27 +66,31 @@ def sweep(
     UnknownTap, UsageError.
     """
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
-    todo = settings(heads, grid)
+    protocol = preset_of(preset) if preset is not None else Preset("", DEFAULT_HEADS, {}, STANDARDISE)
+    if grid is None and heads is None:
+        grid = protocol.grid
+    todo = settings(heads or protocol.heads, grid)
     asked = Settings(
         cache=str(cache.path.resolve()),
         heads=tuple(dict.fromkeys(setting.head for setting in todo)),
-        taps=_taps(cache, taps),
+        taps=_taps(cache, taps or taps_of(protocol, cache.vectors)),
         cv=_cv(cv, todo),
         metric=choose("--metric", metric, METRICS),
         class_weight=class_weight,
         shots=shots,
         seed=seed,
         grid=_plain(grid),
-        prepare=parse_chains(prepare),
+        prepare=parse_chains(prepare or protocol.prepare),
+        preset=preset,
         budget=budget,
-        refit=refit,
+        refit=protocol.refit if refit is None else refit,
     )
     _check(asked)
     train, val = images_of(cache, asked)
     plan = planned(asked, todo)
     with Writer.begun(cache, asked, out, train, val, len(plan)) as writer:
         _Sweep(cache, asked, train, val, writer, jobs, progress).run(plan)
-        if refit:
+        if asked.refit:
             writer.refit(cache, [*train, *val])
     return writer.run
 
@@ -129,6 +136,8 @@ def _check(asked: Settings) -> None:
         raise UsageError(f"--budget takes a time such as 60s, 5m or 1h; got {asked.budget:g} s")
     if asked.budget is not None and asked.cv == LOO:
         raise UsageError("--budget has nothing to save with --cv loo, which fits once. Leave one of them out")
+    if asked.few and (asked.cv or asked.shots or asked.budget or asked.refit):
+        raise UsageError(f"--preset {asked.preset} draws its own images: leave out --cv, --shots, --budget and --refit")
     if asked.class_weight is not None:
         choose("--class-weight", asked.class_weight, ["balanced"])
 
@@ -170,20 +179,21 @@ class _Sweep:
         return make_task(self.cache, tap, self.train, self.val, self.asked)
 
     def _try_tap(self, task: Task, groups: Sequence[Group], clock: Clock) -> None:
-        chains = list(dict.fromkeys(group.chain for group in groups))
+        sets = list(dict.fromkeys((group.chain, group.few) for group in groups))
         total = len(task.rounds) * sum(len(group.planned) for group in groups)
         ticks = count(1)
 
         def tick() -> None:
             self.progress(Tick(f"sweep {task.tap}", next(ticks), total))
 
-        for chain in chains:
-            some = [group for group in groups if group.chain == chain]
-            prepared = Prepared(task, chain, last=chain == chains[-1])
+        for chain, few in sets:
+            some = [group for group in groups if (group.chain, group.few) == (chain, few)]
+            part = task if few is None else part_of(task, few_of(task.y[: task.num_train], *few))
+            prepared = Prepared(part, chain, last=(chain, few) == sets[-1] and few is None)
             for group, outcomes in fitted(
-                task, prepared, some, self.asked, self.jobs, may_begin=clock.may_begin, tick=tick
+                part, prepared, some, self.asked, self.jobs, may_begin=clock.may_begin, tick=tick
             ):
-                self._add(task, group, outcomes)
+                self._add(part, group, outcomes)
 
     def _add(self, task: Task, group: Group, outcomes: Sequence[Outcome]) -> None:
         """Write the heads and predictions of a group, and its trials."""

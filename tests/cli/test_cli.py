@@ -397,7 +397,7 @@ def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(number, photos, tmp_
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert said.startswith("featcache: Stopped. Features that were computed are kept; run the same command again")
+    assert said.startswith("featcache: Stopped. What was done is kept; run the same command again")
     assert len(said.splitlines()) == 1
     done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
     facts = json.loads(done.stdout)

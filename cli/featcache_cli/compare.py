@@ -1,0 +1,60 @@
+"""featcache compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache_cli.output import Json, emit
+
+if TYPE_CHECKING:
+    from featcache.sweeps import Comparison
+
+
+def command(
+    a: Annotated[str, typer.Argument(help="RUN@1")],
+    b: Annotated[str, typer.Argument(help="RUN@2, of this run or of another on the same images.")],
+    metric: Annotated[str | None, typer.Option("--metric", help="[default: that of the first run]")] = None,
+    json: Json = False,
+) -> None:
+    """Compare two trials on the same images: is one better, or is it chance?
+
+    Example: featcache compare photos.run@1 photos.run@2
+    """
+    from featcache.sweeps import compare, open_trial
+
+    found = compare(open_trial(a), open_trial(b), metric)
+    emit(json, document(found), lambda: text(found))
+
+
+def document(found: Comparison) -> dict[str, Any]:
+    """Return the result as it stands in JSON."""
+    return {
+        "a": found.a,
+        "b": found.b,
+        "metric": found.metric,
+        "scores": list(found.scores),
+        "difference": found.difference,
+        "interval": list(found.interval),
+        "p_value": found.p_value,
+        "only_a": found.only_a,
+        "only_b": found.only_b,
+        "images": found.images,
+        "verdict": found.verdict,
+    }
+
+
+def text(found: Comparison) -> str:
+    """Return the result as a person reads it."""
+    low, high = found.interval
+    return "\n".join(
+        [
+            f"{found.a}  {found.metric} {found.scores[0]:.4f}",
+            f"{found.b}  {found.metric} {found.scores[1]:.4f}",
+            f"difference {found.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {found.images} images, by bootstrap",
+            f"only the first is right of {found.only_a}, only the second of {found.only_b}: "
+            f"McNemar's exact p = {found.p_value:.3g}",
+            found.verdict,
+        ]
+    )

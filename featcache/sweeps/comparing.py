@@ -1,0 +1,112 @@
+"""Two trials on the same images: is one better, or is it chance?
+
+The difference has a 95 % interval by paired bootstrap over images, and a p-value by McNemar's exact test on the images
+of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a binomial test with one half).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from featcache.arrays import Classes
+from featcache.errors import NotARun, UsageError
+from featcache.spec import choose
+from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
+from featcache.sweeps.run import LOO, Chosen, predictions_file
+
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better a is than b: a - b, or b - a where less is better."""
+
+    a: str
+    b: str
+    metric: Metric
+    scores: tuple[float, float]
+    difference: float
+    interval: tuple[float, float]
+    p_value: float  # of McNemar's test, which looks at accuracy whatever the metric
+    only_a: int  # images of which a alone is right
+    only_b: int
+    images: int
+
+    @property
+    def verdict(self) -> str:
+        """Return what can be said: which one is better, or that they cannot be told apart."""
+        low, high = self.interval
+        if low <= 0 <= high:
+            return f"tie: the interval of the difference holds 0, so {self.images} images cannot tell them apart"
+        return f"{self.a if low > 0 else self.b} is better"
+
+
+def compare(a: Chosen, b: Chosen, metric: str | None = None) -> Comparison:
+    """Return how two trials differ on the images that chose, which must be the same.
+
+    metric: that of the run of `a`, unless told otherwise. Raises UsageError if the images are others.
+    """
+    chosen = choose("--metric", metric or a.run.settings.metric, METRICS)
+    (keys, truth, first), (others, _, second) = (_evidence(one) for one in (a, b))
+    if sorted(keys) != sorted(others):
+        raise UsageError(
+            f"{_name(a)} and {_name(b)} were chosen on other images ({_how(a)}, {_how(b)}), so they cannot be compared"
+        )
+    at = {key: number for number, key in enumerate(others)}
+    second = {name: values[[at[key] for key in keys]] for name, values in second.items()}
+    if chosen in LOWER_IS_BETTER and not all("loss" in one for one in (first, second)):
+        raise UsageError(f"{chosen} needs probabilities, which one of {_name(a)} and {_name(b)} does not give")
+    said = [Said(truth, **one) for one in (first, second)]
+    sign = -1 if chosen in LOWER_IS_BETTER else 1
+    everything = np.ones((1, len(truth)))
+    scores = [float(values_of(one, everything, chosen)[0]) for one in said]
+    counts = draws(len(truth), NUM_RESAMPLES)
+    apart = np.concatenate([sign * np.subtract(*(values_of(one, some, chosen) for one in said)) for some in counts])
+    low, high = np.quantile(apart, [0.025, 0.975])
+    right = [one.predicted == truth for one in said]
+    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    return Comparison(
+        a=_name(a),
+        b=_name(b),
+        metric=chosen,
+        scores=(scores[0], scores[1]),
+        difference=sign * (scores[0] - scores[1]),
+        interval=(float(low), float(high)),
+        p_value=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
+        only_a=only[0],
+        only_b=only[1],
+        images=len(truth),
+    )
+
+
+def _evidence(one: Chosen) -> tuple[list[str], Classes, dict[str, Any]]:
+    """Return the images that chose by path and digest, their classes, and what the trial said of them."""
+    if one.trial.status != "ok":
+        raise UsageError(f"{_name(one)} has no score: {one.trial.status}")
+    if one.refit:
+        raise UsageError(f"{one.run.path}@refit was fitted on the images that chose. Compare {one.run.path}@best")
+    cache = one.run.cache()
+    rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
+    path = predictions_file(one.run.path, one.trial.trial)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            said = {name: file[name] for name in ("predicted", "loss", "confidence") if name in file.files}
+        lengths = {len(values) for values in said.values()}
+    except (OSError, ValueError, EOFError) as error:
+        raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
+    if lengths != {len(rows)}:
+        raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")
+    return [f"{row.digest} {row.path}" for row in rows], cache.labels(rows), said
+
+
+def _name(one: Chosen) -> str:
+    return f"{one.run.path}@{one.trial.trial}"
+
+
+def _how(one: Chosen) -> str:
+    cv = one.run.settings.cv
+    return "one left out" if cv == LOO else f"{cv} folds" if cv else "validation"
