@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
+from featcache.heads.blocks import mapped, squared, summed
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.tried import Fold, Tried, failed, judged, of_scores
@@ -25,7 +26,6 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     classes, index = np.unique(fold.y, return_inverse=True)
     means, values, vectors, trace = _within(fold.X, index, len(classes))
     priors = np.bincount(index) / len(index)
-    others = fold.others.astype(np.float64)
     for params in grid:
         classifier, shrinkage = make_classifier(head, params, class_weight, seed), params["shrinkage"]
         try:
@@ -41,7 +41,8 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         if len(classes) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         set_coefficients(classifier, classes, coef, intercept)
-        yield of_scores(classifier, others @ coef.T + intercept, classes, began)
+        scores = mapped(lambda some, coef=coef: some @ coef.T, fold.others) + intercept  # type: ignore[misc]
+        yield of_scores(classifier, scores, classes, began)
         began = time.perf_counter()
 
 
@@ -49,16 +50,21 @@ def _within(X: Features, index: Classes, num_classes: int) -> tuple[Floats, Floa
     """Return the class means (K, D), and of the covariance within classes: eigenvalues (R,), vectors (D, R), mean."""
     from scipy.linalg import eigh
 
-    wide = X.astype(np.float64)
-    means = np.stack([wide[index == number].mean(axis=0) for number in range(num_classes)])
-    wide -= means[index]
-    trace = float((wide**2).sum() / wide.size)
+    member = np.eye(num_classes)[index]
+    means = summed(lambda some: member[some].T @ X[some], len(X)) / np.bincount(index)[:, None]
+
+    def apart(some: slice = slice(None)) -> Floats:
+        return np.asarray(X[some].astype(np.float64) - means[index[some]])
+
     if len(X) >= X.shape[1]:
-        values, vectors = eigh(wide.T @ wide / len(X), driver="evd", check_finite=False)
-        return means, np.maximum(values, 0), vectors, trace
+        covariance = summed(lambda some: squared(apart(some)), len(X)) / len(X)
+        values, vectors = eigh(covariance, driver="evd", check_finite=False)
+        return means, np.maximum(values, 0), vectors, float(np.trace(covariance)) / X.shape[1]
+    wide = apart()
     values, left = eigh(wide @ wide.T / len(X), driver="evd", check_finite=False)
     some = values > NOTHING * max(values[-1], np.finfo(np.float64).tiny)
-    return means, values[some], wide.T @ left[:, some] / np.sqrt(values[some] * len(X)), trace
+    vectors = wide.T @ left[:, some] / np.sqrt(values[some] * len(X))
+    return means, values[some], vectors, float((wide**2).sum() / wide.size)
 
 
 def _solved(means: Floats, values: Floats, vectors: Floats, shrinkage: float, trace: float) -> Floats:

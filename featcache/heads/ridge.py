@@ -10,67 +10,100 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
+from featcache.heads.blocks import mapped, squared, summed
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.tried import Fold, Tried, failed, of_scores
 
 WORTH_EIGENVALUES = 10  # as many Cholesky factors take as long (870 x 870: 97 and 9 ms)
-BLOCK = 8192  # rows that are made double precision at a time
 
 
 @dataclass(frozen=True)
 class _Problem:
     """Centred, weighted least squares in double precision."""
 
-    rows: Callable[[Features], Floats]  # centres some features
     X: Features
     root: Floats  # (N, 1), of the weights
     Y: Floats  # (N, K), centred and weighted
     Y_mean: Floats  # (K,)
     mean: Floats  # (D,)
-    dual: bool
-    gram: Floats  # (N, N) or (D, D)
 
-    def weighted(self) -> Floats:
-        return self.rows(self.X) * self.root
+    @property
+    def dual(self) -> bool:
+        """Return whether there are fewer images than features."""
+        return bool(len(self.X) < self.X.shape[1])
+
+    def centred(self, some: Features) -> Floats:
+        """Return features (n, D) without their mean."""
+        return np.asarray(some.astype(np.float64) - self.mean)
+
+    def rows(self, some: slice = slice(None)) -> Floats:
+        """Return rows of X, centred and weighted."""
+        return np.asarray(self.root[some] * self.centred(self.X[some]))
+
+    def gram(self) -> Floats:
+        """Return XX' (N, N), or X'X (D, D) if that is smaller."""
+        if self.dual:
+            rows = self.rows()
+            return np.asarray(rows @ rows.T)
+        return summed(lambda some: squared(self.rows(some)), len(self.X))
+
+    def right(self) -> Floats:
+        """Return what the system is solved for: Y, or X'Y."""
+        return self.Y if self.dual else summed(lambda some: self.rows(some).T @ self.Y[some], len(self.X))
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
     """Yield each strength, fitted on the fold."""
     began = time.perf_counter()
     problem = _problem(fold.X, fold.y, class_weight)
-    X = problem.weighted() if problem.dual else None
-    right = problem.Y if X is not None else _product(problem)
-    solve = _solver(problem.gram, right, len(grid))
-    others = problem.rows(fold.others)
-    features = others if X is None else others @ X.T
-    for params in grid:
-        classifier = make_classifier(head, params, class_weight, seed)
-        try:
-            classifier._validate_params()  # as its own fit would
-            solution = solve(params["alpha"])
-        except (ValueError, np.linalg.LinAlgError) as error:
-            yield failed(error)
+    solve = _solver(problem.gram(), problem.right(), len(grid))
+    classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
+    solved = [_solved(solve, classifier) for classifier in classifiers]
+    solutions = [one for one in solved if not isinstance(one, Tried)]
+    scores = iter(_scores(problem, solutions, fold.others))
+    each = (time.perf_counter() - began) / len(grid)
+    for classifier, solution in zip(classifiers, solved, strict=True):
+        if isinstance(solution, Tried):
+            yield solution
             continue
         if fold.keep:
-            coef = (solution if X is None else X.T @ solution).T
+            coef = (problem.rows().T @ solution if problem.dual else solution).T
             set_coefficients(classifier, np.unique(fold.y), coef, problem.Y_mean - coef @ problem.mean)
-        scores = features @ solution + problem.Y_mean
-        yield of_scores(classifier if fold.keep else None, scores, np.unique(fold.y), began)
-        began = time.perf_counter()
+        tried = of_scores(classifier if fold.keep else None, next(scores), np.unique(fold.y), time.perf_counter())
+        yield replace(tried, seconds=each)
+
+
+def _solved(solve: Callable[[float], Floats], classifier: Any) -> Floats | Tried:
+    try:
+        classifier._validate_params()  # as its own fit would
+        return solve(classifier.alpha)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        return failed(error)
+
+
+def _scores(problem: _Problem, solutions: Sequence[Floats], others: Features) -> list[Floats]:
+    """Return (M, K) of every solution, from one product with all of them."""
+    if not solutions:
+        return []
+    every = np.concatenate(solutions, axis=1)
+    weights = problem.rows().T @ every if problem.dual else every
+    found = mapped(lambda some: problem.centred(some) @ weights, others)
+    return [part + problem.Y_mean for part in np.split(found, len(solutions), axis=1)]
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
     """Yield what each strength says of every image when fitted on all others, class weights as of all images."""
     began = time.perf_counter()
     problem = _problem(X, y, class_weight)
-    values, vectors = _eigen(problem.gram)
-    scores = vectors if problem.dual else problem.weighted() @ vectors  # (N, R)
+    values, vectors = _eigen(problem.gram())
+    scores = vectors if problem.dual else problem.rows() @ vectors  # (N, R)
     squares, rotated = scores**2, scores.T @ problem.Y
     share = problem.root**2 / (problem.root**2).sum()
     for params in grid:
@@ -93,32 +126,10 @@ def _problem(X: Features, y: Classes, class_weight: str | None) -> _Problem:
 
     Y = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(y).astype(np.float64)
     weights = compute_sample_weight(class_weight, y).astype(np.float64)
-    mean, Y_mean = weights @ X / weights.sum(), weights @ Y / weights.sum()
+    mean = summed(lambda some: weights[some] @ X[some], len(X)) / weights.sum()
+    Y_mean = weights @ Y / weights.sum()
     root = np.sqrt(weights)[:, None]
-
-    def rows(some: Features) -> Floats:
-        return np.asarray(some.astype(np.float64) - mean)
-
-    dual = len(X) < X.shape[1]
-    centred = root * rows(X) if dual else None
-    gram = centred @ centred.T if centred is not None else _sum(X, root, lambda block, at: block.T @ block, rows)
-    return _Problem(rows, X, root, root * (Y - Y_mean), Y_mean, mean, dual, gram)
-
-
-def _product(problem: _Problem) -> Floats:
-    """Return X'Y (D, K)."""
-    return _sum(problem.X, problem.root, lambda block, at: block.T @ problem.Y[at], problem.rows)
-
-
-def _sum(
-    X: Features, root: Floats, of: Callable[[Floats, slice], Floats], rows: Callable[[Features], Floats]
-) -> Floats:
-    """Return the sum of something over blocks of rows, centred and weighted."""
-    blocks = [slice(at, at + BLOCK) for at in range(0, len(X), BLOCK)]
-    total = of(root[blocks[0]] * rows(X[blocks[0]]), blocks[0])
-    for block in blocks[1:]:
-        total += of(root[block] * rows(X[block]), block)
-    return total
+    return _Problem(X, root, root * (Y - Y_mean), Y_mean, mean)
 
 
 def _solver(gram: Floats, right: Floats, times: int) -> Callable[[float], Floats]:

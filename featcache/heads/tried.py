@@ -16,12 +16,14 @@ class Fold:
     """Prepared features to fit on, with their classes, and those of the images that choose, which may be none.
 
     keep: whether the fitted classifiers are wanted, and not only what they say of the others.
+    streamed: X and others lie on the disk, and are larger than what may lie in memory.
     """
 
     X: Features  # (N, D)
     y: Classes  # (N,)
     others: Features  # (M, D)
     keep: bool = True
+    streamed: bool = False
 
 
 @dataclass(frozen=True)

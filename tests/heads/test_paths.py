@@ -14,7 +14,7 @@ from sklearn.svm import SVC
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featcache.errors import UsageError
-from featcache.heads import kernels, ridge
+from featcache.heads import blocks, kernels
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import FAMILIES
 from featcache.heads.paths import check_leave_one_out, together, try_all, try_leave_one_out
@@ -169,8 +169,11 @@ def test_leaving_one_out_is_refused_where_it_takes_too_long():
 def test_features_are_made_wide_block_by_block(monkeypatch):
     fold = fold_of(3, per_class=40, num_features=5)
     whole = try_all("ridge", ALPHAS, fold)
-    monkeypatch.setattr(ridge, "BLOCK", 7)
+    others = try_all("lda", SHRINKAGES, fold)
+    monkeypatch.setattr(blocks, "ROWS", 7)
     for tried, same in zip(try_all("ridge", ALPHAS, fold), whole, strict=True):
+        np.testing.assert_allclose(tried.logits, same.logits, rtol=1e-9, atol=1e-9)
+    for tried, same in zip(try_all("lda", SHRINKAGES, fold), others, strict=True):
         np.testing.assert_allclose(tried.logits, same.logits, rtol=1e-9, atol=1e-9)
 
 
