@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from featcache.arrays import Classes, Features
 from featcache.errors import UsageError
-from featcache.heads import discriminant, kernels, neighbours, ridge
+from featcache.heads import discriminant, kernels, logreg, neighbours, ridge
 from featcache.heads.estimators import family_of, make_classifier
 from featcache.heads.grids import Params
 from featcache.heads.tried import Fold, Tried, failed, judged
@@ -34,6 +34,7 @@ class Path:
 PATHS = {
     "ridge": Path(ridge.fit, frozenset(["alpha"]), leave_one_out=ridge.leave_one_out),
     "lda": Path(discriminant.fit, frozenset(["shrinkage"])),
+    "logreg": Path(logreg.fit, frozenset(["C"]), frozenset(["max_iter", "tol"])),
     "rbf": Path(kernels.fit, frozenset(["C", "gamma"])),
     "knn": Path(
         neighbours.fit,

@@ -216,7 +216,9 @@ def test_without_others_there_is_a_classifier_and_nothing_said(head):
 def test_what_shares_is_in_one_group_and_the_rest_alone():
     assert together("ridge", [{"alpha": 1}, {"alpha": 2}]) == [[0, 1]]
     assert together("knn", [{"n_neighbors": 1}, {"n_neighbors": 2}]) == [[0, 1]]
-    assert together("logreg", [{"C": 1}, {"C": 2}]) == [[0], [1]]
+    assert together("logreg", [{"C": 1}, {"C": 2}]) == [[0, 1]]
+    assert together("logreg", [{"C": 1, "l1_ratio": 0}, {"C": 2, "l1_ratio": 0}]) == [[0], [1]]
+    assert together("svm", [{"C": 1}, {"C": 2}]) == [[0], [1]]
 
 
 @pytest.mark.parametrize("head", ["ridge", "logreg", "knn"])

@@ -33,7 +33,7 @@ def test_every_chain_is_tried_and_is_fitted_within_the_folds(hard, tmp_path):
     run = run_on(hard, tmp_path, "logreg", prepare="standardise,l2+standardise", cv=3, grid={"logreg": {"C": [0.1]}})
     first, second = run.trials
     assert [first.prepare, second.prepare] == ["standardise", "l2+standardise"]
-    plain = LogisticRegression(C=0.1, max_iter=1000)
+    plain = LogisticRegression(C=0.1, tol=1e-6, max_iter=1000)
     assert first.score == by_hand(piped(StandardScaler(), plain), hard)
     assert second.score == by_hand(piped(Normalizer(), StandardScaler(), plain), hard)
     assert [first.handoff, second.handoff] == [True, False]

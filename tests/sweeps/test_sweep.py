@@ -21,7 +21,7 @@ from .conftest import TAP, edited, rewrite, with_rows
 
 PLAIN = {
     "ridge": lambda p: RidgeClassifier(**p),
-    "logreg": lambda p: LogisticRegression(**p, max_iter=1000),
+    "logreg": lambda p: LogisticRegression(**p, solver="newton-cg", tol=1e-5, max_iter=1000),  # lbfgs ends further off
     "svm": lambda p: LinearSVC(**p, dual=False, max_iter=5000),
     "knn": lambda p: KNeighborsClassifier(**p, metric="cosine", algorithm="brute"),
 }
