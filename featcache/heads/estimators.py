@@ -21,7 +21,7 @@ class Family:
     make: Callable[[Params, str | None, int], Any]  # params, class_weight, seed -> classifier
     handoff: bool = True  # has an exact form as Dense layers
     probabilities: bool = True  # its logits are fitted as log-probabilities; if not they get a temperature
-    in_keras: bool = False
+    in_keras: Callable[[Params], bool] = lambda params: False  # trained by Keras, so not on threads
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ def _softmax(params: Params, class_weight: str | None, seed: int) -> Any:
     return DenseSoftmax(**params, class_weight=class_weight, seed=seed)
 
 
+def _in_keras(params: Params) -> bool:
+    from featcache.heads.softmax import engine_of
+
+    return engine_of(params.get("engine", "auto")) == "keras"
+
+
 def _grid(name: str, values: Sequence[Any]) -> tuple[Params, ...]:
     return tuple({name: value} for value in values)
 
@@ -74,9 +80,9 @@ FAMILIES: dict[str, Family] = {
         Family("ridge", _grid("alpha", [1e4, 1e3, 1e2, 1e1, 1.0]), _ridge, probabilities=False),
         Family("logreg", _grid("C", [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]), _logreg),
         Family("svm", _grid("C", [1e-5, 1e-4, 1e-3, 1e-2]), _svm, probabilities=False),
-        Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=True),
+        Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=_in_keras),
         Family("knn", _grid("n_neighbors", [15, 5, 1]), _knn, handoff=False),
-        Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=True),
+        Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=_in_keras),
     )
 }
 DEFAULT_HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
@@ -153,11 +159,14 @@ def _params(head: str, given: Mapping[str, Sequence[Any]]) -> list[Params]:
 
 def _own_params(head: str) -> list[Params]:
     family = family_of(head)
-    _, colon, width = head.partition(":")
+    _, colon, text = head.partition(":")
     if family.name != "mlp":
         if colon:
             raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
         return list(family.grid)
-    if colon and not (width.isdecimal() and int(width) > 0):
-        raise UsageError(f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512")
-    return [{"hidden": int(width or MLP_WIDTH), **params} for params in family.grid]
+    layers = text.split("-") if colon else [str(MLP_WIDTH)]
+    if not all(width.isdecimal() and int(width) > 0 for width in layers):
+        raise UsageError(
+            f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512; of several mlp:1024-512"
+        )
+    return [{"hidden": int(layers[0]) if len(layers) == 1 else text, **params} for params in family.grid]

@@ -3,6 +3,7 @@
 ridge   one X'X for all strengths, and of many strengths one eigendecomposition: (X'X + alpha)^-1 = V (s + alpha)^-1 V';
         of XX' where there are fewer images than features (Hastie, Tibshirani, Friedman 2009, 3.4.1 and 18.3.5)
 knn     one search for the most neighbours; fewer are the first of them
+softmax, mlp    one computation for all rates, decays and so on, in chunks that stay in the cache
 """
 
 from __future__ import annotations
@@ -43,15 +44,21 @@ class Tried:
 
 
 Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
+Split = Callable[[str, Sequence[Params]], list[list[int]]]
+
+
+def _whole(head: str, grid: Sequence[Params]) -> list[list[int]]:
+    return [[*range(len(grid))]]
 
 
 @dataclass(frozen=True)
 class Path:
-    """How settings of a family are fitted together that differ in one parameter, `along`."""
+    """How settings of a family are fitted together that differ in nothing but the parameters `along`."""
 
     fit: Fit
-    along: str
+    along: frozenset[str]
     besides: frozenset[str] = frozenset()  # other parameters that it can be asked for
+    split: Split = _whole  # such settings into those of one call
 
 
 def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
@@ -59,9 +66,14 @@ def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
     groups: dict[object, list[int]] = {}
     for number, params in enumerate(grid):
         path = _path_of(head, params)
-        rest = None if path is None else {name: value for name, value in params.items() if name != path.along}
+        rest = None if path is None else {name: value for name, value in params.items() if name not in path.along}
         groups.setdefault(number if rest is None else repr(rest), []).append(number)
-    return list(groups.values())
+    return [[some[at] for at in part] for some in groups.values() for part in _split(head, [grid[at] for at in some])]
+
+
+def _split(head: str, grid: Sequence[Params]) -> list[list[int]]:
+    path = _path_of(head, grid[0])
+    return _whole(head, grid) if path is None else path.split(head, grid)
 
 
 def try_all(
@@ -82,7 +94,7 @@ def _failed(error: Exception) -> Tried:
 
 def _path_of(head: str, params: Params) -> Path | None:
     path = PATHS.get(family_of(head).name)
-    return path if path is not None and params.keys() <= {path.along, *path.besides} else None
+    return path if path is not None and params.keys() <= path.along | path.besides else None
 
 
 def _one_by_one(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
@@ -155,4 +167,50 @@ def _judged(classifier: Any, fold: Fold, began: float) -> Tried:
     return Tried(classifier, classifier.predict(fold.others), logits, time.perf_counter() - began)
 
 
-PATHS = {"ridge": Path(_ridge, "alpha"), "knn": Path(_knn, "n_neighbors", frozenset(["metric", "algorithm"]))}
+def _dense(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+    from featcache.heads.softmax import train_together
+
+    began = time.perf_counter()
+    classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
+    faults = [_fault(one) for one in classifiers]
+    good = [one for one, fault in zip(classifiers, faults, strict=True) if fault is None]
+    train_together(good, fold.X, fold.y)
+    share = (time.perf_counter() - began) / max(1, len(good))
+    for classifier, fault in zip(classifiers, faults, strict=True):
+        yield _judged(classifier, fold, time.perf_counter() - share) if fault is None else _failed(fault)
+
+
+def _dense_chunks(head: str, grid: Sequence[Params]) -> list[list[int]]:
+    """Return the settings that train in one computation, and alone those that cannot train."""
+    from featcache.heads.softmax import chunks
+
+    classifiers = [make_classifier(head, params) for params in grid]
+    good = [at for at, one in enumerate(classifiers) if _fault(one) is None]
+    found = [[good[at] for at in chunk] for chunk in chunks([classifiers[at] for at in good])]
+    return found + [[at] for at in range(len(grid)) if at not in good]
+
+
+def _fault(classifier: Any) -> ValueError | None:
+    from featcache.heads.softmax import check
+
+    try:
+        check(classifier)
+    except ValueError as error:
+        return error
+    return None
+
+
+_OF_DENSE = Path(
+    _dense,
+    frozenset(["learning_rate", "weight_decay", "dropout", "label_smoothing"]),
+    frozenset(
+        ["hidden", "epochs", "batch_size", "optimizer", "momentum", "nesterov", "schedule", "patience", "engine"]
+    ),
+    _dense_chunks,
+)
+PATHS = {
+    "ridge": Path(_ridge, frozenset(["alpha"])),
+    "knn": Path(_knn, frozenset(["n_neighbors"]), frozenset(["metric", "algorithm"])),
+    "softmax": _OF_DENSE,
+    "mlp": _OF_DENSE,
+}

@@ -223,8 +223,8 @@ def _try_all(
 ) -> list[_Fitted]:
     """Fit all settings on one tap, fold after fold.
 
-    Each fold is scaled once. Heads of scikit-learn are fitted on threads with one BLAS thread each, those of Keras
-    one by one. What predicts later is fitted on all of train, which is the one fold that there is without folds.
+    Each fold is scaled once. Heads are fitted on threads with one BLAS thread each, but for those that Keras trains,
+    which come one by one. What predicts later is fitted on all of train, which is the one fold that there is without folds.
     """
     from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning
@@ -247,8 +247,8 @@ def _try_all(
             progress(Tick(f"sweep {task.tap}", next(ticks), len(rounds) * len(todo)))
 
     groups = _groups(todo)
-    on_threads = calls([group for group in groups if not family_of(group.head).in_keras])
-    in_keras = calls([group for group in groups if family_of(group.head).in_keras])
+    on_threads = calls([group for group in groups if not family_of(group.head).in_keras(group.grid[0])])
+    in_keras = calls([group for group in groups if family_of(group.head).in_keras(group.grid[0])])
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted in Trial.converged
         # a fold is scaled when its first call is due, so that few folds are in memory, however many there are
