@@ -200,14 +200,9 @@ def _fault(classifier: Any) -> ValueError | None:
     return None
 
 
-_OF_DENSE = Path(
-    _dense,
-    frozenset(["learning_rate", "weight_decay", "dropout", "label_smoothing"]),
-    frozenset(
-        ["hidden", "epochs", "batch_size", "optimizer", "momentum", "nesterov", "schedule", "patience", "engine"]
-    ),
-    _dense_chunks,
-)
+_OWN = frozenset(["learning_rate", "weight_decay", "dropout", "label_smoothing"])
+_SHARED = ["hidden", "epochs", "batch_size", "optimizer", "momentum", "nesterov", "schedule", "patience", "engine"]
+_OF_DENSE = Path(_dense, _OWN, frozenset(_SHARED), _dense_chunks)
 PATHS = {
     "ridge": Path(_ridge, frozenset(["alpha"])),
     "knn": Path(_knn, frozenset(["n_neighbors"]), frozenset(["metric", "algorithm"])),

@@ -192,10 +192,11 @@ def check(head: DenseSoftmax) -> None:
     for name, below in BELOW.items():
         value = getattr(head, name)
         if not isinstance(value, (*WHOLE, float, np.floating)) or not 0 <= value < below:
-            raise ValueError(f"{name} is a number from 0 to below {below:g}; got {value!r}")
+            limit = "" if below == np.inf else f" to below {below}"
+            raise ValueError(f"{name} is a number from 0{limit}; got {value!r}")
     for name, least in LEAST.items():
         value = getattr(head, name)
-        if not (isinstance(value, WHOLE) and value >= least or (name, value) == ("patience", None)):
+        if not ((isinstance(value, WHOLE) and value >= least) or (name, value) == ("patience", None)):
             raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
     for name, known in CHOICES.items():
         if getattr(head, name) not in known:

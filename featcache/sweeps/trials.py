@@ -223,8 +223,8 @@ def _try_all(
 ) -> list[_Fitted]:
     """Fit all settings on one tap, fold after fold.
 
-    Each fold is scaled once. Heads are fitted on threads with one BLAS thread each, but for those that Keras trains,
-    which come one by one. What predicts later is fitted on all of train, which is the one fold that there is without folds.
+    Each fold is scaled once. Heads are fitted on threads with one BLAS thread each, those that Keras trains one by
+    one. What predicts later is fitted on all of train, which is the one fold that there is without folds.
     """
     from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning

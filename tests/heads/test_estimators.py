@@ -8,6 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UnknownHead, UsageError
 from featcache.heads.estimators import DEFAULT_HEADS, FAMILIES, family_of, make_pipeline, settings
+from featcache.heads.softmax import widths
 
 from .conftest import EVERY, blobs, fit_family, params_of
 
@@ -91,6 +92,8 @@ def test_the_default_heads_exist():
 def test_mlp_takes_its_width():
     assert settings("mlp:512")[0].params["hidden"] == 512
     assert settings("mlp")[0].params["hidden"] == 256
+    assert settings("mlp:1024-512")[0].params["hidden"] == "1024-512"
+    assert widths(make_pipeline("mlp:1024-512", settings("mlp:1024-512")[0].params)[-1].hidden) == (1024, 512)
 
 
 def test_an_unknown_head_is_refused_with_near_names():
@@ -98,7 +101,7 @@ def test_an_unknown_head_is_refused_with_near_names():
         settings("logregg")
 
 
-@pytest.mark.parametrize("head", ["mlp:0", "mlp:-3", "mlp:wide", "mlp:"])
+@pytest.mark.parametrize("head", ["mlp:0", "mlp:-3", "mlp:wide", "mlp:", "mlp:8-", "mlp:8-0"])
 def test_a_width_that_is_none_is_refused(head):
     with pytest.raises(UsageError, match=rf"'{head}': the width of the hidden layer is a number from 1"):
         settings(head)
