@@ -20,7 +20,7 @@ def command(
         str | None,
         typer.Option(
             "--heads",
-            help="Of ridge, logreg, svm, softmax, knn, mlp, mlp:WIDTH; each is a grid. [default: all]",
+            help="Of ridge, logreg, svm, softmax, knn, mlp, mlp:WIDTH, mlp:1024-512; each is a grid. [default: all]",
         ),
     ] = None,
     tap: Annotated[

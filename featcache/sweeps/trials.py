@@ -66,8 +66,8 @@ def sweep(
 ) -> Run:
     """Fit every head on every tap and return the run, written to `out` (default: CACHE.run beside the cache).
 
-    heads: names of families, each a grid: ridge, logreg, svm, softmax, knn, mlp or mlp:WIDTH. cv: folds within
-    train; without it the stored validation split chooses. metric: accuracy, balanced_accuracy or macro_f1.
+    heads: names of families, each a grid: ridge, logreg, svm, softmax, knn, mlp, mlp:WIDTH or mlp:1024-512. cv: folds
+    within train; without it the stored validation split chooses. metric: accuracy, balanced_accuracy or macro_f1.
     shots: use at most so many images per class, of train and of val alike. jobs: trials at once, -1 for one per core.
     grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}.
     Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.heads import dense, softmax
 from featcache.heads.dense import MIN_STEPS, held_out, initial_kernels, mini_batches
-from featcache.heads.dense_steps import batch_of
+from featcache.heads.dense_steps import Batch, batch_of, forward, gradients
 from featcache.heads.paths import Fold, together, try_all
 from featcache.heads.softmax import DenseSoftmax, chunks, family, train_together
 
@@ -220,6 +221,35 @@ def test_balanced_weights_count_in_what_is_held_out():
     engine = softmax.NumpyEngine(family(head_of()), data, [kernel, np.zeros((1, 1, 2), np.float32)], knobs)
     expected = (np.log(1 + np.exp(-1)) + 3 * np.log(2)) / 4
     assert engine.log_loss(np.array([[0, 1]])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("hidden", [0, 5, (6, 5)])
+def test_gradients_are_those_of_the_loss(hidden):
+    """By differences, of two streams with three heads each, with dropout."""
+    rng = np.random.default_rng(0)
+    knobs = softmax._knobs([[head_of(label_smoothing=part) for part in (0.0, 0.1, 0.5)]] * 2)
+    sizes = [4, *softmax.widths(hidden), 3]
+    later = [[(2, 3, *shape), (2, 3, 1, shape[1])] for shape in pairwise(sizes[1:])]
+    shapes = [(2, 4, 3 * sizes[1]), (2, 1, 3 * sizes[1]), *chain.from_iterable(later)]
+    params = [rng.normal(size=shape) for shape in shapes]
+    mask = (rng.random((2, 3, 7, 5) if hidden else (2, 7, 4)) < 0.7) / 0.7
+    targets, weights = np.eye(3)[rng.integers(0, 3, (2, 1, 7))], rng.random((2, 1, 7, 1))
+    batch = Batch(rng.normal(size=(2, 7, 4)), targets, weights, mask)
+
+    def loss():
+        likely = softmax.softmax(forward(np, params, batch.X, 3, mask)[1].reshape(-1, 3)).reshape(2, 3, 7, 3)
+        part = knobs.label_smoothing[:, :, None, None]
+        return -(weights * (targets * (1 - part) + part / 3) * np.log(likely)).sum()
+
+    for param, gradient in zip(params, gradients(np, params, batch, knobs), strict=True):
+        direction = rng.normal(size=param.shape)
+        kept = param.copy()
+        param += 1e-6 * direction
+        above = loss()
+        param[:] = kept - 1e-6 * direction
+        difference = (above - loss()) / 2e-6
+        param[:] = kept
+        assert difference == pytest.approx((gradient * direction).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [0, 400])
