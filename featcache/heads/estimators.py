@@ -22,7 +22,7 @@ class Family:
     grid: tuple[Params, ...]
     make: Callable[[Params, str | None, int], Any]  # params, class_weight, seed -> classifier
     probabilities: bool = True  # its logits are fitted as log-probabilities; if not they get a temperature
-    in_keras: bool = False
+    in_keras: Callable[[Params], bool] = lambda params: False  # trained by Keras, so not on threads
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,12 @@ def _softmax(params: Params, class_weight: str | None, seed: int) -> Any:
     return DenseSoftmax(**params, class_weight=class_weight, seed=seed)
 
 
+def _in_keras(params: Params) -> bool:
+    from featcache.heads.softmax import engine_of
+
+    return engine_of(params.get("engine", "auto")) == "keras"
+
+
 def _perceptron(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.neural_network import MLPClassifier
 
@@ -121,11 +127,11 @@ FAMILIES: dict[str, Family] = {
         Family("lda", _grid("shrinkage", [0.9, 0.5, 0.1, 0.01]), _lda),
         Family("logreg", _grid("C", [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]), _logreg),
         Family("svm", _grid("C", [1e-5, 1e-4, 1e-3, 1e-2]), _svm, probabilities=False),
-        Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=True),
+        Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=_in_keras),
         Family("knn", _grid("n_neighbors", [15, 5, 1]), _knn),
         Family("rbf", _grid("C", [0.1, 1.0, 10.0, 100.0]), _rbf, probabilities=False),
         Family("forest", _grid("n_estimators", [300]), _forest),
-        Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=True),
+        Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=_in_keras),
         Family("mlpclassifier", _grid("alpha", [1e-2]), _perceptron),
         Family("boosting", _grid("learning_rate", [0.1]), _boosting),
     )
@@ -231,9 +237,12 @@ def _own_params(head: str) -> list[Params]:
         return [{"hidden": MLP_WIDTH, **params} if head == "mlp" else params for params in family.grid]
     if family.name != "mlp":
         raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
-    if not (width.isdecimal() and int(width) > 0):
-        raise UsageError(f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512")
-    return [{"hidden": int(width), **params} for params in family.grid]
+    layers = width.split("-")
+    if not all(one.isdecimal() and int(one) > 0 for one in layers):
+        raise UsageError(
+            f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512; of several mlp:1024-512"
+        )
+    return [{"hidden": int(width) if len(layers) == 1 else width, **params} for params in family.grid]
 
 
 def _check_classifier(head: str) -> None:

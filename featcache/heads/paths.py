@@ -13,25 +13,31 @@ from dataclasses import dataclass
 from featcache.arrays import Classes, Features
 from featcache.errors import UsageError
 from featcache.heads import discriminant, kernels, logreg, neighbours, ridge
+from featcache.heads import together as dense
 from featcache.heads.estimators import family_of, make_classifier
 from featcache.heads.grids import Params
 from featcache.heads.tried import Fold, Tried, failed, judged
 
 Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
+Split = Callable[[str, Sequence[Params]], list[list[int]]]
 LeaveOneOut = Callable[[Sequence[Params], Features, Classes, str | None], Iterator[Tried]]
 
 
 @dataclass(frozen=True)
 class Path:
-    """How settings of a family are fitted together that differ in the parameters `along`."""
+    """How settings of a family are fitted together that differ in nothing but the parameters `along`."""
 
     fit: Fit
     along: frozenset[str]
     besides: frozenset[str] = frozenset()  # other parameters that it can be asked for
+    split: Split | None = None  # such settings into those of one call
     leave_one_out: LeaveOneOut | None = None  # from one fit on all images
 
 
+_DENSE = Path(dense.fit, dense.OWN, dense.SHARED, split=dense.chunks)
 PATHS = {
+    "softmax": _DENSE,
+    "mlp": _DENSE,
     "ridge": Path(ridge.fit, frozenset(["alpha"]), leave_one_out=ridge.leave_one_out),
     "lda": Path(discriminant.fit, frozenset(["shrinkage"])),
     "logreg": Path(logreg.fit, frozenset(["C"]), frozenset(["max_iter", "tol"])),
@@ -53,7 +59,12 @@ def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
         path = _path_of(head, params)
         rest = None if path is None else {name: value for name, value in params.items() if name not in path.along}
         groups.setdefault(number if rest is None else repr(rest), []).append(number)
-    return list(groups.values())
+    return [[some[at] for at in part] for some in groups.values() for part in _split(head, [grid[at] for at in some])]
+
+
+def _split(head: str, grid: Sequence[Params]) -> list[list[int]]:
+    path = _path_of(head, grid[0])
+    return [[*range(len(grid))]] if path is None or path.split is None else path.split(head, grid)
 
 
 def try_all(
@@ -90,7 +101,7 @@ def try_leave_one_out(
 
 def _path_of(head: str, params: Params) -> Path | None:
     path = PATHS.get(family_of(head).name)
-    return path if path is not None and params.keys() <= {*path.along, *path.besides} else None
+    return path if path is not None and params.keys() <= path.along | path.besides else None
 
 
 def _one_by_one(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:

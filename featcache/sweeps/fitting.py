@@ -52,7 +52,7 @@ def fitted(
 ) -> Iterator[tuple[Group, list[Outcome]]]:
     """Yield every group with what came of its settings.
 
-    Heads of scikit-learn are fitted on threads with one BLAS thread each, those of Keras one by one. may_begin: asked
+    Heads are fitted on threads with one BLAS thread each, those that Keras trains one by one. may_begin: asked
     before a group; with False it is left out. tick: called for every setting of every round.
     """
     outcomes: dict[int, list[Outcome]] = {}
@@ -76,7 +76,7 @@ def _rounds(
 
     def calls(in_keras: bool) -> Iterator[tuple[Group, int]]:
         for group in groups:
-            if family_of(group.head).in_keras == in_keras and may_begin():
+            if family_of(group.head).in_keras(group.grid[0]) == in_keras and may_begin():
                 yield from ((group, number) for number in range(len(task.rounds)))
 
     def fit(group: Group, number: int) -> _Round:

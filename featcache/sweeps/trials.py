@@ -53,7 +53,7 @@ def sweep(
 ) -> Run:
     """Fit every head on every tap and return the run, written to `out` (default: CACHE.run beside the cache).
 
-    heads: names of families, each a grid (see `featcache.heads.estimators.FAMILIES`), mlp:WIDTH, or module:Classifier.
+    heads: names of families, each a grid (see `featcache.heads.estimators.FAMILIES`), mlp:1024-512, module:Classifier.
     preset: kornblith, clip, dinov2 or fewshot, which sets what is not given (see `featcache.sweeps.presets`).
     taps: names; "a+b" joins the features of several. prepare: chains of standardise, l2, pca:N, pca:N:whiten, none.
     cv: folds within train, or "loo" for ridge and knn; without it the stored validation split chooses.

@@ -3,6 +3,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
+from featcache.heads.dense import mini_batches
 from featcache.heads.softmax import DenseSoftmax
 
 from .conftest import blobs
@@ -109,7 +110,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
 
 def test_every_epoch_sees_each_row_at_most_once():
-    rows = list(DenseSoftmax()._rows(num_rows=10, batch=4, steps=4))
+    rows = list(mini_batches(seed=0, num_rows=10, batch=4, steps=4))
     epochs = [np.concatenate(rows[:2]), np.concatenate(rows[2:])]
     assert [len(set(epoch)) for epoch in epochs] == [8, 8]
     assert list(epochs[0]) != list(epochs[1])

@@ -1,4 +1,5 @@
 import shutil
+import threading
 from dataclasses import replace
 
 import h5py
@@ -14,6 +15,7 @@ from sklearn.svm import LinearSVC
 from featcache.cache.exchange import export
 from featcache.cache.reader import Cache
 from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
+from featcache.heads.dense_keras import KerasEngine
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps import sweep, tasks
 
@@ -317,3 +319,16 @@ def test_progress_counts_every_setting(hard, tmp_path):
     run_on(hard, tmp_path, progress=ticks.append)
     assert [tick.done for tick in ticks] == list(range(1, 12))
     assert {tick.total for tick in ticks} == {11}
+
+
+def test_heads_that_keras_trains_are_those_of_numpy_and_stay_off_threads(hard, tmp_path, monkeypatch):
+    threads = set()
+    step = KerasEngine.step
+    monkeypatch.setattr(KerasEngine, "step", lambda *args: threads.add(threading.current_thread()) or step(*args))
+    runs = [
+        run_on(hard, tmp_path, "ridge,softmax", name, jobs=2, grid={"softmax": {"engine": [name], "epochs": [2]}})
+        for name in ("numpy", "keras")
+    ]
+    assert threads == {threading.main_thread()}
+    in_numpy, in_keras = ([trial for trial in run.trials if trial.head == "softmax"] for run in runs)
+    assert [trial.log_loss for trial in in_keras] == pytest.approx([trial.log_loss for trial in in_numpy], rel=1e-4)
