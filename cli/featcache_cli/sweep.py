@@ -21,7 +21,8 @@ def command(
         typer.Option(
             "--heads",
             help="Of centroid, gnb, ridge, lda, logreg, svm, softmax, knn, rbf, forest, mlp:256, mlp:1024-512, "
-            "mlpclassifier, boosting, or module:Classifier; each is a grid. [default: ridge,logreg,svm,softmax,knn,mlp:256]",
+            "mlpclassifier, boosting, or module:Classifier; each is a grid. "
+            "[default: ridge,logreg,svm,softmax,knn,mlp:256]",
         ),
     ] = None,
     tap: Annotated[

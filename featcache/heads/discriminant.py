@@ -48,8 +48,6 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
 
 def _within(X: Features, index: Classes, num_classes: int) -> tuple[Floats, Floats, Floats, float]:
     """Return the class means (K, D), and of the covariance within classes: eigenvalues (R,), vectors (D, R), mean."""
-    from scipy.linalg import eigh
-
     member = np.eye(num_classes)[index]
     means = summed(lambda some: member[some].T @ X[some], len(X)) / np.bincount(index)[:, None]
 
@@ -58,10 +56,10 @@ def _within(X: Features, index: Classes, num_classes: int) -> tuple[Floats, Floa
 
     if len(X) >= X.shape[1]:
         covariance = summed(lambda some: squared(apart(some)), len(X)) / len(X)
-        values, vectors = eigh(covariance, driver="evd", check_finite=False)
+        values, vectors = np.linalg.eigh(covariance)
         return means, np.maximum(values, 0), vectors, float(np.trace(covariance)) / X.shape[1]
     wide = apart()
-    values, left = eigh(wide @ wide.T / len(X), driver="evd", check_finite=False)
+    values, left = np.linalg.eigh(wide @ wide.T / len(X))
     some = values > NOTHING * max(values[-1], np.finfo(np.float64).tiny)
     vectors = wide.T @ left[:, some] / np.sqrt(values[some] * len(X))
     return means, values[some], vectors, float((wide**2).sum() / wide.size)

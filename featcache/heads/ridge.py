@@ -9,7 +9,7 @@ few-shot evaluator and RidgeCV use too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.tried import Fold, Tried, failed, of_scores
 
-WORTH_EIGENVALUES = 10  # as many Cholesky factors take as long (870 x 870: 97 and 9 ms)
+WORTH_EIGENVALUES = 6  # as many solutions of a linear system take as long (870 x 870: 73 and 12 ms)
 
 
 @dataclass(frozen=True)
@@ -63,39 +63,47 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     """Yield each strength, fitted on the fold."""
     began = time.perf_counter()
     problem = _problem(fold.X, fold.y, class_weight)
-    solve = _solver(problem.gram(), problem.right(), len(grid))
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    solved = [_solved(solve, classifier) for classifier in classifiers]
-    solutions = [one for one in solved if not isinstance(one, Tried)]
-    scores = iter(_scores(problem, solutions, fold.others))
+    refused = [_refusal(one) for one in classifiers]
+    good = [one for one, reason in zip(classifiers, refused, strict=True) if reason is None]
+    solved = iter(_solved(problem, [one.alpha for one in good], fold))
     each = (time.perf_counter() - began) / len(grid)
-    for classifier, solution in zip(classifiers, solved, strict=True):
-        if isinstance(solution, Tried):
-            yield solution
+    for classifier, reason in zip(classifiers, refused, strict=True):
+        if reason is not None:
+            yield reason
             continue
+        weights, scores = next(solved)
         if fold.keep:
-            coef = (problem.rows().T @ solution if problem.dual else solution).T
-            set_coefficients(classifier, np.unique(fold.y), coef, problem.Y_mean - coef @ problem.mean)
-        tried = of_scores(classifier if fold.keep else None, next(scores), np.unique(fold.y), time.perf_counter())
+            set_coefficients(classifier, np.unique(fold.y), weights.T, problem.Y_mean - weights.T @ problem.mean)
+        tried = of_scores(classifier if fold.keep else None, scores, np.unique(fold.y), time.perf_counter())
         yield replace(tried, seconds=each)
 
 
-def _solved(solve: Callable[[float], Floats], classifier: Any) -> Floats | Tried:
+def _refusal(classifier: Any) -> Tried | None:
     try:
         classifier._validate_params()  # as its own fit would
-        return solve(classifier.alpha)
-    except (ValueError, np.linalg.LinAlgError) as error:
+    except ValueError as error:
         return failed(error)
+    return None
 
 
-def _scores(problem: _Problem, solutions: Sequence[Floats], others: Features) -> list[Floats]:
-    """Return (M, K) of every solution, from one product with all of them."""
-    if not solutions:
+def _solved(problem: _Problem, alphas: Sequence[float], fold: Fold) -> list[tuple[Floats, Floats]]:
+    """Return the weights (D, K) of every strength, or none where they are not wanted, and scores (M, K) of the others.
+
+    What all strengths are multiplied with they are multiplied with at once.
+    """
+    if not alphas:
         return []
-    every = np.concatenate(solutions, axis=1)
-    weights = problem.rows().T @ every if problem.dual else every
-    found = mapped(lambda some: problem.centred(some) @ weights, others)
-    return [part + problem.Y_mean for part in np.split(found, len(solutions), axis=1)]
+    every = np.concatenate(_solutions(problem.gram(), problem.right(), alphas), axis=1)
+    if problem.dual and not fold.keep:
+        rows = problem.rows()
+        weights: Floats = np.zeros((0, every.shape[1]))
+        found = mapped(lambda some: problem.centred(some) @ rows.T @ every, fold.others)
+    else:
+        weights = problem.rows().T @ every if problem.dual else every
+        found = mapped(lambda some: problem.centred(some) @ weights, fold.others)
+    parts = (np.split(one, len(alphas), axis=1) for one in (weights, found))
+    return [(part, scores + problem.Y_mean) for part, scores in zip(*parts, strict=True)]
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
@@ -132,19 +140,17 @@ def _problem(X: Features, y: Classes, class_weight: str | None) -> _Problem:
     return _Problem(X, root, root * (Y - Y_mean), Y_mean, mean)
 
 
-def _solver(gram: Floats, right: Floats, times: int) -> Callable[[float], Floats]:
-    """Return what gives (gram + alpha)^-1 right for any alpha > 0, quickest if called so many times."""
-    from scipy.linalg import cho_factor, cho_solve
-
-    if times < WORTH_EIGENVALUES:
-        return lambda alpha: np.asarray(cho_solve(cho_factor(gram + alpha * np.eye(len(gram))), right))
+def _solutions(gram: Floats, right: Floats, alphas: Sequence[float]) -> list[Floats]:
+    """Return (gram + alpha)^-1 right of every alpha > 0. NumPy's LAPACK, unlike SciPy's, lets other threads run."""
+    if len(alphas) < WORTH_EIGENVALUES and min(alphas) > 0:
+        return [np.linalg.solve(gram + alpha * np.eye(len(gram)), right) for alpha in alphas]
     values, vectors = _eigen(gram)
     rotated = vectors.T @ right
-    return lambda alpha: vectors @ (rotated / (values + alpha)[:, None])
+    with np.errstate(divide="ignore", invalid="ignore"):  # without a penalty there may be no solution
+        every = vectors @ np.concatenate([rotated / (values + alpha)[:, None] for alpha in alphas], axis=1)
+    return np.split(every, len(alphas), axis=1)
 
 
 def _eigen(gram: Floats) -> tuple[Floats, Floats]:
-    from scipy.linalg import eigh
-
-    values, vectors = eigh(gram, driver="evd", check_finite=False)
+    values, vectors = np.linalg.eigh(gram)
     return np.maximum(values, 0), vectors

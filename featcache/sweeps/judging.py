@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Classes, Floats
 from featcache.files import write_arrays
 from featcache.heads.absorb import dense_layers
 from featcache.heads.estimators import FAMILIES, family_of
-from featcache.heads.linear import softmax
 from featcache.heads.steps import is_affine
 from featcache.sweeps.fitting import Outcome
 from featcache.sweeps.groups import Planned
-from featcache.sweeps.metrics import METRICS, OF_LABELS, fit_temperature, log_loss, losses, score, value_of
+from featcache.sweeps.metrics import METRICS, Said, fit_temperature, score_of, value_of
 from featcache.sweeps.run import Settings, Trial
 from featcache.sweeps.tasks import Task
 
@@ -58,29 +56,24 @@ def _judged(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> 
     temperature = 1.0
     if logits is not None and _needs_temperature(planned.setting.head, outcome.estimator[-1]):
         temperature = fit_temperature(logits, truth)
-    scaled = None if logits is None else logits / temperature
-    found = score(truth, predicted, asked.metric, scaled)
-    every = {one: value_of(truth, predicted, one, scaled) for one in METRICS if one in OF_LABELS or scaled is not None}
+    said = Said.of(truth, predicted, None if logits is None else logits / temperature)
+    found = score_of(said, asked.metric)
+    every = {one: value_of(said, one) for one in METRICS}
     return {
         "score": found.value,
         "interval": (found.low, found.high),
         "converged": _converged(outcome.estimator[-1]),
         "handoff": _can_hand_off(planned, outcome.estimator[-1]),
         "temperature": temperature,
-        "log_loss": None if scaled is None else log_loss(scaled, truth),
-        "scores": {one: every.get(one) for one in METRICS},
-        "fold_scores": _by_fold(task, predicted, scaled, asked),
+        "log_loss": None if said.loss is None else every["log_loss"],
+        "scores": {one: None if np.isnan(value) else value for one, value in every.items()},
+        "fold_scores": () if task.is_split or not task.folds else _by_fold(task, said, asked),
     }
 
 
-def _by_fold(task: Task, predicted: Classes, logits: Floats | None, asked: Settings) -> tuple[float, ...]:
-    if task.is_split or not task.folds or (asked.metric not in OF_LABELS and logits is None):
-        return ()
+def _by_fold(task: Task, said: Said, asked: Settings) -> tuple[float, ...]:
     ends = np.cumsum([len(choose_on) for _, choose_on in task.folds])
-    return tuple(
-        value_of(task.truth[at:to], predicted[at:to], asked.metric, None if logits is None else logits[at:to])
-        for at, to in pairwise([0, *ends.tolist()])
-    )
+    return tuple(value_of(said[at:to], asked.metric) for at, to in pairwise([0, *ends.tolist()]))
 
 
 def _needs_temperature(head: str, classifier: Any) -> bool:
@@ -105,9 +98,6 @@ def save_predictions(path: Path, trial: Trial, outcome: Outcome, task: Task) -> 
     order = np.argsort(np.concatenate([choose_on for _, choose_on in task.folds])) if task.folds else slice(None)
     arrays: dict[str, Any] = {"predicted": np.concatenate(outcome.predicted).astype(np.int32)}
     if outcome.logits:
-        logits = np.concatenate(outcome.logits) / trial.temperature
-        arrays |= {
-            "loss": losses(logits, task.truth).astype(np.float32),
-            "confidence": softmax(logits).max(axis=1).astype(np.float32),
-        }
+        said = Said.of(task.truth, arrays["predicted"], np.concatenate(outcome.logits) / trial.temperature)
+        arrays |= {"loss": said.loss, "confidence": said.confidence}
     write_arrays(path, {name: values[order] for name, values in arrays.items()})

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp, softmax
 
 from featcache.arrays import Classes, Floats
+from featcache.heads.linear import softmax
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
 METRICS: tuple[Metric, ...] = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
@@ -43,7 +43,12 @@ class Said:
         """Return it from logits (N, K), of which softmax gives the probabilities."""
         if logits is None:
             return cls(truth, predicted)
-        return cls(truth, predicted, losses(logits, truth), softmax(logits, axis=1).max(axis=1))
+        return cls(truth, predicted, losses(logits, truth), softmax(logits).max(axis=1))
+
+    def __getitem__(self, some: slice) -> Said:
+        """Return what is known of some of the images."""
+        parts = (None if one is None else one[some] for one in (self.loss, self.confidence))
+        return Said(self.truth[some], self.predicted[some], *parts)
 
 
 def score(truth: Classes, predicted: Classes, metric: Metric = "accuracy", logits: Floats | None = None) -> Score:
@@ -51,20 +56,26 @@ def score(truth: Classes, predicted: Classes, metric: Metric = "accuracy", logit
 
     logits: (N, K) of which softmax gives the probabilities; log_loss and ece need them, and are nan without.
     """
+    return score_of(Said.of(truth, predicted, logits), metric)
+
+
+def score_of(said: Said, metric: Metric) -> Score:
+    """Return the score of what is known of images."""
+    value = value_of(said, metric)
     if metric == "accuracy":
-        return wilson(int((truth == predicted).sum()), len(truth))
-    if metric not in OF_LABELS and logits is None:
-        return Score(np.nan, np.nan, np.nan)
-    said = Said.of(truth, predicted, logits)
-    resampled = np.concatenate([values_of(said, counts, metric) for counts in draws(len(truth), NUM_RESAMPLES)])
-    value = float(values_of(said, np.ones((1, len(truth))), metric)[0])
+        return wilson(int((said.truth == said.predicted).sum()), len(said.truth))
+    if np.isnan(value):
+        return Score(value, value, value)
+    resampled = np.concatenate([values_of(said, counts, metric) for counts in draws(len(said.truth), NUM_RESAMPLES)])
     low, high = np.quantile(resampled, [0.025, 0.975])  # resampling raises the calibration error, at times over itself
     return Score(value, min(value, float(low)), max(value, float(high)))
 
 
-def value_of(truth: Classes, predicted: Classes, metric: Metric, logits: Floats | None = None) -> float:
-    """Return the score alone."""
-    return float(values_of(Said.of(truth, predicted, logits), np.ones((1, len(truth))), metric)[0])
+def value_of(said: Said, metric: Metric) -> float:
+    """Return the score alone; nan if it needs probabilities and there are none."""
+    if metric not in OF_LABELS and said.loss is None:
+        return np.nan
+    return float(values_of(said, np.ones((1, len(said.truth))), metric)[0])
 
 
 def better(metric: Metric, value: float) -> float:
@@ -89,9 +100,9 @@ def wilson(correct: int, total: int) -> Score:
 
 def losses(logits: Floats, truth: Classes) -> Floats:
     """Return the (N,) negative log likelihoods of labels (N,) under softmax(logits), logits (N, K)."""
-    wide = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # logits that are not finite give a loss that is not
-        return np.asarray(logsumexp(wide, axis=1) - wide[np.arange(len(truth)), truth])
+    with np.errstate(invalid="ignore", divide="ignore"):  # logits that are not finite give a loss that is not
+        wide = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        return np.asarray(np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(truth)), truth])
 
 
 def log_loss(logits: Floats, truth: Classes) -> float:
@@ -116,7 +127,8 @@ def fit_temperature(logits: Floats, truth: Classes) -> float:
     of_truth = float(np.mean((1 - smoothing) * wide[np.arange(len(truth)), truth] + smoothing * wide.mean(axis=1)))
     inverse, low, high = 1.0, 1 / LARGEST, LARGEST
     for _ in range(100):
-        shares = softmax(inverse * wide, axis=1)
+        shares = np.exp(inverse * wide)  # the largest of each row is 0
+        shares /= shares.sum(axis=1, keepdims=True)
         mean = (shares * wide).sum(axis=1)
         slope = float(mean.mean()) - of_truth
         low, high = (low, inverse) if slope > 0 else (inverse, high)
