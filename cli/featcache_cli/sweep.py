@@ -61,6 +61,10 @@ def command(
     refit: Annotated[
         bool | None, typer.Option("--refit", help="Fit the winner on train and val in the end, as RUN@refit.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", help="What features may take, such as 4G; larger ones are streamed. [default: 1/4]"),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Trials at once; -1: one per core.")] = -1,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of folds and initial weights.")] = None,
     config: Annotated[
@@ -79,6 +83,7 @@ def command(
     from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
     from featcache.sweeps.budget import parse_seconds
+    from featcache.sweeps.tasks import parse_bytes
     from featcache_cli.config import read_settings
 
     flags = {
@@ -90,6 +95,7 @@ def command(
         "cv": cv,
         "budget": parse_seconds(budget) if budget else None,
         "refit": refit,
+        "memory": parse_bytes(memory) if memory else None,
         "metric": metric,
         "class_weight": class_weight,
         "shots": shots,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from featcache.arrays import Classes, Features
 from featcache.errors import UsageError
-from featcache.heads import discriminant, kernels, logreg, neighbours, ridge
+from featcache.heads import discriminant, kernels, logreg, neighbours, ridge, streams
 from featcache.heads import together as dense
 from featcache.heads.estimators import family_of, make_classifier
 from featcache.heads.grids import Params
@@ -73,6 +73,10 @@ def try_all(
     """Fit every setting of a group on a fold, and return them in their order."""
     path = _path_of(head, grid[0])
     fit = _one_by_one if path is None else path.fit
+    if fold.streamed and not (streams.in_blocks(head) and path is not None):
+        if not streams.can_stream(head):
+            return [streams.refusal(head, fold) for _ in grid]
+        fit = streams.fit
     try:
         return list(fit(head, grid, fold, class_weight, seed))
     except Exception as error:  # whatever a classifier raises, others can do better

@@ -139,9 +139,19 @@ def _notes(run: Run) -> list[str]:
         notes.append(f"{dropped} of {len(run.trials)} were dropped to keep within {run.settings.budget:g} s.")
     if len(run.trials) < run.planned:
         notes.append(f"{len(run.trials)} of {run.planned} are done; the command that began the run goes on with it.")
-    failed = [trial for trial in run.trials if trial.failed]
-    notes += [f"Trial {trial.trial} ({trial.head}) failed: {trial.status}" for trial in failed]
-    return notes
+    return [*notes, *_failures(run)]
+
+
+def _failures(run: Run) -> list[str]:
+    """Return why trials failed, a line for each reason."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for trial in run.trials:
+        if trial.failed:
+            alike.setdefault((trial.head, trial.status), []).append(str(trial.trial))
+    return [
+        f"Trial{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} ({head}) failed: {status}"
+        for (head, status), numbers in alike.items()
+    ]
 
 
 def _small_sets(run: Run) -> list[str]:

@@ -46,6 +46,7 @@ class Settings:
     prepare: tuple[str, ...] = (STANDARDISE,)  # chains of steps before the heads
     preset: str | None = None  # the protocol that set what is not set otherwise
     budget: float | None = None  # seconds, of which the promising get most
+    memory: float | None = None  # bytes that features may take; None: a quarter of the machine's
     refit: bool = False  # fit the winner on train and val in the end
 
     @property

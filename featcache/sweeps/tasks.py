@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -12,15 +15,16 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
-from featcache.errors import ShapeMismatch, TooFewClasses
+from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.heads.tried import Fold
 from featcache.spec import ImageRow, unit_of
-from featcache.sweeps.run import LOO, Settings, features_of
+from featcache.sweeps.run import LOO, Settings, features_of, taps_in
 
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
 KEEP_BYTES = 2**30  # of prepared features; what is more is prepared again for every group of heads
 BLOCK = 16_384  # rows that are standardised at a time where they are many
+SHARE = 4  # of the machine's memory features may take one part: heads take as much again
 BAD_ROWS = 3  # rows with features that are not finite, which are named
 
 
@@ -37,6 +41,7 @@ class Task:
     y: Classes
     folds: tuple[tuple[Classes, Classes], ...]
     num_train: int
+    streamed: bool = False  # X lies on the disk
 
     @property
     def rounds(self) -> tuple[tuple[Classes, Classes], ...]:
@@ -60,7 +65,7 @@ class Prepared:
     def __init__(self, task: Task, chain: str, *, last: bool) -> None:
         """`last`: nobody needs the task's features afterwards, so that they may be changed in place."""
         self._task, self._chain = task, chain
-        self._in_place = last and task.is_split and chain == STANDARDISE
+        self._in_place = (last or task.streamed) and task.is_split and chain == STANDARDISE
         self._keep = len(task.rounds) * task.X.nbytes <= KEEP_BYTES or task.is_split
         self._kept: dict[int, tuple[list[tuple[str, Any]], Fold]] = {}
         self._locks = [threading.Lock() for _ in task.rounds]
@@ -80,7 +85,8 @@ class Prepared:
         keep = number == len(task.rounds) - 1
         if self._in_place:  # the rows that fit are the first ones
             scaler, X = _standardised_in_place(task.X, task.num_train)
-            return [(STANDARDISE, scaler)], Fold(X[: task.num_train], task.y[fit_on], X[task.num_train :], keep)
+            fold = Fold(X[: task.num_train], task.y[fit_on], X[task.num_train :], keep, task.streamed)
+            return [(STANDARDISE, scaler)], fold
         X, others = task.X[fit_on], task.X[choose_on]
         steps = make_steps(self._chain)
         for _, step in steps:
@@ -117,17 +123,62 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
 
 def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> Task:
     """Return the arrays of a tap, or of several that are joined. Raises ShapeMismatch, TooFewClasses."""
-    for name in tap.split("+") if tap not in cache.taps else [tap]:
+    names = taps_in(cache, tap)
+    for name in names:
         cache.check(name)  # once; what follows rests on these numbers
     rows = train if asked.cv else [*train, *val]
-    X, y = features_of(cache, rows, tap), cache.labels(rows)
+    y, width = cache.labels(rows), sum(cache.features(rows[:1], name).shape[1] for name in names)
+    size, room = len(rows) * width * 4, asked.memory or physical_memory() / SHARE
+    streamed = size > room
+    if streamed:
+        _check_streamed(asked, tap, size, room)
+    X = _on_disk(cache, rows, tap, width) if streamed else features_of(cache, rows, tap)
     _check(X, rows, tap)
     everything = np.arange(len(rows))
     if asked.cv == LOO:
         return Task(tap, X, y, (), len(train))
     if asked.cv:
         return Task(tap, X, y, _folds(train, y, asked), len(train))
-    return Task(tap, X, y, ((everything[: len(train)], everything[len(train) :]),), len(train))
+    return Task(tap, X, y, ((everything[: len(train)], everything[len(train) :]),), len(train), streamed)
+
+
+def parse_bytes(text: str) -> float:
+    """Return the bytes of a size.
+
+    >>> parse_bytes("500M"), parse_bytes("1.5g")
+    (500000000.0, 1500000000.0)
+    """
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt])b?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"--memory takes a size such as 500M or 4G; got '{text}'")
+    return float(match[1]) * 1000.0 ** ("kmgt".index(match[2]) + 1)
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_streamed(asked: Settings, tap: str, size: float, room: float) -> None:
+    """Raise UsageError if what is asked takes features in memory."""
+    given = {"--cv": asked.cv, "--budget": asked.budget, "--refit": asked.refit, f"--preset {asked.preset}": asked.few}
+    extra = [name for name, value in given.items() if value]
+    if asked.prepare != (STANDARDISE,):
+        extra.append("--prepare")
+    if extra:
+        raise UsageError(
+            f"The features of tap '{tap}' take {size / 1e9:.2g} GB, more than the {room / 1e9:.2g} GB they may, so "
+            f"they are streamed; that goes without {', '.join(extra)}. Leave that out, or give more: --memory"
+        )
+
+
+def _on_disk(cache: Cache, rows: Sequence[ImageRow], tap: str, width: int) -> Features:
+    """Return features that lie in a file without a name beside the cache, which goes when they do."""
+    with tempfile.TemporaryFile(dir=cache.path.parent) as file:
+        X = np.memmap(file, np.float32, "w+", shape=(len(rows), width))
+    for at in range(0, len(rows), BLOCK):
+        X[at : at + BLOCK] = features_of(cache, rows[at : at + BLOCK], tap)
+    return X
 
 
 def part_of(task: Task, rows: Classes) -> Task:
@@ -168,7 +219,9 @@ def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Cl
 def _check(X: Features, rows: Sequence[ImageRow], tap: str) -> None:
     bad = np.flatnonzero([not np.isfinite(X[at : at + BLOCK]).all() for at in range(0, len(X), BLOCK)])
     if len(bad):
-        found = np.flatnonzero(~np.isfinite(X).all(axis=1))
+        found = np.concatenate(
+            [at + np.flatnonzero(~np.isfinite(X[at : at + BLOCK]).all(axis=1)) for at in (bad * BLOCK).tolist()]
+        )
         names = ", ".join(rows[at].path for at in found[:BAD_ROWS])
         raise ShapeMismatch(f"Tap '{tap}' has features that are not finite, in {len(found)} rows such as {names}")
     if (X[:1] == X).all():

@@ -46,6 +46,7 @@ def sweep(
     shots: int | None = None,
     budget: float | None = None,
     refit: bool | None = None,
+    memory: float | None = None,
     jobs: int = -1,
     seed: int = 0,
     grid: Grid | None = None,
@@ -59,7 +60,8 @@ def sweep(
     cv: folds within train, or "loo" for ridge and knn; without it the stored validation split chooses.
     metric: accuracy, balanced_accuracy, macro_f1, log_loss or ece. shots: use at most so many images per class, of
     train and of val alike. budget: seconds; what is not promising on few images is not tried on all. refit: fit the
-    winner on train and val in the end, as `RUN@refit`. jobs: trials at once, -1 for one per core.
+    winner on train and val in the end, as `RUN@refit`. memory: bytes that features may take, by default a quarter of
+    the machine's; larger ones are streamed from the disk, by heads that can. jobs: trials at once, -1 for one per core.
     grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}.
 
     A run that was stopped goes on where it was if it is asked for again. Raises TooFewClasses, UnknownHead,
@@ -83,6 +85,7 @@ def sweep(
         prepare=parse_chains(prepare or protocol.prepare),
         preset=preset,
         budget=budget,
+        memory=memory,
         refit=protocol.refit if refit is None else refit,
     )
     _check(asked)
@@ -134,6 +137,8 @@ def _check(asked: Settings) -> None:
         raise UsageError(f"--shots takes a number of images per class from 1; got {asked.shots}")
     if asked.budget is not None and not 0 < asked.budget < math.inf:
         raise UsageError(f"--budget takes a time such as 60s, 5m or 1h; got {asked.budget:g} s")
+    if asked.memory is not None and not 0 < asked.memory < math.inf:
+        raise UsageError(f"--memory takes a size such as 500M or 4G; got {asked.memory:g} bytes")
     if asked.budget is not None and asked.cv == LOO:
         raise UsageError("--budget has nothing to save with --cv loo, which fits once. Leave one of them out")
     if asked.few and (asked.cv or asked.shots or asked.budget or asked.refit):
