@@ -8,7 +8,7 @@ import numpy as np
 
 from featcache.arrays import Features, Floats
 
-ROWS = 8192
+ROWS = 1024
 
 
 def slices(num_rows: int, rows: int | None = None) -> Iterator[slice]:

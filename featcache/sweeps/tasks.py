@@ -23,7 +23,7 @@ from featcache.sweeps.run import LOO, Settings, features_of, taps_in
 
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
 KEEP_BYTES = 2**30  # of prepared features; what is more is prepared again for every group of heads
-BLOCK = 16_384  # rows that are standardised at a time where they are many
+BLOCK = 4096  # rows that are standardised at a time where they are many
 SHARE = 4  # of the machine's memory features may take one part: heads take as much again
 BAD_ROWS = 3  # rows with features that are not finite, which are named
 

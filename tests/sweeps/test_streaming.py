@@ -77,9 +77,8 @@ def test_a_classifier_that_cannot_stream_says_so_and_the_sweep_goes_on(hard, tmp
     "options", [{"cv": 3}, {"budget": 5.0}, {"refit": True}, {"prepare": "l2"}, {"preset": "fewshot"}]
 )
 def test_what_takes_features_in_memory_is_refused(options, hard, tmp_path):
-    with pytest.raises(
-        UsageError, match=rf"more than the .* so they are streamed; that goes without --{[*options][0]}"
-    ):
+    [name] = options
+    with pytest.raises(UsageError, match=rf"more than the .* so they are streamed; that goes without --{name}"):
         run_on(hard, tmp_path / "run", "ridge", **options)
 
 
