@@ -30,13 +30,12 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
-    """Yield what the neighbours of every image but itself say of it."""
+    """Yield each number of neighbours fitted on all images, and what those of every image but itself say of it."""
     began = time.perf_counter()
     classifiers = [make_classifier("knn", params).fit(X, y) for params in grid]
     most = min(max(one.n_neighbors for one in classifiers), len(X) - 1)
     found = classifiers[0].kneighbors(None, most, return_distance=False)  # None: each row without itself
-    for tried in _votes(classifiers, found, y, began):
-        yield Tried(None, tried.predicted, tried.logits, tried.seconds, tried.reason)
+    yield from _votes(classifiers, found, y, began)
 
 
 def _votes(classifiers: Sequence[Any], found: Classes, y: Classes, began: float) -> Iterator[Tried]:

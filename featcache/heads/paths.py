@@ -93,7 +93,7 @@ def check_leave_one_out(head: str, params: Params) -> None:
 def try_leave_one_out(
     head: str, grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None = None
 ) -> list[Tried]:
-    """Return what every setting of a group says of each image when it is fitted on all others; no classifier."""
+    """Return every setting of a group fitted on all images, and what it says of each when fitted on all others."""
     path = _path_of(head, grid[0])
     assert path is not None  # check_leave_one_out has seen it
     assert path.leave_one_out is not None

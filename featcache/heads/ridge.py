@@ -107,24 +107,32 @@ def _solved(problem: _Problem, alphas: Sequence[float], fold: Fold) -> list[tupl
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
-    """Yield what each strength says of every image when fitted on all others, class weights as of all images."""
+    """Yield each strength fitted on all images, and what it says of every one when fitted on all others.
+
+    Class weights are those of all images.
+    """
     began = time.perf_counter()
     problem = _problem(X, y, class_weight)
     values, vectors = _eigen(problem.gram())
     scores = vectors if problem.dual else problem.rows() @ vectors  # (N, R)
+    basis = problem.rows().T @ vectors if problem.dual else vectors  # (D, R)
     squares, rotated = scores**2, scores.T @ problem.Y
     share = problem.root**2 / (problem.root**2).sum()
     for params in grid:
-        try:
-            make_classifier("ridge", params)._validate_params()
-        except ValueError as error:
-            yield failed(error)
+        classifier = make_classifier("ridge", params, class_weight)
+        reason = _refusal(classifier)
+        if reason is not None:
+            yield reason
             continue
-        shrunk = ((values if problem.dual else 1) / (values + params["alpha"]))[:, None]
+        shrunk = (1 / (values + params["alpha"]))[:, None]
+        coef = (basis @ (shrunk * rotated)).T
+        set_coefficients(classifier, np.unique(y), coef, problem.Y_mean - coef @ problem.mean)
+        if problem.dual:
+            shrunk *= values[:, None]
         hat = share + squares @ shrunk
         residual = (problem.Y - scores @ (shrunk * rotated)) / np.maximum(1 - hat, 1e-12) / problem.root
         left_out = problem.Y / problem.root + problem.Y_mean - residual
-        yield of_scores(None, left_out, np.unique(y), began)
+        yield of_scores(classifier, left_out, np.unique(y), began)
         began = time.perf_counter()
 
 

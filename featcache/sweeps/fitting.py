@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from featcache.arrays import Classes, Floats
 from featcache.heads.estimators import family_of, joined
 from featcache.heads.paths import try_all, try_leave_one_out
-from featcache.heads.tried import Fold, Tried
+from featcache.heads.tried import Tried
 from featcache.sweeps.groups import Group
 from featcache.sweeps.run import Settings
 from featcache.sweeps.tasks import Prepared, Task
@@ -82,7 +82,7 @@ def _rounds(
     def fit(group: Group, number: int) -> _Round:
         steps, fold = prepared[number]
         if not task.folds:
-            return group, steps, _left_out(group, fold, asked)
+            return group, steps, try_leave_one_out(group.head, group.grid, fold.X, fold.y, asked.class_weight)
         return group, steps, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
 
     with warnings.catch_warnings(), threadpool_limits(1):
@@ -91,13 +91,3 @@ def _rounds(
         yield from parallel(delayed(fit)(*one) for one in calls(in_keras=False))
     for one in calls(in_keras=True):
         yield fit(*one)
-
-
-def _left_out(group: Group, fold: Fold, asked: Settings) -> list[Tried]:
-    """Return what each setting says of every image that it was not fitted on, with the classifier of all images."""
-    said = try_leave_one_out(group.head, group.grid, fold.X, fold.y, asked.class_weight)
-    whole = try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
-    return [
-        replace(one, classifier=fit.classifier, seconds=one.seconds + fit.seconds, reason=one.reason or fit.reason)
-        for one, fit in zip(said, whole, strict=True)
-    ]

@@ -147,6 +147,9 @@ def test_leaving_one_out_is_fitting_on_all_others(num_classes, num_features, cla
             [expected] = alone.predict(fold.X[row : row + 1])
             found = tried.logits[row] if num_classes > 2 else tried.logits[row] * 2  # of two: (-d/2, d/2)
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+        [whole] = try_all("ridge", [params], fold, class_weight)
+        np.testing.assert_allclose(tried.classifier.coef_, whole.classifier.coef_, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(tried.classifier.intercept_, whole.classifier.intercept_, rtol=1e-6, atol=1e-8)
 
 
 def test_the_neighbours_of_an_image_are_others():
