@@ -19,8 +19,9 @@ def command(run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")],
     """
     from featcache.reports.table import trials_table
     from featcache.sweeps import Run, open_trial
+    from featcache.sweeps.run import is_run
 
-    if "@" in run:
+    if "@" in run and not is_run(run):
         facts = of_trial(open_trial(run).trial)
         emit(json, facts, lambda: "\n".join(f"{key:10} {value}" for key, value in facts.items()))
     else:

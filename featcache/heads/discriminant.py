@@ -24,6 +24,8 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     """Yield each shrinkage, fitted on the fold."""
     began = time.perf_counter()
     classes, index = np.unique(fold.y, return_inverse=True)
+    if len(fold.X) == len(classes):
+        raise ValueError("The number of samples must be more than the number of classes.")  # as scikit-learn says
     means, values, vectors, trace = _within(fold.X, index, len(classes))
     priors = np.bincount(index) / len(index)
     for params in grid:

@@ -118,6 +118,7 @@ def _grid(name: str, values: Sequence[Any]) -> tuple[Params, ...]:
 
 
 MLP_WIDTH = 256
+NOT_SWEPT = ("class_weight", "seed", "random_state", "decision_function_shape")  # of the sweep, or of no use in it
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (  # from simple to complex
@@ -225,7 +226,7 @@ def _params(head: str, given: Mapping[str, Sequence[Any]]) -> list[Params]:
     if not given:
         return own
     known = make_classifier(head, own[0]).get_params()
-    return combined(head, own, given, [name for name in known if name not in ("class_weight", "seed", "random_state")])
+    return combined(head, own, given, [name for name in known if name not in NOT_SWEPT])
 
 
 def _own_params(head: str) -> list[Params]:
@@ -249,7 +250,9 @@ def _check_classifier(head: str) -> None:
     """Raise UsageError unless an imported class makes scikit-learn classifiers without arguments."""
     try:
         classifier = make_classifier(head, {})
-    except (TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a user's class raises
+        if isinstance(error, UnknownHead):
+            raise
         raise UsageError(f"'{head}' is no classifier as scikit-learn's are, made without arguments: {error}") from error
     if not (hasattr(classifier, "fit") and hasattr(classifier, "predict")):
         raise UsageError(f"'{head}' is no classifier: it lacks fit or predict")

@@ -27,7 +27,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the grid that the user wrote. Raises UsageError.
 
     >>> parse_grid(["ridge.alpha=1..100:3", "knn.n_neighbors=5,1"])
-    {'ridge': {'alpha': [1.0, 10.0, 100.0]}, 'knn': {'n_neighbors': [5, 1]}}
+    {'ridge': {'alpha': [1, 10, 100]}, 'knn': {'n_neighbors': [5, 1]}}
     """
     grid: dict[str, dict[str, list[Any]]] = {}
     for text in texts:
@@ -47,7 +47,9 @@ def _values(text: str, asked: str) -> list[Any]:
     first, last, count = _value(between["first"]), _value(between["last"]), int(between["count"])
     if not all(isinstance(one, (int, float)) and 0 < one < float("inf") for one in (first, last)) or count < 2:
         raise UsageError(f"--grid: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{asked}'")
-    return [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
+    found = [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
+    whole = isinstance(first, int) and isinstance(last, int) and all(value.is_integer() for value in found)
+    return [int(value) for value in found] if whole else found
 
 
 def _value(text: str) -> Any:
@@ -74,7 +76,7 @@ def combined(
             raise UsageError(f"--grid: {head} has no parameter '{name}'{did_you_mean(name, known)}: {', '.join(known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UsageError(f"--grid: {head}.{name} takes a list of values with one at least; got {values!r}")
-        axes[name] = _ordered(list(dict.fromkeys(values)), axes.get(name, []))
+        axes[name] = _ordered(list({repr(value): value for value in values}.values()), axes.get(name, []))
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 

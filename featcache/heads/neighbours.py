@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,26 +20,44 @@ BLOCK_BYTES = 2**27  # of votes, one for each neighbour and class
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
     """Yield each number of neighbours, fitted on the fold."""
-    began = time.perf_counter()
-    classifiers = [make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y) for params in grid]
-    most = min(max(one.n_neighbors for one in classifiers), len(fold.X))
-    found = np.zeros((0, most), np.int64)
-    if len(fold.others):
-        found = classifiers[0].kneighbors(fold.others, most, return_distance=False)
-    yield from _votes(classifiers, found, fold.y, began)
+    classifiers = _made(head, grid, fold.X, fold.y)
+    yield from _votes(classifiers, fold.y, lambda one, most: _found(one, fold.others, most), len(fold.X))
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
     """Yield each number of neighbours fitted on all images, and what those of every image but itself say of it."""
-    began = time.perf_counter()
-    classifiers = [make_classifier("knn", params).fit(X, y) for params in grid]
-    most = min(max(one.n_neighbors for one in classifiers), len(X) - 1)
-    found = classifiers[0].kneighbors(None, most, return_distance=False)  # None: each row without itself
-    yield from _votes(classifiers, found, y, began)
+
+    def search(one: Any, most: int) -> Classes:
+        return np.asarray(one.kneighbors(None, most, return_distance=False))  # None: each row without itself
+
+    yield from _votes(_made("knn", grid, X, y), y, search, len(X) - 1)
 
 
-def _votes(classifiers: Sequence[Any], found: Classes, y: Classes, began: float) -> Iterator[Tried]:
+def _made(head: str, grid: Sequence[Params], X: Features, y: Classes) -> list[Any]:
+    """Return the fitted classifiers, or in the place of one that cannot be its failed trial."""
+    made: list[Any] = []
+    for params in grid:
+        try:
+            made.append(make_classifier(head, params).fit(X, y))
+        except Exception as error:  # a number of neighbours that is none
+            made.append(failed(error))
+    return made
+
+
+def _found(classifier: Any, others: Features, most: int) -> Classes:
+    if not len(others):
+        return np.zeros((0, most), np.int64)
+    return np.asarray(classifier.kneighbors(others, most, return_distance=False))
+
+
+def _votes(made: Sequence[Any], y: Classes, search: Callable[[Any, int], Classes], most: int) -> Iterator[Tried]:
     """Neighbours of one class each vote for it; of classes with as many votes the first wins, as in scikit-learn."""
+    began = time.perf_counter()
+    classifiers = [one for one in made if not isinstance(one, Tried)]
+    if not classifiers:
+        yield from made
+        return
+    found = search(classifiers[0], min(max(one.n_neighbors for one in classifiers), most))
     classes, index = np.unique(y, return_inverse=True)
     counted = [np.zeros((len(found), len(classes)), np.int32) for _ in classifiers]
     step = max(1, BLOCK_BYTES // (4 * len(classes) * max(1, found.shape[1])))
@@ -47,7 +65,12 @@ def _votes(classifiers: Sequence[Any], found: Classes, y: Classes, began: float)
         votes = np.eye(len(classes), dtype=np.int32)[index[found[at : at + step]]].cumsum(axis=1)
         for one, count in zip(classifiers, counted, strict=True):
             count[at : at + step] = votes[:, min(one.n_neighbors, votes.shape[1]) - 1]
-    for classifier, count in zip(classifiers, counted, strict=True):
+    counts = iter(counted)
+    for classifier in made:
+        if isinstance(classifier, Tried):
+            yield classifier
+            continue
+        count = next(counts)
         if classifier.n_neighbors > found.shape[1]:
             reason = f"there are {len(y)} images, so no {classifier.n_neighbors} neighbours"
             yield failed(ValueError(reason))

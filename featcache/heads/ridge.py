@@ -19,9 +19,11 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.heads.blocks import mapped, squared, summed
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, of_scores
+from featcache.heads.tried import Fold, Tried, failed, judged, of_scores
 
 WORTH_EIGENVALUES = 6  # as many solutions of a linear system take as long (870 x 870: 73 and 12 ms)
+
+LEAST = 1e-8  # of the largest eigenvalue: strengths below it leave nothing of a residual but rounding
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     problem = _problem(fold.X, fold.y, class_weight)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
     refused = [_refusal(one) for one in classifiers]
-    good = [one for one, reason in zip(classifiers, refused, strict=True) if reason is None]
+    good = [one for one, reason in zip(classifiers, refused, strict=True) if reason is None and one.alpha > 0]
     solved = iter(_solved(problem, [one.alpha for one in good], fold))
     each = (time.perf_counter() - began) / len(grid)
     for classifier, reason in zip(classifiers, refused, strict=True):
         if reason is not None:
             yield reason
+            continue
+        if classifier.alpha == 0:  # of least squares alone there are many solutions: scikit-learn's is one
+            yield judged(classifier.fit(fold.X, fold.y), fold, time.perf_counter())
             continue
         weights, scores = next(solved)
         if fold.keep:
@@ -121,6 +126,8 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     for params in grid:
         classifier = make_classifier("ridge", params, class_weight)
         reason = _refusal(classifier)
+        if reason is None and params["alpha"] < LEAST * values.max():
+            reason = failed(ValueError(f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"))
         if reason is not None:
             yield reason
             continue
@@ -150,12 +157,11 @@ def _problem(X: Features, y: Classes, class_weight: str | None) -> _Problem:
 
 def _solutions(gram: Floats, right: Floats, alphas: Sequence[float]) -> list[Floats]:
     """Return (gram + alpha)^-1 right of every alpha > 0. NumPy's LAPACK, unlike SciPy's, lets other threads run."""
-    if len(alphas) < WORTH_EIGENVALUES and min(alphas) > 0:
+    if len(alphas) < WORTH_EIGENVALUES:
         return [np.linalg.solve(gram + alpha * np.eye(len(gram)), right) for alpha in alphas]
     values, vectors = _eigen(gram)
     rotated = vectors.T @ right
-    with np.errstate(divide="ignore", invalid="ignore"):  # without a penalty there may be no solution
-        every = vectors @ np.concatenate([rotated / (values + alpha)[:, None] for alpha in alphas], axis=1)
+    every = vectors @ np.concatenate([rotated / (values + alpha)[:, None] for alpha in alphas], axis=1)
     return np.split(every, len(alphas), axis=1)
 
 

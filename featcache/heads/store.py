@@ -36,6 +36,8 @@ KNOWN = (  # beside those that skops itself knows
 
 def save(path: Path, estimator: Any) -> int:
     """Write a fitted pipeline to `path`, or to its .skops beside it, and return its bytes: 0 if it is not stored."""
+    for old in (path, path.with_suffix(".skops")):
+        old.unlink(missing_ok=True)
     if _is_plain(estimator):
         return write_arrays(path, _arrays_of(estimator))
     if hasattr(estimator[-1], "_fit_X"):  # neighbours

@@ -22,7 +22,7 @@ from featcache.heads.paths import try_all, try_leave_one_out
 from featcache.heads.tried import Fold
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import wilson
-from featcache.sweeps.run import Settings, few_of
+from featcache.sweeps.run import Settings, by_depth, few_of
 from featcache.sweeps.tasks import images_of, make_task
 
 LARGE = 200  # training images per class, in the median, from which fine-tuning the whole network pays
@@ -86,7 +86,7 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     train, _ = images_of(cache, asked)
     counts = Counter(row.label for row in train)
     depths, right = [], dict[str, Classes]()
-    for number, tap in enumerate(cache.vectors, 1):
+    for number, tap in enumerate(by_depth(cache, cache.vectors), 1):
         task = make_task(cache, tap, train, [], asked)
         rows = few_of(task.y, max(2, MOST_IMAGES // len(counts)), 0)
         depth, right[tap] = _depth(tap, task.X[rows], task.y[rows])

@@ -82,7 +82,9 @@ def promising(
     for share in SHARES:
         found = [*_looked(going, task_of, asked, jobs, share, clock)]
         late = [_Seen(group, -np.inf, 0.0) for group in going if all(one.group is not group for one in found)]
-        seen = sorted([*found, *late], key=lambda one: -one.value)
+        values = [one.value for one in found if np.isfinite(one.value)]
+        usual = float(np.median(values)) if values else 0.0  # what cannot be tried on few images stands in the middle
+        seen = sorted([*found, *late], key=lambda one: -(usual if np.isnan(one.value) else one.value))
         going = [one.group for one in seen]
         rounds = 1 if asked.cv is None else int(asked.cv) + 1
         if sum(one.seconds for one in seen) * share * rounds / _workers(jobs) < clock.left:
@@ -106,7 +108,7 @@ def _looked(
         for group, outcomes in fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > 0):
             trials = [judged_trial(few, one, found, asked) for one, found in zip(group.planned, outcomes, strict=True)]
             values = [better(asked.metric, trial.score) for trial in trials if trial.status == "ok"]
-            yield _Seen(group, max(values, default=-np.inf), sum(trial.fit_s for trial in trials))
+            yield _Seen(group, max(values, default=np.nan), sum(trial.fit_s for trial in trials))
 
 
 def _few(task: Task, share: int, seed: int) -> Classes:

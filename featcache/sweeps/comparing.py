@@ -40,6 +40,8 @@ class Comparison:
     def verdict(self) -> str:
         """Return what can be said: which one is better, or that they cannot be told apart."""
         low, high = self.interval
+        if not np.isfinite(self.interval).all():
+            return f"{self.metric} is not a number of one of them, so they cannot be compared"
         if low <= 0 <= high:
             return f"tie: the interval of the difference holds 0, so {self.images} images cannot tell them apart"
         return f"{self.a if low > 0 else self.b} is better"
@@ -52,9 +54,12 @@ def compare(a: Chosen, b: Chosen, metric: str | None = None) -> Comparison:
     """
     chosen = choose("--metric", metric or a.run.settings.metric, METRICS)
     (keys, truth, first), (others, _, second) = (_evidence(one) for one in (a, b))
+    if a.run.classes != b.run.classes:
+        raise UsageError(f"{_name(a)} and {_name(b)} are about other classes, so they cannot be compared")
     if sorted(keys) != sorted(others):
         raise UsageError(
-            f"{_name(a)} and {_name(b)} were chosen on other images ({_how(a)}, {_how(b)}), so they cannot be compared"
+            f"{_name(a)} and {_name(b)} were chosen on other images or labels ({_how(a)}, {_how(b)}), "
+            "so they cannot be compared"
         )
     at = {key: number for number, key in enumerate(others)}
     second = {name: values[[at[key] for key in keys]] for name, values in second.items()}
@@ -96,11 +101,12 @@ def _evidence(one: Chosen) -> tuple[list[str], Classes, dict[str, Any]]:
         with np.load(path, allow_pickle=False) as file:
             said = {name: file[name] for name in ("predicted", "loss", "confidence") if name in file.files}
         lengths = {len(values) for values in said.values()}
-    except (OSError, ValueError, EOFError) as error:
+        said["predicted"]
+    except Exception as error:  # a damaged file can raise anything
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
     if lengths != {len(rows)}:
         raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")
-    return [f"{row.digest} {row.path}" for row in rows], cache.labels(rows), said
+    return [f"{row.digest} {row.label} {row.path}" for row in rows], cache.labels(rows), said
 
 
 def _name(one: Chosen) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from featcache.arrays import Classes, Floats
 from featcache.heads.estimators import family_of, joined
 from featcache.heads.paths import try_all, try_leave_one_out
-from featcache.heads.tried import Tried
+from featcache.heads.tried import Tried, failed
 from featcache.sweeps.groups import Group
 from featcache.sweeps.run import Settings
 from featcache.sweeps.tasks import Prepared, Task
@@ -30,7 +32,8 @@ class Outcome:
     def add(self, tried: Tried, steps: Any) -> None:
         """Note what came of one more round."""
         self.rounds += 1
-        self.reason = self.reason or tried.reason
+        finite = tried.logits is None or np.isfinite(tried.logits).all()
+        self.reason = self.reason or tried.reason or ("" if finite else "ValueError: its scores are not finite")
         self.seconds += tried.seconds
         if not self.reason:
             self.estimator = joined(steps, tried.classifier)
@@ -80,7 +83,10 @@ def _rounds(
                 yield from ((group, number) for number in range(len(task.rounds)))
 
     def fit(group: Group, number: int) -> _Round:
-        steps, fold = prepared[number]
+        try:
+            steps, fold = prepared[number]
+        except Exception as error:  # more components than images, for one
+            return group, None, [failed(error) for _ in group.grid]
         if not task.folds:
             return group, steps, try_leave_one_out(group.head, group.grid, fold.X, fold.y, asked.class_weight)
         return group, steps, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)

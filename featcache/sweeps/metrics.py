@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -155,29 +155,26 @@ def draws(num_images: int, resamples: int) -> Iterator[Floats]:
 
 def values_of(said: Said, counts: Floats, metric: Metric) -> Floats:
     """Return (B,) the score for each row of counts (B, N), of how often each image stands there."""
-    sums = counts @ _parts(said, metric)
-    if metric in ("accuracy", "log_loss"):
-        return np.asarray(sums[:, 0] / counts.sum(axis=1))
-    if metric == "ece":
-        return np.asarray(np.abs(sums).sum(axis=1) / counts.sum(axis=1))
-    both, true, predicted = np.split(sums, 3, axis=1)
-    there = true if metric == "balanced_accuracy" else true + predicted
-    share = np.divide((1 if metric == "balanced_accuracy" else 2) * both, there, where=there > 0, out=both * 0)
-    return np.asarray(share.sum(axis=1) / (there > 0).sum(axis=1))
-
-
-def _parts(said: Said, metric: Metric) -> Floats:
-    """Return (N, P) what each image adds to the sums that a metric is made of."""
     right = said.truth == said.predicted
+    if metric in ("balanced_accuracy", "macro_f1"):
+        return np.array([_of_classes(said, right, row, metric) for row in counts])
+    total = counts.sum(axis=1)
     if metric == "accuracy":
-        return np.asarray(right, dtype=float)[:, None]
+        return np.asarray(counts @ right / total)
+    assert said.loss is not None
+    assert said.confidence is not None
     if metric == "log_loss":
-        assert said.loss is not None
-        return np.asarray(said.loss, dtype=float)[:, None]
-    if metric == "ece":
-        assert said.confidence is not None
-        bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-        return np.asarray(np.eye(NUM_BINS)[bins] * (right - said.confidence)[:, None])
-    labels = np.union1d(said.truth, said.predicted)
-    is_true, is_said = said.truth[:, None] == labels, said.predicted[:, None] == labels
-    return np.hstack([is_true & is_said, is_true, is_said]).astype(float)
+        return np.asarray(counts @ said.loss / total)
+    bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    apart = np.eye(NUM_BINS)[bins] * (right - said.confidence)[:, None]
+    return np.asarray(np.abs(counts @ apart).sum(axis=1) / total)
+
+
+def _of_classes(said: Said, right: Any, counts: Floats, metric: Metric) -> float:
+    """Return the mean over classes: of those that are there, for F1 also of those that were predicted."""
+    most = int(max(said.truth.max(), said.predicted.max())) + 1
+    both = np.bincount(said.truth, counts * right, most)
+    there = np.bincount(said.truth, counts, most)
+    if metric == "macro_f1":
+        there, both = there + np.bincount(said.predicted, counts, most), 2 * both
+    return float((both[there > 0] / there[there > 0]).mean())

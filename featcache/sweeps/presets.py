@@ -82,7 +82,7 @@ def preset_of(name: str) -> Preset:
 
 
 def taps_of(preset: Preset, vectors: Sequence[str]) -> list[str]:
-    """Return the taps that a preset tries of those there are, first to last, where the user names none."""
+    """Return the taps that a preset tries where the user names none, of those of one backbone by their depth."""
     if not preset.join_last:
         return list(vectors)
     last = list(vectors[-preset.join_last :])

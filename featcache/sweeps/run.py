@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -235,11 +236,11 @@ class Chosen:
         What is not stored is fitted again. Raises UsageError if that takes a class whose module is not imported yet.
         """
         trial = self.trial
+        if family_of(trial.head).name not in FAMILIES and not is_loaded(trial.head):
+            raise UsageError(f"Trial {trial.trial} is of the class {trial.head}: import its module first")
         if trial.size:
             path = head_file(self.run.path, "refit" if self.refit else trial.trial)
             return store.load(path, trial.head, trial.params, trial.width, trial.prepare, len(self.run.classes))
-        if family_of(trial.head).name not in FAMILIES and not is_loaded(trial.head):
-            raise UsageError(f"Trial {trial.trial} is fitted again when it is used; import {trial.head} first")
         cache = self.run.cache()
         rows = [row for split in ("train", "val")[: 1 + self.refit] for row in self.run.rows(cache, split)]
         if trial.few is not None:
@@ -266,7 +267,12 @@ class Chosen:
 def open_trial(text: str) -> Chosen:
     """Return the trial that `RUN@best`, `RUN@3` or `RUN` (its best) names."""
     path, at, which = text.rpartition("@")
-    return Run.open(path)[which] if at else Run.open(text).best
+    return Run.open(path)[which] if at and not is_run(text) else Run.open(text).best
+
+
+def is_run(text: str) -> bool:
+    """Return whether a text is the folder of a run, which may have an @ in its name."""
+    return (Path(text) / "run.json").is_file()
 
 
 def head_file(run: Path, name: int | str) -> Path:
@@ -277,6 +283,25 @@ def head_file(run: Path, name: int | str) -> Path:
 def predictions_file(run: Path, trial: int) -> Path:
     """Return where the predictions of a trial lie, on the images that chose."""
     return run / "predictions" / f"{trial}.npz"
+
+
+def by_depth(cache: Cache, names: Sequence[str]) -> list[str]:
+    """Return taps as their layers follow one another, as far as names tell: numbers by value, stems first, top last.
+
+    Those of one backbone stand together.
+    """
+    backbones = list(dict.fromkeys(cache.taps[name].backbone for name in names))
+
+    def place(name: str) -> tuple[Any, ...]:
+        layer = cache.taps[name].layer.lower()
+        parts = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", layer)]
+        return backbones.index(cache.taps[name].backbone), layer in _LAST, not layer.startswith(_FIRST), parts
+
+    return sorted(names, key=place)
+
+
+_FIRST = ("stem", "expanded_conv", "conv1", "pool1", "bn_conv1")
+_LAST = ("top", "avg_pool", "predictions")
 
 
 def taps_in(cache: Cache, name: str) -> list[str]:
@@ -344,7 +369,8 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
 
 def _trial(facts: dict[str, Any]) -> Trial:
     few = None if facts["few"] is None else tuple(facts["few"])
-    lists = {name: tuple(facts[name]) for name in ("interval", "fold_scores")}
+    lists: dict[str, Any] = {name: tuple(map(float, facts[name])) for name in ("interval", "fold_scores")}
+    lists |= {name: float(facts[name]) for name in ("score", "temperature", "fit_s")}
     return Trial(**{**facts, **lists, "few": few})
 
 

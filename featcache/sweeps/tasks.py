@@ -111,8 +111,9 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
         )
     needed = 2 if asked.cv == LOO else asked.cv
     if isinstance(needed, int) and counts[least] < needed:
+        how = "Leaving one out" if asked.cv == LOO else f"--cv {asked.cv}"
         raise TooFewClasses(
-            f"--cv {asked.cv} needs {needed} training images of each class; '{least}' has {counts[least]}. Use fewer"
+            f"{how} needs {needed} training images of each class; '{least}' has {counts[least]}. Use fewer, or add some"
         )
     if not asked.cv and len(val) < MIN_SELECT:
         raise TooFewClasses(

@@ -6,6 +6,7 @@ The test split is not read here.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from featcache.heads.estimators import DEFAULT_HEADS, Setting, settings
 from featcache.heads.grids import Grid
 from featcache.heads.paths import check_leave_one_out
 from featcache.heads.steps import STANDARDISE, parse_chains
+from featcache.heads.tried import failed
 from featcache.spec import ImageRow, Progress, Tick, canonical_json, choose, silent
 from featcache.sweeps.budget import Clock, promising
 from featcache.sweeps.fitting import Outcome, fitted
@@ -27,7 +29,7 @@ from featcache.sweeps.groups import Group, Planned, grouped, planned
 from featcache.sweeps.judging import judged_trial, save_predictions, untried
 from featcache.sweeps.metrics import METRICS
 from featcache.sweeps.presets import Preset, preset_of, taps_of
-from featcache.sweeps.run import DROPPED, LOO, Run, Settings, few_of, head_file, predictions_file, taps_in
+from featcache.sweeps.run import DROPPED, LOO, Run, Settings, by_depth, few_of, head_file, predictions_file, taps_in
 from featcache.sweeps.tasks import Prepared, Task, images_of, make_task, part_of
 from featcache.sweeps.writer import Writer
 
@@ -69,13 +71,14 @@ def sweep(
     """
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     protocol = preset_of(preset) if preset is not None else Preset("", DEFAULT_HEADS, {}, STANDARDISE)
-    if grid is None and heads is None:
-        grid = protocol.grid
+    if heads is None:
+        given = grid or {}
+        grid = {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
     todo = settings(heads or protocol.heads, grid)
     asked = Settings(
         cache=str(cache.path.resolve()),
         heads=tuple(dict.fromkeys(setting.head for setting in todo)),
-        taps=_taps(cache, taps or taps_of(protocol, cache.vectors)),
+        taps=_taps(cache, taps or _of_protocol(cache, protocol)),
         cv=_cv(cv, todo),
         metric=choose("--metric", metric, METRICS),
         class_weight=class_weight,
@@ -96,6 +99,17 @@ def sweep(
         if asked.refit:
             writer.refit(cache, [*train, *val])
     return writer.run
+
+
+def _of_protocol(cache: Cache, protocol: Preset) -> list[str]:
+    """Return the taps that are swept where the user names none; of several backbones each has its own."""
+    names = by_depth(cache, cache.vectors)
+    backbones = dict.fromkeys(cache.taps[name].backbone for name in names)
+    return [
+        tap
+        for one in backbones
+        for tap in taps_of(protocol, [name for name in names if cache.taps[name].backbone == one])
+    ]
 
 
 def _taps(cache: Cache, taps: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -141,6 +155,8 @@ def _check(asked: Settings) -> None:
         raise UsageError(f"--memory takes a size such as 500M or 4G; got {asked.memory:g} bytes")
     if asked.budget is not None and asked.cv == LOO:
         raise UsageError("--budget has nothing to save with --cv loo, which fits once. Leave one of them out")
+    if asked.cv == LOO and any("pca" in chain for chain in asked.prepare):
+        raise UsageError("--cv loo goes without pca, which would see the image that is left out. Use --cv 5")
     if asked.few and (asked.cv or asked.shots or asked.budget or asked.refit):
         raise UsageError(f"--preset {asked.preset} draws its own images: leave out --cv, --shots, --budget and --refit")
     if asked.class_weight is not None:
@@ -152,8 +168,7 @@ def _plain(grid: Grid | None) -> dict[str, dict[str, list[Any]]] | None:
     if not grid:
         return None
     found = {head: {name: list(values) for name, values in axes.items()} for head, axes in grid.items()}
-    canonical_json(found)
-    return found
+    return dict(json.loads(canonical_json(found)))  # as it is read again
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,10 @@ class _Sweep:
         """Write the heads and predictions of a group, and its trials."""
         trials = []
         for one, outcome in zip(group.planned, outcomes, strict=True):
-            trial = judged_trial(task, one, outcome, self.asked)
+            try:
+                trial = judged_trial(task, one, outcome, self.asked)
+            except Exception as error:  # whatever it predicts
+                trial = untried(one, failed(error).reason)
             if trial.status == "ok":
                 path = head_file(self.writer.run.path, one.number)
                 trial = replace(trial, size=store.save(path, outcome.estimator))

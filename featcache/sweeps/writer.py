@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featcache.cache.reader import Cache
-from featcache.errors import UsageError
+from featcache.errors import NotARun, UsageError
+from featcache.files import make_folder
 from featcache.heads import store
 from featcache.heads.estimators import make_pipeline
 from featcache.spec import ImageRow
@@ -52,12 +53,13 @@ class Writer:
             planned=planned,
         )
         run = _place(cache, out, fresh)
-        writer = cls(run, time.perf_counter() - run.seconds)
-        try:
-            yield writer
-        finally:
-            if writer.run.trials:
-                writer.save()
+        with _alone(run.path):
+            writer = cls(run, time.perf_counter() - run.seconds)
+            try:
+                yield writer
+            finally:
+                if writer.run.trials:
+                    writer.save()
 
     @property
     def done(self) -> set[int]:
@@ -87,16 +89,48 @@ class Writer:
 
 
 def _place(cache: Cache, out: str | Path | None, fresh: Run) -> Run:
-    """Return the new run with its folder, or the one there that was stopped. Raises UsageError."""
+    """Return the new run in a folder of its own, or the one there that was stopped. Raises UsageError."""
     if out is None:
-        stopped = _stopped(cache.path.with_suffix(".run"), fresh)
-        return stopped or replace(fresh, path=free_folder(cache.path.with_suffix(".run")))
+        first = cache.path.with_suffix(".run")
+        stopped = _stopped(first, fresh)
+        return stopped or replace(fresh, path=_new_folder(first))
     if not (Path(out) / "run.json").exists():
         return replace(fresh, path=Path(out))
     found = Run.open(out)
     if not _goes_on(found, fresh):
         raise UsageError(f"{out} holds a run already. Give another -o, or move it away")
     return found
+
+
+def _new_folder(first: Path) -> Path:
+    """Make and return the first folder that does not exist; another sweep may be looking for one, too."""
+    while True:
+        path = free_folder(first)
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other sweeps out of a folder. Raises UsageError if one is at work there."""
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"Another sweep is at work in {folder}. Wait for it, or give another -o") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # something is in it, as it should be
+            folder.rmdir()
 
 
 def _stopped(first: Path, fresh: Run) -> Run | None:
@@ -108,10 +142,14 @@ def _stopped(first: Path, fresh: Run) -> Run | None:
     last = first if number == 2 else first.with_name(f"{first.name}-{number - 1}")
     if not (last / "run.json").is_file():
         return None
-    found = Run.open(last)
+    try:
+        found = Run.open(last)
+    except NotARun:
+        return None
     return found if _goes_on(found, fresh) else None
 
 
 def _goes_on(found: Run, fresh: Run) -> bool:
     same = ("settings", "classes", "fingerprints", "images_digest", "planned")
-    return len(found.trials) < found.planned and all(getattr(found, one) == getattr(fresh, one) for one in same)
+    is_open = len(found.trials) < found.planned or (found.settings.refit and found.refitted is None)
+    return is_open and all(getattr(found, one) == getattr(fresh, one) for one in same)
