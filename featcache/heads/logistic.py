@@ -4,7 +4,8 @@ turned     The penalty is the same along any axes, and nothing is learned outsid
            sought along the principal axes of the features, min(N, D) at most.
 descended  Along these axes the Hessian is nearly diagonal, p (1 - p) lambda + 1 / C (after Boehning 1992), so that few
            steps of preconditioned conjugate gradients do. Many strengths step together: large products are quick.
-begun      A few strengths begin where the one below ended, the others between the solutions on either side.
+begun      Every hundredfold strength begins where the one below ended, the others between those on either side. So what
+           comes of a strength hardly depends on which others are asked for, even where the solution is far away.
 
 Two classes are solved as K = 2 with half the strength, which is the same problem: w = w_1 - w_0.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.arrays import Classes, Floats
 
@@ -24,7 +26,10 @@ SINGLE = (
 STRICTER = 10  # than the tolerance: with weak penalties little is left of the gradient long before the end
 LEAST_TOL = 1e-12  # what rounding leaves in float64
 LEAST_SQUARE = 1e-12  # of the largest: axes with less are rounding
-APART = (100.0, 10.0, 10**0.5, 1.0)  # first strengths so many times apart are solved, then those between
+LADDER = tuple(10.0**power for power in range(-17, 16, 2))  # solved on the way up, whatever strengths are asked for
+EASY = 1e-3  # strength that needs no step of the ladder below
+APART = (10.0, 10**0.5, 1.0)  # then strengths so many times apart are solved, and those between
+LEFT = 1e-4  # of the objective: where classes come apart little is left of the gradient long before the end
 REFRESH = 3  # steps that a preconditioner serves
 FLATTEST = 0.02  # of its value at zero: p (1 - p) of a class, which vanishes as classes come apart
 SLOPE_LEFT = 0.5  # of the slope, at which a line search ends
@@ -60,11 +65,13 @@ def logistic_path(
     """
     s = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     problem = _problem(X, index, s / s.sum(), max(tol / STRICTER, LEAST_TOL))
-    order, back = np.unique(np.asarray(strengths, np.float64), return_inverse=True)
+    asked = np.asarray(strengths, np.float64)
+    ladder = [one for one in LADDER if min(EASY, asked.min() / 100) < one <= asked.max()]
+    order = np.unique([*asked, *ladder])
     penalties = (2 if problem.num_classes == 2 else 1) / (order * s.sum())
     B = np.zeros((problem.num_classes, len(order), len(problem.squares)), problem.features.dtype)
     iterations = np.full(len(order), max_iter)
-    for known, some in _levels(order):
+    for known, some in _levels(order, np.isin(order, ladder)):
         begun = _between(np.log(order), B, known, some)
         for part in _parts(np.arange(len(some)), problem):
             at = some[part]
@@ -75,7 +82,8 @@ def logistic_path(
         coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
     coef, intercept = coef.astype(X.dtype), intercept.astype(X.dtype)
     return [
-        Solution(coef[:, at], intercept[:, at], int(iterations[at]), bool(iterations[at] < max_iter)) for at in back
+        Solution(coef[:, at], intercept[:, at], int(iterations[at]), bool(iterations[at] < max_iter))
+        for at in np.searchsorted(order, asked)
     ]
 
 
@@ -157,18 +165,21 @@ def _blocks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, num_rows, BLOCK))
 
 
-def _levels(order: Floats) -> Iterator[tuple[Classes, Classes]]:
+def _levels(order: Floats, first: npt.NDArray[np.bool_]) -> Iterator[tuple[Classes, Classes]]:
     """Yield which strengths, ascending, are known, and which to solve next."""
     logs, known = np.log(order), np.zeros(len(order), bool)
+    # the first one by one, each from the one below: from zero to weak penalties the way is long and ends early
+    for at in np.flatnonzero(first).tolist():
+        yield np.flatnonzero(known), np.array([at])
+        known[at] = True
     for apart in APART:
         new = known.copy()
         for at in range(len(order)):
             new[at] |= not new.any() or np.abs(logs[at] - logs[new]).min() >= np.log(apart) * 0.99
         some = np.flatnonzero(new & ~known)
-        # the first one by one, each from the one below: from zero to weak penalties the way is long and ends early
-        for part in some[:, None] if not known.any() else [some] if len(some) else []:
-            yield np.flatnonzero(known), part
-            known[part] = True
+        if len(some):
+            yield np.flatnonzero(known), some
+        known[some] = True
 
 
 def _between(logs: Floats, B: Floats, known: Classes, some: Classes) -> Floats:
@@ -214,7 +225,7 @@ def _descend(problem: _Problem, penalties: Floats, B: Floats, max_iter: int) -> 
     found, iterations = B.copy(), np.full(len(penalties), max_iter)
     for step in range(max_iter):
         gradient = _times(problem.residual(batch.probabilities), problem.features) + batch.B * batch.penalty
-        going = _norms(problem, gradient) > problem.tol
+        going = (_norms(problem, gradient) > problem.tol) | (_left(problem, batch, gradient) > LEFT)
         if not going.all():
             ended = batch.numbers[~going]
             found[:, ended], iterations[ended] = batch.B[:, ~going], step
@@ -241,6 +252,15 @@ def _norms(problem: _Problem, gradient: Floats) -> Floats:
     by_class = np.sqrt(np.einsum("ksr,ksr->ks", gradient[..., :-1], gradient[..., :-1]))
     centre, intercept = np.linalg.norm(problem.mean), np.abs(gradient[..., -1])
     return np.asarray(np.maximum(by_class + centre * intercept, intercept).max(axis=0))
+
+
+def _left(problem: _Problem, batch: _Batch, gradient: Floats) -> Floats:
+    """Return how far above its least the objective may be, (S,), as a share of it: half of Newton's decrement."""
+    scale = 1 / (_flatness(problem, batch)[..., None] * problem.squares + batch.penalty)
+    of_truth = batch.probabilities[problem.index, :, np.arange(len(problem.index))]  # (N, S)
+    loss = -problem.weights @ np.log(np.maximum(of_truth, np.finfo(of_truth.dtype).tiny))
+    objective = loss + _dot(batch.B * batch.penalty, batch.B) / 2
+    return np.asarray(_dot(gradient * scale, gradient) / 2 / np.maximum(objective, np.finfo(loss.dtype).tiny))
 
 
 def _turn_to(problem: _Problem, batch: _Batch, gradient: Floats, step: int) -> None:
