@@ -6,8 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.absorb import decision_logits
+from featcache.heads.blocks import mapped
 from featcache.heads.linear import two_columns
 
 
@@ -41,8 +44,12 @@ def judged(classifier: Any, fold: Fold, began: float) -> Tried:
     """Return what a fitted classifier says of the others."""
     if not len(fold.others):
         return Tried(classifier, fold.y[:0], None, time.perf_counter() - began)
-    logits = decision_logits(classifier, fold.others)
-    return Tried(classifier, classifier.predict(fold.others), logits, time.perf_counter() - began)
+    speaks = any(hasattr(classifier, name) for name in ("decision_function", "predict_proba"))
+    logits = mapped(lambda some: decision_logits(classifier, some), fold.others) if speaks else None
+    num_classes = len(np.unique(fold.y))
+    if logits is not None and logits.shape[1] != num_classes:
+        raise ValueError(f"it gives {logits.shape[1]} scores for {num_classes} classes")
+    return Tried(classifier, mapped(classifier.predict, fold.others), logits, time.perf_counter() - began)
 
 
 def of_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -> Tried:

@@ -6,6 +6,7 @@ of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a bino
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,7 @@ def _evidence(one: Chosen) -> tuple[list[str], Classes, dict[str, Any]]:
     rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
     path = predictions_file(one.run.path, one.trial.trial)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             said = {name: file[name] for name in ("predicted", "loss", "confidence") if name in file.files}
         lengths = {len(values) for values in said.values()}
         said["predicted"]

@@ -147,3 +147,17 @@ def test_one_class_is_refused_as_scikit_learn_does():
     X, y = problem(3, 5)
     reasons = [one.reason for one in try_all("logreg", [{"C": 1.0}, {"C": 2.0}], Fold(X, y * 0, X))]
     assert all(reason.startswith("ValueError: This solver needs samples of at least 2 classes") for reason in reasons)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("strength", "apart"), [(1.0, 0.01), (1e2, 0.05), (1e3, 0.25)])
+def test_weak_penalties_end_near_the_solution_where_classes_come_apart(strength, apart, seed):
+    """There the gradient is tiny long before, and a tolerance on it alone ends at half of the way."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(5), 30)
+    centres = rng.normal(0, 0.2, (5, 200))
+    X, others = (centres[y] + rng.normal(0, 1, (150, 200)) for _ in range(2))
+    [[found], [exact]] = (logistic_path(X, y, [strength], None, *stop) for stop in ((1000, 1e-4), (50_000, 1e-10)))
+    scores = [others @ one.coef.T + one.intercept for one in (found, exact)]
+    centred = [one - one.mean(axis=1, keepdims=True) for one in scores]
+    assert np.abs(centred[0] - centred[1]).max() < apart * np.abs(centred[1]).max()

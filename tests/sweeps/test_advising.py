@@ -1,0 +1,121 @@
+"""The four cases of transfer learning, by numbers."""
+
+import numpy as np
+import pytest
+
+from featcache.cache.reader import Cache
+from featcache.errors import TooFewClasses, UsageError
+from featcache.sweeps import advise, advising, sweep
+from featcache.sweeps.run import by_depth
+
+from .conftest import TAP, edited, rewrite
+
+PIXELS = "pixels:size=8/top"
+
+
+def copied_tap(cache, path, name, change):
+    """Return a copy of a cache with one more tap of the same backbone, of changed features."""
+    import json
+
+    from featcache.cache import layout
+    from featcache.spec import Tap
+
+    def add(file):
+        source = file["taps"][TAP]
+        target = file["taps"].create_group(TAP.replace("/top", f"/{name}"))
+        tap = json.loads(layout.text_of(source, "tap")) | {"name": TAP.replace("/top", f"/{name}"), "layer": name}
+        for key in source:
+            target[key] = source[key][()]
+        for key, value in source.attrs.items():
+            target.attrs[key] = value
+        layout.put_text(target, "tap", json.dumps(tap))
+        layout.put_text(target, "fingerprint", Tap.from_json(json.dumps(tap)).fingerprint)
+        rewrite(target, "features", change(source["features"][()]))
+
+    return edited(cache, path, add)
+
+
+def noise(values):
+    return np.random.default_rng(0).normal(0, 1, values.shape).astype(np.float32)
+
+
+def test_few_images_that_the_last_layer_tells_apart_are_small_and_similar(toy):
+    found = advise(toy)
+    assert (found.case, found.large, found.similar) == ("small and similar", False, True)
+    assert {one.tap for one in found.curve} == {TAP, PIXELS}
+    assert found.best in {TAP, PIXELS}
+    assert found.least <= found.median
+    assert "fewer than 200, so small" in found.why[0]
+
+
+def test_the_numbers_are_those_of_ridge_when_each_image_is_left_out(hard, tmp_path):
+    [depth] = [one for one in advise(hard).curve if one.tap == TAP]
+    grid = {"ridge": {"alpha": [depth.alpha]}}
+    run = sweep(hard, "ridge", taps=[TAP], cv="loo", out=tmp_path / "run", grid=grid)
+    assert depth.left_out == run.best.trial.score
+    X, y = hard.arrays("train", TAP)
+    assert depth.fitted == (run.best.estimator.predict(X) == y).mean()
+    assert depth.gap == depth.fitted - depth.left_out
+
+
+def test_many_images_are_large(toy, monkeypatch):
+    monkeypatch.setattr(advising, "LARGE", 5)
+    found = advise(toy)
+    assert found.case == "large and similar"
+    assert found.commands[1].startswith("featcache finetune")
+
+
+def test_a_better_layer_before_the_last_says_different(toy, tmp_path):
+    clear = copied_tap(toy, tmp_path / "c.h5", "block_1", lambda values: values)
+
+    def worse(file):
+        rewrite(file["taps"][TAP], "features", noise(file["taps"][TAP]["features"][()]))
+
+    found = advise(edited(clear, tmp_path / "d.h5", worse))
+    if found.best == PIXELS:
+        pytest.fail("raw pixels separate these classes as well as the backbone does")
+    assert (found.similar, found.best) == (False, TAP.replace("/top", "/block_1"))
+    assert "better than the last layer" in found.why[1]
+    assert f"--tap {found.best}" in found.commands[0]
+
+
+def test_a_layer_that_is_better_by_chance_only_says_similar(toy, tmp_path):
+    same = copied_tap(toy, tmp_path / "c.h5", "block_1", lambda values: values + 0.001 * noise(values))
+    found = advise(same)
+    assert found.similar
+    assert "none before it is better beyond chance" in found.why[1] or "one tap only" in found.why[1]
+
+
+def test_one_tap_that_hardly_tells_classes_apart_says_different(hard, tmp_path):
+    def only_noise(file):
+        for name in (TAP, PIXELS):
+            rewrite(file["taps"][name], "features", noise(file["taps"][name]["features"][()]))
+
+    found = advise(edited(hard, tmp_path / "n.h5", only_noise))
+    assert found.case == "small and different"
+    assert "less than 70%, so different; extract --tap auto shows" in found.why[1]
+
+
+def test_layers_stand_in_the_order_of_their_numbers_and_top_is_last(toy, tmp_path):
+    cache = toy
+    for number, name in enumerate(("block_10_add", "block_2_add", "stem_relu")):
+        cache = copied_tap(cache, tmp_path / f"{number}.h5", name, lambda values: values)
+    names = [name.rpartition("/")[2] for name in by_depth(cache, [one for one in cache.vectors if one != PIXELS])]
+    assert names == ["stem_relu", "block_2_add", "block_10_add", "top"]
+
+
+def test_a_class_of_one_image_is_refused(hard, tmp_path):
+    def rare(file):
+        labels, splits = file["images/label"][()], file["images/split"][()]
+        at = [number for number, one in enumerate(labels) if one == b"red" and splits[number] == b"train"]
+        splits[at[1:]] = b"test"
+        rewrite(file["images"], "split", splits)
+
+    with pytest.raises(TooFewClasses, match="Leaving one out needs 2 training images of each class; 'red' has 1"):
+        advise(edited(hard, tmp_path / "rare.h5", rare))
+
+
+def test_a_cache_without_vectors_is_refused(toy, monkeypatch):
+    monkeypatch.setattr(Cache, "vectors", ())
+    with pytest.raises(UsageError, match="has no vectors, only spatial maps or unfinished taps"):
+        advise(Cache.open(toy.path))
