@@ -43,7 +43,9 @@ class Said:
         """Return it from logits (N, K), of which softmax gives the probabilities."""
         if logits is None:
             return cls(truth, predicted)
-        return cls(truth, predicted, losses(logits, truth), softmax(logits).max(axis=1))
+        with np.errstate(invalid="ignore", over="ignore"):  # of logits that are not finite
+            confidence = softmax(logits.astype(np.float64)).max(axis=1)
+        return cls(truth, predicted, losses(logits, truth), confidence)
 
     def __getitem__(self, some: slice) -> Said:
         """Return what is known of some of the images."""
@@ -100,8 +102,9 @@ def wilson(correct: int, total: int) -> Score:
 
 def losses(logits: Floats, truth: Classes) -> Floats:
     """Return the (N,) negative log likelihoods of labels (N,) under softmax(logits), logits (N, K)."""
-    with np.errstate(invalid="ignore", divide="ignore"):  # logits that are not finite give a loss that is not
-        wide = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # logits that are not finite give a loss that is not
+        wide -= wide.max(axis=1, keepdims=True)
         return np.asarray(np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(truth)), truth])
 
 

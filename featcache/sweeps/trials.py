@@ -69,17 +69,18 @@ def sweep(
     A run that was stopped goes on where it was if it is asked for again. Raises TooFewClasses, UnknownHead,
     UnknownTap, UsageError.
     """
-    cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     protocol = preset_of(preset) if preset is not None else Preset("", DEFAULT_HEADS, {}, STANDARDISE)
     if heads is None:
         given = grid or {}
         grid = {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
     todo = settings(heads or protocol.heads, grid)
+    folds = _cv(cv, todo)
+    cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     asked = Settings(
         cache=str(cache.path.resolve()),
         heads=tuple(dict.fromkeys(setting.head for setting in todo)),
         taps=_taps(cache, taps or _of_protocol(cache, protocol)),
-        cv=_cv(cv, todo),
+        cv=folds,
         metric=choose("--metric", metric, METRICS),
         class_weight=class_weight,
         shots=shots,

@@ -310,7 +310,8 @@ def test_a_failed_gate(cli, run, tmp_path, monkeypatch):
 
 def test_usage(cli, run, tmp_path):
     refused(cli("sweeep"), 2, "No such command 'sweeep'")
-    refused(cli("sweep", "c.h5", "--cv", "x"), 2, "--cv", "See: featcache sweep --help")
+    refused(cli("sweep", "c.h5", "--cv", "x"), 2, "--cv takes a number of folds from 2, or loo; got x")
+    refused(cli("sweep", "c.h5", "--shots", "x"), 2, "--shots", "See: featcache sweep --help")
     refused(cli("sweep"), 2, "Name a cache")
     refused(cli("show", f"{run}@99"), 2, "got '99'")
     refused(cli("handoff", f"{run}@18", "-o", tmp_path / "m.keras"), 2, "knn", "no exact form")
@@ -427,3 +428,63 @@ def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys, monkeypatch
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == ["extract: 2/10", "extract: 4/10"]
     assert all(line == printable(line) for line in said)
+
+
+# Sweeps
+
+
+def test_advise_says_the_case_and_the_numbers(cli, toy):
+    done = cli("advise", toy.path)
+    assert done.code == 0
+    assert "Case: small and similar" in done.out
+    assert "one left out [95 %]" in done.out
+    assert "Next: featcache sweep" in done.out
+    facts = json.loads(cli("advise", toy.path, "--json").out)
+    assert facts["case"] == "small and similar"
+    assert {one["tap"] for one in facts["curve"]} == set(toy.taps)
+
+
+def test_compare_says_what_can_be_said(cli, run):
+    done = cli("compare", f"{run}@1", f"{run}@18")
+    assert done.code == 0
+    assert "McNemar's exact p =" in done.out
+    facts = json.loads(cli("compare", f"{run}@1", f"{run}@18", "--metric", "macro_f1", "--json").out)
+    assert {"a", "b", "difference", "interval", "p_value", "verdict"} <= facts.keys()
+    assert facts["metric"] == "macro_f1"
+
+
+def test_a_sweep_takes_steps_heads_and_a_budget(cli, toy, tmp_path):
+    out = tmp_path / "new.run"
+    arguments = ["--tap", TAP, "--heads", "ridge,lda", "--prepare", "standardise,l2", "--cv", "3", "--budget", "10m"]
+    done = cli("sweep", toy.path, "-o", out, *arguments, "--metric", "log_loss", "--json")
+    facts = json.loads(done.out)
+    assert (facts["trials"], facts["failed"], facts["dropped"]) == (18, 0, 0)
+    assert facts["best"]["metric"] == "log_loss"
+    shown = cli("show", out).out
+    assert "after l2" in shown
+    assert "log_loss [95 %]" in shown
+    assert "std" in shown.splitlines()[0]
+
+
+def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
+    code = (
+        "import time; from featcache.sweeps import writer\n"
+        "add = writer.Writer.add\n"
+        "def slow(self, some):\n"
+        "    add(self, some); print('added', flush=True); time.sleep(0.5)\n"
+        "writer.Writer.add = slow\n"
+        "from featcache_cli.app import main; main()"
+    )
+    arguments = ["sweep", str(toy.path), "-o", str(tmp_path / "run"), "--heads", "ridge,gnb,lda,knn", "--tap", TAP]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "added\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.startswith("featcache: Stopped. What was done is kept; run the same command again")
+    done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
+    assert json.loads(done.stdout)["trials"] == 15
+    done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
+    assert (done.returncode, "holds a run already" in done.stderr) == (2, True)

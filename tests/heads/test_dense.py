@@ -79,12 +79,14 @@ def in_keras(head, X, y):
 @pytest.mark.parametrize(
     "params",
     [
-        {"label_smoothing": 0.2, "weight_decay": 0.1},
+        pytest.param({"label_smoothing": 0.2, "weight_decay": 0.1}, marks=pytest.mark.slow),
         {"hidden": (5,), "class_weight": "balanced", "weight_decay": 0.3},
         {"hidden": (6, 4), "seed": 3, "schedule": "constant", "learning_rate": 0.003},
-        {"optimizer": "sgd", "weight_decay": 0.1, "class_weight": "balanced"},
+        pytest.param({"optimizer": "sgd", "weight_decay": 0.1, "class_weight": "balanced"}, marks=pytest.mark.slow),
         {"optimizer": "sgd", "hidden": (5,), "nesterov": True, "momentum": 0.8, "schedule": "constant"},
-        {"optimizer": "sgd", "hidden": (6, 4), "label_smoothing": 0.1, "momentum": 0.5},
+        pytest.param(
+            {"optimizer": "sgd", "hidden": (6, 4), "label_smoothing": 0.1, "momentum": 0.5}, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -110,7 +112,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["numpy", pytest.param("keras", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("hidden", [0, 7, (6, 4)])
 def test_heads_trained_together_are_those_trained_alone(hidden, engine):
     X, y = problem()
@@ -119,6 +121,7 @@ def test_heads_trained_together_are_those_trained_alone(hidden, engine):
         assert (head.n_features_in_, list(head.classes_), head.n_epochs_) == (6, [0, 1, 2, 3], 60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("common", [{"optimizer": "sgd", "nesterov": True}, {"hidden": 5, "patience": 2}], ids=str)
 def test_the_engines_agree(common):
     X, y = problem()
