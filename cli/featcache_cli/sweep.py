@@ -147,7 +147,9 @@ def text(run: Run) -> str:
 
 
 def _next(run: Run) -> str:
-    """Return the trial to hand off: the best, unless it has no form in Keras."""
+    """Return the trial to hand off: the best, fitted on all images if it was, unless it has no form in Keras."""
+    if run.refitted is not None and run.best.trial.handoff:
+        return "refit"
     if run.best.trial.handoff or not any(trial.handoff for trial in run.ranked):
         return "best"
     return str(run.best_handoff.trial.trial)

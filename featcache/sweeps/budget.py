@@ -100,12 +100,13 @@ def promising(
 def _looked(
     groups: Sequence[Group], task_of: Callable[[str], Task], asked: Settings, jobs: int, share: int, clock: Clock
 ) -> Iterator[_Seen]:
+    reserve = (asked.budget or 0) / 2 * share / max(SHARES)  # for what comes after
     for tap, chain in dict.fromkeys((group.tap, group.chain) for group in groups):
         task = task_of(tap)
         few = part_of(task, _few(task, share, asked.seed))
         some = [group for group in groups if (group.tap, group.chain) == (tap, chain)]
         prepared = Prepared(few, chain, last=False)
-        for group, outcomes in fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > 0):
+        for group, outcomes in fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > reserve):
             trials = [judged_trial(few, one, found, asked) for one, found in zip(group.planned, outcomes, strict=True)]
             values = [better(asked.metric, trial.score) for trial in trials if trial.status == "ok"]
             yield _Seen(group, max(values, default=np.nan), sum(trial.fit_s for trial in trials))

@@ -12,7 +12,10 @@ from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UsageError
 from featcache.files import make_folder
 from featcache.heads import store
-from featcache.heads.estimators import make_pipeline
+from featcache.heads.estimators import joined
+from featcache.heads.paths import try_all
+from featcache.heads.steps import make_steps
+from featcache.heads.tried import Fold
 from featcache.spec import ImageRow
 from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, features_of, free_folder, head_file, taps_in
 
@@ -82,9 +85,12 @@ class Writer:
     def refit(self, cache: Cache, rows: Sequence[ImageRow]) -> None:
         """Fit the winner on train and val."""
         best, asked = self.run.best.trial, self.run.settings
-        pipeline = make_pipeline(best.head, best.params, asked.class_weight, asked.seed, best.prepare)
-        pipeline.fit(features_of(cache, rows, best.tap), cache.labels(rows))
-        store.save(head_file(self.run.path, "refit"), pipeline)
+        X, steps = features_of(cache, rows, best.tap), make_steps(best.prepare)
+        for _, step in steps:
+            X = step.fit_transform(X)
+        fold = Fold(X, cache.labels(rows), X[:0])
+        [tried] = try_all(best.head, [best.params], fold, asked.class_weight, asked.seed)
+        store.save(head_file(self.run.path, "refit"), joined(steps, tried.classifier))
         self.run = replace(self.run, refitted=best.trial)
 
 
