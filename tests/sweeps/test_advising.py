@@ -79,11 +79,16 @@ def test_a_better_layer_before_the_last_says_different(toy, tmp_path):
     assert f"--tap {found.best}" in found.commands[0]
 
 
-def test_a_layer_that_is_better_by_chance_only_says_similar(toy, tmp_path):
-    same = copied_tap(toy, tmp_path / "c.h5", "block_1", lambda values: values + 0.001 * noise(values))
-    found = advise(same)
-    assert found.similar
-    assert "none before it is better beyond chance" in found.why[1] or "one tap only" in found.why[1]
+@pytest.mark.parametrize(("more", "similar"), [(0, True), (1, True), (3, True), (12, False)])
+def test_a_layer_that_is_better_by_chance_only_says_similar(more, similar, toy, tmp_path):
+    cache = copied_tap(toy, tmp_path / "c.h5", "block_1", lambda values: values)
+    first, last = TAP.replace("/top", "/block_1"), TAP
+    right = {last: np.arange(60) < 30, first: np.arange(60) < 30 + more}
+    right = {name: hits.astype(np.int64) for name, hits in right.items()}
+    depths = [advising.Depth(name, 256, right[name].mean(), (0.0, 1.0), 1.0, 1.0) for name in (first, last)]
+    best, found, why = advising._similarity(cache, depths, right, 0.3)
+    assert (found, best.tap) == (similar, last if similar else first)
+    assert ("none before it is better beyond chance" in why) == similar
 
 
 def test_one_tap_that_hardly_tells_classes_apart_says_different(hard, tmp_path):
