@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -79,12 +80,22 @@ def main() -> None:
             raise
         _leave_usage(error)
     if code == STOPPED:  # so Typer answers Ctrl-C
-        _leave("Stopped. What was done is kept; run the same command again to go on.", STOPPED)
+        _stop()
     raise SystemExit(code or 0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _stop() -> NoReturn:
+    """Leave at once: threads may still be in native code, which does not survive the end of the interpreter."""
+    try:
+        _leave("Stopped. What was done is kept; run the same command again to go on.", STOPPED)
+    finally:
+        if threading.active_count() > 1:
+            sys.stderr.flush()
+            os._exit(STOPPED)
 
 
 def _leave_usage(error: Any) -> NoReturn:

@@ -29,12 +29,13 @@ def command(
     from featcache.assembly import handoff
     from featcache.sweeps import open_trial
 
-    model = handoff(open_trial(trial), out, images=images)
-    certificate = model.certificate
+    chosen = open_trial(trial)
+    certificate = handoff(chosen, out, images=images).certificate
+    after = f"predict {out} IMAGES" if chosen.refit else f"finetune {trial} -o tuned.keras"
     emit(
         json,
         document(out, certificate),
-        lambda: f"{text(certificate)}\nModel: {out}\nNext: featcache finetune {trial} -o tuned.keras",
+        lambda: f"{text(certificate)}\nModel: {out}\nNext: featcache {after}",
     )
 
 

@@ -75,6 +75,8 @@ def sweep(
         grid = {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
     todo = settings(heads or protocol.heads, grid)
     folds = _cv(cv, todo)
+    if jobs == 0:
+        raise UsageError("--jobs takes a number of trials at once, or -1 for one per core; got 0")
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     asked = Settings(
         cache=str(cache.path.resolve()),

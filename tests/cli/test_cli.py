@@ -488,3 +488,32 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     assert json.loads(done.stdout)["trials"] == 15
     done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
     assert (done.returncode, "holds a run already" in done.stderr) == (2, True)
+
+
+def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
+    """Other threads are in native code then, or asleep, and the interpreter must not wait for them."""
+    code = (
+        "import time; from featcache.heads import ridge\n"
+        "def fit(*args):\n"
+        "    print('fitting', flush=True); time.sleep(30); yield\n"
+        "ridge.fit = fit\n"
+        "from featcache.heads import paths; from dataclasses import replace\n"
+        "paths.PATHS['ridge'] = replace(paths.PATHS['ridge'], fit=fit)\n"
+        "from featcache_cli.app import main; main()"
+    )
+    arguments = ["sweep", str(toy.path), "-o", str(tmp_path / "run"), "--heads", "ridge", "--tap", TAP, "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "fitting\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130, said
+    assert said.startswith("featcache: Stopped. What was done is kept")
+
+
+def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, toy, tmp_path):
+    cli("sweep", toy.path, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
+    done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
+    assert (done.code, done.out.splitlines()[-1]) == (0, f"Next: featcache predict {tmp_path / 'm.keras'} IMAGES")
+    refused(cli("finetune", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "t.keras"), 2, "Use RUN@best")

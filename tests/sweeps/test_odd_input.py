@@ -198,6 +198,11 @@ def test_what_a_head_gives_as_pairs_of_classes_is_not_asked_for(hard, tmp_path):
         run_on(hard, tmp_path / "run", "rbf", grid={"rbf": {"decision_function_shape": ["ovo"]}})
 
 
+def test_no_trials_at_once_are_refused(hard, tmp_path):
+    with pytest.raises(UsageError, match="--jobs takes a number of trials at once, or -1 for one per core; got 0"):
+        run_on(hard, tmp_path / "run", "ridge", jobs=0)
+
+
 def test_an_unknown_module_is_refused_before_anything_is_read(hard, tmp_path):
     with pytest.raises(UnknownHead, match="No module named 'nothing_here'"):
         run_on(hard, tmp_path / "run", ["nothing_here:Thing"])
