@@ -14,7 +14,7 @@ from featcache.heads.blocks import mapped
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.logistic import Solution, logistic_path
-from featcache.heads.tried import Fold, Tried, failed, judged, of_scores
+from featcache.heads.tried import Fold, Tried, judged, of_scores, refusal
 
 WITHIN = (1e-15, 1e15)  # strengths that are solved together; others, such as infinity, scikit-learn fits itself
 
@@ -24,7 +24,7 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     began = time.perf_counter()
     classes = np.unique(fold.y)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    refused = [_refusal(one) for one in classifiers]
+    refused = [refusal(one) for one in classifiers]
     shared = [
         not reason and len(classes) > 1 and WITHIN[0] <= one.C <= WITHIN[1]
         for one, reason in zip(classifiers, refused, strict=True)
@@ -43,15 +43,6 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             set_coefficients(classifier, classes, solution.coef, solution.intercept)
             classifier.n_iter_ = np.array([solution.iterations], np.int32)
             yield replace(of_scores(classifier, scores, classes, began), seconds=each)
-
-
-def _refusal(classifier: Any) -> Tried | None:
-    """Return why a classifier would not be fitted, as its own fit would say it."""
-    try:
-        classifier._validate_params()
-    except ValueError as error:
-        return failed(error)
-    return None
 
 
 def _solutions(classifiers: Sequence[Any], fold: Fold, classes: Classes) -> list[Solution]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -19,10 +18,9 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.heads.blocks import mapped, squared, summed
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged, of_scores
+from featcache.heads.tried import Fold, Tried, failed, judged, of_scores, refusal
 
 WORTH_EIGENVALUES = 6  # as many solutions of a linear system take as long (870 x 870: 73 and 12 ms)
-
 LEAST = 1e-8  # of the largest eigenvalue: strengths below it leave nothing of a residual but rounding
 
 
@@ -66,7 +64,7 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     began = time.perf_counter()
     problem = _problem(fold.X, fold.y, class_weight)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    refused = [_refusal(one) for one in classifiers]
+    refused = [refusal(one) for one in classifiers]
     good = [one for one, reason in zip(classifiers, refused, strict=True) if reason is None and one.alpha > 0]
     solved = iter(_solved(problem, [one.alpha for one in good], fold))
     each = (time.perf_counter() - began) / len(grid)
@@ -82,14 +80,6 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             set_coefficients(classifier, np.unique(fold.y), weights.T, problem.Y_mean - weights.T @ problem.mean)
         tried = of_scores(classifier if fold.keep else None, scores, np.unique(fold.y), time.perf_counter())
         yield replace(tried, seconds=each)
-
-
-def _refusal(classifier: Any) -> Tried | None:
-    try:
-        classifier._validate_params()  # as its own fit would
-    except ValueError as error:
-        return failed(error)
-    return None
 
 
 def _solved(problem: _Problem, alphas: Sequence[float], fold: Fold) -> list[tuple[Floats, Floats]]:
@@ -125,7 +115,7 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     share = problem.root**2 / (problem.root**2).sum()
     for params in grid:
         classifier = make_classifier("ridge", params, class_weight)
-        reason = _refusal(classifier)
+        reason = refusal(classifier)
         if reason is None and params["alpha"] < LEAST * values.max():
             reason = failed(ValueError(f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"))
         if reason is not None:

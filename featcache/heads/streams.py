@@ -21,9 +21,14 @@ IN_BLOCKS = ("ridge", "lda", "softmax", "mlp")
 PASSES = 20  # over all images, of classifiers that train by iterations
 
 
+def in_blocks(head: str) -> bool:
+    """Return whether the usual way of fitting a head reads features in blocks."""
+    return family_of(head).name in IN_BLOCKS
+
+
 def can_stream(head: str) -> bool:
     """Return whether a head needs no more than a block of features at a time."""
-    return head.partition(":")[0] in IN_BLOCKS or hasattr(make_classifier(head, {}), "partial_fit")
+    return in_blocks(head) or hasattr(make_classifier(head, {}), "partial_fit")
 
 
 def names() -> list[str]:
@@ -55,8 +60,3 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             yield judged(classifier, fold, began)
         except Exception as error:  # whatever a classifier raises, others can do better
             yield failed(error)
-
-
-def in_blocks(head: str) -> bool:
-    """Return whether the usual way of fitting a head reads features in blocks."""
-    return family_of(head).name in IN_BLOCKS

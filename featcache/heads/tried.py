@@ -59,6 +59,15 @@ def of_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -
     return Tried(classifier, predicted, logits if len(logits) else None, time.perf_counter() - began)
 
 
+def refusal(classifier: Any) -> Tried | None:
+    """Return why a classifier of scikit-learn would not be fitted, as its own fit would say it."""
+    try:
+        classifier._validate_params()
+    except ValueError as error:
+        return failed(error)
+    return None
+
+
 def failed(error: Exception) -> Tried:
     """Return a trial that has only its reason, on one line."""
     return Tried(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
