@@ -30,6 +30,7 @@ from .counting import Killed
 
 PIXELS = "pixels:size=8"
 COMMAND = [sys.executable, "-c", "from featcache_cli.app import main; main()"]
+KEPT = "kept.png"  # nothing happens to it: a folder without any image is refused
 NO_LOCKS = "import filelock; filelock.FileLock.acquire = lambda *a, **k: None; "
 
 
@@ -48,6 +49,7 @@ class Hardship(RuleBasedStateMachine):
         self.folder = parts.Path(os.environ["HARDSHIP_FOLDER"]) / str(time.monotonic_ns())
         self.photos, self.out = write_images(self.folder / "photos", 3), self.folder / "c.h5"
         self.random, self.made, self.backbone = random.Random(seed), 0, PIXELS
+        Image.new("RGB", (9, 9), (1, 2, 3)).save(self.photos / "red" / KEPT)
 
     def teardown(self):
         if hasattr(self, "folder"):
@@ -55,7 +57,7 @@ class Hardship(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def paths(self):
-        return sorted(path for path in self.photos.rglob("*") if path.is_file())
+        return sorted(path for path in self.photos.rglob("*.png") if path.name != KEPT)
 
     @rule(batch=st.integers(1, 5))
     def run(self, batch):
