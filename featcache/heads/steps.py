@@ -7,7 +7,7 @@ pca:64:whiten       the same, each of unit variance
 l2+pca:64           one after the other
 none                features as they are
 
-The affine steps are absorbed into a dense head; l2 is none.
+The affine steps are absorbed into the first layer of a head; l2 is a layer of its own.
 """
 
 from __future__ import annotations
@@ -49,11 +49,6 @@ def make_steps(chain: str) -> list[tuple[str, Any]]:
         (name if named.count(name) == 1 else f"{name}{number}", _transformer(step))
         for number, (name, step) in enumerate(zip(named, steps, strict=True), 1)
     ]
-
-
-def is_affine(chain: str) -> bool:
-    """Return whether a dense head can absorb the chain."""
-    return "l2" not in chain.split("+")
 
 
 def _checked(step: str) -> str:

@@ -34,7 +34,7 @@ def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images 
     """Return the score of an assembled Keras model on the images of a split."""
     cache = chosen.run.cache()
     rows = _rows(cache, split)
-    judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
+    judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
     logits = predict_logits(logits_of(model), judged)
     return score(judged.labels, logits.argmax(axis=1), chosen.run.settings.metric, logits)
 

@@ -70,7 +70,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
             *(["-" if trial.std is None else f"{trial.std:.3f}"] if folds else []),
             f"{trial.fit_s:.2f}",
             f"{trial.size / 1e6:.2f}" if trial.size else "-",
-            "yes" if trial.handoff else "no",
+            "exact" if trial.handoff else "taught",
         )
         for trial in ranked[:limit]
     ]

@@ -22,7 +22,7 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import FAMILIES, complexity, family_of, make_pipeline
 from featcache.heads.imported import is_loaded
 from featcache.heads.steps import STANDARDISE
-from featcache.spec import ImageRow, Tap, digest_of
+from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps.metrics import METRICS, Metric, better
 from featcache.sweeps.presets import preset_of
 
@@ -225,9 +225,15 @@ class Chosen:
         return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.score:.4f})"
 
     @property
-    def tap(self) -> Tap:
-        """Return the tap that the head reads."""
-        return self.run.cache().taps[self.trial.tap]
+    def taps(self) -> tuple[Tap, ...]:
+        """Return the taps that the head reads, in the order of their features."""
+        cache = self.run.cache()
+        return tuple(cache.taps[name] for name in taps_in(cache, self.trial.tap))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Return how pixels enter the first backbone."""
+        return self.taps[0].preprocess
 
     @property
     def estimator(self) -> Any:
@@ -251,8 +257,11 @@ class Chosen:
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) of images of the cache, with their temperature, from its features."""
-        features = features_of(self.run.cache(), rows, self.trial.tap)
-        return decision_logits(self.estimator, features) / self.trial.temperature
+        return decision_logits(self.estimator, self.features(rows)) / self.trial.temperature
+
+    def features(self, rows: Sequence[ImageRow]) -> Features:
+        """Return the (N, D) features of images of the cache that the head reads."""
+        return features_of(self.run.cache(), rows, self.trial.tap)
 
     def to_keras(self, images: str | Path | None = None) -> Any:
         """Return the Keras model that takes images and gives probabilities, with its `certificate`.
