@@ -101,7 +101,8 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
         if len(run.test_opened) > 1:
             lines += [f"The test split was opened {len(run.test_opened)} times: the more looks, the less it proves."]
     else:
-        lines += ["The test split was not read. When everything is decided: featcache report RUN --final"]
+        head = "" if run.refitted is None else "@refit"
+        lines += [f"The test split was not read. When everything is decided: featcache report {run.path}{head} --final"]
     return "\n".join(lines)
 
 

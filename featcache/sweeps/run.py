@@ -166,7 +166,8 @@ class Run:
             return self._refit()
         found = [trial for trial in self.trials if str(trial.trial) == str(which)]
         if not found:
-            raise UnknownHead(f"{self.path} has trials 1 to {len(self.trials)} and 'best'; got '{which}'")
+            names = " and 'best'" if self.refitted is None else ", 'best' and 'refit'"
+            raise UnknownHead(f"{self.path} has trials 1 to {len(self.trials)}{names}; got '{which}'")
         return Chosen(self, found[0])
 
     def _refit(self) -> Chosen:
@@ -266,13 +267,17 @@ class Chosen:
 
 def open_trial(text: str) -> Chosen:
     """Return the trial that `RUN@best`, `RUN@3` or `RUN` (its best) names."""
+    run, chosen = open_named(text)
+    return chosen or run.best
+
+
+def open_named(text: str) -> tuple[Run, Chosen | None]:
+    """Return the run that `RUN` or `RUN@3` names, which may have an @ in its name, and the trial if it names one."""
     path, at, which = text.rpartition("@")
-    return Run.open(path)[which] if at and not is_run(text) else Run.open(text).best
-
-
-def is_run(text: str) -> bool:
-    """Return whether a text is the folder of a run, which may have an @ in its name."""
-    return (Path(text) / "run.json").is_file()
+    if not at or (Path(text) / "run.json").is_file():
+        return Run.open(text), None
+    run = Run.open(path)
+    return run, run[which]
 
 
 def head_file(run: Path, name: int | str) -> Path:

@@ -516,4 +516,8 @@ def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, toy, tmp_path):
     cli("sweep", toy.path, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
     done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Next: featcache predict {tmp_path / 'm.keras'} IMAGES")
+    assert f"report {tmp_path / 'run'}@refit --final" in cli("report", tmp_path / "run").out
+    done = cli("report", f"{tmp_path / 'run'}@refit", "--final")
+    assert (done.code, "(ridge, fitted on train and val)" in done.out) == (0, True)
+    refused(cli("report", f"{tmp_path / 'run'}@77"), 2, "has trials 1 to 5, 'best' and 'refit'; got '77'")
     refused(cli("finetune", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "t.keras"), 2, "Use RUN@best")
