@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ class Run:
             return _from_json(path, facts)
         except (KeyError, TypeError, AttributeError) as error:
             raise NotARun(f"{path / 'run.json'} is damaged or of another version: {error}. Sweep again") from error
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to do of what it was asked."""
+        return len(self.trials) >= self.planned and not (self.settings.refit and self.refitted is None)
 
     @property
     def ranked(self) -> list[Trial]:
@@ -334,8 +340,8 @@ def digest_of_rows(rows: Sequence[ImageRow]) -> str:
 
 
 def free_folder(wanted: Path) -> Path:
-    """Return `wanted`, or the first of wanted-2, wanted-3 .. that does not exist."""
-    return next(path for path in _numbered(wanted) if not path.exists())
+    """Return `wanted`, or the first of wanted-2, wanted-3 .. that does not exist: photos.run, photos-2.run .."""
+    return next(path for path in numbered(wanted) if not path.exists())
 
 
 def spelt(value: Any) -> str:
@@ -347,12 +353,12 @@ def spelt(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
-def _numbered(path: Path) -> Iterator[Path]:
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield photos.run, photos-2.run, photos-3.run .. without end."""
+    end = ".run" if path.suffix == ".run" else ""
     yield path
-    number = 2
-    while True:
-        yield path.with_name(f"{path.name}-{number}")
-        number += 1
+    for number in count(2):
+        yield path.with_name(f"{path.name.removesuffix(end)}-{number}{end}")
 
 
 def _order(trial: Trial, metric: Metric) -> tuple[float, int, float, int, int]:

@@ -66,8 +66,8 @@ def sweep(
     the machine's; larger ones are streamed from the disk, by heads that can. jobs: trials at once, -1 for one per core.
     grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}.
 
-    A run that was stopped goes on where it was if it is asked for again. Raises TooFewClasses, UnknownHead,
-    UnknownTap, UsageError.
+    A run that was stopped goes on where it was if it is asked for again; one that is finished is returned as it is.
+    Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.
     """
     protocol = preset_of(preset) if preset is not None else Preset("", DEFAULT_HEADS, {}, STANDARDISE)
     if heads is None:
@@ -98,8 +98,11 @@ def sweep(
     train, val = images_of(cache, asked)
     plan = planned(asked, todo)
     with Writer.begun(cache, asked, out, train, val, len(plan)) as writer:
+        if writer.run.is_finished:
+            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another -o"))
+            return writer.run
         _Sweep(cache, asked, train, val, writer, jobs, progress).run(plan)
-        if asked.refit:
+        if asked.refit and writer.run.ranked:
             writer.refit(cache, [*train, *val])
     return writer.run
 

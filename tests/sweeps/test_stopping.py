@@ -78,12 +78,11 @@ def test_a_run_that_goes_on_fits_nothing_twice(hard, tmp_path, monkeypatch, fits
 
 def test_without_a_folder_the_stopped_run_beside_the_cache_goes_on(hard, tmp_path, monkeypatch):
     cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
-    sweep(cache, HEADS, taps=[TAP])
+    sweep(cache, "ridge", taps=[TAP])
     stopped_after(2, monkeypatch, lambda: sweep(cache, HEADS, taps=[TAP]))
-    assert sweep(cache, HEADS, taps=[TAP]).path == tmp_path / "photos.run-2"
-    assert sweep(cache, HEADS, taps=[TAP]).path == tmp_path / "photos.run-3"
-    stopped_after(1, monkeypatch, lambda: sweep(cache, HEADS, taps=[TAP]))
-    assert sweep(cache, "ridge", taps=[TAP]).path == tmp_path / "photos.run-5"
+    assert sweep(cache, "gnb", taps=[TAP]).path == tmp_path / "photos-3.run"
+    found = sweep(cache, HEADS, taps=[TAP])
+    assert (found.path, found.is_finished) == (tmp_path / "photos-2.run", True)
 
 
 @pytest.mark.parametrize("options", [{"cv": 3}, {"seed": 1}, {"heads": "ridge,logreg"}, {"metric": "macro_f1"}])

@@ -296,15 +296,47 @@ def test_features_that_are_not_finite_are_refused_naming_the_image(hard, tmp_pat
 def test_a_run_that_exists_is_not_overwritten(hard, tmp_path):
     first = run_on(hard, tmp_path, "ridge")
     before = (first.path / "run.json").read_bytes()
-    with pytest.raises(UsageError, match=r"holds a run already. Give another -o"):
-        run_on(hard, tmp_path, "ridge")
+    with pytest.raises(
+        UsageError, match=r"holds a run already, with other heads, seed \(featcache show .*run\)\. Give an"
+    ):
+        run_on(hard, tmp_path, "ridge,gnb", seed=1)
     assert (first.path / "run.json").read_bytes() == before
 
 
 def test_without_a_folder_runs_are_numbered_beside_the_cache(hard, tmp_path):
     cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
-    names = [sweep(cache, "ridge", taps=[TAP]).path for _ in range(3)]
-    assert names == [tmp_path / name for name in ("photos.run", "photos.run-2", "photos.run-3")]
+    names = [sweep(cache, "ridge", taps=[TAP], seed=seed).path for seed in range(3)]
+    assert names == [tmp_path / name for name in ("photos.run", "photos-2.run", "photos-3.run")]
+
+
+@pytest.mark.parametrize("out", [None, "photos.run"])
+def test_a_finished_sweep_that_is_asked_for_again_is_shown_and_said(out, hard, tmp_path):
+    cache, notes = edited(hard, tmp_path / "photos.h5", lambda file: None), []
+    out = out and tmp_path / out
+    first = sweep(cache, "ridge", taps=[TAP], out=out, refit=True)
+    sweep(cache, "gnb", taps=[TAP])
+    before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
+    again = sweep(cache, "ridge", taps=[TAP], out=out, refit=True, progress=notes.append)
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
+    assert [tick.note for tick in notes] == [f"{first.path} is this sweep, finished. To do it again: another -o"]
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("out", [None, "photos.run"])
+def test_a_sweep_that_failed_throughout_is_tried_anew_in_its_folder(out, refit, hard, tmp_path, monkeypatch):
+    def broken(params, class_weight, seed):
+        raise ArithmeticError("planted")
+
+    cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
+    options = {"taps": [TAP], "out": out and tmp_path / out, "refit": refit}
+    with monkeypatch.context() as patched:
+        patched.setitem(FAMILIES, "ridge", replace(FAMILIES["ridge"], make=broken))
+        failed = sweep(cache, "ridge", **options)
+    assert not failed.ranked
+    again = sweep(cache, "ridge", **options)
+    assert (again.path, len(again.ranked)) == (failed.path, 5)
+    assert sweep(cache, "gnb", taps=[TAP]).path == tmp_path / "photos-2.run"
 
 
 def test_every_tap_is_tried_unless_some_are_named(toy, tmp_path):
