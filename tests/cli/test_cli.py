@@ -224,6 +224,37 @@ def test_a_setting_that_does_not_exist_is_refused_with_near_names(cli, tmp_path)
     assert "did you mean heads" in done.err
 
 
+def test_the_tap_of_a_settings_file_may_be_called_as_the_flag_is(cli, toy, tmp_path):
+    (tmp_path / "s.toml").write_text(f'heads = "ridge"\ntap = "{TAP}"\n')
+    done = cli("sweep", toy.path, "--config", tmp_path / "s.toml", "-o", tmp_path / "run", "--json")
+    assert json.loads(done.out)["best"]["tap"] == TAP
+    (tmp_path / "s.toml").write_text(f'tap = "{TAP}"\ntaps = "{TAP}"\n')
+    refused(cli("sweep", toy.path, "--config", tmp_path / "s.toml"), 2, "s.toml sets both tap and taps")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("trials.json", "{}", "trials.json has no settings of a run"),
+        ("list.json", "[1]", "list.json has no settings of a run"),
+        ("odd.json", '{"settings": 3}', "odd.json has no settings of a run"),
+        ("bad.json", "{", "cannot read"),
+        ("sweep.yaml", "heads: ridge\ncv: 5\n", "sweep.yaml"),
+        ("folder", None, "Is a directory"),
+        ("none.toml", "", "No such file"),
+    ],
+)
+def test_a_settings_file_that_is_none_is_named_with_what_it_takes(name, text, said, cli, tmp_path):
+    path = tmp_path / name
+    if text is None:
+        path.mkdir()
+    elif text:
+        path.write_text(text)
+    refused(
+        cli("sweep", "c.h5", "--config", path), 2, f"{path}", said, "It takes the run.json of a run, or a TOML file"
+    )
+
+
 # Exit codes
 
 
