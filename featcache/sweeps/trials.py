@@ -124,6 +124,9 @@ def _taps(cache: Cache, taps: str | Sequence[str] | None) -> tuple[str, ...]:
     if not names:
         chosen: tuple[str, ...] = cache.vectors
     else:
+        if "auto" in names and "auto" not in cache.taps:
+            there = ", ".join(cache.taps)
+            raise UsageError(f"--tap auto is for extract. {cache.path} has {there}; without --tap all are swept")
         chosen = tuple("+".join(cache.tap(one).name for one in taps_in(cache, name)) for name in names)
     single = list(dict.fromkeys(one for name in chosen for one in taps_in(cache, name)))
     maps = [name for name in single if name not in cache.vectors and cache.taps[name].pooling == "none"]

@@ -248,6 +248,13 @@ def test_an_unknown_tap_is_refused_naming_those_there_are(toy, tmp_path):
         sweep(toy, QUICK, taps="glifnet", out=tmp_path / "run")
 
 
+def test_auto_is_said_to_be_for_extract_naming_the_taps_there_are(toy, tmp_path):
+    with pytest.raises(
+        UsageError, match=rf"--tap auto is for extract\. .*toy\.h5 has {TAP}, pixels:size=8/top; without"
+    ):
+        sweep(toy, "ridge", taps="auto", out=tmp_path / "run")
+
+
 def test_more_folds_than_images_of_a_class_are_refused(toy, tmp_path):
     with pytest.raises(TooFewClasses, match=r"--cv 5 needs 5 training images of each class; '\w+' has 3\. Use fewer"):
         run_on(toy, tmp_path, shots=3, cv=5)
