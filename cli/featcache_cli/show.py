@@ -44,7 +44,7 @@ def of_trial(trial: Trial) -> dict[str, Any]:
         "params": trial.params,
         "status": trial.status,
         "score": trial.score,
-        "interval": list(trial.interval),
+        "interval": None if trial.interval is None else list(trial.interval),
         "std": trial.std,
         "scores": dict(trial.scores),
         "prepare": trial.prepare,

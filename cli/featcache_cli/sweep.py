@@ -126,7 +126,7 @@ def document(run: Run) -> dict[str, Any]:
             "params": best.params,
             "metric": run.settings.metric,
             "score": best.score,
-            "interval": list(best.interval),
+            "interval": list(best.judged[1:]),
             "std": best.std,
             "prepare": best.prepare,
         },

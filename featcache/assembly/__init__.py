@@ -54,11 +54,14 @@ def assembled(chosen: Chosen) -> Any:
 
 def require_handoff(chosen: Chosen) -> None:
     """Raise UsageError, naming the best trial that can, if the head has no exact form in Keras."""
-    if not chosen.trial.handoff:
+    trial = chosen.trial
+    if not trial.handoff:
         other = chosen.run.best_handoff.trial
+        scored = trial.status == "ok"
+        why = f", {trial.judged.value:.3f}) has no exact form in Keras" if scored else f") has no head: {trial.status}"
         raise UsageError(
-            f"Trial {chosen.trial.trial} ({chosen.trial.head}, {chosen.trial.score:.3f}) has no exact form in Keras. "
-            f"The best that has: {chosen.run.path}@{other.trial} ({other.head}, {other.score:.3f})"
+            f"Trial {trial.trial} ({trial.head}{why}. "
+            f"The best that has: {chosen.run.path}@{other.trial} ({other.head}, {other.judged.value:.3f})"
         )
 
 

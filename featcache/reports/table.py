@@ -66,7 +66,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
             trial.width,
             trial.head,
             settings_of(trial),
-            interval(trial.score, *trial.interval),
+            interval(*trial.judged),
             *(["-" if trial.std is None else f"{trial.std:.3f}"] if folds else []),
             f"{trial.fit_s:.2f}",
             f"{trial.size / 1e6:.2f}" if trial.size else "-",
@@ -119,8 +119,8 @@ def _notes(run: Run) -> list[str]:
     notes = []
     if ranked:
         best = ranked[0]
-        low, high = best.interval
-        ties = [trial for trial in ranked[1:] if low <= trial.score <= high]
+        _, low, high = best.judged
+        ties = [trial for trial in ranked[1:] if low <= trial.judged.value <= high]
         equal = [trial for trial in ties if trial.score == best.score]
         if equal:
             notes.append(
@@ -161,7 +161,7 @@ def _small_sets(run: Run) -> list[str]:
     for trial in run.trials:
         if trial.few is not None and trial.status == "ok":
             name = f"{trial.head} {settings_of(replace(trial, few=None))}"
-            scores.setdefault((name, trial.few[0]), []).append(trial.score)
+            scores.setdefault((name, trial.few[0]), []).append(trial.judged.value)
     return [
         f"{shots} per class, {name.strip()}: {np.mean(found):.3f} +- {np.std(found, ddof=min(1, len(found) - 1)):.3f} "
         f"over {len(found)} draws"

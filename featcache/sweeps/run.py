@@ -24,7 +24,7 @@ from featcache.heads.estimators import FAMILIES, complexity, family_of, make_pip
 from featcache.heads.imported import is_loaded
 from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow, Tap, digest_of
-from featcache.sweeps.metrics import METRICS, Metric, better
+from featcache.sweeps.metrics import METRICS, Metric, Score, better
 from featcache.sweeps.presets import preset_of
 
 RUN_FORMAT = 2
@@ -67,8 +67,8 @@ class Trial:
     head: str
     params: dict[str, Any]
     status: str  # "ok" or the reason why it has no score
-    score: float
-    interval: tuple[float, float]
+    score: float | None  # None where there is none
+    interval: tuple[float, float] | None
     fit_s: float
     handoff: bool
     converged: bool
@@ -90,6 +90,11 @@ class Trial:
     def failed(self) -> bool:
         """Return whether its classifier raised."""
         return self.status != "ok" and not self.dropped
+
+    @property
+    def judged(self) -> Score:
+        """Return its score with the interval, not numbers where it has none."""
+        return Score(*(math.nan if one is None else one for one in (self.score, *(self.interval or (None, None)))))
 
     @property
     def std(self) -> float | None:
@@ -229,7 +234,7 @@ class Chosen:
     refit: bool = False  # its head is the one that was fitted on train and val
 
     def __repr__(self) -> str:
-        return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.score:.4f})"
+        return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.judged.value:.4f})"
 
     @property
     def tap(self) -> Tap:
@@ -363,7 +368,7 @@ def numbered(path: Path) -> Iterator[Path]:
 
 def _order(trial: Trial, metric: Metric) -> tuple[float, int, float, int, int]:
     loss = math.inf if trial.log_loss is None else trial.log_loss
-    return -better(metric, trial.score), complexity(trial.head), loss, trial.rank, trial.trial
+    return -better(metric, trial.judged.value), complexity(trial.head), loss, trial.rank, trial.trial
 
 
 def _from_json(path: Path, facts: dict[str, Any]) -> Run:
@@ -380,8 +385,11 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
 
 def _trial(facts: dict[str, Any]) -> Trial:
     few = None if facts["few"] is None else tuple(facts["few"])
-    lists: dict[str, Any] = {name: tuple(map(float, facts[name])) for name in ("interval", "fold_scores")}
-    lists |= {name: float(facts[name]) for name in ("score", "temperature", "fit_s")}
+    lists: dict[str, Any] = {name: float(facts[name]) for name in ("temperature", "fit_s")}
+    lists["fold_scores"] = tuple(map(float, facts["fold_scores"]))
+    lists |= {"score": None, "interval": None}
+    if facts["status"] == "ok":
+        lists |= {"score": float(facts["score"]), "interval": tuple(map(float, facts["interval"]))}
     return Trial(**{**facts, **lists, "few": few})
 
 
@@ -390,7 +398,8 @@ def _csv(trials: tuple[Trial, ...]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *METRICS])
     for trial in trials:
-        row = asdict(trial) | {"std": trial.std, "low": trial.interval[0], "high": trial.interval[1]}
+        low, high = trial.interval or (None, None)
+        row = asdict(trial) | {"std": trial.std, "low": low, "high": high}
         row["shots"] = None if trial.few is None else trial.few[0]
         row["params"] = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
         row |= {name: trial.scores.get(name) for name in METRICS}

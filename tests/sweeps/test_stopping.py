@@ -1,11 +1,14 @@
 """Runs that are stopped, gone on with, or kept within a budget."""
 
+import csv
+import json
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from featcache.assembly import require_handoff
 from featcache.errors import UsageError
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps import Run, budget, sweep, trials, writer
@@ -150,6 +153,22 @@ def test_with_little_time_the_promising_are_tried_and_the_rest_says_why(hard, tm
     assert not any(trial.failed for trial in run.trials)
     assert run.ranked
     assert all("dropped: not among the best" in one.status or "time of the budget" in one.status for one in dropped)
+
+
+def test_what_was_not_tried_has_no_score_anywhere(hard, tmp_path):
+    run = run_on(hard, tmp_path / "run", budget=1e-6)
+    dropped = [trial for trial in run.trials if trial.dropped]
+    assert {(trial.score, trial.interval) for trial in dropped} == {(None, None)}
+    with (run.path / "trials.csv").open() as file:
+        rows = {int(row["trial"]): row for row in csv.DictReader(file)}
+    stored = json.loads((run.path / "run.json").read_text(), parse_constant=pytest.fail)["trials"]
+    for trial in dropped:
+        assert [rows[trial.trial][name] for name in ("score", "low", "high", "std", "accuracy")] == [""] * 5
+        assert [stored[trial.trial - 1][name] for name in ("score", "interval")] == [None, None]
+    assert all(rows[trial.trial]["score"] == f"{trial.score:.4f}" for trial in run.ranked)
+    assert Run.open(run.path) == run
+    with pytest.raises(UsageError, match=r"\) has no head: dropped: .* The best that has: "):
+        require_handoff(run[dropped[0].trial])
 
 
 def test_one_group_is_tried_however_little_time_there_is(hard, tmp_path):
