@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.errors import UsageError
 from featcache_cli.output import Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def command(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="A protocol of the field: kornblith, clip, dinov2 or fewshot.")
+        list[str] | None, typer.Option("--preset", help="A protocol of the field: kornblith, clip, dinov2 or fewshot.")
     ] = None,
     cv: Annotated[
         str | None,
@@ -79,7 +81,6 @@ def command(
 
     Example: featcache sweep photos.h5 --heads logreg,ridge,mlp:512
     """
-    from featcache.errors import UsageError
     from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
     from featcache.sweeps.budget import parse_seconds
@@ -91,7 +92,7 @@ def command(
         "heads": heads,
         "taps": tap,
         "prepare": prepare,
-        "preset": preset,
+        "preset": _one_preset(preset or []),
         "cv": cv,
         "budget": parse_seconds(budget) if budget else None,
         "refit": refit,
@@ -102,12 +103,22 @@ def command(
         "seed": seed,
         "grid": parse_grid(grid) if grid else None,
     }
-    asked = read_settings(config) | {name: value for name, value in flags.items() if value is not None}
+    settings = read_settings(config)
+    if preset and "preset" in settings:
+        _one_preset([*preset, settings["preset"]])
+    asked = settings | {name: value for name, value in flags.items() if value is not None}
     if "cache" not in asked:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
     with progress(quiet) as draw:
         run = sweep(**asked, out=out, jobs=jobs, progress=draw)
     emit(json, document(run), lambda: text(run))
+
+
+def _one_preset(named: Sequence[str]) -> str | None:
+    """Return the preset that is named, if one is. Raises UsageError for several."""
+    if len(set(named)) > 1:
+        raise UsageError(f"--preset takes one protocol; got {', '.join(named)}. Leave all but one out")
+    return named[0] if named else None
 
 
 def document(run: Run) -> dict[str, Any]:

@@ -70,9 +70,8 @@ def sweep(
     Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.
     """
     protocol = preset_of(preset) if preset is not None else Preset("", DEFAULT_HEADS, {}, STANDARDISE)
-    if heads is None:
-        given = grid or {}
-        grid = {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
+    if preset is not None:
+        grid = _grid_of(preset, protocol, heads, grid or {})
     todo = settings(heads or protocol.heads, grid)
     folds = _cv(cv, todo)
     if jobs == 0:
@@ -105,6 +104,17 @@ def sweep(
         if asked.refit and writer.run.ranked:
             writer.refit(cache, [*train, *val])
     return writer.run
+
+
+def _grid_of(name: str, protocol: Preset, heads: str | Sequence[str] | None, given: Grid) -> Grid:
+    """Return the values of a preset, but for those that are given. Raises UsageError for heads of another kind."""
+    wanted = heads.split(",") if isinstance(heads, str) else heads or []
+    if others := [head.strip() for head in wanted if head.strip() not in ("", *protocol.grid)]:
+        raise UsageError(
+            f"--preset {name} is a protocol of {protocol.heads}; --heads {','.join(others)} contradicts it. "
+            "Leave one of them out"
+        )
+    return {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
 
 
 def _of_protocol(cache: Cache, protocol: Preset) -> list[str]:

@@ -255,6 +255,14 @@ def test_a_settings_file_that_is_none_is_named_with_what_it_takes(name, text, sa
     )
 
 
+def test_two_presets_are_refused_wherever_they_are_named(cli, toy, tmp_path):
+    (tmp_path / "s.toml").write_text('preset = "dinov2"')
+    two = ["--preset", "kornblith", "--preset", "clip"]
+    refused(cli("sweep", toy.path, *two), 2, "--preset takes one protocol; got kornblith, clip")
+    file = ["--config", tmp_path / "s.toml"]
+    refused(cli("sweep", toy.path, *two[:2], *file), 2, "--preset takes one protocol; got kornblith, dinov2")
+
+
 # Exit codes
 
 
