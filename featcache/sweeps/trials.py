@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -95,6 +96,7 @@ def sweep(
     )
     _check(asked)
     train, val = images_of(cache, asked)
+    _note_on_shots(asked.shots, train, progress)
     plan = planned(asked, todo)
     with Writer.begun(cache, asked, out, train, val, len(plan)) as writer:
         if writer.run.is_finished:
@@ -104,6 +106,14 @@ def sweep(
         if asked.refit and writer.run.ranked:
             writer.refit(cache, [*train, *val])
     return writer.run
+
+
+def _note_on_shots(shots: int | None, train: Sequence[ImageRow], progress: Progress) -> None:
+    """Say so if no class has as many images as are asked for."""
+    most = max(Counter(row.label for row in train).values())
+    if shots is not None and shots > most:
+        note = f"--shots {shots} takes all: no class has more than {most} training images"
+        progress(Tick("sweep", 0, 0, note))
 
 
 def _grid_of(name: str, protocol: Preset, heads: str | Sequence[str] | None, given: Grid) -> Grid:

@@ -1,5 +1,6 @@
 import shutil
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import h5py
@@ -195,6 +196,15 @@ def test_shots_use_at_most_so_many_images_per_class(hard, tmp_path):
         assert {label: labels.count(label) for label in hard.classes} == dict.fromkeys(hard.classes, 3)
     assert (run.num_train, run.num_select) == (9, 9)
     assert len(run.rows(hard, "test")) == hard.splits["test"]
+
+
+def test_more_shots_than_any_class_has_are_said_to_take_all(hard, tmp_path):
+    most = max(Counter(row.label for row in hard.usable("train")).values())
+    notes = []
+    for shots in (most, most + 1):
+        run_on(hard, tmp_path, "gnb", str(shots), shots=shots, progress=notes.append)
+    said = [tick.note for tick in notes if tick.note]
+    assert said == [f"--shots {most + 1} takes all: no class has more than {most} training images"]
 
 
 def test_more_shots_keep_the_images_of_fewer(hard):
