@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from featcache.heads.steps import STANDARDISE
+from featcache.heads.steps import NONE, STANDARDISE
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -109,7 +109,8 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
 def settings_of(trial: Trial) -> str:
     """Return on one line what a trial was trained with: parameters, steps before, and how few images."""
     said = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
-    said += [f"after {trial.prepare}"] if trial.prepare != STANDARDISE else []
+    if trial.prepare != STANDARDISE:
+        said += ["not standardised" if trial.prepare == NONE else f"after {trial.prepare}"]
     said += ["{} per class, seed {}".format(*trial.few)] if trial.few else []
     return " ".join(said)
 
@@ -126,7 +127,8 @@ def _notes(run: Run) -> list[str]:
             notes.append(
                 f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
             )
-        notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
+        if ranked[1:]:
+            notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
     if run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select:
         notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
     slow = [trial for trial in run.trials if not trial.converged]
