@@ -15,8 +15,11 @@ from PIL import Image
 from tiny import TOY, write_images
 
 from featcache import errors
+from featcache.heads.estimators import FAMILIES
 from featcache.reports.table import printable
 from featcache.spec import Tick
+from featcache.sweeps.presets import PRESETS
+from featcache.sweeps.run import spelt
 from featcache_cli.app import EXIT_CODES, app, exit_code_of
 from featcache_cli.output import _PlainLines
 
@@ -253,6 +256,24 @@ def test_a_settings_file_that_is_none_is_named_with_what_it_takes(name, text, sa
     refused(
         cli("sweep", "c.h5", "--config", path), 2, f"{path}", said, "It takes the run.json of a run, or a TOML file"
     )
+
+
+def test_heads_and_presets_are_listed_with_what_they_try(cli):
+    facts = document(cli("sweep", "--list-heads", "--json"), {"heads", "presets"})
+    assert {one["head"]: one["grid"] for one in facts["heads"]}["ridge"] == {"alpha": [1e4, 1e3, 1e2, 1e1, 1.0]}
+    assert sum(len(next(iter(one["grid"].values()))) for one in facts["heads"] if one["default"]) == 21
+    assert [one["preset"] for one in facts["presets"]] == list(PRESETS)
+    shown = cli("sweep", "--list-heads").out
+    for family in FAMILIES.values():
+        line = next(line for line in shown.splitlines() if line.startswith(f"{family.name} "))
+        assert all(f"{spelt(value)}" in line for params in family.grid for value in params.values())
+    for name, preset in PRESETS.items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
+        assert all(word in line for word in (preset.heads, preset.prepare))
+        assert f"{name}: {preset.source}" in shown
+    assert "C=1e-06..100000 (45 values)" in shown
+    assert "1, 2, 5, 10 per class, 3 draws" in shown
+    assert "the last tap, and the last 4 joined" in shown
 
 
 def test_two_presets_are_refused_wherever_they_are_named(cli, toy, tmp_path):
