@@ -27,6 +27,15 @@ class Start:
 
     chosen: Chosen
 
+    def __post_init__(self) -> None:
+        """Raise UsageError if the trial has no head, since it failed or was left out."""
+        trial = self.chosen.trial
+        if trial.status != "ok":
+            raise UsageError(
+                f"Trial {trial.trial} ({trial.head}) of {self.chosen.run.path} has no head: {trial.status}. "
+                "Take RUN@best, or another: featcache show RUN"
+            )
+
     @cached_property
     def estimator(self) -> Any:
         """Return the fitted pipeline, its logits those of the sweep."""
