@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featcache.assembly import require_handoff
+from featcache.assembly import Start
 from featcache.errors import UsageError
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps import Run, budget, sweep, trials, writer
@@ -167,8 +167,8 @@ def test_what_was_not_tried_has_no_score_anywhere(hard, tmp_path):
         assert [stored[trial.trial - 1][name] for name in ("score", "interval")] == [None, None]
     assert all(rows[trial.trial]["score"] == f"{trial.score:.4f}" for trial in run.ranked)
     assert Run.open(run.path) == run
-    with pytest.raises(UsageError, match=r"\) has no head: dropped: .* The best that has: "):
-        require_handoff(run[dropped[0].trial])
+    with pytest.raises(UsageError, match=r"\) of .* has no head: dropped: .*Take RUN@best"):
+        Start(run[dropped[0].trial])
 
 
 def test_one_group_is_tried_however_little_time_there_is(hard, tmp_path):
