@@ -31,18 +31,24 @@ class Part:
     taps: tuple[Tap, ...]
 
 
-def assemble(parts: Sequence[Part], head: kinds.Head | None, num_classes: int) -> Any:
+def assemble(
+    parts: Sequence[Part], head: kinds.Head | None, num_classes: int, order: Sequence[str] | None = None
+) -> Any:
     """Return the model; its layers "logits" and "probabilities" are what they say.
 
     All parts take images of one size. Batch normalisation and dropout of the backbones are made to compute in training
     what they compute in inference. With head=None the backbones train as they are and a linear head starts at random:
-    for training from scratch. Raises ShapeMismatch if the head takes another number of features than the taps give.
+    for training from scratch. order: the names of the taps as their features stand side by side; None: that of the
+    parts. Raises ShapeMismatch if the head takes another number of features than the taps give.
     """
     import keras
 
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
     sized = _resizing(parts[0].taps[0].preprocess)(keras.ops.cast(image, "float32"))
-    found = [one for number, part in enumerate(parts) for one in _features(part, sized, number, head is not None)]
+    by_tap: dict[str, Any] = {}
+    for number, part in enumerate(parts):
+        by_tap |= _features(part, sized, number, head is not None)
+    found = [by_tap[name] for name in order or by_tap]
     together = keras.layers.Identity if len(found) == 1 else keras.layers.Concatenate
     features = together(name=FEATURES)(found[0] if len(found) == 1 else found)
     logits = keras.layers.Dense(num_classes, name=LOGITS)(features) if head is None else grown(head, features)
@@ -79,15 +85,15 @@ def logits_of(model: Any) -> Any:
     return keras.Model(model.input, model.get_layer(LOGITS).output, name=LOGITS)
 
 
-def _features(part: Part, sized: Any, number: int, still: bool) -> list[Any]:
-    """Return the pooled features of every tap of a part."""
+def _features(part: Part, sized: Any, number: int, still: bool) -> dict[str, Any]:
+    """Return {tap: its pooled features} of a part."""
     name = part.backbone.network.name + (f"_{number}" if number else "")
     network = part.backbone.tapped([tap.layer for tap in part.taps], name)
     if still:
         network.trainable = False
         freeze_noise(network)
     maps = network(entering(network, sized, part.taps[0].preprocess))
-    return [pooled(one, tap.pooling) for one, tap in zip(maps, part.taps, strict=True)]
+    return {tap.name: pooled(one, tap.pooling) for one, tap in zip(maps, part.taps, strict=True)}
 
 
 def _dense(layer: kinds.Dense, values: Any, name: str) -> Any:

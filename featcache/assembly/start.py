@@ -92,7 +92,13 @@ class Start:
 
     def model(self, parts: Sequence[Part] | None = None) -> Any:
         """Return the model of backbones and head, not checked yet."""
-        return assemble(self.parts() if parts is None else parts, self.head, len(self.chosen.run.classes))
+        parts = self.parts() if parts is None else parts
+        return assemble(parts, self.head, len(self.chosen.run.classes), self.order)
+
+    @property
+    def order(self) -> list[str]:
+        """Return the names of the taps as their features stand side by side."""
+        return [tap.name for tap in self.chosen.taps]
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _ends_of_sizes(network: Any) -> list[str]:
     """
     ends: dict[Any, str] = {}
     outputs = outputs_of(network)
-    for name in _bottlenecks(network):
+    for name in bottlenecks(network):
         if size := _size(outputs[name]):
             ends[size] = name
     return [name for size, name in ends.items() if size not in (_size(network.inputs), _size(network.outputs))]
@@ -66,7 +66,7 @@ def _size(tensors: Sequence[Any]) -> Any:
     return tensors[0].shape[1:3] if len(tensors[0].shape) == 4 else None
 
 
-def _bottlenecks(network: Any) -> list[str]:
+def bottlenecks(network: Any) -> list[str]:
     """Return the names of the operations that no path from input to output goes around."""
     order = operations(network)
     found, reach = [], 0  # reach: the last that takes what one before this gives

@@ -198,7 +198,7 @@ def extract(
     started = time.perf_counter()
     given = dict(locals())
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
-    job = _Job(images, Path(out), options, _index_of(Path(out), options.layout), progress)
+    job = Job(images, Path(out), options, _index_of(Path(out), options.layout), progress)
     cache = job.run()
     cache = replace(cache, report=job.report(time.perf_counter() - started))
     if cache.failures and strict:
@@ -224,10 +224,10 @@ def estimate(
     """
     asked = Options(backbone=backbone, **options)
     index = _index_of(Path(out), asked.layout)
-    return _Job(images, Path(out), asked, index if index.exists() else None, progress).estimate()
+    return Job(images, Path(out), asked, index if index.exists() else None, progress).estimate()
 
 
-class _Job:
+class Job:
     """One extraction: the rows at hand, and what was learnt on the way."""
 
     def __init__(

@@ -1,19 +1,34 @@
-"""Which layers of the backbone train: none, the last block, from a named block on, the last N layers, all."""
+"""Which layers of the backbone train: none, the last block, from a named block on, the last N layers, all.
+
+"gradual" has all train, block after block from the last; "gradual:BLOCK" those from a block on.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
-from featcache.backbones.blocks import blocks, first_of
+from featcache.backbones.blocks import block_names, blocks, first_of
 from featcache.errors import UsageError
 
+GRADUAL = "gradual"
 
-def unfreeze(network: Any, what: str) -> int:
-    """Set the trainable layers of a backbone and return how many weights in it train.
 
-    what: "none", "last", "all", a number of layers, or the name of a block or layer from which on all train.
-    Batch normalisation stays frozen, which keeps it in inference. Raises UnknownBlock, UsageError.
+@dataclass(frozen=True)
+class Unfrozen:
+    """What of a backbone trains."""
+
+    num_weights: int
+    block: str  # of the first layer that trains; "" if none does
+    note: str = ""  # where a number of layers lies in no block's beginning
+
+
+def unfreeze(network: Any, what: str) -> Unfrozen:
+    """Set the trainable layers of a backbone.
+
+    what: "none", "last", "all", a number of layers, "gradual", "gradual:BLOCK", or the name of a block or layer from
+    which on all train. Batch normalisation stays frozen, which keeps it in inference. Raises UnknownBlock, UsageError.
     """
     import keras
 
@@ -22,10 +37,19 @@ def unfreeze(network: Any, what: str) -> int:
     network.trainable = True
     for at, layer in enumerate(network.layers):
         layer.trainable = at >= first and not isinstance(layer, keras.layers.BatchNormalization)
-    return sum(math.prod(weight.shape) for weight in network.trainable_weights)
+    num_weights = sum(math.prod(weight.shape) for weight in network.trainable_weights)
+    of_layer = block_names(names)
+    return Unfrozen(num_weights, of_layer[first] if first < len(names) else "", _note(of_layer, first, what))
+
+
+def is_gradual(what: str) -> bool:
+    """Return whether blocks begin to train one after the other."""
+    return what.partition(":")[0] == GRADUAL
 
 
 def _first(names: list[str], what: str) -> int:
+    if is_gradual(what):
+        what = what.partition(":")[2] or "all"
     if what == "none":
         return len(names)
     if what == "all":
@@ -37,3 +61,15 @@ def _first(names: list[str], what: str) -> int:
             raise UsageError(f"--unfreeze takes up to {len(names)} layers of this backbone; got {what}")
         return len(names) - int(what)
     return first_of(names, what)
+
+
+def _note(of_layer: list[str], first: int, what: str) -> str:
+    """Say where the nearest block begins, if a number of layers cuts one in two."""
+    if not what.isdecimal() or not 0 < first < len(of_layer) or of_layer[first] != of_layer[first - 1]:
+        return ""
+    starts = [at for at in range(len(of_layer)) if at == 0 or of_layer[at] != of_layer[at - 1]]
+    nearest = min(starts, key=lambda at: abs(at - first))
+    return (
+        f"The last {what} layers begin inside block {of_layer[first]}. The nearest block begins "
+        f"{len(of_layer) - nearest} layers from the end: --unfreeze {of_layer[nearest]}"
+    )

@@ -1,40 +1,39 @@
-"""Train an assembled model and keep its best weights; the weights it starts with are epoch 0 and compete.
+"""Train a model and keep its best weights; the weights it starts with are epoch 0 and compete.
 
-One loop for fine-tuning and for training from scratch, so that the two can be compared.
+One loop for fine-tuning, on images or on what the frozen part makes of them, and for training from scratch, so that
+they can be compared.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from featcache.arrays import Classes, Floats
-from featcache.assembly.assemble import logits_of
+from featcache.errors import EnvironmentFault
 from featcache.spec import Progress, Tick
 from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
-from featcache.tuning.data import ImageSet, in_order
+from featcache.tuning.data import Labelled, in_order
+from featcache.tuning.optimizing import Group, make_optimizer, rate_at
+from featcache.tuning.recipe import Recipe
+from featcache.tuning.state import State
 
 Checkpoint = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train."""
-
-    epochs: int = 10
-    learning_rate: float = 1e-5
-    weight_decay: float = 1e-4
-    batch: int = 32
-    patience: int = 3  # epochs without a better validation score before it stops
-    class_weight: str | None = None
-    metric: Metric = "accuracy"
-    seed: int = 0
-    max_seconds: float = math.inf
+KeepState = Callable[[State], None]
+MIXTURES = tuple(step / 10 for step in range(1, 10))  # of the best weights, the rest of the start's
+NO_MEMORY = (
+    "resource_exhausted",
+    "resourceexhausted",
+    "out of memory",
+    "oom when",
+    "memoryerror",
+    "failed to allocate",
+)
 
 
 @dataclass(frozen=True)
@@ -42,101 +41,262 @@ class Epoch:
     """One line of the history; epoch 0 is the start."""
 
     epoch: int
-    train_loss: float  # NaN at epoch 0
+    train_loss: float  # NaN where nothing was trained
     val_loss: float
     val: Score
     seconds: float  # validation included; of the first epoch compilation too
     metric: Metric = "accuracy"
+    images: int = 0  # that training has seen until here
+    mixture: float | None = None  # share of the best weights in a mixture with those of the start
 
     def better_than(self, other: Epoch) -> bool:
         """Tell whether this epoch has the better validation score, or the same and the lower loss."""
         mine, theirs = (better(self.metric, epoch.val.value) for epoch in (self, other))
         return (mine, -self.val_loss) > (theirs, -other.val_loss)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return asdict(self) | {"train_loss": self.train_loss if math.isfinite(self.train_loss) else None}
 
-def train(
-    model: Any,
-    train_set: ImageSet,
-    val_set: ImageSet,
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    progress: Progress,
-) -> tuple[list[Epoch], Epoch]:
-    """Train the trainable weights of `model`; leave it with its best weights; return the history and the best epoch.
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Epoch:
+        """Return the epoch that `to_json` wrote."""
+        loss = math.nan if facts["train_loss"] is None else facts["train_loss"]
+        return cls(**{**facts, "train_loss": loss, "val": Score(*facts["val"])})
 
-    checkpoint: called whenever the model holds weights better than any before, epoch 0 included.
-    Stops early after `patience` epochs without improvement, `max_seconds` after its first step, or when the loss is
-    not finite.
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to; the model holds the weights of the best epoch."""
+
+    history: tuple[Epoch, ...]
+    best: Epoch
+    stopped: str = ""  # why it ended before its epochs were over, if it did
+    batch: int = 0  # images per step: less than asked for, where memory was short
+
+
+@dataclass
+class Task:
+    """What is trained on what."""
+
+    model: Any  # keras.Model: what the sets give -> logits (N, K)
+    groups: Sequence[Group]  # the weights that train: of the twin if there is one
+    train_set: Labelled
+    val_set: Labelled
+    changing: Sequence[Any]  # all weights of the model that training can change
+    twin: Any = None  # the same model at reduced precision, which is the one that trains
+    checkpoint: Checkpoint = lambda: None  # called whenever the model holds weights better than any before
+    keep: KeepState | None = None  # called after every epoch
+    facts: dict[str, Any] | None = None  # of the training, for its state
+    log: Callable[[Epoch, float], None] = lambda epoch, rate: None
+
+
+def train(task: Task, recipe: Recipe, progress: Progress, state: State | None = None) -> Trained:
+    """Train; leave the model with its best weights.
+
+    Stops early after `patience` epochs without improvement, `max_seconds` after its first step, or when the loss is not
+    finite. When memory runs out it goes on with half the batch, once. state: to go on from.
+    Raises EnvironmentFault if memory runs out again.
     """
-    logits = logits_of(model)
-    _compile(logits, recipe)
-    history = [_evaluate(logits, val_set, recipe, 0, math.nan)]
-    best, weights = history[0], model.get_weights()
-    checkpoint()
-    rng = np.random.default_rng(recipe.seed)
-    clock = _Clock(recipe.max_seconds)
-    for number in range(1, recipe.epochs + 1):
-        epoch_started = time.perf_counter()
-        loss = _one_epoch(logits, train_set, recipe, rng.permutation(len(train_set)), clock)
-        if not math.isfinite(loss):
-            break
-        found = _evaluate(logits, val_set, recipe, number, loss)
-        found = replace(found, seconds=time.perf_counter() - epoch_started)
-        if not math.isfinite(found.val_loss):
-            break
-        history.append(found)
-        if found.better_than(best):
-            best, weights = found, model.get_weights()
-            checkpoint()
-        progress(_tick(number, recipe, clock, f"val {found.val.value:.4f}, best {best.val.value:.4f}"))
-        if clock.is_up or number - best.epoch >= recipe.patience:
-            break
-    model.set_weights(weights)
-    return history, best
+    run = _Running(task, recipe, progress)
+    if state is None:
+        run.begin()
+    else:
+        run.go_on(state)
+    run.to_the_end()
+    if recipe.wise_ft:
+        run.mix()
+    run.assign(run.best_weights)
+    return Trained(tuple(run.history), run.best, run.stopped, run.recipe.batch)
 
 
-def predict_logits(model: Any, images: ImageSet, batch: int = 32) -> Floats:
+def predict_logits(model: Any, images: Labelled, batch: int = 32) -> Floats:
     """Return (N, K) logits of a logits model; the last batch is filled up so that one shape is compiled."""
     found = []
-    for pixels, _ in images.batches(in_order(images), batch):
-        filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
-        found.append(np.asarray(model.predict_on_batch(filled))[: len(pixels)])
+    for inputs, _ in images.batches(in_order(images), batch):
+        several = isinstance(inputs, list)
+        filled = [_filled(one, batch) for one in inputs] if several else _filled(inputs, batch)
+        count = len(inputs[0]) if several else len(inputs)
+        found.append(np.asarray(model.predict_on_batch(filled))[:count])
     return np.concatenate(found)
 
 
-def _compile(logits: Any, recipe: Recipe) -> None:
-    import keras
+class _Running:
+    """A training under way."""
 
-    optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    logits.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    def __init__(self, task: Task, recipe: Recipe, progress: Progress) -> None:
+        self.task, self.recipe, self.progress = task, recipe, progress
+        self.clock = _Clock(recipe.max_seconds)
+        self.history: list[Epoch] = []
+        self.stopped = ""
+        self.is_over = self.is_halved = False
+        self.trainer = task.twin or task.model
+        self._compile()
+        self.start_weights = self._weights()
 
+    def begin(self) -> None:
+        """Judge the start, which is epoch 0."""
+        self._note(self._evaluate(Epoch(0, math.nan, math.nan, Score(0, 0, 0), 0.0)))
 
-def _one_epoch(logits: Any, images: ImageSet, recipe: Recipe, order: Classes, clock: _Clock) -> float:
-    """Train once over the images, or until time is up, and return the mean loss.
+    def go_on(self, state: State) -> None:
+        """Take over the weights, the optimizer and the history of an earlier training."""
+        self.history = [Epoch.from_json(one) for one in state.history]
+        self.best = self.history[0]
+        for one in self.history[1:]:
+            self.best = one if one.better_than(self.best) else self.best
+        self.best_weights = list(state.best)
+        self.assign(state.weights)
+        for variable, value in zip(self._optimizer_variables(), state.optimizer, strict=True):
+            variable.assign(value)
+        self.is_over = state.is_over
 
-    All batches have one size, so that one shape is compiled: of 50 images in batches of at most 32 two times 25;
-    what does not divide evenly, less than one image per batch, waits for another epoch.
-    """
-    weights = _class_weights(images.labels, recipe.class_weight)
-    num_batches = math.ceil(len(order) / recipe.batch)
-    size = len(order) // num_batches
-    losses = []
-    for pixels, labels in images.batches(order[: size * num_batches], size):
-        losses.append(float(logits.train_on_batch(pixels, labels, sample_weight=weights[labels])))
-        clock.tick()
-        if not math.isfinite(losses[-1]) or clock.is_up:
-            break
-        logits.reset_metrics()
-    return float(np.mean(losses))
+    def to_the_end(self) -> None:
+        """Train epoch after epoch."""
+        while not self.is_over and self.history[-1].epoch < self.recipe.epochs:
+            before, slots = self._weights(), self._slots()
+            try:
+                self._one_epoch(self.history[-1].epoch + 1)
+            except Exception as error:
+                self._halve_batch(error, before, slots)
 
+    def mix(self) -> None:
+        """Judge mixtures of the weights of the start and the best (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
+        best, epoch = self.best_weights, self.best.epoch
+        for share in MIXTURES if epoch else ():
+            self.assign(
+                [(1 - share) * one + share * other for one, other in zip(self.start_weights, best, strict=True)]
+            )
+            self._note(self._evaluate(Epoch(epoch, math.nan, math.nan, Score(0, 0, 0), 0.0, mixture=share)))
 
-def _tick(number: int, recipe: Recipe, clock: _Clock, note: str) -> Tick:
-    """Return how far the training is: in epochs, or in seconds where time is what ends it."""
-    if math.isinf(recipe.max_seconds):
-        return Tick("train", number, recipe.epochs, note)
-    limit = math.ceil(recipe.max_seconds)
-    return Tick("train for equal time", limit if clock.is_up else min(int(clock.seconds), limit), limit, note)
+    def assign(self, weights: Sequence[Floats]) -> None:
+        """Set the weights that training changes."""
+        for variable, value in zip(self.task.changing, weights, strict=True):
+            variable.assign(value)
+        if self.task.twin is not None:
+            self.task.twin.set_weights(self.task.model.get_weights())
+
+    def _one_epoch(self, number: int) -> None:
+        began = time.perf_counter()
+        rng = np.random.default_rng((self.recipe.seed, number))
+        loss, seen = self._steps(rng.permutation(len(self.task.train_set)), number)
+        rate = rate_at(self.task.groups[0], self.recipe, self._step(), self.steps)
+        if not math.isfinite(loss):
+            return self._diverged("loss", number, rate)
+        found = self._evaluate(
+            Epoch(number, loss, math.nan, Score(0, 0, 0), 0.0, images=seen + self.history[-1].images)
+        )
+        if not math.isfinite(found.val_loss):
+            return self._diverged("validation loss", number, rate)
+        found = replace(found, seconds=time.perf_counter() - began)
+        self._note(found)
+        self.task.log(found, rate)
+        self.progress(self._tick(number, f"val {found.val.value:.4f}, best {self.best.val.value:.4f}"))
+        self.is_over = self.clock.is_up or number - self.best.epoch >= self.recipe.patience
+        if self.is_over and not self.clock.is_up:
+            self.stopped = f"no better validation score in {self.recipe.patience} epochs"
+        self._keep()
+
+    def _steps(self, order: Classes, number: int) -> tuple[float, int]:
+        """Train once over the images, or until time is up; return the mean loss and how many were seen.
+
+        All batches have one size, so that one shape is compiled: of 50 images in batches of at most 32 two times 25;
+        what does not divide evenly, less than one image per batch, waits for another epoch.
+        """
+        size = len(order) // self.num_batches
+        losses, num_classes = [], self.task.model.outputs[0].shape[-1]
+        for inputs, labels in self.task.train_set.batches(order[: size * self.num_batches], size, number):
+            wanted = np.eye(num_classes, dtype=np.float32)[labels] if self.recipe.label_smoothing else labels
+            weights = self.class_weights[labels]
+            losses.append(float(self.trainer.train_on_batch(inputs, wanted, sample_weight=weights)))
+            self.clock.tick()
+            if not math.isfinite(losses[-1]) or self.clock.is_up:
+                break
+            self.trainer.reset_metrics()
+        return float(np.mean(losses)), size * len(losses)
+
+    def _diverged(self, what: str, number: int, rate: float) -> None:
+        self.is_over = True
+        self.stopped = f"the {what} was not finite in epoch {number}, at a learning rate of {rate:.1e}"
+
+    def _note(self, found: Epoch) -> None:
+        self.history.append(found)
+        if len(self.history) == 1 or found.better_than(self.best):
+            self.best, self.best_weights = found, self._weights()
+            self.task.checkpoint()
+
+    def _keep(self) -> None:
+        if self.task.keep is not None:
+            optimizer = tuple(self._slots())
+            history = tuple(one.to_json() for one in self.history)
+            weights, best = tuple(self._weights()), tuple(self.best_weights)
+            self.task.keep(State(self.task.facts or {}, weights, best, optimizer, history, self.is_over))
+
+    def _compile(self) -> None:
+        import keras
+
+        recipe = self.recipe
+        self.num_batches = math.ceil(len(self.task.train_set) / recipe.batch)
+        self.steps = self.num_batches * recipe.epochs
+        self.class_weights = _class_weights(self.task.train_set.labels, recipe.class_weight)
+        kinds = keras.losses
+        loss: Any = kinds.SparseCategoricalCrossentropy(from_logits=True)
+        if recipe.label_smoothing:
+            loss = kinds.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
+        optimizer = make_optimizer(self.task.groups, recipe, self.steps)
+        self.trainer.compile(optimizer, loss, auto_scale_loss=False)
+        optimizer.build(self.trainer.trainable_variables)
+
+    def _halve_batch(self, error: Exception, weights: list[Floats], slots: list[Floats]) -> None:
+        """Go back to before the epoch, with half the batch. Raises the error if it is of another kind."""
+        if not _is_no_memory(error):
+            raise error
+        if self.is_halved or self.recipe.batch == 1:
+            raise EnvironmentFault(
+                f"There is not memory enough to train in batches of {self.recipe.batch}. "
+                "Unfreeze less, take smaller images (extract --size), or give --batch"
+            ) from error
+        half = max(1, self.recipe.batch // 2)
+        self.progress(
+            Tick("memory", 0, 0, f"out of memory with {self.recipe.batch} images per step; going on with {half}")
+        )
+        self.recipe, self.is_halved = replace(self.recipe, batch=half), True
+        self._compile()
+        self.assign(weights)
+        for variable, value in zip(self._optimizer_variables(), slots, strict=True):
+            variable.assign(value)
+
+    def _weights(self) -> list[Floats]:
+        import keras
+
+        return [np.array(keras.ops.convert_to_numpy(one)) for one in self.task.changing]
+
+    def _optimizer_variables(self) -> list[Any]:
+        return list(self.trainer.optimizer.variables)
+
+    def _slots(self) -> list[Floats]:
+        import keras
+
+        return [np.array(keras.ops.convert_to_numpy(one)) for one in self._optimizer_variables()]
+
+    def _step(self) -> int:
+        return self.num_batches * max(0, self.history[-1].epoch)
+
+    def _evaluate(self, epoch: Epoch) -> Epoch:
+        val = self.task.val_set
+        if self.task.twin is not None:
+            self.task.model.set_weights(self.task.twin.get_weights())
+        values = predict_logits(self.task.model, val, self.recipe.batch)
+        found = score(val.labels, values.argmax(axis=1), self.recipe.metric, values)
+        return replace(epoch, val_loss=log_loss(values, val.labels), val=found, metric=self.recipe.metric)
+
+    def _tick(self, number: int, note: str) -> Tick:
+        """Return how far the training is: in epochs, or in seconds where time is what ends it."""
+        if math.isinf(self.recipe.max_seconds):
+            return Tick("train", number, self.recipe.epochs, note)
+        limit = math.ceil(self.recipe.max_seconds)
+        return Tick(
+            "train for equal time", limit if self.clock.is_up else min(int(self.clock.seconds), limit), limit, note
+        )
 
 
 class _Clock:
@@ -169,7 +329,10 @@ def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
     return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def _evaluate(logits: Any, images: ImageSet, recipe: Recipe, number: int, loss: float) -> Epoch:
-    values = predict_logits(logits, images, recipe.batch)
-    found = score(images.labels, values.argmax(axis=1), recipe.metric, values)
-    return Epoch(number, loss, log_loss(values, images.labels), found, seconds=0.0, metric=recipe.metric)
+def _filled(inputs: Any, batch: int) -> Any:
+    return np.concatenate([inputs, np.zeros((batch - len(inputs), *inputs.shape[1:]), inputs.dtype)])
+
+
+def _is_no_memory(error: Exception) -> bool:
+    text = f"{type(error).__name__}: {error}".lower()
+    return any(sign in text for sign in NO_MEMORY)

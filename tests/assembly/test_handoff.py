@@ -10,7 +10,7 @@ import pytest
 from tiny import TOY
 
 import featcache.heads.absorb as absorb
-import featcache.tuning as tuning
+import featcache.tuning.job as tuning
 from featcache.assembly import Certificate, handoff, load_model
 from featcache.assembly.certificate import TOLERANCE, load_pixels
 from featcache.backbones.build import build, entering
@@ -22,6 +22,7 @@ from featcache.images.sources import open_source
 from featcache.spec import Preprocess
 from featcache.sweeps import sweep
 from featcache.tuning import finetune
+from featcache.tuning.stages import Unfrozen
 
 assembling = import_module("featcache.assembly.assemble")  # the package has the function under this name
 HANDED = ["ridge", "logreg", "svm", "softmax", "mlp"]
@@ -299,7 +300,7 @@ def test_another_preprocessing_is_caught(logreg, monkeypatch):
 def test_batch_normalisation_that_trains_is_caught_before_anything_is_trained(logreg, monkeypatch, tmp_path):
     def thaw(network, what):
         network.trainable = True
-        return 1
+        return Unfrozen(1, "stem")
 
     monkeypatch.setattr(assembling, "freeze_noise", lambda network: None)
     monkeypatch.setattr(tuning, "set_trainable", thaw)

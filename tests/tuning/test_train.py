@@ -1,19 +1,26 @@
 """The training loop alone, on a network that compiles in a moment."""
 
 import math
+import re
+from dataclasses import replace
 from importlib import import_module
 
 import keras
 import numpy as np
 import pytest
 
+from featcache.errors import EnvironmentFault
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps.metrics import Score
 from featcache.tuning.data import ImageSet
-from featcache.tuning.train import Epoch, Recipe, predict_logits, train
+from featcache.tuning.optimizing import Group
+from featcache.tuning.recipe import Recipe
+from featcache.tuning.state import State
+from featcache.tuning.train import Epoch, Task, predict_logits, train
 
 loop = import_module("featcache.tuning.train")  # the package has the function under this name
 SIZE = 4
+PLAIN = {"schedule": "constant", "warmup": 0.0}
 
 
 def image_set(count, seed=0):
@@ -22,7 +29,7 @@ def image_set(count, seed=0):
     labels = np.arange(count) % 2
     pixels = rng.integers(0, 120, (count, SIZE, SIZE, 3)) + 100 * labels[:, None, None, None]
     rows = [ImageRow(f"{at}.png", str(label), "", "", "") for at, label in enumerate(labels)]
-    return ImageSet(None, rows, labels, Preprocess(SIZE), pixels.astype(np.uint8))
+    return ImageSet(None, rows, labels, Preprocess(SIZE), _kept=pixels.astype(np.uint8))
 
 
 def small_model(bias=0.0):
@@ -36,17 +43,25 @@ def small_model(bias=0.0):
 
 
 def run_loop(model, recipe, checkpoint=lambda: None, images=24):
-    return train(model, image_set(images), image_set(11, seed=1), recipe, checkpoint, lambda tick: None)
+    found = train(task_of(model, recipe, images, checkpoint=checkpoint), recipe, lambda tick: None)
+    return list(found.history), found.best
+
+
+def task_of(model, recipe, images=24, **more):
+    logits = keras.Model(model.input, model.get_layer("logits").output)
+    group = Group("head", tuple(logits.trainable_weights), recipe.learning_rate)
+    sets = {"train_set": image_set(images), "val_set": image_set(11, seed=1), **more}
+    return Task(logits, [group], changing=logits.weights, **sets)
 
 
 def scripted(monkeypatch, scores, losses=None):
     """Let validation answer with these scores, epoch 0 first."""
     losses = losses or [1.0] * len(scores)
 
-    def evaluate(logits, images, recipe, number, loss):
-        return Epoch(number, loss, losses[number], Score(scores[number], 0, 1), 0.0)
+    def evaluate(running, found):
+        return replace(found, val_loss=losses[found.epoch], val=Score(scores[found.epoch], 0, 1))
 
-    monkeypatch.setattr(loop, "_evaluate", evaluate)
+    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
 
 
 def epoch(number, value, loss):
@@ -55,7 +70,7 @@ def epoch(number, value, loss):
 
 def test_it_learns():
     model = small_model()
-    history, best = run_loop(model, Recipe(epochs=15, learning_rate=0.1, patience=15))
+    history, best = run_loop(model, Recipe(epochs=15, learning_rate=0.1, patience=15, **PLAIN))
     assert history[0].val.value < 0.6
     assert best.val.value == 1
     assert best == max(history, key=lambda one: (one.val.value, -one.val_loss))
@@ -110,7 +125,7 @@ def test_it_stops_when_its_time_is_up():
 def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_best():
     model = small_model()
     before = model.get_weights()
-    history, best = run_loop(model, Recipe(epochs=9, learning_rate=1e38, patience=9))
+    history, best = run_loop(model, Recipe(epochs=9, learning_rate=1e38, patience=9, **PLAIN))
     assert best.epoch == 0 or math.isfinite(best.val_loss)
     assert all(np.isfinite(value).all() for value in model.get_weights())
     if best.epoch == 0:
@@ -123,11 +138,10 @@ def test_weights_that_are_not_finite_never_win():
     """One class has all the validation images, and NaN answers with the first class: a score of 1, without a loss."""
     model, val = small_model(bias=3.0), image_set(11, seed=1)
     val.labels[:] = 0
-    history, best = train(
-        model, image_set(24), val, Recipe(epochs=3, learning_rate=1e38, batch=24), lambda: None, lambda tick: None
-    )
-    assert history[0].val.value == 0
-    assert math.isfinite(best.val_loss)
+    recipe = Recipe(epochs=3, learning_rate=1e38, batch=24, **PLAIN)
+    found = train(task_of(model, recipe, val_set=val), recipe, lambda tick: None)
+    assert found.history[0].val.value == 0
+    assert math.isfinite(found.best.val_loss)
     assert all(np.isfinite(value).all() for value in model.get_weights())
 
 
@@ -148,17 +162,14 @@ def test_balanced_classes_weigh_as_much():
 
 @pytest.mark.parametrize("count", [1, 7, 32, 33, 50])
 def test_all_batches_have_one_size_and_hardly_an_image_waits(count, monkeypatch):
-    seen = []
+    seen, model = [], small_model()
 
-    class Logits:
-        def train_on_batch(self, pixels, labels, sample_weight):
-            seen.append(len(pixels))
-            return 0.0
+    def train_on_batch(self, pixels, labels, sample_weight):
+        seen.append(len(pixels))
+        return 0.0
 
-        def reset_metrics(self):
-            pass
-
-    loop._one_epoch(Logits(), image_set(count), Recipe(batch=32), np.arange(count), loop._Clock(math.inf))
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+    run_loop(model, Recipe(batch=32, epochs=1), images=count)
     assert len(set(seen)) == 1
     assert max(seen) <= 32
     assert 0 <= count - sum(seen) < len(seen)
@@ -173,3 +184,136 @@ def test_logits_come_in_the_order_of_the_images_whatever_the_batch():
     assert whole.shape == (11, 2)
     np.testing.assert_allclose(whole, pieces, atol=1e-5)
     assert len(np.unique(whole[:, 0])) > 1
+
+
+# Going on after a stop, and what can go wrong
+
+
+def stopped_after(epochs, recipe, states):
+    """Train for some epochs, as a process would that is killed then, and keep its states."""
+
+    def keep(state):
+        states.append(state)
+        if len(states) == epochs:
+            raise KeyboardInterrupt
+
+    model = small_model()
+    with pytest.raises(KeyboardInterrupt):
+        train(task_of(model, recipe, keep=keep, facts={}), recipe, lambda tick: None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adagrad"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_training_that_was_stopped_goes_on_bit_equal(optimizer, epochs, tmp_path):
+    recipe = Recipe(epochs=5, learning_rate=0.02, batch=5, patience=5, optimizer=optimizer)
+    whole = small_model()
+    expected = train(task_of(whole, recipe), recipe, lambda tick: None)
+    states = []
+    stopped_after(epochs, recipe, states)
+    states[-1].save(tmp_path / "t.state")
+    model = small_model()
+    found = train(task_of(model, recipe), recipe, lambda tick: None, State.load(tmp_path / "t.state", {}))
+    assert [(one.epoch, one.val_loss, one.train_loss) for one in found.history[1:]] == [
+        (one.epoch, one.val_loss, one.train_loss) for one in expected.history[1:]
+    ]
+    for now, then in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_training_that_is_over_stays_over(tmp_path):
+    recipe, states = Recipe(epochs=9, learning_rate=1e-30, patience=2), []
+    first = train(task_of(small_model(), recipe, keep=states.append), recipe, lambda tick: None)
+    assert first.stopped == "no better validation score in 2 epochs"
+    again = train(task_of(small_model(), recipe), recipe, lambda tick: None, states[-1])
+    assert len(again.history) == len(first.history) < 10
+
+
+def test_why_it_stopped_names_epoch_and_rate():
+    recipe = Recipe(epochs=9, learning_rate=1e38, patience=9, batch=24, **PLAIN)
+    found = train(task_of(small_model(), recipe), recipe, lambda tick: None)
+    assert re.fullmatch(
+        r"the (validation )?loss was not finite in epoch \d, at a learning rate of 1\.0e\+38", found.stopped
+    )
+
+
+def failing(monkeypatch, times, error):
+    """Let so many steps raise, after the first of each compilation."""
+    left, steps = [times], [0]
+    plain = keras.Model.train_on_batch
+
+    def train_on_batch(self, *args, **options):
+        steps[0] += 1
+        if left[0] and steps[0] % 3 == 0:
+            left[0] -= 1
+            raise error
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+
+
+def test_out_of_memory_goes_on_with_half_the_batch_once(monkeypatch):
+    notes, recipe = [], Recipe(epochs=2, batch=8, learning_rate=0.01)
+    failing(monkeypatch, 1, RuntimeError("RESOURCE_EXHAUSTED: OOM when allocating tensor"))
+    found = train(task_of(small_model(), recipe), recipe, lambda tick: notes.append(tick.note))
+    assert [one.epoch for one in found.history] == [0, 1, 2]
+    assert found.batch == 4
+    assert "out of memory with 8 images per step; going on with 4" in notes
+    assert found.history[1].images == 24
+
+
+def test_out_of_memory_twice_is_an_error_that_says_what_to_do(monkeypatch):
+    recipe = Recipe(epochs=2, batch=8)
+    failing(monkeypatch, 2, MemoryError())
+    with pytest.raises(EnvironmentFault, match=r"memory enough to train in batches of 4\. Unfreeze less"):
+        train(task_of(small_model(), recipe), recipe, lambda tick: None)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    failing(monkeypatch, 1, ValueError("shapes"))
+    with pytest.raises(ValueError, match="shapes"):
+        run_loop(small_model(), Recipe(epochs=2, batch=8))
+
+
+def test_mixtures_of_start_and_end_compete(monkeypatch):
+    model = small_model(bias=1.0)
+    start = model.get_weights()
+    recipe = Recipe(epochs=2, learning_rate=0.5, wise_ft=True, **PLAIN)
+    wanted = []
+
+    def evaluate(running, found):
+        share = found.mixture or (1.0 if found.epoch else 0.0)
+        wanted.append((share, running._weights()))
+        return replace(found, val_loss=1.0, val=Score(1 - abs(share - 0.3) - (found.epoch == 2) / 9, 0, 1))
+
+    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    found = train(task_of(model, recipe), recipe, lambda tick: None)
+    assert (found.best.epoch, found.best.mixture) == (0, None)  # .7 beats .3: nothing to mix with the start itself
+    assert len(wanted) == 3
+    scores = {0: 0.1, 1: 0.6, 2: 0.2}
+    wanted.clear()
+
+    def better_in_between(running, found):
+        wanted.append((found.mixture, running._weights()))
+        value = 0.9 if found.mixture == 0.3 else 0.5 if found.mixture else scores[found.epoch]
+        return replace(found, val_loss=1.0, val=Score(value, 0, 1))
+
+    monkeypatch.setattr(loop._Running, "_evaluate", better_in_between)
+    model = small_model(bias=1.0)
+    found = train(task_of(model, recipe), recipe, lambda tick: None)
+    assert (found.best.epoch, found.best.mixture) == (1, 0.3)
+    assert [share for share, _ in wanted[3:]] == [step / 10 for step in range(1, 10)]
+    for now, one, other in zip(model.get_weights(), start, wanted[1][1], strict=True):
+        np.testing.assert_allclose(now, 0.7 * one + 0.3 * other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("class_weight", "smoothing"), [(None, 0.0), (None, 0.2), ("balanced", 0.2)])
+def test_smoothed_labels_and_class_weights_reach_the_loss(class_weight, smoothing, monkeypatch):
+    """One step of plain gradient descent is the gradient by hand."""
+    monkeypatch.setattr(Epoch, "better_than", lambda one, other: True)
+    how = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 1.0, **PLAIN}
+    recipe = Recipe(epochs=1, batch=24, label_smoothing=smoothing, class_weight=class_weight, **how)
+    model, images = small_model(), image_set(24)
+    images.labels = np.array([1] * 18 + [0] * 6)
+    train(task_of(model, recipe, train_set=images), recipe, lambda tick: None)
+    share = np.array([0.25, 0.75]) if class_weight is None else np.array([0.5, 0.5])
+    np.testing.assert_allclose(model.get_weights()[1], (1 - smoothing) * share + smoothing / 2 - 0.5, atol=1e-6)

@@ -1,0 +1,184 @@
+"""Fine-tuning from a head: assemble, prove, train, and keep the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.assembly import Start, image_source
+from featcache.assembly.assemble import Part, backbones_of, logits_of
+from featcache.assembly.certificate import RELATIVE, TOLERANCE, certified
+from featcache.assembly.modelfile import check_free, save_model
+from featcache.errors import ParityFailed, UsageError
+from featcache.images.manifest import Images
+from featcache.images.sources import Source
+from featcache.spec import Progress, Tick, choose, silent
+from featcache.sweeps import Chosen, Run
+from featcache.tuning import prefix
+from featcache.tuning.data import Labelled, image_sets
+from featcache.tuning.logs import logger
+from featcache.tuning.optimizing import Group, groups
+from featcache.tuning.precision import twin_of
+from featcache.tuning.recipe import CONTROLS, Recipe, recipe_of
+from featcache.tuning.scratch import from_scratch
+from featcache.tuning.stages import Unfrozen
+from featcache.tuning.stages import unfreeze as set_trainable
+from featcache.tuning.state import State, state_file
+from featcache.tuning.train import Task, predict_logits, train
+from featcache.tuning.tuned import Tuned
+
+CHECKED = 32  # images on which the whole model is compared with its part after training
+
+
+def finetune(
+    chosen: Chosen,
+    out: str | Path | None = None,
+    *,
+    images: Images | str | Path | None = None,
+    resume: bool = False,
+    logs: str | Path | None = None,
+    controls: str | Sequence[str] = (),
+    progress: Progress = silent,
+    **how: Any,
+) -> Tuned:
+    """Fine-tune from a head of a run and return the best model on validation, the head itself included.
+
+    out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
+    it, with the suffix .state, what `resume` goes on from after a stop. logs: a folder for TensorBoard. controls:
+    "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare.
+    how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
+    unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
+    normalisation stays in inference. Same split, labels and preprocessing as the run. What is frozen is computed once
+    and kept in the run, unless every epoch sees new views or prefix=False.
+    Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
+    """
+    recipe = recipe_of(chosen, how)
+    asked = _controls(controls)
+    if chosen.refit:
+        raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
+    path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
+    tuned = _Tuning(chosen, recipe, image_source(chosen, images), progress).run(path, resume, logs)
+    Run.open(chosen.run.path).add_tuned(path)
+    return replace(tuned, controls={name: _control(name, chosen, recipe, images, progress) for name in asked})
+
+
+class _Tuning:
+    """One fine-tuning: the assembled model, and what of it trains."""
+
+    def __init__(self, chosen: Chosen, recipe: Recipe, source: Source, progress: Progress) -> None:
+        self.chosen, self.recipe, self.source, self.progress = chosen, recipe, source, progress
+        self.start = Start(chosen)
+
+    def run(self, path: Path | None = None, resume: bool = False, logs: str | Path | None = None) -> Tuned:
+        """Train, writing the best model to `path` and the state beside it, if there is one."""
+        facts = self.start.facts | {"finetuned": self.recipe.to_json()}
+        if path is not None:
+            check_free(path, facts)
+        state = State.load(state_file(path), facts) if resume and path is not None else None
+        sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
+        parts = self.start.parts()
+        model = self.start.model(parts)
+        unfrozen = self._unfreeze(model)
+        certificate = certified(model, self.start, self.source)
+
+        def checkpoint() -> None:
+            if path is not None:
+                save_model(model, path, facts | {"certificate": asdict(certificate)})
+
+        cut = self._cut(model, parts, sets)
+        trains = logits_of(model) if cut is None else cut.model
+        if cut is not None:
+            sets = prefix.activations(cut, self.start, self.source, self.recipe, self.progress)
+        twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
+        task = Task(
+            model=trains,
+            groups=_of_twin(groups(model, self.recipe), trains, twin),
+            train_set=sets[0],
+            val_set=sets[1],
+            changing=trains.trainable_weights,
+            twin=twin,
+            checkpoint=checkpoint,
+            keep=None if path is None else lambda state: state.save(state_file(path)),
+            facts=facts,
+            log=logger(None if logs is None else Path(logs)),
+        )
+        found = train(task, self.recipe, self.progress, state)
+        if cut is not None:
+            self._check_whole(model, cut, sets[1])
+        model.certificate, model.class_names = certificate, self.chosen.run.classes
+        return Tuned(
+            model=model,
+            path=path,
+            history=found.history,
+            best=found.best,
+            certificate=certificate,
+            num_trainable=sum(one.num_weights for one in unfrozen),
+            seconds=sum(one.seconds for one in found.history),
+            unfrozen=", ".join(dict.fromkeys(one.block for one in unfrozen if one.block)),
+            prefix="" if cut is None else cut.layers,
+            notes=tuple(one.note for one in unfrozen if one.note),
+            stopped=found.stopped,
+        )
+
+    def _unfreeze(self, model: Any) -> list[Unfrozen]:
+        found = [set_trainable(network, self.recipe.unfreeze) for network in backbones_of(model)]
+        for note in dict.fromkeys(one.note for one in found if one.note):
+            self.progress(Tick("unfreeze", 0, 0, note))
+        return found
+
+    def _cut(self, model: Any, parts: Sequence[Part], sets: Sequence[Labelled]) -> prefix.Cut | None:
+        """Return the model in two, if what is frozen is worth computing once."""
+        new_views = self.recipe.is_augmented and self.recipe.views is None
+        if not self.recipe.prefix or new_views:
+            return None
+        found = prefix.cut(model, parts, self.start.order)
+        if found is not None:
+            size = prefix.bytes_needed(found, self.recipe, len(sets[0]), len(sets[1]))
+            self.progress(
+                Tick("prefix", 0, 0, f"what is frozen is computed once, up to {found.layers}: {size / 1e6:.0f} MB")
+            )
+        return found
+
+    def _check_whole(self, model: Any, cut: prefix.Cut, val_set: Labelled) -> None:
+        """Raise ParityFailed unless the whole model now says what its trained part said."""
+        images = image_sets(self.chosen, self.source, self.recipe)[1]
+        some = replace(images, rows=images.rows[:CHECKED], labels=images.labels[:CHECKED])
+        whole = predict_logits(logits_of(model), some)
+        part = predict_logits(cut.model, val_set, CHECKED)[: len(whole)]
+        apart = float(np.abs(whole - part).max())
+        if not apart <= max(TOLERANCE, RELATIVE * float(np.abs(whole).max())):
+            raise ParityFailed(
+                f"The whole model differs by {apart:.2g} in its logits from the part of it that was trained. "
+                "Train without computing the frozen part once: --no-prefix"
+            )
+
+
+def _of_twin(found: list[Group], model: Any, twin: Any) -> list[Group]:
+    """Return the groups with the weights of the twin, if there is one."""
+    if twin is None:
+        return found
+    same = {id(one): other for one, other in zip(model.weights, twin.weights, strict=True)}
+    return [replace(group, weights=tuple(same[id(one)] for one in group.weights)) for group in found]
+
+
+def _controls(names: str | Sequence[str]) -> list[str]:
+    asked = [one.strip() for one in (names.split(",") if isinstance(names, str) else names) if one.strip()]
+    return [choose("--controls", one, CONTROLS) for one in dict.fromkeys(asked)]
+
+
+def _control(
+    name: str, chosen: Chosen, recipe: Recipe, images: Images | str | Path | None, progress: Progress
+) -> Tuned:
+    """Train a control: for as many epochs, on the same images, without early stopping."""
+    how = asdict(recipe) | {"patience": recipe.epochs, "wise_ft": False}
+    if name == "scratch":
+        rate = {"learning_rate": 1e-3, "head_lr": None, "lr_decay": 1.0, "precision": "float32"}
+        return from_scratch(chosen, images=images, progress=progress, **(how | rate))
+    unfreeze = {"frozen": "none", "unfrozen": "all"}[name]
+    source = image_source(chosen, images)
+    how |= {"unfreeze": unfreeze}
+    return _Tuning(chosen, Recipe(**how), source, progress).run()

@@ -1,0 +1,38 @@
+"""Logs of a training that TensorBoard shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from featcache.errors import EnvironmentFault
+from featcache.tuning.train import Epoch
+
+
+def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
+    """Return what writes an epoch and its learning rate into a folder, nothing without one.
+
+    Raises EnvironmentFault if tensorboard is not installed.
+    """
+    if folder is None:
+        return lambda epoch, rate: None
+    try:
+        from tensorboard.summary import Writer
+    except ImportError as error:
+        raise EnvironmentFault(f'--logs needs tensorboard ({error}): pip install "featcache[tensorboard]"') from error
+
+    writer = Writer(str(folder))
+
+    def log(epoch: Epoch, rate: float) -> None:
+        values = {
+            "loss/train": epoch.train_loss,
+            "loss/val": epoch.val_loss,
+            f"{epoch.metric}/val": epoch.val.value,
+            "learning_rate/head": rate,
+            "seconds": epoch.seconds,
+        }
+        for name, value in values.items():
+            writer.add_scalar(name, value, epoch.epoch)
+        writer.flush()
+
+    return log

@@ -1,0 +1,63 @@
+"""The same architecture from random weights: the control for what transfer is worth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from featcache.assembly import image_source
+from featcache.assembly.assemble import Part, assemble, logits_of
+from featcache.backbones.build import all_layers, build, reproducibly
+from featcache.images.manifest import Images
+from featcache.spec import Progress, silent
+from featcache.sweeps import Chosen
+from featcache.tuning.data import image_sets
+from featcache.tuning.optimizing import Group
+from featcache.tuning.recipe import recipe_of
+from featcache.tuning.train import Task, train
+from featcache.tuning.tuned import Tuned
+
+
+def from_scratch(
+    chosen: Chosen,
+    *,
+    max_seconds: float = math.inf,
+    learning_rate: float = 1e-3,
+    epochs: int = 1000,
+    patience: int = 1000,
+    images: Images | str | Path | None = None,
+    progress: Progress = silent,
+    **how: Any,
+) -> Tuned:
+    """Train the same architecture from random weights for `max_seconds`: the control for what transfer is worth.
+
+    All layers train on the same images; the best weights on validation are kept. `max_seconds` does not count the
+    first step, which compiles. Moving statistics of batch normalisation follow within tens of steps (momentum at most
+    0.9): with Keras' defaults of up to 0.999 a short training would be judged with those it started from.
+    """
+    fixed = {"learning_rate": learning_rate, "epochs": epochs, "patience": patience, "max_seconds": max_seconds}
+    recipe = recipe_of(chosen, {"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
+    train_set, val_set = image_sets(chosen, image_source(chosen, images), recipe)
+    tap = chosen.taps[0]
+    backbone = build(replace(tap.backbone, weights="none", seed=recipe.seed), tap.preprocess.size, tap.pooling)
+    with reproducibly(recipe.seed):
+        model = assemble([Part(backbone, (tap,))], None, len(chosen.run.classes))
+    backbone.network.trainable = True  # not through `model`: already trainable itself, Keras would not look inside
+    for layer in all_layers(backbone.network):
+        if hasattr(layer, "momentum"):
+            layer.momentum = min(layer.momentum, 0.9)
+    logits = logits_of(model)
+    everything = Group("all", tuple(logits.trainable_weights), recipe.learning_rate)
+    trained = train(Task(logits, [everything], train_set, val_set, logits.weights), recipe, progress)
+    return Tuned(
+        model=model,
+        path=None,
+        history=trained.history,
+        best=trained.best,
+        certificate=None,
+        num_trainable=backbone.network.count_params(),
+        seconds=sum(one.seconds for one in trained.history),
+        stopped=trained.stopped,
+    )

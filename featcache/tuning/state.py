@@ -1,0 +1,86 @@
+"""How far a training has come, in one file that is replaced whole after every epoch: enough to go on bit-equal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Floats
+from featcache.errors import NotAModel, UsageError
+from featcache.files import write_arrays
+
+SUFFIX = ".state"
+
+
+@dataclass(frozen=True)
+class State:
+    """What goes on: weights and optimizer as they are, the best weights, the history."""
+
+    facts: dict[str, Any]  # of the trial and the recipe
+    weights: tuple[Floats, ...]
+    best: tuple[Floats, ...]
+    optimizer: tuple[Floats, ...]
+    history: tuple[dict[str, Any], ...]  # epochs as JSON
+    is_over: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all. Raises DiskFault; what was there before stays then."""
+        said = {"facts": self.facts, "history": self.history, "is_over": self.is_over}
+        arrays: dict[str, Any] = {"said": np.frombuffer(json.dumps(said).encode(), np.uint8)}
+        for name in ("weights", "best", "optimizer"):
+            arrays |= {f"{name}{number}": value for number, value in enumerate(getattr(self, name))}
+        write_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path, facts: dict[str, Any]) -> State:
+        """Read it. Raises UsageError if there is none, or one of another training, NotAModel if it is damaged."""
+        if not path.exists():
+            raise UsageError(f"There is nothing to go on with at {path}. Leave --resume out")
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            said = json.loads(arrays.pop("said").tobytes())
+            weights, best, optimizer = (_numbered(arrays, name) for name in ("weights", "best", "optimizer"))
+            found = cls(said["facts"], weights, best, optimizer, tuple(said["history"]), said["is_over"])
+        except Exception as error:  # a damaged file can raise anything
+            raise NotAModel(f"{path} cannot be read ({error}). Leave --resume out to begin anew") from error
+        _require_same(found.facts, facts, path)
+        return found
+
+    def fits(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Tell whether its weights have these shapes."""
+        return [one.shape for one in self.weights] == list(shapes)
+
+
+def state_file(model: Path) -> Path:
+    """Return where the state of the training of a model file lies."""
+    return model.with_suffix(SUFFIX)
+
+
+def _numbered(arrays: dict[str, Any], name: str) -> tuple[Floats, ...]:
+    count = sum(key.startswith(name) for key in arrays)
+    return tuple(arrays[f"{name}{number}"] for number in range(count))
+
+
+def _require_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
+    asked = json.loads(json.dumps(asked))
+    for name in (*asked, *there):
+        one, other = there.get(name), asked.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            _require_same(one, other, path)
+        elif one != other:
+            raise UsageError(
+                f"{path} is the state of another training: its {name} is {_short(one)}, not {_short(other)}. "
+                "Resume with the same options, or leave --resume out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

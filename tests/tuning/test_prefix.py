@@ -1,0 +1,218 @@
+"""The frozen part computed once gives what training the whole gives."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from tiny import TOY
+
+from featcache.assembly import Start, handoff
+from featcache.assembly.assemble import backbones_of, logits_of
+from featcache.cache.reader import Cache
+from featcache.errors import DiskFault, ParityFailed, UsageError
+from featcache.extraction import extract
+from featcache.extraction.engines import KerasEngine
+from featcache.sweeps import Run, sweep
+from featcache.tuning import finetune, job, prefix
+from featcache.tuning.stages import unfreeze
+
+HOW = {"epochs": 2, "learning_rate": 1e-3, "patience": 9, "batch": 16}
+
+
+@pytest.fixture
+def fresh(weak, tmp_path):
+    """Return the head in a run of its own, which has no activations yet."""
+    return Run.open(shutil.copytree(weak.run.path, tmp_path / "own.run", ignore=shutil.ignore_patterns("prefix*")))[
+        weak.trial.trial
+    ]
+
+
+@pytest.mark.parametrize("what", ["none", "last", "block_3", "3", "gradual:block_3"])
+def test_the_same_weights_come_out_as_of_training_the_whole(what, fresh, tmp_path):
+    whole = finetune(fresh, tmp_path / "w.keras", unfreeze=what, prefix=False, **HOW)
+    parts = finetune(fresh, tmp_path / "p.keras", unfreeze=what, **HOW)
+    assert (whole.prefix == "", parts.prefix != "") == (True, True)
+    for one, other in zip(whole.model.get_weights(), parts.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    losses = [[one.val_loss for one in tuned.history] for tuned in (whole, parts)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_what_is_frozen_goes_through_the_backbone_once(fresh, tmp_path, monkeypatch):
+    seen = []
+    forward = KerasEngine.forward
+    monkeypatch.setattr(KerasEngine, "forward", lambda self, batch: seen.append(len(batch)) or forward(self, batch))
+    images = len(fresh.run.rows(fresh.run.cache(), "train")) + len(fresh.run.rows(fresh.run.cache(), "val"))
+    finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    computed = sum(seen)
+    assert images <= computed <= images + 3 * 64  # and what it took to choose a batch
+    finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW | {"learning_rate": 1e-4})
+    assert sum(seen) == computed
+
+
+def test_activations_are_a_cache_like_any_other(fresh, tmp_path):
+    tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    cache = Cache.open(fresh.run.path / "prefix.h5")
+    [tap] = cache.taps.values()
+    assert (tap.layer, tap.pooling) == (tuned.prefix, "none")
+    cache.check(tap.name)
+    with h5py.File(cache.path, "r+") as file:
+        features = next(one for one in _datasets(file) if one.name.endswith("features"))
+        features[0] = features[0] + 1
+    with pytest.raises(Exception, match=r"prefix\.h5.*damaged"):
+        finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW)
+
+
+def _datasets(group):
+    for one in group.values():
+        if isinstance(one, h5py.Dataset):
+            yield one
+        else:
+            yield from _datasets(one)
+
+
+def test_nothing_is_cut_where_the_first_layers_train_or_views_are_new(fresh, tmp_path):
+    assert finetune(fresh, tmp_path / "a.keras", unfreeze="all", **HOW | {"epochs": 1}).prefix == ""
+    assert finetune(fresh, tmp_path / "b.keras", augment="light", **HOW | {"epochs": 1}).prefix == ""
+    assert not list(fresh.run.path.glob("prefix*"))
+
+
+def test_a_number_of_augmented_views_is_computed_once_and_is_what_training_the_whole_sees(fresh, tmp_path):
+    how = HOW | {"augment": "strong", "views": 3, "unfreeze": "last"}
+    whole = finetune(fresh, tmp_path / "w.keras", prefix=False, **how)
+    parts = finetune(fresh, tmp_path / "p.keras", **how)
+    np.testing.assert_allclose(
+        [one.train_loss for one in parts.history[1:]], [one.train_loss for one in whole.history[1:]], rtol=1e-3
+    )
+    taps = Cache.open(fresh.run.path / "prefix-strong.h5").taps.values()
+    assert sorted(tap.view for tap in taps) == ["strong-1", "strong-2", "strong-3"]
+
+
+def test_several_taps_and_backbones_are_each_cut(toy, tmp_path):
+    cache = extract(toy.root, [TOY, f"{TOY}:seed=5"], tap="block_1_relu,top", out=tmp_path / "two.h5")
+    names = list(cache.taps)
+    run = sweep(cache, "logreg", taps=["+".join([names[1], names[2], names[0]])], out=tmp_path / "run")
+    whole = finetune(run.best, tmp_path / "w.keras", unfreeze="last", prefix=False, **HOW)
+    parts = finetune(run.best, tmp_path / "p.keras", unfreeze="last", **HOW)
+    assert parts.certificate.passed
+    for one, other in zip(whole.model.get_weights(), parts.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
+    start = Start(weak)
+    parts = start.parts()
+    model = start.model(parts)
+    unfreeze(backbones_of(model)[0], "last")
+    found = prefix.cut(model, parts, start.order)
+    inside = {id(weight) for weight in logits_of(model).weights}
+    assert all(id(weight) in inside for weight in found.model.weights)
+    trains = {id(weight) for weight in model.trainable_weights}
+    assert {id(weight) for weight in found.model.trainable_weights} == trains
+
+
+def test_a_part_that_is_not_that_of_the_whole_is_caught(fresh, tmp_path, monkeypatch):
+    plain = prefix._array
+    monkeypatch.setattr(prefix, "_array", lambda store, rows, tap: plain(store, rows, tap) + 0.1)
+    with pytest.raises(ParityFailed, match=r"The whole model differs by .* --no-prefix"):
+        finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+
+
+def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
+    from featcache.extraction import job as extraction
+
+    monkeypatch.setattr(extraction, "_free_bytes", lambda out: 1000)
+    with pytest.raises(DiskFault, match=r"prefix\.h5 would need .* MB"):
+        finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    assert (tmp_path / "a.keras").exists() is False
+
+
+def test_large_activations_lie_on_the_disk(fresh, tmp_path, monkeypatch):
+    expected = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    made = []
+    monkeypatch.setattr(prefix, "physical_memory", lambda: 1)
+    monkeypatch.setattr(prefix.np, "memmap", lambda *a, **k: made.append(1) or _memmap(*a, **k))
+    found = finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW)
+    assert made
+    assert [one.val_loss for one in found.history] == [one.val_loss for one in expected.history]
+
+
+_memmap = np.memmap
+
+
+def test_controls_train_on_the_same_images_for_as_many_epochs(fresh, tmp_path):
+    tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", controls="frozen,unfrozen,scratch", **HOW)
+    assert list(tuned.controls) == ["frozen", "unfrozen", "scratch"]
+    for name, control in tuned.controls.items():
+        assert [one.epoch for one in control.history] == [0, 1, 2]
+        assert [one.images for one in control.history] == [one.images for one in tuned.history]
+        assert control.path is None
+        assert (control.num_trainable == 0) == (name == "frozen")
+    assert tuned.controls["frozen"].start.val_loss == pytest.approx(tuned.start.val_loss, rel=1e-4)
+    with pytest.raises(UsageError, match=r"--controls takes frozen, unfrozen, scratch; got 'frozn'"):
+        finetune(fresh, tmp_path / "b.keras", controls="frozn")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path):
+    how = HOW | {"epochs": 4, "unfreeze": "last", "augment": "light", "views": 2, "prefix": cached, "lr_decay": 0.5}
+    how |= {"head_lr": 1e-2}
+    whole = finetune(fresh, tmp_path / "w.keras", **how)
+    script = (
+        "import os; from featcache.sweeps import Run; from featcache.tuning import finetune\n"
+        "from featcache.tuning.state import State; save = State.save\n"
+        "def dying(self, path):\n    save(self, path)\n    len(self.history) == 3 and os.kill(os.getpid(), 9)\n"
+        f"State.save = dying; finetune(Run.open({str(fresh.run.path)!r})[{fresh.trial.trial}], "
+        f"{str(tmp_path / 'k.keras')!r}, **{how!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    found = finetune(fresh, tmp_path / "k.keras", resume=True, **how)
+    assert [one.val_loss for one in found.history] == [one.val_loss for one in whole.history]
+    for one, other in zip(whole.model.get_weights(), found.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_of_another_training_is_refused(fresh, tmp_path):
+    path = tmp_path / "a.keras"
+    with pytest.raises(UsageError, match=r"There is nothing to go on with at .*a\.state\. Leave --resume out"):
+        finetune(fresh, path, resume=True, **HOW)
+    finetune(fresh, path, **HOW)
+    path.unlink()
+    with pytest.raises(UsageError, match=r"another training: its learning_rate is 0\.001, not 0\.1"):
+        finetune(fresh, path, resume=True, **HOW | {"learning_rate": 0.1})
+    (tmp_path / "a.state").write_bytes(b"PK no")
+    with pytest.raises(Exception, match=r"a\.state cannot be read"):
+        finetune(fresh, path, resume=True, **HOW)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_at_reduced_precision_it_trains_and_the_model_stays_float32(precision, fresh, tmp_path):
+    tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", precision=precision, **HOW)
+    assert tuned.best.val.value >= tuned.start.val.value
+    assert tuned.history[1].val_loss != tuned.start.val_loss
+    assert {layer.dtype_policy.name for layer in tuned.model._flatten_layers()} == {"float32"}
+    other = finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW)
+    assert tuned.history[-1].val_loss == pytest.approx(other.history[-1].val_loss, rel=0.1)
+
+
+def test_logs_are_what_tensorboard_reads(fresh, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tuned = finetune(fresh, tmp_path / "a.keras", logs=tmp_path / "logs", **HOW)
+    events = EventAccumulator(str(tmp_path / "logs"), size_guidance={"tensors": 0})
+    events.Reload()
+    found = [float(one.tensor_proto.float_val[0]) for one in events.Tensors("accuracy/val")]
+    np.testing.assert_allclose(found, [one.val.value for one in tuned.trained], rtol=1e-6)
+
+
+def test_the_parity_of_the_result_is_that_of_its_file(fresh, tmp_path):
+    tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    facts = json.loads(__import__("zipfile").ZipFile(tuned.path).read("featcache.json"))
+    assert facts["finetuned"]["unfreeze"] == "last"
+    assert facts["certificate"] == vars(tuned.certificate)
+    assert handoff(fresh).certificate.inference == pytest.approx(tuned.certificate.inference, abs=1e-5)
+    assert job.CHECKED >= 32
