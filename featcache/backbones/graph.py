@@ -45,7 +45,7 @@ def resolved(network: Any, asked: str, owner: str) -> str:
     Keras numbers automatic names by what a session has built before, so `flatten` may mean `flatten_1`, too. What fits
     no layer is returned as it is. Raises UsageError if it fits several, UnknownBlock if there is no such place.
     """
-    names = [one.name for one in operations(network)]
+    names = [str(one.name) for one in operations(network)]
     if asked in names or asked == "top":
         return asked
     if _PLACE.fullmatch(asked):

@@ -130,7 +130,7 @@ def _original(path: Path, layer: str, trust: bool) -> tuple[str, Callable[[Any],
 
     content = legacy.read(path)
     if content is not None and find_spec("tf_keras"):
-        return "Keras 2, tf_keras", _in_keras_2(path, layer)
+        return "Keras 2, tf_keras", _in_keras_2(path, layer, trust)
     try:
         import keras
 
@@ -141,13 +141,13 @@ def _original(path: Path, layer: str, trust: bool) -> tuple[str, Callable[[Any],
     return "the file as Keras 3 reads it", lambda images: keras.ops.convert_to_numpy(whole(images, training=False))
 
 
-def _in_keras_2(path: Path, layer: str) -> Callable[[Any], Any]:
+def _in_keras_2(path: Path, layer: str, trust: bool) -> Callable[[Any], Any]:
     """Return what runs a file of Keras 2 up to a layer, which may be spelt with slashes there."""
     from featcache.backbones.keras2 import renamed
 
     tf_keras = import_module("tf_keras")
     try:
-        model = tf_keras.models.load_model(path, compile=False)
+        model = tf_keras.models.load_model(path, compile=False, safe_mode=not trust)
         [found] = [one for one in model.layers if renamed(one.name) == layer]
         output = found.get_output_at(len(found.inbound_nodes) - 1)
     except Exception as error:

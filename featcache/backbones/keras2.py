@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -215,13 +216,19 @@ def _layer(kind: str, config: Config, trust: bool) -> Any:
     made_by: Any = getattr(keras.layers, kind, None)
     if kind in CODE and not (trust and kind == "Lambda"):
         raise Code(f"layer '{name}' ({kind}) carries code")
-    if not (inspect.isclass(made_by) and issubclass(made_by, keras.layers.Layer)):
+    if not _is_layer(made_by):
         raise NotAModel(f"layer '{name}' is a {kind}, which Keras 3 does not have")
     if kind == "Lambda":
         with keras.src.saving.serialization_lib.SafeModeScope(False):
-            return _tried(name, kind, lambda: made_by.from_config(_of_lambda(config)))
+            return _tried(name, kind, partial(made_by.from_config, _of_lambda(config)))
     settings = _settings(name, kind, made_by, config)
-    return _tried(name, kind, lambda: made_by.from_config(settings))
+    return _tried(name, kind, partial(made_by.from_config, settings))
+
+
+def _is_layer(made_by: Any) -> bool:
+    import keras
+
+    return inspect.isclass(made_by) and issubclass(made_by, keras.layers.Layer)
 
 
 class Code(NotAModel):
@@ -276,7 +283,7 @@ def _wrapped(data: Config) -> dict[str, Any]:
 
     kind, config = data["class_name"], data["config"]
     made_by = getattr(keras.layers, kind, None)
-    if not inspect.isclass(made_by):
+    if not _is_layer(made_by):
         raise NotAModel(f"layer '{config['name']}' is a {kind}, which Keras 3 does not have")
     settings = _settings(config["name"], kind, made_by, config)
     return {"module": "keras.layers", "class_name": kind, "config": settings, "registered_name": None}

@@ -58,11 +58,11 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     'shop.networks:small'
     >>> parse("mobilenet_v2:weights=mine.h5")
     """
-    if _NAMED.fullmatch(text):
-        return None
     if found := _folder(text):
         path, options = found
         return BackboneSpec(path.name, (), str(path), origin="file"), options
+    if _NAMED.fullmatch(text):
+        return None
     if match := _FILE.fullmatch(text):
         path = Path(match["path"])
         spec = BackboneSpec(path.stem, (), str(path.resolve()), origin="file")
@@ -230,8 +230,8 @@ def _of_keras_2(path: Path, trust: bool) -> Any:
 def _carries_code(path: Path) -> NotAModel:
     return NotAModel(
         f"{path} carries code (a Lambda layer or the like), which featcache does not run unless told to trust the "
-        "file: --trust (extract, backbones import and show). Or rebuild the model in a function of yours and name that: "
-        "package.module:function"
+        "file: --trust (of extract, backbones import and show). Or rebuild the model in a function of yours and name "
+        "that: package.module:function"
     )
 
 
