@@ -157,18 +157,22 @@ def _shared_out(part: Part, found: Arrays) -> list[tuple[Part, Arrays]]:
 
 
 def _by_name(leaf: Part, found: Arrays) -> list[tuple[str, Any, Any]]:
-    """Return (name, array, variable) of one layer: by as much of the path as tells them apart, else in order."""
+    """Return (name, array, variable) of one layer: by as much of the paths as tells them apart, the rest in order."""
     variables = leaf.layer.weights
-    for depth in (1, 2, 3):
-        ours, theirs = _tails([one.path for one in variables], depth), _tails(list(found), depth)
-        if len(set(ours)) == len(ours) == len(theirs) and set(ours) == set(theirs):
-            place = dict(zip(ours, variables, strict=True))
-            return [(key, value, place[tail]) for (key, value), tail in zip(found.items(), theirs, strict=True)]
     if len(variables) != len(found):
         raise NotAModel(
             f"layer '{leaf.name}' ({leaf.kind}) has {len(variables)} arrays in Keras 3, {len(found)} in the file"
         )
-    return [(key, value, one) for (key, value), one in zip(found.items(), variables, strict=True)]
+    depths = ([_tails([one.path for one in variables], depth), _tails(list(found), depth)] for depth in (1, 2, 3))
+    told = ((ours, theirs) for ours, theirs in depths if len({*ours}) == len({*theirs}) == len(ours))
+    ours, theirs = next(told, ([], []))
+    place = dict(zip(ours, variables, strict=False))
+    rest = iter([one for tail, one in place.items() if tail not in theirs] if place else variables)
+    keys = theirs or list(found)
+    return [
+        (key, value, place[tail] if tail in place else next(rest))
+        for (key, value), tail in zip(found.items(), keys, strict=True)
+    ]
 
 
 def _tails(paths: Sequence[str], depth: int) -> list[str]:

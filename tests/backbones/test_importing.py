@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from featcache.backbones import importing, own
+from featcache.backbones import saved as saved_model
 from featcache.backbones.build import build
 from featcache.backbones.importing import import_model
 from featcache.backbones.parse import requests
@@ -21,6 +22,11 @@ from featcache.extraction import extract
 GOLDEN = Path(__file__).parent / "golden"
 OUTPUTS = dict(np.load(GOLDEN / "outputs.npz"))
 FILES = sorted(one.name for one in GOLDEN.iterdir() if one.suffix in (".keras", ".h5", ".hdf5"))
+
+
+def test_every_kind_of_file_is_among_the_golden_ones():
+    assert len(FILES) == 9
+    assert {Path(name).suffix for name in FILES} == {".h5", ".hdf5", ".keras"}
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +288,10 @@ def extra(group):
     group["hidden"].attrs["weight_names"] = [*group["hidden"].attrs["weight_names"], "hidden/third:0"]
 
 
+def forget(group):
+    group.attrs["layer_names"] = [one for one in group.attrs["layer_names"] if one != "hidden"]
+
+
 def another_layer(group):
     group.move("hidden", "concealed")
     group.attrs["layer_names"] = ["concealed" if one == "hidden" else one for one in group.attrs["layer_names"]]
@@ -293,12 +303,39 @@ def another_layer(group):
         (lose, r"layer 'stem/bn' \(BatchNormalization\) has 4 arrays in Keras 3, 3 in the file"),
         (stray, r"its array 'odd/kernel:0' under 'base' is, by its name, of no layer of the model"),
         (extra, r"layer 'hidden' \(Dense\) has 2 arrays in Keras 3, 3 in the file"),
+        (forget, r"it has no array for 'kernel' of layer 'hidden' \(Dense\)"),
         (another_layer, r"it has arrays of a layer 'concealed', which is not in its model"),
     ],
 )
 def test_every_array_of_a_file_is_used_exactly_once(tmp_path, change, message):
     with pytest.raises(NotAModel, match=message):
         loaded(changed_arrays(change, tmp_path))
+
+
+def test_arrays_go_by_name_in_whatever_order_they_are_listed(tmp_path):
+    """Keras 2 lists those that are frozen last, which they are not in the model that is made."""
+
+    def turn(group):
+        group["base"].attrs["weight_names"] = list(group["base"].attrs["weight_names"])[::-1]
+
+    model = loaded(changed_arrays(turn, tmp_path))
+    assert np.allclose(given(model, "flatten_1"), OUTPUTS["nested/flatten_1"], atol=1e-5)
+
+
+def test_long_lists_of_names_come_in_pieces(tmp_path):
+    def cut(group):
+        names = list(group["base"].attrs["weight_names"])
+        del group["base"].attrs["weight_names"]
+        group["base"].attrs["weight_names0"], group["base"].attrs["weight_names1"] = names[:4], names[4:]
+
+    model = loaded(changed_arrays(cut, tmp_path))
+    assert np.allclose(given(model, "flatten_1"), OUTPUTS["nested/flatten_1"], atol=1e-5)
+
+
+def test_calls_of_nested_models_may_be_counted_from_0_or_1(tmp_path):
+    """Keras 2 counts the call that made a nested model, unless it was made by being called."""
+    path = edited("nested_functional.h5", lambda text: text.replace('["base", 1, 0', '["base", 0, 0'), tmp_path)
+    assert np.allclose(given(loaded(path), "pool"), OUTPUTS["nested_functional/pool"], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -403,6 +440,21 @@ def test_another_graph_or_other_variables_are_another_tap(photos, tmp_path):
         saved(path, **settings)
         cache = extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5", trust=True)
         assert (cache.report.computed, len(cache.taps)) == (36, number)
+
+
+def test_the_digests_of_a_saved_model_cover_its_graph_and_every_variable_and_asset(tmp_path):
+    for name in ("saved_model.pb", "variables/v.data", "variables/v.index", "assets/words.txt", "fingerprint.pb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("as it was")
+    values, graph = saved_model.digests(tmp_path)
+    for name, changes in [("saved_model.pb", (False, True)), ("variables/v.data", (True, False)),
+                          ("assets/words.txt", (True, False)), ("fingerprint.pb", (False, False))]:  # fmt: skip
+        (tmp_path / name).write_text("changed")
+        found = saved_model.digests(tmp_path)
+        assert (found[0] != values, found[1] != graph) == changes
+        (tmp_path / name).write_text("as it was")
+    (tmp_path / "assets/more.txt").write_text("new")
+    assert saved_model.digests(tmp_path)[0] != values
 
 
 def test_of_a_saved_model_only_the_output_is_known(tmp_path, monkeypatch):

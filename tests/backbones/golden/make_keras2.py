@@ -32,7 +32,7 @@ def base(name="base"):
     x = shortcut = LAYERS.BatchNormalization(name="stem/bn")(x)
     x = LAYERS.ReLU(6.0, name="stem_relu")(x)
     x = LAYERS.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
-    x = LAYERS.BatchNormalization(name="depthwise_bn", scale=False)(x)
+    x = LAYERS.BatchNormalization(name="bn", scale=False)(x)
     x = LAYERS.LeakyReLU(alpha=0.1, name="leaky")(x)
     return keras.Model(images, LAYERS.Add(name="add")([x, shortcut]), name=name)
 
