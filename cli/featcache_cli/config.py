@@ -20,9 +20,13 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
     try:
         text = path.read_text()
-        asked = json.loads(text)["settings"] if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--config: cannot read {path}: {error}") from error
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--config: cannot read {path}: {why}. {_TAKES}") from error
+    if path.suffix == ".json" and not (isinstance(found, dict) and isinstance(found.get("settings"), dict)):
+        raise UsageError(f"--config: {path} has no settings of a run. {_TAKES}")
+    asked = _one_name(path, found["settings"] if path.suffix == ".json" else found)
     known = [field.name for field in fields(Settings)]
     for name in asked:
         if name not in known:
@@ -30,3 +34,13 @@ def read_settings(path: Path | None) -> dict[str, Any]:
                 f"--config: {path} sets '{name}'; a sweep has {', '.join(known)}{did_you_mean(name, known)}"
             )
     return {name: value for name, value in asked.items() if value is not None}
+
+
+_TAKES = "It takes the run.json of a run, or a TOML file such as: heads = 'ridge,logreg'"
+
+
+def _one_name(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with `tap`, as the flag is called, for `taps`. Raises UsageError if both are set."""
+    if {"tap", "taps"} <= asked.keys():
+        raise UsageError(f"--config: {path} sets both tap and taps, which are the same. Leave one of them out")
+    return {"taps" if name == "tap" else name: value for name, value in asked.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from featcache_cli.output import Json, emit
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[str, typer.Argument(help="RUN; with --final also RUN@refit or RUN@3, to judge that head.")],
     final: Annotated[
         bool, typer.Option("--final", help="Open the test split; that it was opened is recorded.")
     ] = False,
@@ -24,14 +23,14 @@ def command(
 
     Example: featcache report photos.run --final
     """
-    from featcache.sweeps import Run
+    from featcache.sweeps.run import open_named
 
-    opened = Run.open(run)
+    opened, chosen = open_named(run)
     scores = None
     if final:
         from featcache.reports.final import final_scores
 
-        opened, scores = final_scores(opened, images)
+        opened, scores = final_scores(opened, images, chosen)
     from featcache.reports.table import text_report
 
     judged = [
@@ -39,11 +38,11 @@ def command(
         for name, found in (scores or {}).items()
     ]
     document = {
-        "run": str(run),
+        "run": str(opened.path),
         "html": None,
         "final": final,
         **show.document(opened),
-        "test": judged[0] if judged else None,  # of the best head
+        "test": judged[0] if judged else None,  # of the head
         "tests": judged,  # and of the fine-tuned model
     }
     emit(json, document, lambda: text_report(opened, scores))

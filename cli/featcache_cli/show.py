@@ -18,14 +18,13 @@ def command(run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")],
     Example: featcache show photos.run@best
     """
     from featcache.reports.table import trials_table
-    from featcache.sweeps import Run, open_trial
-    from featcache.sweeps.run import is_run
+    from featcache.sweeps.run import open_named
 
-    if "@" in run and not is_run(run):
-        facts = of_trial(open_trial(run).trial)
+    opened, chosen = open_named(run)
+    if chosen:
+        facts = of_trial(chosen.trial)
         emit(json, facts, lambda: "\n".join(f"{key:10} {value}" for key, value in facts.items()))
     else:
-        opened = Run.open(run)
         emit(json, document(opened), lambda: trials_table(opened))
 
 
@@ -45,7 +44,7 @@ def of_trial(trial: Trial) -> dict[str, Any]:
         "params": trial.params,
         "status": trial.status,
         "score": trial.score,
-        "interval": list(trial.interval),
+        "interval": None if trial.interval is None else list(trial.interval),
         "std": trial.std,
         "scores": dict(trial.scores),
         "prepare": trial.prepare,

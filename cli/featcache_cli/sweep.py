@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.errors import UsageError
 from featcache_cli.output import Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Run
+
+
+MANY = 8  # values that are listed one by one
 
 
 def command(
@@ -42,7 +48,7 @@ def command(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="A protocol of the field: kornblith, clip, dinov2 or fewshot.")
+        list[str] | None, typer.Option("--preset", help="A protocol of the field: kornblith, clip, dinov2 or fewshot.")
     ] = None,
     cv: Annotated[
         str | None,
@@ -70,6 +76,9 @@ def command(
     config: Annotated[
         Path | None, typer.Option("--config", help="Settings from a TOML file or a run.json; flags win.")
     ] = None,
+    list_heads: Annotated[
+        bool, typer.Option("--list-heads", help="Only list heads and presets, and what each tries.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,7 +88,9 @@ def command(
 
     Example: featcache sweep photos.h5 --heads logreg,ridge,mlp:512
     """
-    from featcache.errors import UsageError
+    if list_heads:
+        emit(json, choices(), choices_text)
+        return
     from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
     from featcache.sweeps.budget import parse_seconds
@@ -91,7 +102,7 @@ def command(
         "heads": heads,
         "taps": tap,
         "prepare": prepare,
-        "preset": preset,
+        "preset": _one_preset(preset or []),
         "cv": cv,
         "budget": parse_seconds(budget) if budget else None,
         "refit": refit,
@@ -102,12 +113,22 @@ def command(
         "seed": seed,
         "grid": parse_grid(grid) if grid else None,
     }
-    asked = read_settings(config) | {name: value for name, value in flags.items() if value is not None}
+    settings = read_settings(config)
+    if preset and "preset" in settings:
+        _one_preset([*preset, settings["preset"]])
+    asked = settings | {name: value for name, value in flags.items() if value is not None}
     if "cache" not in asked:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
     with progress(quiet) as draw:
         run = sweep(**asked, out=out, jobs=jobs, progress=draw)
     emit(json, document(run), lambda: text(run))
+
+
+def _one_preset(named: Sequence[str]) -> str | None:
+    """Return the preset that is named, if one is. Raises UsageError for several."""
+    if len(set(named)) > 1:
+        raise UsageError(f"--preset takes one protocol; got {', '.join(named)}. Leave all but one out")
+    return named[0] if named else None
 
 
 def document(run: Run) -> dict[str, Any]:
@@ -126,7 +147,7 @@ def document(run: Run) -> dict[str, Any]:
             "params": best.params,
             "metric": run.settings.metric,
             "score": best.score,
-            "interval": list(best.interval),
+            "interval": list(best.judged[1:]),
             "std": best.std,
             "prepare": best.prepare,
         },
@@ -153,3 +174,62 @@ def _next(run: Run) -> str:
     if run.best.trial.handoff or not any(trial.handoff for trial in run.ranked):
         return "best"
     return str(run.best_handoff.trial.trial)
+
+
+def choices() -> dict[str, Any]:
+    """Return the heads with their own grids and the presets with what they set, as they stand in JSON."""
+    from featcache.heads.estimators import DEFAULT_HEADS, FAMILIES, settings
+    from featcache.sweeps.presets import PRESETS
+
+    default = [head.partition(":")[0] for head in DEFAULT_HEADS.split(",")]
+    grids = {name: [one.params for one in settings(name)] for name in FAMILIES}
+    return {
+        "heads": [
+            {"head": head, "default": head in default, "grid": {name: [one[name] for one in grid] for name in grid[0]}}
+            for head, grid in grids.items()
+        ],
+        "presets": [{"preset": name, **asdict(preset)} for name, preset in PRESETS.items()],
+    }
+
+
+def choices_text() -> str:
+    """Return the same as a person reads it."""
+    from featcache.reports.table import table
+
+    found = choices()
+    heads = [(one["head"], "yes" if one["default"] else "no", _tries(one["grid"])) for one in found["heads"]]
+    presets = [
+        (one["preset"], head, _tries(grid), one["prepare"], _else(one))
+        for one in found["presets"]
+        for head, grid in one["grid"].items()
+    ]
+    sources = [f"{one['preset']}: {one['source']}" for one in found["presets"]]
+    return "\n".join(
+        [
+            table(["head", "by default", "tries"], heads),
+            "Other values: --grid HEAD.PARAMETER=VALUES",
+            "",
+            table(["preset", "head", "tries", "prepare", "and"], presets),
+            *sources,
+        ]
+    )
+
+
+def _tries(grid: Mapping[str, Sequence[Any]]) -> str:
+    """Return the values of parameters as --grid takes them, of many the ends."""
+    from featcache.sweeps.run import spelt
+
+    def some(values: Sequence[Any]) -> str:
+        texts = list(dict.fromkeys(map(spelt, values)))
+        return ",".join(texts) if len(texts) <= MANY else f"{texts[0]}..{texts[-1]} ({len(texts)} values)"
+
+    return " ".join(f"{name}={some(values)}" for name, values in grid.items()) or "-"
+
+
+def _else(preset: Mapping[str, Any]) -> str:
+    """Return what a preset does beside fitting."""
+    shots, seeds = ({one[at]: None for one in preset["few"]} for at in (0, 1))
+    said = ["--refit"] if preset["refit"] else []
+    said += [f"the last tap, and the last {preset['join_last']} joined"] if preset["join_last"] else []
+    said += [f"{', '.join(map(str, shots))} per class, {len(seeds)} draws"] if shots else []
+    return "; ".join(said) or "-"

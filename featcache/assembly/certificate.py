@@ -17,15 +17,17 @@ import numpy as np
 
 from featcache.arrays import Floats, Pixels
 from featcache.assembly.assemble import logits_of
+from featcache.assembly.divergence import first_divergence
+from featcache.assembly.start import Start
 from featcache.errors import ParityFailed
 from featcache.images.decode import decode
 from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.spec import ImageRow, Preprocess
-from featcache.sweeps import Chosen
 
 NUM_IMAGES = 64
 TOLERANCE = 1e-3
+RELATIVE = 1e-5  # of the largest logit, where that is more: single precision has 7 digits
 BATCH = 8  # outside a compiled graph Keras keeps every activation of a batch: 2.4 GB for 32 in MobileNetV2
 
 
@@ -37,11 +39,13 @@ class Certificate:
     training: float
     agreement: float
     images: int
+    tolerance: float = TOLERANCE
+    distilled: float | None = None  # of a taught head: on how many images it names its teacher's class
 
     @property
     def passed(self) -> bool:
         """Tell whether both differences are within tolerance; a NaN is not."""
-        return bool(self.inference <= TOLERANCE and self.training <= TOLERANCE)
+        return bool(self.inference <= self.tolerance and self.training <= self.tolerance)
 
 
 def certify(model: Any, pixels: Pixels, cached: Floats) -> Certificate:
@@ -60,24 +64,28 @@ def certify(model: Any, pixels: Pixels, cached: Floats) -> Certificate:
         training=float(np.abs(training - cached).max()),
         agreement=float((inference.argmax(axis=1) == cached.argmax(axis=1)).mean()),
         images=len(pixels),
+        tolerance=max(TOLERANCE, RELATIVE * float(np.abs(cached).max())),
     )
 
 
-def require(certificate: Certificate, what: str) -> Certificate:
-    """Return the certificate if it passed; raise ParityFailed if not."""
-    if not certificate.passed:
+def certified(model: Any, start: Start, source: Source) -> Certificate:
+    """Return the certificate of a model on 64 images that its run trained or chose on.
+
+    Raises ParityFailed, naming the first layer that diverges.
+    """
+    rows = sorted([*start.rows("train"), *start.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
+    pixels = load_pixels(source, rows, start.chosen.preprocess)
+    before = model.get_weights()
+    found = certify(model, pixels, start.logits(rows))
+    if not found.passed:
+        model.set_weights(before)  # normalisation that trains has moved its statistics
+        chosen = start.chosen
         raise ParityFailed(
-            f"Parity failed for {what}: its logits differ from the cached head's by {certificate.inference:.2g} in "
-            f"inference and {certificate.training:.2g} in training, on {certificate.images} images, over {TOLERANCE}. "
-            "Are the weights those the features were made with? featcache extract makes them anew"
+            f"Parity failed for {chosen.run.path}@{chosen.trial.trial}: its logits differ from the cached head's by "
+            f"{found.inference:.2g} in inference and {found.training:.2g} in training, on {found.images} images, over "
+            f"{found.tolerance:.2g}. The first that diverges: {first_divergence(model, start, pixels, rows)}"
         )
-    return certificate
-
-
-def evidence(chosen: Chosen, source: Source) -> tuple[Pixels, Floats]:
-    """Return 64 images that the run trained or chose on, and the head's logits on their cached features."""
-    rows = sorted(_used(chosen), key=lambda row: row.digest)[:NUM_IMAGES]
-    return load_pixels(source, rows, chosen.tap.preprocess), chosen.logits(rows)
+    return Certificate(**{**vars(found), "distilled": start.agreement()})
 
 
 def load_pixels(
@@ -90,8 +98,3 @@ def load_pixels(
 
 def _load(source: Source, preprocess: Preprocess, row: ImageRow) -> Pixels:
     return decode(read_image(source, row), preprocess)
-
-
-def _used(chosen: Chosen) -> list[ImageRow]:
-    cache = chosen.run.cache()
-    return [row for split in ("train", "val") for row in chosen.run.rows(cache, split)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,12 @@ class Backbone:
         owner = self.spec.name if self.spec.origin == "registry" else self.spec.weights
         output = output_of(self.whole if beyond else self.network, layer, owner)
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_{layer}")
+
+    def tapped(self, layers: Sequence[str], name: str) -> Any:
+        """Return the network up to the named layers, a list of outputs, in their order. Raises UnknownBlock."""
+        import keras
+
+        return keras.Model(self.network.inputs[0], [self.cut(layer).outputs[0] for layer in layers], name=name)
 
     def auto_layers(self) -> list[str]:
         """Return the layer that ends each block, and "top" for the last: what `--tap auto` reads."""
@@ -120,10 +126,8 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
 
     preprocess = taps[0].preprocess
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
-    cuts = [backbone.cut(tap.layer) for tap in taps]
-    inner = keras.Model(backbone.network.inputs[0], [cut.outputs[0] for cut in cuts], name="backbone")
+    inner = backbone.tapped([tap.layer for tap in taps], "backbone")
     maps = inner(entering(inner, keras.ops.cast(pixels, "float32"), preprocess))
-    maps = maps if isinstance(maps, list) else [maps]
     return keras.Model(pixels, [pooled(one, tap.pooling) for one, tap in zip(maps, taps, strict=True)])
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,8 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
     """
     table = table_of(path)
     if not table.is_file():
+        if path.is_dir() and not part_files(path):
+            raise NotACache(_no_cache_but(path))
         begun = bool(part_files(path)) or (not path.is_dir() and parts_folder(path).is_dir())
         how = "An extraction was begun; finish it" if begun else "Make one"
         raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
@@ -112,6 +115,17 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
         if state not in (None, state_in(opened)):
             raise Overtaken(table)
         yield opened
+
+
+def _no_cache_but(folder: Path) -> str:
+    """Return what a folder is that is given as a cache, and what to give instead."""
+    try:
+        made_from = json.loads((folder / "run.json").read_bytes())["settings"]["cache"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder} is a folder, no cache. Of images make one: featcache extract {folder} -o CACHE.h5; give that"
+    return (
+        f"{folder} is the folder of a run, no cache (featcache show {folder}). It was made from {made_from}: give that"
+    )
 
 
 @contextmanager

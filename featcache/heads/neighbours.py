@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier
 from featcache.heads.grids import Params
-from featcache.heads.linear import log_probabilities
+from featcache.heads.logits import log_probabilities
 from featcache.heads.tried import Fold, Tried, failed
 
 BLOCK_BYTES = 2**27  # of votes, one for each neighbour and class

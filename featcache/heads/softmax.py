@@ -16,7 +16,8 @@ from featcache.arrays import Classes, Floats
 from featcache.heads.dense import train
 from featcache.heads.dense_keras import KerasEngine, on_accelerator
 from featcache.heads.dense_steps import Data, Knobs, NumpyEngine, Recipe
-from featcache.heads.linear import DenseHead, softmax
+from featcache.heads.layers import dense, make_head
+from featcache.heads.logits import softmax
 
 UNITS = 512  # of the first layers that train side by side: more do not stay in the cache of a processor
 WHOLE = (int, np.integer)
@@ -87,7 +88,7 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: Floats) -> Floats:
         """Return (N, K) logits."""
-        return DenseHead(self.kernels_, self.biases_, tap="").logits(np.asarray(X))
+        return make_head(dense(self.kernels_, self.biases_), tap="").logits(np.asarray(X))
 
     def predict_proba(self, X: Floats) -> Floats:
         """Return (N, K) probabilities."""

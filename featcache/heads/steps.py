@@ -7,7 +7,7 @@ pca:64:whiten       the same, each of unit variance
 l2+pca:64           one after the other
 none                features as they are
 
-The affine steps are absorbed into a dense head; l2 is none.
+The affine steps are absorbed into the first layer of a head; l2 is a layer of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from featcache.errors import UsageError
 from featcache.spec import did_you_mean
 
 STANDARDISE = "standardise"
-STEPS = (STANDARDISE, "l2", "pca:N", "pca:N:whiten", "none")
+NONE = "none"
+STEPS = (STANDARDISE, "l2", "pca:N", "pca:N:whiten", NONE)
 _PCA = re.compile(r"pca:(?P<size>\d+|0?\.\d+)(?P<whiten>:whiten)?")
 
 
@@ -43,7 +44,7 @@ def make_steps(chain: str) -> list[tuple[str, Any]]:
     >>> [name for name, _ in make_steps("standardise+l2")]
     ['standardise', 'l2']
     """
-    steps = [step for step in chain.split("+") if step != "none"]
+    steps = [step for step in chain.split("+") if step != NONE]
     named = [step.partition(":")[0] for step in steps]
     return [
         (name if named.count(name) == 1 else f"{name}{number}", _transformer(step))
@@ -51,17 +52,12 @@ def make_steps(chain: str) -> list[tuple[str, Any]]:
     ]
 
 
-def is_affine(chain: str) -> bool:
-    """Return whether a dense head can absorb the chain."""
-    return "l2" not in chain.split("+")
-
-
 def _checked(step: str) -> str:
-    if step in (STANDARDISE, "l2", "none"):
+    if step in (STANDARDISE, "l2", NONE):
         return step
     match = _PCA.fullmatch(step)
     if match is None or float(match["size"]) == 0:
-        near = did_you_mean(step.partition(":")[0], [STANDARDISE, "l2", "none", "pca"])
+        near = did_you_mean(step.partition(":")[0], [STANDARDISE, "l2", NONE, "pca"])
         raise UsageError(f"--prepare takes {', '.join(STEPS)}, joined by + into chains; got '{step}'{near}")
     return step
 

@@ -11,7 +11,7 @@ import numpy as np
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.absorb import decision_logits
 from featcache.heads.blocks import mapped
-from featcache.heads.linear import two_columns
+from featcache.heads.logits import two_columns
 
 
 @dataclass(frozen=True)

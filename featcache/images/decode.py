@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from featcache.arrays import Pixels
+from featcache.images.augment import augmented
 from featcache.images.views import Frame, frame_of, parse_views
 from featcache.spec import DRAFT_VERSION, IDENTITY, Preprocess
 
@@ -70,7 +71,8 @@ def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], dige
     parts = list({frame[:4]: frame for frame in frames}.values())
     together = [[part] for part in parts] if preprocess.decode == DRAFT_VERSION else [parts]
     shown = {part[:4]: pixels for some in together for part, pixels in _shown(data, preprocess, some)}
-    return [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
+    cut = [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
+    return [augmented(pixels, view, digest) for pixels, view in zip(cut, views, strict=True)]
 
 
 def _shown(data: bytes, preprocess: Preprocess, frames: Sequence[Frame]) -> list[tuple[Frame, Pixels]]:

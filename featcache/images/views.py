@@ -1,8 +1,9 @@
 """Views: fixed augmentations of an image, each cached as rows of its own.
 
-"identity" is the whole image, "hflip" its mirror image, "crop-1" to "crop-30" are parts of it. Which part a crop
-shows is drawn from the SHA-256 of its number and of the image's digest, so that it is the same part wherever and
-whenever it is computed, whatever the size of the features or the order of the files.
+"identity" is the whole image, "hflip" its mirror image, "crop-1" to "crop-30" are parts of it, and "light-1",
+"strong-1", "tutorial-1" and so on are what training with that augmentation sees. What a view shows is drawn from the
+SHA-256 of its number and of the image's digest, so that it is the same wherever and whenever it is computed, whatever
+the size of the features or the order of the files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from featcache.errors import UsageError
+from featcache.images.augment import AUGMENTATIONS, augmentation_of
 from featcache.spec import IDENTITY
 
 HFLIP = "hflip"
@@ -43,11 +45,12 @@ def parse_views(text: str) -> tuple[str, ...]:
         return VIEWS[:2]
     if text.isdecimal() and 1 <= int(text) <= MAX_VIEWS:
         return VIEWS[: int(text)]
-    if len({*names}) == len(names) and {*names} <= {*VIEWS}:
+    if len({*names}) == len(names) and all(name in VIEWS or augmentation_of(name) for name in names):
         return names
     raise UsageError(
         f"--views takes 1, flip, a number up to {MAX_VIEWS}, or names with commas between, each once: "
-        f"{IDENTITY}, {HFLIP}, {CROPS[0]} to {CROPS[-1]}; got '{text}'"
+        f"{IDENTITY}, {HFLIP}, {CROPS[0]} to {CROPS[-1]}, or {', '.join(f'{name}-1' for name in AUGMENTATIONS)}; "
+        f"got '{text}'"
     )
 
 
@@ -57,7 +60,7 @@ def frame_of(view: str, digest: str) -> Frame:
     A crop has an area of at least half the image, and its sides are to each other as the image's own are, times 3/4
     to 4/3. Only exact arithmetic is used, so that every machine draws the same numbers.
     """
-    if view == IDENTITY:
+    if view == IDENTITY or augmentation_of(view):
         return Frame()
     if view == HFLIP:
         return Frame(mirrored=True)

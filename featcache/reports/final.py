@@ -11,7 +11,7 @@ from typing import Any
 from featcache.assembly import image_source, load_model
 from featcache.assembly.assemble import logits_of
 from featcache.cache.reader import Cache
-from featcache.errors import DataError
+from featcache.errors import DataError, UsageError
 from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
@@ -34,19 +34,26 @@ def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images 
     """Return the score of an assembled Keras model on the images of a split."""
     cache = chosen.run.cache()
     rows = _rows(cache, split)
-    judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.tap.preprocess)
+    judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
     logits = predict_logits(logits_of(model), judged)
     return score(judged.labels, logits.argmax(axis=1), chosen.run.settings.metric, logits)
 
 
-def final_scores(run: Run, images: Images | str | Path | None = None) -> tuple[Run, dict[str, Score]]:
-    """Open the test split: return the scores there of the best head and of the models fine-tuned from this run.
+def final_scores(
+    run: Run, images: Images | str | Path | None = None, chosen: Chosen | None = None
+) -> tuple[Run, dict[str, Score]]:
+    """Open the test split: return the scores there of a head and of the models fine-tuned from this run.
 
-    That test was opened, when and with what result is written into the run.
+    chosen: the head, by default the best. That test was opened, when and with what result is written into the run.
+    Raises UsageError if the trial has no head.
     """
     run = Run.open(run.path)  # models may have been fine-tuned from it since
-    chosen = run.best
-    scores = {f"head {chosen.trial.trial} ({chosen.trial.head})": head_score(chosen)}
+    chosen = chosen or run.best
+    number, status = chosen.trial.trial, chosen.trial.status
+    if status != "ok":
+        raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
+    again = ", fitted on train and val" if chosen.refit else ""
+    scores = {f"head {number} ({chosen.trial.head}{again})": head_score(chosen)}
     for path in filter(Path.exists, map(Path, run.tuned)):
         model, facts = load_model(path)
         if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from featcache.heads.steps import STANDARDISE
+from featcache.heads.steps import NONE, STANDARDISE
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -66,11 +66,11 @@ def trials_table(run: Run, limit: int | None = None) -> str:
             trial.width,
             trial.head,
             settings_of(trial),
-            interval(trial.score, *trial.interval),
+            interval(*trial.judged),
             *(["-" if trial.std is None else f"{trial.std:.3f}"] if folds else []),
             f"{trial.fit_s:.2f}",
             f"{trial.size / 1e6:.2f}" if trial.size else "-",
-            "yes" if trial.handoff else "no",
+            "exact" if trial.handoff else "taught",
         )
         for trial in ranked[:limit]
     ]
@@ -101,14 +101,16 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
         if len(run.test_opened) > 1:
             lines += [f"The test split was opened {len(run.test_opened)} times: the more looks, the less it proves."]
     else:
-        lines += ["The test split was not read. When everything is decided: featcache report RUN --final"]
+        head = "" if run.refitted is None else "@refit"
+        lines += [f"The test split was not read. When everything is decided: featcache report {run.path}{head} --final"]
     return "\n".join(lines)
 
 
 def settings_of(trial: Trial) -> str:
     """Return on one line what a trial was trained with: parameters, steps before, and how few images."""
     said = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
-    said += [f"after {trial.prepare}"] if trial.prepare != STANDARDISE else []
+    if trial.prepare != STANDARDISE:
+        said += ["not standardised" if trial.prepare == NONE else f"after {trial.prepare}"]
     said += ["{} per class, seed {}".format(*trial.few)] if trial.few else []
     return " ".join(said)
 
@@ -118,14 +120,15 @@ def _notes(run: Run) -> list[str]:
     notes = []
     if ranked:
         best = ranked[0]
-        low, high = best.interval
-        ties = [trial for trial in ranked[1:] if low <= trial.score <= high]
+        _, low, high = best.judged
+        ties = [trial for trial in ranked[1:] if low <= trial.judged.value <= high]
         equal = [trial for trial in ties if trial.score == best.score]
         if equal:
             notes.append(
                 f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
             )
-        notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
+        if ranked[1:]:
+            notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
     if run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select:
         notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
     slow = [trial for trial in run.trials if not trial.converged]
@@ -160,7 +163,7 @@ def _small_sets(run: Run) -> list[str]:
     for trial in run.trials:
         if trial.few is not None and trial.status == "ok":
             name = f"{trial.head} {settings_of(replace(trial, few=None))}"
-            scores.setdefault((name, trial.few[0]), []).append(trial.score)
+            scores.setdefault((name, trial.few[0]), []).append(trial.judged.value)
     return [
         f"{shots} per class, {name.strip()}: {np.mean(found):.3f} +- {np.std(found, ddof=min(1, len(found) - 1)):.3f} "
         f"over {len(found)} draws"

@@ -22,7 +22,7 @@ from featcache.heads.paths import try_all, try_leave_one_out
 from featcache.heads.tried import Fold
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import wilson
-from featcache.sweeps.run import Settings, by_depth, few_of
+from featcache.sweeps.run import Settings, by_depth, few_of, free_folder
 from featcache.sweeps.tasks import images_of, make_task
 
 LARGE = 200  # training images per class, in the median, from which fine-tuning the whole network pays
@@ -198,8 +198,9 @@ _DO: dict[tuple[bool, bool], tuple[str, ...]] = {
 
 
 def _commands(cache: Cache, best: Depth, large: bool, similar: bool) -> tuple[str, ...]:
-    sweep = f"featcache sweep {cache.path} --tap {best.tap} -o best.run"
+    run = free_folder(cache.path.with_suffix(".run"))
+    sweep = f"featcache sweep {cache.path} --tap {best.tap} -o {run}"
     if not large:
         return (f"{sweep} --heads ridge,lda,logreg,svm --cv 5",)
-    finetune = "featcache finetune best.run@best -o model.keras --unfreeze"
+    finetune = f"featcache finetune {run}@best -o model.keras --unfreeze"
     return (sweep, f"{finetune} {'last' if similar else 'all'}")

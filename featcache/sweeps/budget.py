@@ -108,7 +108,7 @@ def _looked(
         prepared = Prepared(few, chain, last=False)
         for group, outcomes in fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > reserve):
             trials = [judged_trial(few, one, found, asked) for one, found in zip(group.planned, outcomes, strict=True)]
-            values = [better(asked.metric, trial.score) for trial in trials if trial.status == "ok"]
+            values = [better(asked.metric, trial.judged.value) for trial in trials if trial.status == "ok"]
             yield _Seen(group, max(values, default=np.nan), sum(trial.fit_s for trial in trials))
 
 

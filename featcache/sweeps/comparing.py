@@ -51,8 +51,11 @@ class Comparison:
 def compare(a: Chosen, b: Chosen, metric: str | None = None) -> Comparison:
     """Return how two trials differ on the images that chose, which must be the same.
 
-    metric: that of the run of `a`, unless told otherwise. Raises UsageError if the images are others.
+    metric: that of the run of `a`, unless told otherwise. Raises UsageError if the images are others, or if both
+    are the same trial.
     """
+    if (a.run.path.resolve(), a.trial.trial, a.refit) == (b.run.path.resolve(), b.trial.trial, b.refit):
+        raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {a.run.path}")
     chosen = choose("--metric", metric or a.run.settings.metric, METRICS)
     (keys, truth, first), (others, _, second) = (_evidence(one) for one in (a, b))
     if a.run.classes != b.run.classes:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from featcache.files import write_arrays
-from featcache.heads.absorb import dense_layers
+from featcache.heads.absorb import is_exact
 from featcache.heads.estimators import FAMILIES, family_of
-from featcache.heads.steps import is_affine
 from featcache.sweeps.fitting import Outcome
 from featcache.sweeps.groups import Planned
 from featcache.sweeps.metrics import METRICS, Said, fit_temperature, score_of, value_of
@@ -30,8 +29,8 @@ def untried(planned: Planned, status: str) -> Trial:
         head=setting.head,
         params=dict(setting.params),
         status=status,
-        score=0.0,
-        interval=(0.0, 0.0),
+        score=None,
+        interval=None,
         fit_s=0.0,
         handoff=False,
         converged=True,
@@ -63,7 +62,7 @@ def _judged(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> 
         "score": found.value,
         "interval": (found.low, found.high),
         "converged": _converged(outcome.estimator[-1]),
-        "handoff": _can_hand_off(planned, outcome.estimator[-1]),
+        "handoff": task.is_one_model and is_exact(outcome.estimator[-1]),
         "temperature": temperature,
         "log_loss": None if said.loss is None else every["log_loss"],
         "scores": {one: None if np.isnan(value) else value for one, value in every.items()},
@@ -79,11 +78,6 @@ def _by_fold(task: Task, said: Said, asked: Settings) -> tuple[float, ...]:
 def _needs_temperature(head: str, classifier: Any) -> bool:
     family = family_of(head)
     return not (family.probabilities if family.name in FAMILIES else hasattr(classifier, "predict_proba"))
-
-
-def _can_hand_off(planned: Planned, classifier: Any) -> bool:
-    """Return whether backbone and head make one Keras model: one tap, steps and a classifier that are Dense layers."""
-    return is_affine(planned.chain) and "+" not in planned.tap and dense_layers(classifier) is not None
 
 
 def _converged(classifier: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featcache.arrays import Classes, Floats
-from featcache.heads.linear import softmax
+from featcache.heads.logits import softmax
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
 METRICS: tuple[Metric, ...] = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")

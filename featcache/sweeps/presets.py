@@ -1,6 +1,6 @@
 """Protocols that papers report their numbers by, on cached features.
 
-Each says what it takes from its source. Flags win over what a preset sets.
+Each says what it takes from its source. Flags win over what a preset sets, but for its heads.
 """
 
 from __future__ import annotations

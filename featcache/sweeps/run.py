@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import FAMILIES, complexity, family_of, make_pipeline
 from featcache.heads.imported import is_loaded
 from featcache.heads.steps import STANDARDISE
-from featcache.spec import ImageRow, Tap, digest_of
-from featcache.sweeps.metrics import METRICS, Metric, better
+from featcache.spec import ImageRow, Preprocess, Tap, digest_of
+from featcache.sweeps.metrics import METRICS, Metric, Score, better
 from featcache.sweeps.presets import preset_of
 
 RUN_FORMAT = 2
@@ -66,8 +67,8 @@ class Trial:
     head: str
     params: dict[str, Any]
     status: str  # "ok" or the reason why it has no score
-    score: float
-    interval: tuple[float, float]
+    score: float | None  # None where there is none
+    interval: tuple[float, float] | None
     fit_s: float
     handoff: bool
     converged: bool
@@ -89,6 +90,11 @@ class Trial:
     def failed(self) -> bool:
         """Return whether its classifier raised."""
         return self.status != "ok" and not self.dropped
+
+    @property
+    def judged(self) -> Score:
+        """Return its score with the interval, not numbers where it has none."""
+        return Score(*(math.nan if one is None else one for one in (self.score, *(self.interval or (None, None)))))
 
     @property
     def std(self) -> float | None:
@@ -130,6 +136,11 @@ class Run:
             raise NotARun(f"{path / 'run.json'} is damaged or of another version: {error}. Sweep again") from error
 
     @property
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to do of what it was asked."""
+        return len(self.trials) >= self.planned and not (self.settings.refit and self.refitted is None)
+
+    @property
     def ranked(self) -> list[Trial]:
         """Return the trials that have a score, best first.
 
@@ -166,7 +177,8 @@ class Run:
             return self._refit()
         found = [trial for trial in self.trials if str(trial.trial) == str(which)]
         if not found:
-            raise UnknownHead(f"{self.path} has trials 1 to {len(self.trials)} and 'best'; got '{which}'")
+            names = " and 'best'" if self.refitted is None else ", 'best' and 'refit'"
+            raise UnknownHead(f"{self.path} has trials 1 to {len(self.trials)}{names}; got '{which}'")
         return Chosen(self, found[0])
 
     def _refit(self) -> Chosen:
@@ -222,12 +234,18 @@ class Chosen:
     refit: bool = False  # its head is the one that was fitted on train and val
 
     def __repr__(self) -> str:
-        return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.score:.4f})"
+        return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.judged.value:.4f})"
 
     @property
-    def tap(self) -> Tap:
-        """Return the tap that the head reads."""
-        return self.run.cache().taps[self.trial.tap]
+    def taps(self) -> tuple[Tap, ...]:
+        """Return the taps that the head reads, in the order of their features."""
+        cache = self.run.cache()
+        return tuple(cache.taps[name] for name in taps_in(cache, self.trial.tap))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Return how pixels enter the first backbone."""
+        return self.taps[0].preprocess
 
     @property
     def estimator(self) -> Any:
@@ -251,8 +269,11 @@ class Chosen:
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) of images of the cache, with their temperature, from its features."""
-        features = features_of(self.run.cache(), rows, self.trial.tap)
-        return decision_logits(self.estimator, features) / self.trial.temperature
+        return decision_logits(self.estimator, self.features(rows)) / self.trial.temperature
+
+    def features(self, rows: Sequence[ImageRow]) -> Features:
+        """Return the (N, D) features of images of the cache that the head reads."""
+        return features_of(self.run.cache(), rows, self.trial.tap)
 
     def to_keras(self, images: str | Path | None = None) -> Any:
         """Return the Keras model that takes images and gives probabilities, with its `certificate`.
@@ -266,13 +287,17 @@ class Chosen:
 
 def open_trial(text: str) -> Chosen:
     """Return the trial that `RUN@best`, `RUN@3` or `RUN` (its best) names."""
+    run, chosen = open_named(text)
+    return chosen or run.best
+
+
+def open_named(text: str) -> tuple[Run, Chosen | None]:
+    """Return the run that `RUN` or `RUN@3` names, which may have an @ in its name, and the trial if it names one."""
     path, at, which = text.rpartition("@")
-    return Run.open(path)[which] if at and not is_run(text) else Run.open(text).best
-
-
-def is_run(text: str) -> bool:
-    """Return whether a text is the folder of a run, which may have an @ in its name."""
-    return (Path(text) / "run.json").is_file()
+    if not at or (Path(text) / "run.json").is_file():
+        return Run.open(text), None
+    run = Run.open(path)
+    return run, run[which]
 
 
 def head_file(run: Path, name: int | str) -> Path:
@@ -329,8 +354,8 @@ def digest_of_rows(rows: Sequence[ImageRow]) -> str:
 
 
 def free_folder(wanted: Path) -> Path:
-    """Return `wanted`, or the first of wanted-2, wanted-3 .. that does not exist."""
-    return next(path for path in _numbered(wanted) if not path.exists())
+    """Return `wanted`, or the first of wanted-2, wanted-3 .. that does not exist: photos.run, photos-2.run .."""
+    return next(path for path in numbered(wanted) if not path.exists())
 
 
 def spelt(value: Any) -> str:
@@ -342,17 +367,17 @@ def spelt(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
-def _numbered(path: Path) -> Iterator[Path]:
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield photos.run, photos-2.run, photos-3.run .. without end."""
+    end = ".run" if path.suffix == ".run" else ""
     yield path
-    number = 2
-    while True:
-        yield path.with_name(f"{path.name}-{number}")
-        number += 1
+    for number in count(2):
+        yield path.with_name(f"{path.name.removesuffix(end)}-{number}{end}")
 
 
 def _order(trial: Trial, metric: Metric) -> tuple[float, int, float, int, int]:
     loss = math.inf if trial.log_loss is None else trial.log_loss
-    return -better(metric, trial.score), complexity(trial.head), loss, trial.rank, trial.trial
+    return -better(metric, trial.judged.value), complexity(trial.head), loss, trial.rank, trial.trial
 
 
 def _from_json(path: Path, facts: dict[str, Any]) -> Run:
@@ -369,8 +394,11 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
 
 def _trial(facts: dict[str, Any]) -> Trial:
     few = None if facts["few"] is None else tuple(facts["few"])
-    lists: dict[str, Any] = {name: tuple(map(float, facts[name])) for name in ("interval", "fold_scores")}
-    lists |= {name: float(facts[name]) for name in ("score", "temperature", "fit_s")}
+    lists: dict[str, Any] = {name: float(facts[name]) for name in ("temperature", "fit_s")}
+    lists["fold_scores"] = tuple(map(float, facts["fold_scores"]))
+    lists |= {"score": None, "interval": None}
+    if facts["status"] == "ok":
+        lists |= {"score": float(facts["score"]), "interval": tuple(map(float, facts["interval"]))}
     return Trial(**{**facts, **lists, "few": few})
 
 
@@ -379,7 +407,8 @@ def _csv(trials: tuple[Trial, ...]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *METRICS])
     for trial in trials:
-        row = asdict(trial) | {"std": trial.std, "low": trial.interval[0], "high": trial.interval[1]}
+        low, high = trial.interval or (None, None)
+        row = asdict(trial) | {"std": trial.std, "low": low, "high": high}
         row["shots"] = None if trial.few is None else trial.few[0]
         row["params"] = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
         row |= {name: trial.scores.get(name) for name in METRICS}

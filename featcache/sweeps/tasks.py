@@ -42,6 +42,7 @@ class Task:
     folds: tuple[tuple[Classes, Classes], ...]
     num_train: int
     streamed: bool = False  # X lies on the disk
+    is_one_model: bool = True  # its taps take images of one size
 
     @property
     def rounds(self) -> tuple[tuple[Classes, Classes], ...]:
@@ -136,11 +137,11 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
     X = _on_disk(cache, rows, tap, width) if streamed else features_of(cache, rows, tap)
     _check(X, rows, tap)
     everything = np.arange(len(rows))
-    if asked.cv == LOO:
-        return Task(tap, X, y, (), len(train))
+    folds: tuple[tuple[Classes, Classes], ...] = ((everything[: len(train)], everything[len(train) :]),)
     if asked.cv:
-        return Task(tap, X, y, _folds(train, y, asked), len(train))
-    return Task(tap, X, y, ((everything[: len(train)], everything[len(train) :]),), len(train), streamed)
+        folds = () if asked.cv == LOO else _folds(train, y, asked)
+    sizes = {(cache.taps[name].preprocess.size, cache.taps[name].preprocess.resize) for name in names}
+    return Task(tap, X, y, folds, len(train), streamed, len(sizes) == 1)
 
 
 def parse_bytes(text: str) -> float:

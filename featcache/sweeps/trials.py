@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -66,13 +67,12 @@ def sweep(
     the machine's; larger ones are streamed from the disk, by heads that can. jobs: trials at once, -1 for one per core.
     grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}.
 
-    A run that was stopped goes on where it was if it is asked for again. Raises TooFewClasses, UnknownHead,
-    UnknownTap, UsageError.
+    A run that was stopped goes on where it was if it is asked for again; one that is finished is returned as it is.
+    Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.
     """
     protocol = preset_of(preset) if preset is not None else Preset("", DEFAULT_HEADS, {}, STANDARDISE)
-    if heads is None:
-        given = grid or {}
-        grid = {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
+    if preset is not None:
+        grid = _grid_of(preset, protocol, heads, grid or {})
     todo = settings(heads or protocol.heads, grid)
     folds = _cv(cv, todo)
     if jobs == 0:
@@ -96,12 +96,35 @@ def sweep(
     )
     _check(asked)
     train, val = images_of(cache, asked)
+    _note_on_shots(asked.shots, train, progress)
     plan = planned(asked, todo)
     with Writer.begun(cache, asked, out, train, val, len(plan)) as writer:
+        if writer.run.is_finished:
+            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another -o"))
+            return writer.run
         _Sweep(cache, asked, train, val, writer, jobs, progress).run(plan)
-        if asked.refit:
+        if asked.refit and writer.run.ranked:
             writer.refit(cache, [*train, *val])
     return writer.run
+
+
+def _note_on_shots(shots: int | None, train: Sequence[ImageRow], progress: Progress) -> None:
+    """Say so if no class has as many images as are asked for."""
+    most = max(Counter(row.label for row in train).values())
+    if shots is not None and shots > most:
+        note = f"--shots {shots} takes all: no class has more than {most} training images"
+        progress(Tick("sweep", 0, 0, note))
+
+
+def _grid_of(name: str, protocol: Preset, heads: str | Sequence[str] | None, given: Grid) -> Grid:
+    """Return the values of a preset, but for those that are given. Raises UsageError for heads of another kind."""
+    wanted = heads.split(",") if isinstance(heads, str) else heads or []
+    if others := [head.strip() for head in wanted if head.strip() not in ("", *protocol.grid)]:
+        raise UsageError(
+            f"--preset {name} is a protocol of {protocol.heads}; --heads {','.join(others)} contradicts it. "
+            "Leave one of them out"
+        )
+    return {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
 
 
 def _of_protocol(cache: Cache, protocol: Preset) -> list[str]:
@@ -121,6 +144,9 @@ def _taps(cache: Cache, taps: str | Sequence[str] | None) -> tuple[str, ...]:
     if not names:
         chosen: tuple[str, ...] = cache.vectors
     else:
+        if "auto" in names and "auto" not in cache.taps:
+            there = ", ".join(cache.taps)
+            raise UsageError(f"--tap auto is for extract. {cache.path} has {there}; without --tap all are swept")
         chosen = tuple("+".join(cache.tap(one).name for one in taps_in(cache, name)) for name in names)
     single = list(dict.fromkeys(one for name in chosen for one in taps_in(cache, name)))
     maps = [name for name in single if name not in cache.vectors and cache.taps[name].pooling == "none"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from pathlib import Path
 
 from featcache.cache.reader import Cache
@@ -17,7 +18,17 @@ from featcache.heads.paths import try_all
 from featcache.heads.steps import make_steps
 from featcache.heads.tried import Fold
 from featcache.spec import ImageRow
-from featcache.sweeps.run import Run, Settings, Trial, digest_of_rows, features_of, free_folder, head_file, taps_in
+from featcache.sweeps.run import (
+    Run,
+    Settings,
+    Trial,
+    digest_of_rows,
+    features_of,
+    free_folder,
+    head_file,
+    numbered,
+    taps_in,
+)
 
 SAVE_EVERY_S = 2.0
 
@@ -41,7 +52,7 @@ class Writer:
         val: Sequence[ImageRow],
         planned: int,
     ) -> Iterator[Writer]:
-        """Give a writer of a new run, or of the one that was stopped when it was asked the same."""
+        """Give a writer of a new run, or of the one that was asked the same, stopped or finished."""
         single = dict.fromkeys(one for tap in asked.taps for one in taps_in(cache, tap))
         fresh = Run(
             path=Path(),
@@ -61,7 +72,7 @@ class Writer:
             try:
                 yield writer
             finally:
-                if writer.run.trials:
+                if writer.run.trials and writer.run is not run:
                     writer.save()
 
     @property
@@ -95,17 +106,19 @@ class Writer:
 
 
 def _place(cache: Cache, out: str | Path | None, fresh: Run) -> Run:
-    """Return the new run in a folder of its own, or the one there that was stopped. Raises UsageError."""
+    """Return the new run in a folder of its own, or the one that was asked the same before. Raises UsageError."""
     if out is None:
         first = cache.path.with_suffix(".run")
-        stopped = _stopped(first, fresh)
-        return stopped or replace(fresh, path=_new_folder(first))
+        return _asked_before(first, fresh) or replace(fresh, path=_new_folder(first))
     if not (Path(out) / "run.json").exists():
         return replace(fresh, path=Path(out))
     found = Run.open(out)
-    if not _goes_on(found, fresh):
-        raise UsageError(f"{out} holds a run already. Give another -o, or move it away")
-    return found
+    if differ := _differences(found, fresh):
+        raise UsageError(
+            f"{out} holds a run already, with other {', '.join(differ)} (featcache show {out}). "
+            "Give another -o, or none for the next free name"
+        )
+    return _resumed(found, fresh)
 
 
 def _new_folder(first: Path) -> Path:
@@ -139,23 +152,32 @@ def _alone(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _stopped(first: Path, fresh: Run) -> Run | None:
-    """Return the last of CACHE.run, CACHE.run-2 .. if it was stopped when it was asked the same."""
-    free = free_folder(first)
-    if free == first:
-        return None
-    number = int(free.name.rpartition("-")[2])
-    last = first if number == 2 else first.with_name(f"{first.name}-{number - 1}")
-    if not (last / "run.json").is_file():
-        return None
-    try:
-        found = Run.open(last)
-    except NotARun:
-        return None
-    return found if _goes_on(found, fresh) else None
+def _asked_before(first: Path, fresh: Run) -> Run | None:
+    """Return the last of CACHE.run, CACHE-2.run .. that was asked the same, stopped or finished, if there is one."""
+    there = list(takewhile(Path.exists, numbered(first)))
+    for path in reversed(there):
+        with suppress(NotARun):
+            found = Run.open(path)
+            if not _differences(found, fresh):
+                return _resumed(found, fresh)
+    return None
 
 
-def _goes_on(found: Run, fresh: Run) -> bool:
-    same = ("settings", "classes", "fingerprints", "images_digest", "planned")
-    is_open = len(found.trials) < found.planned or (found.settings.refit and found.refitted is None)
-    return is_open and all(getattr(found, one) == getattr(fresh, one) for one in same)
+def _differences(found: Run, fresh: Run) -> list[str]:
+    """Return in what two runs differ: names of settings, or of what the cache holds."""
+    asked = [one.name for one in fields(Settings) if _of(found, one.name) != _of(fresh, one.name)]
+    same = ("classes", "fingerprints", "images_digest", "planned")
+    return asked or [_SAID[one] for one in same if getattr(found, one) != getattr(fresh, one)]
+
+
+def _of(run: Run, setting: str) -> object:
+    return getattr(run.settings, setting)
+
+
+_SAID = {"classes": "classes", "fingerprints": "features", "images_digest": "images", "planned": "trials"}
+
+
+def _resumed(found: Run, fresh: Run) -> Run:
+    """Return the run with what is done; anew where all of it was tried and failed."""
+    some = found.ranked or len(found.trials) < found.planned
+    return found if some else replace(fresh, path=found.path)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly import assembled, facts_of, image_source, require_handoff
-from featcache.assembly.assemble import assemble, backbone_of
-from featcache.assembly.certificate import Certificate, certify, evidence, require
+from featcache.assembly import Start, image_source
+from featcache.assembly.assemble import Part, assemble, backbones_of
+from featcache.assembly.certificate import Certificate, certified
 from featcache.assembly.modelfile import check_free, save_model
 from featcache.backbones.build import all_layers, build, reproducibly
 from featcache.errors import DataError, UsageError
@@ -75,18 +75,17 @@ def finetune(
     normalisation stays in inference. Same split, labels and preprocessing as the run.
     Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
     """
-    require_handoff(chosen)
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, class_weight, seed, max_seconds)
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
-    facts = facts_of(chosen) | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}}
+    start = Start(chosen)
+    facts = start.facts | {"finetuned": {"unfreeze": unfreeze, **_plain(recipe)}}
     check_free(path, facts)
     train_set, val_set = _sets(chosen, image_source(chosen, images))
-    pixels, cached = evidence(chosen, train_set.source)
-    model = assembled(chosen)
-    num_trainable = set_trainable(backbone_of(model), unfreeze)
-    certificate = require(certify(model, pixels, cached), f"{chosen.run.path}@{chosen.trial.trial}")
+    model = start.model()
+    num_trainable = sum(set_trainable(network, unfreeze) for network in backbones_of(model))
+    certificate = certified(model, start, train_set.source)
 
     def checkpoint() -> None:
         save_model(model, path, facts | {"certificate": asdict(certificate)})
@@ -118,10 +117,10 @@ def from_scratch(
     """
     recipe = _recipe(chosen, epochs, learning_rate, batch, patience, None, seed, max_seconds)
     train_set, val_set = _sets(chosen, image_source(chosen, images))
-    tap = chosen.tap
+    tap = chosen.taps[0]
     backbone = build(replace(tap.backbone, weights="none", seed=seed), tap.preprocess.size, tap.pooling)
     with reproducibly(seed):
-        model = assemble(backbone, tap, None, len(chosen.run.classes))
+        model = assemble([Part(backbone, (tap,))], None, len(chosen.run.classes))
     backbone.network.trainable = True  # not through `model`: already trainable itself, Keras would not look inside
     for layer in all_layers(backbone.network):
         if hasattr(layer, "momentum"):
@@ -174,7 +173,7 @@ def _sets(chosen: Chosen, source: Source) -> tuple[ImageSet, ImageSet]:
         raise DataError(
             f"{cache.path} has no validation images, so nothing can tell whether fine-tuning helps. Split again"
         )
-    preprocess = chosen.tap.preprocess
+    preprocess = chosen.preprocess
     train_set, val_set = (ImageSet(source, rows[split], cache.labels(rows[split]), preprocess) for split in rows)
     return train_set, val_set
 

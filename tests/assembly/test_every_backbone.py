@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 
-from featcache.assembly.assemble import assemble, backbone_of, logits_of
+from featcache.assembly.assemble import Part, assemble, backbones_of, logits_of
 from featcache.assembly.certificate import TOLERANCE, certify
 from featcache.backbones.build import build, feature_model
 from featcache.backbones.registry import REGISTRY
-from featcache.heads.linear import DenseHead
+from featcache.heads.layers import Dense, make_head
 from featcache.spec import BackboneSpec, Preprocess, Tap
 from featcache.tuning.stages import unfreeze
 
@@ -30,11 +30,11 @@ def test_parity_holds_with_everything_unfrozen(name):
     scale = features.astype(np.float64).std(axis=0)[:, None]
     kernel = np.where(scale > 1e-3 * scale.max(), rng.normal(0, 1, (entry.width, 3)) / np.maximum(scale, 1e-30), 0)
     kernel /= np.sqrt(entry.width)
-    head = DenseHead((kernel,), (-features.mean(axis=0) @ kernel,), "t")
+    head = make_head([Dense(kernel, -features.mean(axis=0) @ kernel)], "t")
     logits = head.logits(features.astype(np.float64))
     assert logits.std() > 0.1
-    model = assemble(backbone, tap, head, 3)
-    unfreeze(backbone_of(model), "all")
+    model = assemble([Part(backbone, (tap,))], head, 3)
+    unfreeze(backbones_of(model)[0], "all")
     assert certify(model, pixels, logits).inference <= TOLERANCE
     # against inference run the same way: untrained, the deepest networks turn the rounding of another way into anything
     in_inference, in_training = (

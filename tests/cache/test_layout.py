@@ -48,8 +48,17 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path, content):
         Cache.open(tmp_path / "photos.h5")
 
 
-def test_a_folder_is_no_cache(tmp_path):
-    with pytest.raises(NotACache, match=r"No cache at"):
+@pytest.mark.parametrize("content", [None, "", "[]", '{"settings": {}}'])
+def test_a_folder_of_images_is_no_cache_and_is_extracted(content, tmp_path):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(NotACache, match=rf"{tmp_path} is a folder, no cache\..* featcache extract {tmp_path} -o CACHE"):
+        Cache.open(tmp_path)
+
+
+def test_the_folder_of_a_run_is_no_cache_and_names_the_one_it_was_made_from(tmp_path):
+    (tmp_path / "run.json").write_text('{"settings": {"cache": "/data/photos.h5"}}')
+    with pytest.raises(NotACache, match=r"is the folder of a run, no cache .* made from /data/photos\.h5: give that"):
         Cache.open(tmp_path)
 
 

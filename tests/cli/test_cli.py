@@ -15,8 +15,11 @@ from PIL import Image
 from tiny import TOY, write_images
 
 from featcache import errors
+from featcache.heads.estimators import FAMILIES
 from featcache.reports.table import printable
 from featcache.spec import Tick
+from featcache.sweeps.presets import PRESETS
+from featcache.sweeps.run import spelt
 from featcache_cli.app import EXIT_CODES, app, exit_code_of
 from featcache_cli.output import _PlainLines
 
@@ -224,6 +227,63 @@ def test_a_setting_that_does_not_exist_is_refused_with_near_names(cli, tmp_path)
     assert "did you mean heads" in done.err
 
 
+def test_the_tap_of_a_settings_file_may_be_called_as_the_flag_is(cli, toy, tmp_path):
+    (tmp_path / "s.toml").write_text(f'heads = "ridge"\ntap = "{TAP}"\n')
+    done = cli("sweep", toy.path, "--config", tmp_path / "s.toml", "-o", tmp_path / "run", "--json")
+    assert json.loads(done.out)["best"]["tap"] == TAP
+    (tmp_path / "s.toml").write_text(f'tap = "{TAP}"\ntaps = "{TAP}"\n')
+    refused(cli("sweep", toy.path, "--config", tmp_path / "s.toml"), 2, "s.toml sets both tap and taps")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("trials.json", "{}", "trials.json has no settings of a run"),
+        ("list.json", "[1]", "list.json has no settings of a run"),
+        ("odd.json", '{"settings": 3}', "odd.json has no settings of a run"),
+        ("bad.json", "{", "cannot read"),
+        ("sweep.yaml", "heads: ridge\ncv: 5\n", "sweep.yaml"),
+        ("folder", None, "Is a directory"),
+        ("none.toml", "", "No such file"),
+    ],
+)
+def test_a_settings_file_that_is_none_is_named_with_what_it_takes(name, text, said, cli, tmp_path):
+    path = tmp_path / name
+    if text is None:
+        path.mkdir()
+    elif text:
+        path.write_text(text)
+    refused(
+        cli("sweep", "c.h5", "--config", path), 2, f"{path}", said, "It takes the run.json of a run, or a TOML file"
+    )
+
+
+def test_heads_and_presets_are_listed_with_what_they_try(cli):
+    facts = document(cli("sweep", "--list-heads", "--json"), {"heads", "presets"})
+    assert {one["head"]: one["grid"] for one in facts["heads"]}["ridge"] == {"alpha": [1e4, 1e3, 1e2, 1e1, 1.0]}
+    assert sum(len(next(iter(one["grid"].values()))) for one in facts["heads"] if one["default"]) == 21
+    assert [one["preset"] for one in facts["presets"]] == list(PRESETS)
+    shown = cli("sweep", "--list-heads").out
+    for family in FAMILIES.values():
+        line = next(line for line in shown.splitlines() if line.startswith(f"{family.name} "))
+        assert all(f"{spelt(value)}" in line for params in family.grid for value in params.values())
+    for name, preset in PRESETS.items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
+        assert all(word in line for word in (preset.heads, preset.prepare))
+        assert f"{name}: {preset.source}" in shown
+    assert "C=1e-06..100000 (45 values)" in shown
+    assert "1, 2, 5, 10 per class, 3 draws" in shown
+    assert "the last tap, and the last 4 joined" in shown
+
+
+def test_two_presets_are_refused_wherever_they_are_named(cli, toy, tmp_path):
+    (tmp_path / "s.toml").write_text('preset = "dinov2"')
+    two = ["--preset", "kornblith", "--preset", "clip"]
+    refused(cli("sweep", toy.path, *two), 2, "--preset takes one protocol; got kornblith, clip")
+    file = ["--config", tmp_path / "s.toml"]
+    refused(cli("sweep", toy.path, *two[:2], *file), 2, "--preset takes one protocol; got kornblith, dinov2")
+
+
 # Exit codes
 
 
@@ -302,7 +362,7 @@ def test_weights_that_do_not_fit(cli, photos, tmp_path):
 
 
 def test_a_failed_gate(cli, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("featcache.heads.absorb"), "absorb_scaler", lambda head, mean, scale: head)
+    monkeypatch.setattr(import_module("featcache.heads.absorb"), "_step_layers", lambda step: ())
     for command in ("handoff", "finetune"):
         refused(cli(command, f"{run}@8", "-o", tmp_path / "m.keras"), 3, "Parity failed for", "toy.run@8")
     assert not (tmp_path / "m.keras").exists()
@@ -314,7 +374,6 @@ def test_usage(cli, run, tmp_path):
     refused(cli("sweep", "c.h5", "--shots", "x"), 2, "--shots", "See: featcache sweep --help")
     refused(cli("sweep"), 2, "Name a cache")
     refused(cli("show", f"{run}@99"), 2, "got '99'")
-    refused(cli("handoff", f"{run}@18", "-o", tmp_path / "m.keras"), 2, "knn", "no exact form")
 
 
 def test_a_fault_of_ours_is_a_traceback(monkeypatch):
@@ -487,7 +546,11 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout)["trials"] == 15
     done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
-    assert (done.returncode, "holds a run already" in done.stderr) == (2, True)
+    assert (done.returncode, json.loads(done.stdout)["trials"], "is this sweep, finished" in done.stderr) == (
+        0,
+        15,
+        True,
+    )
 
 
 def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
@@ -516,4 +579,8 @@ def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, toy, tmp_path):
     cli("sweep", toy.path, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
     done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Next: featcache predict {tmp_path / 'm.keras'} IMAGES")
+    assert f"report {tmp_path / 'run'}@refit --final" in cli("report", tmp_path / "run").out
+    done = cli("report", f"{tmp_path / 'run'}@refit", "--final")
+    assert (done.code, "(ridge, fitted on train and val)" in done.out) == (0, True)
+    refused(cli("report", f"{tmp_path / 'run'}@77"), 2, "has trials 1 to 5, 'best' and 'refit'; got '77'")
     refused(cli("finetune", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "t.keras"), 2, "Use RUN@best")

@@ -154,7 +154,7 @@ class _Short(Hardship):
     pass
 
 
-@settings(max_examples=150, stateful_step_count=20)
+@settings(max_examples=60, stateful_step_count=20)
 class _Long(Hardship):
     pass
 

@@ -1,82 +1,80 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from sklearn.naive_bayes import GaussianNB
 
-from featcache.errors import ShapeMismatch, UsageError
-from featcache.heads.absorb import absorb_scaler, absorb_temperature, decision_logits, dense_head
-from featcache.heads.linear import DenseHead, softmax
+from featcache.errors import UsageError
+from featcache.heads.absorb import decision_logits, exact_head, is_exact, unclipped_logits
+from featcache.heads.estimators import make_pipeline
+from featcache.heads.logits import softmax
 
-from .conftest import DENSE, blobs
+from .conftest import DENSE, EVERY, blobs
 
-heads = st.tuples(st.integers(1, 64), st.lists(st.integers(1, 9), max_size=2), st.integers(2, 9), st.integers(0, 99))
-
-
-def random_head(num_features, hidden, num_classes, rng):
-    sizes = [num_features, *hidden, num_classes]
-    kernels = tuple(rng.normal(0, 1, shape) for shape in pairwise(sizes))
-    return DenseHead(kernels, tuple(rng.normal(0, 1, size) for size in sizes[1:]), "toy/gap")
+EXACT = (*DENSE, "gnb", "rbf")
 
 
 def same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
-@given(heads)
-def test_logits_are_unchanged_by_absorbing_the_scaler(shape):
-    num_features, hidden, num_classes, seed = shape
-    rng = np.random.default_rng(seed)
-    head = random_head(num_features, hidden, num_classes, rng)
-    mean, scale = rng.normal(0, 5, num_features), rng.uniform(0.1, 10, num_features)
-    X = rng.normal(3, 7, (5, num_features))
-    same(absorb_scaler(head, mean, scale).logits(X), head.logits((X - mean) / scale))
-
-
-@given(heads, st.floats(0.01, 100))
-def test_logits_are_divided_by_an_absorbed_temperature(shape, temperature):
-    num_features, hidden, num_classes, seed = shape
-    rng = np.random.default_rng(seed)
-    head = random_head(num_features, hidden, num_classes, rng)
-    X = rng.normal(0, 1, (5, num_features))
-    same(absorb_temperature(head, temperature).logits(X), head.logits(X) / temperature)
-
-
 @pytest.mark.parametrize("num_classes", [2, 3])
-@pytest.mark.parametrize("name", DENSE)
-def test_a_fitted_pipeline_becomes_dense_layers_with_the_same_logits(name, num_classes, fitted):
+@pytest.mark.parametrize("name", EXACT)
+def test_a_fitted_pipeline_becomes_layers_with_the_same_logits(name, num_classes, fitted):
     estimator = fitted(name, num_classes)
     X, _ = blobs(num_classes, seed=1)
-    head = dense_head(estimator, "toy/top", temperature=0.37)
+    head = exact_head(estimator, "toy/top", temperature=0.37)
     assert head.logits(X).shape == (len(X), num_classes)
-    same(head.logits(X), decision_logits(estimator, X) / 0.37)
+    same(head.logits(X), unclipped_logits(estimator, X) / 0.37)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-@pytest.mark.parametrize("name", ["logreg", "softmax", "mlp"])
+@pytest.mark.parametrize("name", ["logreg", "softmax", "mlp", "gnb", "mlpclassifier"])
 def test_heads_of_log_probabilities_keep_their_probabilities(name, num_classes, fitted):
     estimator = fitted(name, num_classes)
     X, _ = blobs(num_classes, seed=1)
     np.testing.assert_allclose(
-        softmax(dense_head(estimator, "").logits(X)), estimator.predict_proba(X), rtol=1e-9, atol=1e-12
+        softmax(exact_head(estimator, "").logits(X)), estimator.predict_proba(X), rtol=1e-7, atol=1e-12
     )
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", EXACT)
 def test_the_larger_logit_is_the_class_that_the_estimator_predicts(name, num_classes, fitted):
     estimator = fitted(name, num_classes)
     X, _ = blobs(num_classes, seed=1)
-    assert (dense_head(estimator, "").logits(X).argmax(axis=1) == estimator.predict(X)).all()
+    assert (exact_head(estimator, "").logits(X).argmax(axis=1) == estimator.predict(X)).all()
 
 
-def test_a_scaler_from_another_backbone_is_refused():
-    head = random_head(8, [], 2, np.random.default_rng(0))
-    with pytest.raises(ShapeMismatch, match=r"fitted on 6 features.*'toy/gap' takes 8\. Refit.*featcache sweep"):
-        absorb_scaler(head, np.zeros(6), np.ones(6))
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
+def test_perceptrons_of_every_activation_are_exact(activation):
+    X, y = blobs(3, spread=9)
+    params = {"activation": activation, "hidden_layer_sizes": (7, 5), "max_iter": 5000}
+    estimator = make_pipeline("mlpclassifier", params).fit(X, y)
+    others = blobs(3, spread=9, seed=1)[0]
+    np.testing.assert_allclose(
+        softmax(exact_head(estimator, "").logits(others)), estimator.predict_proba(others), rtol=1e-6, atol=1e-12
+    )
 
 
-def test_neighbours_are_no_dense_layers(fitted):
-    with pytest.raises(UsageError, match=r"A KNeighborsClassifier has no exact form as Dense layers"):
-        dense_head(fitted("knn", 3), "toy/top")
+def test_features_that_never_vary_weigh_nothing_in_naive_bayes():
+    X, y = blobs(3)
+    X[:, 2] = 5.0
+    estimator = make_pipeline("gnb", {"var_smoothing": 1e-12}).fit(X, y)
+    assert isinstance(estimator[-1], GaussianNB)
+    others = blobs(3, seed=1)[0]
+    others[:, 2] = 5.1
+    head = exact_head(estimator, "")
+    assert (head.logits(others).argmax(axis=1) == estimator.predict(others)).all()
+    assert np.abs(head.layers[-1].kernel[[2, 8]]).max() < 1
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY) - set(EXACT)))
+def test_others_are_no_layers(name, fitted):
+    assert not is_exact(fitted(name, 3)[-1])
+    with pytest.raises(UsageError, match=r"A \w+ has no exact form as layers of Keras"):
+        exact_head(fitted(name, 3), "toy/top")
+
+
+def test_what_an_estimator_says_of_two_classes_has_two_columns(fitted):
+    X, _ = blobs(2, seed=1)
+    logits = decision_logits(fitted("svm", 2), X)
+    same(logits[:, 1] - logits[:, 0], fitted("svm", 2).decision_function(X))

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 
 from featcache.errors import UsageError
-from featcache.heads.absorb import decision_logits, dense_head
+from featcache.heads.absorb import decision_logits, exact_head
 from featcache.heads.estimators import make_pipeline
-from featcache.heads.steps import is_affine, make_steps, parse_chains
+from featcache.heads.steps import make_steps, parse_chains
 
 from .conftest import blobs
 
@@ -53,19 +53,31 @@ def test_a_share_of_the_variance_takes_as_many_components_as_it_needs():
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-@pytest.mark.parametrize("chain", ["none", "pca:3", "pca:3:whiten", "standardise+pca:4+standardise", "pca:4+pca:2"])
-def test_affine_chains_are_absorbed(chain, num_classes):
-    assert is_affine(chain)
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "none",
+        "pca:3",
+        "pca:3:whiten",
+        "standardise+pca:4+standardise",
+        "pca:4+pca:2",
+        "l2",
+        "standardise+l2",
+        "l2+pca:3",
+    ],
+)
+def test_chains_become_layers(chain, num_classes):
     X, y = blobs(num_classes)
     estimator = make_pipeline("logreg", {"C": 1.0}, prepare=chain).fit(X, y)
     others, _ = blobs(num_classes, seed=1)
     expected = decision_logits(estimator, others)
-    found = dense_head(estimator, "toy/top").logits(others)
+    found = exact_head(estimator, "toy/top").logits(others)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
-def test_unit_length_is_not_affine():
+def test_a_step_of_others_is_refused():
     X, y = blobs(3)
-    assert not is_affine("standardise+l2")
-    with pytest.raises(UsageError, match="A Normalizer has no exact form as Dense layers"):
-        dense_head(make_pipeline("ridge", {}, prepare="l2").fit(X, y), "toy/top")
+    estimator = make_pipeline("ridge", {}).fit(X, y)
+    estimator.steps[0] = ("mine", MinMaxScaler().fit(X))
+    with pytest.raises(UsageError, match="A MinMaxScaler has no exact form as layers of Keras"):
+        exact_head(estimator, "toy/top")

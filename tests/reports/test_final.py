@@ -1,12 +1,13 @@
 import datetime
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from featcache.cache.reader import Cache
-from featcache.errors import DataError
+from featcache.errors import DataError, UsageError
 from featcache.reports.final import final_scores, head_score, model_score, record_opened
-from featcache.sweeps import Run
+from featcache.sweeps import Run, sweep
 from featcache.sweeps.metrics import Score
 from featcache.tuning import finetune
 
@@ -38,6 +39,23 @@ def test_opening_test_is_recorded_each_time(run):
     assert opened["scores"] == {name: list(found) for name, found in scores.items()}
     assert datetime.datetime.fromisoformat(opened["at"]).tzinfo is not None
     assert len(final_scores(after)[0].test_opened) == 2
+
+
+def test_a_head_fitted_on_train_and_val_is_judged_as_itself(toy, tmp_path):
+    run = sweep(toy, "ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "run", refit=True)
+    after, scores = final_scores(run, chosen=run["refit"])
+    [(name, found)] = scores.items()
+    assert name == f"head {run.best.trial.trial} (ridge, fitted on train and val)"
+    X, y = toy.arrays("test", run.best.trial.tap)
+    assert found.value == run["refit"].estimator.score(X, y)
+    assert len(after.test_opened) == 1
+
+
+def test_a_trial_without_a_head_is_not_judged_and_nothing_recorded(run):
+    failed = replace(run[1], trial=replace(run[1].trial, status="ValueError: no"))
+    with pytest.raises(UsageError, match=r"run@1 has no head to judge: ValueError: no\. Take .*run@best"):
+        final_scores(run, chosen=failed)
+    assert Run.open(run.path).test_opened == ()
 
 
 def test_recording_changes_nothing_else(run):

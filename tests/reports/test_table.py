@@ -77,6 +77,15 @@ def test_trials_within_the_interval_of_the_best_are_counted():
     assert "1 of 2 other trials lie within" in trials_table(run_of(trial(1, 0.9), trial(2, 0.85), trial(3, 0.2)))
 
 
+def test_of_one_trial_nothing_is_said_of_others():
+    assert "other trials" not in trials_table(run_of(trial(1)))
+
+
+def test_what_was_done_before_a_head_is_said_unless_it_is_as_usual():
+    said = [settings_of(trial(1, prepare=chain)) for chain in ("standardise", "none", "l2+standardise")]
+    assert said == ["C=0.01", "C=0.01 not standardised", "C=0.01 after l2+standardise"]
+
+
 def test_failures_and_what_did_not_converge_are_named():
     shown = trials_table(run_of(trial(1), trial(2, status="ValueError: planted"), trial(3, converged=False)))
     assert "Trial 2 (logreg) failed: ValueError: planted" in shown

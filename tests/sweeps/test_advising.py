@@ -65,6 +65,15 @@ def test_many_images_are_large(toy, monkeypatch):
     assert found.commands[1].startswith("featcache finetune")
 
 
+def test_the_run_that_is_advised_has_a_free_name(hard, tmp_path, monkeypatch):
+    cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
+    (tmp_path / "photos.run").mkdir()
+    monkeypatch.setattr(advising, "LARGE", 5)
+    first, then = advise(cache).commands
+    assert first.endswith(f"-o {tmp_path / 'photos-2.run'}")
+    assert f"finetune {tmp_path / 'photos-2.run'}@best" in then
+
+
 def test_a_better_layer_before_the_last_says_different(toy, tmp_path):
     clear = copied_tap(toy, tmp_path / "c.h5", "block_1", lambda values: values)
 

@@ -55,8 +55,15 @@ def test_the_interval_is_that_of_images_drawn_in_pairs(run, hard):
     assert found.interval == pytest.approx(tuple(np.quantile(apart, [0.025, 0.975])), abs=0.03)
 
 
-def test_a_trial_and_itself_are_tied(run):
-    found = compare(run[1], run[1])
+@pytest.mark.parametrize("other", [1, "best"])
+def test_a_trial_and_itself_are_not_compared(other, run):
+    first = run[1] if other == 1 else run[run.best.trial.trial]
+    with pytest.raises(UsageError, match=r"Both are .*@\d+\. Name another trial: featcache show"):
+        compare(first, run[other])
+
+
+def test_a_trial_and_its_copy_are_tied(run, tmp_path):
+    found = compare(run[1], Run.open(shutil.copytree(run.path, tmp_path / "copy"))[1])
     assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
     assert found.verdict.startswith("tie: the interval of the difference holds 0")
 

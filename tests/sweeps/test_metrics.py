@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from featcache.heads.linear import softmax
+from featcache.heads.logits import softmax
 from featcache.sweeps.metrics import fit_temperature, score, wilson
 
 

@@ -159,7 +159,7 @@ def test_two_sweeps_begun_at_once_have_a_folder_each(hard, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert {run.path.name for run in runs} == {"photos.run", "photos.run-2"}
+    assert {run.path.name for run in runs} == {"photos.run", "photos-2.run"}
     assert all(Run.open(run.path).trials == run.trials for run in runs)
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_run_beside_the_cache_does_not_keep_from_sweeping(hard, tmp_pa
     cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
     (tmp_path / "photos.run").mkdir()
     (tmp_path / "photos.run" / "run.json").write_text("{")
-    assert sweep(cache, "ridge", taps=[TAP]).path.name == "photos.run-2"
+    assert sweep(cache, "ridge", taps=[TAP]).path.name == "photos-2.run"
 
 
 def test_a_sweep_that_was_stopped_before_its_refit_goes_on_with_it(hard, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_every_chain_is_tried_and_is_fitted_within_the_folds(hard, tmp_path):
     plain = LogisticRegression(C=0.1, tol=1e-6, max_iter=1000)
     assert first.score == by_hand(piped(StandardScaler(), plain), hard)
     assert second.score == by_hand(piped(Normalizer(), StandardScaler(), plain), hard)
-    assert [first.handoff, second.handoff] == [True, False]
+    assert [first.handoff, second.handoff] == [True, True]
     for trial in run.trials:
         assert [name for name, _ in run[trial.trial].estimator.steps[:-1]] == trial.prepare.split("+")
 
@@ -171,12 +171,14 @@ def test_the_strengths_are_those_of_the_papers(name, count, first, last):
 
 
 def test_flags_win_over_a_preset(hard, tmp_path):
-    run = run_on(hard, tmp_path, "ridge", preset="kornblith", prepare="standardise", refit=False)
-    assert ({trial.head for trial in run.trials}, run.settings.prepare, run.refitted) == (
-        {"ridge"},
-        ("standardise",),
-        None,
-    )
+    run = run_on(hard, tmp_path, "logreg", preset="kornblith", prepare="standardise", refit=False)
+    assert (len(run.trials), run.settings.prepare, run.refitted) == (45, ("standardise",), None)
+
+
+@pytest.mark.parametrize("heads", ["ridge", ["ridge", "logreg"], "logreg, ridge"])
+def test_heads_that_a_preset_is_not_about_are_refused(heads, hard, tmp_path):
+    with pytest.raises(UsageError, match="--preset kornblith is a protocol of logreg; --heads ridge contradicts it"):
+        run_on(hard, tmp_path, heads, preset="kornblith")
 
 
 def test_the_last_taps_are_joined_where_a_protocol_does():

@@ -1,11 +1,14 @@
 """Runs that are stopped, gone on with, or kept within a budget."""
 
+import csv
+import json
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from featcache.assembly import Start
 from featcache.errors import UsageError
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps import Run, budget, sweep, trials, writer
@@ -78,12 +81,11 @@ def test_a_run_that_goes_on_fits_nothing_twice(hard, tmp_path, monkeypatch, fits
 
 def test_without_a_folder_the_stopped_run_beside_the_cache_goes_on(hard, tmp_path, monkeypatch):
     cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
-    sweep(cache, HEADS, taps=[TAP])
+    sweep(cache, "ridge", taps=[TAP])
     stopped_after(2, monkeypatch, lambda: sweep(cache, HEADS, taps=[TAP]))
-    assert sweep(cache, HEADS, taps=[TAP]).path == tmp_path / "photos.run-2"
-    assert sweep(cache, HEADS, taps=[TAP]).path == tmp_path / "photos.run-3"
-    stopped_after(1, monkeypatch, lambda: sweep(cache, HEADS, taps=[TAP]))
-    assert sweep(cache, "ridge", taps=[TAP]).path == tmp_path / "photos.run-5"
+    assert sweep(cache, "gnb", taps=[TAP]).path == tmp_path / "photos-3.run"
+    found = sweep(cache, HEADS, taps=[TAP])
+    assert (found.path, found.is_finished) == (tmp_path / "photos-2.run", True)
 
 
 @pytest.mark.parametrize("options", [{"cv": 3}, {"seed": 1}, {"heads": "ridge,logreg"}, {"metric": "macro_f1"}])
@@ -151,6 +153,22 @@ def test_with_little_time_the_promising_are_tried_and_the_rest_says_why(hard, tm
     assert not any(trial.failed for trial in run.trials)
     assert run.ranked
     assert all("dropped: not among the best" in one.status or "time of the budget" in one.status for one in dropped)
+
+
+def test_what_was_not_tried_has_no_score_anywhere(hard, tmp_path):
+    run = run_on(hard, tmp_path / "run", budget=1e-6)
+    dropped = [trial for trial in run.trials if trial.dropped]
+    assert {(trial.score, trial.interval) for trial in dropped} == {(None, None)}
+    with (run.path / "trials.csv").open() as file:
+        rows = {int(row["trial"]): row for row in csv.DictReader(file)}
+    stored = json.loads((run.path / "run.json").read_text(), parse_constant=pytest.fail)["trials"]
+    for trial in dropped:
+        assert [rows[trial.trial][name] for name in ("score", "low", "high", "std", "accuracy")] == [""] * 5
+        assert [stored[trial.trial - 1][name] for name in ("score", "interval")] == [None, None]
+    assert all(rows[trial.trial]["score"] == f"{trial.score:.4f}" for trial in run.ranked)
+    assert Run.open(run.path) == run
+    with pytest.raises(UsageError, match=r"\) of .* has no head: dropped: .*Take RUN@best"):
+        Start(run[dropped[0].trial])
 
 
 def test_one_group_is_tried_however_little_time_there_is(hard, tmp_path):

@@ -1,5 +1,6 @@
 import shutil
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import h5py
@@ -197,6 +198,15 @@ def test_shots_use_at_most_so_many_images_per_class(hard, tmp_path):
     assert len(run.rows(hard, "test")) == hard.splits["test"]
 
 
+def test_more_shots_than_any_class_has_are_said_to_take_all(hard, tmp_path):
+    most = max(Counter(row.label for row in hard.usable("train")).values())
+    notes = []
+    for shots in (most, most + 1):
+        run_on(hard, tmp_path, "gnb", str(shots), shots=shots, progress=notes.append)
+    said = [tick.note for tick in notes if tick.note]
+    assert said == [f"--shots {most + 1} takes all: no class has more than {most} training images"]
+
+
 def test_more_shots_keep_the_images_of_fewer(hard):
     few, more = ({row.path for row in hard.usable("train", shots)} for shots in (2, 5))
     assert few < more
@@ -248,6 +258,13 @@ def test_an_unknown_tap_is_refused_naming_those_there_are(toy, tmp_path):
         sweep(toy, QUICK, taps="glifnet", out=tmp_path / "run")
 
 
+def test_auto_is_said_to_be_for_extract_naming_the_taps_there_are(toy, tmp_path):
+    with pytest.raises(
+        UsageError, match=rf"--tap auto is for extract\. .*toy\.h5 has {TAP}, pixels:size=8/top; without"
+    ):
+        sweep(toy, "ridge", taps="auto", out=tmp_path / "run")
+
+
 def test_more_folds_than_images_of_a_class_are_refused(toy, tmp_path):
     with pytest.raises(TooFewClasses, match=r"--cv 5 needs 5 training images of each class; '\w+' has 3\. Use fewer"):
         run_on(toy, tmp_path, shots=3, cv=5)
@@ -296,15 +313,47 @@ def test_features_that_are_not_finite_are_refused_naming_the_image(hard, tmp_pat
 def test_a_run_that_exists_is_not_overwritten(hard, tmp_path):
     first = run_on(hard, tmp_path, "ridge")
     before = (first.path / "run.json").read_bytes()
-    with pytest.raises(UsageError, match=r"holds a run already. Give another -o"):
-        run_on(hard, tmp_path, "ridge")
+    with pytest.raises(
+        UsageError, match=r"holds a run already, with other heads, seed \(featcache show .*run\)\. Give an"
+    ):
+        run_on(hard, tmp_path, "ridge,gnb", seed=1)
     assert (first.path / "run.json").read_bytes() == before
 
 
 def test_without_a_folder_runs_are_numbered_beside_the_cache(hard, tmp_path):
     cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
-    names = [sweep(cache, "ridge", taps=[TAP]).path for _ in range(3)]
-    assert names == [tmp_path / name for name in ("photos.run", "photos.run-2", "photos.run-3")]
+    names = [sweep(cache, "ridge", taps=[TAP], seed=seed).path for seed in range(3)]
+    assert names == [tmp_path / name for name in ("photos.run", "photos-2.run", "photos-3.run")]
+
+
+@pytest.mark.parametrize("out", [None, "photos.run"])
+def test_a_finished_sweep_that_is_asked_for_again_is_shown_and_said(out, hard, tmp_path):
+    cache, notes = edited(hard, tmp_path / "photos.h5", lambda file: None), []
+    out = out and tmp_path / out
+    first = sweep(cache, "ridge", taps=[TAP], out=out, refit=True)
+    sweep(cache, "gnb", taps=[TAP])
+    before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
+    again = sweep(cache, "ridge", taps=[TAP], out=out, refit=True, progress=notes.append)
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
+    assert [tick.note for tick in notes] == [f"{first.path} is this sweep, finished. To do it again: another -o"]
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("out", [None, "photos.run"])
+def test_a_sweep_that_failed_throughout_is_tried_anew_in_its_folder(out, refit, hard, tmp_path, monkeypatch):
+    def broken(params, class_weight, seed):
+        raise ArithmeticError("planted")
+
+    cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
+    options = {"taps": [TAP], "out": out and tmp_path / out, "refit": refit}
+    with monkeypatch.context() as patched:
+        patched.setitem(FAMILIES, "ridge", replace(FAMILIES["ridge"], make=broken))
+        failed = sweep(cache, "ridge", **options)
+    assert not failed.ranked
+    again = sweep(cache, "ridge", **options)
+    assert (again.path, len(again.ranked)) == (failed.path, 5)
+    assert sweep(cache, "gnb", taps=[TAP]).path == tmp_path / "photos-2.run"
 
 
 def test_every_tap_is_tried_unless_some_are_named(toy, tmp_path):

@@ -7,8 +7,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from featcache.assembly import assembled, load_model
-from featcache.assembly.assemble import backbone_of, head_layers
+from featcache.assembly import Start, load_model
+from featcache.assembly.assemble import backbones_of, head_layers
 from featcache.assembly.certificate import load_pixels
 from featcache.backbones.build import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
@@ -22,7 +22,7 @@ tuning = import_module("featcache.tuning")
 
 def weights_of(model):
     """Return {layer: its weights}, head and backbone."""
-    layers = [*all_layers(backbone_of(model)), *head_layers(model)]
+    layers = [*all_layers(backbones_of(model)[0]), *head_layers(model)]
     return {layer.name: layer.get_weights() for layer in layers if layer.weights}
 
 
@@ -42,7 +42,7 @@ def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
     assert (tuned.best.epoch, tuned.best.val.value) == (0, 1.0)
     assert len(tuned.history) > 1
     assert max(one.val.value for one in tuned.history[1:]) < 1
-    assert not changed(weights_of(assembled(perfect)), weights_of(tuned.model))
+    assert not changed(weights_of(Start(perfect).model()), weights_of(tuned.model))
 
 
 def test_epoch_0_is_the_head_and_its_score_is_that_of_the_sweep(last, weak):
@@ -56,14 +56,14 @@ def test_it_gets_better_and_the_best_epoch_is_the_argmax(last):
 
 
 def test_only_what_was_unfrozen_has_changed(last, weak):
-    before, after = weights_of(assembled(weak)), weights_of(last.model)
+    before, after = weights_of(Start(weak).model()), weights_of(last.model)
     moved = {"block_4_a_conv", "block_4_b_conv", "block_4_shortcut_conv", "out_conv", "logits"}
     assert changed(before, after) == moved
     assert last.num_trainable == sum(before[name][0].size for name in moved if name != "logits")
 
 
 def test_normalisation_keeps_its_statistics(last, weak):
-    before, after = weights_of(assembled(weak)), weights_of(last.model)
+    before, after = weights_of(Start(weak).model()), weights_of(last.model)
     names = [name for name in before if name.endswith("_bn")]
     assert len(names) > 5
     assert not changed({name: before[name] for name in names}, after)
@@ -83,9 +83,7 @@ def test_the_file_holds_the_best(last):
 def test_the_model_has_the_score_that_is_claimed(last, weak):
     cache = weak.run.cache()
     rows = weak.run.rows(cache, "val")
-    predicted = last.model.predict_on_batch(load_pixels(open_source(cache.root), rows, weak.tap.preprocess)).argmax(
-        axis=1
-    )
+    predicted = last.model.predict_on_batch(load_pixels(open_source(cache.root), rows, weak.preprocess)).argmax(axis=1)
     assert score(cache.labels(rows), predicted) == last.best.val
 
 
@@ -97,7 +95,7 @@ def test_one_seed_makes_two_fine_tunings_equal(weak, last, tmp_path):
 
 def test_with_nothing_unfrozen_only_the_head_trains(weak, tmp_path):
     tuned = finetune(weak, tmp_path / "t.keras", unfreeze="none", epochs=2, learning_rate=1e-3)
-    assert changed(weights_of(assembled(weak)), weights_of(tuned.model)) == {"logits"}
+    assert changed(weights_of(Start(weak).model()), weights_of(tuned.model)) == {"logits"}
     assert tuned.num_trainable == 0
 
 
@@ -132,10 +130,11 @@ def test_an_option_that_cannot_be_meant_is_refused(options, message, perfect, tm
         finetune(perfect, tmp_path / "t.keras", **options)
 
 
-def test_neighbours_are_refused_before_anything_is_built(toy_run, tmp_path):
+def test_neighbours_are_taught_to_a_dense_head_and_that_is_tuned(toy_run, tmp_path):
     knn = next(toy_run[trial.trial] for trial in toy_run.trials if trial.head == "knn")
-    with pytest.raises(UsageError, match=r"\(knn, .*has no exact form in Keras"):
-        finetune(knn, tmp_path / "t.keras")
+    tuned = finetune(knn, tmp_path / "t.keras", epochs=1)
+    assert tuned.certificate.distilled >= 0.9
+    assert tuned.best.val.value >= tuned.start.val.value
 
 
 def test_without_validation_images_nothing_can_be_judged(perfect, tmp_path, monkeypatch):
@@ -166,11 +165,11 @@ def scratch(weak, monkeypatch):
 
 def test_from_scratch_starts_at_random_and_trains_everything(weak, scratch):
     tuned, before = scratch
-    start, after = weights_of(assembled(weak)), weights_of(tuned.model)
+    start, after = weights_of(Start(weak).model()), weights_of(tuned.model)
     assert set(start) == set(after)
     assert {name for name in start if not name.endswith("_bn")} <= changed(start, before)
     assert changed(before, after) == set(after)  # the statistics of batch normalisation too
-    assert tuned.num_trainable == backbone_of(tuned.model).count_params()
+    assert tuned.num_trainable == backbones_of(tuned.model)[0].count_params()
     assert (tuned.certificate, tuned.path) == (None, None)
 
 

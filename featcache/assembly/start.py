@@ -1,0 +1,143 @@
+"""What a model starts from: the head of a trial as layers, on the backbones that its features came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from featcache.arrays import Floats
+from featcache.assembly.assemble import Part, assemble
+from featcache.backbones.build import build
+from featcache.errors import ImagesChanged, NoImages, UsageError, WeightsMismatch
+from featcache.heads.absorb import exact_head, is_exact, unclipped_logits
+from featcache.heads.distil import distilled
+from featcache.heads.layers import Head
+from featcache.images.manifest import Images
+from featcache.images.sources import Source, open_source
+from featcache.spec import ImageRow, Tap
+from featcache.sweeps import Chosen
+
+
+@dataclass(frozen=True)
+class Start:
+    """One trial of a run as the start of a model."""
+
+    chosen: Chosen
+
+    def __post_init__(self) -> None:
+        """Raise UsageError if the trial has no head, since it failed or was left out."""
+        trial = self.chosen.trial
+        if trial.status != "ok":
+            raise UsageError(
+                f"Trial {trial.trial} ({trial.head}) of {self.chosen.run.path} has no head: {trial.status}. "
+                "Take RUN@best, or another: featcache show RUN"
+            )
+
+    @cached_property
+    def estimator(self) -> Any:
+        """Return the fitted pipeline, its logits those of the sweep."""
+        return self.chosen.estimator
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Return whether the layers give the estimator's own logits; if not they were taught by it."""
+        return is_exact(self.estimator[-1])
+
+    @cached_property
+    def head(self) -> Head:
+        """Return the head as layers on raw features."""
+        trial = self.chosen.trial
+        if self.is_exact:
+            return exact_head(self.estimator, trial.tap, trial.temperature)
+        features = self.chosen.features(self.rows("train"))
+        return distilled(self.estimator, features, trial.tap, trial.temperature, self.chosen.run.settings.seed)
+
+    def rows(self, split: str) -> list[ImageRow]:
+        """Return the labelled images of a split that the run uses."""
+        return self.chosen.run.rows(self.chosen.run.cache(), split)
+
+    def logits(self, rows: Sequence[ImageRow]) -> Floats:
+        """Return (N, K) from cached features: the estimator's own, or those of the head that it taught."""
+        features = self.chosen.features(rows)
+        if self.is_exact:
+            return unclipped_logits(self.estimator, features) / self.chosen.trial.temperature
+        return self.head.logits(features)
+
+    def agreement(self) -> float | None:
+        """Return the share of images that chose on which a taught head names its teacher's class; None of an exact one.
+
+        Without such images it is that of those that both have seen.
+        """
+        if self.is_exact:
+            return None
+        features = self.chosen.features(self.rows("val") or self.rows("train"))
+        said = self.estimator.classes_[self.head.logits(features).argmax(axis=1)]
+        return float((said == self.estimator.predict(features)).mean())
+
+    def parts(self) -> list[Part]:
+        """Return the backbones, built anew, each with the taps that the head reads of it.
+
+        Raises WeightsMismatch if they are not those the features were made with, UsageError if they take images of
+        different sizes.
+        """
+        _require_one_size(self.chosen.taps)
+        groups: dict[object, list[Tap]] = {}
+        for tap in self.chosen.taps:
+            key = (tap.backbone, tap.weights_digest, tap.preprocess, tap.pooling, tap.precision)
+            groups.setdefault(key, []).append(tap)
+        return [Part(_built(taps[0]), tuple(taps)) for taps in groups.values()]
+
+    def model(self, parts: Sequence[Part] | None = None) -> Any:
+        """Return the model of backbones and head, not checked yet."""
+        return assemble(self.parts() if parts is None else parts, self.head, len(self.chosen.run.classes))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what travels inside MODEL.keras beside its certificate."""
+        taps = [tap.to_json() for tap in self.chosen.taps]
+        return {
+            "classes": list(self.chosen.run.classes),
+            "tap": taps[0],
+            "taps": taps,
+            "run": self.chosen.run.path.name,
+            "trial": self.chosen.trial.trial,
+            "head": self.chosen.trial.head,
+        }
+
+
+def image_source(chosen: Chosen, images: Images | str | Path | None) -> Source:
+    """Return where the bytes of the images come from: where they were extracted from, unless told otherwise.
+
+    Raises ImagesChanged if there is nothing any more.
+    """
+    if isinstance(images, Images):
+        return images.source
+    place = chosen.run.cache().root if images is None else images
+    try:
+        return open_source(place)
+    except NoImages as error:
+        raise ImagesChanged(
+            f"There are no images at {place}. If they have moved: --images FOLDER; else extract again"
+        ) from error
+
+
+def _built(tap: Tap) -> Any:
+    backbone = build(tap.backbone, tap.preprocess.size, tap.pooling, tap.precision)
+    if backbone.weights_digest != tap.weights_digest:
+        raise WeightsMismatch(
+            f"The weights of '{tap.backbone.name}' ({tap.backbone.weights}) are not those that tap '{tap.name}' "
+            "was made with. Give those back, or extract again with these"
+        )
+    return backbone
+
+
+def _require_one_size(taps: Sequence[Tap]) -> None:
+    sizes = {(tap.preprocess.size, tap.preprocess.resize): tap.name for tap in taps}
+    if len(sizes) > 1:
+        said = " and ".join(f"'{name}' {size} pixels ({resize})" for (size, resize), name in sizes.items())
+        raise UsageError(
+            f"One model takes images of one size, but tap {said}. Extract both at one: featcache extract --size"
+        )
