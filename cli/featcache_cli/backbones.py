@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Json, Quiet, Trust, emit, progress
 
 if TYPE_CHECKING:
     from featcache.backbones.fetch import Fetched
+    from featcache.backbones.importing import Imported
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +47,7 @@ def show_command(
     layers: Annotated[
         bool, typer.Option("--layers", help="Build it, and list the layers that --tap can name and --tap auto takes.")
     ] = False,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Show one backbone, whether its weights are on this machine, and with --layers what --tap can name.
@@ -54,7 +57,7 @@ def show_command(
     from featcache.backbones.describe import facts_of, layers_of
     from featcache.backbones.parse import requests
 
-    [asked] = requests([name])
+    [asked] = requests([name], trust=trust)
     facts = facts_of(asked)
     found = [asdict(one) for one in layers_of(asked)] if layers else []
     emit(json, {**facts, "taps": found} if layers else facts, lambda: _shown(facts, found))
@@ -77,6 +80,45 @@ def fetch_command(
     emit(json, {"fetched": [asdict(one) for one in found]}, lambda: "\n".join(map(_fetched, found)))
 
 
+@app.command("import")
+def import_command(
+    file: Annotated[
+        str, typer.Argument(help="Your model: .keras, .h5, .hdf5 of Keras 2 or 3, or a SavedModel folder.")
+    ],
+    tap: Annotated[
+        str, typer.Option("--tap", help="The layer to end at: its name, its place (-2), or the end of its name.")
+    ] = "top",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The model to write. [default: FILE's name.keras, here]")
+    ] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Make a Keras 3 model of your own file, cut at a layer, and show that it computes the same.
+
+    Example: featcache backbones import old.h5 --tap flatten_1 -o cut.keras
+    """
+    from featcache.backbones.importing import import_model
+
+    found = import_model(file, tap, out, trust=trust)
+    emit(json, asdict(found), lambda: _imported(file, found))
+
+
+def _imported(file: str, found: Imported) -> str:
+    from featcache.backbones.importing import IMAGES
+
+    compared = f"not compared with the original: {found.against}"
+    if found.difference is not None:
+        compared = (
+            f"largest difference of outputs on {IMAGES} random images {found.difference:.1e} (against {found.against})"
+        )
+    return (
+        f"{file} up to '{found.layer}': {found.weights} weight arrays equal to the file's; {compared}.\n"
+        f"Model: {found.model}\n"
+        f"Next: featcache extract IMAGES -b {found.model}:mode=MODE --tap {found.layer} -o CACHE.h5"
+    )
+
+
 def _fetched(one: Fetched) -> str:
     how = "downloaded" if one.downloaded else "was there already"
     return f"{one.backbone}: {one.file}, {one.bytes / 1e6:.1f} MB, {how}"
@@ -88,8 +130,12 @@ def _shown(facts: dict[str, Any], layers: list[dict[str, Any]]) -> str:
     lines = "\n".join(f"{key:12} {_plain(value)}" for key, value in facts.items())
     if not layers:
         return lines
-    rows = [[one["name"], _shape(one["shape"]), one["block"], "auto" if one["auto"] else ""] for one in layers]
-    return f"{lines}\n\n{table(['--tap', 'gives', 'block', '--tap auto'], rows)}"
+    rows = [
+        [one["name"], "" if one["index"] is None else str(one["index"]), _shape(one["shape"]), one["block"],
+         "auto" if one["auto"] else ""]
+        for one in layers
+    ]  # fmt: skip
+    return f"{lines}\n\n{table(['--tap', 'or', 'gives', 'block', '--tap auto'], rows)}"
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress, say
+from featcache_cli.output import Json, Quiet, Trust, emit, progress, say
 from featcache_cli.scan import AllowOutside, GroupFrom, Split, Where
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def command(
     tap: Annotated[
         str, typer.Option("--tap", help="Layers to read, comma between them; top is the last, auto one per block.")
     ] = "top",
+    trust: Trust = False,
     pool: Annotated[str | None, typer.Option("--pool", help="avg, max, flatten or none. [default: avg]")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Pixels a side. [default: the backbone's own]")] = None,
     weights: Annotated[

@@ -15,6 +15,9 @@ from featcache.spec import Progress, Tick, silent
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code that a model file of yours carries (Lambda layers, SavedModels).")
+]
 
 SHOW_AFTER_S = 2.0
 PLAIN_EVERY_S = 10.0

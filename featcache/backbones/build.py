@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache.backbones import glyphnet, own, weights
-from featcache.backbones.graph import auto_layers, output_of, outputs_of
+from featcache.backbones import glyphnet, own, saved, weights
+from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolved
 from featcache.backbones.registry import Entry, get
 from featcache.backend import start_keras
 from featcache.errors import UsageError
@@ -57,18 +58,30 @@ class Backbone:
         """Return the layer that ends each block, and "top" for the last: what `--tap auto` reads."""
         return auto_layers(self.network)
 
+    def layers(self, asked: Iterable[str]) -> list[str]:
+        """Return the names of the layers that a user means: by name, place, or end of a name, in a model of his own.
 
-def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision = "float32") -> Backbone:
+        Raises UnknownBlock or UsageError where that is none or several.
+        """
+        if self.spec.origin == "registry":
+            return list(asked)
+        return list(dict.fromkeys(resolved(self.whole, one, self.spec.weights) for one in asked))
+
+
+def build(
+    spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision = "float32", trust: bool = False
+) -> Backbone:
     """Build the backbone for images of size x size, its "top" pooled as its constructor does it.
 
     ConvNeXt normalises after pooling, so pooling its last feature map would give other features. At reduced
-    precision the layers compute in it from the same float32 weights, as Keras' mixed precision does.
+    precision the layers compute in it from the same float32 weights, as Keras' mixed precision does. trust: run the
+    code that a user's own file carries.
 
     Raises UsageError (size or option that the constructor refuses), WeightsMissing (says which file to put
     where), WeightsMismatch.
     """
     if spec.origin != "registry":
-        return _own(spec, size, precision)
+        return _own(spec, size, precision, trust)
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
@@ -81,9 +94,12 @@ def build(spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision 
     return Backbone(spec, network, _digest(network))
 
 
-def _own(spec: BackboneSpec, size: int, precision: Precision) -> Backbone:
+def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Backbone:
+    is_saved = spec.origin == "file" and saved.is_saved(Path(spec.weights))
+    if is_saved and precision != "float32":
+        raise UsageError(f"'{spec.name}' is a SavedModel, which computes as it was saved; got --precision {precision}")
     with computing_in(precision):
-        model = own.load(spec, size)
+        model = own.load(spec, size, trust)
     if model.inputs[0].shape[1] not in (None, size):
         raise UsageError(f"'{spec.name}' takes images of {model.inputs[0].shape[1]} pixels; got size {size}")
     try:
@@ -94,7 +110,8 @@ def _own(spec: BackboneSpec, size: int, precision: Precision) -> Backbone:
     model.trainable = False
     network = own.headless(model)
     _finish_in_float32(network)
-    return Backbone(spec, network, _digest(model), own.architecture(model), model)
+    digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))
+    return Backbone(spec, network, *digests, model)
 
 
 def check_size(entry: Entry, size: int) -> None:

@@ -21,6 +21,7 @@ class Layer:
     shape: tuple[int | None, ...]  # of what it gives for one image
     block: str
     auto: bool  # read by --tap auto
+    index: int | None = None  # its place, by which --tap can name it in a user's own model
 
 
 def facts_of(request: Request) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def layers_of(request: Request) -> list[Layer]:
     names = [one.name for one in operations(listed)]
     tensors = outputs_of(listed)
     found = [
-        Layer(name, tuple(tensors[name][0].shape[1:]), block, name in proposed)
-        for name, block in zip(names, block_names(names), strict=True)
+        Layer(name, tuple(tensors[name][0].shape[1:]), block, name in proposed, at if backbone.whole else None)
+        for at, (name, block) in enumerate(zip(names, block_names(names), strict=True))
         if len(tensors[name]) == 1
     ]
     return [*found, Layer("top", tuple(network.outputs[0].shape[1:]), found[-1].block, True)]
@@ -63,4 +64,4 @@ def _of_own(request: Request) -> dict[str, Any]:
 def _built(request: Request) -> Backbone:
     spec = request.spec
     spec = replace(spec, weights="none") if spec.origin == "registry" and spec.weights else spec
-    return build(spec, request.preprocess.size, request.pooling)
+    return build(spec, request.preprocess.size, request.pooling, trust=request.trust)

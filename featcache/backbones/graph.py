@@ -6,6 +6,7 @@ nested in another has two outputs, one of its own graph and one of the graph it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from featcache.backbones.blocks import block_ends
 from featcache.errors import UnknownBlock, UsageError
 from featcache.spec import did_you_mean
+
+_PLACE = re.compile(r"-?\d+")
 
 
 def operations(network: Any) -> list[Any]:
@@ -34,6 +37,34 @@ def output_of(network: Any, name: str, owner: str) -> Any:
     if len(found[name]) != 1:
         raise UsageError(f"Layer '{name}' of backbone '{owner}' gives {len(found[name])} outputs; a tap reads one")
     return found[name][0]
+
+
+def resolved(network: Any, asked: str, owner: str) -> str:
+    """Return the name of the layer that a user means: its name, its place (-1: the last), or the end of its name.
+
+    Keras numbers automatic names by what a session has built before, so `flatten` may mean `flatten_1`, too. What fits
+    no layer is returned as it is. Raises UsageError if it fits several, UnknownBlock if there is no such place.
+    """
+    names = [str(one.name) for one in operations(network)]
+    if asked in names or asked == "top":
+        return asked
+    if _PLACE.fullmatch(asked):
+        if not -len(names) <= int(asked) < len(names):
+            raise UnknownBlock(
+                f"Backbone '{owner}' has {len(names)} layers, so --tap takes 0 to {len(names) - 1}, or -1 for the "
+                f"last; got {asked}. Show all: featcache backbones show {owner} --layers"
+            )
+        return names[int(asked)]
+    found = [name for name in names if _means(asked, name)]
+    if len(found) > 1:
+        raise UsageError(f"--tap {asked} may mean {', '.join(found)} of '{owner}'; name one of them")
+    return found[0] if found else asked
+
+
+def _means(asked: str, name: str) -> bool:
+    """Tell whether a text may mean a layer: by the end of its name, without its number, or as Keras 2 spelt it."""
+    numbered = name.startswith(f"{asked}_") and name[len(asked) + 1 :].isdecimal()
+    return numbered or name.endswith((f"_{asked}", f"/{asked}")) or name == asked.replace("/", "_")
 
 
 def outputs_of(network: Any) -> dict[str, list[Any]]:

@@ -1,6 +1,7 @@
 """A user's own Keras model as a backbone: a file, or a function that returns one.
 
-A file is loaded in Keras' safe mode and not compiled, so nothing in it runs. How pixels enter is known only where
+A file is loaded in Keras' safe mode and not compiled, so nothing in it runs, unless the user trusts it. What Keras 2
+wrote is made anew (`legacy`); a SavedModel is run as it is (`saved`). How pixels enter is known only where
 the model begins with it (a layer that scales 0..255, uint8 input) or where featcache wrote it; otherwise the user has
 to say, since a wrong guess would give worse features without a word. Of a .keras file all this is read without Keras,
 so that a second extraction needs neither Keras nor the model.
@@ -16,13 +17,14 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache.backbones import saved
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
@@ -56,6 +58,9 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     'shop.networks:small'
     >>> parse("mobilenet_v2:weights=mine.h5")
     """
+    if found := _folder(text):
+        path, options = found
+        return BackboneSpec(path.name, (), str(path), origin="file"), options
     if _NAMED.fullmatch(text):
         return None
     if match := _FILE.fullmatch(text):
@@ -64,14 +69,32 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     elif (match := _FUNCTION.fullmatch(text)) and not is_name(text.partition(":")[0]):
         spec = BackboneSpec(match["path"].rpartition(":")[2], (), match["path"], origin="import")
     else:
+        _check_folder(text)
         return None
     return spec, [part for part in (match["options"] or "").split(":") if part]
 
 
-def facts_of(spec: BackboneSpec, size: int | None) -> Facts:
+def _folder(text: str) -> tuple[Path, list[str]] | None:
+    """Return the SavedModel that a text begins with and the options behind it; None if it names none."""
+    parts = text.split(":")
+    for end in range(1, len(parts) + 1):
+        path = ":".join(parts[:end])
+        if path and not is_name(path) and saved.is_saved(Path(path)):
+            return Path(path).resolve(), [part for part in parts[end:] if part]
+    return None
+
+
+def _check_folder(text: str) -> None:
+    """Raise NotAModel if a text can only mean a folder, and it has no SavedModel in it."""
+    path = text.partition(":")[0]
+    if os.sep in path and Path(path).is_dir():
+        raise NotAModel(f"{path} is a folder without {saved.GRAPH}. Name a SavedModel, a .keras or an .h5 file")
+
+
+def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts:
     """Return what the model says of itself. Raises NotAModel or UsageError in one line.
 
-    size: what the user asks for, if anything.
+    size: what the user asks for, if anything. trust: run code that a file carries.
     """
     path = Path(spec.weights)
     config = _read(path, "config.json") if spec.origin == "file" else None
@@ -79,7 +102,7 @@ def facts_of(spec: BackboneSpec, size: int | None) -> Facts:
         found = None if config is None else _facts(spec, config)
     except (KeyError, TypeError, IndexError, AttributeError):
         found = None  # a configuration of another shape: Keras will know
-    found = found or _facts_of(spec, load(spec, size))
+    found = found or _facts_of(spec, load(spec, size, trust))
     ours = _read(path, FACTS) if spec.origin == "file" else None
     if ours is None:
         return found
@@ -87,12 +110,15 @@ def facts_of(spec: BackboneSpec, size: int | None) -> Facts:
     return Facts(preprocess["size"], found.mode, preprocess["resize"])
 
 
-def load(spec: BackboneSpec, size: int | None) -> Any:
-    """Return the model, anew each time. Raises NotAModel or UsageError in one line; code in a file is not run."""
+def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:
+    """Return the model, anew each time. Raises NotAModel or UsageError in one line.
+
+    trust: run code that a file carries, which is otherwise refused.
+    """
     start_keras()
     import keras
 
-    model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights))
+    model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights), trust)
     if not isinstance(model, keras.Model) or len(getattr(model, "inputs", None) or ()) == 0:
         raise NotAModel(f"{spec.weights} is no Keras model with a known input (functional or sequential)")
     if len(model.outputs) != 1:
@@ -116,6 +142,11 @@ def headless(model: Any) -> Any:
     if not isinstance(last, layers.Dense) or not _scores(last):
         return model
     return keras.Model(model.inputs[0], before, name=model.name)
+
+
+def last_of(model: Any) -> str:
+    """Return the name of the layer that a model ends in."""
+    return str(_made_by(model.outputs[0])[0].name)
 
 
 def at_policy(model: Any, policy: str) -> Any:
@@ -174,23 +205,63 @@ def _made_by(tensor: Any) -> tuple[Any, Any]:
     return layer, entering[0] if entering else None
 
 
-def _loaded(path: Path) -> Any:
-    import keras
-
+def _loaded(path: Path, trust: bool) -> Any:
+    if saved.is_saved(path):
+        return saved.load(path, trust)
     if not path.is_file():
         raise UsageError(f"There is no model file {path}")
+    model = _of_keras_2(path, trust)
+    return _of_keras_3(path, trust) if model is None else model
+
+
+def _of_keras_2(path: Path, trust: bool) -> Any:
+    """Return the model of a file that Keras 2 wrote, None of another. Raises NotAModel in one line."""
+    from featcache.backbones import legacy
+
+    content = legacy.read(path)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return None if content is None else legacy.model_of(content, trust)
+    except legacy.Code as error:
+        raise _carries_code(path) from error
+    except NotAModel as error:
+        raise NotAModel(f"{path} was written by Keras 2 and cannot be taken over: {error}") from error
+
+
+def _carries_code(path: Path) -> NotAModel:
+    return NotAModel(
+        f"{path} carries code (a Lambda layer or the like), which featcache does not run unless told to trust the "
+        "file: --trust (of extract, backbones import and show). Or rebuild the model in a function of yours and name "
+        "that: package.module:function"
+    )
+
+
+def _of_keras_3(path: Path, trust: bool) -> Any:
+    import keras
+
+    try:
+        with _current_folder_first() if trust else nullcontext():
+            model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         reason = " ".join(str(error).split())
-    if "unsafe" in reason or "safe_mode" in reason:
-        raise NotAModel(
-            f"{path} carries code (a Lambda layer or the like), which featcache does not run. Rebuild the model in "
-            "a function of yours and name that: package.module:function"
-        )
+    else:
+        _check_no_folder(path, model)
+        return model
+    if not trust and ("unsafe" in reason or "safe_mode" in reason):
+        raise _carries_code(path)
     if "No model config found" in reason:
         raise NotAModel(f"{path} holds weights and no model. Name their backbone: -b NAME --weights {path}")
     raise NotAModel(f"Keras cannot load {path}: {reason[:200]}")
+
+
+def _check_no_folder(path: Path, model: Any) -> None:
+    """Raise NotAModel if a part of the model lies in a folder elsewhere, which may change while the file does not."""
+    import keras
+
+    for layer in model._flatten_layers() if isinstance(model, keras.Model) else ():
+        if isinstance(layer, keras.layers.TFSMLayer):
+            raise NotAModel(
+                f"{path} only refers to the SavedModel {layer.filepath}. Name that folder: -b {layer.filepath}"
+            )
 
 
 def _called(path: str, size: int | None) -> Any:

@@ -43,6 +43,7 @@ class Request:
     dtype: Dtype = "float32"
     views: tuple[str, ...] = (IDENTITY,)
     own_size: int | None = None  # of a user's own model: pixels that it was made for
+    trust: bool = False  # run the code that a user's own file carries
 
     def taps(self, weights_digest: str, architecture: str = "", layers: Sequence[str] | None = None) -> list[Tap]:
         """Return the taps, all layers of the first view first, once the values of the weights are known.
@@ -104,6 +105,7 @@ def requests(
     dtype: str = "float32",
     decode: str = DECODE_VERSION,
     views: Sequence[str] = (IDENTITY,),
+    trust: bool = False,
 ) -> list[Request]:
     """Parse what was asked for. Raises UnknownBackbone or UsageError, with near names.
 
@@ -118,8 +120,9 @@ def requests(
         "precision": choose("--precision", precision, get_args(Precision)),
         "dtype": choose("--dtype", dtype, get_args(Dtype)),
         "views": tuple(views),
+        "trust": trust,
     }
-    found = [_request(text, layers, weights, size, pool, resize) for text in texts]
+    found = [_request(text, layers, weights, size, pool, resize, trust) for text in texts]
     return [replace(one, preprocess=replace(one.preprocess, decode=decode), **how) for one in found]
 
 
@@ -134,10 +137,16 @@ def default_pooling(name: str) -> Pooling:
 
 
 def _request(
-    text: str, layers: tuple[str, ...], weights: str | None, size: int | None, pool: str | None, resize: str
+    text: str,
+    layers: tuple[str, ...],
+    weights: str | None,
+    size: int | None,
+    pool: str | None,
+    resize: str,
+    trust: bool,
 ) -> Request:
     if found := own.parse(text):
-        return _own_request(*found, layers, weights, size, pool, resize)
+        return _own_request(*found, layers, weights, size, pool, resize, trust)
     name, *parts = text.split(":")
     entry = get(name)
     options = dict(_option(entry, part) for part in parts)
@@ -166,6 +175,7 @@ def _own_request(
     size: int | None,
     pool: str | None,
     resize: str,
+    trust: bool,
 ) -> Request:
     options = dict(part.split("=", 1) for part in parts if "=" in part)
     if len(options) < len(parts) or not options.keys() <= {"mode", "size"}:
@@ -173,7 +183,7 @@ def _own_request(
     if weights is not None:
         raise UsageError(f"--weights is for backbones by name; '{spec.name}' brings its own")
     asked = _whole("size", _value("size", options["size"])) if "size" in options else size
-    said = own.facts_of(spec, asked)
+    said = own.facts_of(spec, asked, trust)
     if said.size not in (None, asked) and asked is not None:
         raise UsageError(f"'{spec.name}' takes images of {said.size} pixels; got size {asked}")
     size = said.size or asked

@@ -18,7 +18,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 
-from featcache.backbones import glyphnet
+from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
 from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import file_digest
@@ -76,7 +76,9 @@ def source(spec: BackboneSpec, size: int) -> str | None:
     if spec.weights in ("none", ""):
         return f"random seed {spec.seed} keras {version('keras')} {keras_backend()}"
     file = file_of(spec, size)
-    return f"sha256 {file_digest(file)}" if file is not None and file.exists() else None
+    if file is not None and saved.is_saved(file):
+        return f"sha256 {' '.join(saved.digests(file))}"
+    return f"sha256 {file_digest(file)}" if file is not None and file.is_file() else None
 
 
 def damage(file: Path) -> str | None:

@@ -85,6 +85,7 @@ class Options:
     allow_outside: bool = False
     rehash: bool = False
     strict: bool = False
+    trust: bool = False
 
     def requests(self) -> list[Request]:
         """Return the backbones that are asked for, each once. Raises UsageError, UnknownBackbone."""
@@ -99,6 +100,7 @@ class Options:
             dtype=self.dtype,
             decode=DECODERS[one_of("--decode", self.decode, DECODERS)],
             views=parse_views(self.views),
+            trust=self.trust,
         )
         return list(dict.fromkeys(_plain_pixels(one) for one in found))
 
@@ -179,12 +181,14 @@ def extract(
     allow_outside: bool = False,
     rehash: bool = False,
     strict: bool = False,
+    trust: bool = False,
     progress: Progress = silent,
 ) -> Cache:
     """Return the cache at `out` with the features of these images; compute only what is missing.
 
     backbone: names of `featcache backbones list`, with options: "mobilenet_v2:alpha=0.35"; a model file, or
-    "package.module:function". tap: layers, "top" for the last, "auto" for one per block. weights: "imagenet",
+    "package.module:function"; trust: run the code that such a file carries. tap: layers, "top" for the last, "auto" for
+    one per block, of your own model also by place (-2) or by the end of a name. weights: "imagenet",
     "none" (random) or a file. pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.
     decode: exact, or draft (large JPEGs at reduced scale, faster). views: "1", "flip", a number or names: fixed
     augmentations, each a tap of its own. precision: of the forward pass; dtype: of what is stored. engine: auto,
@@ -345,6 +349,9 @@ class Job:
             if request.layers == ("auto",):
                 backbone = backbone or _built(request)
                 layers = backbone.auto_layers()
+            elif not self._knows(request, weights_digest, architecture):
+                backbone = backbone or _built(request)
+                layers = backbone.layers(request.layers)
             taps = request.taps(weights_digest, architecture, layers)
             self.taps |= {tap.fingerprint: tap for tap in taps}
             broken = self._broken(taps)
@@ -355,6 +362,12 @@ class Job:
             settled = [row for row in rows if row.digest not in lacking]
             self.hits = sum(row.digest not in self.found.bad for row in settled)
         return todo
+
+    def _knows(self, request: Request, weights_digest: str, architecture: str) -> bool:
+        """Tell whether the layers asked for are surely names: those of the registry, and of taps that are there."""
+        of_model = [rows.tap for rows in self.cached.values() if rows.tap.architecture == architecture]
+        names = {"top", *(tap.layer for tap in of_model if tap.weights_digest == weights_digest)}
+        return request.spec.origin == "registry" or names.issuperset(request.layers)
 
     def _broken(self, taps: Sequence[Tap]) -> frozenset[str]:
         """Return the digests that give no row in these taps: undecodable, or not fit for one of them."""
@@ -486,7 +499,7 @@ def _built(request: Request, at_hand: Backbone | None = None, precision: Precisi
     """Return the backbone at a precision: the one at hand, which is float32, or a new one."""
     if at_hand is not None and precision == "float32":
         return at_hand
-    return build(request.spec, request.preprocess.size, request.pooling, precision)
+    return build(request.spec, request.preprocess.size, request.pooling, precision, request.trust)
 
 
 def _plain_pixels(request: Request) -> Request:

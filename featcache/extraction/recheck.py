@@ -93,6 +93,8 @@ def lacking(request: Request, cache: Cache) -> list[str]:
     layers = None
     if request.layers == ("auto",):
         layers = build(request.spec, request.preprocess.size, request.pooling).auto_layers()
+    elif request.spec.origin != "registry" and not {"top", *(tap.layer for tap in known)}.issuperset(request.layers):
+        layers = build(request.spec, request.preprocess.size, request.pooling).layers(request.layers)
     found = {one.tap.fingerprint for one in stored}
     wanted = [tap for tap in request.taps(digest, architecture, layers) if tap.fingerprint not in found]
     return [f"no tap '{tap.name}': {_nearest(tap, [one.tap for one in stored])}" for tap in wanted]

@@ -10,6 +10,8 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from featcache.spec import BackboneSpec
 
+collect_ignore = ["golden/make_keras2.py"]  # needs Keras 2
+
 FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"
 NAME = "mobilenet_v2:alpha=0.35:size=96"
 SPEC = BackboneSpec("mobilenet_v2", (("alpha", 0.35),))

@@ -80,15 +80,15 @@ def test_a_function_of_ones_own_is_shown(show, tmp_path, monkeypatch):
 def test_layers_are_listed_as_text_and_as_json(show, mine):
     taps = json.loads(show(f"{mine}:mode=tf", "--layers", "--json")[1])["taps"]
     assert taps[1:] == [
-        {"name": "early", "shape": [7, 7, 4], "block": "stem", "auto": True},
-        {"name": "late", "shape": [5, 5, 6], "block": "stem", "auto": True},
-        {"name": "pool", "shape": [6], "block": "stem", "auto": False},
-        {"name": taps[4]["name"], "shape": [3], "block": "stem", "auto": False},  # which "top" goes without
-        {"name": "top", "shape": [6], "block": "stem", "auto": True},
+        {"name": "early", "shape": [7, 7, 4], "block": "stem", "auto": True, "index": 1},
+        {"name": "late", "shape": [5, 5, 6], "block": "stem", "auto": True, "index": 2},
+        {"name": "pool", "shape": [6], "block": "stem", "auto": False, "index": 3},
+        {"name": taps[4]["name"], "shape": [3], "block": "stem", "auto": False, "index": 4},  # "top" goes without
+        {"name": "top", "shape": [6], "block": "stem", "auto": True, "index": None},
     ]
     code, out, err = show(f"{mine}:mode=tf", "--layers")
     assert (code, err) == (0, "")
-    assert re.search(r"^late +5 x 5 x 6 +stem +auto$", out, re.MULTILINE)
+    assert re.search(r"^late +2 +5 x 5 x 6 +stem +auto$", out, re.MULTILINE)
 
 
 def test_a_registered_backbone_is_shown_without_keras():
