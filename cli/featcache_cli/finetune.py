@@ -21,23 +21,55 @@ def command(
     ] = None,
     unfreeze: Annotated[
         str,
-        typer.Option("--unfreeze", help="none, last (block), all, a number of layers, or the block to start from."),
+        typer.Option(
+            "--unfreeze",
+            help="none, last (block), all, a number of layers, the block to start from, gradual or gradual:BLOCK.",
+        ),
     ] = "last",
     epochs: Annotated[int, typer.Option("--epochs", help="Most epochs.")] = 10,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate of AdamW.")] = 1e-5,
+    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of the last block.")] = 1e-5,
+    head_lr: Annotated[float | None, typer.Option("--head-lr", help="That of the head. [default: --lr]")] = None,
+    lr_decay: Annotated[float, typer.Option("--lr-decay", help="From one block to the one before it.")] = 1.0,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, sgd, rmsprop or adagrad.")] = "adamw",
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of kernels, with adamw and sgd.")] = 1e-4,
+    momentum: Annotated[float, typer.Option("--momentum", help="Of sgd, with Nesterov's step.")] = 0.9,
+    schedule: Annotated[str, typer.Option("--schedule", help="cosine or constant.")] = "cosine",
+    warmup: Annotated[float, typer.Option("--warmup", help="Share of all steps in which the rate rises.")] = 0.05,
+    clip: Annotated[
+        float | None, typer.Option("--clip", help="Largest gradient norm of a learning-rate group.")
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images per step.")] = 32,
     patience: Annotated[int, typer.Option("--patience", help="Epochs without improvement before it stops.")] = 3,
     class_weight: Annotated[
         str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the order of images.")] = 0,
+    label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="Share given to all classes.")] = 0.0,
+    augment: Annotated[str, typer.Option("--augment", help="none, light, strong or tutorial.")] = "none",
+    views: Annotated[
+        int | None,
+        typer.Option("--views", help="Augmented views of each image, computed once. [default: a new one each epoch]"),
+    ] = None,
+    prefix: Annotated[bool, typer.Option("--prefix/--no-prefix", help="Compute what is frozen once.")] = True,
+    precision: Annotated[str, typer.Option("--precision", help="float32, bfloat16 or float16.")] = "float32",
+    wise_ft: Annotated[
+        bool, typer.Option("--wise-ft", help="Judge mixtures of the weights of start and end, too.")
+    ] = False,
+    controls: Annotated[
+        str, typer.Option("--controls", help="Train these too, to compare: frozen,unfrozen,scratch.")
+    ] = "",
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Go on from -o's .state. [default: if it was stopped there]"),
+    ] = None,
+    logs: Annotated[Path | None, typer.Option("--logs", help="Folder for TensorBoard.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the order of images and of their views.")] = 0,
     images: Moved = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune the model from a head on; the result is never worse on validation than the head.
 
-    Example: featcache finetune photos.run@best -o tuned.keras --unfreeze last
+    Example: featcache finetune photos.run@best -o tuned.keras --unfreeze last --controls frozen,scratch
     """
     from featcache.sweeps import open_trial
     from featcache.tuning import finetune
@@ -49,9 +81,26 @@ def command(
             unfreeze=unfreeze,
             epochs=epochs,
             learning_rate=lr,
+            head_lr=head_lr,
+            lr_decay=lr_decay,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            schedule=schedule,
+            warmup=warmup,
+            clip=clip,
             batch=batch,
             patience=patience,
             class_weight=class_weight,
+            label_smoothing=label_smoothing,
+            augment=augment,
+            views=views,
+            prefix=prefix,
+            precision=precision,
+            wise_ft=wise_ft,
+            controls=controls,
+            resume=resume,
+            logs=logs,
             seed=seed,
             images=images,
             progress=draw,
@@ -66,15 +115,21 @@ def command(
 def document(tuned: Tuned) -> dict[str, Any]:
     """Return the result as it stands in JSON."""
     parity = tuned.certificate
-    return {
+    found = {
         "model": str(tuned.path),
         "start": {"val": tuned.start.val.value},
-        "best": {"val": tuned.best.val.value, "epoch": tuned.best.epoch},
-        "epochs": len(tuned.history) - 1,
+        "best": {"val": tuned.best.val.value, "epoch": tuned.best.epoch, "mixture": tuned.best.mixture},
+        "epochs": len(tuned.trained),
         "seconds_per_epoch": round(tuned.seconds_per_epoch, 3),
         "parity": None if parity is None else {"inference": parity.inference, "training": parity.training},
-        "history": [{"epoch": one.epoch, "val": one.val.value, "val_loss": one.val_loss} for one in tuned.history],
+        "unfrozen": tuned.unfrozen,
+        "prefix": tuned.prefix,
+        "stopped": tuned.stopped,
+        "history": _history(tuned),
     }
+    if tuned.controls:
+        found["controls"] = {name: _history(control) for name, control in tuned.controls.items()}
+    return found
 
 
 def text(tuned: Tuned) -> str:
@@ -83,14 +138,51 @@ def text(tuned: Tuned) -> str:
 
     rows = [
         (
-            one.epoch,
-            f"{one.train_loss:.4f}" if one.epoch else "",
+            one.epoch if one.mixture is None else f"{one.epoch} x {one.mixture:.1f}",
+            f"{one.train_loss:.4f}" if one.epoch and one.mixture is None else "",
             f"{one.val_loss:.4f}",
             interval(*one.val),
-            f"{one.seconds:.1f}",
-            "best" if one.epoch == tuned.best.epoch else "",
+            f"{one.seconds:.1f}" if one.mixture is None else "",
+            "best" if one == tuned.best else "",
         )
         for one in tuned.history
     ]
-    start = "Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss."
-    return "\n".join([table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows), start])
+    lines = [table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows)]
+    lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
+    lines += tuned.notes
+    if tuned.unfrozen:
+        lines.append(f"Trained from block {tuned.unfrozen} on: {tuned.num_trainable:,} weights, and the head.")
+    if tuned.prefix:
+        lines.append(f"Computed once, and kept in the run: everything up to {tuned.prefix}.")
+    if tuned.stopped:
+        lines.append(f"Stopped: {tuned.stopped}.")
+    if tuned.controls:
+        lines.append(_compared(tuned))
+    return "\n".join(lines)
+
+
+def _compared(tuned: Tuned) -> str:
+    """Return the table of the controls, epoch by epoch."""
+    from featcache.reports.table import table
+
+    ways = {"fine-tuned": tuned, **tuned.controls}
+    rows = [
+        (name, one.epoch, f"{one.val.value:.4f}", f"{one.val_loss:.4f}", one.images, f"{one.seconds:.1f}")
+        for name, way in ways.items()
+        for one in (way.start, *way.trained)
+    ]
+    return "\n" + table(["", "epoch", "val", "val loss", "images seen", "s"], rows)
+
+
+def _history(tuned: Tuned) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": one.epoch,
+            "val": one.val.value,
+            "val_loss": one.val_loss,
+            "seconds": round(one.seconds, 3),
+            "images": one.images,
+            "mixture": one.mixture,
+        }
+        for one in tuned.history
+    ]

@@ -39,7 +39,7 @@ def finetune(
     out: str | Path | None = None,
     *,
     images: Images | str | Path | None = None,
-    resume: bool = False,
+    resume: bool | None = None,
     logs: str | Path | None = None,
     controls: str | Sequence[str] = (),
     progress: Progress = silent,
@@ -48,8 +48,8 @@ def finetune(
     """Fine-tune from a head of a run and return the best model on validation, the head itself included.
 
     out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
-    it, with the suffix .state, what `resume` goes on from after a stop. logs: a folder for TensorBoard. controls:
-    "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare.
+    it, with the suffix .state, how far it has come. resume: go on from there; None: if it was stopped there. logs: a
+    folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare.
     how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
     normalisation stays in inference. Same split, labels and preprocessing as the run. What is frozen is computed once
@@ -73,12 +73,12 @@ class _Tuning:
         self.chosen, self.recipe, self.source, self.progress = chosen, recipe, source, progress
         self.start = Start(chosen)
 
-    def run(self, path: Path | None = None, resume: bool = False, logs: str | Path | None = None) -> Tuned:
+    def run(self, path: Path | None = None, resume: bool | None = False, logs: str | Path | None = None) -> Tuned:
         """Train, writing the best model to `path` and the state beside it, if there is one."""
         facts = self.start.facts | {"finetuned": self.recipe.to_json()}
         if path is not None:
             check_free(path, facts)
-        state = State.load(state_file(path), facts) if resume and path is not None else None
+        state = None if path is None else _state(state_file(path), facts, resume)
         sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
         parts = self.start.parts()
         model = self.start.model(parts)
@@ -155,6 +155,12 @@ class _Tuning:
                 f"The whole model differs by {apart:.2g} in its logits from the part of it that was trained. "
                 "Train without computing the frozen part once: --no-prefix"
             )
+
+
+def _state(path: Path, facts: dict[str, Any], resume: bool | None) -> State | None:
+    if resume is None:
+        return State.load_unfinished(path, facts)
+    return State.load(path, facts) if resume else None
 
 
 def _of_twin(found: list[Group], model: Any, twin: Any) -> list[Group]:

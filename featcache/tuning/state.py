@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,14 @@ class State:
         _require_same(found.facts, facts, path)
         return found
 
-    def fits(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Tell whether its weights have these shapes."""
-        return [one.shape for one in self.weights] == list(shapes)
+    @classmethod
+    def load_unfinished(cls, path: Path, facts: dict[str, Any]) -> State | None:
+        """Read it if it is there, of this training, and not over."""
+        try:
+            found = cls.load(path, facts)
+        except (UsageError, NotAModel):
+            return None
+        return None if found.is_over else found
 
 
 def state_file(model: Path) -> Path:

@@ -191,8 +191,9 @@ class _Running:
         self._note(found)
         self.task.log(found, rate)
         self.progress(self._tick(number, f"val {found.val.value:.4f}, best {self.best.val.value:.4f}"))
-        self.is_over = self.clock.is_up or number - self.best.epoch >= self.recipe.patience
-        if self.is_over and not self.clock.is_up:
+        too_long = number - self.best.epoch >= self.recipe.patience
+        self.is_over = self.clock.is_up or too_long or number == self.recipe.epochs
+        if too_long and not self.clock.is_up:
             self.stopped = f"no better validation score in {self.recipe.patience} epochs"
         self._keep()
 

@@ -150,7 +150,7 @@ def test_a_run_refuses_a_cache_that_lost_its_tap(hard, tmp_path):
     run = sweep(cache, "ridge", taps=[TAP], out=tmp_path / "run")
     edit(cache.path, lambda file: file["taps"].pop(TAP))
     with pytest.raises(NotARun, match=rf"features of tap '{TAP}' that .*c\.h5 no longer has. Sweep again"):
-        assert run.best.tap
+        assert run.best.taps
 
 
 def test_a_run_refuses_a_cache_whose_features_were_made_otherwise(copied):
