@@ -49,7 +49,8 @@ def finetune(
 
     out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
     it, with the suffix .state, how far it has come. resume: go on from there; None: if it was stopped there. logs: a
-    folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare.
+    folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same
+    images, to compare.
     how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
     normalisation stays in inference. Same split, labels and preprocessing as the run. What is frozen is computed once
@@ -120,6 +121,8 @@ class _Tuning:
             seconds=sum(one.seconds for one in found.history),
             unfrozen=", ".join(dict.fromkeys(one.block for one in unfrozen if one.block)),
             prefix="" if cut is None else cut.layers,
+            chosen=self.chosen,
+            val_logits=found.val_logits,
             notes=tuple(one.note for one in unfrozen if one.note),
             stopped=found.stopped,
         )
