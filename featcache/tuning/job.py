@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -92,8 +93,10 @@ class _Tuning:
 
         cut = self._cut(model, parts, sets)
         trains = logits_of(model) if cut is None else cut.model
+        began = time.perf_counter()
         if cut is not None:
             sets = prefix.activations(cut, self.start, self.source, self.recipe, self.progress)
+        prefix_s = time.perf_counter() - began
         twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
         task = Task(
             model=trains,
@@ -118,7 +121,7 @@ class _Tuning:
             best=found.best,
             certificate=certificate,
             num_trainable=sum(one.num_weights for one in unfrozen),
-            seconds=sum(one.seconds for one in found.history),
+            seconds=prefix_s + sum(one.seconds for one in found.history),
             unfrozen=", ".join(dict.fromkeys(one.block for one in unfrozen if one.block)),
             prefix="" if cut is None else cut.layers,
             chosen=self.chosen,

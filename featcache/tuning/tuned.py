@@ -22,7 +22,7 @@ class Tuned:
     best: Epoch
     certificate: Certificate | None  # None from scratch: there is nothing to agree with
     num_trainable: int  # weights of the backbone that trained
-    seconds: float
+    seconds: float  # of all epochs, and of computing what is frozen
     chosen: Chosen  # the trial whose head was the start, or whose images it trained on
     val_logits: Floats = field(repr=False)  # (M, K), of the validation images
     unfrozen: str = ""  # the block from which on the backbone trained
