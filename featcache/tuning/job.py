@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, backbones_of, logits_of
-from featcache.assembly.certificate import RELATIVE, TOLERANCE, certified
+from featcache.assembly.certificate import certified, tolerance_of
 from featcache.assembly.modelfile import check_free, save_model
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
@@ -156,7 +156,7 @@ class _Tuning:
         whole = predict_logits(logits_of(model), some)
         part = predict_logits(cut.model, val_set, CHECKED)[: len(whole)]
         apart = float(np.abs(whole - part).max())
-        if not apart <= max(TOLERANCE, RELATIVE * float(np.abs(whole).max())):
+        if not apart <= tolerance_of(whole, self.chosen.taps):
             raise ParityFailed(
                 f"The whole model differs by {apart:.2g} in its logits from the part of it that was trained. "
                 "Train without computing the frozen part once: --no-prefix"
