@@ -24,7 +24,8 @@ def command(
         str, typer.Argument(help="list, or flowers, hotdog, flower-photos, cifar, imagenet, own-model.", metavar="NAME")
     ],
     images: Annotated[
-        Path | None, typer.Argument(help="Folder of class folders, archive, manifest or arrays; for imagenet any photos.")
+        Path | None,
+        typer.Argument(help="Folder of class folders, archive, manifest or arrays; for imagenet any photos."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for everything that is made. [default: NAME]")
@@ -78,7 +79,9 @@ def list_text() -> str:
         lines += [one.name, f"  does    {one.does}", f"  images  {one.data}"]
         lines += [f"  weights {file} ({said})" for file, said in needs(one).items()]
         lines += [f"  command {usage(one)}", ""]
-    return "\n".join([*lines, "Each with --small tries its path in seconds, without weights; its figures mean nothing."])
+    return "\n".join(
+        [*lines, "Each with --small tries its path in seconds, without weights; its figures mean nothing."]
+    )
 
 
 def usage(recipe: Training | Naming) -> str:
@@ -133,7 +136,8 @@ def text(done: Trained) -> str:
         finetune_command.text(done.tuned),
         "",
         table(["", f"val {done.run.settings.metric} [95 %]", "epochs", "s"], rows),
-        "Seconds of the head count extraction. These images also chose the epoch: expect a little less on new ones.",
+        "Seconds of the head count extraction; those of fine-tuning do not count what was computed once before it.",
+        "These images also chose the epoch: expect a little less on new ones.",
         *_warning(done),
         f"Model: {printable(str(done.tuned.path))}; all in {done.seconds:.0f} s",
         f"Next: featcache predict {printable(str(done.tuned.path))} IMAGES",

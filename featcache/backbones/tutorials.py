@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,9 +81,25 @@ def write_small_model(path: Path) -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.stem}.draft.h5")  # Keras 3 writes no name that ends in .hdf5
-    model.save(draft)
+    with _without_remarks():
+        model.save(draft)
     os.replace(draft, path)
     return path
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep Keras from saying that HDF5 is of yesterday, which is what it is written for here."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
 
 
 def _class_names() -> list[str]:

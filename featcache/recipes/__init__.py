@@ -3,4 +3,15 @@
 from featcache.recipes.run import MEANINGLESS, Line, Named, Trained, run_recipe, weights_of
 from featcache.recipes.settings import RECIPES, Naming, Training, find
 
-__all__ = ["MEANINGLESS", "RECIPES", "Line", "Named", "Naming", "Trained", "Training", "find", "run_recipe", "weights_of"]
+__all__ = [
+    "MEANINGLESS",
+    "RECIPES",
+    "Line",
+    "Named",
+    "Naming",
+    "Trained",
+    "Training",
+    "find",
+    "run_recipe",
+    "weights_of",
+]

@@ -121,6 +121,8 @@ def _check(
         raise UsageError(f"Recipe '{recipe.name}' takes {recipe.data}")
     if epochs is not None and not trains:
         raise UsageError(f"Recipe '{recipe.name}' trains nothing, so it takes no --epochs")
+    if epochs is not None and epochs < 1:
+        raise UsageError(f"--epochs takes a number from 1; got {epochs}")
     if images is None and not small and recipe.name != "cifar":
         raise UsageError(f"Recipe '{recipe.name}' takes IMAGES: {recipe.data}. To try it without: --small")
 
@@ -224,7 +226,9 @@ def _table(recipe: Training, extracted: Extracted, run: Run, head: Chosen, tuned
     classifier = head.estimator[-1]
     epochs = int(getattr(classifier, "n_epochs_", recipe.fit["epochs"]))
     start = tuned.start.val
-    first = Line("head on frozen features", start.value, (start.low, start.high), epochs, extracted.seconds + run.seconds)
+    first = Line(
+        "head on frozen features", start.value, (start.low, start.high), epochs, extracted.seconds + run.seconds
+    )
     ways = {recipe.tuned: tuned} | {CONTROLS[name]: control for name, control in tuned.controls.items()}
     return (first, *(_line(name, way) for name, way in ways.items()))
 
