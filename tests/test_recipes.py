@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 import tarfile
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def batches(folder: Path, per_class: int = 2) -> Path:
         data[:, 0] = labels
         (folder / name).write_bytes(pickle.dumps({b"data": data, b"labels": labels}, protocol=2))
     return folder
+
+
+def of_python_2(data, labels) -> bytes:
+    """Return a batch with the very operations that its authors' Python 2 wrote."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+        + b"(K\x01(J"
+        + struct.pack("<i", len(data))
+        + b"M\x00\x0ctcnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
+        + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + b"T"
+        + struct.pack("<i", data.size)
+        + data.tobytes()
+        + b"tb"
+    )
+    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"u."
 
 
 # What the recipes are
@@ -174,10 +192,20 @@ def test_batches_become_arrays_with_as_many_images_of_each_class(tmp_path):
     home = batches(tmp_path / "cifar-10-batches-py", per_class=2)
     found = scan(cifar.as_arrays(home, tmp_path / "few.npz", num_train=50, num_val=10))
     assert found.splits == {"train": 50, "val": 10}
-    assert found.classes == dict.fromkeys(sorted(cifar.NAMES), 6)
+    assert found.classes == dict.fromkeys(sorted(cifar.NAMES), 6)  # 5 of train, 1 of val
     with np.load(tmp_path / "few.npz") as arrays:
         assert arrays["x_train"].shape == (50, 32, 32, 3)
         assert [cifar.NAMES[pixel] for pixel in arrays["x_train"][:, 0, 0, 0]] == list(arrays["y_train"])
+
+
+def test_a_batch_of_python_2_is_read(tmp_path):
+    home = batches(tmp_path / "cifar-10-batches-py")
+    plain = cifar.as_arrays(home, tmp_path / "plain.npz", 20, 10)
+    for file in home.iterdir():
+        content = pickle.loads(file.read_bytes())
+        file.write_bytes(of_python_2(content[b"data"], content[b"labels"]))
+    with np.load(plain) as a, np.load(cifar.as_arrays(home, tmp_path / "old.npz", 20, 10)) as b:
+        assert all(np.array_equal(a[name], b[name]) for name in ("x_train", "y_train", "x_val", "y_val"))
 
 
 @pytest.mark.parametrize("place", ["cifar-10-batches-py", "cifar-10-batches-py-target/cifar-10-batches-py"])

@@ -86,7 +86,7 @@ def _batch(opened: Opened, path: Path, name: str) -> tuple[Pixels, Classes]:
         data, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"], dtype=np.int64)
         if data.dtype != np.uint8 or data.shape != (len(labels), 3 * SIDE * SIDE):
             raise ValueError(f"its data are {data.dtype} of shape {data.shape}")
-        if not (0 <= labels.min() and labels.max() < len(NAMES)):
+        if labels.min() < 0 or labels.max() >= len(NAMES):
             raise ValueError(f"its labels run from {labels.min()} to {labels.max()}")
     except Exception as error:  # unpickling raises all sorts
         raise DataError(f"{name} in {path} is no batch of CIFAR-10: {error}. Download {ARCHIVE} again") from error
@@ -101,6 +101,10 @@ def _first(batches: list[tuple[Pixels, Classes]], count: int) -> tuple[Pixels, A
     return np.ascontiguousarray(images[rows]), np.array(NAMES)[labels[rows]]
 
 
+def _latin_1(text: str, encoding: str) -> bytes:
+    return text.encode("latin-1")
+
+
 class _OnlyArrays(pickle.Unpickler):
     """Reads plain values and NumPy's arrays."""
 
@@ -108,7 +112,9 @@ class _OnlyArrays(pickle.Unpickler):
         if (module, name) in _ARRAYS:
             return getattr(np, name)
         if module in _MAKER and name == "_reconstruct":
-            from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
+            from numpy._core.multiarray import _reconstruct
 
             return _reconstruct
+        if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them for Python 2
+            return _latin_1
         raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")

@@ -17,7 +17,7 @@ from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
 from featcache.prediction import Prediction, predictions
 from featcache.recipes import cifar
-from featcache.recipes.settings import FEW, TRAIN, VAL, Naming, Training, find
+from featcache.recipes.settings import Naming, Training, find
 from featcache.spec import BackboneSpec, ImageRow, Progress, Tick, silent
 from featcache.sweeps import Advice, Chosen, Run, advise, sweep
 from featcache.tuning import Tuned, finetune
@@ -256,9 +256,13 @@ def _layer(names: list[str], number: int) -> str:
 def _name(recipe: Naming, images: str | Path | None, folder: Path, small: bool, progress: Progress) -> Named:
     started = time.perf_counter()
     network = tutorials.imagenet_classifier(random=small)
-    found: Images | Path = _place(recipe, images, folder, small)
-    if small:
-        manifest = scan(found)
-        found = replace(manifest, rows=_few(manifest.rows, {VAL: 1} if images is None else FEW | {TRAIN: 1}))
+    where = _place(recipe, images, folder, small)
+    found = _one_of_each(scan(where)) if small else where
     named = predictions(network.model, network.names, network.preprocess, found, top=recipe.top, progress=progress)
     return Named(recipe, small, tuple(named), time.perf_counter() - started)
+
+
+def _one_of_each(images: Images) -> Images:
+    """Return the first image of every class."""
+    first = {row.label: row for row in reversed(images.rows)}
+    return replace(images, rows=tuple(sorted(first.values())))

@@ -58,13 +58,13 @@ class Training:
             weights="none" if self.backbone else None,
             per_class=FEW,
             head=re.sub(r"\d+", lambda width: str(int(width[0]) // NARROWER), self.head),
-            fit=self.fit | {"epochs": 1},  # but never fewer than 300 steps, as every dense head
-            tune=self.tune | {"epochs": 1},
+            fit={**self.fit, "epochs": 1},  # but never fewer than 300 steps, as every dense head
+            tune={**self.tune, "epochs": 1},
         )
 
     def with_epochs(self, epochs: int | None) -> Training:
         """Return the same with other most epochs of fine-tuning."""
-        return self if epochs is None else replace(self, tune=self.tune | {"epochs": epochs})
+        return self if epochs is None else replace(self, tune={**self.tune, "epochs": epochs})
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ _ENTRIES: tuple[Training | Naming, ...] = (
     ),
     Training(
         name="cifar",
-        does="InceptionV3 at 139 pixels, Dense 512, on 10,000 + 2,000 images: frozen, unfrozen, from scratch; and which "
-        "of the four cases of transfer learning it is",
+        does="InceptionV3 at 139 pixels, Dense 512, on 10,000 + 2,000 images: frozen, unfrozen, from scratch; and "
+        "which of the four cases of transfer learning it is",
         data="CIFAR-10: cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html or its folder "
         "cifar-10-batches-py, in KERAS_HOME/datasets or as IMAGES; or an .npz with x_train, y_train, x_test, y_test",
         backbone="inception_v3",
