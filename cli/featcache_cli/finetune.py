@@ -23,7 +23,8 @@ def command(
         str,
         typer.Option(
             "--unfreeze",
-            help="none, last (block), all, a number of layers, the block to start from, gradual or gradual:BLOCK.",
+            help="none, last (block), all, the block to start from, a number of layers (8, or 172: for layers[172:]), "
+            "gradual or gradual:BLOCK.",
         ),
     ] = "last",
     epochs: Annotated[int, typer.Option("--epochs", help="Most epochs.")] = 10,

@@ -23,11 +23,12 @@ from featcache.errors import ParityFailed
 from featcache.images.decode import decode
 from featcache.images.manifest import read_image
 from featcache.images.sources import Source
-from featcache.spec import ImageRow, Preprocess
+from featcache.spec import ImageRow, Preprocess, Tap
 
 NUM_IMAGES = 64
 TOLERANCE = 1e-3
-RELATIVE = 1e-5  # of the largest logit, where that is more: single precision has 7 digits
+# of the largest logit, where that is more: as far as the precision that features are computed or kept in tells
+RELATIVE = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
 BATCH = 8  # outside a compiled graph Keras keeps every activation of a batch: 2.4 GB for 32 in MobileNetV2
 
 
@@ -48,7 +49,13 @@ class Certificate:
         return bool(self.inference <= self.tolerance and self.training <= self.tolerance)
 
 
-def certify(model: Any, pixels: Pixels, cached: Floats) -> Certificate:
+def tolerance_of(logits: Floats, taps: Sequence[Tap] = ()) -> float:
+    """Return how far other logits may be from these (N, K), of a head on features of these taps."""
+    coarsest = max([RELATIVE["float32"], *(RELATIVE[kind] for tap in taps for kind in (tap.precision, tap.dtype))])
+    return max(TOLERANCE, coarsest * float(np.abs(logits).max()))
+
+
+def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()) -> Certificate:
     """Return the certificate of an assembled model, as it stands with its trainable layers.
 
     pixels: (N, size, size, 3) uint8; cached: (N, K) logits of the head on the cached features of these images.
@@ -64,7 +71,7 @@ def certify(model: Any, pixels: Pixels, cached: Floats) -> Certificate:
         training=float(np.abs(training - cached).max()),
         agreement=float((inference.argmax(axis=1) == cached.argmax(axis=1)).mean()),
         images=len(pixels),
-        tolerance=max(TOLERANCE, RELATIVE * float(np.abs(cached).max())),
+        tolerance=tolerance_of(cached, taps),
     )
 
 
@@ -76,7 +83,7 @@ def certified(model: Any, start: Start, source: Source) -> Certificate:
     rows = sorted([*start.rows("train"), *start.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
     pixels = load_pixels(source, rows, start.chosen.preprocess)
     before = model.get_weights()
-    found = certify(model, pixels, start.logits(rows))
+    found = certify(model, pixels, start.logits(rows), start.chosen.taps)
     if not found.passed:
         model.set_weights(before)  # normalisation that trains has moved its statistics
         chosen = start.chosen

@@ -7,15 +7,16 @@ of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a bino
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import binomtest
 
-from featcache.arrays import Classes
+from featcache.arrays import Classes, Floats
 from featcache.errors import NotARun, UsageError
-from featcache.spec import choose
+from featcache.spec import ImageRow, choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
 from featcache.sweeps.run import LOO, Chosen, predictions_file
 
@@ -48,22 +49,44 @@ class Comparison:
         return f"{self.a if low > 0 else self.b} is better"
 
 
-def compare(a: Chosen, b: Chosen, metric: str | None = None) -> Comparison:
+class Model(Protocol):
+    """A model that was trained from a trial, such as `finetune` returns."""
+
+    @property
+    def chosen(self) -> Chosen:
+        """Return the trial."""
+        ...
+
+    @property
+    def val_logits(self) -> Floats:
+        """Return (M, K) of the validation images of its run."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Return what to call it."""
+        ...
+
+
+def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> Comparison:
     """Return how two trials differ on the images that chose, which must be the same.
 
-    metric: that of the run of `a`, unless told otherwise. Raises UsageError if the images are others, or if both
-    are the same trial.
+    a, b: trials, or models that were fine-tuned from one: with these the images are those of validation, also of a
+    trial that was chosen by folds, whose head saw only train. metric: that of the run of `a`, unless told otherwise.
+    Raises UsageError if the images are others, or if both are the same trial.
     """
-    if (a.run.path.resolve(), a.trial.trial, a.refit) == (b.run.path.resolve(), b.trial.trial, b.refit):
-        raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {a.run.path}")
-    chosen = choose("--metric", metric or a.run.settings.metric, METRICS)
-    (keys, truth, first), (others, _, second) = (_evidence(one) for one in (a, b))
-    if a.run.classes != b.run.classes:
+    runs = [one.run if isinstance(one, Chosen) else one.chosen.run for one in (a, b)]
+    if _same(a, b):
+        raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {runs[0].path}")
+    chosen = choose("--metric", metric or runs[0].settings.metric, METRICS)
+    of_trials = isinstance(a, Chosen) and isinstance(b, Chosen)
+    (keys, truth, first), (others, _, second) = (_evidence(one) if of_trials else _on_val(one) for one in (a, b))
+    if runs[0].classes != runs[1].classes:
         raise UsageError(f"{_name(a)} and {_name(b)} are about other classes, so they cannot be compared")
     if sorted(keys) != sorted(others):
         raise UsageError(
-            f"{_name(a)} and {_name(b)} were chosen on other images or labels ({_how(a)}, {_how(b)}), "
-            "so they cannot be compared"
+            f"{_name(a)} and {_name(b)} were chosen on other images or labels "
+            f"({', '.join(_how(one.settings.cv) for one in runs)}), so they cannot be compared"
         )
     at = {key: number for number, key in enumerate(others)}
     second = {name: values[[at[key] for key in keys]] for name, values in second.items()}
@@ -92,7 +115,7 @@ def compare(a: Chosen, b: Chosen, metric: str | None = None) -> Comparison:
     )
 
 
-def _evidence(one: Chosen) -> tuple[list[str], Classes, dict[str, Any]]:
+def _evidence(one: Any) -> tuple[list[str], Classes, dict[str, Any]]:
     """Return the images that chose by path and digest, their classes, and what the trial said of them."""
     if one.trial.status != "ok":
         raise UsageError(f"{_name(one)} has no score: {one.trial.status}")
@@ -110,13 +133,32 @@ def _evidence(one: Chosen) -> tuple[list[str], Classes, dict[str, Any]]:
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
     if lengths != {len(rows)}:
         raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")
-    return [f"{row.digest} {row.label} {row.path}" for row in rows], cache.labels(rows), said
+    return _keys(rows), cache.labels(rows), said
 
 
-def _name(one: Chosen) -> str:
-    return f"{one.run.path}@{one.trial.trial}"
+def _on_val(one: Chosen | Model) -> tuple[list[str], Classes, dict[str, Any]]:
+    """Return the same of the validation images."""
+    run = one.run if isinstance(one, Chosen) else one.chosen.run
+    cache = run.cache()
+    rows = run.rows(cache, "val")
+    truth, logits = cache.labels(rows), one.logits(rows) if isinstance(one, Chosen) else one.val_logits
+    said = Said.of(truth, logits.argmax(axis=1), logits)
+    return _keys(rows), truth, {"predicted": said.predicted, "loss": said.loss, "confidence": said.confidence}
 
 
-def _how(one: Chosen) -> str:
-    cv = one.run.settings.cv
+def _keys(rows: Sequence[ImageRow]) -> list[str]:
+    return [f"{row.digest} {row.label} {row.path}" for row in rows]
+
+
+def _same(a: Chosen | Model, b: Chosen | Model) -> bool:
+    if not isinstance(a, Chosen) or not isinstance(b, Chosen):
+        return a is b
+    return (a.run.path.resolve(), a.trial.trial, a.refit) == (b.run.path.resolve(), b.trial.trial, b.refit)
+
+
+def _name(one: Chosen | Model) -> str:
+    return f"{one.run.path}@{one.trial.trial}" if isinstance(one, Chosen) else one.name
+
+
+def _how(cv: int | str | None) -> str:
     return "one left out" if cv == LOO else f"{cv} folds" if cv else "validation"

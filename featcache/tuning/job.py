@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, backbones_of, logits_of
-from featcache.assembly.certificate import RELATIVE, TOLERANCE, certified
+from featcache.assembly.certificate import certified, tolerance_of
 from featcache.assembly.modelfile import check_free, save_model
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
@@ -49,7 +50,8 @@ def finetune(
 
     out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
     it, with the suffix .state, how far it has come. resume: go on from there; None: if it was stopped there. logs: a
-    folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare.
+    folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same
+    images, to compare.
     how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
     normalisation stays in inference. Same split, labels and preprocessing as the run. What is frozen is computed once
@@ -91,8 +93,10 @@ class _Tuning:
 
         cut = self._cut(model, parts, sets)
         trains = logits_of(model) if cut is None else cut.model
+        began = time.perf_counter()
         if cut is not None:
             sets = prefix.activations(cut, self.start, self.source, self.recipe, self.progress)
+        prefix_s = time.perf_counter() - began
         twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
         task = Task(
             model=trains,
@@ -117,9 +121,11 @@ class _Tuning:
             best=found.best,
             certificate=certificate,
             num_trainable=sum(one.num_weights for one in unfrozen),
-            seconds=sum(one.seconds for one in found.history),
+            seconds=prefix_s + sum(one.seconds for one in found.history),
             unfrozen=", ".join(dict.fromkeys(one.block for one in unfrozen if one.block)),
             prefix="" if cut is None else cut.layers,
+            chosen=self.chosen,
+            val_logits=found.val_logits,
             notes=tuple(one.note for one in unfrozen if one.note),
             stopped=found.stopped,
         )
@@ -150,7 +156,7 @@ class _Tuning:
         whole = predict_logits(logits_of(model), some)
         part = predict_logits(cut.model, val_set, CHECKED)[: len(whole)]
         apart = float(np.abs(whole - part).max())
-        if not apart <= max(TOLERANCE, RELATIVE * float(np.abs(whole).max())):
+        if not apart <= tolerance_of(whole, self.chosen.taps):
             raise ParityFailed(
                 f"The whole model differs by {apart:.2g} in its logits from the part of it that was trained. "
                 "Train without computing the frozen part once: --no-prefix"

@@ -60,4 +60,6 @@ def from_scratch(
         num_trainable=backbone.network.count_params(),
         seconds=sum(one.seconds for one in trained.history),
         stopped=trained.stopped,
+        chosen=chosen,
+        val_logits=trained.val_logits,
     )

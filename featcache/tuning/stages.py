@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from featcache.backbones.blocks import block_names, blocks, first_of
 from featcache.errors import UsageError
 
 GRADUAL = "gradual"
+_NUMBER = re.compile(r"(?P<number>-?\d+)(?P<slice>:?)")  # "8": the last 8 layers; "172:": layers[172:]
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Unfrozen:
 def unfreeze(network: Any, what: str) -> Unfrozen:
     """Set the trainable layers of a backbone.
 
-    what: "none", "last", "all", a number of layers, "gradual", "gradual:BLOCK", or the name of a block or layer from
-    which on all train. Batch normalisation stays frozen, which keeps it in inference. Raises UnknownBlock, UsageError.
+    what: "none", "last", "all", a number of layers ("8": the last 8; "172:": from layers[172] on), "gradual",
+    "gradual:BLOCK", or the name of a block or layer from which on all train. Batch normalisation stays frozen, which
+    keeps it in inference. Raises UnknownBlock, UsageError.
     """
     import keras
 
@@ -64,20 +67,21 @@ def _first(names: list[str], what: str) -> int:
         return 0
     if what == "last":
         return first_of(names, blocks(names)[-1])
-    if what.removeprefix("-").isdecimal():
-        if not 0 <= int(what) <= len(names):
+    if match := _NUMBER.fullmatch(what):
+        number = int(match["number"])
+        if not 0 <= number <= len(names):
             raise UsageError(f"--unfreeze takes up to {len(names)} layers of this backbone; got {what}")
-        return len(names) - int(what)
+        return number if match["slice"] else len(names) - number
     return first_of(names, what)
 
 
 def _note(of_layer: list[str], first: int, what: str) -> str:
     """Say where the nearest block begins, if a number of layers cuts one in two."""
-    if not what.isdecimal() or not 0 < first < len(of_layer) or of_layer[first] != of_layer[first - 1]:
+    if not _NUMBER.fullmatch(what) or not 0 < first < len(of_layer) or of_layer[first] != of_layer[first - 1]:
         return ""
     starts = [at for at in range(len(of_layer)) if at == 0 or of_layer[at] != of_layer[at - 1]]
     nearest = min(starts, key=lambda at: abs(at - first))
     return (
-        f"The last {what} layers begin inside block {of_layer[first]}. The nearest block begins "
-        f"{len(of_layer) - nearest} layers from the end: --unfreeze {of_layer[nearest]}"
+        f"Layer {first} of {len(of_layer)} lies inside block {of_layer[first]}. The nearest block begins at "
+        f"layer {nearest}: --unfreeze {of_layer[nearest]}"
     )

@@ -71,6 +71,7 @@ class Trained:
 
     history: tuple[Epoch, ...]
     best: Epoch
+    val_logits: Floats  # (M, K), what the best says of the validation images
     stopped: str = ""  # why it ended before its epochs were over, if it did
     batch: int = 0  # images per step: less than asked for, where memory was short
 
@@ -107,7 +108,7 @@ def train(task: Task, recipe: Recipe, progress: Progress, state: State | None = 
     if recipe.wise_ft:
         run.mix()
     run.assign(run.best_weights)
-    return Trained(tuple(run.history), run.best, run.stopped, run.recipe.batch)
+    return Trained(tuple(run.history), run.best, run.logits_of_best(), run.stopped, run.recipe.batch)
 
 
 def predict_logits(model: Any, images: Labelled, batch: int = 32) -> Floats:
@@ -167,6 +168,10 @@ class _Running:
                 [(1 - share) * one + share * other for one, other in zip(self.start_weights, best, strict=True)]
             )
             self._note(self._evaluate(Epoch(epoch, math.nan, math.nan, Score(0, 0, 0), 0.0, mixture=share)))
+
+    def logits_of_best(self) -> Floats:
+        """Return (M, K) of the validation images, once the model has its best weights."""
+        return predict_logits(self.task.model, self.task.val_set, self.recipe.batch)
 
     def assign(self, weights: Sequence[Floats]) -> None:
         """Set the weights that training changes."""

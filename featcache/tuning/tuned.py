@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featcache.arrays import Floats
 from featcache.assembly.certificate import Certificate
+from featcache.sweeps import Chosen
 from featcache.tuning.train import Epoch
 
 
@@ -20,7 +22,9 @@ class Tuned:
     best: Epoch
     certificate: Certificate | None  # None from scratch: there is nothing to agree with
     num_trainable: int  # weights of the backbone that trained
-    seconds: float
+    seconds: float  # of all epochs, and of computing what is frozen
+    chosen: Chosen  # the trial whose head was the start, or whose images it trained on
+    val_logits: Floats = field(repr=False)  # (M, K), of the validation images
     unfrozen: str = ""  # the block from which on the backbone trained
     prefix: str = ""  # the layers up to which it was computed once
     notes: tuple[str, ...] = ()
@@ -31,6 +35,11 @@ class Tuned:
         return (
             f"Tuned({self.path}, val {self.start.val.value:.4f} -> {self.best.val.value:.4f}, epoch {self.best.epoch})"
         )
+
+    @property
+    def name(self) -> str:
+        """Return what to call it."""
+        return str(self.path) if self.path else f"tuned from {self.chosen.run.path}@{self.chosen.trial.trial}"
 
     @property
     def start(self) -> Epoch:

@@ -237,6 +237,17 @@ def test_dropout_and_normalisation_of_a_large_backbone_are_stilled(toy, tmp_path
     assert tuned.best.val.value >= tuned.start.val.value
 
 
+@pytest.mark.parametrize(("how", "most"), [({"precision": "bfloat16"}, 0.1), ({"dtype": "float16"}, 0.02)])
+def test_features_of_reduced_precision_agree_as_far_as_it_tells(how, most, toy, tmp_path):
+    cache = extract(toy.root, TOY, out=tmp_path / "c.h5", **how)
+    run = sweep(cache, "logreg", out=tmp_path / "run")
+    certificate = handoff(run.best).certificate
+    assert certificate.agreement == 1
+    assert max(certificate.inference, certificate.training) <= certificate.tolerance <= most
+    tuned = finetune(run.best, tmp_path / "t.keras", epochs=1)
+    assert tuned.best.val.value >= tuned.start.val.value
+
+
 def test_images_that_were_arrays_are_given_again(tmp_path):
     pixels = np.stack([np.full((12, 12, 3), value, np.uint8) for value in range(60)])
     pixels[::2] = 255 - pixels[::2]

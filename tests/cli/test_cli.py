@@ -584,3 +584,37 @@ def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, toy, tmp_path):
     assert (done.code, "(ridge, fitted on train and val)" in done.out) == (0, True)
     refused(cli("report", f"{tmp_path / 'run'}@77"), 2, "has trials 1 to 5, 'best' and 'refit'; got '77'")
     refused(cli("finetune", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "t.keras"), 2, "Use RUN@best")
+
+
+def test_json_of_a_fine_tuning_with_controls(cli, run, tmp_path):
+    model = tmp_path / "t.keras"
+    done = cli("finetune", f"{run}@8", "-o", model, "--epochs", "1", "--controls", "frozen", "--json")
+    facts = document(done, {"model", "start", "best", "epochs", "seconds_per_epoch", "parity", "controls", "prefix"})
+    assert [one["epoch"] for one in facts["controls"]["frozen"]] == [0, 1]
+    assert facts["epochs"] == 1
+    assert (facts["unfrozen"], bool(facts["prefix"])) == ("block_4", True)
+    assert model.with_suffix(".state").exists()
+
+
+def test_what_fine_tuning_prints(cli, run, tmp_path):
+    done = cli("finetune", f"{run}@8", "-o", tmp_path / "t.keras", "--epochs", "1", "--unfreeze", "3", "--wise-ft")
+    for part in ("Epoch 0 is the head", "Trained from block block_4 on", "Computed once", "lies inside block block_4"):
+        assert part in done.out, part
+    again = cli("finetune", f"{run}@8", "-o", tmp_path / "n.keras", "--epochs", "1", "--controls", "scratch")
+    assert "images seen" in again.out
+
+
+def test_bad_options_of_fine_tuning(cli, run, tmp_path):
+    out = tmp_path / "t.keras"
+    for options, message in {
+        ("--lr", "0"): "--lr takes a number above 0; got 0.0",
+        ("--lr", "-1e-3"): "--lr takes a number above 0; got -0.001",
+        ("--optimizer", "adamv"): "--optimizer takes",
+        ("--unfreeze", "block_44"): "block_4",
+        ("--views", "3"): "--augment light",
+        ("--augment", "lite"): "did you mean light?",
+        ("--resume",): "nothing to go on with",
+        ("--controls", "frozn"): "--controls takes frozen",
+    }.items():
+        refused(cli("finetune", f"{run}@8", "-o", out, *options), 2, message)
+    assert not out.exists()

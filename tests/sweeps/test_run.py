@@ -142,7 +142,7 @@ def test_neighbours_of_a_few_shot_run_are_fitted_on_the_same_few(hard, tmp_path)
 
 
 def test_a_chosen_trial_knows_its_tap(small):
-    assert small.best.tap.name == TAP
+    assert [one.name for one in small.best.taps] == [TAP]
 
 
 def test_a_run_refuses_a_cache_that_lost_its_tap(hard, tmp_path):

@@ -13,7 +13,7 @@ from featcache.assembly.certificate import load_pixels
 from featcache.backbones.build import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
 from featcache.images.sources import open_source
-from featcache.sweeps import Run
+from featcache.sweeps import Run, compare
 from featcache.sweeps.metrics import score
 from featcache.tuning import finetune, from_scratch
 
@@ -181,3 +181,14 @@ def test_training_from_scratch_is_a_fair_control(tuned_run):
     assert found.best.val.value > 0.7  # three colours: chance is .33
     again = from_scratch(chosen, max_seconds=math.inf, epochs=1)
     assert again.start.val_loss == found.start.val_loss
+
+
+def test_head_and_tuned_model_are_compared_on_the_same_images(last, weak, toy_run):
+    found = compare(weak, last)
+    assert found.scores == (weak.trial.score, last.best.val.value)
+    assert found.b == str(last.path)
+    assert found.difference < 0
+    assert found.images == len(weak.run.rows(weak.run.cache(), "val"))
+    assert compare(last, weak).difference == -found.difference
+    with pytest.raises(UsageError, match="Both are"):
+        compare(last, last)

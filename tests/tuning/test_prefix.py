@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny import TOY
 
-from featcache.assembly import Start, handoff
+from featcache import files
+from featcache.assembly import Start, handoff, load_model
 from featcache.assembly.assemble import backbones_of, logits_of
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, ParityFailed, UsageError
@@ -216,3 +217,23 @@ def test_the_parity_of_the_result_is_that_of_its_file(fresh, tmp_path):
     assert facts["certificate"] == vars(tuned.certificate)
     assert handoff(fresh).certificate.inference == pytest.approx(tuned.certificate.inference, abs=1e-5)
     assert job.CHECKED >= 32
+
+
+def test_a_full_disk_while_training_leaves_model_and_state_of_the_epoch_before(fresh, tmp_path, monkeypatch):
+    writes, write = [0], files.os.write
+
+    def filling(descriptor, data):
+        writes[0] += 1
+        if (tmp_path / "a.state").exists():
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(files.os, "write", filling)
+    with pytest.raises(DiskFault, match=r"No space left|full"):
+        finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW | {"epochs": 6})
+    monkeypatch.undo()
+    assert writes[0] > 1
+    load_model(tmp_path / "a.keras")
+    found = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW | {"epochs": 6})
+    whole = finetune(fresh, tmp_path / "w.keras", unfreeze="last", **HOW | {"epochs": 6})
+    assert [one.val_loss for one in found.history] == [one.val_loss for one in whole.history]

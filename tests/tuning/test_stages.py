@@ -65,3 +65,17 @@ def test_more_layers_than_there_are_are_refused(what, network):
 def test_what_is_no_number_is_no_block_either(what, network):
     with pytest.raises(UnknownBlock):
         unfreeze(network, what)
+
+
+def test_a_layers_place_may_be_given_as_tutorials_do_and_the_nearest_block_is_named(network):
+    found = unfreeze(network, "4:")
+    assert found == unfreeze(network, str(len(network.layers) - 4))
+    assert found.note.startswith("Layer 4 of ")
+    assert found.block in found.note
+    named = unfreeze(network, found.note.rpartition(" ")[2])
+    assert named.note == ""
+
+
+def test_a_block_that_begins_there_needs_no_note(network):
+    first = [layer.name for layer in network.layers].index("block_2_conv")
+    assert unfreeze(network, f"{first}:") == unfreeze(network, "block_2")
