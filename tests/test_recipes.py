@@ -164,7 +164,7 @@ def test_flowers_says_which_blocks_the_tutorials_layers_are(tmp_path):
     check(done, tmp_path)
     assert done.tuned.unfrozen == "mixed9"
     assert "inside block mixed6" in done.layers[0]
-    assert "where block mixed9 begins" in done.layers[1]
+    assert "Layer 249 of 312 is where block mixed9 begins" in done.layers[1]
 
 
 @pytest.mark.slow

@@ -248,9 +248,8 @@ def _layers(recipe: Training, tuned: Tuned) -> tuple[str, ...]:
 
 def _layer(names: list[str], number: int) -> str:
     """Say where a cut at this layer lies."""
-    block, note = place(names, str(len(names) - number))
-    said = note or f"That is where block {block} begins: --unfreeze {block}"
-    return f"Layers from {number} on (of {len(names)}). {said}"
+    block, note = place(names, f"{number}:")
+    return note or f"Layer {number} of {len(names)} is where block {block} begins: --unfreeze {block}"
 
 
 def _name(recipe: Naming, images: str | Path | None, folder: Path, small: bool, progress: Progress) -> Named:
