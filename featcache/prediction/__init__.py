@@ -17,7 +17,7 @@ from featcache.extraction.pipeline import decoded_batches
 from featcache.files import write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source, holds_images, list_source, open_source
-from featcache.spec import Failure, ImageRow, Progress, Tap, Tick, silent
+from featcache.spec import Failure, ImageRow, Preprocess, Progress, Tap, Tick, silent
 from featcache.sweeps.metrics import Score, wilson
 
 BATCH = 32
@@ -45,12 +45,25 @@ def predict(
     images. Raises NotAModel, NoImages, UsageError.
     """
     network, facts = load_model(Path(model))
-    classes = facts["classes"]
+    preprocess = Tap.from_json(facts["tap"]).preprocess
+    yield from predictions(network, facts["classes"], preprocess, images, top=top, progress=progress)
+
+
+def predictions(
+    network: Any,
+    classes: list[str],
+    preprocess: Preprocess,
+    images: Images | str | Path,
+    *,
+    top: int = 1,
+    progress: Progress = silent,
+) -> Iterator[Prediction]:
+    """Yield a prediction for every image by a network from (N, size, size, 3) uint8 to (N, K) probabilities."""
     if top < 1:
         raise UsageError(f"--top takes a number of classes from 1; got {top}")
     source, rows = _listed(images)
     done = 0
-    for batch in decoded_batches(source, rows, Tap.from_json(facts["tap"]).preprocess, BATCH):
+    for batch in decoded_batches(source, rows, preprocess, BATCH):
         readable = [one.pixels for one in batch if not isinstance(one.pixels, Failure)]
         probabilities = iter(_probabilities(network, readable))
         for one in batch:

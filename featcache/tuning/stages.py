@@ -41,8 +41,16 @@ def unfreeze(network: Any, what: str) -> Unfrozen:
     for at, layer in enumerate(network.layers):
         layer.trainable = at >= first and not isinstance(layer, keras.layers.BatchNormalization)
     num_weights = sum(math.prod(weight.shape) for weight in network.trainable_weights)
-    of_layer = block_names(names)
-    return Unfrozen(num_weights, of_layer[first] if first < len(names) else "", _note(of_layer, first, what))
+    return Unfrozen(num_weights, *place(names, what))
+
+
+def place(names: list[str], what: str) -> tuple[str, str]:
+    """Return the block of the first layer that would train, "" if none does, and a note if it lies inside that block.
+
+    names: of all layers in order. Raises UnknownBlock, UsageError.
+    """
+    first, of_layer = _first(names, what), block_names(names)
+    return of_layer[first] if first < len(names) else "", _note(of_layer, first, what)
 
 
 def is_gradual(what: str) -> bool:

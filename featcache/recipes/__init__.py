@@ -1,0 +1,17 @@
+"""The set-ups of five tutorials, each run as it stands: extraction, exactly its head, fine-tuning, a table."""
+
+from featcache.recipes.run import MEANINGLESS, Line, Named, Trained, run_recipe, weights_of
+from featcache.recipes.settings import RECIPES, Naming, Training, find
+
+__all__ = [
+    "MEANINGLESS",
+    "RECIPES",
+    "Line",
+    "Named",
+    "Naming",
+    "Trained",
+    "Training",
+    "find",
+    "run_recipe",
+    "weights_of",
+]
