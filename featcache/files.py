@@ -253,8 +253,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> int:
     """Write arrays as an .npz file, whole or not at all, and return its bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
-    return len(buffer.getvalue())
+    content = buffer.getvalue()
+    write_whole(path, content)
+    return len(content)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -60,7 +60,7 @@ def command(
     ] = "",
     resume: Annotated[
         bool | None,
-        typer.Option("--resume/--no-resume", help="Go on from -o's .state. [default: if it was stopped there]"),
+        typer.Option("--resume/--no-resume", help="Go on from -o's .state. [default: if it is of this training]"),
     ] = None,
     logs: Annotated[Path | None, typer.Option("--logs", help="Folder for TensorBoard.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the order of images and of their views.")] = 0,
@@ -125,6 +125,7 @@ def document(tuned: Tuned) -> dict[str, Any]:
         "parity": None if parity is None else {"inference": parity.inference, "training": parity.training},
         "unfrozen": tuned.unfrozen,
         "prefix": tuned.prefix,
+        "prefix_s": round(tuned.prefix_s, 3),
         "stopped": tuned.stopped,
         "history": _history(tuned),
     }
@@ -154,7 +155,7 @@ def text(tuned: Tuned) -> str:
     if tuned.unfrozen:
         lines.append(f"Trained from block {tuned.unfrozen} on: {tuned.num_trainable:,} weights, and the head.")
     if tuned.prefix:
-        lines.append(f"Computed once, and kept in the run: everything up to {tuned.prefix}.")
+        lines.append(f"Computed once, and kept in the run: everything up to {tuned.prefix} ({tuned.prefix_s:.1f} s).")
     if tuned.stopped:
         lines.append(f"Stopped: {tuned.stopped}.")
     if tuned.controls:

@@ -21,6 +21,7 @@ from featcache.heads import layers as kinds
 from featcache.spec import Preprocess, Tap
 
 FEATURES, LOGITS = "features", "logits"
+HEAD = (LOGITS, "head_")  # how the names of all layers of a head begin
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def backbones_of(model: Any) -> list[Any]:
 
 def head_layers(model: Any) -> list[Any]:
     """Return the layers of the head that have weights, first to last."""
-    return [one for one in model.layers if one.weights and (one.name == LOGITS or one.name.startswith("head_"))]
+    return [one for one in model.layers if one.weights and one.name.startswith(HEAD)]
 
 
 def logits_of(model: Any) -> Any:
@@ -118,14 +119,16 @@ def _unit(layer: kinds.Unit, values: Any, name: str) -> Any:
 def _squares(layer: kinds.Squares, values: Any, name: str) -> Any:
     import keras
 
-    return keras.layers.Concatenate(name=name)([values, keras.layers.Multiply()([values, values])])
+    squares = keras.layers.Multiply(name=f"{name}_squares")([values, values])
+    return keras.layers.Concatenate(name=name)([values, squares])
 
 
 def _nearness(layer: kinds.Nearness, values: Any, name: str) -> Any:
     """exp(2 gamma x s - gamma |s|^2 - gamma |x|^2), the last as one more value with a weight of its own."""
     import keras
 
-    beside = keras.layers.Concatenate()([values, keras.layers.Dot(axes=1)([values, values])])
+    length = keras.layers.Dot(axes=1, name=f"{name}_length")([values, values])
+    beside = keras.layers.Concatenate(name=f"{name}_beside")([values, length])
     kernel = layer.gamma * np.vstack([2 * layer.support.T, -np.ones((1, len(layer.support)))])
     made = keras.layers.Dense(len(layer.support), "exponential", name=name)
     return _with(made, beside, kernel, -layer.gamma * (layer.support**2).sum(axis=1))
@@ -141,7 +144,7 @@ def _votes(layer: kinds.Votes, values: Any, name: str) -> Any:
 
     total, votes = summed(values, f"{name}_sums"), summed(keras.ops.sign(values), f"{name}_votes")
     within = total / (3 * (keras.ops.abs(total) + 1))
-    votes = keras.layers.Rescaling(0.5, (layer.num_classes - 1) / 2)(votes)
+    votes = keras.layers.Rescaling(0.5, (layer.num_classes - 1) / 2, name=f"{name}_counts")(votes)
     return keras.layers.Add(name=name)([votes, within])
 
 

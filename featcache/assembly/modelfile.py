@@ -42,7 +42,7 @@ def check_free(path: Path, facts: dict[str, Any]) -> None:
         there = read_facts(path)
     except NotAModel:
         there = {}
-    if any(there.get(name) != facts.get(name) for name in ("run", "trial", "tap", "classes", "finetuned")):
+    if any(there.get(name) != facts.get(name) for name in ("run", "trial", "tap", "classes", "start", "finetuned")):
         raise UsageError(f"{path} is something else already. Give another -o, or move it away")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from featcache.arrays import Floats
 from featcache.assembly.assemble import Part, assemble
@@ -17,8 +20,10 @@ from featcache.heads.distil import distilled
 from featcache.heads.layers import Head
 from featcache.images.manifest import Images
 from featcache.images.sources import Source, open_source
-from featcache.spec import ImageRow, Tap
+from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps import Chosen
+
+ARRAYS = ("kernel", "bias", "scale", "offset", "support")  # of the layers of a head
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,19 @@ class Start:
             "run": self.chosen.run.path.name,
             "trial": self.chosen.trial.trial,
             "head": self.chosen.trial.head,
+            "start": self.digest,
         }
+
+    @cached_property
+    def digest(self) -> str:
+        """Return one digest of what it starts from: the layers of the head, its taps, and the images of the run."""
+        taps = [tap.fingerprint for tap in self.chosen.taps]
+        hashed = hashlib.sha256(digest_of([taps, self.chosen.run.images_digest]).encode())
+        for layer in self.head.layers:
+            for name, value in vars(layer).items():
+                hashed.update(f"{type(layer).__name__}.{name}={np.shape(value)}".encode())
+                hashed.update(np.ascontiguousarray(value).tobytes() if name in ARRAYS else str(value).encode())
+        return hashed.hexdigest()
 
 
 def image_source(chosen: Chosen, images: Images | str | Path | None) -> Source:

@@ -72,7 +72,7 @@ def _moved(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
     rotated = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
     matrix = rotated @ np.array([[1, -sin(lean)], [0, cos(lean)]]) @ np.diag([zoom_x, zoom_y])
     shift = rotated @ (np.array(draws[1:3]) * limits.shift * side)
-    border = side // 2  # more than any of the changes above can reach
+    border = side - 1  # more than any of the changes above can reach
     wide = np.pad(pixels, ((border, border), (border, border), (0, 0)), mode=limits.border)  # type: ignore[call-overload]
     middle = (side - 1) / 2
     offset = middle + shift - matrix @ [middle, middle] + border

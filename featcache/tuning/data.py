@@ -6,6 +6,7 @@ sees is drawn from seed and epoch alone, so that training goes on after a stop a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from featcache.sweeps import Chosen
 from featcache.tuning.recipe import NO_AUGMENTATION, Recipe
 
 KEEP_BYTES = 512 * 2**20
-SEEDS_APART = 100_000  # views of one seed
+LARGEST_VIEW = 10**9 - 1
 
 
 class Labelled(Protocol):
@@ -67,6 +68,12 @@ class ImageSet:
                 if number + 1 < len(chunks):
                     coming = ahead.submit(self._pixels, chunks[number + 1], numbers, threads)
                 yield pixels, self.labels[chunk]
+
+    def first(self, count: int, view: int) -> Pixels:
+        """Return a view of the first images, 0 for these as they are."""
+        at = np.arange(min(count, len(self)))
+        with ThreadPoolExecutor(num_threads()) as threads:
+            return self._pixels(at, np.full(len(self), view), threads)
 
     def _keep(self, threads: Executor) -> None:
         needed = len(self.rows) * self.preprocess.size**2 * 3
@@ -121,7 +128,8 @@ def view_numbers(count: int, views: int | None, seed: int, epoch: int) -> Classe
     if epoch == 0:
         return np.zeros(count, dtype=np.int64)
     if views is None:
-        return np.full(count, seed * SEEDS_APART + epoch)
+        drawn = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+        return np.full(count, 1 + int.from_bytes(drawn[:8], "big") % (LARGEST_VIEW - 1))
     return np.random.default_rng((seed, epoch)).integers(1, views + 1, count)
 
 

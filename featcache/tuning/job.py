@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.arrays import Floats
 from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, backbones_of, logits_of
 from featcache.assembly.certificate import certified, tolerance_of
@@ -20,7 +21,7 @@ from featcache.images.sources import Source
 from featcache.spec import Progress, Tick, choose, silent
 from featcache.sweeps import Chosen, Run
 from featcache.tuning import prefix
-from featcache.tuning.data import Labelled, image_sets
+from featcache.tuning.data import ActivationSet, Labelled, image_sets
 from featcache.tuning.logs import logger
 from featcache.tuning.optimizing import Group, groups
 from featcache.tuning.precision import twin_of
@@ -29,10 +30,10 @@ from featcache.tuning.scratch import from_scratch
 from featcache.tuning.stages import Unfrozen
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import State, state_file
-from featcache.tuning.train import Task, predict_logits, train
+from featcache.tuning.train import Task, train
 from featcache.tuning.tuned import Tuned
 
-CHECKED = 32  # images on which the whole model is compared with its part after training
+CHECKED = 32  # images on which the whole model is compared with the part of it that trains
 
 
 def finetune(
@@ -49,7 +50,7 @@ def finetune(
     """Fine-tune from a head of a run and return the best model on validation, the head itself included.
 
     out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
-    it, with the suffix .state, how far it has come. resume: go on from there; None: if it was stopped there. logs: a
+    it, with the suffix .state, how far it has come. resume: go on from there; None: if it is of this training. logs: a
     folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same
     images, to compare.
     how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
@@ -95,7 +96,9 @@ class _Tuning:
         trains = logits_of(model) if cut is None else cut.model
         began = time.perf_counter()
         if cut is not None:
-            sets = prefix.activations(cut, self.start, self.source, self.recipe, self.progress)
+            of_part = prefix.activations(cut, self.start, self.source, self.recipe, self.progress)
+            self._check_parts(logits_of(model), cut, of_part)
+            sets = of_part
         prefix_s = time.perf_counter() - began
         twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
         task = Task(
@@ -111,8 +114,6 @@ class _Tuning:
             log=logger(None if logs is None else Path(logs)),
         )
         found = train(task, self.recipe, self.progress, state)
-        if cut is not None:
-            self._check_whole(model, cut, sets[1])
         model.certificate, model.class_names = certificate, self.chosen.run.classes
         return Tuned(
             model=model,
@@ -122,6 +123,7 @@ class _Tuning:
             certificate=certificate,
             num_trainable=sum(one.num_weights for one in unfrozen),
             seconds=prefix_s + sum(one.seconds for one in found.history),
+            prefix_s=prefix_s,
             unfrozen=", ".join(dict.fromkeys(one.block for one in unfrozen if one.block)),
             prefix="" if cut is None else cut.layers,
             chosen=self.chosen,
@@ -149,23 +151,30 @@ class _Tuning:
             )
         return found
 
-    def _check_whole(self, model: Any, cut: prefix.Cut, val_set: Labelled) -> None:
-        """Raise ParityFailed unless the whole model now says what its trained part said."""
-        images = image_sets(self.chosen, self.source, self.recipe)[1]
-        some = replace(images, rows=images.rows[:CHECKED], labels=images.labels[:CHECKED])
-        whole = predict_logits(logits_of(model), some)
-        part = predict_logits(cut.model, val_set, CHECKED)[: len(whole)]
-        apart = float(np.abs(whole - part).max())
-        if not apart <= tolerance_of(whole, self.chosen.taps):
-            raise ParityFailed(
-                f"The whole model differs by {apart:.2g} in its logits from the part of it that was trained. "
-                "Train without computing the frozen part once: --no-prefix"
-            )
+    def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
+        """Raise ParityFailed unless the part that trains says of its activations what the whole says of the images."""
+        for images, of_part, view in zip(
+            image_sets(self.chosen, self.source, self.recipe), sets, (int(self.recipe.is_augmented), 0), strict=True
+        ):
+            expected = on_batch(whole, images.first(CHECKED, view))
+            apart = float(np.abs(on_batch(cut.model, [one[:CHECKED] for one in of_part.views[0]]) - expected).max())
+            if not apart <= tolerance_of(expected, self.chosen.taps):
+                raise ParityFailed(
+                    f"The part that would train differs by {apart:.2g} in its logits from the whole model, cut at "
+                    f"{cut.layers}. Train without computing the frozen part once: --no-prefix"
+                )
+
+
+def on_batch(model: Any, inputs: Any) -> Floats:
+    """Return what a model gives for one batch."""
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs)))
 
 
 def _state(path: Path, facts: dict[str, Any], resume: bool | None) -> State | None:
     if resume is None:
-        return State.load_unfinished(path, facts)
+        return State.load_if_same(path, facts)
     return State.load(path, facts) if resume else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featcache.assembly.assemble import LOGITS
+from featcache.assembly.assemble import HEAD
 
 
 def twin_of(model: Any, precision: str) -> Any:
@@ -14,7 +14,9 @@ def twin_of(model: Any, precision: str) -> Any:
     policy = f"mixed_{precision}"
 
     def again(layer: Any) -> Any:
-        is_of_head = layer.name == LOGITS or layer.name.startswith("head_")
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # a bare operation: it computes in the precision of what it gets
+        is_of_head = layer.name.startswith(HEAD)
         return layer.__class__.from_config(layer.get_config() | {"dtype": "float32" if is_of_head else policy})
 
     found = keras.models.clone_model(model, clone_function=again, recursive=True)

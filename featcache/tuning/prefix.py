@@ -8,6 +8,7 @@ from the run's own cache.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from featcache.assembly.assemble import FEATURES, LOGITS, Part, backbones_of
 from featcache.backbones.build import pooled
 from featcache.backbones.graph import bottlenecks, operations, outputs_of
 from featcache.cache.reader import Cache
+from featcache.errors import DiskFault
 from featcache.extraction import extract_taps
 from featcache.images.sources import Source
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
@@ -87,13 +89,22 @@ def activations(
     """
     cache, folder = start.chosen.run.cache(), start.chosen.run.path
     train, val = start.rows("train"), start.rows("val")
-    plain = _stores(found.taps, train + val, [IDENTITY], cache, folder / "prefix.h5", source, progress)
+    is_small = bytes_needed(found, recipe, len(train), len(val)) <= physical_memory() / SHARE
+    plain = _stores(
+        found.taps,
+        val if recipe.is_augmented else train + val,
+        [IDENTITY],
+        cache,
+        folder / "prefix.h5",
+        source,
+        progress,
+    )
     views, of_train = [IDENTITY], plain
     if recipe.is_augmented:
         views = [f"{recipe.augment}-{number}" for number in range(1, (recipe.views or 1) + 1)]
         of_train = _stores(found.taps, train, views, cache, folder / f"prefix-{recipe.augment}.h5", source, progress)
-    arrays = [[_array(store, train, tap) for store, tap in of_train[view]] for view in views]
-    of_val = [[_array(store, val, tap) for store, tap in plain[IDENTITY]]]
+    arrays = [[_array(store, train, tap, is_small) for store, tap in of_train[view]] for view in views]
+    of_val = [[_array(store, val, tap, is_small) for store, tap in plain[IDENTITY]]]
     return (
         ActivationSet(arrays, cache.labels(train), recipe.seed),
         ActivationSet(of_val, cache.labels(val), recipe.seed),
@@ -151,16 +162,27 @@ def _stores(
     return {view: [(stored if tap in missing else cache, tap) for tap in wanted[view]] for view in views}
 
 
-def _array(store: Cache, rows: Sequence[ImageRow], tap: Tap) -> Any:
-    """Return (N, ...) float32: in memory, or where it is large in a file without a name beside the cache."""
+def _array(store: Cache, rows: Sequence[ImageRow], tap: Tap, is_small: bool) -> Any:
+    """Return (N, ...) float32: in memory if all is small, else in a file without a name beside the cache."""
     name = next(one.name for one in store.taps.values() if one.fingerprint == tap.fingerprint)
     store.check(name)
-    first = store.features(rows[:1], name)
-    shape = (len(rows), *first.shape[1:])
-    if prod(shape) * 4 <= physical_memory() / SHARE:
+    if is_small:
         return store.features(rows, name)
+    shape = (len(rows), *store.features(rows[:1], name).shape[1:])
     with tempfile.TemporaryFile(dir=store.path.parent) as file:
-        found = np.memmap(file, np.float32, "w+", shape=shape)
+        _reserve(file.fileno(), prod(shape) * 4, store.path)
+        found = np.memmap(file, np.float32, "r+", shape=shape)
     for at in range(0, len(rows), BLOCK):
         found[at : at + BLOCK] = store.features(rows[at : at + BLOCK], name)
     return found
+
+
+def _reserve(descriptor: int, nbytes: int, beside: Path) -> None:
+    """Have the disk keep room for a file: what is mapped cannot say later that there is none. Raises DiskFault."""
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError as error:
+        raise DiskFault(
+            f"The disk of {beside} has no room for {nbytes / 1e6:.0f} MB of activations ({error.strerror}). "
+            "Free some space, or train the whole: --no-prefix"
+        ) from error

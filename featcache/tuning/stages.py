@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featcache.backbones.blocks import block_names, blocks, first_of
+from featcache.backbones.build import all_layers
 from featcache.errors import UsageError
 
 GRADUAL = "gradual"
@@ -39,9 +40,17 @@ def unfreeze(network: Any, what: str) -> Unfrozen:
     first = _first(names, what)
     network.trainable = True
     for at, layer in enumerate(network.layers):
-        layer.trainable = at >= first and not isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = at >= first
+    for layer in all_layers(network):  # of nested models too
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
     num_weights = sum(math.prod(weight.shape) for weight in network.trainable_weights)
-    return Unfrozen(num_weights, *place(names, what))
+    block, note = place(names, what)
+    if not num_weights and first < len(names):
+        note = (
+            f"Nothing of the backbone trains from layer {first} of {len(names)} on: what has weights there stays frozen"
+        )
+    return Unfrozen(num_weights, block, note)
 
 
 def place(names: list[str], what: str) -> tuple[str, str]:

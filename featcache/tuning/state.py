@@ -26,11 +26,12 @@ class State:
     best: tuple[Floats, ...]
     optimizer: tuple[Floats, ...]
     history: tuple[dict[str, Any], ...]  # epochs as JSON
+    batch: int  # images per step: less than asked for, where memory was short
     is_over: bool = False
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all. Raises DiskFault; what was there before stays then."""
-        said = {"facts": self.facts, "history": self.history, "is_over": self.is_over}
+        said = {"facts": self.facts, "history": self.history, "batch": self.batch, "is_over": self.is_over}
         arrays: dict[str, Any] = {"said": np.frombuffer(json.dumps(said).encode(), np.uint8)}
         for name in ("weights", "best", "optimizer"):
             arrays |= {f"{name}{number}": value for number, value in enumerate(getattr(self, name))}
@@ -46,20 +47,19 @@ class State:
                 arrays = {name: file[name] for name in file.files}
             said = json.loads(arrays.pop("said").tobytes())
             weights, best, optimizer = (_numbered(arrays, name) for name in ("weights", "best", "optimizer"))
-            found = cls(said["facts"], weights, best, optimizer, tuple(said["history"]), said["is_over"])
+            found = cls(said["facts"], weights, best, optimizer, tuple(said["history"]), said["batch"], said["is_over"])
         except Exception as error:  # a damaged file can raise anything
             raise NotAModel(f"{path} cannot be read ({error}). Leave --resume out to begin anew") from error
         _require_same(found.facts, facts, path)
         return found
 
     @classmethod
-    def load_unfinished(cls, path: Path, facts: dict[str, Any]) -> State | None:
-        """Read it if it is there, of this training, and not over."""
+    def load_if_same(cls, path: Path, facts: dict[str, Any]) -> State | None:
+        """Read it if it is there, whole, and of this training."""
         try:
-            found = cls.load(path, facts)
+            return cls.load(path, facts)
         except (UsageError, NotAModel):
             return None
-        return None if found.is_over else found
 
 
 def state_file(model: Path) -> Path:

@@ -44,7 +44,7 @@ class Epoch:
     train_loss: float  # NaN where nothing was trained
     val_loss: float
     val: Score
-    seconds: float  # validation included; of the first epoch compilation too
+    seconds: float  # validation included, writing files not; of the first epoch compilation too
     metric: Metric = "accuracy"
     images: int = 0  # that training has seen until here
     mixture: float | None = None  # share of these weights in a mixture with those of the start
@@ -108,6 +108,8 @@ def train(task: Task, recipe: Recipe, progress: Progress, state: State | None = 
     if recipe.wise_ft:
         run.mix()
     run.assign(run.best_weights)
+    if state is not None:
+        task.checkpoint()  # the file may have been moved away meanwhile
     return Trained(tuple(run.history), run.best, run.logits_of_best(), run.stopped, run.recipe.batch)
 
 
@@ -133,11 +135,18 @@ class _Running:
         self.is_over = self.is_halved = False
         self.trainer = task.twin or task.model
         self._compile()
-        self.start_weights = self._weights()
+        self.start_weights = self._weights() if recipe.wise_ft else []
 
     def begin(self) -> None:
         """Judge the start, which is epoch 0."""
-        self._note(self._evaluate(Epoch(0, math.nan, math.nan, Score(0, 0, 0), 0.0)))
+        self.last_weights, self.last_slots = self._weights(), self._slots()
+        start = Epoch(0, math.nan, math.nan, Score(0, 0, 0), 0.0)
+        try:
+            found = self._evaluate(start)
+        except Exception as error:
+            self._halve_batch(error)
+            found = self._evaluate(start)
+        self._note(found)
 
     def go_on(self, state: State) -> None:
         """Take over the weights, the optimizer and the history of an earlier training."""
@@ -146,19 +155,20 @@ class _Running:
         for one in self.history[1:]:
             self.best = one if one.better_than(self.best) else self.best
         self.best_weights, self.last_weights = list(state.best), list(state.weights)
-        self.assign(state.weights)
-        for variable, value in zip(self._optimizer_variables(), state.optimizer, strict=True):
-            variable.assign(value)
+        if state.batch != self.recipe.batch:
+            self.recipe, self.is_halved = replace(self.recipe, batch=state.batch), True
+            self._compile()
+        self.last_slots = list(state.optimizer)
+        self._go_back()
         self.is_over = state.is_over
 
     def to_the_end(self) -> None:
         """Train epoch after epoch."""
         while not self.is_over and self.history[-1].epoch < self.recipe.epochs:
-            before, slots = self.last_weights, self._slots()
             try:
                 self._one_epoch(self.history[-1].epoch + 1)
             except Exception as error:
-                self._halve_batch(error, before, slots)
+                self._halve_batch(error)
 
     def mix(self) -> None:
         """Judge mixtures of the weights of the start and the end (WiSE-FT, https://arxiv.org/abs/2109.01903).
@@ -188,12 +198,12 @@ class _Running:
         loss, seen = self._steps(rng.permutation(len(self.task.train_set)), number)
         rate = rate_at(self.task.groups[0], self.recipe, self._step(), self.steps)
         if not math.isfinite(loss):
-            return self._diverged("loss", number, rate)
+            return self._diverged("loss", number, self._step() + math.ceil(seen / self.recipe.batch) - 1)
         found = self._evaluate(
             Epoch(number, loss, math.nan, Score(0, 0, 0), 0.0, images=seen + self.history[-1].images)
         )
         if not math.isfinite(found.val_loss):
-            return self._diverged("validation loss", number, rate)
+            return self._diverged("validation loss", number, self._step() + self.num_batches - 1)
         found = replace(found, seconds=time.perf_counter() - began)
         self._note(found)
         self.task.log(found, rate)
@@ -222,9 +232,10 @@ class _Running:
             self.trainer.reset_metrics()
         return float(np.mean(losses)), size * len(losses)
 
-    def _diverged(self, what: str, number: int, rate: float) -> None:
+    def _diverged(self, what: str, number: int, step: int) -> None:
         self.is_over = True
-        self.stopped = f"the {what} was not finite in epoch {number}, at a learning rate of {rate:.1e}"
+        rate, name = max((rate_at(group, self.recipe, step, self.steps), group.name) for group in self.task.groups)
+        self.stopped = f"the {what} was not finite in epoch {number}, at a learning rate of {rate:.1e} ({name})"
 
     def _note(self, found: Epoch) -> None:
         self.history.append(found)
@@ -234,11 +245,14 @@ class _Running:
             self.task.checkpoint()
 
     def _keep(self) -> None:
+        self.last_slots = self._slots()
         if self.task.keep is not None:
-            optimizer = tuple(self._slots())
+            optimizer = tuple(self.last_slots)
             history = tuple(one.to_json() for one in self.history)
             weights, best = tuple(self.last_weights), tuple(self.best_weights)
-            self.task.keep(State(self.task.facts or {}, weights, best, optimizer, history, self.is_over))
+            self.task.keep(
+                State(self.task.facts or {}, weights, best, optimizer, history, self.recipe.batch, self.is_over)
+            )
 
     def _compile(self) -> None:
         import keras
@@ -255,7 +269,7 @@ class _Running:
         self.trainer.compile(optimizer, loss, auto_scale_loss=False)
         optimizer.build(self.trainer.trainable_variables)
 
-    def _halve_batch(self, error: Exception, weights: list[Floats], slots: list[Floats]) -> None:
+    def _halve_batch(self, error: Exception) -> None:
         """Go back to before the epoch, with half the batch. Raises the error if it is of another kind."""
         if not _is_no_memory(error):
             raise error
@@ -265,13 +279,20 @@ class _Running:
                 "Unfreeze less, take smaller images (extract --size), or give --batch"
             ) from error
         half = max(1, self.recipe.batch // 2)
-        self.progress(
-            Tick("memory", 0, 0, f"out of memory with {self.recipe.batch} images per step; going on with {half}")
-        )
+        note = f"out of memory with {self.recipe.batch} images per step; going on with {half}"
+        self.progress(Tick("memory", 0, 0, note))
+        steps = self.steps
         self.recipe, self.is_halved = replace(self.recipe, batch=half), True
         self._compile()
-        self.assign(weights)
-        for variable, value in zip(self._optimizer_variables(), slots, strict=True):
+        self._go_back()
+        for variable in self._optimizer_variables():
+            if variable.name == "iteration":  # the same place of the schedule
+                variable.assign(round(int(variable) * self.steps / steps))
+
+    def _go_back(self) -> None:
+        """Set weights and optimizer to what they were after the last epoch."""
+        self.assign(self.last_weights)
+        for variable, value in zip(self._optimizer_variables(), self.last_slots, strict=True):
             variable.assign(value)
 
     def _weights(self) -> list[Floats]:

@@ -27,6 +27,7 @@ class Tuned:
     val_logits: Floats = field(repr=False)  # (M, K), of the validation images
     unfrozen: str = ""  # the block from which on the backbone trained
     prefix: str = ""  # the layers up to which it was computed once
+    prefix_s: float = 0.0  # what that took, this time
     notes: tuple[str, ...] = ()
     stopped: str = ""  # why training ended before its epochs were over, if it did
     controls: dict[str, Tuned] = field(default_factory=dict)
