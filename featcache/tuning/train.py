@@ -25,7 +25,7 @@ from featcache.tuning.state import State
 
 Checkpoint = Callable[[], None]
 KeepState = Callable[[State], None]
-MIXTURES = tuple(step / 10 for step in range(1, 10))  # of the best weights, the rest of the start's
+MIXTURES = tuple(step / 10 for step in range(1, 10))  # shares of the end's weights, the rest is the start's
 NO_MEMORY = (
     "resource_exhausted",
     "resourceexhausted",
@@ -47,7 +47,7 @@ class Epoch:
     seconds: float  # validation included; of the first epoch compilation too
     metric: Metric = "accuracy"
     images: int = 0  # that training has seen until here
-    mixture: float | None = None  # share of the best weights in a mixture with those of the start
+    mixture: float | None = None  # share of these weights in a mixture with those of the start
 
     def better_than(self, other: Epoch) -> bool:
         """Tell whether this epoch has the better validation score, or the same and the lower loss."""
@@ -145,7 +145,7 @@ class _Running:
         self.best = self.history[0]
         for one in self.history[1:]:
             self.best = one if one.better_than(self.best) else self.best
-        self.best_weights = list(state.best)
+        self.best_weights, self.last_weights = list(state.best), list(state.weights)
         self.assign(state.weights)
         for variable, value in zip(self._optimizer_variables(), state.optimizer, strict=True):
             variable.assign(value)
@@ -154,19 +154,21 @@ class _Running:
     def to_the_end(self) -> None:
         """Train epoch after epoch."""
         while not self.is_over and self.history[-1].epoch < self.recipe.epochs:
-            before, slots = self._weights(), self._slots()
+            before, slots = self.last_weights, self._slots()
             try:
                 self._one_epoch(self.history[-1].epoch + 1)
             except Exception as error:
                 self._halve_batch(error, before, slots)
 
     def mix(self) -> None:
-        """Judge mixtures of the weights of the start and the best (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
-        best, epoch = self.best_weights, self.best.epoch
+        """Judge mixtures of the weights of the start and the end (WiSE-FT, https://arxiv.org/abs/2109.01903).
+
+        The end is the best epoch, or the last where none was better than the start.
+        """
+        epoch = self.best.epoch or self.history[-1].epoch
+        end = self.best_weights if self.best.epoch else self.last_weights
         for share in MIXTURES if epoch else ():
-            self.assign(
-                [(1 - share) * one + share * other for one, other in zip(self.start_weights, best, strict=True)]
-            )
+            self.assign([(1 - share) * one + share * other for one, other in zip(self.start_weights, end, strict=True)])
             self._note(self._evaluate(Epoch(epoch, math.nan, math.nan, Score(0, 0, 0), 0.0, mixture=share)))
 
     def logits_of_best(self) -> Floats:
@@ -226,15 +228,16 @@ class _Running:
 
     def _note(self, found: Epoch) -> None:
         self.history.append(found)
+        self.last_weights = self._weights()
         if len(self.history) == 1 or found.better_than(self.best):
-            self.best, self.best_weights = found, self._weights()
+            self.best, self.best_weights = found, self.last_weights
             self.task.checkpoint()
 
     def _keep(self) -> None:
         if self.task.keep is not None:
             optimizer = tuple(self._slots())
             history = tuple(one.to_json() for one in self.history)
-            weights, best = tuple(self._weights()), tuple(self.best_weights)
+            weights, best = tuple(self.last_weights), tuple(self.best_weights)
             self.task.keep(State(self.task.facts or {}, weights, best, optimizer, history, self.is_over))
 
     def _compile(self) -> None:

@@ -279,18 +279,7 @@ def test_mixtures_of_start_and_end_compete(monkeypatch):
     start = model.get_weights()
     recipe = Recipe(epochs=2, learning_rate=0.5, wise_ft=True, **PLAIN)
     wanted = []
-
-    def evaluate(running, found):
-        share = found.mixture or (1.0 if found.epoch else 0.0)
-        wanted.append((share, running._weights()))
-        return replace(found, val_loss=1.0, val=Score(1 - abs(share - 0.3) - (found.epoch == 2) / 9, 0, 1))
-
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
-    found = train(task_of(model, recipe), recipe, lambda tick: None)
-    assert (found.best.epoch, found.best.mixture) == (0, None)  # .7 beats .3: nothing to mix with the start itself
-    assert len(wanted) == 3
     scores = {0: 0.1, 1: 0.6, 2: 0.2}
-    wanted.clear()
 
     def better_in_between(running, found):
         wanted.append((found.mixture, running._weights()))
@@ -298,12 +287,21 @@ def test_mixtures_of_start_and_end_compete(monkeypatch):
         return replace(found, val_loss=1.0, val=Score(value, 0, 1))
 
     monkeypatch.setattr(loop._Running, "_evaluate", better_in_between)
-    model = small_model(bias=1.0)
     found = train(task_of(model, recipe), recipe, lambda tick: None)
     assert (found.best.epoch, found.best.mixture) == (1, 0.3)
     assert [share for share, _ in wanted[3:]] == [step / 10 for step in range(1, 10)]
     for now, one, other in zip(model.get_weights(), start, wanted[1][1], strict=True):
         np.testing.assert_allclose(now, 0.7 * one + 0.3 * other, rtol=1e-6)
+
+
+def test_where_no_epoch_was_better_the_last_is_mixed_with_the_start(monkeypatch):
+    def evaluate(running, found):
+        return replace(found, val_loss=1.0, val=Score({0.9: 0.9}.get(found.mixture, 0.5 - found.epoch / 9), 0, 1))
+
+    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    recipe = Recipe(epochs=3, learning_rate=0.5, wise_ft=True)
+    found = train(task_of(small_model(), recipe), recipe, lambda tick: None)
+    assert (found.best.epoch, found.best.mixture) == (3, 0.9)
 
 
 @pytest.mark.parametrize(("class_weight", "smoothing"), [(None, 0.0), (None, 0.2), ("balanced", 0.2)])
