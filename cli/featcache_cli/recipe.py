@@ -136,7 +136,7 @@ def text(done: Trained) -> str:
         finetune_command.text(done.tuned),
         "",
         table(["", f"val {done.run.settings.metric} [95 %]", "epochs", "s"], rows),
-        "Seconds of the head count extraction; those of fine-tuning do not count what was computed once before it.",
+        "Seconds of the head count extraction, those of fine-tuning what was computed once before it.",
         "These images also chose the epoch: expect a little less on new ones.",
         *_warning(done),
         f"Model: {printable(str(done.tuned.path))}; all in {done.seconds:.0f} s",

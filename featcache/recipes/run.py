@@ -35,7 +35,7 @@ class Line:
     val: float
     interval: tuple[float, float]
     epochs: int  # that it trained
-    seconds: float  # of the head: extraction, too
+    seconds: float  # of the head: extraction, too; of fine-tuning: what was computed once, too
 
 
 @dataclass(frozen=True)
