@@ -83,3 +83,12 @@ def test_views_of_augmentations_are_extracted_like_any_other(tmp_path):
     path = next(write_images(tmp_path, 1).rglob("*.png"))
     plain, light = decode_views(path.read_bytes(), Preprocess(16), ["identity", "light-3"], "digest")
     assert np.array_equal(light, augmented(plain, "light-3", "digest"))
+
+
+@pytest.mark.parametrize("name", list(AUGMENTATIONS))
+def test_no_view_shows_what_is_beyond_the_borders(name):
+    white = np.full((24, 24, 3), 255, np.uint8)
+    plain = Augmentation(**{**vars(AUGMENTATIONS[name]), "colour": 0.0})
+    for number in range(1500):
+        draws = augment._draws(f"{name}-{number}", "d")
+        assert (augment._moved(white, plain, draws) == 255).all(), number

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from featcache.errors import ImagesChanged
+from featcache.images.augment import augmentation_of
 from featcache.images.folder import FolderSource
 from featcache.images.manifest import scan
 from featcache.spec import Preprocess
 from featcache.tuning import data
-from featcache.tuning.data import ImageSet, in_order
+from featcache.tuning.data import ImageSet, in_order, view_numbers
 
 
 @pytest.fixture
@@ -62,3 +63,13 @@ def test_an_image_that_is_gone_is_named(images, photos):
     (photos / "red" / "003.png").unlink()
     with pytest.raises(ImagesChanged, match=r"red/003\.png cannot be read"):
         all_of(images, in_order(images), 36)
+
+
+@pytest.mark.parametrize("seed", [0, 9_999, 12_345, 2**31])
+def test_every_seed_sees_views_that_are_some(seed):
+    numbers = [int(view_numbers(3, None, seed, epoch)[0]) for epoch in range(1, 50)]
+    assert len(set(numbers)) == 49
+    assert all(augmentation_of(f"light-{number}") for number in numbers)
+    assert view_numbers(3, 4, seed, 0).tolist() == [0, 0, 0]
+    of_four = np.concatenate([view_numbers(100, 4, seed, epoch) for epoch in (1, 2)])
+    assert set(of_four.tolist()) == {1, 2, 3, 4}

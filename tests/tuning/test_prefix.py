@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from tiny import TOY
@@ -19,6 +20,7 @@ from featcache.extraction import extract
 from featcache.extraction.engines import KerasEngine
 from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, job, prefix
+from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
 
 HOW = {"epochs": 2, "learning_rate": 1e-3, "patience": 9, "batch": 16}
@@ -116,11 +118,14 @@ def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
     assert {id(weight) for weight in found.model.trainable_weights} == trains
 
 
-def test_a_part_that_is_not_that_of_the_whole_is_caught(fresh, tmp_path, monkeypatch):
-    plain = prefix._array
-    monkeypatch.setattr(prefix, "_array", lambda store, rows, tap: plain(store, rows, tap) + 0.1)
-    with pytest.raises(ParityFailed, match=r"The whole model differs by .* --no-prefix"):
+@pytest.mark.parametrize("broken", ["train", "val"])
+def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(broken, fresh, tmp_path, monkeypatch):
+    plain, rows = prefix._array, fresh.run.rows(fresh.run.cache(), broken)
+    monkeypatch.setattr(prefix, "_array", lambda *which: plain(*which) + 0.1 * (which[1] == rows))
+    monkeypatch.setattr(job, "train", lambda *args: pytest.fail("training began"))
+    with pytest.raises(ParityFailed, match=r"The part that would train differs by .* --no-prefix"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    assert not (tmp_path / "a.keras").exists()
 
 
 def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
@@ -237,3 +242,81 @@ def test_a_full_disk_while_training_leaves_model_and_state_of_the_epoch_before(f
     found = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW | {"epochs": 6})
     whole = finetune(fresh, tmp_path / "w.keras", unfreeze="last", **HOW | {"epochs": 6})
     assert [one.val_loss for one in found.history] == [one.val_loss for one in whole.history]
+
+
+def test_a_disk_without_room_for_them_is_named(fresh, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prefix, "physical_memory", lambda: 1)
+    monkeypatch.setattr(prefix.os, "posix_fallocate", full)
+    with pytest.raises(
+        DiskFault, match=r"no room for .* MB of activations \(No space left on device\)\. .*--no-prefix"
+    ):
+        finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+
+
+def test_with_augmented_views_training_images_are_not_computed_as_they_are(fresh, tmp_path):
+    finetune(fresh, tmp_path / "a.keras", augment="light", views=2, **HOW)
+    val = fresh.run.rows(fresh.run.cache(), "val")
+    assert {row.digest for row in Cache.open(fresh.run.path / "prefix.h5").rows} == {row.digest for row in val}
+
+
+def test_the_same_command_again_keeps_the_better_model_and_trains_nothing(fresh, tmp_path, monkeypatch):
+    first = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    (tmp_path / "a.keras").unlink()
+    monkeypatch.setattr(keras.Model, "train_on_batch", lambda *args, **options: pytest.fail("it trains"))
+    again = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    assert [one.val_loss for one in again.history] == [one.val_loss for one in first.history]
+    model, _ = load_model(tmp_path / "a.keras")
+    for one, other in zip(model.get_weights(), first.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_state_of_another_run_of_the_same_name_is_none_of_this(fresh, toy, tmp_path):
+    finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
+    (tmp_path / "a.keras").unlink()
+    other = sweep(toy, "logreg", taps=["glyphnet:weights=none/top"], shots=5, out=tmp_path / "x" / "own.run")
+    chosen = other[fresh.trial.trial] if fresh.trial.trial <= len(other.trials) else other.best
+    with pytest.raises(UsageError, match=r"a\.state is the state of another training: its (start|trial)"):
+        finetune(chosen, tmp_path / "a.keras", unfreeze="last", resume=True, **HOW)
+    clean = finetune(chosen, tmp_path / "b.keras", unfreeze="last", **HOW)
+    found = finetune(chosen, tmp_path / "a.keras", unfreeze="last", **HOW)
+    assert [one.val_loss for one in found.history] == [one.val_loss for one in clean.history]
+
+
+@pytest.mark.parametrize("how", [{"unfreeze": "all"}, {"prefix": False}, {"augment": "light"}])
+def test_at_reduced_precision_the_whole_trains_too(how, fresh, tmp_path):
+    tuned = finetune(fresh, tmp_path / "a.keras", precision="bfloat16", **HOW | how)
+    assert tuned.history[1].val_loss != tuned.start.val_loss
+
+
+def test_heads_of_other_layers_stay_in_float32_at_reduced_precision(toy, tmp_path):
+    run = sweep(toy, "rbf,gnb", taps=["glyphnet:weights=none/top"], out=tmp_path / "run")
+    for head in ("rbf", "gnb"):
+        trial = next(one for one in run.ranked if one.head == head)
+        tuned = finetune(run[trial.trial], tmp_path / f"{head}.keras", precision="bfloat16", **HOW | {"epochs": 1})
+        assert tuned.trained
+    twin = twin_of(logits_of(tuned.model), "bfloat16")
+    heads = [layer for layer in twin.layers if layer.name.startswith(("head_", "logits"))]
+    assert {layer.dtype_policy.name for layer in heads if isinstance(layer, keras.layers.Layer)} == {"float32"}
+    assert "mixed_bfloat16" in {layer.dtype_policy.name for layer in twin._flatten_layers()}
+
+
+def test_a_model_with_normalisation_inside_a_model_inside_is_tuned(toy, tmp_path):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((16, 16, 4)), layers.Conv2D(4, 3), layers.BatchNormalization()], name="inner")
+    image = keras.Input((16, 16, 3))
+    x = inner(layers.Conv2D(4, 3, padding="same")(layers.Rescaling(1 / 255)(image)))
+    x = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3, name="late")(x)))
+    model = keras.Model(image, x)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.1, 0.5, value.shape) for value in model.get_weights()])
+    model.save(tmp_path / "mine.keras")
+    cache = extract(toy.root, str(tmp_path / "mine.keras"), out=tmp_path / "c.h5")
+    run = sweep(cache, "logreg", out=tmp_path / "run")
+    for what in ("inner", "late", "all"):
+        tuned = finetune(run.best, tmp_path / f"{what}.keras", unfreeze=what, **HOW | {"epochs": 1})
+        assert tuned.certificate.passed
+        assert tuned.num_trainable > 0

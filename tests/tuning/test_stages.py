@@ -79,3 +79,9 @@ def test_a_layers_place_may_be_given_as_tutorials_do_and_the_nearest_block_is_na
 def test_a_block_that_begins_there_needs_no_note(network):
     first = [layer.name for layer in network.layers].index("block_2_conv")
     assert unfreeze(network, f"{first}:") == unfreeze(network, "block_2")
+
+
+def test_layers_of_which_none_trains_are_named(network):
+    found = unfreeze(network, "2")
+    assert found.num_weights == 0
+    assert found.note.startswith("Nothing of the backbone trains from layer ")

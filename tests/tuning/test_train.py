@@ -232,7 +232,7 @@ def test_why_it_stopped_names_epoch_and_rate():
     recipe = Recipe(epochs=9, learning_rate=1e38, patience=9, batch=24, **PLAIN)
     found = train(task_of(small_model(), recipe), recipe, lambda tick: None)
     assert re.fullmatch(
-        r"the (validation )?loss was not finite in epoch \d, at a learning rate of 1\.0e\+38", found.stopped
+        r"the (validation )?loss was not finite in epoch \d, at a learning rate of 1\.0e\+38 \(head\)", found.stopped
     )
 
 
@@ -259,6 +259,40 @@ def test_out_of_memory_goes_on_with_half_the_batch_once(monkeypatch):
     assert found.batch == 4
     assert "out of memory with 8 images per step; going on with 4" in notes
     assert found.history[1].images == 24
+
+
+def test_after_memory_ran_out_the_schedule_goes_on_where_it_was_and_the_state_knows(monkeypatch):
+    recipe, states = Recipe(epochs=4, batch=8, learning_rate=0.01, patience=9), []
+    plain, steps = keras.Model.train_on_batch, []
+
+    def train_on_batch(self, pixels, *args, **options):
+        steps.append(len(pixels))
+        if len(steps) == 5:
+            raise MemoryError
+        return plain(self, pixels, *args, **options)
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+    task = task_of(small_model(), recipe, keep=states.append)
+    train(task, recipe, lambda tick: None)
+    assert steps == [8] * 5 + [4] * 18
+    assert [state.batch for state in states] == [8, 4, 4, 4]
+    iterations = [int(one) for one in task.model.optimizer.variables if one.name == "iteration"]
+    assert iterations == [24]  # 3 of 12 steps became 6 of 24, and 18 more
+
+
+def test_memory_that_runs_out_at_once_halves_the_batch_too(monkeypatch):
+    plain, seen = loop._Running._evaluate, []
+
+    def evaluate(running, found):
+        seen.append(running.recipe.batch)
+        if len(seen) == 1:
+            raise RuntimeError("CUDA out of memory")
+        return plain(running, found)
+
+    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    recipe = Recipe(epochs=1, batch=8)
+    assert train(task_of(small_model(), recipe), recipe, lambda tick: None).batch == 4
+    assert seen == [8, 4, 4]
 
 
 def test_out_of_memory_twice_is_an_error_that_says_what_to_do(monkeypatch):
