@@ -151,13 +151,19 @@ def text(tuned: Tuned) -> str:
     ]
     lines = [table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows)]
     lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
+    if any(one.mixture for one in tuned.history):
+        lines.append("3 x 0.1 are weights a tenth of the way from the start to epoch 3, judged on the same images.")
+    if tuned.best.epoch == 0:
+        lines.append("No epoch was better on validation than the head: the model is the head as it was handed over.")
     lines += tuned.notes
     if tuned.unfrozen:
-        lines.append(f"Trained from block {tuned.unfrozen} on: {tuned.num_trainable:,} weights, and the head.")
+        lines.append(
+            f"Trained, from {tuned.unfrozen} on: {tuned.num_trainable:,} weights of the backbone, and the head."
+        )
     if tuned.prefix:
         lines.append(f"Computed once, and kept in the run: everything up to {tuned.prefix} ({tuned.prefix_s:.1f} s).")
     if tuned.stopped:
-        lines.append(f"Stopped: {tuned.stopped}.")
+        lines.append(f"Ended early: {tuned.stopped}.")
     if tuned.controls:
         lines.append(_compared(tuned))
     return "\n".join(lines)
@@ -165,15 +171,28 @@ def text(tuned: Tuned) -> str:
 
 def _compared(tuned: Tuned) -> str:
     """Return the table of the controls, epoch by epoch."""
-    from featcache.reports.table import table
+    from featcache.reports.table import interval, table
 
     ways = {"fine-tuned": tuned, **tuned.controls}
     rows = [
-        (name, one.epoch, f"{one.val.value:.4f}", f"{one.val_loss:.4f}", one.images, f"{one.seconds:.1f}")
+        (
+            name,
+            one.epoch,
+            interval(*one.val),
+            f"{one.val_loss:.4f}",
+            one.images,
+            f"{one.seconds:.1f}",
+            "best" if one == way.best else "",
+        )
         for name, way in ways.items()
         for one in (way.start, *way.trained)
     ]
-    return "\n" + table(["", "epoch", "val", "val loss", "images seen", "s"], rows)
+    found = "\n" + table(["", "epoch", "val [95 %]", "val loss", "images seen", "s", ""], rows)
+    if "scratch" not in tuned.controls:
+        return found
+    return (
+        f"{found}\nFrom scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."
+    )
 
 
 def _history(tuned: Tuned) -> list[dict[str, Any]]:

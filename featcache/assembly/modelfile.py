@@ -17,6 +17,14 @@ from featcache.errors import NotAModel, UsageError
 from featcache.files import write_whole
 
 MEMBER = "featcache.json"
+WHAT = {
+    "run": "run",
+    "trial": "trial",
+    "tap": "tap",
+    "classes": "set of classes",
+    "start": "head",
+    "finetuned": "fine-tuning, with other options",
+}
 
 
 def save_model(model: Any, path: Path, facts: dict[str, Any]) -> None:
@@ -42,8 +50,10 @@ def check_free(path: Path, facts: dict[str, Any]) -> None:
         there = read_facts(path)
     except NotAModel:
         there = {}
-    if any(there.get(name) != facts.get(name) for name in ("run", "trial", "tap", "classes", "start", "finetuned")):
-        raise UsageError(f"{path} is something else already. Give another -o, or move it away")
+    for name in ("run", "trial", "tap", "classes", "start", "finetuned"):
+        if there.get(name) != facts.get(name):
+            what = f"a model already, of another {WHAT[name]}" if there else "something else already"
+            raise UsageError(f"{path} is {what}. Give another -o, or move it away")
 
 
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:

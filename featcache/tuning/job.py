@@ -76,12 +76,18 @@ class _Tuning:
         self.chosen, self.recipe, self.source, self.progress = chosen, recipe, source, progress
         self.start = Start(chosen)
 
-    def run(self, path: Path | None = None, resume: bool | None = False, logs: str | Path | None = None) -> Tuned:
-        """Train, writing the best model to `path` and the state beside it, if there is one."""
+    def run(
+        self,
+        path: Path | None = None,
+        resume: bool | None = False,
+        logs: str | Path | None = None,
+        name: str = "train",
+    ) -> Tuned:
+        """Train, writing the best model to `path` and the state beside it, if there is one. name: of the progress."""
         facts = self.start.facts | {"finetuned": self.recipe.to_json()}
+        state = None if path is None else _state(state_file(path), facts, resume)
         if path is not None:
             check_free(path, facts)
-        state = None if path is None else _state(state_file(path), facts, resume)
         sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
         parts = self.start.parts()
         model = self.start.model(parts)
@@ -111,6 +117,7 @@ class _Tuning:
             checkpoint=checkpoint,
             keep=None if path is None else lambda state: state.save(state_file(path)),
             facts=facts,
+            name=name,
             log=logger(None if logs is None else Path(logs)),
         )
         found = train(task, self.recipe, self.progress, state)
@@ -202,4 +209,4 @@ def _control(
     unfreeze = {"frozen": "none", "unfrozen": "all"}[name]
     source = image_source(chosen, images)
     how |= {"unfreeze": unfreeze}
-    return _Tuning(chosen, Recipe(**how), source, progress).run()
+    return _Tuning(chosen, Recipe(**how), source, progress).run(name=f"train {name}")

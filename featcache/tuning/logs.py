@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from featcache.errors import EnvironmentFault
+from featcache.errors import EnvironmentFault, UsageError
 from featcache.tuning.train import Epoch
 
 
@@ -21,6 +21,8 @@ def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
     except ImportError as error:
         raise EnvironmentFault(f'--logs needs tensorboard ({error}): pip install "featcache[tensorboard]"') from error
 
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--logs takes a folder; {folder} is a file")
     writer = Writer(str(folder))
 
     def log(epoch: Epoch, rate: float) -> None:

@@ -83,7 +83,7 @@ def recipe_of(chosen: Chosen, how: dict[str, Any]) -> Recipe:
     """Return the recipe, with metric and class weights of the run. Raises UsageError."""
     known = Recipe.__dataclass_fields__
     for name in how:
-        choose("finetune takes", name, list(known))
+        choose("finetune", name, list(known))
     settings = chosen.run.settings
     given = {name: value for name, value in how.items() if value is not None}
     return Recipe(**{"metric": settings.metric, "class_weight": settings.class_weight, **given})

@@ -90,6 +90,7 @@ class Task:
     keep: KeepState | None = None  # called after every epoch
     facts: dict[str, Any] | None = None  # of the training, for its state
     log: Callable[[Epoch, float], None] = lambda epoch, rate: None
+    name: str = "train"  # of its progress
 
 
 def train(task: Task, recipe: Recipe, progress: Progress, state: State | None = None) -> Trained:
@@ -211,7 +212,7 @@ class _Running:
         too_long = number - self.best.epoch >= self.recipe.patience
         self.is_over = self.clock.is_up or too_long or number == self.recipe.epochs
         if too_long and not self.clock.is_up:
-            self.stopped = f"no better validation score in {self.recipe.patience} epochs"
+            self.stopped = f"no better validation score for {self.recipe.patience} of them in a row"
         self._keep()
 
     def _steps(self, order: Classes, number: int) -> tuple[float, int]:
@@ -322,7 +323,7 @@ class _Running:
     def _tick(self, number: int, note: str) -> Tick:
         """Return how far the training is: in epochs, or in seconds where time is what ends it."""
         if math.isinf(self.recipe.max_seconds):
-            return Tick("train", number, self.recipe.epochs, note)
+            return Tick(self.task.name, number, self.recipe.epochs, note)
         limit = math.ceil(self.recipe.max_seconds)
         return Tick(
             "train for equal time", limit if self.clock.is_up else min(int(self.clock.seconds), limit), limit, note

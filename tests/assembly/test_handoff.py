@@ -72,6 +72,7 @@ def test_discriminant_analysis_can_be_handed_off(more_run):
     assert handoff(more_run[trial.trial]).certificate.passed
 
 
+@pytest.mark.slow
 def test_what_was_written_computes_the_same_for_heads_of_other_layers(more_run, toy, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     for name, chain in (("rbf", "l2"), ("gnb", "standardise"), ("logreg", "standardise+l2")):
@@ -108,7 +109,9 @@ def test_taps_that_take_images_of_different_sizes_are_refused(toy, tmp_path):
         handoff(run.best)
 
 
-@pytest.mark.parametrize("name", ["knn", "forest", "boosting"])
+@pytest.mark.parametrize(
+    "name", ["forest", *(pytest.param(one, marks=pytest.mark.slow) for one in ("knn", "boosting"))]
+)
 def test_other_heads_are_taught_to_a_dense_one_and_the_certificate_says_how_well(name, toy, tmp_path):
     run = sweep(toy, name, taps="glyphnet:weights=none/top", out=tmp_path / "run")
     assert not run.best.trial.handoff
@@ -396,5 +399,5 @@ def test_nothing_but_an_earlier_model_of_the_same_trial_is_overwritten(toy_run, 
     path.unlink()
     handoff(logreg, path)
     handoff(logreg, path)
-    with pytest.raises(UsageError, match=r"model\.keras is something else already"):
+    with pytest.raises(UsageError, match=r"model\.keras is a model already, of another trial"):
         handoff(of_family(toy_run, "ridge"), path)

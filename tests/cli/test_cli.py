@@ -598,7 +598,7 @@ def test_json_of_a_fine_tuning_with_controls(cli, run, tmp_path):
 
 def test_what_fine_tuning_prints(cli, run, tmp_path):
     done = cli("finetune", f"{run}@8", "-o", tmp_path / "t.keras", "--epochs", "1", "--unfreeze", "3", "--wise-ft")
-    for part in ("Epoch 0 is the head", "Trained from block block_4 on", "Computed once", "lies inside block block_4"):
+    for part in ("Epoch 0 is the head", "Trained, from block_4 on", "Computed once", "lies inside block block_4"):
         assert part in done.out, part
     again = cli("finetune", f"{run}@8", "-o", tmp_path / "n.keras", "--epochs", "1", "--controls", "scratch")
     assert "images seen" in again.out

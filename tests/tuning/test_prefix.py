@@ -34,7 +34,12 @@ def fresh(weak, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("what", ["none", "last", "block_3", "3", "gradual:block_3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "what", ["none", "last", *(pytest.param(one, marks=SLOW) for one in ("block_3", "3", "gradual:block_3"))]
+)
 def test_the_same_weights_come_out_as_of_training_the_whole(what, fresh, tmp_path):
     whole = finetune(fresh, tmp_path / "w.keras", unfreeze=what, prefix=False, **HOW)
     parts = finetune(fresh, tmp_path / "p.keras", unfreeze=what, **HOW)
@@ -78,6 +83,7 @@ def _datasets(group):
             yield from _datasets(one)
 
 
+@pytest.mark.slow
 def test_nothing_is_cut_where_the_first_layers_train_or_views_are_new(fresh, tmp_path):
     assert finetune(fresh, tmp_path / "a.keras", unfreeze="all", **HOW | {"epochs": 1}).prefix == ""
     assert finetune(fresh, tmp_path / "b.keras", augment="light", **HOW | {"epochs": 1}).prefix == ""
@@ -137,6 +143,7 @@ def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
     assert (tmp_path / "a.keras").exists() is False
 
 
+@pytest.mark.slow
 def test_large_activations_lie_on_the_disk(fresh, tmp_path, monkeypatch):
     expected = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     made = []
@@ -163,7 +170,7 @@ def test_controls_train_on_the_same_images_for_as_many_epochs(fresh, tmp_path):
         finetune(fresh, tmp_path / "b.keras", controls="frozn")
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", [True, pytest.param(False, marks=SLOW)])
 def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path):
     how = HOW | {"epochs": 4, "unfreeze": "last", "augment": "light", "views": 2, "prefix": cached, "lr_decay": 0.5}
     how |= {"head_lr": 1e-2}
@@ -195,7 +202,7 @@ def test_a_state_of_another_training_is_refused(fresh, tmp_path):
         finetune(fresh, path, resume=True, **HOW)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=SLOW)])
 def test_at_reduced_precision_it_trains_and_the_model_stays_float32(precision, fresh, tmp_path):
     tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", precision=precision, **HOW)
     assert tuned.best.val.value >= tuned.start.val.value
@@ -205,6 +212,7 @@ def test_at_reduced_precision_it_trains_and_the_model_stays_float32(precision, f
     assert tuned.history[-1].val_loss == pytest.approx(other.history[-1].val_loss, rel=0.1)
 
 
+@pytest.mark.slow
 def test_logs_are_what_tensorboard_reads(fresh, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -215,6 +223,7 @@ def test_logs_are_what_tensorboard_reads(fresh, tmp_path):
     np.testing.assert_allclose(found, [one.val.value for one in tuned.trained], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_parity_of_the_result_is_that_of_its_file(fresh, tmp_path):
     tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     facts = json.loads(__import__("zipfile").ZipFile(tuned.path).read("featcache.json"))
@@ -224,6 +233,7 @@ def test_the_parity_of_the_result_is_that_of_its_file(fresh, tmp_path):
     assert job.CHECKED >= 32
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_training_leaves_model_and_state_of_the_epoch_before(fresh, tmp_path, monkeypatch):
     writes, write = [0], files.os.write
 
@@ -285,12 +295,15 @@ def test_the_state_of_another_run_of_the_same_name_is_none_of_this(fresh, toy, t
     assert [one.val_loss for one in found.history] == [one.val_loss for one in clean.history]
 
 
-@pytest.mark.parametrize("how", [{"unfreeze": "all"}, {"prefix": False}, {"augment": "light"}])
+@pytest.mark.parametrize(
+    "how", [{"prefix": False}, *(pytest.param(one, marks=SLOW) for one in ({"unfreeze": "all"}, {"augment": "light"}))]
+)
 def test_at_reduced_precision_the_whole_trains_too(how, fresh, tmp_path):
     tuned = finetune(fresh, tmp_path / "a.keras", precision="bfloat16", **HOW | how)
     assert tuned.history[1].val_loss != tuned.start.val_loss
 
 
+@pytest.mark.slow
 def test_heads_of_other_layers_stay_in_float32_at_reduced_precision(toy, tmp_path):
     run = sweep(toy, "rbf,gnb", taps=["glyphnet:weights=none/top"], out=tmp_path / "run")
     for head in ("rbf", "gnb"):
