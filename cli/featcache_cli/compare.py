@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache_cli.handoff import Moved
 from featcache_cli.output import Json, emit
 
 if TYPE_CHECKING:
@@ -14,17 +16,29 @@ if TYPE_CHECKING:
 
 def command(
     a: Annotated[str, typer.Argument(help="RUN@1")],
-    b: Annotated[str, typer.Argument(help="RUN@2, of this run or of another on the same images.")],
+    b: Annotated[
+        str,
+        typer.Argument(help="RUN@2, of this run or of another on the same images, or MODEL.keras that came from it."),
+    ],
     metric: Annotated[str | None, typer.Option("--metric", help="[default: that of the first run]")] = None,
+    images: Moved = None,
     json: Json = False,
 ) -> None:
-    """Compare two trials on the same images: is one better, or is it chance?
+    """Compare two trials, or a trial and a model, on the same images: is one better, or is it chance?
+
+    A model is compared on the validation images, and --images says where these lie now.
 
     Example: featcache compare photos.run@1 photos.run@2
     """
     from featcache.sweeps import compare, open_trial
 
-    found = compare(open_trial(a), open_trial(b), metric)
+    first = open_trial(a)
+    if b.endswith(".keras"):
+        from featcache.reports.models import model_on_val
+
+        found = compare(first, model_on_val(first.run, Path(b), images), metric)
+    else:
+        found = compare(first, open_trial(b), metric)
     emit(json, document(found), lambda: text(found))
 
 

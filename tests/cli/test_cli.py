@@ -618,3 +618,13 @@ def test_bad_options_of_fine_tuning(cli, run, tmp_path):
     }.items():
         refused(cli("finetune", f"{run}@8", "-o", out, *options), 2, message)
     assert not out.exists()
+
+
+def test_a_model_file_is_compared_with_the_head_it_came_from(cli, run, toy_run, tmp_path):
+    model = tmp_path / "t.keras"
+    assert cli("finetune", f"{run}@6", "-o", model, "--epochs", "2", "--lr", "1e-3").code == 0
+    facts = document(cli("compare", f"{run}@6", model, "--json"), {"a", "b", "difference", "interval", "p_value"})
+    assert (facts["b"], facts["images"]) == (str(model), len(toy_run.rows(toy_run.cache(), "val")))
+    assert facts["scores"][1] >= facts["scores"][0] == toy_run[6].trial.score
+    other = shutil.copytree(run, tmp_path / "other.run")
+    refused(cli("compare", f"{other}@6", model), 2, "came from the run", "cannot be compared")
