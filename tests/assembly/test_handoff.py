@@ -240,7 +240,10 @@ def test_dropout_and_normalisation_of_a_large_backbone_are_stilled(toy, tmp_path
     assert tuned.best.val.value >= tuned.start.val.value
 
 
-@pytest.mark.parametrize(("how", "most"), [({"precision": "bfloat16"}, 0.1), ({"dtype": "float16"}, 0.02)])
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [({"precision": "bfloat16"}, 0.1), pytest.param({"dtype": "float16"}, 0.02, marks=pytest.mark.slow)],
+)
 def test_features_of_reduced_precision_agree_as_far_as_it_tells(how, most, toy, tmp_path):
     cache = extract(toy.root, TOY, out=tmp_path / "c.h5", **how)
     run = sweep(cache, "logreg", out=tmp_path / "run")
