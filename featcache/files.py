@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from featcache.errors import DataError, DiskFault
 LITTER_S = 86_400  # a temporary file older than a day belongs to nobody
 TEMPORARY = re.compile(r"\.tmp-(?P<host>[^+]*)\+(?P<process>\d+)\+(?P<of>[0-9a-f]{8})\+[0-9a-f]{8}")
 ATTEMPTS = 20
+FIRST_WAIT_S, LAST_WAIT_S = 0.001, 0.5  # in all 5.5 s of waiting
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
 TIDIED_AWAY = errno.ENOENT  # by another process, which has merged the part that was in the folder
 T = TypeVar("T")
@@ -37,10 +39,14 @@ class Overtaken(DataError):
 
 
 def again(work: Callable[[], T]) -> T:
-    """Return what `work` returns, done anew when other processes replace the files under it. Raises Overtaken."""
-    for _ in range(ATTEMPTS - 1):
+    """Return what `work` returns, done anew when other processes replace the files under it. Raises Overtaken.
+
+    It waits longer from one attempt to the next, since another process may be removing thousands of parts one by one.
+    """
+    for attempt in range(ATTEMPTS - 1):
         with suppress(Overtaken):
             return work()
+        time.sleep(min(FIRST_WAIT_S * 2**attempt, LAST_WAIT_S))
     return work()
 
 
@@ -288,3 +294,14 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in {*CANNOT_SYNC, TIDIED_AWAY}:
             raise
+
+
+@contextmanager
+def current_folder_first() -> Iterator[None]:
+    """Have modules of the current folder found first, as a user's own are."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

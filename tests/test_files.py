@@ -4,6 +4,7 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -307,3 +308,24 @@ def test_a_sink_keeps_the_failure_of_the_disk_to_itself(tmp_path, monkeypatch, c
         fails()
     assert reached == [call]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_overtaken_for_longer_than_a_moment_is_waited_for():
+    until = time.monotonic() + 0.3
+
+    def work():
+        if time.monotonic() < until:
+            raise Overtaken(Path("part.h5"))
+        return "read"
+
+    assert again(work) == "read"
+
+
+def test_what_is_overtaken_for_ever_is_an_error(monkeypatch):
+    monkeypatch.setattr("featcache.files.FIRST_WAIT_S", 0)
+
+    def work():
+        raise Overtaken(Path("part.h5"))
+
+    with pytest.raises(DataError, match=r"^part\.h5 was replaced by another process again and again\. Run the command"):
+        again(work)

@@ -14,10 +14,9 @@ import inspect
 import json
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from featcache.backbones import saved
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
+from featcache.files import current_folder_first
 from featcache.spec import BackboneSpec, Mode, Resize, digest_of
 
 FACTS = "featcache.json"  # in a model that featcache wrote
@@ -239,7 +239,7 @@ def _of_keras_3(path: Path, trust: bool) -> Any:
     import keras
 
     try:
-        with _current_folder_first() if trust else nullcontext():
+        with current_folder_first() if trust else nullcontext():
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         reason = " ".join(str(error).split())
@@ -269,7 +269,7 @@ def _called(path: str, size: int | None) -> Any:
     from featcache.backbones.build import reproducibly
 
     module, _, function = path.partition(":")
-    with _current_folder_first(), reproducibly(0):
+    with current_folder_first(), reproducibly(0):
         try:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
@@ -291,16 +291,6 @@ def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
     if size is None and "size" in needed:
         raise UsageError(f"-b {path} takes images of any size; say which: {path}:size=224, or --size")
     return {"size": size} if size is not None and "size" in parameters else {}
-
-
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _check_inputs(spec: BackboneSpec, shapes: list[tuple[int | None, ...]]) -> None:
