@@ -11,6 +11,7 @@ from featcache_cli.handoff import Moved, Trial
 from featcache_cli.output import Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
+    from featcache.sweeps import Comparison
     from featcache.tuning import Tuned
 
 
@@ -131,6 +132,10 @@ def document(tuned: Tuned) -> dict[str, Any]:
     }
     if tuned.controls:
         found["controls"] = {name: _history(control) for name, control in tuned.controls.items()}
+        found["differences"] = {
+            name: {"difference": one.difference, "interval": list(one.interval), "p_value": one.p_value}
+            for name, one in _differences(tuned).items()
+        }
     return found
 
 
@@ -187,12 +192,25 @@ def _compared(tuned: Tuned) -> str:
         for name, way in ways.items()
         for one in (way.start, *way.trained)
     ]
-    found = "\n" + table(["", "epoch", "val [95 %]", "val loss", "images seen", "s", ""], rows)
-    if "scratch" not in tuned.controls:
-        return found
-    return (
-        f"{found}\nFrom scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."
-    )
+    lines = ["", table(["", "epoch", "val [95 %]", "val loss", "images seen", "s", ""], rows)]
+    for name, found in _differences(tuned).items():
+        low, high = found.interval
+        said = "a tie" if low <= 0 <= high else "better" if low > 0 else "worse"
+        lines.append(
+            f"fine-tuned - {name}: {found.difference:+.4f} [{low:+.4f}, {high:+.4f}] on the same images: {said}"
+        )
+    if "scratch" in tuned.controls:
+        lines.append(
+            "From scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."
+        )
+    return "\n".join(lines)
+
+
+def _differences(tuned: Tuned) -> dict[str, Comparison]:
+    """Return how much better the model is than each control, each at its best epoch."""
+    from featcache.sweeps import compare
+
+    return {name: compare(tuned, control, tuned.best.metric) for name, control in tuned.controls.items()}
 
 
 def _history(tuned: Tuned) -> list[dict[str, Any]]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from scipy.stats import binomtest
 
-from featcache.arrays import Classes, Floats
+from featcache.arrays import Floats
 from featcache.errors import NotARun, UsageError
 from featcache.spec import ImageRow, choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
@@ -80,7 +80,10 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
         raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {runs[0].path}")
     chosen = choose("--metric", metric or runs[0].settings.metric, METRICS)
     of_trials = isinstance(a, Chosen) and isinstance(b, Chosen)
-    (keys, truth, first), (others, _, second) = (_evidence(one) if of_trials else _on_val(one) for one in (a, b))
+    (rows, first), (other_rows, second) = (
+        said_by(one) if of_trials and isinstance(one, Chosen) else _on_val(one) for one in (a, b)
+    )
+    keys, others = _keys(rows), _keys(other_rows)
     if runs[0].classes != runs[1].classes:
         raise UsageError(f"{_name(a)} and {_name(b)} are about other classes, so they cannot be compared")
     if sorted(keys) != sorted(others):
@@ -89,10 +92,10 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
             f"({', '.join(_how(one.settings.cv) for one in runs)}), so they cannot be compared"
         )
     at = {key: number for number, key in enumerate(others)}
-    second = {name: values[[at[key] for key in keys]] for name, values in second.items()}
-    if chosen in LOWER_IS_BETTER and not all("loss" in one for one in (first, second)):
+    said = [first, second[np.array([at[key] for key in keys])]]
+    if chosen in LOWER_IS_BETTER and any(one.loss is None for one in said):
         raise UsageError(f"{chosen} needs probabilities, which one of {_name(a)} and {_name(b)} does not give")
-    said = [Said(truth, **one) for one in (first, second)]
+    truth = first.truth
     sign = -1 if chosen in LOWER_IS_BETTER else 1
     everything = np.ones((1, len(truth)))
     scores = [float(values_of(one, everything, chosen)[0]) for one in said]
@@ -115,8 +118,11 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     )
 
 
-def _evidence(one: Any) -> tuple[list[str], Classes, dict[str, Any]]:
-    """Return the images that chose by path and digest, their classes, and what the trial said of them."""
+def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
+    """Return the images that chose, and what the trial said of them.
+
+    Raises UsageError if it has no score, or was fitted on them; NotARun if its predictions are damaged.
+    """
     if one.trial.status != "ok":
         raise UsageError(f"{_name(one)} has no score: {one.trial.status}")
     if one.refit:
@@ -133,17 +139,16 @@ def _evidence(one: Any) -> tuple[list[str], Classes, dict[str, Any]]:
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
     if lengths != {len(rows)}:
         raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")
-    return _keys(rows), cache.labels(rows), said
+    return rows, Said(cache.labels(rows), **said)
 
 
-def _on_val(one: Chosen | Model) -> tuple[list[str], Classes, dict[str, Any]]:
-    """Return the same of the validation images."""
+def _on_val(one: Chosen | Model) -> tuple[list[ImageRow], Said]:
+    """Return the validation images, and what a trial or a model says of them."""
     run = one.run if isinstance(one, Chosen) else one.chosen.run
     cache = run.cache()
     rows = run.rows(cache, "val")
-    truth, logits = cache.labels(rows), one.logits(rows) if isinstance(one, Chosen) else one.val_logits
-    said = Said.of(truth, logits.argmax(axis=1), logits)
-    return _keys(rows), truth, {"predicted": said.predicted, "loss": said.loss, "confidence": said.confidence}
+    logits = one.logits(rows) if isinstance(one, Chosen) else one.val_logits
+    return rows, Said.of(cache.labels(rows), logits.argmax(axis=1), logits)
 
 
 def _keys(rows: Sequence[ImageRow]) -> list[str]:

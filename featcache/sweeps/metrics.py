@@ -47,7 +47,7 @@ class Said:
             confidence = softmax(logits.astype(np.float64)).max(axis=1)
         return cls(truth, predicted, losses(logits, truth), confidence)
 
-    def __getitem__(self, some: slice) -> Said:
+    def __getitem__(self, some: slice | Classes) -> Said:
         """Return what is known of some of the images."""
         parts = (None if one is None else one[some] for one in (self.loss, self.confidence))
         return Said(self.truth[some], self.predicted[some], *parts)

@@ -52,7 +52,7 @@ def finetune(
     out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
     it, with the suffix .state, how far it has come. resume: go on from there; None: if it is of this training. logs: a
     folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same
-    images, to compare.
+    images, to compare; how far they have come is in .frozen.state and so on.
     how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
     normalisation stays in inference. Same split, labels and preprocessing as the run. What is frozen is computed once
@@ -64,9 +64,15 @@ def finetune(
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
-    tuned = _Tuning(chosen, recipe, image_source(chosen, images), progress).run(path, resume, logs)
+    tuned = _Tuning(chosen, recipe, image_source(chosen, images), progress).run(path, state_file(path), resume, logs)
     Run.open(chosen.run.path).add_tuned(path)
-    return replace(tuned, controls={name: _control(name, chosen, recipe, images, progress) for name in asked})
+    tuned.save()
+    again = None if resume is not False else False  # one that had not begun when it was stopped has no state yet
+    states = {name: state_file(path, name) for name in asked}
+    trained = {name: _control(name, chosen, recipe, images, states[name], again, progress) for name in asked}
+    found = replace(tuned, controls=trained)
+    found.save()
+    return found
 
 
 class _Tuning:
@@ -77,15 +83,11 @@ class _Tuning:
         self.start = Start(chosen)
 
     def run(
-        self,
-        path: Path | None = None,
-        resume: bool | None = False,
-        logs: str | Path | None = None,
-        name: str = "train",
+        self, path: Path | None, keep: Path, resume: bool | None, logs: str | Path | None = None, name: str = "train"
     ) -> Tuned:
-        """Train, writing the best model to `path` and the state beside it, if there is one. name: of the progress."""
+        """Train, writing the best model to `path`, if there is one, and the state to `keep`. name: of the progress."""
         facts = self.start.facts | {"finetuned": self.recipe.to_json()}
-        state = None if path is None else _state(state_file(path), facts, resume)
+        state = State.find(keep, facts, resume)
         if path is not None:
             check_free(path, facts)
         sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
@@ -115,7 +117,7 @@ class _Tuning:
             changing=trains.trainable_weights,
             twin=twin,
             checkpoint=checkpoint,
-            keep=None if path is None else lambda state: state.save(state_file(path)),
+            keep=lambda state: state.save(keep),
             facts=facts,
             name=name,
             log=logger(None if logs is None else Path(logs)),
@@ -179,12 +181,6 @@ def on_batch(model: Any, inputs: Any) -> Floats:
     return np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs)))
 
 
-def _state(path: Path, facts: dict[str, Any], resume: bool | None) -> State | None:
-    if resume is None:
-        return State.load_if_same(path, facts)
-    return State.load(path, facts) if resume else None
-
-
 def _of_twin(found: list[Group], model: Any, twin: Any) -> list[Group]:
     """Return the groups with the weights of the twin, if there is one."""
     if twin is None:
@@ -199,14 +195,20 @@ def _controls(names: str | Sequence[str]) -> list[str]:
 
 
 def _control(
-    name: str, chosen: Chosen, recipe: Recipe, images: Images | str | Path | None, progress: Progress
+    name: str,
+    chosen: Chosen,
+    recipe: Recipe,
+    images: Images | str | Path | None,
+    keep: Path,
+    resume: bool | None,
+    progress: Progress,
 ) -> Tuned:
     """Train a control: for as many epochs, on the same images, without early stopping."""
     how = asdict(recipe) | {"patience": recipe.epochs, "wise_ft": False}
     if name == "scratch":
         rate = {"learning_rate": 1e-3, "head_lr": None, "lr_decay": 1.0, "precision": "float32"}
-        return from_scratch(chosen, images=images, progress=progress, **(how | rate))
+        return from_scratch(chosen, images=images, keep=keep, resume=resume, progress=progress, **(how | rate))
     unfreeze = {"frozen": "none", "unfrozen": "all"}[name]
     source = image_source(chosen, images)
     how |= {"unfreeze": unfreeze}
-    return _Tuning(chosen, Recipe(**how), source, progress).run(name=f"train {name}")
+    return _Tuning(chosen, Recipe(**how), source, progress).run(None, keep, resume, name=f"train {name}")

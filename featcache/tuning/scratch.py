@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly import image_source
+from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, assemble, logits_of
 from featcache.backbones.build import all_layers, build, reproducibly
 from featcache.images.manifest import Images
@@ -16,6 +16,7 @@ from featcache.sweeps import Chosen
 from featcache.tuning.data import image_sets
 from featcache.tuning.optimizing import Group
 from featcache.tuning.recipe import recipe_of
+from featcache.tuning.state import State
 from featcache.tuning.train import Task, train
 from featcache.tuning.tuned import Tuned
 
@@ -28,14 +29,17 @@ def from_scratch(
     epochs: int = 1000,
     patience: int = 1000,
     images: Images | str | Path | None = None,
+    keep: Path | None = None,
+    resume: bool | None = False,
     progress: Progress = silent,
     **how: Any,
 ) -> Tuned:
     """Train the same architecture from random weights for `max_seconds`: the control for what transfer is worth.
 
-    All layers train on the same images; the best weights on validation are kept. `max_seconds` does not count the
-    first step, which compiles. Moving statistics of batch normalisation follow within tens of steps (momentum at most
-    0.9): with Keras' defaults of up to 0.999 a short training would be judged with those it started from.
+    keep: where to write how far it has come, after every epoch. resume: go on from there; None: if it is of this
+    training. All layers train on the same images; the best weights on validation are kept. `max_seconds` does not count
+    the first step, which compiles. Moving statistics of batch normalisation follow within tens of steps (momentum at
+    most 0.9): with Keras' defaults of up to 0.999 a short training would be judged with those it started from.
     """
     fixed = {"learning_rate": learning_rate, "epochs": epochs, "patience": patience, "max_seconds": max_seconds}
     recipe = recipe_of(chosen, {"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
@@ -50,7 +54,13 @@ def from_scratch(
             layer.momentum = min(layer.momentum, 0.9)
     logits = logits_of(model)
     everything = Group("all", tuple(logits.trainable_weights), recipe.learning_rate)
-    trained = train(Task(logits, [everything], train_set, val_set, logits.weights), recipe, progress)
+    task = Task(logits, [everything], train_set, val_set, logits.weights, name="train scratch")
+    state = None
+    if keep is not None:
+        task.facts = Start(chosen).facts | {"scratch": recipe.to_json()}
+        task.keep = lambda reached: reached.save(keep)
+        state = State.find(keep, task.facts, resume)
+    trained = train(task, recipe, progress, state)
     return Tuned(
         model=model,
         path=None,

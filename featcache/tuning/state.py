@@ -54,17 +54,24 @@ class State:
         return found
 
     @classmethod
-    def load_if_same(cls, path: Path, facts: dict[str, Any]) -> State | None:
-        """Read it if it is there, whole, and of this training."""
+    def find(cls, path: Path, facts: dict[str, Any], resume: bool | None) -> State | None:
+        """Return what to go on from. resume: it must be there, or must not; None: if it is whole and of this training.
+
+        Raises what `load` raises if it must be there.
+        """
+        if resume is False:
+            return None
         try:
             return cls.load(path, facts)
         except (UsageError, NotAModel):
+            if resume:
+                raise
             return None
 
 
-def state_file(model: Path) -> Path:
-    """Return where the state of the training of a model file lies."""
-    return model.with_suffix(SUFFIX)
+def state_file(model: Path, control: str = "") -> Path:
+    """Return where the state of the training of a model file lies, or of one of its controls."""
+    return model.with_suffix(f".{control}{SUFFIX}" if control else SUFFIX)
 
 
 def _numbered(arrays: dict[str, Any], name: str) -> tuple[Floats, ...]:

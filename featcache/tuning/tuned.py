@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featcache.arrays import Floats
 from featcache.assembly.certificate import Certificate
+from featcache.files import make_folder, write_json
 from featcache.sweeps import Chosen
 from featcache.tuning.train import Epoch
+
+RECORDS = "tuned"  # folder of a run
+
+
+def record_of(run: Path, model: Path) -> Path:
+    """Return where a run keeps how a model that was fine-tuned from it got there."""
+    name = hashlib.sha256(str(model.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return run / RECORDS / f"{model.stem}-{name}.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,28 @@ class Tuned:
     def trained(self) -> tuple[Epoch, ...]:
         """Return the epochs that trained."""
         return tuple(one for one in self.history if one.epoch and one.mixture is None)
+
+    def save(self) -> None:
+        """Write how it got there into its run, for the report. Raises DiskFault."""
+        if self.path is not None:
+            make_folder(self.chosen.run.path / RECORDS)
+            write_json(record_of(self.chosen.run.path, self.path), self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return how it got there as JSON has it."""
+        return {
+            "model": str(self.path),
+            "trial": self.chosen.trial.trial,
+            "metric": self.best.metric,
+            "unfrozen": self.unfrozen,
+            "num_trainable": self.num_trainable,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "certificate": None if self.certificate is None else asdict(self.certificate),
+            "best": self.best.to_json(),
+            "history": [one.to_json() for one in self.history],
+            "controls": {name: [one.to_json() for one in control.history] for name, control in self.controls.items()},
+        }
 
     @property
     def seconds_per_epoch(self) -> float:

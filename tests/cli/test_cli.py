@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -591,6 +592,8 @@ def test_json_of_a_fine_tuning_with_controls(cli, run, tmp_path):
     done = cli("finetune", f"{run}@8", "-o", model, "--epochs", "1", "--controls", "frozen", "--json")
     facts = document(done, {"model", "start", "best", "epochs", "seconds_per_epoch", "parity", "controls", "prefix"})
     assert [one["epoch"] for one in facts["controls"]["frozen"]] == [0, 1]
+    apart = facts["best"]["val"] - max(one["val"] for one in facts["controls"]["frozen"])
+    assert facts["differences"]["frozen"]["difference"] == pytest.approx(apart)
     assert facts["epochs"] == 1
     assert (facts["unfrozen"], bool(facts["prefix"])) == ("block_4", True)
     assert model.with_suffix(".state").exists()
@@ -602,6 +605,7 @@ def test_what_fine_tuning_prints(cli, run, tmp_path):
         assert part in done.out, part
     again = cli("finetune", f"{run}@8", "-o", tmp_path / "n.keras", "--epochs", "1", "--controls", "scratch")
     assert "images seen" in again.out
+    assert re.search(r"fine-tuned - scratch: \+0\.\d{4} \[.*\] on the same images: (a tie|better)", again.out)
 
 
 def test_bad_options_of_fine_tuning(cli, run, tmp_path):

@@ -22,6 +22,7 @@ from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, job, prefix
 from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
+from featcache.tuning.state import State
 
 HOW = {"epochs": 2, "learning_rate": 1e-3, "patience": 9, "batch": 16}
 
@@ -171,6 +172,29 @@ def test_controls_train_on_the_same_images_for_as_many_epochs(fresh, tmp_path):
     assert tuned.controls["frozen"].start.val_loss == pytest.approx(tuned.start.val_loss, rel=1e-4)
     with pytest.raises(UsageError, match=r"--controls takes frozen, unfrozen, scratch; got 'frozn'"):
         finetune(fresh, tmp_path / "b.keras", controls="frozn")
+
+
+@pytest.mark.slow
+def test_controls_that_were_stopped_go_on_and_give_the_same(fresh, tmp_path, monkeypatch):
+    how = HOW | {"unfreeze": "last", "controls": "frozen,scratch"}
+    whole = finetune(fresh, tmp_path / "w.keras", **how)
+
+    def stopped(self, path):
+        save(self, path)
+        if path.name == "k.scratch.state":
+            raise KeyboardInterrupt
+
+    save = State.save
+    monkeypatch.setattr(State, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(fresh, tmp_path / "k.keras", **how)
+    trained = []
+    monkeypatch.setattr(State, "save", lambda self, path: trained.append((path.name, len(self.history))))
+    found = finetune(fresh, tmp_path / "k.keras", resume=True, **how)
+    assert trained == [("k.scratch.state", 3)]  # two epochs and the start: only the last was missing
+    for name, control in whole.controls.items():
+        assert [one.val_loss for one in found.controls[name].history] == [one.val_loss for one in control.history]
+        assert np.array_equal(found.controls[name].val_logits, control.val_logits)
 
 
 @pytest.mark.parametrize("cached", [True, pytest.param(False, marks=SLOW)])
