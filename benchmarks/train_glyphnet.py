@@ -7,7 +7,7 @@ from its outline and one from its skeleton. To read a field through a warped gri
 at a random level gives a letter of another stroke width, slant and hand, for about 0.07 ms an image.
 Most are then seen as if scanned at 8 or 16 pixels. Letters of one shape are one class, and every
 eighth class is held out: the network is judged by telling those apart from five examples of each.
-Needs `pip install featcache[train]`; on two cores it takes about a quarter of an hour. The images are
+Needs `pip install featcache`; on two cores it takes about a quarter of an hour. The images are
 a function of the seed; the last bits of the weights also depend on the processor and its threads.
 """
 

@@ -13,6 +13,7 @@ from featcache.extraction import Extracted, extract
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
 from featcache.reports.final import head_score, model_score, record_opened
+from featcache.reports.html import write_report
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
 from featcache.sweeps.metrics import Score
@@ -64,6 +65,7 @@ class Quickstart:
     tuned: Tuned
     table: tuple[Line, ...]
     judged_on: str
+    report: Path  # one HTML file
     seconds: float
 
 
@@ -113,6 +115,9 @@ def quickstart(
     halves = [_half(taps, course, shots, folder, seed, progress) for shots in _shots(taps.cache)]
     first = halves[0]
     (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
+    judge = _judge(taps.cache)
+    found = {line.name: Score(line.test_score, *line.interval) for line in first.lines} if judge == "test" else None
+    report = write_report(Run.open(first.run.path), folder / "report.html", final=found, progress=progress)
     return Quickstart(
         folder=folder,
         images=manifest,
@@ -122,7 +127,8 @@ def quickstart(
         model=handoff(first.head, folder / "head.keras"),
         tuned=first.tuned,
         table=tuple(line for half in halves for line in half.lines),
-        judged_on=_judge(taps.cache),
+        judged_on=judge,
+        report=report,
         seconds=time.perf_counter() - started,
     )
 

@@ -41,3 +41,4 @@ def test_transfer_from_letters_helps_at_five_digits_per_class(tmp_path):
     peak_kib = int(re.search(r"VmHWM:\s+(\d+) kB", (tmp_path / "status").read_text()).group(1))
     assert peak_kib < 2 * 2**20
     assert (tmp_path / "quickstart" / "model.keras").exists()
+    assert "fine-tuned from the best head" in (tmp_path / found["report"]).read_text()

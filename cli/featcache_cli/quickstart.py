@@ -54,6 +54,7 @@ def document(done: Quickstart) -> dict[str, Any]:
         "sweep": sweep_command.document(done.run),
         "handoff": handoff_command.document(done.folder / "head.keras", done.model.certificate),
         "finetune": finetune_command.document(done.tuned),
+        "report": str(done.report),
         "judged_on": done.judged_on,
         "table": [asdict(line) for line in done.table],
         "seconds": round(done.seconds, 1),
@@ -85,6 +86,7 @@ def text(done: Quickstart) -> str:
         table(["", "train images", f"{done.judged_on} {done.run.settings.metric} [95 %]", "s"], rows),
         *_remarks(done),
         f"Models: {done.folder / 'head.keras'} and {done.folder / 'model.keras'}; all in {done.seconds:.0f} s",
+        f"To look at and to send: {done.report}",
         f"Next: featcache predict {done.folder / 'model.keras'} IMAGES",
     ]
     return "\n".join(lines)

@@ -157,6 +157,18 @@ def test_json_of_predict(cli, model, photos, tmp_path):
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 38
 
 
+def test_a_report_is_one_page(cli, run, tmp_path):
+    page = tmp_path / "r.html"
+    done = cli("report", run, "--html", page)
+    assert (done.code, done.out.splitlines()[-1]) == (0, f"Report: {page}")
+    assert page.read_text().startswith("<!doctype html>")
+    assert "Best head: trial" in page.read_text()
+    facts = document(cli("report", f"{run}@1", "--html", page, "--json"), {"html", "final", "test"})
+    assert facts["html"] == str(page)
+    assert '<p class="lead">Head: trial 1, ' in page.read_text()
+    refused(cli("report", run, "--html", page, "--images", tmp_path / "gone"), 4, "--images FOLDER")
+
+
 def test_json_of_report(cli, run):
     facts = document(cli("report", run, "--json"), {"html", "final", "test"})
     assert (facts["final"], facts["test"]) == (False, None)

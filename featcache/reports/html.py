@@ -1,0 +1,368 @@
+"""One HTML file of a run that needs nothing else: no network, no other file, opened from disk.
+
+It runs its own script only, whose digest stands in its content security policy; what comes from users is text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib.metadata import version
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Features
+from featcache.assembly import image_source
+from featcache.cache.reader import Cache
+from featcache.errors import ImagesChanged, NotARun
+from featcache.files import read_json, write_whole
+from featcache.images.manifest import Images
+from featcache.images.sources import Source
+from featcache.reports import figures, plots
+from featcache.reports.commands import commands
+from featcache.reports.embedding import MOST, places
+from featcache.reports.pictures import picture, sheet
+from featcache.reports.table import printable, settings_of
+from featcache.spec import ImageRow, Progress, silent
+from featcache.sweeps import Chosen, Run
+from featcache.sweeps.comparing import said_by
+from featcache.sweeps.metrics import Said, Score, value_of, wilson
+from featcache.tuning.tuned import RECORDS
+
+SHOWN = 24  # mistakes, and least certain images, with their pictures
+MOST_CONFUSED = 12
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the best head said of the images that chose."""
+
+    rows: Sequence[ImageRow]
+    said: Said
+    classes: tuple[str, ...]
+
+    @property
+    def right(self) -> Any:
+        """Return (N,) whether the prediction is the label."""
+        return self.said.truth == self.said.predicted
+
+    @property
+    def sure(self) -> Any:
+        """Return (N,) the probability of the predicted class, 1 of a head without probabilities."""
+        return np.ones(len(self.rows)) if self.said.confidence is None else self.said.confidence
+
+    @cached_property
+    def counts(self) -> Classes:
+        """Return (K, K) true classes by predicted ones."""
+        return plots.confusions(self.said, len(self.classes))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What stands in the page."""
+
+    run: Run
+    chosen: Chosen | None  # as it was when images chose it; None: no trial has a score
+    source: Source | None  # of the images; None: they are gone
+    final: Mapping[str, Score] | None = None
+    refit: bool = False  # the final scores are those of the head that was fitted again
+    progress: Progress = field(default=silent, repr=False)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names as they can be shown."""
+        return tuple(map(printable, self.run.classes))
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Return the cache of the run."""
+        return self.run.cache()
+
+    @cached_property
+    def judged(self) -> Judged | None:
+        """Return what the best head said of the images that chose."""
+        if self.chosen is None:
+            return None
+        rows, said = said_by(self.chosen)
+        return Judged(rows, said, self.classes)
+
+    def context(self) -> dict[str, Any]:
+        """Return what the template reads."""
+        run, judged = self.run, self.judged
+        records = [_record(path) for path in sorted((run.path / RECORDS).glob("*.json"))]
+        return {
+            "run": run,
+            "best": self.chosen.trial if self.chosen else None,
+            "is_best": bool(self.chosen) and self.chosen == run.best,
+            "final": self.final,
+            "how": _how(run),
+            "facts": self._facts(),
+            "taps": self._taps(),
+            "splits": self._splits(),
+            "trials": [(trial, settings_of(trial)) for trial in run.ranked],
+            "left_out": [trial for trial in run.trials if trial.status != "ok"],
+            "strengths": figures.strengths(run),
+            "depths": figures.depths(run, self.cache),
+            "judged": judged,
+            "matrix": judged and plots.confusion(judged.counts, self.classes, about="True classes by predicted ones"),
+            "confused": judged and _confused(judged),
+            "per_class": judged and _per_class(judged),
+            "calibration": judged and _calibration(judged),
+            "ece": judged and value_of(judged.said, "ece"),
+            "mistakes": judged and self._pictures(_mistakes(judged)),
+            "uncertain": judged and self._pictures(_uncertain(judged)),
+            "map": self._map(),
+            "trainings": [
+                (record | {"model": printable(record["model"])}, figures.learning(record)) for record in records
+            ],
+            "commands": commands(run, self.cache),
+            "failures": self.cache.failures,
+            "has_pictures": self.source is not None,
+        }
+
+    def _facts(self) -> list[tuple[str, str]]:
+        run, cache = self.run, self.cache
+        size = sum(file.stat().st_size for file in _files_of(cache.path))
+        heads = sum(trial.size for trial in run.trials)
+        return [
+            ("Images", f"{len(cache.rows)} in {cache.root}, {len(cache.failures)} could not be read"),
+            ("Classes", str(len(run.classes))),
+            ("Chosen on", _how(run)),
+            ("Features", f"{cache.path}, {size / 1e6:.1f} MB"),
+            ("Sweep", f"{len(run.trials)} trials in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
+            ("Seed", str(run.settings.seed)),
+            *([("Settings", _settings(run))] if _settings(run) else []),
+            ("Versions", _versions()),
+        ]
+
+    def _taps(self) -> list[dict[str, Any]]:
+        found = []
+        for name in self.run.fingerprints:
+            tap = self.cache.taps[name]
+            trial = next((one for one in self.run.trials if one.tap == name and one.width), None)
+            found.append({"tap": tap, "width": "" if trial is None else trial.width})
+        return found
+
+    def _splits(self) -> list[dict[str, Any]]:
+        shown = ["train", "val", *(["test"] if "test" in self.cache.splits else [])]
+        labels = {split: [row.label for row in self.cache.usable(split)] for split in shown}
+        return [{"split": split, "images": len(found), "classes": len(set(found))} for split, found in labels.items()]
+
+    def _pictures(self, places_of: Classes) -> list[dict[str, Any]]:
+        assert self.judged is not None
+        said, classes = self.judged.said, self.judged.classes
+        return [
+            {
+                "data": picture(self.source, self.judged.rows[at]),
+                "path": printable(self.judged.rows[at].path),
+                "true": classes[said.truth[at]],
+                "predicted": classes[said.predicted[at]],
+                "sure": None if said.confidence is None else float(said.confidence[at]),
+            }
+            for at in places_of
+        ]
+
+    def _map(self) -> dict[str, Any] | None:
+        """Return the map of the images that trained and chose, of test only once it was opened."""
+        if self.chosen is None:
+            return None
+        splits = ["train", "val", *(["test"] if self.final is not None and "test" in self.cache.splits else [])]
+        rows = [row for split in splits for row in self.run.rows(self.cache, split)]
+        shown = sorted(sorted(rows, key=lambda row: row.digest)[:MOST], key=lambda row: (row.label, row.path))
+        said = self._said_of()
+        at = places(self._seen(shown))
+        points = [
+            {
+                "x": round(float(x), 4),
+                "y": round(float(y), 4),
+                "path": printable(row.path),
+                "class": printable(row.label),
+                "split": row.split,
+                "predicted": said.get(row.path, ""),
+                "verdict": "not judged"
+                if row.path not in said
+                else "right"
+                if said[row.path] == row.label
+                else "mistake",
+            }
+            for row, (x, y) in zip(shown, at, strict=True)
+        ]
+        pictures = sheet(self.source, shown, self.progress)
+        colours = {
+            "class": plots.palette(self.classes),
+            "split": plots.palette(splits),
+            "verdict": {"right": plots.COLOURS[0], "mistake": "#e0443e", "not judged": plots.COLOURS[7]},
+        }
+        return {"points": points, "sheet": pictures, "colours": colours, "of": len(rows), "tap": self.chosen.trial.tap}
+
+    def _seen(self, rows: Sequence[ImageRow]) -> Features:
+        """Return features as the classifier sees them, after the steps before it."""
+        assert self.chosen is not None
+        features = self.chosen.features(rows)
+        before = self.chosen.estimator[:-1]
+        return np.asarray(before.transform(features)) if len(before) else features
+
+    def _said_of(self) -> dict[str, str]:
+        """Return {path: predicted class} of the images that were judged."""
+        assert self.judged is not None
+        judged = zip(self.judged.rows, self.judged.said.predicted, strict=True)
+        said = {row.path: self.classes[at] for row, at in judged}
+        if self.final is not None and self.chosen is not None:
+            rows, head = self.run.rows(self.cache, "test"), replace(self.chosen, refit=self.refit)
+            found = head.estimator.predict(head.features(rows)) if rows else []
+            said |= {row.path: self.classes[int(at)] for row, at in zip(rows, found, strict=True)}
+        return said
+
+
+def write_report(
+    run: Run,
+    out: str | Path | None = None,
+    *,
+    images: Images | str | Path | None = None,
+    chosen: Chosen | None = None,
+    final: Mapping[str, Score] | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write one HTML file of a run (default: report.html in its folder) and return its path.
+
+    images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at, by
+    default the best. final: scores on the test split, if it was opened. Raises NotARun, DiskFault.
+    """
+    path = run.path / "report.html" if out is None else Path(out)
+    named = chosen or (run.best if run.ranked else None)
+    head = named and replace(named, refit=False)
+    report = Report(run, head, _source(head, images), final, bool(named and named.refit), progress)
+    write_whole(path, render(report).encode("utf-8", "replace"))
+    return path
+
+
+def render(report: Report) -> str:
+    """Return the page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    script = _text("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    kept = Environment(
+        loader=PackageLoader("featcache.reports", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    kept.filters |= {"interval": _interval, "share": lambda value: f"{value:.3f}"}
+    svg = Markup  # plots are our own, and escape what they show
+    return kept.get_template("page.html").render(
+        **report.context(), script=Markup(script), style=Markup(_text("page.css")), digest=digest, svg=svg
+    )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return how a model that was fine-tuned from the run got there."""
+    found: dict[str, Any] = read_json(path, NotARun)
+    return found | {"model": printable(found["model"])}
+
+
+def _verdict(said: str | None, label: str) -> str:
+    return "not judged" if said is None else "right" if said == label else "mistake"
+
+
+def _source(head: Chosen | None, images: Images | str | Path | None) -> Source | None:
+    if head is None:
+        return None
+    try:
+        return image_source(head, images)
+    except ImagesChanged:
+        if images is not None:
+            raise
+        return None
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+
+
+def _how(run: Run) -> str:
+    cv = run.settings.cv
+    way = "the validation split"
+    if cv:
+        way = "train, leaving one out" if cv == "loo" else f"train, by {cv}-fold cross-validation"
+    return f"{run.num_select} images of {way}; {run.num_train} trained"
+
+
+def _settings(run: Run) -> str:
+    asked = run.settings
+    said = {"preset": asked.preset, "class weight": asked.class_weight, "images per class": asked.shots}
+    said["budget"] = None if asked.budget is None else f"{asked.budget:g} s"
+    return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+
+
+@cache
+def _versions() -> str:
+    names = ("featcache", "keras", "numpy", "scikit-learn", "h5py")
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
+def _confused(judged: Judged) -> list[dict[str, Any]]:
+    """Return the pairs of classes that are taken for one another most often."""
+    wrong = judged.counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
+    found = [(int(at // len(wrong)), int(at % len(wrong))) for at in order]
+    return [
+        {"true": judged.classes[row], "predicted": judged.classes[column], "images": int(wrong[row, column])}
+        for row, column in found
+        if wrong[row, column]
+    ]
+
+
+def _per_class(judged: Judged) -> list[dict[str, Any]]:
+    """Return precision, recall with its 95 % interval (Wilson) and F1 of each class."""
+    counts = judged.counts
+    found = []
+    for at, name in enumerate(judged.classes):
+        hits, there, named = int(counts[at, at]), int(counts[at].sum()), int(counts[:, at].sum())
+        found.append(
+            {
+                "name": name,
+                "images": there,
+                "recall": wilson(hits, there) if there else None,
+                "precision": hits / named if named else None,
+                "f1": 2 * hits / (there + named) if there + named else None,
+            }
+        )
+    return found
+
+
+def _calibration(judged: Judged) -> str | None:
+    if judged.said.confidence is None:
+        return None
+    return plots.calibration(judged.said, about="How often predictions are right against how sure they were")
+
+
+def _mistakes(judged: Judged) -> Classes:
+    """Return the images that are wrong, the surest first."""
+    wrong = np.flatnonzero(~judged.right)
+    return wrong[np.argsort(-judged.sure[wrong], kind="stable")][:SHOWN]
+
+
+def _uncertain(judged: Judged) -> Classes:
+    """Return the images whose class is least certain; none of a head without probabilities."""
+    if judged.said.confidence is None:
+        return np.zeros(0, np.int64)
+    return np.asarray(np.argsort(judged.sure, kind="stable")[:SHOWN])
+
+
+def _interval(score: Any) -> str:
+    value, low, high = score
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _text(name: str) -> str:
+    return resources("featcache.reports").joinpath("page", name).read_text("utf-8")

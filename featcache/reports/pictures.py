@@ -1,0 +1,74 @@
+"""Small pictures inside a page: images as data, and many of them on one sheet."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Pixels
+from featcache.images.decode import Undecodable, decode
+from featcache.images.sources import Source
+from featcache.spec import DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent
+
+THUMBNAIL, LARGE = 48, 160  # pixels
+SHEET_BYTES = 2_400_000  # of the sheet as text
+QUALITIES = (70, 50, 30, 10)
+EMPTY = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Thumbnails side by side on one picture."""
+
+    data: str  # a data URI
+    columns: int
+    size: int = THUMBNAIL
+
+
+def sheet(source: Source | None, rows: Sequence[ImageRow], progress: Progress = silent) -> Sheet | None:
+    """Return the thumbnails of these images in their order; None without any. Grey is what is gone."""
+    if source is None or not rows:
+        return None
+    columns = int(np.ceil(np.sqrt(len(rows))))
+    whole = np.full((int(np.ceil(len(rows) / columns)) * THUMBNAIL, columns * THUMBNAIL, 3), 255, np.uint8)
+    with ThreadPoolExecutor() as threads:
+        for at, pixels in enumerate(threads.map(partial(_pixels, source, THUMBNAIL, "crop"), rows)):
+            top, left = (THUMBNAIL * place for place in divmod(at, columns))
+            whole[top : top + THUMBNAIL, left : left + THUMBNAIL] = EMPTY if pixels is None else pixels
+            progress(Tick("thumbnails", at + 1, len(rows)))
+    for quality in QUALITIES:
+        data = _data(whole, quality)
+        if len(data) <= SHEET_BYTES:
+            break
+    return Sheet(data, columns)
+
+
+def picture(source: Source | None, row: ImageRow) -> str | None:
+    """Return one image as a data URI, whole on a square; None if it is gone or another now."""
+    pixels = None if source is None else _pixels(source, LARGE, "pad", row)
+    return None if pixels is None else _data(pixels, 75)
+
+
+def _pixels(source: Source, size: int, resize: Resize, row: ImageRow) -> Pixels | None:
+    try:
+        data = source.read(row.path)
+        same = hashlib.sha256(data).hexdigest() == row.digest
+        return decode(data, Preprocess(size, resize, decode=DRAFT_VERSION)) if same else None
+    except (OSError, Undecodable):
+        return None
+
+
+def _data(pixels: Any, quality: int) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=quality)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

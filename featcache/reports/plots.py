@@ -1,0 +1,167 @@
+"""Plots as SVG that stands in a page: its text takes the page's colour and font, so it reads in light and dark."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes
+from featcache.sweeps.metrics import NUM_BINS, Said, wilson
+
+INK = "#010203"  # stands for the colour of the page's text, and is used for nothing else
+COLOURS = ("#3b7dd8", "#d9722b", "#2f9e6e", "#c94f7c", "#8a6fd1", "#b08a1e", "#2ba3b8", "#8c8c8c")
+MOST_LABELS = 40  # classes whose names fit beside a matrix
+MOST_COUNTS = 20  # classes whose counts fit into its cells
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "featcache",
+    "text.parse_math": False,  # a class may be called $x$
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) under one name; low and high are the ends of their intervals, if they have some."""
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def curves(lines: Sequence[Line], x: str, y: str, *, log: bool = False, about: str) -> str:
+    """Return lines over numbers."""
+    with _figure(6.0, 2.8 + 0.1 * len(lines), about) as (axes, svg):
+        for number, line in enumerate(lines):
+            colour = COLOURS[number % len(COLOURS)]
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1.4, color=colour, label=line.name)
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        _legend(axes, len(lines))
+    return svg.text
+
+
+def steps(lines: Sequence[Line], y: str, *, about: str) -> str:
+    """Return points over names that follow one another, with their intervals."""
+    names = [name for line in lines for name in line.x]
+    with _figure(6.0, 2.4 + 0.055 * max(map(len, names)), about) as (axes, svg):
+        start = 0
+        for number, line in enumerate(lines):
+            low, high = line.low or line.y, line.high or line.y
+            apart = [
+                [a - b for a, b in zip(line.y, low, strict=True)],
+                [b - a for a, b in zip(line.y, high, strict=True)],
+            ]
+            places = list(range(start, start + len(line.x)))
+            colour = COLOURS[number % len(COLOURS)]
+            axes.errorbar(places, line.y, apart, marker="o", markersize=4, capsize=2, color=colour, label=line.name)
+            start += len(line.x)
+        axes.set_xticks(range(start), names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_ylabel(y)
+        _legend(axes, len(lines))
+    return svg.text
+
+
+def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
+    """Return the (K, K) matrix of counts: true classes down, predicted ones across, shaded by share of the row."""
+    num = len(classes)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(7.0, 2.2 + 0.28 * min(num, MOST_LABELS))
+    with _figure(side, side, about) as (axes, svg):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axes.grid(visible=False)
+        if num <= MOST_LABELS:
+            names = [_short(name) for name in classes]
+            axes.set_xticks(range(num), names, rotation=60, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(num), names)
+        if num <= MOST_COUNTS:
+            for row, column in zip(*counts.nonzero(), strict=True):
+                colour = "#ffffff" if shares[row, column] > 0.5 else "#102030"  # on the cell, not on the page
+                axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=7)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+    return svg.text
+
+
+def calibration(said: Said, *, about: str) -> str:
+    """Return how often predictions are right against how sure they were, in bins, with 95 % intervals (Wilson)."""
+    assert said.confidence is not None
+    bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    right = said.predicted == said.truth
+    there = np.unique(bins)
+    judged = [wilson(int(right[bins == one].sum()), int((bins == one).sum())) for one in there]
+    sure = [float(said.confidence[bins == one].mean()) for one in there]
+    sizes = [20 + 120 * float((bins == one).mean()) for one in there]
+    with _figure(4.0, 3.6, about) as (axes, svg):
+        axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=INK, alpha=0.5)
+        axes.vlines(sure, [one.low for one in judged], [one.high for one in judged], color=COLOURS[0], linewidth=1)
+        axes.scatter(sure, [one.value for one in judged], s=sizes, color=COLOURS[0], zorder=3)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="how sure it was", ylabel="how often it was right")
+    return svg.text
+
+
+def confusions(said: Said, num_classes: int) -> Classes:
+    """Return (K, K) how many images of a class (row) were taken for another (column)."""
+    flat = np.bincount(said.truth * num_classes + said.predicted, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
+
+
+def palette(names: Sequence[str]) -> Mapping[str, str]:
+    """Return a colour for every name; of many names, hues that go round with the golden angle."""
+    if len(names) <= len(COLOURS):
+        return dict(zip(names, COLOURS, strict=False))
+    return {name: f"hsl({137.508 * at % 360:.0f} 65% {45 + 12 * (at % 3)}%)" for at, name in enumerate(names)}
+
+
+class _Svg:
+    text = ""
+
+
+@contextmanager
+def _figure(width: float, height: float, about: str) -> Iterator[tuple[Any, _Svg]]:
+    """Give axes to draw on and, afterwards, the SVG. about: what it shows, for people who cannot see it."""
+    import matplotlib as mpl
+    from markupsafe import escape
+    from matplotlib.figure import Figure
+
+    found = _Svg()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page has its own fonts
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots(), found
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    opening = f'<svg role="img" aria-label="{escape(about)}" style="max-width:{width * 96:.0f}px"'
+    found.text = opening + text[text.index("<svg") + 4 :].replace(INK, "currentColor")
+
+
+def _legend(axes: Any, num_lines: int) -> None:
+    if num_lines > 1:
+        axes.figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+
+
+def _short(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -1,0 +1,209 @@
+"""The page of a run stands alone, shows what is known and nothing of test, and what users named is text."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import COLOURS
+
+from featcache.errors import ImagesChanged
+from featcache.extraction import extract
+from featcache.reports.embedding import places
+from featcache.reports.final import final_scores
+from featcache.reports.html import write_report
+from featcache.reports.pictures import SHEET_BYTES, sheet
+from featcache.sweeps import Run, sweep
+from featcache.tuning import finetune
+
+NASTY = ["<script>alert(1)<", 'it\'s "q" & $x$', "two\nlines", "caf\udce9"]
+
+
+@pytest.fixture
+def run(toy_run, tmp_path):
+    """Return a copy of the toy run to change."""
+    return Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
+
+
+def points(page):
+    """Return what the map shows, as the page's script reads it."""
+    return json.loads(re.search(r'id="map-data">(.*?)</script>', page, re.S)[1])["points"]
+
+
+def page_of(run, **options):
+    return write_report(run, **options).read_text()
+
+
+def test_the_page_needs_no_network_and_runs_only_its_own_script(run):
+    page = page_of(run)
+    assert (run.path / "report.html").exists()
+    assert re.findall(r"""(?:src|href)=["'](?!data:image/|#)""", page) == []
+    assert "url(http" not in page
+    policy = re.search(r'Security-Policy" content="([^"]+)"', page)[1]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert re.search(r"script-src 'sha256-[\w+/=]{44}'$", policy)
+    assert page.count("<script") == 2  # the data of the map, and the one whose digest is in the policy
+
+
+@pytest.mark.slow
+def test_the_page_is_made_without_keras(run):
+    code = (
+        "import sys; from featcache.sweeps import Run; from featcache.reports.html import write_report\n"
+        f"write_report(Run.open({str(run.path)!r})); print({{'keras', 'tensorflow'}} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_trial_and_class_stands_in_it(run, toy):
+    page = page_of(run)
+    assert page.count('<tr><td class="n">') == len(run.ranked)
+    for name in toy.classes:
+        assert f"<td>{name}</td>" in page
+    for head in ("ridge", "logreg", "svm"):
+        assert f"accuracy of {head} against" in page
+
+
+def test_test_images_stay_hidden_until_they_are_opened(run, toy):
+    hidden = {row.path for row in toy.usable("test")}
+    before = page_of(run)
+    assert hidden
+    assert not any(path in before for path in hidden)
+    opened, scores = final_scores(run)
+    after = page_of(opened, final=scores)
+    assert hidden <= {one["path"] for one in points(after)}
+    assert "on the test split" in after
+    assert "this page does not show it" in page_of(opened)
+
+
+def test_mistakes_are_those_of_the_head(run):
+    weak = run[next(trial.trial for trial in run.trials if trial.score is not None and trial.score < 1)]
+    shown = points(page_of(run, chosen=weak))
+    wrong = sum(one["verdict"] == "mistake" for one in shown)
+    assert wrong == round((1 - weak.trial.score) * run.num_select)
+    assert sum(one["verdict"] != "not judged" for one in shown) == run.num_select
+
+
+def test_no_mistakes_are_said_to_be_none(run):
+    assert run.best.trial.score == 1
+    page = page_of(run)
+    assert re.search(r"<h3>Most confident mistakes</h3>\s*<p>None\.</p>", page)
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory):
+    """Return a run on classes and files with names that are no names."""
+    root = tmp_path_factory.mktemp("nasty")
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(NASTY):
+        (root / "photos" / name).mkdir(parents=True)
+        for at in range(8):
+            pixels = (rng.random((12, 12, 3)) * 120 + 30 * number).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "photos" / name / f"{at}<img src=x onerror=alert(1)>.png")
+    cache = extract(root / "photos", "pixels:size=8", out=root / "c.h5", split="60/40")
+    return sweep(cache, "logreg", out=root / "run")
+
+
+def test_names_of_users_are_text(nasty):
+    page = write_report(nasty).read_bytes().decode()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;alert(1)&lt;" in page
+    assert "$x$" in page
+    assert "two\\nlines" in page
+    assert "caf\\udce9" in page
+    assert {one["class"] for one in points(page)} == {
+        "<script>alert(1)<",
+        'it\'s "q" & $x$',
+        "two\\nlines",
+        "caf\\udce9",
+    }
+
+
+def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
+    run = Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
+    cache = run.cache()
+    moved = tmp_path / "moved"
+    shutil.copytree(cache.root, moved)
+    shutil.copy(cache.path, tmp_path / "toy.h5")
+    away = tmp_path / "away"
+    facts = json.loads((run.path / "run.json").read_text())
+    facts["settings"]["cache"] = str(tmp_path / "toy.h5")
+    (run.path / "run.json").write_text(json.dumps(facts))
+    run = Run.open(run.path)
+    cache.root.rename(away)
+    try:
+        assert "so there are no pictures" in page_of(run)
+        assert "data:image/webp" in page_of(run, images=moved)
+        with pytest.raises(ImagesChanged, match="There are no images at"):
+            write_report(run, images=tmp_path / "nowhere")
+        Image.new("RGB", (9, 9)).save(moved / next(iter(run.rows(cache, "train"))).path)
+        assert "data:image/webp" in page_of(run, images=moved)  # one that is another now is grey
+    finally:
+        away.rename(cache.root)
+
+
+def test_a_run_that_was_stopped_says_so(run):
+    some = replace(run, trials=run.trials[:4])
+    some.save()
+    assert f"The sweep was stopped: 4 of {run.planned} trials are done" in page_of(Run.open(run.path))
+    replace(run, trials=()).save()
+    page = page_of(Run.open(run.path))
+    assert "No trial has a score yet" in page
+    assert "featcache extract" in page
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_is_shown_from_its_head_on(run):
+    weak = run[next(trial.trial for trial in run.trials if trial.params == {"C": 1e-4})]
+    tuned = finetune(weak, epochs=2, learning_rate=1e-3, batch=16, controls="frozen")
+    page = page_of(Run.open(run.path))
+    low, high = tuned.start.val.low, tuned.start.val.high
+    assert f"the start {tuned.start.val.value:.3f} [{low:.3f}, {high:.3f}]" in page
+    assert "Certificate: on 64 images" in page
+    assert ">fine-tuned</text>" in page
+    assert ">frozen</text>" in page
+
+
+def test_a_page_of_2000_images_of_noise_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    for at in range(20):
+        Image.fromarray((rng.random((64, 64, 3)) * 255).astype(np.uint8)).save(tmp_path / f"{at}.png")
+    from featcache.images.manifest import scan
+
+    images = scan(tmp_path)
+    rows = [images.rows[at % 20] for at in range(2_000)]
+    found = sheet(images.source, rows)
+    assert len(found.data) < SHEET_BYTES
+    assert found.columns == 45
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 1), (5, 3), (40, 6)])
+def test_any_number_of_images_has_places(shape):
+    found = places(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    assert found.shape == (shape[0], 2)
+    assert np.isfinite(found).all()
+    assert ((found >= 0) & (found <= 1)).all()
+    assert np.array_equal(found, places(np.random.default_rng(0).normal(size=shape).astype(np.float32)))
+
+
+def test_equal_features_have_one_place():
+    assert len(np.unique(places(np.ones((30, 5), np.float32)), axis=0)) == 1
+
+
+def test_groups_of_features_stay_groups():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 40)
+    found = places((rng.normal(size=(120, 16)) + 9 * np.eye(3, 16)[truth]).astype(np.float32))
+    apart = np.linalg.norm(found[:, None] - found[None], axis=-1) + 9 * np.eye(120)
+    assert (truth[apart.argmin(axis=1)] == truth).mean() > 0.97
+
+
+def test_the_colours_of_the_toy_images_are_classes(run):
+    assert {one["class"] for one in points(page_of(run))} == set(COLOURS)
+    assert Path(run.path / "report.html").stat().st_size < 1_000_000
