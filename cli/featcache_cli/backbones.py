@@ -28,7 +28,7 @@ def list_command(json: Json = False) -> None:
     Example: featcache backbones list
     """
     from featcache.backbones.registry import REGISTRY
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     entries = list(REGISTRY.values())
     rows = [
@@ -125,7 +125,7 @@ def _fetched(one: Fetched) -> str:
 
 
 def _shown(facts: dict[str, Any], layers: list[dict[str, Any]]) -> str:
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     lines = "\n".join(f"{key:12} {_plain(value)}" for key, value in facts.items())
     if not layers:

@@ -118,7 +118,7 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import interval, printable, table
+    from featcache.reports.text import interval, printable, table
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
@@ -160,7 +160,7 @@ def named_document(done: Named) -> dict[str, Any]:
 
 def named_text(done: Named) -> str:
     """Return the named photos as a person reads them."""
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     rows = [
         [one.path, ", ".join(f"{name} {share:.3f}" for name, share in one.top) or f"{one.status}: {one.reason}"]

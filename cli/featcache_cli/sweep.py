@@ -194,7 +194,7 @@ def choices() -> dict[str, Any]:
 
 def choices_text() -> str:
     """Return the same as a person reads it."""
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     found = choices()
     heads = [(one["head"], "yes" if one["default"] else "no", _tries(one["grid"])) for one in found["heads"]]

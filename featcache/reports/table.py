@@ -1,58 +1,18 @@
-"""Tables as plain text: aligned columns, no colour, the same in a terminal and in a pipe."""
+"""A run as text: its trials, what there is to know of them, and the final scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from featcache.heads.steps import NONE, STANDARDISE
+from featcache.reports.text import interval, table
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
 
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the rows under their header; columns of numbers stand to the right.
-
-    >>> print(table(["head", "score"], [["logreg", "0.95"], ["knn", "0.9"]]))
-    head    score
-    ------  -----
-    logreg   0.95
-    knn       0.9
-    """
-    lines = [[printable(str(cell)) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    right = [bool(lines) and all(_is_number(line[at]) for line in lines) for at in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        pairs = zip(cells, widths, right, strict=True)
-        return "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in pairs
-        ).rstrip()
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, lines)])
-
-
-def printable(text: str) -> str:
-    """Return text that a terminal shows as it is: no control characters, no undecodable bytes.
-
-    >>> printable("caf\\udce9 \\x1b[31m")
-    'caf\\\\udce9 \\\\x1b[31m'
-    """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def interval(score: float, low: float, high: float) -> str:
-    """Return a score with its interval.
-
-    >>> interval(0.951, 0.918, 0.971)
-    '0.951 [0.918, 0.971]'
-    """
-    return f"{score:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def trials_table(run: Run, limit: int | None = None) -> str:
@@ -169,11 +129,3 @@ def _small_sets(run: Run) -> list[str]:
         f"over {len(found)} draws"
         for (name, shots), found in sorted(scores.items())
     ]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.split()[0] if text else "")
-    except ValueError:
-        return False
-    return True

@@ -16,7 +16,7 @@ from tiny import TOY, write_images
 
 from featcache import errors
 from featcache.heads.estimators import FAMILIES
-from featcache.reports.table import printable
+from featcache.reports.text import printable
 from featcache.spec import Tick
 from featcache.sweeps.presets import PRESETS
 from featcache.sweeps.run import spelt

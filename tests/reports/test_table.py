@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.reports.table import printable, settings_of, table, text_report, trials_table
+from featcache.reports.table import settings_of, text_report, trials_table
+from featcache.reports.text import printable, table
 from featcache.sweeps import Run, Settings, Trial
 from featcache.sweeps.metrics import Score
 
