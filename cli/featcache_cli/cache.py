@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache_cli.base import App
+from featcache_cli.complete import SPLITS, words
 from featcache_cli.output import Json, emit
 
 if TYPE_CHECKING:
     from featcache.extraction.recheck import Recomputed
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="What a cache holds, whether it is whole, and caches for others. Example: featcache cache info photos.h5",
-    rich_markup_mode=None,
+app = App(
+    help="What a cache holds, whether it is whole, and caches for others. Example: featcache cache info photos.h5"
 )
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE.h5", help="A cache: a file, or a folder of parts.")]
@@ -204,7 +204,10 @@ def export_command(
     cache: CacheFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="A file that ends in .npz or .parquet.")],
     tap: Annotated[str | None, typer.Option("--tap", help="Which tap. [default: the only one]")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train, val or test. [default: all images]")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="train, val or test. [default: all images]", autocompletion=words(*SPLITS)),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the features with labels, splits and paths for NumPy or pandas.

@@ -12,6 +12,7 @@ from featcache_cli.output import Json, Quiet, emit, say
 if TYPE_CHECKING:
     from featcache.diagnosis import Diagnosis
 
+WIDE = 15  # characters of the names
 KINDS = {"broken": "Broken", "slow": "Slow", "watch": "Watch out"}
 
 
@@ -47,19 +48,20 @@ def document(found: Diagnosis) -> dict[str, Any]:
 
 def text(found: Diagnosis) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import printable
+    from featcache.reports.text import printable, wrapped
 
     facts = found.facts
     lines = [*_versions(facts), *_extras(facts), *_machine(facts), *_keras(facts), *_weights(facts), *_disks(facts)]
+    shown = [wrapped(printable(line), indent=WIDE + 1) for line in lines]
     for one in found.findings:
-        lines += ["", f"{KINDS[one.kind]}: {one.what}.", f"  Do: {one.do}"]
+        shown += ["", wrapped(printable(f"{KINDS[one.kind]}: {one.what}.")), f"  Do: {printable(one.do)}"]
     if not found.findings:
-        lines += ["", "Nothing is broken, and nothing would be slower than it must be."]
-    return "\n".join(map(printable, lines))
+        shown += ["", "Nothing is broken, and nothing would be slower than it must be."]
+    return "\n".join(shown)
 
 
 def _line(name: str, value: str) -> str:
-    return f"{name:14} {value}"
+    return f"{name:{WIDE}} {value}"
 
 
 def _versions(facts: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
+from featcache_cli.complete import RECIPES
 from featcache_cli.output import Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ LIST = "list"
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="list, or flowers, hotdog, flower-photos, cifar, imagenet, own-model.", metavar="NAME")
+        str,
+        typer.Argument(
+            help="list, or flowers, hotdog, flower-photos, cifar, imagenet, own-model.",
+            metavar="NAME",
+            autocompletion=RECIPES,
+        ),
     ],
     images: Annotated[
         Path | None,
@@ -73,15 +79,15 @@ def listed() -> dict[str, Any]:
 def list_text() -> str:
     """Return all recipes as a person reads them."""
     from featcache.recipes import RECIPES
+    from featcache.reports.text import wrapped
 
     lines = []
     for one in RECIPES.values():
         lines += [one.name, f"  does    {one.does}", f"  images  {one.data}"]
         lines += [f"  weights {file} ({said})" for file, said in needs(one).items()]
         lines += [f"  command {usage(one)}", ""]
-    return "\n".join(
-        [*lines, "Each with --small tries its path in seconds, without weights; its figures mean nothing."]
-    )
+    lines.append("Each with --small tries its path in seconds, without weights; its figures mean nothing.")
+    return "\n".join(wrapped(line, indent=10 if line.startswith(" ") else 0) for line in lines)
 
 
 def usage(recipe: Training | Naming) -> str:

@@ -18,12 +18,13 @@ def command(run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")],
     Example: featcache show photos.run@best
     """
     from featcache.reports.table import trials_table
+    from featcache.reports.text import fields
     from featcache.sweeps.run import open_named
 
     opened, chosen = open_named(run)
     if chosen:
         facts = of_trial(chosen.trial)
-        emit(json, facts, lambda: "\n".join(f"{key:10} {value}" for key, value in facts.items()))
+        emit(json, facts, lambda: fields(facts))
     else:
         emit(json, document(opened), lambda: trials_table(opened))
 

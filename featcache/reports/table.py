@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from string import ascii_uppercase
 
 import numpy as np
 
 from featcache.heads.steps import NONE, STANDARDISE
-from featcache.reports.text import interval, table
+from featcache.reports.text import fits, interval, table, wrapped
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -19,26 +21,51 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     """Return the trials of a run, best first, and a line on ties and failures."""
     ranked = run.ranked
     folds = any(trial.std is not None for trial in ranked)
-    rows = [
-        (
-            trial.trial,
-            trial.tap,
-            trial.width,
-            trial.head,
-            settings_of(trial),
-            interval(*trial.judged),
-            *(["-" if trial.std is None else f"{trial.std:.3f}"] if folds else []),
-            f"{trial.fit_s:.2f}",
-            f"{trial.size / 1e6:.2f}" if trial.size else "-",
-            "exact" if trial.handoff else "taught",
-        )
-        for trial in ranked[:limit]
-    ]
-    header = ["trial", "tap", "width", "head", "setting", f"{run.settings.metric} [95 %]", *(["std"] if folds else [])]
-    header += ["fit s", "MB", "handoff"]
+    columns: dict[str, Callable[[Trial], object]] = {
+        "trial": lambda trial: trial.trial,
+        "tap": lambda trial: trial.tap,
+        "width": lambda trial: trial.width,
+        "head": lambda trial: trial.head,
+        "setting": settings_of,
+        f"{run.settings.metric} [95 %]": lambda trial: interval(*trial.judged),
+        "std": lambda trial: "-" if trial.std is None else f"{trial.std:.3f}",
+        "fit s": lambda trial: f"{trial.fit_s:.2f}",
+        "MB": lambda trial: f"{trial.size / 1e6:.2f}" if trial.size else "-",
+        "handoff": lambda trial: "exact" if trial.handoff else "taught",
+    }
+    one_tap = len({trial.tap for trial in ranked}) == 1
+    left_out = [*([] if folds else ["std"]), *(["tap", "width"] if one_tap else [])]
+    shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    rows = [[cell(trial) for cell in shown.values()] for trial in ranked[:limit]]
+    where = [f"On {ranked[0].tap}, {ranked[0].width} features:"] if one_tap else []
+    if not one_tap and not fits(list(shown), rows):
+        short, where = _shortened(dict.fromkeys(trial.tap for trial in ranked))
+        rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
     more = len(ranked) - len(rows)
     rest = [f"{more} more: featcache show {run.path}"] if more else []
-    return "\n".join([table(header, rows), *rest, *_notes(run)])
+    spare = [name for name in ("MB", "width", "std", "fit s") if name in shown]
+    return "\n".join([*map(wrapped, where), table(list(shown), rows, spare=spare), *rest, *map(wrapped, _notes(run))])
+
+
+def _shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return {tap: its name without the backbone, or with a letter for it}, and the line that says so.
+
+    >>> _shortened(["vgg16/top", "vgg16/block4_pool"])
+    ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
+    >>> _shortened(["vgg16/top", "vgg16/top+xception/top"])[0]
+    {'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'}
+    """
+    parts = {tap: [part.strip().rpartition("/") for part in tap.split("+")] for tap in taps}
+    backbones = list(dict.fromkeys(backbone for some in parts.values() for backbone, _, _ in some))
+    letters = dict(zip(backbones, ascii_uppercase, strict=False))
+    if len(backbones) == 1:
+        said, letters = f"On layers of {backbones[0]}:", {backbones[0]: ""}
+    else:
+        said = f"On layers of {', '.join(f'{letters.get(name, name)} {name}' for name in backbones)}:"
+    return {
+        tap: "+".join(f"{letters.get(name, name)}/{layer}".lstrip("/") for name, _, layer in some)
+        for tap, some in parts.items()
+    }, [said]
 
 
 def text_report(run: Run, final: dict[str, Score] | None = None) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 
 GAP = "  "  # between columns
-NARROWEST = 12  # characters to which a column of text is narrowed
+NARROW, NARROWEST = 18, 10  # characters to which a column of text is narrowed: first, and if nothing else helps
 _WORDS = re.compile(r"(?<=\s)")
 _PARTS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column goes on in the next line
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None, spare: Sequence[str] = ()
+) -> str:
     """Return the rows under their header; columns of numbers stand to the right.
 
     width: characters of a line, by default of the terminal, 80 where there is none. What is longer goes on
     below, within its column, as far as that helps: numbers stay whole.
+    spare: columns that are left out, the first one first, where even that is not enough.
 
     >>> print(table(["head", "score"], [["logreg", "0.95"], ["knn", "0.9"]]))
     head    score
@@ -31,7 +35,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
     """
     lines = [[printable(str(cell)) for cell in row] for row in rows]
     right = [bool(lines) and all(_is_number(line[at]) for line in lines) for at in range(len(header))]
-    widths = _fitted([header, *lines], right, width or shutil.get_terminal_size().columns)
+    room = width or shutil.get_terminal_size().columns
+    widths = _fitted([header, *lines], right, room, NARROW if spare else NARROWEST)
+    if spare and _long(widths) > room:
+        at = header.index(spare[0])
+        less = [[*row[:at], *row[at + 1 :]] for row in (header, *rows)]
+        return table([str(name) for name in less[0]], less[1:], room, spare[1:])
 
     def row(cells: Sequence[str]) -> list[str]:
         folded = [_folded(cell, wide) for cell, wide in zip(cells, widths, strict=True)]
@@ -40,6 +49,50 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
 
     rule = _line(["-" * wide for wide in widths], widths, right)
     return "\n".join([*row(header), rule, *(line for cells in lines for line in row(cells))])
+
+
+def fields(facts: Mapping[str, object], width: int | None = None) -> str:
+    """Return a name and its value a line; long values go on below, between words.
+
+    >>> print(fields({"head": "ridge", "scores": {"accuracy": 0.9, "ece": None}, "taps": ()}))
+    head    ridge
+    scores  accuracy 0.9, ece None
+    taps    -
+    """
+    left = max(map(len, facts)) + len(GAP)
+    return "\n".join(
+        wrapped(f"{name:{left}}{printable(_plain(value))}", width, indent=left) for name, value in facts.items()
+    )
+
+
+def _plain(value: object) -> str:
+    """Return a value as it is said, a dash for nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {one}" for name, one in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
+
+
+def wrapped(line: str, width: int | None = None, indent: int = 2) -> str:
+    """Return a sentence on as many lines as it takes; paths and commands that stand in it stay whole.
+
+    >>> print(wrapped("Only 3 images chose; --cv 5 would choose on 40.", width=30))
+    Only 3 images chose; --cv 5
+      would choose on 40.
+    """
+    room = max(width or shutil.get_terminal_size().columns, indent + NARROWEST)
+    if len(line) <= room:
+        return line
+    return textwrap.fill(line, room, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
+    """Tell whether the lines of a table have room in the terminal as they are."""
+    widths = [max(len(printable(str(cell))) for cell in column) for column in zip(header, *rows, strict=True)]
+    return _long(widths) <= shutil.get_terminal_size().columns
 
 
 def printable(text: str) -> str:
@@ -65,12 +118,16 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
     return GAP.join(cell.rjust(wide) if to_right else cell.ljust(wide) for cell, wide, to_right in placed).rstrip()
 
 
-def _fitted(lines: Sequence[Sequence[str]], right: Sequence[bool], room: int) -> list[int]:
+def _long(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _fitted(lines: Sequence[Sequence[str]], right: Sequence[bool], room: int, narrowest: int) -> list[int]:
     """Return the widths of columns: the widest columns of text are narrowed until the line has room."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    while sum(widths) + len(GAP) * (len(widths) - 1) > room:
+    while _long(widths) > room:
         widest = max((at for at in range(len(widths)) if not right[at]), key=lambda at: widths[at], default=None)
-        if widest is None or widths[widest] <= NARROWEST:
+        if widest is None or widths[widest] <= narrowest:
             break
         widths[widest] -= 1
     return widths
