@@ -39,7 +39,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     rows = [[cell(trial) for cell in shown.values()] for trial in ranked[:limit]]
     where = [f"On {ranked[0].tap}, {ranked[0].width} features:"] if one_tap else []
     if not one_tap and not fits(list(shown), rows):
-        short, where = _shortened(dict.fromkeys(trial.tap for trial in ranked))
+        short, where = shortened(dict.fromkeys(trial.tap for trial in ranked))
         rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
     more = len(ranked) - len(rows)
     rest = [f"{more} more: featcache show {run.path}"] if more else []
@@ -47,12 +47,12 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     return "\n".join([*map(wrapped, where), table(list(shown), rows, spare=spare), *rest, *map(wrapped, _notes(run))])
 
 
-def _shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return {tap: its name without the backbone, or with a letter for it}, and the line that says so.
 
-    >>> _shortened(["vgg16/top", "vgg16/block4_pool"])
+    >>> shortened(["vgg16/top", "vgg16/block4_pool"])
     ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
-    >>> _shortened(["vgg16/top", "vgg16/top+xception/top"])[0]
+    >>> shortened(["vgg16/top", "vgg16/top+xception/top"])[0]
     {'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'}
     """
     parts = {tap: [part.strip().rpartition("/") for part in tap.split("+")] for tap in taps}
