@@ -18,6 +18,7 @@ from featcache_cli import (
     backbones,
     cache,
     compare,
+    doctor,
     extract,
     finetune,
     handoff,
@@ -29,19 +30,33 @@ from featcache_cli import (
     show,
     sweep,
 )
+from featcache_cli.base import App
+from featcache_cli.config import set_by_file
 
 EXIT_CODES: dict[type[FeatcacheError], int] = {UsageError: 2, GateError: 3, DataError: 4, EnvironmentFault: 5}
 STOPPED = 130
 
-app = typer.Typer(
-    no_args_is_help=True,
+app = App(
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Run a frozen Keras backbone once over your images, try many heads in seconds, fine-tune from the best.\n\n"
     "Start with: featcache quickstart",
 )
-for module in (quickstart, recipe, scan, extract, advise, sweep, show, compare, handoff, finetune, predict, report):
+for module in (
+    quickstart,
+    recipe,
+    scan,
+    extract,
+    advise,
+    sweep,
+    show,
+    compare,
+    handoff,
+    finetune,
+    predict,
+    report,
+    doctor,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(backbones.app, name="backbones")
 app.add_typer(cache.app, name="cache")
@@ -104,12 +119,14 @@ def _leave_usage(error: Any) -> NoReturn:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the page of help
         sys.stderr.write(f"{message}\n")
         raise SystemExit(2)
-    command = getattr(getattr(error, "ctx", None), "command_path", "featcache")
-    _leave(f"{message} See: {command} --help", 2)
+    context = getattr(error, "ctx", None)
+    message = f"{message.rstrip('.')}{set_by_file(context, getattr(getattr(error, 'param', None), 'name', ''))}"
+    end = "" if message.endswith("?") else "."
+    _leave(f"{message}{end} See: {getattr(context, 'command_path', 'featcache')} --help", 2)
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     sys.stderr.write(f"featcache: {printable(' '.join(message.split()))}\n")
     raise SystemExit(code)

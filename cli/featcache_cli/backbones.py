@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache_cli import complete
+from featcache_cli.base import App
 from featcache_cli.output import Json, Quiet, Trust, emit, progress
 
 if TYPE_CHECKING:
     from featcache.backbones.fetch import Fetched
     from featcache.backbones.importing import Imported
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Which backbones there are, and their weights. Example: featcache backbones list",
-    rich_markup_mode=None,
-)
+app = App(help="Which backbones there are, and their weights. Example: featcache backbones list")
 
 
 @app.command("list")
@@ -28,7 +26,7 @@ def list_command(json: Json = False) -> None:
     Example: featcache backbones list
     """
     from featcache.backbones.registry import REGISTRY
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     entries = list(REGISTRY.values())
     rows = [
@@ -42,7 +40,11 @@ def list_command(json: Json = False) -> None:
 @app.command("show")
 def show_command(
     name: Annotated[
-        str, typer.Argument(help="A backbone, such as mobilenet_v2:alpha=0.35, or your own: model.keras:mode=tf")
+        str,
+        typer.Argument(
+            help="A backbone, such as mobilenet_v2:alpha=0.35, or your own: model.keras:mode=tf",
+            autocompletion=complete.backbones,
+        ),
     ],
     layers: Annotated[
         bool, typer.Option("--layers", help="Build it, and list the layers that --tap can name and --tap auto takes.")
@@ -125,9 +127,9 @@ def _fetched(one: Fetched) -> str:
 
 
 def _shown(facts: dict[str, Any], layers: list[dict[str, Any]]) -> str:
-    from featcache.reports.table import table
+    from featcache.reports.text import fields, table
 
-    lines = "\n".join(f"{key:12} {_plain(value)}" for key, value in facts.items())
+    lines = fields(facts)
     if not layers:
         return lines
     rows = [
@@ -140,9 +142,3 @@ def _shown(facts: dict[str, Any], layers: list[dict[str, Any]]) -> str:
 
 def _shape(shape: tuple[int | None, ...]) -> str:
     return " x ".join("?" if side is None else str(side) for side in shape)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(value) or "-" if isinstance(value, tuple) else str(value or "-")

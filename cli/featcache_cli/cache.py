@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache_cli.base import App
+from featcache_cli.complete import SPLITS, words
 from featcache_cli.output import Json, emit
 
 if TYPE_CHECKING:
     from featcache.extraction.recheck import Recomputed
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="What a cache holds, whether it is whole, and caches for others. Example: featcache cache info photos.h5",
-    rich_markup_mode=None,
+app = App(
+    help="What a cache holds, whether it is whole, and caches for others. Example: featcache cache info photos.h5"
 )
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE.h5", help="A cache: a file, or a folder of parts.")]
@@ -30,7 +30,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     Example: featcache cache info photos.h5
     """
     from featcache.cache.reader import Cache, stored_rows
-    from featcache.reports.table import printable, table
+    from featcache.reports.text import printable, table
 
     found = Cache.open(cache)
     stored = list(stored_rows(cache).values())
@@ -90,7 +90,7 @@ def verify_command(
     from featcache.cache.check import verify
     from featcache.cache.reader import Cache
     from featcache.errors import NotACache
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     found = verify(cache)
     if found.problems:
@@ -147,7 +147,7 @@ def why_command(
     from featcache.cache.check import why
     from featcache.cache.reader import Cache
     from featcache.images.sources import open_source
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     opened = Cache.open(cache)
     found = why(opened, file, lambda path: open_source(opened.root).read(path))
@@ -192,7 +192,7 @@ def merge_command(
     Example: featcache cache merge one.h5 two.h5 -o both.h5
     """
     from featcache.cache.exchange import merge_caches
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     merged = merge_caches(caches, out)
     facts = {"cache": str(out), "images": len(merged.rows), "taps": list(merged.taps)}
@@ -204,7 +204,10 @@ def export_command(
     cache: CacheFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="A file that ends in .npz or .parquet.")],
     tap: Annotated[str | None, typer.Option("--tap", help="Which tap. [default: the only one]")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train, val or test. [default: all images]")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="train, val or test. [default: all images]", autocompletion=words(*SPLITS)),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the features with labels, splits and paths for NumPy or pandas.
@@ -213,7 +216,7 @@ def export_command(
     """
     from featcache.cache.exchange import export
     from featcache.cache.reader import Cache
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     rows = export(Cache.open(cache), out, tap, split)
     emit(json, {"file": str(out), "rows": rows}, lambda: f"{rows} rows. File: {printable(str(out))}")

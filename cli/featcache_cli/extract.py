@@ -88,7 +88,7 @@ def command(
 
 def forecast(expected: Estimate) -> str:
     """Return the estimate as a person reads it."""
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     return (
         f"{expected.images} images: {expected.hits} cached, {expected.missing} to compute in about "
@@ -117,7 +117,7 @@ def document(done: Extracted) -> dict[str, Any]:
 
 def name_failures(done: Extracted) -> None:
     """Say on stderr which images were skipped, and why."""
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     for one in done.failed:
         say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
@@ -125,7 +125,7 @@ def name_failures(done: Extracted) -> None:
 
 def text(done: Extracted) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import printable, table
+    from featcache.reports.text import printable, table
 
     rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
     lines = [

@@ -29,7 +29,7 @@ def command(
     Example: featcache predict model.keras new_photos/ --csv predictions.csv
     """
     from featcache.prediction import judge, predict, write_csv
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     with progress(quiet) as draw:
         rows = list(predict(model, images, top=top, progress=draw))
@@ -63,7 +63,7 @@ def document(rows: list[Prediction], csv: Path | None, judged: Score | None) -> 
 
 def text(rows: list[Prediction], csv: Path | None, judged: Score | None) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import interval, printable, table
+    from featcache.reports.text import interval, printable, table
 
     lines = []
     if csv is None:

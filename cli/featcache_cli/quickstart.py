@@ -63,7 +63,8 @@ def document(done: Quickstart) -> dict[str, Any]:
 
 def text(done: Quickstart) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import interval, table, trials_table
+    from featcache.reports.table import trials_table
+    from featcache.reports.text import interval, table
 
     rows = [
         [line.name, line.train_images, interval(line.test_score, *line.interval), f"{line.seconds:.1f}"]

@@ -11,6 +11,7 @@ import typer
 from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
+from featcache_cli.complete import RECIPES
 from featcache_cli.output import Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ LIST = "list"
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="list, or flowers, hotdog, flower-photos, cifar, imagenet, own-model.", metavar="NAME")
+        str,
+        typer.Argument(
+            help="list, or flowers, hotdog, flower-photos, cifar, imagenet, own-model.",
+            metavar="NAME",
+            autocompletion=RECIPES,
+        ),
     ],
     images: Annotated[
         Path | None,
@@ -73,15 +79,15 @@ def listed() -> dict[str, Any]:
 def list_text() -> str:
     """Return all recipes as a person reads them."""
     from featcache.recipes import RECIPES
+    from featcache.reports.text import wrapped
 
     lines = []
     for one in RECIPES.values():
         lines += [one.name, f"  does    {one.does}", f"  images  {one.data}"]
         lines += [f"  weights {file} ({said})" for file, said in needs(one).items()]
         lines += [f"  command {usage(one)}", ""]
-    return "\n".join(
-        [*lines, "Each with --small tries its path in seconds, without weights; its figures mean nothing."]
-    )
+    lines.append("Each with --small tries its path in seconds, without weights; its figures mean nothing.")
+    return "\n".join(wrapped(line, indent=10 if line.startswith(" ") else 0) for line in lines)
 
 
 def usage(recipe: Training | Naming) -> str:
@@ -118,7 +124,7 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import interval, printable, table
+    from featcache.reports.text import interval, printable, table
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
@@ -160,7 +166,7 @@ def named_document(done: Named) -> dict[str, Any]:
 
 def named_text(done: Named) -> str:
     """Return the named photos as a person reads them."""
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     rows = [
         [one.path, ", ".join(f"{name} {share:.3f}" for name, share in one.top) or f"{one.status}: {one.reason}"]

@@ -41,7 +41,8 @@ def command(
 
         with progress(quiet) as draw:
             write_report(opened, html, images=images, chosen=chosen, final=scores, progress=draw)
-    from featcache.reports.table import printable, text_report
+    from featcache.reports.table import text_report
+    from featcache.reports.text import printable
 
     judged = [
         {"name": name, "metric": opened.settings.metric, "score": found.value, "interval": [found.low, found.high]}

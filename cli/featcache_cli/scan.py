@@ -82,7 +82,7 @@ def document(found: Images) -> dict[str, Any]:
 
 def text(found: Images) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import printable, table
+    from featcache.reports.text import printable, table
     from featcache.spec import SPLITS
 
     lines = [f"{len(found.rows)} images in {printable(str(found.root))} ({found.layout})"]

@@ -12,18 +12,29 @@ if TYPE_CHECKING:
     from featcache.sweeps import Run, Trial
 
 
-def command(run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")], json: Json = False) -> None:
+def command(
+    run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")],
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the score against each tap and each parameter instead of the table.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show the table of trials of a run, or one trial.
 
     Example: featcache show photos.run@best
     """
     from featcache.reports.table import trials_table
+    from featcache.reports.text import fields
     from featcache.sweeps.run import open_named
 
     opened, chosen = open_named(run)
-    if chosen:
+    if plot and not json:
+        from featcache.reports.plot import plots
+
+        typer.echo(plots(opened))
+    elif chosen:
         facts = of_trial(chosen.trial)
-        emit(json, facts, lambda: "\n".join(f"{key:10} {value}" for key, value in facts.items()))
+        emit(json, facts, lambda: fields(facts))
     else:
         emit(json, document(opened), lambda: trials_table(opened))
 

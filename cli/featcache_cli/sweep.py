@@ -20,6 +20,7 @@ MANY = 8  # values that are listed one by one
 
 
 def command(
+    ctx: typer.Context,
     cache: Annotated[Path | None, typer.Argument(help="A CACHE.h5 with labels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: CACHE.run]")] = None,
     heads: Annotated[
@@ -73,9 +74,6 @@ def command(
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Trials at once; -1: one per core.")] = -1,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of folds and initial weights.")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Settings from a TOML file or a run.json; flags win.")
-    ] = None,
     list_heads: Annotated[
         bool, typer.Option("--list-heads", help="Only list heads and presets, and what each tries.")
     ] = False,
@@ -84,7 +82,7 @@ def command(
 ) -> None:
     """Fit many heads on cached features and choose the best, on validation images, never on test.
 
-    Stopped by Ctrl-C, it keeps what is done, and the same command goes on.
+    Stopped by Ctrl-C, it keeps what is done, and the same command goes on. --config also takes the run.json of a run.
 
     Example: featcache sweep photos.h5 --heads logreg,ridge,mlp:512
     """
@@ -95,14 +93,13 @@ def command(
     from featcache.sweeps import sweep
     from featcache.sweeps.budget import parse_seconds
     from featcache.sweeps.tasks import parse_bytes
-    from featcache_cli.config import read_settings
 
-    flags = {
+    flags: dict[str, Any] = {
         "cache": str(cache) if cache else None,
         "heads": heads,
         "taps": tap,
         "prepare": prepare,
-        "preset": _one_preset(preset or []),
+        "preset": _one_preset([*(preset or []), *(ctx.default_map or {}).get("preset", [])]),
         "cv": cv,
         "budget": parse_seconds(budget) if budget else None,
         "refit": refit,
@@ -113,10 +110,7 @@ def command(
         "seed": seed,
         "grid": parse_grid(grid) if grid else None,
     }
-    settings = read_settings(config)
-    if preset and "preset" in settings:
-        _one_preset([*preset, settings["preset"]])
-    asked = settings | {name: value for name, value in flags.items() if value is not None}
+    asked = {name: value for name, value in flags.items() if value is not None}
     if "cache" not in asked:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
     with progress(quiet) as draw:
@@ -194,7 +188,7 @@ def choices() -> dict[str, Any]:
 
 def choices_text() -> str:
     """Return the same as a person reads it."""
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     found = choices()
     heads = [(one["head"], "yes" if one["default"] else "no", _tries(one["grid"])) for one in found["heads"]]

@@ -135,12 +135,12 @@ _WEIGHTS_FILES = {
     "vgg19": f"{{name}}_{_KERNELS}_notop.h5",
 }
 # what was trained besides alpha 1.0 at 224 pixels, and how MobileNet writes its alphas
-_ALPHAS = {
+ALPHAS = {
     "mobilenet": (0.25, 0.5, 0.75, 1.0),
     "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
     "mobilenet_v3": (0.75, 1.0),
 }
-_SIZES = {"mobilenet": (128, 160, 192, 224), "mobilenet_v2": (96, 128, 160, 192, 224)}
+SIZES = {"mobilenet": (128, 160, 192, 224), "mobilenet_v2": (96, 128, 160, 192, 224)}
 _DIGITS = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}
 
 
@@ -154,7 +154,7 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int) -> str | N
     'mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5'
     """
     alpha, minimalistic = float(options.get("alpha", 1.0)), bool(options.get("minimalistic"))
-    trained = (1.0,) if minimalistic else _ALPHAS.get(entry.module, (1.0,))
+    trained = (1.0,) if minimalistic else ALPHAS.get(entry.module, (1.0,))
     if not entry.module or alpha not in trained or options.get("depth_multiplier", 1) != 1:
         return None
     return _WEIGHTS_FILES[entry.module].format(
@@ -164,5 +164,5 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int) -> str | N
         minimalistic="_minimalistic" if minimalistic else "",
         alpha=alpha,
         digits=_DIGITS.get(alpha),
-        rows=size if size in _SIZES.get(entry.module, ()) else 224,
+        rows=size if size in SIZES.get(entry.module, ()) else 224,
     )

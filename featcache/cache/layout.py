@@ -89,6 +89,11 @@ def part_files(cache: Path) -> list[Path]:
     return found
 
 
+def hdf5_version() -> str:
+    """Return the version of the HDF5 library that reads and writes."""
+    return str(h5py.version.hdf5_version)
+
+
 @contextmanager
 def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
     """Open a file of a cache for reading. Raises NotACache or CacheVersion, naming the file.

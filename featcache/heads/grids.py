@@ -2,10 +2,12 @@
 
 ridge.alpha=0.1,1,10        these
 logreg.C=1e-6..1e5:45       so many from the first to the last, each a constant multiple of the one before
+{"ridge": {"alpha": [1]}}   as a settings file has it
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -31,11 +33,25 @@ def parse_grid(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """
     grid: dict[str, dict[str, list[Any]]] = {}
     for text in texts:
+        if text.lstrip().startswith("{"):
+            for head, axes in _table(text).items():
+                grid.setdefault(head, {}).update(axes)
+            continue
         asked = _ASKED.fullmatch(text.strip())
         if asked is None:
             raise UsageError(f"--grid takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6..1e5:45; got '{text}'")
         grid.setdefault(asked["head"], {})[asked["name"]] = _values(asked["values"], text)
     return grid
+
+
+def _table(text: str) -> dict[str, dict[str, list[Any]]]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--grid: this is no JSON: {error}; got '{text}'") from error
+    if not all(isinstance(axes, dict) for axes in found.values()):
+        raise UsageError(f"--grid takes a table of tables, one per head, as in ridge.alpha = [0.1, 1]; got '{text}'")
+    return dict(found)
 
 
 def _values(text: str, asked: str) -> list[Any]:

@@ -28,7 +28,8 @@ from featcache.reports import figures, plots
 from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.pictures import picture, sheet
-from featcache.reports.table import printable, settings_of
+from featcache.reports.table import settings_of
+from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by

@@ -1,13 +1,15 @@
-"""Tables as plain text: aligned columns, no colour, the same in a terminal and in a pipe."""
+"""A run as text: its trials, what there is to know of them, and the final scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from string import ascii_uppercase
 
 import numpy as np
 
 from featcache.heads.steps import NONE, STANDARDISE
+from featcache.reports.text import fits, interval, table, wrapped
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -15,70 +17,55 @@ from featcache.sweeps.run import LOO, spelt
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the rows under their header; columns of numbers stand to the right.
-
-    >>> print(table(["head", "score"], [["logreg", "0.95"], ["knn", "0.9"]]))
-    head    score
-    ------  -----
-    logreg   0.95
-    knn       0.9
-    """
-    lines = [[printable(str(cell)) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    right = [bool(lines) and all(_is_number(line[at]) for line in lines) for at in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        pairs = zip(cells, widths, right, strict=True)
-        return "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in pairs
-        ).rstrip()
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, lines)])
-
-
-def printable(text: str) -> str:
-    """Return text that a terminal shows as it is: no control characters, no undecodable bytes.
-
-    >>> printable("caf\\udce9 \\x1b[31m")
-    'caf\\\\udce9 \\\\x1b[31m'
-    """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def interval(score: float, low: float, high: float) -> str:
-    """Return a score with its interval.
-
-    >>> interval(0.951, 0.918, 0.971)
-    '0.951 [0.918, 0.971]'
-    """
-    return f"{score:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def trials_table(run: Run, limit: int | None = None) -> str:
     """Return the trials of a run, best first, and a line on ties and failures."""
     ranked = run.ranked
     folds = any(trial.std is not None for trial in ranked)
-    rows = [
-        (
-            trial.trial,
-            trial.tap,
-            trial.width,
-            trial.head,
-            settings_of(trial),
-            interval(*trial.judged),
-            *(["-" if trial.std is None else f"{trial.std:.3f}"] if folds else []),
-            f"{trial.fit_s:.2f}",
-            f"{trial.size / 1e6:.2f}" if trial.size else "-",
-            "exact" if trial.handoff else "taught",
-        )
-        for trial in ranked[:limit]
-    ]
-    header = ["trial", "tap", "width", "head", "setting", f"{run.settings.metric} [95 %]", *(["std"] if folds else [])]
-    header += ["fit s", "MB", "handoff"]
+    columns: dict[str, Callable[[Trial], object]] = {
+        "trial": lambda trial: trial.trial,
+        "tap": lambda trial: trial.tap,
+        "width": lambda trial: trial.width,
+        "head": lambda trial: trial.head,
+        "setting": settings_of,
+        f"{run.settings.metric} [95 %]": lambda trial: interval(*trial.judged),
+        "std": lambda trial: "-" if trial.std is None else f"{trial.std:.3f}",
+        "fit s": lambda trial: f"{trial.fit_s:.2f}",
+        "MB": lambda trial: f"{trial.size / 1e6:.2f}" if trial.size else "-",
+        "handoff": lambda trial: "exact" if trial.handoff else "taught",
+    }
+    one_tap = len({trial.tap for trial in ranked}) == 1
+    left_out = [*([] if folds else ["std"]), *(["tap", "width"] if one_tap else [])]
+    shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    rows = [[cell(trial) for cell in shown.values()] for trial in ranked[:limit]]
+    where = [f"On {ranked[0].tap}, {ranked[0].width} features:"] if one_tap else []
+    if not one_tap and not fits(list(shown), rows):
+        short, where = shortened(dict.fromkeys(trial.tap for trial in ranked))
+        rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
     more = len(ranked) - len(rows)
     rest = [f"{more} more: featcache show {run.path}"] if more else []
-    return "\n".join([table(header, rows), *rest, *_notes(run)])
+    spare = [name for name in ("MB", "width", "std", "fit s") if name in shown]
+    return "\n".join([*map(wrapped, where), table(list(shown), rows, spare=spare), *rest, *map(wrapped, _notes(run))])
+
+
+def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return {tap: its name without the backbone, or with a letter for it}, and the line that says so.
+
+    >>> shortened(["vgg16/top", "vgg16/block4_pool"])
+    ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
+    >>> shortened(["vgg16/top", "vgg16/top+xception/top"])[0]
+    {'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'}
+    """
+    parts = {tap: [part.strip().rpartition("/") for part in tap.split("+")] for tap in taps}
+    backbones = list(dict.fromkeys(backbone for some in parts.values() for backbone, _, _ in some))
+    letters = dict(zip(backbones, ascii_uppercase, strict=False))
+    if len(backbones) == 1:
+        said, letters = f"On layers of {backbones[0]}:", {backbones[0]: ""}
+    else:
+        said = f"On layers of {', '.join(f'{letters.get(name, name)} {name}' for name in backbones)}:"
+    return {
+        tap: "+".join(f"{letters.get(name, name)}/{layer}".lstrip("/") for name, _, layer in some)
+        for tap, some in parts.items()
+    }, [said]
 
 
 def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
@@ -169,11 +156,3 @@ def _small_sets(run: Run) -> list[str]:
         f"over {len(found)} draws"
         for (name, shots), found in sorted(scores.items())
     ]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.split()[0] if text else "")
-    except ValueError:
-        return False
-    return True

@@ -150,10 +150,10 @@ def parse_bytes(text: str) -> float:
     >>> parse_bytes("500M"), parse_bytes("1.5g")
     (500000000.0, 1500000000.0)
     """
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt])b?", text.strip().lower())
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt]b?|b)", text.strip().lower())
     if match is None:
         raise UsageError(f"--memory takes a size such as 500M or 4G; got '{text}'")
-    return float(match[1]) * 1000.0 ** ("kmgt".index(match[2]) + 1)
+    return float(match[1]) * 1000.0 ** "bkmgt".index(match[2][0])
 
 
 def physical_memory() -> int:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.reports.table import printable, settings_of, table, text_report, trials_table
+from featcache.reports.table import settings_of, text_report, trials_table
+from featcache.reports.text import printable, table
 from featcache.sweeps import Run, Settings, Trial
 from featcache.sweeps.metrics import Score
 
@@ -51,10 +52,10 @@ def test_trials_come_best_first_with_their_settings():
     lines = trials_table(
         run_of(trial(1, 0.8), trial(2, 0.95), trial(3, 0.85, head="ridge", params={"alpha": 1e4}))
     ).splitlines()
-    assert [line.split()[0] for line in lines[2:5]] == ["2", "3", "1"]
-    assert "C=0.01" in lines[2]
-    assert "0.950 [0.850, 0.950]" in lines[2]
-    assert "alpha=10000" in lines[3]
+    assert [line.split()[0] for line in lines[3:6]] == ["2", "3", "1"]
+    assert "C=0.01" in lines[3]
+    assert "0.950 [0.850, 0.950]" in lines[3]
+    assert "alpha=10000" in lines[4]
 
 
 def test_a_limit_shows_the_best_only():

@@ -1,0 +1,94 @@
+"""What stands on a terminal: within 80 columns, no colour in a pipe, none with NO_COLOR, nothing to obey."""
+
+import sys
+
+import pytest
+from tiny import TOY, write_images
+
+from featcache.extraction import extract
+from featcache.reports.text import fields, table, wrapped
+from featcache.spec import Tick
+from featcache.sweeps import sweep
+from featcache_cli import output
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Return (cache, run, photos) with long names of everything."""
+    folder = tmp_path_factory.mktemp("a folder with quite a long name for images of several classes")
+    photos = write_images(folder / "photos")
+    for label in ("blue", "red"):
+        (photos / label).rename(photos / f"{label}: a class whose name is as long as a sentence that says something")
+    cache = extract(photos, f"{TOY},pixels:size=8", tap="auto", out=folder / "cache.h5")
+    run = sweep(cache, "ridge,knn,mlpclassifier", taps=[*list(cache.taps)[:3], f"{TOY}/top+pixels:size=8/top"], cv=2)
+    return cache, run, photos
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "PHOTOS"],
+        ["extract", "PHOTOS", "-o", "CACHE", "-b", TOY, "--tap", "auto"],
+        ["cache", "info", "CACHE"],
+        ["show", "RUN"],
+        ["show", "RUN@best"],
+        ["report", "RUN"],
+        ["advise", "CACHE"],
+        ["sweep", "--list-heads"],
+        ["backbones", "list"],
+        ["backbones", "show", "glyphnet", "--layers"],
+        ["recipe", "list"],
+    ],
+)
+def test_tables_keep_to_80_columns_without_colour(arguments, cli, wide, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    cache, run, photos = wide
+    for name, place in {"PHOTOS": photos, "CACHE": cache.path, "RUN": run.path}.items():
+        arguments = [one.replace(name, str(place)) for one in arguments]
+    done = cli(*arguments, *(["--quiet"] if arguments[0] in ("extract", "advise") else []))
+    assert done.code == 0, done
+    assert all(one.isprintable() or one == "\n" for one in done.out)
+    in_table = [line for line in done.out.splitlines() if "  " in line.strip()]
+    assert [line for line in in_table if len(line) > 80] == []
+
+
+def test_nothing_of_a_long_cell_is_lost():
+    name = "mobilenet_v2:alpha=0.35/block_13_project_BN+a/" + "x" * 40
+    shown = table(["tap", "what it is", "n"], [[name, "one two three four", 12345]], width=40)
+    assert max(map(len, shown.splitlines())) <= 40
+    column = len(shown.splitlines()[1].partition(" ")[0])
+    assert "".join(line[:column].strip() for line in shown.splitlines()[2:]) == name
+    assert "12345" in shown
+
+
+def test_columns_that_may_be_spared_are_left_out_only_where_room_lacks():
+    rows = [["a-long-name-of-a-trial", 12345, 67890]]
+    assert "MB" in table(["name", "score", "MB"], rows, width=40, spare=["MB"])
+    shown = table(["name", "score", "MB"], rows, width=26, spare=["MB"])
+    assert ("MB" in shown, "12345" in shown) == (False, True)
+
+
+def test_commands_and_paths_in_a_sentence_stay_whole():
+    path = "/photos/" + "x" * 100
+    assert path in wrapped(f"The features of {path} are old.", width=40)
+    assert fields({"weights": path}).endswith(path)
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_the_bar_has_no_colour_with_no_color(no_color, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(output, "SHOW_AFTER_S", -1.0)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    with output.progress(quiet=False) as draw:
+        for done in (1, 2):
+            draw(Tick("extract", done, 3))
+    drawn = capsys.readouterr().err
+    assert "extract" in drawn
+    colours = [
+        code for code in drawn.split("\x1b[")[1:] if code.split("m")[0].replace(";", "").isdigit() and "m" in code
+    ]
+    coloured = [code for code in colours if any(part[:1] in "34" for part in code.split("m")[0].split(";"))]
+    assert bool(coloured) != no_color
