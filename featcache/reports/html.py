@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -19,7 +20,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
-from featcache.cache.reader import Cache
+from featcache.cache.reader import Cache, stored_rows
 from featcache.errors import ImagesChanged, NotARun
 from featcache.files import read_json, write_whole
 from featcache.images.manifest import Images
@@ -143,12 +144,13 @@ class Report:
         ]
 
     def _taps(self) -> list[dict[str, Any]]:
-        found = []
-        for name in self.run.fingerprints:
-            tap = self.cache.taps[name]
-            trial = next((one for one in self.run.trials if one.tap == name and one.width), None)
-            found.append({"tap": tap, "width": "" if trial is None else trial.width})
-        return found
+        stored = stored_rows(self.cache.path)
+        taps = [self.cache.taps[name] for name in self.run.fingerprints]
+        rows = [stored[tap.fingerprint] for tap in taps]
+        return [
+            {"tap": tap, "width": int(np.prod(one.shape)), "makers": list(map(_maker, one.makers))}
+            for tap, one in zip(taps, rows, strict=True)
+        ]
 
     def _splits(self) -> list[dict[str, Any]]:
         shown = ["train", "val", *(["test"] if "test" in self.cache.splits else [])]
@@ -262,6 +264,12 @@ def render(report: Report) -> str:
     return kept.get_template("page.html").render(
         **report.context(), script=Markup(script), style=Markup(_text("page.css")), digest=digest, svg=svg
     )
+
+
+def _maker(text: str) -> str:
+    """Return on one line what computed rows: the engine and the versions."""
+    facts = json.loads(text)
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if name != "weights_source")
 
 
 def _record(path: Path) -> dict[str, Any]:
