@@ -8,7 +8,6 @@ from typing import Any
 
 from featcache.cache.reader import Cache
 from featcache.reports.plots import Line, curves, steps
-from featcache.reports.table import settings_of
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.run import by_depth, spelt
 
@@ -105,7 +104,7 @@ def _rest(run: Run, trial: Trial, axis: str) -> str:
     said = [trial.tap] if len(run.settings.taps) > 1 else []
     said += [f"{name}={spelt(value)}" for name, value in others.items()]
     said += [trial.prepare] if len(run.settings.prepare) > 1 else []
-    return " ".join(said) or settings_of(trial)
+    return " ".join(said) or trial.head
 
 
 def _is_number(value: Any) -> bool:

@@ -15,6 +15,7 @@ from tiny import COLOURS
 
 from featcache.errors import ImagesChanged
 from featcache.extraction import extract
+from featcache.reports import figures
 from featcache.reports.embedding import places
 from featcache.reports.final import final_scores
 from featcache.reports.html import write_report
@@ -67,6 +68,17 @@ def test_every_trial_and_class_stands_in_it(run, toy):
         assert f"<td>{name}</td>" in page
     for head in ("ridge", "logreg", "svm"):
         assert f"accuracy of {head} against" in page
+
+
+def test_a_curve_joins_what_differs_in_strength_alone(run, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "curves", lambda lines, x, y, **how: drawn.update({lines[0].name: (x, lines)}) or "")
+    figures.strengths(run)
+    axis, [line] = drawn["logreg"]
+    assert (axis, list(line.x)) == ("C", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0])
+    assert line.y == [
+        next(one.score for one in run.trials if one.params == {"C": c} and one.head == "logreg") for c in line.x
+    ]
 
 
 def test_test_images_stay_hidden_until_they_are_opened(run, toy):
