@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featcache.errors import FeatcacheError
     from featcache.extraction import estimate, extract
     from featcache.images.manifest import scan
+    from featcache.leakage import leaks
     from featcache.pipeline import quickstart
     from featcache.prediction import predict
     from featcache.sweeps import Run, advise, compare, sweep
@@ -34,6 +35,7 @@ _HOMES = {
     "extract": "featcache.extraction",
     "finetune": "featcache.tuning",
     "handoff": "featcache.assembly",
+    "leaks": "featcache.leakage",
     "load_model": "featcache.assembly",
     "predict": "featcache.prediction",
     "quickstart": "featcache.pipeline",
@@ -52,6 +54,7 @@ __all__ = [
     "extract",
     "finetune",
     "handoff",
+    "leaks",
     "load_model",
     "predict",
     "quickstart",

@@ -19,6 +19,7 @@ NAMES = [
     "extract",
     "finetune",
     "handoff",
+    "leaks",
     "load_model",
     "predict",
     "quickstart",
@@ -50,7 +51,7 @@ def test_importing_featcache_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "room", ["assembly", "extraction", "images", "prediction", "reports", "sweeps", "tuning", "plan"]
+    "room", ["assembly", "extraction", "images", "leakage", "prediction", "reports", "sweeps", "tuning", "plan"]
 )
 def test_names_stay_callable_after_their_room_was_imported(room):
     importlib.import_module(f"featcache.{room}")

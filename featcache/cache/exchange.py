@@ -53,7 +53,8 @@ def _merge(sources: Sequence[str | Path], out: Path) -> None:
     }
     images = _united(caches)
     failures = _failures(caches, images)
-    write_cache(out, None, by_tap(pieces).values(), images, failures, facts)
+    joined = {path: given for cache in caches for path, given in cache.joined.items()}
+    write_cache(out, None, by_tap(pieces).values(), images, failures, facts, None, joined)
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:

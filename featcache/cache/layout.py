@@ -4,6 +4,8 @@
                              content digests of /images and of every tap)
     /images/path             (N,) bytes, relative to the root, as the file system spells them
     /images/label, group, split, digest, status, reason     (N,) bytes, UTF-8
+    /images/given_group      (N,) bytes, only where `leaks --fix` has put images into larger groups: "=" and the group
+                             that folder or manifest gave each of those; empty for all others
     /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; in a folder of parts
                              rows_of (JSON: how many images each tap has rows of, by fingerprint)
     /taps/<tap>/features     (M, D) or (M, h, w, C), float32 or float16, contiguous
@@ -46,6 +48,7 @@ FORMAT_VERSION = 1
 PARTS_SUFFIX = ".parts"
 TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
+GIVEN_GROUP = "given_group"
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
 ROWS_OF = "rows_of"
 MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
@@ -292,7 +295,7 @@ def text_of(node: Any, name: str) -> str:
 def images_digest(group: Any) -> str:
     """Return the SHA-256 of the images' columns and facts as they stand in the file."""
     hashed = hashlib.sha256()
-    for name in IMAGE_COLUMNS:
+    for name in (*IMAGE_COLUMNS, *({GIVEN_GROUP} & group.keys())):
         column = group[name]
         hashed.update(f"{name} {column.dtype} {column.shape}\0".encode())
         hashed.update(column[()].tobytes())

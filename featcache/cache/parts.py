@@ -94,13 +94,14 @@ def merge(
     images: Sequence[ImageRow],
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
+    joined: Mapping[str, str] | None = None,
 ) -> Cache:
     """Write the images, and the rows of the parts, into the cache's one file; return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
-    how often the extraction was interrupted. failures: {path: why that image has no row}.
+    how often the extraction was interrupted. failures: {path: why that image has no row}. joined: see `Cache`.
     """
-    merged = again(lambda: _merged(cache, images, failures, facts))
+    merged = again(lambda: _merged(cache, images, failures, facts, joined or {}))
     for part in set_aside(cache):
         files.remove(part)
     _tidy(cache)
@@ -108,7 +109,11 @@ def merge(
 
 
 def _merged(
-    cache: Path, images: Sequence[ImageRow], failures: Mapping[str, Failure], facts: Mapping[str, str | bytes]
+    cache: Path,
+    images: Sequence[ImageRow],
+    failures: Mapping[str, Failure],
+    facts: Mapping[str, str | bytes],
+    joined: Mapping[str, str],
 ) -> Cache:
     table, folder = table_of(cache), cache.is_dir()
     counts = _compacted(cache, images) if folder else {}
@@ -116,7 +121,7 @@ def _merged(
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
     try:
         rows = {} if folder else _read_rows(cache)
-        written = write_cache(table, before, rows.values(), images, failures, facts, counts)
+        written = write_cache(table, before, rows.values(), images, failures, facts, counts, joined)
     except NotACache as error:
         if layout.state(table) != before:
             raise Overtaken(table) from error
@@ -151,6 +156,7 @@ def write_cache(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
     counts: Mapping[str, int] | None = None,
+    joined: Mapping[str, str] | None = None,
 ) -> str:
     """Write a whole cache: its images, and every row of these taps; return its state. before: see `write_table`.
 
@@ -158,7 +164,7 @@ def write_cache(
     """
 
     def fill(file: Any, check: Callable[[], None]) -> None:
-        _fill_images(file, images, failures, facts, counts)
+        _fill_images(file, images, failures, facts, counts, joined or {})
         for tap_rows in sorted(rows, key=lambda one: one.tap.name):
             write_rows(file, tap_rows, in_order(tap_rows, images), check)
 
@@ -183,6 +189,7 @@ def _fill_images(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
     counts: Mapping[str, int] | None,
+    joined: Mapping[str, str],
 ) -> None:
     group = file.create_group("images")
     for key in layout.IMAGE_FACTS:
@@ -201,6 +208,9 @@ def _fill_images(
     }
     for name in layout.IMAGE_COLUMNS:
         group.create_dataset(name, data=layout.strings([os.fsencode(columns[name](row)) for row in images]))
+    if joined:
+        given = [f"={joined[row.path]}" if row.path in joined else "" for row in images]
+        group.create_dataset(layout.GIVEN_GROUP, data=layout.strings([os.fsencode(text) for text in given]))
     layout.put_text(group, "content_digest", layout.images_digest(group))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class Cache:
     split_spec: SplitSpec
     decode: str  # version of the decoder that found the failures
     layout: str = "classes"  # of the images: classes, splits, flat ...
+    joined: Mapping[str, str] = field(
+        default_factory=dict
+    )  # {path: the group it had} of those in groups of `leaks --fix`
     report: Any = None  # what the extraction that returned this cache did
 
     def __repr__(self) -> str:
@@ -52,6 +55,7 @@ class Cache:
                 raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
             group = layout.own_group(file, "images", path)
             columns = [_texts(layout.plain(group, name, "S", (1,), path)) for name in layout.IMAGE_COLUMNS]
+            joined = _joined(group, columns[0], path)
             if layout.images_digest(group) != layout.text_of(group, "content_digest"):
                 raise layout.damaged(path, "its images are not those that were written")
             rows, failures = _images(columns)
@@ -63,7 +67,7 @@ class Cache:
             arranged = layout.text_of(group, "layout")
         if path.is_dir():
             taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
-        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged)
+        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged, joined)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -213,6 +217,13 @@ def _texts(dataset: Any) -> list[str]:
     values = dataset[()].tolist()
     known = {value: os.fsdecode(value) for value in set(values)}  # one text for all images of a class
     return [known[value] for value in values]
+
+
+def _joined(group: Any, paths: list[str], path: Path) -> dict[str, str]:
+    if layout.GIVEN_GROUP not in group:
+        return {}
+    given = _texts(layout.plain(group, layout.GIVEN_GROUP, "S", (1,), path))
+    return {path: text[1:] for path, text in zip(paths, given, strict=True) if text}
 
 
 def _images(columns: list[list[str]]) -> tuple[tuple[ImageRow, ...], tuple[Failure, ...]]:

@@ -33,6 +33,7 @@ from featcache.errors import DiskFault, NoImages, NotAModel, UnreadableImages, U
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
+from featcache.extraction.stored import as_stored, kept_apart
 from featcache.images.decode import parse_views
 from featcache.images.manifest import Images, scan
 from featcache.plan import Plan, make_plan
@@ -49,7 +50,6 @@ from featcache.spec import (
     Tick,
     canonical_json,
     silent,
-    unit_of,
 )
 from featcache.spec import choose as one_of
 
@@ -247,10 +247,13 @@ class Job:
         if aside := parts.set_aside(out):
             progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
         self.earlier = Cache.open(out) if table_of(out).exists() else None
-        self.images = _manifest(images, self.earlier, options, index, progress)
+        self.scanned = _scanned(images, self.earlier, options, index, progress)
+        self.images, self.joined = as_stored(self.scanned, self.earlier)
         if self.earlier is not None and not _shared(self.earlier.rows, self.images.rows):
             replaced = f"{len(self.earlier.rows)} images of {self.earlier.root} by {len(self.images.rows)} others"
             progress(Tick("images", 0, 0, f"{out}: replacing the table of {replaced}; the features of both are kept"))
+        if note := kept_apart(self.scanned, self.images):
+            progress(Tick("images", 0, 0, note))
         self.found = Findings(
             digests={row.path: row.digest for row in self.images.rows},
             bad={} if options.rehash else _known_bad(self.earlier),
@@ -268,8 +271,10 @@ class Job:
         if self.in_parts:
             parts.make_folder(self.out)
         with parts.lock(self.out, self._wait) as waited:
-            if waited:  # the other extraction may have computed what is missing here
+            if waited:  # another one may have computed what is missing here, or put images into groups
                 self.cached = parts.read_rows(self.out)
+                self.earlier = Cache.open(self.out) if table_of(self.out).exists() else None
+                self.images, self.joined = as_stored(self.scanned, self.earlier)
                 todo = self._targets()
             for _ in range(MAX_ROUNDS):  # more than one only where images changed or went meanwhile
                 for of_pass in self._passes(todo):
@@ -284,7 +289,7 @@ class Job:
                 raise NoImages(
                     f"None of the {len(rows)} images in {self.images.root} can be used; {first.path}: {first.reason}"
                 )
-            return parts.merge(self.out, rows, failures, self._facts())
+            return parts.merge(self.out, rows, failures, self._facts(), self.joined)
 
     def _is_said(self, earlier: Cache) -> bool:
         """Tell whether the cache says all that there is to say."""
@@ -563,10 +568,10 @@ def _decoder() -> str:
     return f"{DECODE_VERSION} pillow {version('pillow')}{' heif' if find_spec('pillow_heif') else ''}"
 
 
-def _manifest(
+def _scanned(
     images: Images | str | Path, earlier: Cache | None, options: Options, index: Path | None, progress: Progress
 ) -> Images:
-    """Return the manifest, with the splits that the cache has stored. Raises UsageError if others are asked for."""
+    """Return the manifest, split by the rule of the cache unless told otherwise."""
     if not isinstance(images, Images):
         of_cache = SplitSpec() if earlier is None else earlier.split_spec
         spec = of_cache if options.split is None else SplitSpec.parse(options.split, of_cache.seed)
@@ -580,55 +585,4 @@ def _manifest(
             rehash=options.rehash,
             progress=progress,
         )
-    if earlier is None:
-        return images
-    if images.split_spec != earlier.split_spec:
-        raise UsageError(
-            f"{earlier.path} is split {_spelt(earlier.split_spec)}, and splits never move; asked for "
-            f"{_spelt(images.split_spec)}. For another split use another -o"
-        )
-    _check_groups(images, earlier)
-    return replace(images, rows=_with_stored_splits(images, earlier))
-
-
-def _check_groups(images: Images, earlier: Cache) -> None:
-    """Raise UsageError if the groups are made by another rule, which would move images to other splits."""
-    stored = {(row.path, row.digest): row.group for row in earlier.rows}
-    for row in images.rows:
-        group = stored.get((row.path, row.digest), row.group)
-        if group != row.group:
-            raise UsageError(
-                f"{earlier.path} has {row.path} in {_group(group)}, and splits never move; asked for "
-                f"{_group(row.group)}. Give the --group-from that it was made with, or use another -o"
-            )
-
-
-def _with_stored_splits(images: Images, earlier: Cache) -> tuple[ImageRow, ...]:
-    """Return the rows with the splits that the cache has, except where folders or a manifest give them.
-
-    A group under a new name is known by its images. Raises UsageError if it has some of several splits.
-    """
-    of_unit = {unit_of(row): row.split for row in earlier.rows if row.split}
-    of_content: dict[str, set[str]] = {}
-    for row in earlier.rows:
-        if row.split:
-            of_content.setdefault(row.digest, set()).add(row.split)
-    free = [row for row in images.rows if row.split and row.path not in images.given]
-    for row in free:
-        found, unit = of_content.get(row.digest, set()), unit_of(row)
-        split = of_unit.setdefault(unit, min(found)) if found else of_unit.get(unit)
-        if found and split not in found:
-            raise UsageError(
-                f"{earlier.path} has {row.path} in {' and '.join(sorted(found))}, and others of {_group(row.group)} in "
-                f"{split}, and splits never move. Keep the groups as they were, or use another -o"
-            )
-    moved = {row.path: row._replace(split=of_unit.get(unit_of(row), row.split)) for row in free}
-    return tuple(moved.get(row.path, row) for row in images.rows)
-
-
-def _group(name: str) -> str:
-    return f"group '{name}'" if name else "no group"
-
-
-def _spelt(spec: SplitSpec) -> str:
-    return f"{spec.train}/{spec.val}/{spec.test} seed {spec.seed}"
+    return images

@@ -24,7 +24,16 @@ from featcache.images.augment import augmented
 from featcache.images.views import Frame, frame_of, parse_views
 from featcache.spec import DRAFT_VERSION, IDENTITY, Preprocess
 
-__all__ = ["MAX_PIXELS", "Undecodable", "checked_size", "decode", "decode_views", "parse_views", "upright_rgb"]
+__all__ = [
+    "MAX_PIXELS",
+    "Undecodable",
+    "checked_size",
+    "decode",
+    "decode_views",
+    "parse_views",
+    "thumbnail",
+    "upright_rgb",
+]
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: 537 MB as RGB
 LARGE_PIXELS = 2**25  # 100 MB as RGB
@@ -89,6 +98,22 @@ def upright_rgb(data: bytes) -> Image.Image:
     image = _opened(data)
     with _undecodable():
         return _loaded(image)
+
+
+def thumbnail(data: bytes, side: int) -> tuple[Pixels, tuple[int, int]]:
+    """Return the whole image stretched to (side, side) uint8 greys, and its (width, height) as shown.
+
+    JPEGs are decoded at reduced scale, still twice as large as is asked for. Raises Undecodable.
+    """
+    image = _opened(data)
+    size = image.size
+    _draft(image, Preprocess(2 * side, decode=DRAFT_VERSION), Frame())
+    stored = image.size
+    with _room_for(image), _undecodable():
+        upright = _loaded(image)
+        size = size[::-1] if upright.size != stored else size  # EXIF turned it by 90 degrees
+        twice = upright.convert("L").resize((2 * side, 2 * side), Image.Resampling.BILINEAR)
+        return np.asarray(twice.reduce(2)), size
 
 
 def checked_size(data: bytes) -> tuple[int, int]:

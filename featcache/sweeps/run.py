@@ -196,9 +196,10 @@ class Run:
                 )
         if cache.classes != self.classes:
             raise NotARun(f"{self.path} was made for other classes than {cache.path} has now. Sweep again")
-        if digest_of_rows([*self.rows(cache, "train"), *self.rows(cache, "val")]) != self.images_digest:
+        train, val = self.rows(cache, "train"), self.rows(cache, "val")
+        if len(train) != self.num_train or digest_of_rows([*train, *val], self.settings.cv) != self.images_digest:
             raise NotARun(
-                f"Images, labels or splits of {cache.path} are not those {self.path} was made from. Sweep again"
+                f"Images, labels, groups or splits of {cache.path} are not those {self.path} was made from. Sweep again"
             )
         return cache
 
@@ -348,9 +349,9 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], tap: str) -> Features:
     return np.concatenate([cache.features(rows, name) for name in taps_in(cache, tap)], axis=1)
 
 
-def digest_of_rows(rows: Sequence[ImageRow]) -> str:
-    """Return one digest of the contents and labels of these images, in order."""
-    return digest_of([[row.digest, row.label] for row in rows])
+def digest_of_rows(rows: Sequence[ImageRow], cv: int | str | None = None) -> str:
+    """Return one digest of the contents and labels of these images, in order; under `cv` of their groups, too."""
+    return digest_of([[row.digest, row.label, *([row.group] if cv and row.group else [])] for row in rows])
 
 
 def free_folder(wanted: Path) -> Path:

@@ -62,7 +62,7 @@ class Writer:
             num_train=len(train),
             num_select=len(train) if asked.cv else len(val),
             trials=(),
-            images_digest=digest_of_rows([*train, *val]),
+            images_digest=digest_of_rows([*train, *val], asked.cv),
             seconds=0.0,
             planned=planned,
         )
@@ -166,7 +166,7 @@ def _asked_before(first: Path, fresh: Run) -> Run | None:
 def _differences(found: Run, fresh: Run) -> list[str]:
     """Return in what two runs differ: names of settings, or of what the cache holds."""
     asked = [one.name for one in fields(Settings) if _of(found, one.name) != _of(fresh, one.name)]
-    same = ("classes", "fingerprints", "images_digest", "planned")
+    same = ("classes", "fingerprints", "images_digest", "num_train", "planned")
     return asked or [_SAID[one] for one in same if getattr(found, one) != getattr(fresh, one)]
 
 
@@ -174,7 +174,13 @@ def _of(run: Run, setting: str) -> object:
     return getattr(run.settings, setting)
 
 
-_SAID = {"classes": "classes", "fingerprints": "features", "images_digest": "images", "planned": "trials"}
+_SAID = {
+    "classes": "classes",
+    "fingerprints": "features",
+    "images_digest": "images",
+    "num_train": "images",
+    "planned": "trials",
+}
 
 
 def _resumed(found: Run, fresh: Run) -> Run:

@@ -228,5 +228,5 @@ def test_labels_that_changed_since_the_sweep_are_noticed(copied, tmp_path):
         rewrite(file["images"], "label", swapped)
 
     edit(path, swap)
-    with pytest.raises(NotARun, match=r"Images, labels or splits of .*c\.h5 are not those .*\. Sweep again"):
+    with pytest.raises(NotARun, match=r"Images, labels, groups or splits of .*c\.h5 are not those .*\. Sweep again"):
         run.cache()

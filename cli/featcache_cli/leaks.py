@@ -1,0 +1,199 @@
+"""featcache leaks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache_cli.output import Json, Quiet, emit, progress
+
+if TYPE_CHECKING:
+    from featcache.leakage import Doubts, Fixed, Leaks
+
+CONTAMINATED = 3
+LISTED = 20
+
+
+def command(
+    cache: Annotated[Path, typer.Argument(help="A CACHE.h5.")],
+    tap: Annotated[
+        str | None, typer.Option("--tap", help="Whose features are compared. [default: the widest last layer]")
+    ] = None,
+    threshold: Annotated[
+        str, typer.Option("--threshold", help="Similarity of features from which a pair is looked at, such as 0.97.")
+    ] = "auto",
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Where the images lie now, if they have moved.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--fix", help="Put images that show the same into one group and one split, in the cache.")
+    ] = False,
+    fix_to: Annotated[
+        Path | None, typer.Option("--fix-to", help="Write that to a CSV (path, label, split, group), not to the cache.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Also list labels that look wrong.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find images that show the same within and across splits: copies, re-encoded, resized, turned, near duplicates.
+
+    Exit code 3 if test (or val, where there is no test) shares images with another split, and --fix is not given.
+
+    Example: featcache leaks photos.h5
+    """
+    from featcache.leakage import doubts, fix, leaks, write_table
+
+    with progress(quiet) as draw:
+        found = leaks(cache, tap=tap, threshold=threshold, images=images, progress=draw)
+        doubted = doubts(found, progress=draw) if labels else None
+        if fix_to is not None:
+            write_table(found, fix_to)
+        fixed = fix(found, progress=draw) if repair else None
+    emit(json, document(found, doubted, fixed), lambda: text(found, doubted, fixed))
+    if found.contaminated and fixed is None:
+        raise typer.Exit(CONTAMINATED)
+
+
+def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None) -> dict[str, Any]:
+    """Return the result as it stands in JSON."""
+    pairs = [{**asdict(pair), "splits": [*pair.splits]} for pair in found.pairs]
+    counts = [{"splits": [*splits], **kinds} for splits, kinds in found.counts.items()]
+    facts: dict[str, Any] = {
+        "cache": str(found.cache),
+        "tap": found.tap,
+        "images": found.images,
+        "pairs": pairs,
+        "contaminated": found.contaminated,
+        "guarded": found.guarded,
+        "counts": counts,
+        "thresholds": asdict(found.thresholds),
+        "features_only": found.unseen,
+        "notes": [*found.notes],
+        "seconds": dict(found.seconds),
+    }
+    if doubted is not None:
+        facts["labels"] = [asdict(one) for one in doubted.doubts]
+        facts["labels_judged"] = {
+            name: getattr(doubted, name) for name in ("images", "unjudged", "accuracy", "seconds")
+        }
+    if fixed is not None:
+        facts["fixed"] = {**asdict(fixed), "cache": str(fixed.cache)}
+    return facts
+
+
+def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None) -> str:
+    """Return the result as a person reads it."""
+    lines = [*_what_was_compared(found), "", *_pairs(found), _verdict(found)]
+    lines += [] if doubted is None else ["", *_doubts(doubted)]
+    lines += _remedy(found) if fixed is None else ["", *_fixed(fixed)]
+    return "\n".join(lines)
+
+
+def _what_was_compared(found: Leaks) -> list[str]:
+    from featcache.reports.table import printable
+
+    at, seconds = found.thresholds, sum(found.seconds.values())
+    lines = [f"{found.images} images, compared by the features of {found.tap} in {seconds:.1f} s."]
+    lines.append(f"Threshold: similarity {at.features:.3f}, {at.why}.")
+    if at.agreement is not None:
+        lines.append(
+            f"Also looked at: hashes from {at.hashes:.3f}. Those count whose pixels agree by {at.agreement:.2f}."
+        )
+    if at.agreement is not None and found.unseen:
+        lines.append(f"Where pixels could not be compared: similarity {at.alone:.3f}.")
+    return lines + [f"{printable(note)}." for note in found.notes]
+
+
+def _pairs(found: Leaks) -> list[str]:
+    from featcache.leakage import KINDS
+    from featcache.reports.table import table
+
+    if not found.pairs:
+        return ["No two images show the same."]
+    rows = [
+        [
+            *(pair.a, pair.b, pair.kind, f"{pair.similarity:.3f}"),
+            *("-" if pair.agreement is None else f"{pair.agreement:.2f}", _between(pair.splits)),
+        ]
+        for pair in found.pairs[:LISTED]
+    ]
+    more = len(found.pairs) - len(rows)
+    counts = [
+        [_between(splits), *(kinds.get(kind, 0) for kind in KINDS), sum(kinds.values())]
+        for splits, kinds in found.counts.items()
+    ]
+    return [
+        table(["image", "shows the same as", "kind", "features", "pixels", "splits"], rows),
+        *([f"{more} more pairs: --json lists all."] if more else []),
+        "",
+        table(["pairs", *KINDS, "all"], counts),
+        "",
+    ]
+
+
+def _between(splits: tuple[str, str]) -> str:
+    return " - ".join(name or "none" for name in splits)
+
+
+def _verdict(found: Leaks) -> str:
+    if not found.guarded:
+        return "There are no splits that could share images."
+    if not found.contaminated:
+        return f"No image of {found.guarded} is in another split as well."
+    paths = {path for pair in found.contaminating for path, split in _ends(pair) if split == found.guarded}
+    return (
+        f"{found.guarded} is contaminated: {len(paths)} of its images are in other splits as well, so scores on it "
+        "are too good."
+    )
+
+
+def _ends(pair: Any) -> list[tuple[str, str]]:
+    return list(zip((pair.a, pair.b), pair.splits, strict=True))
+
+
+def _remedy(found: Leaks) -> list[str]:
+    from featcache.reports.table import printable
+
+    if not any(pair.crosses for pair in found.pairs):
+        return []
+    return [
+        f"Next: featcache leaks {printable(str(found.cache))} --fix   puts such images into one group and one split"
+    ]
+
+
+def _doubts(doubted: Doubts) -> list[str]:
+    from featcache.reports.table import table
+
+    lines = [
+        f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression that had seen "
+        f"neither the image nor a copy of it (accuracy {doubted.accuracy:.3f}, {doubted.seconds:.1f} s)."
+    ]
+    if doubted.unjudged:
+        lines.append(f"{doubted.unjudged} images were not judged: their classes have too few others.")
+    rows = [
+        [one.path, one.label, one.suggested, f"{one.probability:.3f}", f"{one.of_suggested:.3f}"]
+        for one in doubted.doubts[:LISTED]
+    ]
+    more = len(doubted.doubts) - len(rows)
+    lines += [table(["image", "label", "rather", "p(label)", "p(rather)"], rows)] if rows else []
+    return lines + ([f"{more} more: --json lists all."] if more else [])
+
+
+def _fixed(fixed: Fixed) -> list[str]:
+    from featcache.reports.table import printable, table
+
+    lines = [
+        f"Fixed in {printable(str(fixed.cache))}: {fixed.images} images in {fixed.groups} groups, each in one split. "
+        f"{len(fixed.moved)} images moved" + (":" if fixed.moved else ".")
+    ]
+    if fixed.moved:
+        rows = [[one.path, one.before, one.after] for one in fixed.moved[:LISTED]]
+        lines.append(table(["image", "was in", "is in"], rows))
+    more = len(fixed.moved) - LISTED
+    lines += [f"{more} more: --json lists all."] if more > 0 else []
+    lines.append("Images now: " + ", ".join(f"{count} {name}" for name, count in fixed.splits.items()) + ".")
+    lines += [f"Nothing left: {'; '.join(map(printable, fixed.emptied))}."] if fixed.emptied else []
+    return [*lines, "Runs from before are about other splits or groups. Sweep again: featcache sweep"]

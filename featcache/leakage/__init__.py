@@ -1,0 +1,21 @@
+"""Images that show the same within and across splits, groups that keep them together, and labels that look wrong."""
+
+from featcache.leakage.finding import leaks
+from featcache.leakage.fixing import Fixed, Move, fix, write_table
+from featcache.leakage.labels import Doubt, Doubts, doubts
+from featcache.leakage.results import KINDS, Leaks, Pair, Thresholds
+
+__all__ = [
+    "KINDS",
+    "Doubt",
+    "Doubts",
+    "Fixed",
+    "Leaks",
+    "Move",
+    "Pair",
+    "Thresholds",
+    "doubts",
+    "fix",
+    "leaks",
+    "write_table",
+]

@@ -1,0 +1,175 @@
+"""Which labels look wrong? Confident learning (Northcutt, Jiang, Chuang 2021, https://arxiv.org/abs/1911.00068).
+
+Every image is judged by a logistic regression on cached features that has seen neither it nor any image that shows the
+same: five folds over sets of images. Its strength is the one of three with the least log loss on what was left out, so
+that the probabilities can be believed. A class counts as possible for an image if it is given at least the probability
+that images labelled so get in the mean. A label is doubted where the most probable possible class is another one.
+
+The doubted stand in the order of the margin: probability of the label less that of the likeliest other class.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from featcache.arrays import Classes, Features, Floats
+from featcache.cache.reader import Cache
+from featcache.errors import TooFewClasses
+from featcache.heads.logits import softmax
+from featcache.heads.paths import try_all
+from featcache.heads.tried import Fold
+from featcache.leakage.finding import features_of
+from featcache.leakage.fixing import sets_of
+from featcache.leakage.results import Leaks
+from featcache.spec import ImageRow, Progress, Tick, silent
+
+STRENGTHS = (0.01, 0.1, 1.0)
+TOL = 1e-2  # where the probabilities are right to a thousandth
+FOLDS = 5
+LEAST = 1e-12  # probability
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One image whose label looks wrong."""
+
+    path: str
+    label: str
+    split: str
+    suggested: str
+    probability: float  # of the label
+    of_suggested: float
+
+    @property
+    def margin(self) -> float:
+        """Return how much more probable the label is than the suggested class."""
+        return self.probability - self.of_suggested
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """The labels that look wrong, the most doubtful first."""
+
+    images: int  # that were judged
+    unjudged: int  # of classes all of whose images fell into one fold
+    accuracy: float  # of what judged, on images that it had not seen
+    strength: float
+    doubts: tuple[Doubt, ...]
+    seconds: float
+
+
+def doubts(found: Leaks, *, seed: int = 0, progress: Progress = silent) -> Doubts:
+    """Return the labels that look wrong, of all splits. Raises TooFewClasses, ShapeMismatch.
+
+    found: what `leaks` gave for the cache, so that what judges an image has not seen its copies.
+    """
+    began = time.perf_counter()
+    cache = Cache.open(found.cache)
+    rows = [row for row in cache.usable() if row.label]
+    names = sorted({row.label for row in rows})
+    if len(names) < 2:
+        raise TooFewClasses(f"{cache.path} has {len(names)} classes of labels; to doubt labels takes two")
+    number_of = {name: number for number, name in enumerate(names)}
+    y = np.array([number_of[row.label] for row in rows], np.int64)
+    folds = _folds(_units(found, rows), y, seed)
+    with threadpool_limits(1):  # five times as fast where others use the cores, too
+        probabilities, strength = _left_out(features_of(cache, rows, found.tap), y, len(names), folds, progress)
+    judged = np.flatnonzero(np.isfinite(probabilities[:, 0]))
+    if not len(judged):
+        raise TooFewClasses(f"{cache.path} has too few images for doubts: all images of each class show the same")
+    p, labels = probabilities[judged], y[judged]
+    listed = [
+        Doubt(
+            *(rows[at].path, rows[at].label, rows[at].split, names[other]),
+            *(float(probabilities[at, y[at]]), float(probabilities[at, other])),
+        )
+        for at, other in ((judged[at], other) for at, other in doubted(p, labels))
+    ]
+    return Doubts(
+        images=len(judged),
+        unjudged=len(rows) - len(judged),
+        accuracy=float((p.argmax(axis=1) == labels).mean()),
+        strength=strength,
+        doubts=tuple(listed),
+        seconds=round(time.perf_counter() - began, 3),
+    )
+
+
+def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:
+    """Return which labels are doubted, and the class that is suggested, the least margin first.
+
+    probabilities: (N, K), of images that their classifier had not seen. labels: (N,).
+
+    >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.1, 0.9], [0.2, 0.8]])
+    >>> doubted(p, np.array([0, 0, 1, 1, 1]))
+    [(2, 0)]
+    """
+    usual = np.array([_mean(probabilities[labels == name, name]) for name in range(probabilities.shape[1])])
+    possible = np.where(probabilities >= usual, probabilities, -1.0)
+    suggested = possible.argmax(axis=1)
+    at = np.flatnonzero((possible.max(axis=1) >= 0) & (suggested != labels))
+    margin = probabilities[at, labels[at]] - probabilities[at, suggested[at]]
+    order = at[np.argsort(margin, kind="stable")]
+    return [(int(one), int(suggested[one])) for one in order]
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else np.inf
+
+
+def _units(found: Leaks, rows: Sequence[ImageRow]) -> Classes:
+    """Return the number of the set that each image belongs to, (N,)."""
+    names = sets_of(found, rows)
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _folds(units: Classes, y: Classes, seed: int) -> Classes:
+    """Return the fold of each image, (N,): sets stay together, classes are spread evenly."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    _, first = np.unique(units, return_index=True)
+    count = min(FOLDS, len(first))
+    if count < 2:
+        raise TooFewClasses("All images show the same, so no label can be judged by the others")
+    of_class = np.bincount(y[first])
+    even = of_class[of_class > 0].min() >= count
+    kind = StratifiedKFold if even else KFold  # of rare classes it would warn
+    fold_of = np.empty(len(first), np.int64)
+    for number, (_, left_out) in enumerate(kind(count, shuffle=True, random_state=seed).split(first, y[first])):
+        fold_of[left_out] = number
+    return fold_of[units]
+
+
+def _left_out(
+    X: Features, y: Classes, num_classes: int, folds: Classes, progress: Progress
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Return (N, K), what is said of images that were left out, not numbers for those of classes that were, too.
+
+    Also the strength of the regression that says it.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    grid = [{"C": strength, "tol": TOL} for strength in STRENGTHS]
+    said = np.full((len(grid), len(y), num_classes), np.nan)
+    for number in range(count := int(folds.max()) + 1):
+        seen, left_out = folds != number, np.flatnonzero(folds == number)
+        classes = np.unique(y[seen])
+        known = left_out[np.isin(y[left_out], classes)]
+        if len(classes) > 1 and len(known):
+            scaler = StandardScaler().fit(X[seen])
+            fold = Fold(scaler.transform(X[seen]), y[seen], scaler.transform(X[known]), keep=False)
+            for at, tried in enumerate(try_all("logreg", grid, fold)):
+                if tried.logits is not None:
+                    said[at, known] = 0.0
+                    said[at, known[:, None], classes] = softmax(tried.logits)
+        progress(Tick("labels", number + 1, count))
+    right = said[:, np.arange(len(y)), y]
+    loss = [_mean(-np.log(np.maximum(one[np.isfinite(one)], LEAST))) for one in right]
+    best = int(np.argmin(loss))
+    return said[best], STRENGTHS[best]
