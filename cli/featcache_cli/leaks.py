@@ -93,7 +93,7 @@ def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None) -> str:
 
 
 def _what_was_compared(found: Leaks) -> list[str]:
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     at, seconds = found.thresholds, sum(found.seconds.values())
     lines = [f"{found.images} images, compared by the features of {found.tap} in {seconds:.1f} s."]
@@ -109,7 +109,7 @@ def _what_was_compared(found: Leaks) -> list[str]:
 
 def _pairs(found: Leaks) -> list[str]:
     from featcache.leakage import KINDS
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     if not found.pairs:
         return ["No two images show the same."]
@@ -155,7 +155,7 @@ def _ends(pair: Any) -> list[tuple[str, str]]:
 
 
 def _remedy(found: Leaks) -> list[str]:
-    from featcache.reports.table import printable
+    from featcache.reports.text import printable
 
     if not any(pair.crosses for pair in found.pairs):
         return []
@@ -165,7 +165,7 @@ def _remedy(found: Leaks) -> list[str]:
 
 
 def _doubts(doubted: Doubts) -> list[str]:
-    from featcache.reports.table import table
+    from featcache.reports.text import table
 
     lines = [
         f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression that had seen "
@@ -183,7 +183,7 @@ def _doubts(doubted: Doubts) -> list[str]:
 
 
 def _fixed(fixed: Fixed) -> list[str]:
-    from featcache.reports.table import printable, table
+    from featcache.reports.text import printable, table
 
     lines = [
         f"Fixed in {printable(str(fixed.cache))}: {fixed.images} images in {fixed.groups} groups, each in one split. "

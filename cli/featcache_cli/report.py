@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcache_cli import show
 from featcache_cli.handoff import Moved
 from featcache_cli.output import Json, Quiet, emit, progress
+
+if TYPE_CHECKING:
+    from featcache.spec import Progress
+    from featcache.sweeps import Run
 
 
 def command(
@@ -20,11 +24,17 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write one HTML file to look at and to send: no network needed.")
     ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Write trials and features for TensorBoard below this folder.")
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option("--mlflow", help="Log trials and the best head, such as sqlite:///mlflow.db.")
+    ] = None,
     images: Moved = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Report what was done and what came out. Only --final reads the test split.
+    """Report what was done and what came out: here, as one page, to TensorBoard or MLflow. Only --final reads test.
 
     Example: featcache report photos.run --html report.html
     """
@@ -36,14 +46,15 @@ def command(
         from featcache.reports.final import final_scores
 
         opened, scores = final_scores(opened, images, chosen)
-    if html is not None:
-        from featcache.reports.html import write_report
-
-        with progress(quiet) as draw:
-            write_report(opened, html, images=images, chosen=chosen, final=scores, progress=draw)
     from featcache.reports.table import text_report
     from featcache.reports.text import printable
 
+    with progress(quiet) as draw:
+        if html is not None:
+            from featcache.reports.html import write_report
+
+            write_report(opened, html, images=images, chosen=chosen, final=scores, progress=draw)
+        written = _logged(opened, tensorboard, mlflow, images, draw)
     judged = [
         {"name": name, "metric": opened.settings.metric, "score": found.value, "interval": [found.low, found.high]}
         for name, found in (scores or {}).items()
@@ -56,5 +67,23 @@ def command(
         "test": judged[0] if judged else None,  # of the head
         "tests": judged,  # and of the fine-tuned model
     }
-    written = "" if html is None else f"\nReport: {printable(str(html))}"
-    emit(json, document, lambda: text_report(opened, scores) + written)
+    said = [f"Report: {printable(str(html))}"] if html else []
+    said += [f"TensorBoard: tensorboard --logdir {tensorboard}"] if tensorboard else []
+    said += [f"MLflow: run {written['mlflow']} in {mlflow}"] if mlflow else []
+    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores), *said]))
+
+
+def _logged(
+    run: Run, tensorboard: Path | None, mlflow: str | None, images: Path | None, draw: Progress
+) -> dict[str, str | None]:
+    """Write the run for other tools; return where it is there."""
+    written: dict[str, str | None] = {"tensorboard": None, "mlflow": None}
+    if tensorboard is not None:
+        from featcache.reports.tensorboard_logs import write_tensorboard
+
+        written["tensorboard"] = str(write_tensorboard(run, tensorboard, images, draw))
+    if mlflow is not None:
+        from featcache.reports.mlflow_logs import log_to_mlflow
+
+        written["mlflow"] = log_to_mlflow(run, mlflow, draw)
+    return written

@@ -645,3 +645,17 @@ def test_a_model_file_is_compared_with_the_head_it_came_from(cli, run, toy_run, 
     assert facts["scores"][1] >= facts["scores"][0] == toy_run[6].trial.score
     other = shutil.copytree(run, tmp_path / "other.run")
     refused(cli("compare", f"{other}@6", model), 2, "came from the run", "cannot be compared")
+
+
+def test_a_report_for_tensorboard_and_mlflow(cli, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = f"file://{tmp_path}/mlruns"
+    done = cli("report", run, "--tensorboard", tmp_path / "logs", "--mlflow", store)
+    assert f"TensorBoard: tensorboard --logdir {tmp_path / 'logs'}" in done.out
+    assert f" in {store}" in done.out
+    assert (tmp_path / "logs" / run.name / "trials" / "1").is_dir()
+    refused(cli("report", run, "--tensorboard", tmp_path / "logs"), 2, "is there already")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    refused(cli("report", run, "--mlflow", store), 5, "pip install 'featcache[mlflow]'")
+    facts = document(cli("report", run, "--json"), {"tensorboard", "mlflow"})
+    assert (facts["tensorboard"], facts["mlflow"]) == (None, None)

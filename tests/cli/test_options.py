@@ -54,8 +54,9 @@ def test_its_settings_file_may_not_set_what_it_does_not_have(name, cli, config):
 
 
 @every_command
-def test_each_of_its_options_may_stand_in_its_own_table(name, cli, config):
+def test_each_of_its_options_may_stand_in_its_own_table(name, cli, config, tmp_path, monkeypatch):
     """All are read before one of them, which has a wrong value, is refused with the name of the file."""
+    monkeypatch.chdir(tmp_path)
     table = ".".join(name.split())
     options = [one for one in COMMANDS[name].params if one.name not in ("config", "help", "json")]
     lines = [f"{one.name} = {'true' if getattr(one, 'is_flag', False) else 1}" for one in options]

@@ -1,0 +1,74 @@
+"""The pages of docs/: what stands in them runs, on tiny images, with the embedded backbone for those that download."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from tiny import write_images
+
+import featcache as fc
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", flags=re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Return a folder with the photos that the pages speak of, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    write_images(tmp_path / "photos", per_class=30)
+    for number, name in enumerate(("new_photos", "photos_a", "photos_b"), start=1):
+        write_images(tmp_path / name, per_class=6, first=100 * number)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in {"my_heads", "my_nets"} & (set(sys.modules) - before):
+        del sys.modules[name]
+
+
+def test_there_is_a_page_for_each_task_and_the_readme_leads_there():
+    readme = (DOCS.parent / "README.md").read_text()
+    assert {page.stem for page in PAGES} == {"photos", "model", "gpu", "cache", "head", "backbone"}
+    assert all(f"docs/{page.name}" in readme for page in PAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_all_that_stands_in_a_page_runs(page, place, cli):
+    names: dict[str, object] = {}
+    for language, text in BLOCK.findall(page.read_text().replace("mobilenet_v2", "glyphnet")):
+        if language == "sh":
+            for line in text.splitlines():
+                command, *arguments = shlex.split(line)
+                assert command == "featcache", line
+                done = cli(*arguments)
+                assert done.code == 0, (line, done.err)
+        elif language == "python":
+            exec(compile(text, page.name, "exec"), names)
+        else:
+            assert language == "matlab"
+            matlab_finds(text)
+
+
+def matlab_finds(text: str) -> None:
+    """Check that what MATLAB is told to read is there, with as many rows as it is joined by."""
+    asked = re.findall(r"h5read\('([^']+)', '([^']+)'\)", text)
+    assert len(asked) == text.count("h5read(")
+    with h5py.File(asked[0][0]) as file:
+        shapes = {path: file[path].shape for _, path in asked}
+    assert [len(shape) for shape in shapes.values()] == [2, 1, 1, 1]
+    assert len({shape[0] for shape in shapes.values()}) == 1
+
+
+def test_the_api_reference_builds_without_warnings_and_has_every_public_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["build.py", str(tmp_path)])
+    runpy.run_path(str(DOCS / "build.py"), run_name="__main__")  # warnings are errors
+    page = (tmp_path / "featcache.html").read_text()
+    for name in fc.__all__:
+        assert f'id="{name}"' in page or name == "__version__", name
+    assert "Absorb" not in page  # nothing of the modules within
