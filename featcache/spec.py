@@ -154,7 +154,7 @@ class Tick(NamedTuple):
 
     step: str
     done: int
-    total: int
+    total: int  # 0: only a note; -1: not known yet
     note: str = ""
 
 

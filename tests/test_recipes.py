@@ -6,6 +6,7 @@ import pickle
 import struct
 import tarfile
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def no_network(monkeypatch):
     """Let every download fail, as on a machine without network."""
 
     def refuse(*arguments, **options):
-        raise OSError("no route to host")
+        raise URLError("no route to host")
 
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", refuse)
 

@@ -76,8 +76,9 @@ def _bars() -> Iterator[Progress]:
                 tasks[tick.step] = bars.add_task(tick.step, rate="", note="")
             if tick.step in tasks:
                 rate = f"{tick.done / elapsed:.1f}/s"
-                bars.update(tasks[tick.step], completed=tick.done, total=tick.total, rate=rate, note=tick.note)
-            if tick.done >= tick.total:
+                total = tick.total if tick.total > 0 else None
+                bars.update(tasks[tick.step], completed=tick.done, total=total, rate=rate, note=tick.note)
+            if 0 < tick.total <= tick.done:
                 started.pop(tick.step)
                 if tick.step in tasks:
                     bars.remove_task(tasks.pop(tick.step))
@@ -99,7 +100,7 @@ class _PlainLines:
             say(tick.note)
             return
         began = self._began.setdefault(tick.step, now)
-        ended = tick.done >= tick.total
+        ended = 0 < tick.total <= tick.done
         if ended:
             self._began.pop(tick.step)
         shown = tick.step in self._shown
@@ -110,4 +111,7 @@ class _PlainLines:
         rate = tick.done / (now - began)
         left = (tick.total - tick.done) / rate if rate else 0.0
         note = f", {tick.note}" if tick.note else ""
-        say(f"{tick.step}: {tick.done}/{tick.total}, {rate:.1f}/s, {left:.0f} s left{note}")
+        if tick.total > 0:
+            say(f"{tick.step}: {tick.done}/{tick.total}, {rate:.1f}/s, {left:.0f} s left{note}")
+        else:
+            say(f"{tick.step}: {tick.done}, {rate:.1f}/s{note}")

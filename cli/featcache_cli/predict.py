@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_text
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,69 +14,162 @@ import typer
 from featcache_cli.output import Json, Quiet, emit, progress, say
 
 if TYPE_CHECKING:
-    from featcache.prediction import Prediction
-    from featcache.sweeps.metrics import Score
+    from featcache.prediction import Prediction, Tally
+
+LIST = "-"
+BLOCK = 500  # rows that are printed as one table
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A MODEL.keras of featcache.")],
-    images: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
-    csv: Annotated[
-        Path | None, typer.Option("--csv", help="Write the rows to this file. [default: print them]")
+    model: Annotated[
+        str, typer.Argument(help="A MODEL.keras, any other Keras model (mine.keras:mode=tf), a name with --imagenet.")
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Folders, files, 'patterns/*.jpg', archives, tables; - for a list of files on stdin."),
+    ],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the rows to this CSV file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the rows to this .csv, .jsonl or .parquet file.")
     ] = None,
     top: Annotated[int, typer.Option("--top", help="So many classes per image, at most all.")] = 1,
+    reject: Annotated[
+        float | None,
+        typer.Option("--reject", help="Call unknown what is stranger than all but this share of validation images."),
+    ] = None,
+    views: Annotated[
+        str, typer.Option("--views", help="Mean over views: flip, or a number (8: mirror image and six crops too).")
+    ] = "1",
+    imagenet: Annotated[
+        bool, typer.Option("--imagenet", help="MODEL is a backbone by name, with its top; classes are ImageNet's.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict the class of every image in a folder; where the folders are named after classes, say how many are right.
+    """Predict the class of every image; where folders are named after classes, say how many are right.
 
-    Example: featcache predict model.keras new_photos/ --csv predictions.csv
+    Rows are written as they come, to a file or as a table. A file that cannot be read is a row with its reason.
+
+    Example: featcache predict model.keras new_photos/ --csv predictions.csv --top 3 --reject 0.02
     """
-    from featcache.prediction import judge, predict, write_csv
-    from featcache.reports.text import printable
+    from featcache.prediction import predict_to
 
-    with progress(quiet) as draw:
-        rows = list(predict(model, images, top=top, progress=draw))
-    for row in rows:
-        if row.status != "ok":
-            say(f"skipped {printable(row.path)}: {row.status}, {printable(row.reason)}")
-    if csv is not None:
-        write_csv(csv, rows)
-    emit(json, document(rows, csv, judge(rows)), lambda: text(rows, csv, judge(rows)))
+    files = [(".csv", csv)] if csv is not None else []
+    files += [(out.suffix.lower(), out)] if out is not None else []
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Path(folder) / "rows.jsonl"
+        shown = _Shown(printing=not files and not json)
+        with progress(quiet) as draw:
+            tally = predict_to(
+                [*files, *([(".jsonl", spool)] if json and not files else [])],
+                model,
+                _places(images),
+                top=top,
+                reject=reject,
+                views=views,
+                imagenet=imagenet,
+                seen=shown,
+                progress=draw,
+            )
+        shown.flush()
+        for note in tally.notes:
+            say(note)
+        facts = document(tally, csv, out)
+        if json and not files:
+            _emit_with_rows(facts, spool)
+        else:
+            emit(json, facts, lambda: text(tally, [path for _, path in files]))
 
 
-def document(rows: list[Prediction], csv: Path | None, judged: Score | None) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
+def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]:
+    """Return the result as it stands in JSON, without the rows."""
+    judged = tally.accuracy
     return {
-        "rows": len(rows),
-        "failed": [
-            {"path": row.path, "status": row.status, "reason": row.reason} for row in rows if row.status != "ok"
-        ],
+        "rows": tally.rows,
+        "statuses": dict(sorted(tally.by_status.items())),
+        "num_failed": tally.failed,
+        "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in tally.failures],
+        "unknown": None if tally.threshold is None else tally.unknown,
+        "threshold": tally.threshold,
+        "not_looked_at": dict(tally.others),
+        "notes": list(tally.notes),
         "csv": None if csv is None else str(csv),
+        "out": None if out is None else str(out),
         "accuracy": None if judged is None else {"score": judged.value, "interval": [judged.low, judged.high]},
-        "predictions": [
-            {
-                "path": row.path,
-                "true": row.true or None,
-                "top": [{"label": label, "probability": share} for label, share in row.top],
-            }
-            for row in rows
-        ],
     }
 
 
-def text(rows: list[Prediction], csv: Path | None, judged: Score | None) -> str:
-    """Return the result as a person reads it."""
-    from featcache.reports.text import interval, printable, table
+def text(tally: Tally, files: Sequence[Path]) -> str:
+    """Return the counts as a person reads them."""
+    from featcache.reports.text import interval, printable
 
-    lines = []
-    if csv is None:
-        width = max(len(row.top) for row in rows)
-        cells = [[f"{label} {share:.3f}" for label, share in row.top] or [row.status] for row in rows]
-        body = [[printable(row.path), *one, *[""] * (width - len(one))] for row, one in zip(rows, cells, strict=True)]
-        lines.append(table(["path", *(f"top {at + 1}" for at in range(width))], body))
-    failed = sum(row.status != "ok" for row in rows)
-    lines.append(f"{len(rows)} images, {failed} could not be read" + (f"; {csv}" if csv else ""))
-    if judged is not None:
-        lines.append(f"Against the classes that their folders name: accuracy {interval(*judged)}")
+    counts = f"{tally.rows} images, {tally.failed} could not be read"
+    if tally.failed:
+        reasons = (f"{count} {status}" for status, count in sorted(tally.by_status.items()) if status != "ok")
+        counts += f" ({', '.join(reasons)})"
+    lines = ["; ".join([counts, *(printable(str(path)) for path in files)])]
+    if tally.others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in tally.others.items())
+        lines.append(f"Not looked at, by their names: {sum(tally.others.values())} files ({printable(kinds)})")
+    if tally.threshold is not None:
+        lines.append(f"{tally.unknown} are unknown: stranger than {tally.threshold:.3f}")
+    if tally.accuracy is not None:
+        lines.append(f"Against the classes that their folders name: accuracy {interval(*tally.accuracy)}")
+    if tally.known_unknown:
+        asked = tally.answered + tally.known_unknown
+        lines.append(f"Not counted there: {tally.known_unknown} of these {asked} images, which were called unknown")
     return "\n".join(lines)
+
+
+class _Shown:
+    """Names what is skipped on stderr, and prints rows as tables, a block at a time."""
+
+    def __init__(self, printing: bool) -> None:
+        self._printing = printing
+        self._held: list[Prediction] = []
+
+    def __call__(self, one: Prediction) -> None:
+        from featcache.reports.text import printable
+
+        if one.status != "ok":
+            say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
+        if self._printing:
+            self._held.append(one)
+            if len(self._held) >= BLOCK:
+                self.flush()
+
+    def flush(self) -> None:
+        """Print what is held."""
+        from featcache.reports.text import table
+
+        if not self._held:
+            return
+        width = max(1, *(len(one.top) for one in self._held))
+        body = [[one.path, *_cells(one), *[""] * (width - max(1, len(one.top)))] for one in self._held]
+        typer.echo(table(["path", *(f"top {at + 1}" for at in range(width))], body))
+        self._held.clear()
+
+
+def _cells(one: Prediction) -> list[str]:
+    cells = [f"{label} {share:.3f}" for label, share in one.top] or [one.status]
+    return [f"unknown ({cells[0]})", *cells[1:]] if one.unknown else cells
+
+
+def _places(images: Sequence[str]) -> list[Any]:
+    """Return the places, with the list on standard input where a - stands."""
+    from featcache.errors import UsageError
+    from featcache.prediction import paths_in
+
+    if images.count(LIST) > 1:
+        raise UsageError("Standard input has one list: give - once")
+    return [paths_in(sys.stdin.buffer) if one == LIST else one for one in images]
+
+
+def _emit_with_rows(facts: dict[str, Any], spool: Path) -> None:
+    """Print one document whose rows come from a file, a row at a time."""
+    head = json_text.dumps(facts, indent=2).removesuffix("\n}")
+    typer.echo(f'{head},\n  "predictions": [', nl=False)
+    with spool.open() as lines:
+        for at, line in enumerate(lines):
+            typer.echo(f"{',' if at else ''}\n    {line.rstrip()}", nl=False)
+    typer.echo("\n  ]\n}")

@@ -8,11 +8,12 @@ from typing import Any
 
 from featcache.assembly.certificate import Certificate, certified
 from featcache.assembly.modelfile import check_free, load_model, save_model
+from featcache.assembly.reference import Reference, reference_of_head
 from featcache.assembly.start import Start, image_source
 from featcache.images.manifest import Images
 from featcache.sweeps import Chosen
 
-__all__ = ["Certificate", "Start", "handoff", "image_source", "load_model", "save_model"]
+__all__ = ["Certificate", "Reference", "Start", "handoff", "image_source", "load_model", "save_model"]
 
 
 def handoff(chosen: Chosen, out: str | Path | None = None, *, images: Images | str | Path | None = None) -> Any:
@@ -32,5 +33,6 @@ def handoff(chosen: Chosen, out: str | Path | None = None, *, images: Images | s
     model.certificate = certified(model, start, image_source(chosen, images))
     model.class_names = chosen.run.classes
     if out is not None:
-        save_model(model, Path(out), start.facts | {"certificate": asdict(model.certificate)})
+        facts = start.facts | {"certificate": asdict(model.certificate)}
+        save_model(model, Path(out), facts, reference_of_head(start))
     return model

@@ -1,7 +1,7 @@
 """MODEL.keras: what Keras writes, plus `featcache.json` inside the archive.
 
-The JSON holds class names, tap, preprocessing and the parity certificate. Plain Keras loads the file too:
-it is built of Keras' own layers only.
+The JSON holds class names, tap, preprocessing and the parity certificate; `featcache_reference.npz` beside it what
+tells strange images from known ones. Plain Keras loads the file too: it is built of Keras' own layers only.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from featcache.assembly.reference import Reference
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
 from featcache.files import write_whole
 
 MEMBER = "featcache.json"
+REFERENCE = "featcache_reference.npz"
 WHAT = {
     "run": "run",
     "trial": "trial",
@@ -27,13 +29,15 @@ WHAT = {
 }
 
 
-def save_model(model: Any, path: Path, facts: dict[str, Any]) -> None:
-    """Write the model and its facts, whole or not at all."""
+def save_model(model: Any, path: Path, facts: dict[str, Any], reference: Reference | None = None) -> None:
+    """Write the model, its facts and its reference, whole or not at all."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
         model.save(file)
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(MEMBER, json.dumps(facts, indent=2))
+            if reference is not None:
+                archive.writestr(REFERENCE, reference.to_bytes())
         write_whole(path, file.read_bytes())
 
 
@@ -66,6 +70,24 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
         return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files
         raise NotAModel(f"Keras cannot load {path}: {' '.join(str(error).split())[:200]}") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether featcache wrote a model file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MEMBER in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_reference(path: Path) -> Reference | None:
+    """Return what tells strange images from known ones; None if the file has nothing of the kind. Raises NotAModel."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return Reference.from_bytes(archive.read(REFERENCE)) if REFERENCE in archive.namelist() else None
+    except Exception as error:  # damaged files raise many kinds
+        raise NotAModel(f"{path}: {REFERENCE} in it is damaged ({error}). Make it again: featcache handoff") from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
 from featcache.files import current_folder_first
-from featcache.spec import BackboneSpec, Mode, Resize, digest_of
+from featcache.spec import BackboneSpec, Mode, Resize, choose, digest_of
 
 FACTS = "featcache.json"  # in a model that featcache wrote
 _NAMED = re.compile(r"[\w-]+:\w+=.*", re.DOTALL)  # of the registry, with options: they may name a file too
@@ -108,6 +108,12 @@ def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts
         return found
     preprocess = json.loads(ours["tap"])["preprocess"]
     return Facts(preprocess["size"], found.mode, preprocess["resize"])
+
+
+def mode_of(text: str) -> Mode:
+    """Return the way in which pixels enter a model, as a user writes it. Raises UsageError."""
+    found: Mode = choose("mode", text, get_args(Mode))
+    return found
 
 
 def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:

@@ -197,7 +197,7 @@ def _own_request(
         )
     resize = said.resize if said.resize and resize == "stretch" else choose("--resize", resize, get_args(Resize))
     pooling: Pooling = choose("--pool", pool or "avg", get_args(Pooling))
-    preprocess = Preprocess(size, resize, choose("mode", mode, get_args(Mode)))
+    preprocess = Preprocess(size, resize, own.mode_of(mode))
     return Request(spec, preprocess, layers, pooling, own_size=said.size)
 
 

@@ -144,8 +144,8 @@ SIZES = {"mobilenet": (128, 160, 192, 224), "mobilenet_v2": (96, 128, 160, 192, 
 _DIGITS = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}
 
 
-def weights_file(entry: Entry, options: Mapping[str, Any], size: int) -> str | None:
-    """Return the file in KERAS_HOME/models that holds the ImageNet weights without top.
+def weights_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool = False) -> str | None:
+    """Return the file in KERAS_HOME/models that holds the ImageNet weights without top, or with it.
 
     None where there are none: the embedded backbone, or options that were never trained. MobileNet and
     MobileNetV2 have a file for each alpha and input size; other sizes take that of 224, as in Keras.
@@ -157,7 +157,8 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int) -> str | N
     trained = (1.0,) if minimalistic else ALPHAS.get(entry.module, (1.0,))
     if not entry.module or alpha not in trained or options.get("depth_multiplier", 1) != 1:
         return None
-    return _WEIGHTS_FILES[entry.module].format(
+    pattern = _WEIGHTS_FILES[entry.module]
+    return (re.sub(r"_no_?top(_v2)?", "", pattern) if top else pattern).format(
         name=entry.name,
         constructor=entry.constructor.lower(),
         variant=entry.name.rpartition("_")[2],

@@ -79,10 +79,10 @@ class Decoder:
 
 
 def decoded_batches(
-    source: Source, rows: Sequence[ImageRow], preprocess: Preprocess, batch: int
+    source: Source, rows: Iterable[ImageRow], preprocess: Preprocess, batch: int, views: Sequence[str] = (IDENTITY,)
 ) -> Iterator[list[Decoded]]:
     """Yield the images in order, `batch` at a time, decoded by threads that work ahead."""
-    decoder = Decoder(source, rows, preprocess, batch=batch)
+    decoder = Decoder(source, rows, preprocess, views, batch)
     try:
         while batch_of := decoder.take():
             yield batch_of

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from featcache.assembly.assemble import backbones_of
 from featcache.backbones import tutorials
+from featcache.backbones.imagenet import imagenet_classifier, imagenet_files
 from featcache.backbones.weights import file_of
 from featcache.errors import DataError, UsageError
 from featcache.extraction import Extracted, extract
@@ -98,7 +99,7 @@ def run_recipe(
 def weights_of(recipe: Training | Naming) -> list[Path]:
     """Return the files that a recipe needs beside its images, where they are looked for."""
     if isinstance(recipe, Naming):
-        return list(tutorials.imagenet_files())
+        return imagenet_files()
     if not recipe.backbone or recipe.size is None:
         return []
     file = file_of(BackboneSpec(recipe.backbone), recipe.size)
@@ -254,7 +255,7 @@ def _layer(names: list[str], number: int) -> str:
 
 def _name(recipe: Naming, images: str | Path | None, folder: Path, small: bool, progress: Progress) -> Named:
     started = time.perf_counter()
-    network = tutorials.imagenet_classifier(random=small)
+    network = imagenet_classifier(random=small)
     where = _place(recipe, images, folder, small)
     found = _one_of_each(scan(where)) if small else where
     named = predictions(network.model, network.names, network.preprocess, found, top=recipe.top, progress=progress)

@@ -14,7 +14,8 @@ from featcache.arrays import Floats
 from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, backbones_of, logits_of
 from featcache.assembly.certificate import certified, tolerance_of
-from featcache.assembly.modelfile import check_free, save_model
+from featcache.assembly.modelfile import check_free, read_reference, save_model
+from featcache.assembly.reference import reference_of_model
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
@@ -124,6 +125,9 @@ class _Tuning:
         )
         found = train(task, self.recipe, self.progress, state)
         model.certificate, model.class_names = certificate, self.chosen.run.classes
+        if path is not None and read_reference(path) is None:
+            reference = reference_of_model(model, self.start, self.source)
+            save_model(model, path, facts | {"certificate": asdict(certificate)}, reference)
         return Tuned(
             model=model,
             path=path,

@@ -106,6 +106,31 @@ def test_keras_asks_for_the_weights_file_that_we_name(built):
     assert built.files == [weights_file(built.entry, {}, built.entry.min_size)]
 
 
+class Asked(Exception):
+    """Keras has asked for a file."""
+
+
+SMALL_OF_EACH = {entry.module: entry for entry in reversed(KERAS_ENTRIES) if entry.params < 30e6}.values()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, id=entry.name, marks=[] if entry.name in SMALLEST else pytest.mark.slow)
+        for entry in SMALL_OF_EACH
+    ],
+)
+def test_keras_asks_for_the_weights_file_with_the_top_that_we_name(entry, monkeypatch):
+    def get_file(fname, *args, **kwargs):
+        raise Asked(fname)
+
+    monkeypatch.setattr(file_utils, "get_file", get_file)
+    with pytest.raises(Asked) as asked, warnings.catch_warnings(action="ignore"):
+        getattr(keras.applications, entry.constructor)()
+    assert asked.value.args == (weights_file(entry, {}, entry.size, top=True),)
+    keras.backend.clear_session()
+
+
 def test_blocks_follow_one_another_to_the_last(built):
     names = [layer.name for layer in built.model.layers]
     assert [name for name, _ in groupby(block_names(names))] == blocks(names)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -155,6 +156,36 @@ def test_json_of_predict(cli, model, photos, tmp_path):
     assert facts["rows"] == 37
     assert [one["path"] for one in facts["failed"]] == ["bad.jpg"]
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 38
+    assert "predictions" not in facts
+    assert facts["statuses"] == {"ok": 36, "unknown_format": 1}
+
+
+def test_predict_without_a_file_prints_the_rows(cli, model, photos, tmp_path, monkeypatch):
+    (photos / "notes.txt").write_text("no image by its name")
+    (photos / "red" / "009.png").write_text("no image")
+    facts = document(cli("predict", model, photos, "--json", "--reject", "0.5"), {"rows", "failed", "csv", "accuracy"})
+    assert [one["path"] for one in facts["predictions"]] == sorted(one["path"] for one in facts["predictions"])
+    assert (facts["rows"], len(facts["predictions"]), facts["not_looked_at"]) == (36, 36, {".txt": 1})
+    assert facts["unknown"] == sum(one["unknown"] for one in facts["predictions"] if one["status"] == "ok") > 0
+    monkeypatch.setattr("featcache_cli.predict.BLOCK", 20)
+    done = cli("predict", model, photos, "--top", "2", "--reject", "0.5")
+    assert done.out.count("path ") == 2
+    assert done.out.count("unknown (") == facts["unknown"]
+    assert "36 images, 1 could not be read (1 unknown_format)" in done.out
+    assert "Not looked at, by their names: 1 files (1 .txt)" in done.out
+    assert "skipped red/009.png: unknown_format" in done.err
+
+
+def test_predict_reads_a_list_on_standard_input(cli, model, photos, tmp_path, monkeypatch):
+    listed = b"\0".join([os.fsencode(photos / "red" / "000.png"), b"gone \xe9\n.png"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    out = tmp_path / "p.jsonl"
+    facts = document(cli("predict", model, "-", "-o", out, "--json"), {"rows", "failed", "csv", "out"})
+    assert (facts["rows"], facts["num_failed"], facts["csv"], facts["out"]) == (2, 1, None, str(out))
+    paths = [json.loads(line)["path"] for line in out.read_text().splitlines()]
+    assert [os.fsencode(one) for one in paths] == listed.split(b"\0")
+    refused(cli("predict", model, "-", "-"), 2, "Standard input has one list: give - once")
+    refused(cli("predict", model, photos, "-o", tmp_path / "p.txt"), 2, "ends in .csv, .jsonl, .parquet; got '.txt'")
 
 
 def test_a_report_is_one_page(cli, run, tmp_path):

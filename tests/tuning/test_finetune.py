@@ -10,6 +10,8 @@ import pytest
 from featcache.assembly import Start, load_model
 from featcache.assembly.assemble import backbones_of, head_layers
 from featcache.assembly.certificate import load_pixels
+from featcache.assembly.modelfile import read_reference
+from featcache.assembly.reference import reference_of_head, reference_of_model
 from featcache.backbones.build import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
 from featcache.images.sources import open_source
@@ -35,6 +37,13 @@ def last(weak, tmp_path_factory):
     """Return a head that was fine-tuned with its last block for a few epochs. Do not change it."""
     path = tmp_path_factory.mktemp("last") / "tuned.keras"
     return finetune(weak, path, unfreeze="last", epochs=3, learning_rate=1e-3, patience=3, batch=32)
+
+
+def test_the_file_tells_strange_images_by_its_own_features_not_by_those_of_the_start(last, weak):
+    start, source = Start(weak), open_source(weak.run.cache().root)
+    kept, now = read_reference(last.path), reference_of_model(last.model, start, source)
+    np.testing.assert_allclose(kept.seen, now.seen, atol=1e-4)
+    assert np.abs(kept.directions - reference_of_head(start).directions).max() > 1e-2
 
 
 def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):

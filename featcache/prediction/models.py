@@ -1,0 +1,104 @@
+"""What a user calls a model -> a classifier of uint8 images: of featcache, of ImageNet, or any Keras model.
+
+A model that featcache did not write does not say what its classes are called, nor always how pixels enter it or what
+its outputs are. What is assumed then stands in `notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.assembly.modelfile import is_ours, load_model, read_facts, read_reference
+from featcache.assembly.reference import Reference, inspected
+from featcache.backbones import own
+from featcache.backbones.imagenet import NUM_CLASSES, class_names, imagenet_classifier
+from featcache.backbones.plain import as_classifier
+from featcache.errors import DataError, UsageError
+from featcache.spec import Preprocess, Tap
+
+ASSUMED_SIZE = 224
+MODES = "tf (-1..1), unit (0..1), torch (0..1, ImageNet mean and deviation), caffe (BGR minus ImageNet mean)"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """(N, size, size, 3) uint8 -> (N, K) probabilities, with the names of the K classes.
+
+    With a reference the network gives features and logits before the probabilities.
+    """
+
+    network: Any  # keras.Model
+    classes: Sequence[str]
+    preprocess: Preprocess
+    reference: Reference | None = None
+    notes: tuple[str, ...] = ()  # what is missing in the model, and what is assumed
+
+
+def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool = False) -> Classifier:
+    """Return the classifier of a MODEL.keras, or of a Keras model of another origin, such as mine.keras:mode=tf.
+
+    reject: with its reference. imagenet: the model is a network of `keras.applications` by its name, with its top and
+    ImageNet's classes; or a file whose 1,000 classes are these.
+    Raises NotAModel, UsageError, DataError if the model has no reference, WeightsMissing.
+    """
+    found = own.parse(str(model))
+    if imagenet and found is None:
+        return _of_imagenet(str(model), reject)
+    path = Path(model)
+    if path.is_file() and is_ours(path):
+        if imagenet:
+            raise UsageError(f"{path} names its classes itself. Leave out --imagenet")
+        return _ours(path, reject)
+    if found is None or (found[0].origin == "file" and not Path(found[0].weights).exists()):
+        read_facts(path)  # raises: it says how to make one
+    if reject:
+        raise UsageError(f"--reject needs a model of featcache, which knows its validation images; {model} is none")
+    assert found is not None
+    return _plain(str(model), *found, imagenet)
+
+
+def _ours(path: Path, reject: bool) -> Classifier:
+    reference = read_reference(path) if reject else None
+    if reject and reference is None:
+        raise DataError(
+            f"{path} has nothing to tell strange images by: it is of an earlier featcache, its fine-tuning was "
+            "stopped, or its run has no validation images. Make it again: featcache handoff or finetune"
+        )
+    network, facts = load_model(path)
+    network = network if reference is None else inspected(network)
+    return Classifier(network, facts["classes"], Tap.from_json(facts["tap"]).preprocess, reference)
+
+
+def _of_imagenet(name: str, reject: bool) -> Classifier:
+    if reject:
+        raise UsageError("--reject needs validation images, which ImageNet's networks come without")
+    found = imagenet_classifier(name)
+    return Classifier(found.model, found.names, found.preprocess)
+
+
+def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier:
+    options = dict(part.partition("=")[::2] for part in parts)
+    if not options.keys() <= {"mode", "size"} or not options.get("size", "1").isdecimal():
+        raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
+    asked = int(options["size"]) if "size" in options else None
+    said = own.facts_of(spec, asked)
+    notes = []
+    size = said.size or asked or ASSUMED_SIZE
+    if not (said.size or asked):
+        notes.append(f"it takes images of any size; {size} x {size} is assumed. Else: {text}:size=160")
+    mode = options.get("mode") or said.mode
+    if mode is None:
+        notes.append(f"how pixels enter it is unknown; 0..255 as they are is assumed. Else: {text}:mode={MODES}")
+    preprocess = Preprocess(size, mode=own.mode_of(mode or "inside"))
+    model = own.load(spec, size)
+    network, num_classes, note = as_classifier(model, preprocess)
+    names = class_names() if imagenet else [str(number) for number in range(num_classes)]
+    if len(names) != num_classes:
+        raise UsageError(f"--imagenet is about {NUM_CLASSES} classes; {spec.weights} has {num_classes}")
+    if not imagenet:
+        notes.append(f"it has no class names; its {num_classes} outputs are called 0 to {num_classes - 1}")
+    notes += [note] if note else []
+    return Classifier(network, names, preprocess, notes=tuple(f"{spec.weights}: {note}" for note in notes))

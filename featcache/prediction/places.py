@@ -1,0 +1,161 @@
+"""What a user points at -> images in order: folders, files, patterns, archives, tables, arrays, lists of files.
+
+One folder, archive, table or array gives the paths inside it; several places give paths as a shell would, each behind
+its place. What is not there is a row with a reason where there are several, an error where it is all there is.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+from featcache.errors import DataError, FeatcacheError, NoImages
+from featcache.images.decode import Undecodable
+from featcache.images.folder import FolderSource, Stamp
+from featcache.images.manifest import Images
+from featcache.images.sources import Source, holds_images, list_source, open_source
+from featcache.spec import ImageRow
+
+Place = str | Path | Iterator[str]  # an iterator: a list of files, which may be longer than memory
+PATTERN = frozenset("*?[")
+CHUNK = 65_536
+LONGEST_PATH = 4096  # bytes, on Linux; elsewhere it is less
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Images in order, and where their bytes come from."""
+
+    source: Source
+    rows: Iterable[ImageRow]
+    total: int | None  # None: only the end tells
+    others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
+
+
+def gather(images: Images | Place | Sequence[Place]) -> Gathered:
+    """Return the images at a place, or at several. Raises NoImages, DataError."""
+    if isinstance(images, Images):
+        unread = [one.path for one in images.unreadable if not one.digest]
+        rows = sorted([*images.rows, *map(_unlabelled, [*images.stray, *unread])])
+        return Gathered(images.source, rows, len(rows), images.others)
+    places = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if len(places) == 1 and isinstance(places[0], (str, Path)) and not _is_pattern(str(places[0])):
+        return _inside(Path(places[0]))
+    return _several(places)
+
+
+def paths_in(stream: IO[bytes]) -> Iterator[str]:
+    """Yield the paths of a list: separated by NUL bytes if there are any, else by newlines. Empty ones are left out.
+
+    Bytes that are no UTF-8 survive. Memory does not depend on the length of the list.
+    """
+    rest = b""
+    while len(rest) <= LONGEST_PATH and (chunk := stream.read(CHUNK)):
+        rest += chunk
+    separator = b"\0" if b"\0" in rest else b"\n"
+    while True:
+        *whole, rest = rest.split(separator)
+        yield from (os.fsdecode(one) for one in whole if one)
+        if not (chunk := stream.read(CHUNK)):
+            break
+        rest += chunk
+    if rest:
+        yield os.fsdecode(rest)
+
+
+class _Places:
+    """A source of files by their paths, and of what archives hold behind the archive's path."""
+
+    location = None
+
+    def __init__(self) -> None:
+        self.refused: dict[str, str] = {}
+        self.inside: dict[str, Source] = {}  # by the path before the slash
+        self._files = FolderSource(Path())
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of one image. Raises Undecodable."""
+        if path in self.refused:
+            raise Undecodable("unreadable", self.refused[path])
+        source, name = self._home(path)
+        return source.read(name)
+
+    def stamp(self, path: str) -> Stamp:
+        """Return the stamp of one image. Raises Undecodable."""
+        source, name = self._home(path)
+        return source.stamp(name)
+
+    def _home(self, path: str) -> tuple[Source, str]:
+        for place, source in self.inside.items():
+            if path.startswith(f"{place}/"):
+                return source, path[len(place) + 1 :]
+        return self._files, path
+
+
+def _inside(path: Path) -> Gathered:
+    if path.is_file() and not holds_images(path):
+        return Gathered(open_source(path.parent), [_unlabelled(path.name)], 1)
+    source, listing = list_source(path)
+    rows = [ImageRow(file.path, file.label, "", "", "") for file in listing.files]
+    rows += map(_unlabelled, listing.stray)
+    return Gathered(source, sorted(rows), len(rows), listing.others)
+
+
+def _several(places: Sequence[Place]) -> Gathered:
+    source, others = _Places(), Counter[str]()
+    parts: list[Iterable[ImageRow]] = []
+    total: int | None = 0
+    for place in places:
+        if isinstance(place, (str, Path)):
+            rows = [row for one in _expanded(str(place)) for row in _rows_at(one, source, others)]
+            parts.append(rows)
+            total = None if total is None else total + len(rows)
+        else:
+            parts.append(map(_unlabelled, place))
+            total = None
+    rows_of_all = iter(chain.from_iterable(parts))
+    first = next(rows_of_all, None)
+    if first is None or (total == 1 and first.path in source.refused):
+        raise NoImages(source.refused[first.path] if first else "The list names no files. Give one path on each line")
+    return Gathered(source, chain([first], rows_of_all), total, dict(sorted(others.items())))
+
+
+def _rows_at(place: str, source: _Places, others: Counter[str]) -> list[ImageRow]:
+    path = Path(place)
+    if not path.is_dir() and not (path.is_file() and holds_images(path)):
+        if _is_pattern(place):
+            source.refused[place] = f"No file matches {place}"
+        return [_unlabelled(place)]
+    try:
+        found = _inside(path)
+    except DataError as error:
+        source.refused[place] = str(error)
+        return [_unlabelled(place)]
+    except FeatcacheError as error:  # such as Parquet, which cannot be read here
+        raise type(error)(f"{place}: {error}") from error
+    others.update(found.others)
+    at_home = isinstance(found.source, FolderSource)
+    before = str(found.source.location) if at_home else place.rstrip("/")
+    if not at_home:
+        source.inside[before] = found.source
+    return [row._replace(path=os.path.join(before, row.path)) for row in found.rows]
+
+
+def _expanded(place: str) -> list[str]:
+    """Return what a pattern matches, sorted by bytes; itself where it is none or matches nothing."""
+    found = sorted(glob.glob(place, recursive=True), key=os.fsencode) if _is_pattern(place) else []
+    return found or [place]
+
+
+def _is_pattern(place: str) -> bool:
+    return bool(PATTERN & {*place}) and not os.path.lexists(place)
+
+
+def _unlabelled(path: str) -> ImageRow:
+    return ImageRow(path, "", "", "", "")

@@ -1,0 +1,141 @@
+"""Whatever a user points at, every file is a row."""
+
+import io
+import os
+import shutil
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import COLOURS, write_images
+
+from featcache.errors import NoImages
+from featcache.prediction import paths_in, predict
+from featcache.prediction.places import LONGEST_PATH, gather
+from featcache.spec import Tick
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Return the current folder, with the folder photos in it."""
+    write_images(tmp_path / "photos", per_class=2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paths(images):
+    return [row.path for row in gather(images).rows]
+
+
+def test_several_places_give_paths_as_a_shell_would(here):
+    shutil.make_archive("more", "zip", "photos")
+    Image.new("RGB", (9, 9)).save("a.png")
+    found = gather(["a.png", "photos/red", "more.zip", "photos/blue/"])
+    rows = list(found.rows)
+    assert [row.path for row in rows] == [
+        "a.png",
+        "photos/red/000.png",
+        "photos/red/001.png",
+        *(f"more.zip/{name}/{at:03d}.png" for name in COLOURS for at in range(2)),
+        "photos/blue/000.png",
+        "photos/blue/001.png",
+    ]
+    assert found.total == len(rows) == 11
+    assert {row.label for row in rows if row.path.startswith("more.zip")} == {*COLOURS}
+    assert all(Image.open(io.BytesIO(found.source.read(row.path))).size in ((20, 16), (9, 9)) for row in rows)
+
+
+def test_a_pattern_gives_what_the_shell_would_have_given(here):
+    assert paths("photos/*/000.png") == [f"photos/{name}/000.png" for name in sorted(COLOURS)]
+    assert paths("**/001.png") == [f"photos/{name}/001.png" for name in sorted(COLOURS)]
+    assert paths("photos/r*") == ["photos/red/000.png", "photos/red/001.png"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_itself(here):
+    for name in ("a[1].png", "a1.png"):
+        Image.new("RGB", (9, 9)).save(name)
+    assert paths("a[1].png") == ["a[1].png"]
+    assert paths(["a[1].png"]) == ["a[1].png"]
+
+
+def test_what_is_not_there_is_a_row_among_others_and_an_error_alone(here, model):
+    (here / "empty").mkdir()
+    (here / "bad.zip").write_bytes(b"no archive")
+    places = ["gone.png", "none/*.png", "photos/red/000.png", "empty", "bad.zip"]
+    found = {row.path: (row.status, row.reason) for row in predict(model, places)}
+    assert [*found] == places
+    assert found["photos/red/000.png"] == ("ok", "")
+    assert {status for status, _ in found.values()} == {"ok", "unreadable"}
+    for place, reason in {"gone.png": "No such file", "none/*.png": "No file matches", "empty": "No images in"}.items():
+        assert reason in found[place][1]
+    assert "is damaged, or not what its name says" in found["bad.zip"][1]
+    with pytest.raises(NoImages, match=r"No file matches none/\*\.png"):
+        gather("none/*.png")
+    with pytest.raises(NoImages, match=r"gone\.png does not exist"):
+        gather("gone.png")
+
+
+def test_a_list_of_files_is_a_row_for_each_line(here, model):
+    lines = "photos/red/000.png\n\nphotos\ngone.png\nphotos/red/000.png\n"
+    found = list(predict(model, paths_in(io.BytesIO(lines.encode()))))
+    assert [one.path for one in found] == [line for line in lines.split("\n") if line]
+    assert [one.status for one in found] == ["ok", "unreadable", "unreadable", "ok"]
+    assert found[0].top == found[3].top
+
+
+def test_a_list_may_stand_among_other_places(here, model):
+    ticks = []
+    found = list(predict(model, ["photos/blue", iter(["photos/red/001.png"])], progress=ticks.append))
+    assert [one.path for one in found] == ["photos/blue/000.png", "photos/blue/001.png", "photos/red/001.png"]
+    assert ticks == [Tick("predict", 3, -1)]
+
+
+def test_a_list_of_nothing_is_named(model):
+    with pytest.raises(NoImages, match="The list names no files"):
+        next(predict(model, paths_in(io.BytesIO(b"\n"))))
+
+
+NAMES = st.lists(st.binary(min_size=1, max_size=9).filter(lambda name: not {0, 10} & {*name}), max_size=9)
+
+
+class Slow(io.BytesIO):
+    """A pipe that gives a byte at a time."""
+
+    def read(self, size=-1):
+        return super().read(min(size, 1))
+
+
+@given(names=NAMES, kind=st.sampled_from([io.BytesIO, Slow]), ending=st.booleans(), separator=st.sampled_from([0, 10]))
+def test_any_bytes_of_names_survive_both_kinds_of_lists(names, kind, ending, separator):
+    mark = bytes([separator])
+    if separator == 0:
+        names = [b"line\nbreak", *names]
+    listed = mark.join(names) + (mark if ending or separator == 0 else b"")
+    assert [os.fsencode(name) for name in paths_in(kind(listed))] == names
+
+
+def test_a_long_list_is_read_as_it_is_used():
+    class Endless:
+        """Lines without end."""
+
+        given = 0
+
+        def read(self, size):
+            Endless.given += size
+            return b"x" * 63 + b"\n" if size < 64 else (b"x" * 63 + b"\n") * (size // 64)
+
+    names = paths_in(Endless())
+    tracemalloc.start()
+    for _ in range(200_000):  # 13 MB of names
+        next(names)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert Endless.given > 200_000 * 60
+    assert most < 2_000_000
+
+
+def test_nul_bytes_are_looked_for_as_far_as_a_path_reaches():
+    first = b"a\n" * (LONGEST_PATH // 4)
+    assert [os.fsencode(name) for name in paths_in(Slow(first + b"\0b"))] == [first, b"b"]
