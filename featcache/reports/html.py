@@ -26,6 +26,7 @@ from featcache.files import read_json, write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.reports import figures, plots
+from featcache.reports.checks import checked, doubts_of, pairs_of
 from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.pictures import picture, sheet
@@ -74,6 +75,7 @@ class Report:
     source: Source | None  # of the images; None: they are gone
     final: Mapping[str, Score] | None = None
     refit: bool = False  # the final scores are those of the head that was fitted again
+    moved: str | Path | None = None  # where the images are now
     progress: Progress = field(default=silent, repr=False)
 
     @cached_property
@@ -97,6 +99,8 @@ class Report:
     def context(self) -> dict[str, Any]:
         """Return what the template reads."""
         run, judged = self.run, self.judged
+        hidden = "test" if self.final is None else ""
+        checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
         records = [_record(path) for path in sorted((run.path / RECORDS).glob("*.json"))]
         return {
             "run": run,
@@ -119,6 +123,9 @@ class Report:
             "ece": judged and value_of(judged.said, "ece"),
             "mistakes": judged and self._pictures(_mistakes(judged)),
             "uncertain": judged and self._pictures(_uncertain(judged)),
+            "checks": checks,
+            "pairs": pairs_of(checks, self.cache, self.source),
+            "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
             "trainings": [
                 (record | {"model": printable(record["model"])}, figures.learning(record)) for record in records
@@ -240,7 +247,9 @@ def write_report(
     path = run.path / "report.html" if out is None else Path(out)
     named = chosen or (run.best if run.ranked else None)
     head = named and replace(named, refit=False)
-    report = Report(run, head, _source(head, images), final, bool(named and named.refit), progress)
+    source = _source(head, images)
+    moved = None if isinstance(images, Images) else images
+    report = Report(run, head, source, final, bool(named and named.refit), moved, progress)
     write_whole(path, render(report).encode("utf-8", "replace"))
     return path
 

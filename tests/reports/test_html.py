@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import COLOURS
+from tiny import COLOURS, write_images
 
 from featcache.errors import ImagesChanged
 from featcache.extraction import extract
-from featcache.reports import figures
+from featcache.reports import checks, figures
 from featcache.reports.embedding import places
 from featcache.reports.final import final_scores
 from featcache.reports.html import write_report
@@ -158,6 +158,35 @@ def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
         assert "data:image/webp" in page_of(run, images=moved)  # one that is another now is grey
     finally:
         away.rename(cache.root)
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """Return a run whose test split has a copy of a training image, and a wrong label in train and in test."""
+    root = tmp_path_factory.mktemp("copied")
+    photos = root / "photos"
+    write_images(photos / "train", 20)
+    write_images(photos / "val", 6, first=30)
+    write_images(photos / "test", 6, first=50)
+    shutil.copy(photos / "train" / "red" / "003.png", photos / "test" / "red" / "copy.png")
+    for split, name in (("train", "007.png"), ("test", "051.png")):
+        shutil.move(photos / split / "red" / name, photos / split / "blue" / f"wrong-{name}")
+    return sweep(extract(photos, "pixels:size=8", out=root / "c.h5"), "ridge", out=root / "run")
+
+
+def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
+    page = page_of(copied)
+    assert "test is contaminated: 1 pairs join it" in page
+    assert "train/red/003.png<br>test/red/copy.png" in page
+    assert "train/blue/wrong-007.png" in page
+    assert "test/blue/wrong-051.png" not in page
+    opened, scores = final_scores(copied)
+    assert "test/blue/wrong-051.png" in page_of(opened, final=scores)
+
+
+def test_a_page_of_many_images_says_how_to_look_for_copies(run, monkeypatch):
+    monkeypatch.setattr(checks, "MOST_IMAGES", 10)
+    assert f"Not looked for here among 90 images: featcache leaks {run.settings.cache} --labels" in page_of(run)
 
 
 def test_a_run_that_was_stopped_says_so(run):
