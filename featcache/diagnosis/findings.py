@@ -52,7 +52,7 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 
 
 def _keras(facts: Facts) -> Iterator[Finding]:
-    faults, backend = facts["faults"], facts["settings"].get("KERAS_BACKEND", "tensorflow")
+    faults, backend = facts["faults"], facts.get("backend", "tensorflow")
     if fault := faults.get("keras"):
         do = f"pip install --force-reinstall keras {backend}, or run on another backend: KERAS_BACKEND=jax or torch"
         if "SIGILL" in fault:

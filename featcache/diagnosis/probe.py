@@ -74,6 +74,13 @@ def weights() -> list[dict[str, Any]]:
     ]
 
 
+def backend() -> str:
+    """Return the name of the backend that Keras will run on, whether or not it does."""
+    from featcache.backbones.weights import keras_backend
+
+    return keras_backend()
+
+
 def keras() -> dict[str, Any]:
     """Return the version of Keras, its backend, and the devices that it sees."""
     from featcache.backbones.devices import listed_devices
@@ -118,6 +125,7 @@ SECTIONS: Mapping[str, Callable[[], Any]] = {
     "threads": threads,
     "locking": locking,
     "weights": weights,
+    "backend": backend,
     "keras": keras,
     "speed": speed,
 }
