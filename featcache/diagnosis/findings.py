@@ -58,9 +58,12 @@ def _keras(facts: Facts) -> Iterator[Finding]:
         if "SIGILL" in fault:
             do = f"this build of {backend} takes a processor with AVX: use another machine, or KERAS_BACKEND=torch"
         yield Finding("broken", f"Keras on {backend} does not start: {fault}", do)
-    for section, what in {"hdf5": "HDF5 cannot be used", "speed": "A network cannot be computed"}.items():
-        if section in faults and not (facts.get("packages", {}).get("h5py") and section == "hdf5"):
-            yield Finding("broken", f"{what}: {faults[section]}", "pip install --force-reinstall featcache")
+    elif fault := faults.get("speed"):
+        yield Finding(
+            "broken", f"A network cannot be computed: {fault}", f"pip install --force-reinstall keras {backend}"
+        )
+    if "hdf5" in faults and not facts.get("packages", {}).get("h5py"):
+        yield Finding("broken", f"HDF5 cannot be used: {faults['hdf5']}", "pip install --force-reinstall h5py")
 
 
 def _gpus(facts: Facts) -> Iterator[Finding]:
