@@ -72,7 +72,7 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
 
 def _probed(speed: bool) -> dict[str, Any]:
     """Return what the probe found, and under "faults" why a section of it is missing."""
-    names = ["packages", "hdf5", "threads", "locking", "weights", "keras", *(["speed"] if speed else [])]
+    names = ["packages", "hdf5", "threads", "locking", "weights", "backend", "keras", *(["speed"] if speed else [])]
     command = [sys.executable, "-P", "-m", "featcache.diagnosis.probe", *names]
     path = os.pathsep.join(one for one in sys.path if one)
     ended = None

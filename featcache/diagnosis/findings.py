@@ -52,15 +52,18 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 
 
 def _keras(facts: Facts) -> Iterator[Finding]:
-    faults, backend = facts["faults"], facts["settings"].get("KERAS_BACKEND", "tensorflow")
+    faults, backend = facts["faults"], facts.get("backend", "tensorflow")
     if fault := faults.get("keras"):
         do = f"pip install --force-reinstall keras {backend}, or run on another backend: KERAS_BACKEND=jax or torch"
         if "SIGILL" in fault:
             do = f"this build of {backend} takes a processor with AVX: use another machine, or KERAS_BACKEND=torch"
         yield Finding("broken", f"Keras on {backend} does not start: {fault}", do)
-    for section, what in {"hdf5": "HDF5 cannot be used", "speed": "A network cannot be computed"}.items():
-        if section in faults and not (facts.get("packages", {}).get("h5py") and section == "hdf5"):
-            yield Finding("broken", f"{what}: {faults[section]}", "pip install --force-reinstall featcache")
+    elif fault := faults.get("speed"):
+        yield Finding(
+            "broken", f"A network cannot be computed: {fault}", f"pip install --force-reinstall keras {backend}"
+        )
+    if "hdf5" in faults and not facts.get("packages", {}).get("h5py"):
+        yield Finding("broken", f"HDF5 cannot be used: {faults['hdf5']}", "pip install --force-reinstall h5py")
 
 
 def _gpus(facts: Facts) -> Iterator[Finding]:

@@ -115,6 +115,12 @@ def test_what_is_wrong_is_named_with_what_to_do(changed, kind, what, do):
     assert do in found.do
 
 
+def test_a_keras_that_does_not_start_is_told_once():
+    asked = facts(faults={"keras": "ImportError: no", "speed": "ImportError: no"})
+    del asked["keras"]
+    assert ["does not start" in one.what for one in findings_of(asked)] == [True]
+
+
 def test_what_is_broken_comes_first():
     wrong = facts(faults={"hdf5": "x"}, settings={"TF_ENABLE_ONEDNN_OPTS": "0"}, disk={"free_bytes": 1})
     assert [one.kind for one in findings_of(wrong)] == ["broken", "slow", "watch"]
