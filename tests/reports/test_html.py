@@ -176,8 +176,8 @@ def copied(tmp_path_factory):
 
 def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     page = page_of(copied)
-    assert "test is contaminated: 1 pairs join it" in page
-    assert "train/red/003.png<br>test/red/copy.png" in page
+    assert "test is contaminated: 1 pair joins it" in page
+    assert "test/red/copy.png<br>train/red/003.png" in page
     assert "train/blue/wrong-007.png" in page
     assert "test/blue/wrong-051.png" not in page
     opened, scores = final_scores(copied)
