@@ -34,7 +34,9 @@ def command(
     lr_decay: Annotated[float, typer.Option("--lr-decay", help="From one block to the one before it.")] = 1.0,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, sgd, rmsprop or adagrad.")] = "adamw",
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of kernels, with adamw and sgd.")] = 1e-4,
-    momentum: Annotated[float, typer.Option("--momentum", help="Of sgd, with Nesterov's step.")] = 0.9,
+    momentum: Annotated[
+        float | None, typer.Option("--momentum", help="Of sgd, with Nesterov's step. [default: 0.9]")
+    ] = None,
     schedule: Annotated[str, typer.Option("--schedule", help="cosine or constant.")] = "cosine",
     warmup: Annotated[float, typer.Option("--warmup", help="Share of all steps in which the rate rises.")] = 0.05,
     clip: Annotated[

@@ -12,6 +12,7 @@ from featcache.assembly import image_source, load_model
 from featcache.assembly.assemble import logits_of
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, UsageError
+from featcache.files import read_json
 from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
@@ -19,6 +20,7 @@ from featcache.sweeps.metrics import OF_LABELS, Score, score
 from featcache.sweeps.run import features_of
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import predict_logits
+from featcache.tuning.tuned import record_of
 
 
 def head_score(chosen: Chosen, split: str = "test") -> Score:
@@ -58,8 +60,15 @@ def final_scores(
         model, facts = load_model(path)
         if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
             continue  # something else has taken its place
-        scores[f"fine-tuned {path.name}"] = model_score(run[facts["trial"]], model, "test", images)
+        scores[_tuned_name(run, path)] = model_score(run[facts["trial"]], model, "test", images)
     return record_opened(run, "test", scores), scores
+
+
+def _tuned_name(run: Run, model: Path) -> str:
+    """Return what to call a model, which may be the head itself if no epoch was better on validation."""
+    record = record_of(run.path, model)
+    is_head = record.exists() and read_json(record)["best"]["epoch"] == 0
+    return f"fine-tuned {model.name}" + (" (epoch 0, the head: no other was better)" if is_head else "")
 
 
 def record_opened(run: Run, split: str, scores: Mapping[str, Score]) -> Run:

@@ -19,6 +19,7 @@ from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import is_gradual
 
 HEAD = "head"
+MOMENTUM = 0.9
 BEGUN = 0.5  # of all steps, after which all blocks train that are unfrozen gradually
 
 
@@ -109,7 +110,8 @@ def _optimizer(recipe: Recipe, rate: Any) -> Any:
     more: dict[str, Any] = {"global_clipnorm": recipe.clip}
     if recipe.optimizer == "sgd":
         decay = recipe.weight_decay or None
-        made = kinds.SGD(rate, recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay, **more)
+        momentum = MOMENTUM if recipe.momentum is None else recipe.momentum
+        made = kinds.SGD(rate, momentum, nesterov=momentum > 0, weight_decay=decay, **more)
     elif recipe.optimizer == "adamw":
         made = kinds.AdamW(rate, weight_decay=recipe.weight_decay, **more)
     elif recipe.optimizer == "adagrad":  # its sums began at 0 once: begun at 0.1, steps are 300 times as small

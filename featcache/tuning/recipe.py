@@ -30,7 +30,7 @@ class Recipe:
     lr_decay: float = 1.0  # from a block to the one before it
     optimizer: str = "adamw"
     weight_decay: float = 1e-4  # of kernels, decoupled from the gradient: adamw and sgd
-    momentum: float = 0.9  # of sgd, with Nesterov's step
+    momentum: float | None = None  # of sgd, with Nesterov's step; None: 0.9
     schedule: str = "cosine"
     warmup: float = 0.05  # share of all steps in which the learning rate rises
     clip: float | None = None  # largest norm of the gradient of each learning-rate group
@@ -53,8 +53,14 @@ class Recipe:
             _from_one(name, getattr(self, name))
         for name in ("learning_rate", "head_lr", "lr_decay", "clip"):
             _above_zero(name, getattr(self, name))
-        for name in ("weight_decay", "warmup", "label_smoothing", "momentum"):
+        for name in ("weight_decay", "warmup", "label_smoothing"):
             _share(name, getattr(self, name))
+        if self.momentum is not None:
+            _share("momentum", self.momentum)
+            if self.optimizer != "sgd":
+                raise UsageError(
+                    f"--momentum is of --optimizer sgd; {self.optimizer} has its own. Leave one of them out"
+                )
         choices: dict[str, Sequence[str]] = {
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
@@ -64,6 +70,8 @@ class Recipe:
         }
         for name, known in choices.items():
             choose(_flag(name), getattr(self, name), known)
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise UsageError(f"--momentum is of --optimizer sgd; {self.optimizer} has its own. Leave one of them out")
         if self.class_weight is not None:
             choose("--class-weight", self.class_weight, ["balanced"])
         if self.views is not None and self.augment == NO_AUGMENTATION:
@@ -83,6 +91,8 @@ def recipe_of(chosen: Chosen, how: dict[str, Any]) -> Recipe:
     """Return the recipe, with metric and class weights of the run. Raises UsageError."""
     known = Recipe.__dataclass_fields__
     for name in how:
+        if name == "lr":  # the name of the flag
+            raise UsageError("finetune takes learning_rate, which is --lr on the command line; got 'lr'")
         choose("finetune", name, list(known))
     settings = chosen.run.settings
     given = {name: value for name, value in how.items() if value is not None}

@@ -126,6 +126,7 @@ def test_an_unknown_block_is_refused_with_near_names_and_nothing_is_written(perf
     [
         ({"learning_rate": 0.0}, "--lr takes a number above 0; got 0.0"),
         ({"learning_rate": -1e-3}, "--lr takes a number above 0; got -0.001"),
+        ({"lr": 1e-3}, "finetune takes learning_rate, which is --lr on the command line; got 'lr'"),
         ({"learning_rate": np.nan}, "--lr takes a number above 0; got nan"),
         ({"learning_rate": np.inf}, "--lr takes a number above 0; got inf"),
         ({"epochs": 0}, "--epochs takes a number from 1; got 0"),

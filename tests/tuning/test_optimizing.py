@@ -10,6 +10,8 @@ from featcache.tuning.optimizing import HEAD, Group, groups, make_optimizer, rat
 from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import unfreeze
 
+PLAIN = {"sgd": 0.0}  # momentum of those that have one
+
 
 @pytest.fixture
 def model(weak):
@@ -73,7 +75,7 @@ def test_large_gradients_are_clipped():
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "adagrad"])
 def test_several_rates_move_weights_apart(name):
     one, other = (keras.Variable(np.ones(1, np.float32)) for _ in range(2))
-    recipe = Recipe(optimizer=name, warmup=0.0, schedule="constant", weight_decay=0.0, momentum=0.0)
+    recipe = Recipe(optimizer=name, warmup=0.0, schedule="constant", weight_decay=0.0, momentum=PLAIN.get(name))
     optimizer = make_optimizer([Group("a", (one,), 1e-2), Group("b", (other,), 1e-3)], recipe, 10)
     gradient = keras.ops.convert_to_tensor(np.full(1, 0.5, np.float32))
     optimizer.apply([gradient, gradient], [one, other])
@@ -84,7 +86,8 @@ def test_several_rates_move_weights_apart(name):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_kernels_decay_and_biases_do_not(name):
     kernel, bias = (keras.Variable(np.ones(1, np.float32), name=one) for one in ("kernel", "bias"))
-    recipe = Recipe(optimizer=name, warmup=0.0, schedule="constant", weight_decay=0.5, learning_rate=0.1, momentum=0.0)
+    how = {"warmup": 0.0, "schedule": "constant", "weight_decay": 0.5, "learning_rate": 0.1}
+    recipe = Recipe(optimizer=name, momentum=PLAIN.get(name), **how)
     optimizer = make_optimizer([Group("g", (kernel, bias), 0.1)], recipe, 10)
     zero = keras.ops.convert_to_tensor(np.zeros(1, np.float32))
     optimizer.apply([zero, zero], [kernel, bias])
