@@ -57,7 +57,7 @@ def fix(found: Leaks, *, progress: Progress = silent) -> Fixed:
         rows, joined = rows_of(found, cache)
         if rows != cache.rows:
             failures = {one.path: one for one in cache.failures}
-            again(lambda: parts.merge(path, rows, failures, _facts(cache), joined))
+            again(lambda: parts.merge(path, rows, failures, facts_of(cache), joined))
     return _fixed(cache, rows, joined)
 
 
@@ -123,7 +123,8 @@ def _name(rows: Sequence[ImageRow]) -> str:
     return NAME + digest_of(sorted({row.digest for row in rows}))[:16]
 
 
-def _facts(cache: Cache) -> dict[str, str | bytes]:
+def facts_of(cache: Cache) -> dict[str, str | bytes]:
+    """Return what a cache says of its images as a whole, for `parts.merge`."""
     return {
         "root": os.fsencode(cache.root),
         "layout": cache.layout,

@@ -34,6 +34,7 @@ SMOOTH = 3.0
 MIDDLE = 40  # pixels of what is looked for in the other image
 SCALES = tuple(2.0 ** (step / 6) for step in range(-3, 4))  # 0.71 to 1.41
 FLAT = 1.0  # standard deviation in grey levels below which an image shows nothing
+ROUGH = 0.25  # the same of what is not smooth: below, it is rounding
 ALIKE = 2.0  # grey levels by which two images that show nothing may differ
 BLOCK = 64  # pairs at once
 T = TypeVar("T")
@@ -112,7 +113,8 @@ def _sharp(images: Floats) -> Floats:
     """Return images (P, h, w) without what is smooth, each of mean zero and length one, or zero if nothing is left."""
     rest = _rough(images)
     rest -= rest.mean(axis=(1, 2), keepdims=True)
-    return unit(rest.reshape(len(rest), rest.shape[1] * rest.shape[2])).reshape(rest.shape)
+    count = rest.shape[1] * rest.shape[2]
+    return unit(rest.reshape(len(rest), count), ROUGH * count**0.5).reshape(rest.shape)
 
 
 def _rough(images: Floats) -> Floats:

@@ -160,4 +160,4 @@ def _why(tail: Tails | None, count: int, given: float | None, by_eye: bool) -> s
         return f"fixed: {count} different images, or all of the same features, are too few to set it from"
     expected = max(1.0, LOOKED_AT * count) if by_eye else 1.0
     pairs = count * (count - 1) // 2
-    return f"set from the data: of {pairs} pairs of different images {expected:.0f} are expected beyond it"
+    return f"set from the data: of {pairs} pairs of different images about {expected:.0f} are expected beyond it"

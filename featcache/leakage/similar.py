@@ -55,10 +55,10 @@ class Pairs:
         return Pairs(self.a[kept], self.b[kept], self.similarity[kept], self.cut)
 
 
-def unit(vectors: Floats) -> Floats:
-    """Return the vectors at length one, (N, D) float32; those that are nearly zero become zero."""
+def unit(vectors: Floats, least: float = LEAST_NORM) -> Floats:
+    """Return the vectors at length one, (N, D) float32; those that are not longer than `least` become zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > LEAST_NORM, norms, np.inf), np.float32)
+    return np.asarray(vectors / np.where(norms > least, norms, np.inf), np.float32)
 
 
 def neighbours(vectors: Vectors, count: int) -> Floats:

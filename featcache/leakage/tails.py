@@ -9,7 +9,9 @@ were as far as that of the next.
 
     expected(z) = N^2 / 2n * 5 * mean over n images of exp((z_5 - z) / rate)        pairs of different images beyond z
 
-The threshold is where as many are expected as one accepts: the median over eleven draws.
+The threshold is where as many are expected as one accepts: the median over eleven draws. On 1,420 photographs of
+flowers, where 142 pairs of different ones were expected, 134 were beyond it by features and 163 by hashes; where one
+was, none. On 398 of ants and bees, where 40 were, 12 and 26. Among random vectors it is fewer than expected.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
 
 from featcache.arrays import Classes, Floats
 from featcache.leakage.similar import Vectors, neighbours
@@ -68,10 +71,9 @@ def tails_of(count: int, some: Callable[[Classes], Vectors]) -> Tails | None:
     if count < LEAST_IMAGES:
         return None
     drawn = min(DRAWN, max(LEAST_IMAGES, count // 2))
-    found = []
-    for seed in range(DRAWS):
-        rows = np.random.default_rng(seed).permutation(count)[:drawn]
-        found.append(_tail(neighbours(some(rows), LAST), count))
+    draws = [np.random.default_rng(seed).permutation(count)[:drawn] for seed in range(DRAWS)]
+    with threadpool_limits(1):  # products this small gain nothing by more
+        found = [_tail(neighbours(some(rows), LAST), count) for rows in draws]
     tails = tuple(tail for tail in found if tail is not None)
     return Tails(tails) if tails else None
 

@@ -1,0 +1,217 @@
+"""After --fix what shows the same is in one group and one split, and stays there."""
+
+import csv
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from featcache.cache import parts
+from featcache.cache.check import verify
+from featcache.cache.exchange import merge_caches
+from featcache.cache.reader import Cache
+from featcache.errors import NotARun, UsageError
+from featcache.extraction import extract
+from featcache.images.manifest import scan
+from featcache.leakage import fix, leaks, write_table
+from featcache.leakage.fixing import facts_of
+from featcache.spec import unit_of
+from featcache.sweeps import Run, sweep
+
+from .conftest import PIXELS, copy, write_pictures
+
+
+@pytest.fixture
+def leaky(split):
+    """Return the folder with copies of test images in train and val, and one of val in train."""
+    copy(split / "test/iris/030.png", split / "train/iris/a.jpg")
+    copy(split / "test/iris/031.png", split / "val/iris/b.jpg", "resized")
+    copy(split / "val/rose/020.png", split / "train/rose/c.jpg")
+    shutil.copy(split / "test/daisy/030.png", split / "train/daisy/d.png")
+    return split
+
+
+def split_of(cache):
+    return {row.path: row.split for row in cache.rows}
+
+
+def extracted(images, tmp_path, **options):
+    return extract(images, PIXELS, out=tmp_path / "c.h5", **options)
+
+
+MOVED = {
+    "test/iris/030.png": ("test", "train"),
+    "test/iris/031.png": ("test", "val"),
+    "val/rose/020.png": ("val", "train"),
+    "test/daisy/030.png": ("test", "train"),
+}
+
+
+def test_test_only_loses_images_and_nothing_crosses_any_more(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    fixed = fix(leaks(cache))
+    assert {one.path: (one.before, one.after) for one in fixed.moved} == MOVED
+    assert (fixed.groups, fixed.images, fixed.emptied) == (4, 8, ())
+    assert fixed.splits == {"train": 54, "val": 13, "test": 9} == Cache.open(cache.path).splits
+    again = leaks(cache.path)
+    assert (len(again.pairs), again.contaminated) == (4, False)
+    assert not any(pair.crosses for pair in again.pairs)
+    assert verify(cache.path).rows == 75  # one for each content
+    assert fix(again).moved == ()
+
+
+def test_features_of_images_are_as_they_were(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    before = cache.features(cache.rows)
+    fix(leaks(cache))
+    after = Cache.open(cache.path)
+    assert [row.path for row in after.rows] == [row.path for row in cache.rows]
+    assert (after.features(after.rows) == before).all()
+
+
+@pytest.mark.parametrize("layout", ["file", "parts"])
+def test_a_later_extraction_of_the_same_folders_does_not_undo_it(layout, leaky, tmp_path):
+    cache = extracted(leaky, tmp_path, layout=layout)
+    fix(leaks(cache))
+    fixed = Cache.open(cache.path)
+    said = []
+    again = extracted(leaky, tmp_path, progress=said.append)
+    assert (again.rows, again.joined) == (fixed.rows, fixed.joined)
+    assert "not where their folders say, stay 2 of test in train, 1 of test in val, 1 of val in train" in said[-1].note
+    write_pictures(leaky / "train", 1, first=90)
+    shutil.copy(leaky / "train/iris/a.jpg", leaky / "test/iris/another.jpg")
+    more = split_of(extracted(leaky, tmp_path))
+    assert {path: more[path] for path in split_of(fixed)} == split_of(fixed)
+    assert more["test/iris/another.jpg"] == "train"  # the copy of a copy
+    assert not leaks(cache.path).contaminated
+
+
+def test_class_folders_that_are_split_by_hash_stay_fixed_too(tmp_path):
+    photos = write_pictures(tmp_path / "photos", 20)
+    for number in range(20):
+        copy(photos / f"iris/{number:03d}.png", photos / f"iris/copy{number}.jpg")
+    cache = extracted(photos, tmp_path)
+    found = leaks(cache)
+    assert found.contaminated
+    fix(found)
+    after = extracted(photos, tmp_path)
+    assert after.rows == Cache.open(cache.path).rows
+    assert not leaks(after).contaminated
+    splits = split_of(after)
+    assert all(splits[pair.a] == splits[pair.b] for pair in found.pairs)
+
+
+def test_groups_that_images_have_come_along(tmp_path):
+    photos = tmp_path / "photos"
+    for label in ("iris", "rose"):
+        for patient in range(12):
+            write_pictures(tmp_path / "x", 2, first=2 * patient)
+            shutil.copytree(tmp_path / "x" / label, photos / label / f"p{patient}")
+            shutil.rmtree(tmp_path / "x")
+    cache = extracted(photos, tmp_path, group_from="parent")
+    of = {row.group: row.split for row in cache.rows}
+    train = next(group for group, split in sorted(of.items()) if split == "train")
+    test = next(group for group, split in sorted(of.items()) if split == "test")
+    source = next(row.path for row in cache.rows if row.group == test)
+    copy(photos / source, photos / train / "copy.jpg")
+    cache = extracted(photos, tmp_path, group_from="parent")
+    fixed = fix(leaks(cache))
+    assert (fixed.images, len(fixed.moved)) == (5, 2)  # both groups, and the two images of the one in test
+    after = Cache.open(cache.path)
+    [name] = {row.group for row in after.rows if row.path.startswith((f"{train}/", f"{test}/"))}
+    assert {after.joined[row.path] for row in after.rows if row.group == name} == {train, test}
+    write_pictures(tmp_path / "new", 1, first=99)
+    shutil.copy(tmp_path / "new/iris/099.png", photos / test / "new.png")
+    later = extracted(photos, tmp_path, group_from="parent")
+    assert split_of(later)[f"{test}/new.png"] == "train"
+    with pytest.raises(UsageError, match=r"in group '\w+/p\d+', and splits never move; asked for no group"):
+        extracted(photos, tmp_path)
+
+
+def test_an_old_run_is_not_judged_on_the_new_split(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    run = sweep(cache, "ridge", out=tmp_path / "run")
+    fix(leaks(cache))
+    with pytest.raises(NotARun, match=r"Images, labels, groups or splits of .*c.h5 are not those .* Sweep again"):
+        Run.open(run.path).cache()
+    assert sweep(cache.path, "ridge", out=tmp_path / "run2").num_train == 54
+
+
+def test_folds_know_the_new_groups(split, tmp_path):
+    copy(split / "train/iris/000.png", split / "train/iris/copy.jpg")  # nothing crosses: only groups change
+    cache = extracted(split, tmp_path)
+    by_folds, by_val = (sweep(cache, "ridge", cv=cv, out=tmp_path / str(cv)) for cv in (4, None))
+    assert fix(leaks(cache)).moved == ()
+    with pytest.raises(NotARun, match="groups or splits"):
+        Run.open(by_folds.path).cache()
+    Run.open(by_val.path).cache()
+    with pytest.raises(UsageError, match="holds a run already, with other images"):
+        sweep(cache.path, "ridge", cv=4, out=tmp_path / "4")
+
+
+def test_an_image_that_goes_from_the_end_of_train_to_the_start_of_val_changes_the_run(split, tmp_path):
+    """Train and val one after the other are then the same list."""
+    (split / "val").rename(split / "w")
+    (split / "w").rename(split / "validation")
+    copy(split / "train/rose/015.png", split / "train/rose/z.jpg")
+    cache = extracted(split, tmp_path)
+    run = sweep(cache, "ridge", out=tmp_path / "run")
+    rows = [row._replace(split="val") if row.path == "train/rose/z.jpg" else row for row in cache.rows]
+    parts.merge(cache.path, rows, {}, facts_of(cache))
+    with pytest.raises(NotARun, match="groups or splits"):
+        Run.open(run.path).cache()
+
+
+def test_merged_caches_keep_what_was_fixed(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    fix(leaks(cache))
+    merged = merge_caches([cache.path], tmp_path / "all.h5")
+    fixed = Cache.open(cache.path)
+    assert (merged.rows, merged.joined) == (fixed.rows, fixed.joined)
+
+
+def test_a_fix_that_was_made_while_an_extraction_waited_is_kept(leaky, tmp_path, monkeypatch):
+    cache = extracted(leaky, tmp_path)
+    real = parts.lock
+
+    @contextmanager
+    def overtaken(path, wait):
+        monkeypatch.setattr(parts, "lock", real)
+        fix(leaks(cache))
+        with real(path, wait):
+            yield True
+
+    monkeypatch.setattr(parts, "lock", overtaken)
+    write_pictures(leaky / "train", 1, first=90)
+    after = extracted(leaky, tmp_path)
+    assert len(after.rows) == 79
+    assert {path: split for path, split in split_of(after).items() if path in MOVED} == {
+        path: to for path, (_, to) in MOVED.items()
+    }
+
+
+def test_what_is_left_without_images_is_named(tmp_path):
+    photos = tmp_path / "photos"
+    write_pictures(photos / "train", 8)
+    write_pictures(photos / "test", 2, first=50)
+    for number in (50, 51):
+        copy(photos / f"test/iris/0{number}.png", photos / f"train/iris/0{number}.jpg")
+    fixed = fix(leaks(extracted(photos, tmp_path)))
+    assert fixed.emptied == ("iris has no test image",)
+    assert fixed.splits["test"] == 4
+
+
+def test_the_table_is_a_manifest_without_leaks(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    before = cache.path.read_bytes()
+    write_table(leaks(cache), leaky / "fixed.csv")
+    assert cache.path.read_bytes() == before
+    with (leaky / "fixed.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["path", "label", "split", "group"]
+    images = scan(leaky / "fixed.csv")
+    other = extract(images, PIXELS, out=tmp_path / "o.h5")
+    assert not leaks(other).contaminated
+    assert {row.path for row in other.rows} == {row.path for row in cache.rows}
+    assert sum(unit_of(row).startswith("group:") for row in other.rows) == 8
+    with pytest.raises(UsageError, match=r"ends in \.csv; got fixed\.txt"):
+        write_table(leaks(cache), leaky / "fixed.txt")
