@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featcache.arrays import Classes, Features, Pixels
+from featcache.arrays import Features
 from featcache.leakage.pixels import cropped, hashes, outlines, whole
 from featcache.leakage.results import Kind, Thresholds
 from featcache.leakage.similar import Pairs, Vectors, pairs_over, unit
-from featcache.leakage.tails import LEAST_IMAGES, Tails, tails_of
+from featcache.leakage.tails import LEAST_IMAGES, Tails, draws_of, tails_of
 from featcache.leakage.thumbnails import Thumbnails
 
 FEW_IMAGES = 0.95  # the threshold where there are too few images to set one
 LOOKED_AT = 0.1  # pairs of different images among the candidates, for each image
 LEAST_AGREEMENT = 0.7  # on photographs the same ones agree better, different ones worse: see `pixels`
+PLAINLY = 0.95  # agreement of whole images of which only one is measured
 SAME = 0.9  # agreement of whole images that are one photograph
 MOST = 8  # candidates for each image
 CROPS = 1.0  # candidates for each image in which parts are sought, and so many in all:
@@ -66,10 +67,14 @@ def search(
     one = unit(around)
     vectors = [Vectors(one, (one,)), *([hashes(seen.greys)] if by_eye else [])]
     there = np.flatnonzero(seen.seen)
-    tails = [tails_of(count, vectors[0].only)]
+    least = None
     if by_eye:
-        tails.append(tails_of(len(there), lambda rows: vectors[1].only(there[rows])))
-    least = _least_agreement(seen.greys, there) if by_eye else None
+        draws = draws_of(there, lambda rows: outlines(seen.greys[rows]), PLAINLY)
+        agreement = tails_of(draws, len(there), lambda rows: outlines(seen.greys[rows]))
+        least = max(LEAST_AGREEMENT, 0.0 if agreement is None else agreement.threshold(1.0))
+    else:
+        draws = draws_of(np.arange(count), vectors[0].only, FEW_IMAGES)
+    tails = [tails_of(draws, count, some.only) for some in vectors]
     lap("setting thresholds")
     alone = _threshold(tails[0], 1.0) if given is None else given
     looked = [_threshold(tail, max(1.0, LOOKED_AT * count)) for tail in tails]
@@ -92,12 +97,6 @@ def search(
 
 def _threshold(tails: Tails | None, expected: float) -> float:
     return FEW_IMAGES if tails is None else tails.threshold(expected)
-
-
-def _least_agreement(greys: Pixels, there: Classes) -> float:
-    """Return from where on pixels agree too well for different images: where one such pair is expected."""
-    tails = tails_of(len(there), lambda rows: outlines(greys[there[rows]]))
-    return LEAST_AGREEMENT if tails is None else max(LEAST_AGREEMENT, tails.threshold(1.0))
 
 
 def _unseen(pairs: Pairs) -> list[Match]:

@@ -3,9 +3,9 @@
 Different images have neighbours, too: the more images, and the more alike they are, the more similar. Beyond an image's
 5th neighbour the number of neighbours falls off exponentially in z = artanh(similarity), as extremes do (Hill 1975;
 Weissman 1978), at a rate that is measured between its 5th and its 15th. It is measured among 100 images, drawn at
-random, so that copies do not count as different images: of 20 copies of each of 100 images there is one. The four
-nearest are not used, for they may still be copies, and the twentieth of images with the nearest 5th count as if theirs
-were as far as that of the next.
+random, so that copies do not count as different images: of 20 copies of each of 100 images there is one. Of those that
+look the same as another one in the draw only the first stays. The four nearest are not used, for they may still be
+copies, and the twentieth of images with the nearest 5th count as if theirs were as far as that of the next.
 
     expected(z) = N^2 / 2n * 5 * mean over n images of exp((z_5 - z) / rate)        pairs of different images beyond z
 
@@ -16,7 +16,7 @@ was, none. On 398 of ants and bees, where 40 were, 12 and 26. Among random vecto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ FIRST, LAST = 5, 15  # ranks of the neighbours that are looked at
 LEAST_IMAGES = 2 * (LAST + 1)  # with fewer nearly all are neighbours
 DRAWN = 100  # or half of the images, if that is less
 DRAWS = 11
+LEAST_LEFT = LAST + FIRST  # images in a draw without copies
 TRUSTED = 0.95  # share of images whose 5th neighbours are taken as they are
 NEARLY_ONE = 1 - 1e-6
 LEAST_RATE = 1e-6
@@ -63,17 +64,25 @@ class Tails:
         return float(np.median([tail.threshold(expected) for tail in self.draws]))
 
 
-def tails_of(count: int, some: Callable[[Classes], Vectors]) -> Tails | None:
-    """Return how the similarities of different images fall off among `count`, or None where too few tell.
+def draws_of(numbers: Classes, looks: Callable[[Classes], Vectors], same: float) -> list[Classes]:
+    """Return random draws of images, by number, without those that look the same as one before; none of few images.
 
-    some: gives the images of these numbers, (n,).
+    looks: gives the images of these numbers; same: the similarity from which they look the same.
     """
-    if count < LEAST_IMAGES:
-        return None
-    drawn = min(DRAWN, max(LEAST_IMAGES, count // 2))
-    draws = [np.random.default_rng(seed).permutation(count)[:drawn] for seed in range(DRAWS)]
+    if len(numbers) < LEAST_IMAGES:
+        return []
+    size = min(DRAWN, max(LEAST_IMAGES, len(numbers) // 2))
+    drawn = [numbers[np.random.default_rng(seed).permutation(len(numbers))[:size]] for seed in range(DRAWS)]
     with threadpool_limits(1):  # products this small gain nothing by more
-        found = [_tail(neighbours(some(rows), LAST), count) for rows in draws]
+        before = [np.tril(looks(rows).similarities(slice(None)), -1).max(axis=1) for rows in drawn]
+    left = [rows[nearest < same] for rows, nearest in zip(drawn, before, strict=True)]
+    return [rows for rows in left if len(rows) >= LEAST_LEFT]
+
+
+def tails_of(draws: Sequence[Classes], count: int, looks: Callable[[Classes], Vectors]) -> Tails | None:
+    """Return how the similarities of different images fall off among `count`, or None where too few tell."""
+    with threadpool_limits(1):
+        found = [_tail(neighbours(looks(rows), LAST), count) for rows in draws]
     tails = tuple(tail for tail in found if tail is not None)
     return Tails(tails) if tails else None
 
