@@ -137,6 +137,7 @@ def test_names_of_users_are_text(nasty):
     }
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
     run = Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
     cache = run.cache()
@@ -184,11 +185,13 @@ def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     assert "test/blue/wrong-051.png" in page_of(opened, final=scores)
 
 
+@pytest.mark.slow
 def test_a_page_of_many_images_says_how_to_look_for_copies(run, monkeypatch):
     monkeypatch.setattr(checks, "MOST_IMAGES", 10)
     assert f"Not looked for here among 90 images: featcache leaks {run.settings.cache} --labels" in page_of(run)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_says_so(run):
     some = replace(run, trials=run.trials[:4])
     some.save()
