@@ -137,6 +137,13 @@ def test_names_of_users_are_text(nasty):
     }
 
 
+def test_a_class_whose_name_cannot_be_printed_is_judged_as_any_other(nasty):
+    shown = points(page_of(nasty))
+    wrong = round((1 - nasty.best.trial.score) * nasty.num_select)
+    assert sum(one["verdict"] == "mistake" for one in shown) == wrong
+    assert {one["verdict"] for one in shown if one["class"] == "two\\nlines"} >= {"right"}
+
+
 def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
     run = Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
     cache = run.cache()
