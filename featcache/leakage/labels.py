@@ -64,14 +64,15 @@ class Doubts:
     seconds: float
 
 
-def doubts(found: Leaks, *, seed: int = 0, progress: Progress = silent) -> Doubts:
+def doubts(found: Leaks, *, without: str = "", seed: int = 0, progress: Progress = silent) -> Doubts:
     """Return the labels that look wrong, of all splits. Raises TooFewClasses, ShapeMismatch.
 
-    found: what `leaks` gave for the cache, so that what judges an image has not seen its copies.
+    found: what `leaks` gave for the cache, so that what judges an image has not seen its copies. without: a split whose
+    labels stay closed: they are neither judged nor learnt from.
     """
     began = time.perf_counter()
     cache = Cache.open(found.cache)
-    rows = [row for row in cache.usable() if row.label]
+    rows = [row for row in cache.usable() if row.label and not (without and row.split == without)]
     names = sorted({row.label for row in rows})
     if len(names) < 2:
         raise TooFewClasses(f"{cache.path} has {len(names)} classes of labels; to doubt labels takes two")

@@ -30,13 +30,18 @@ class Checks:
 
     @property
     def doubts(self) -> Sequence[Doubt]:
-        """Return the doubts that may be shown."""
-        every = self.doubted.doubts if self.doubted else ()
-        return [one for one in every if one.split != self.hidden]
+        """Return the labels that look wrong."""
+        return self.doubted.doubts if self.doubted else ()
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """Return the pairs that may be shown: all that have an image outside of the split that stays closed."""
+        every = self.found.pairs if self.found else ()
+        return [one for one in every if not self.hidden or set(one.splits) != {self.hidden}]
 
 
 def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Progress) -> Checks:
-    """Return what the features say of copies and of labels. hidden: the split whose labels are not to be shown."""
+    """Return what the features say of copies and of labels. hidden: the split whose labels are not to be used."""
     if len(cache.rows) > MOST_IMAGES:
         why = (
             f"Not looked for here among {len(cache.rows)} images: featcache leaks {printable(str(cache.path))} --labels"
@@ -47,7 +52,7 @@ def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Prog
     except DataError as error:
         return Checks(None, None, hidden, str(error))
     try:
-        return Checks(found, doubts(found, progress=progress), hidden)
+        return Checks(found, doubts(found, without=hidden, progress=progress), hidden)
     except DataError as error:
         return Checks(found, None, hidden, str(error))
 
@@ -57,7 +62,7 @@ def pairs_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[s
     rows = _by_path(cache)
     return [
         {"pair": pair, "sides": [_side(rows[path], source) for path in (pair.a, pair.b)], "splits": _splits(pair)}
-        for pair in (checks.found.pairs[:SHOWN] if checks.found else ())
+        for pair in checks.pairs[:SHOWN]
     ]
 
 

@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Iterator
+from dataclasses import replace
 from shlex import quote
 from typing import Any
 
+from featcache.backbones.parse import default_pooling
 from featcache.cache.reader import Cache
-from featcache.spec import Preprocess, Tap
+from featcache.spec import DRAFT_VERSION, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
 
-PLAIN = {"resize": "stretch", "precision": "float32", "dtype": "float32"}
+USUAL = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact", "views": IDENTITY}
+WEIGHTS = ("imagenet", "embedded", "")  # that a backbone has if nothing is said
 
 
 def commands(run: Run, cache: Cache) -> list[str]:
     """Return what to type: an extraction for each backbone, and the sweep."""
-    taps = sorted((cache.taps[name] for name in run.fingerprints), key=_key)
-    found = [_extraction(cache, list(some)) for _, some in groupby(taps, key=_key)]
-    return [*found, f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN"]
+    alike: dict[Tap, list[Tap]] = {}
+    for tap in [cache.taps[name] for name in run.fingerprints]:
+        alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
+    note = ["# The images are in groups: give --group-from again if it was given."] if _has_own_groups(cache) else []
+    found = [_extraction(cache, some) for some in alike.values()]
+    return [*note, *found, f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN"]
 
 
 def _extraction(cache: Cache, taps: list[Tap]) -> str:
-    tap = taps[0]
-    spec = tap.backbone
-    name = tap.name.removesuffix(f"/{tap.layer}") if spec.origin == "registry" else spec.weights
-    options = {"-b": name, "--tap": ",".join(one.layer for one in taps), "--size": tap.preprocess.size}
-    if spec.origin == "registry" and spec.weights not in ("imagenet", "none", "embedded"):
-        options["--weights"] = spec.weights
-    if tap.pooling != "avg":
-        options["--pool"] = tap.pooling
-    asked = {"resize": tap.preprocess.resize, "precision": tap.precision, "dtype": tap.dtype}
-    options |= {f"--{option}": value for option, value in asked.items() if value != PLAIN[option]}
-    said = " ".join(f"{option} {quote(str(value))}" for option, value in options.items())
-    return f"featcache extract {quote(str(cache.root))} -o {quote(str(cache.path))} {said}"
+    """Return the command for taps that differ in the layer alone."""
+    how = {**dict(_of_tap(taps[0])), "tap": ",".join(tap.layer for tap in taps), **dict(_of_split(cache))}
+    said = [f"--{name} {quote(str(value))}" for name, value in how.items()]
+    images = ["featcache extract", quote(str(cache.root)), "-o", quote(str(cache.path))]
+    return " ".join([*images, "-b", quote(_backbone(taps[0])), *said])
 
 
-def _key(tap: Tap) -> tuple[Any, ...]:
-    preprocess: Preprocess = tap.preprocess
-    name = tap.name.removesuffix(f"/{tap.layer}")
-    return name, tap.pooling, preprocess.size, preprocess.resize, tap.precision, tap.dtype
+def _of_tap(tap: Tap) -> Iterator[tuple[str, Any]]:
+    """Yield options and their values, of those that are not the usual ones."""
+    how, spec = tap.preprocess, tap.backbone
+    if spec.origin == "registry" and spec.weights not in WEIGHTS:
+        yield "weights", spec.weights
+    yield "size", how.size
+    if tap.pooling != default_pooling(spec.name):
+        yield "pool", tap.pooling
+    decode = "draft" if how.decode == DRAFT_VERSION else "exact"
+    asked = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode, "views": tap.view}
+    yield from ((name, value) for name, value in asked.items() if value != USUAL[name])
+
+
+def _of_split(cache: Cache) -> Iterator[tuple[str, Any]]:
+    spec = cache.split_spec
+    if replace(spec, seed=0) != SplitSpec():
+        yield "split", f"{spec.train}/{spec.val}/{spec.test}"
+    if spec.seed:
+        yield "seed", spec.seed
+
+
+def _backbone(tap: Tap) -> str:
+    """Return a backbone as `extract -b` takes it."""
+    spec: BackboneSpec = tap.backbone
+    if spec.origin != "registry":
+        return f"{spec.weights}:mode={tap.preprocess.mode}"
+    options = [f"{name}={value}" for name, value in spec.options]
+    return ":".join([spec.name, *options, *([f"seed={spec.seed}"] if spec.seed else [])])
+
+
+def _has_own_groups(cache: Cache) -> bool:
+    """Return whether images are in groups that neither their folders nor `leaks --fix` have put them into."""
+    return any(row.group and row.path not in cache.joined for row in cache.rows)

@@ -194,12 +194,8 @@ class Report:
                 "path": printable(row.path),
                 "class": printable(row.label),
                 "split": row.split,
-                "predicted": said.get(row.path, ""),
-                "verdict": "not judged"
-                if row.path not in said
-                else "right"
-                if said[row.path] == row.label
-                else "mistake",
+                "predicted": printable(said.get(row.path, "")),
+                "verdict": _verdict(said.get(row.path), row.label),
             }
             for row, (x, y) in zip(shown, at, strict=True)
         ]
@@ -219,14 +215,14 @@ class Report:
         return np.asarray(before.transform(features)) if len(before) else features
 
     def _said_of(self) -> dict[str, str]:
-        """Return {path: predicted class} of the images that were judged."""
+        """Return {path: predicted class} of the images that were judged, as the class is called."""
         assert self.judged is not None
         judged = zip(self.judged.rows, self.judged.said.predicted, strict=True)
-        said = {row.path: self.classes[at] for row, at in judged}
+        said = {row.path: self.run.classes[at] for row, at in judged}
         if self.final is not None and self.chosen is not None:
             rows, head = self.run.rows(self.cache, "test"), replace(self.chosen, refit=self.refit)
             found = head.estimator.predict(head.features(rows)) if rows else []
-            said |= {row.path: self.classes[int(at)] for row, at in zip(rows, found, strict=True)}
+            said |= {row.path: self.run.classes[int(at)] for row, at in zip(rows, found, strict=True)}
         return said
 
 

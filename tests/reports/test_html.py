@@ -137,6 +137,13 @@ def test_names_of_users_are_text(nasty):
     }
 
 
+def test_a_class_whose_name_cannot_be_printed_is_judged_as_any_other(nasty):
+    shown = points(page_of(nasty))
+    wrong = round((1 - nasty.best.trial.score) * nasty.num_select)
+    assert sum(one["verdict"] == "mistake" for one in shown) == wrong
+    assert {one["verdict"] for one in shown if one["class"] == "two\\nlines"} >= {"right"}
+
+
 @pytest.mark.slow
 def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
     run = Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
@@ -183,6 +190,41 @@ def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     assert "test/blue/wrong-051.png" not in page
     opened, scores = final_scores(copied)
     assert "test/blue/wrong-051.png" in page_of(opened, final=scores)
+
+
+def test_what_is_said_of_labels_is_the_same_whatever_those_of_test_are(tmp_path):
+    photos = write_images(tmp_path / "photos", 12)
+    shutil.move(photos / "red" / "004.png", photos / "blue" / "0001.png")  # second, so in train
+    files = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.png"))
+
+    def section(labels_of_test):
+        rows = [
+            f"{path},{labels_of_test.get(path.parent.name, path.parent.name) if at % 3 == 0 else path.parent.name},"
+            f"{('test', 'train', 'val')[at % 3]}"
+            for at, path in enumerate(files)
+        ]
+        (tmp_path / "photos.csv").write_text("\n".join(["path,label,split", *rows]))
+        cache = extract(tmp_path / "photos.csv", "pixels:size=8", out=tmp_path / "c.h5")
+        page = page_of(sweep(cache, "ridge", out=tmp_path / "run"), out=tmp_path / "report.html")
+        shutil.rmtree(tmp_path / "run")
+        return re.search(r'<section id="copies">.*?</section>', page, re.S)[0]
+
+    assert "blue/0001.png" in section({})
+    assert section({}) == section({"red": "green", "green": "blue", "blue": "red"})
+
+
+def test_copies_within_test_are_counted_but_not_shown(tmp_path):
+    photos = tmp_path / "photos"
+    for split, first in (("train", 0), ("val", 30), ("test", 50)):
+        write_images(photos / split, 8, first=first)
+    shutil.copy(photos / "test" / "red" / "053.png", photos / "test" / "red" / "copy.png")
+    run = sweep(extract(photos, "pixels:size=8", out=tmp_path / "c.h5"), "ridge", out=tmp_path / "run")
+    page = page_of(run)
+    assert "copy.png" not in page
+    assert "images show the same outside of test." in page
+    assert "1 within test, not shown." in page
+    opened, scores = final_scores(run)
+    assert "test/red/053.png<br>test/red/copy.png" in page_of(opened, final=scores)
 
 
 @pytest.mark.slow
