@@ -21,8 +21,8 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
 from featcache.cache.reader import Cache, stored_rows
-from featcache.errors import ImagesChanged, NotARun
-from featcache.files import read_json, write_whole
+from featcache.errors import ImagesChanged, NotARun, UsageError
+from featcache.files import check_writable, read_json, write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.reports import figures, plots
@@ -40,6 +40,7 @@ from featcache.tuning.tuned import RECORDS
 
 SHOWN = 24  # mistakes, and least certain images, with their pictures
 MOST_CONFUSED = 12
+BEGINNING = b"<!doctype html>"  # of every page
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Report:
         return {
             "run": run,
             "best": self.chosen.trial if self.chosen else None,
-            "is_best": bool(self.chosen) and self.chosen == run.best,
+            "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
             "how": _how(run),
             "facts": self._facts(),
@@ -226,6 +227,17 @@ class Report:
         return said
 
 
+def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None) -> None:
+    """Raise now what `write_report` would raise: DiskFault, ImagesChanged, UsageError if something else lies there."""
+    path = Path(out)
+    check_writable(path)
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(len(BEGINNING)) not in (BEGINNING, b""):
+                raise UsageError(f"{path} is there already, and is no report. Name another file: --html FILE.html")
+    _source(run.best if run.ranked else None, images)
+
+
 def write_report(
     run: Run,
     out: str | Path | None = None,
@@ -238,9 +250,11 @@ def write_report(
     """Write one HTML file of a run (default: report.html in its folder) and return its path.
 
     images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at, by
-    default the best. final: scores on the test split, if it was opened. Raises NotARun, DiskFault.
+    default the best. final: scores on the test split, if it was opened.
+    Raises NotARun, DiskFault, ImagesChanged, UsageError if something else lies at `out`.
     """
     path = run.path / "report.html" if out is None else Path(out)
+    check_page(run, path, images)
     named = chosen or (run.best if run.ranked else None)
     head = named and replace(named, refit=False)
     source = _source(head, images)
