@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,12 @@ from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
-from featcache.sweeps.metrics import Said, Score, value_of, wilson
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, value_of, wilson
 from featcache.tuning.tuned import RECORDS
 
 SHOWN = 24  # mistakes, and least certain images, with their pictures
 MOST_CONFUSED = 12
+OF_TRAINING = ("trial", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
 BEGINNING = b"<!doctype html>"  # of every page
 
 
@@ -102,13 +104,16 @@ class Report:
         run, judged = self.run, self.judged
         hidden = "test" if self.final is None else ""
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
-        records = [_record(path) for path in sorted((run.path / RECORDS).glob("*.json"))]
+        head = "" if run.refitted is None else "@refit"
         return {
             "run": run,
             "best": self.chosen.trial if self.chosen else None,
             "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
             "how": _how(run),
+            "less_is_better": run.settings.metric in LOWER_IS_BETTER,
+            "final_command": f"featcache report {quote(f'{run.path}{head}')} --final",
+            "fix_command": f"featcache leaks {quote(str(self.cache.path))} --fix",
             "facts": self._facts(),
             "taps": self._taps(),
             "splits": self._splits(),
@@ -128,9 +133,7 @@ class Report:
             "pairs": pairs_of(checks, self.cache, self.source),
             "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
-            "trainings": [
-                (record | {"model": printable(record["model"])}, figures.learning(record)) for record in records
-            ],
+            "trainings": [_training(path) for path in sorted((run.path / RECORDS).glob("*.json"))],
             "commands": commands(run, self.cache),
             "failures": self.cache.failures,
             "has_pictures": self.source is not None,
@@ -291,10 +294,14 @@ def _maker(text: str) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if name != "weights_source")
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return how a model that was fine-tuned from the run got there."""
-    found: dict[str, Any] = read_json(path, NotARun)
-    return found | {"model": printable(found["model"])}
+def _training(path: Path) -> tuple[dict[str, Any], str]:
+    """Return how a model that was fine-tuned from the run got there, and its curves. Raises NotARun."""
+    found = read_json(path, NotARun)
+    try:
+        record = {name: found[name] for name in OF_TRAINING}
+        return record | {"model": printable(found["model"])}, figures.learning(found)
+    except (KeyError, TypeError, IndexError) as error:
+        raise NotARun(f"{path} is damaged or of another version: {error!r}. Delete it: only reports read it") from error
 
 
 def _verdict(said: str | None, label: str) -> str:
