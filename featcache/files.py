@@ -160,6 +160,19 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         sink.write(data)
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written later. Raises DiskFault if it cannot be written there."""
+    path = _behind_links(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, temporary = _temporary(path)
+        os.close(handle)
+        os.unlink(temporary)
+    except OSError as error:
+        raise _fault("write", path, error) from error
+
+
 def being_written(path: Path) -> bool:
     """Tell whether anyone has a temporary file that is to become `path`."""
     path = _behind_links(path)

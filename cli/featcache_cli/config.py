@@ -50,7 +50,7 @@ def set_by_file(ctx: Any, name: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of the file; of a run.json the settings, as a table of sweep."""
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error

@@ -42,19 +42,22 @@ def command(
 
     opened, chosen = open_named(run)
     scores = None
-    if final:
+    if html is not None:
+        from featcache.reports.html import check_page, write_report
+
+        check_page(opened, html, images)
+    with progress(quiet) as draw:
+        written = _logged(opened, tensorboard, mlflow, images, draw)
+    if final:  # last, so that nothing fails after test was opened which could have failed before
         from featcache.reports.final import final_scores
 
         opened, scores = final_scores(opened, images, chosen)
     from featcache.reports.table import text_report
     from featcache.reports.text import printable
 
-    with progress(quiet) as draw:
-        if html is not None:
-            from featcache.reports.html import write_report
-
+    if html is not None:
+        with progress(quiet) as draw:
             write_report(opened, html, images=images, chosen=chosen, final=scores, progress=draw)
-        written = _logged(opened, tensorboard, mlflow, images, draw)
     judged = [
         {"name": name, "metric": opened.settings.metric, "score": found.value, "interval": [found.low, found.high]}
         for name, found in (scores or {}).items()

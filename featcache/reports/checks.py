@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from featcache.cache.reader import Cache
@@ -43,9 +44,8 @@ class Checks:
 def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Progress) -> Checks:
     """Return what the features say of copies and of labels. hidden: the split whose labels are not to be used."""
     if len(cache.rows) > MOST_IMAGES:
-        why = (
-            f"Not looked for here among {len(cache.rows)} images: featcache leaks {printable(str(cache.path))} --labels"
-        )
+        where = printable(quote(str(cache.path)))
+        why = f"Not looked for here among {len(cache.rows)} images: featcache leaks {where} --labels"
         return Checks(None, None, hidden, why)
     try:
         found = leaks(cache, images=images, progress=progress)

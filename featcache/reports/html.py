@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
 from featcache.cache.reader import Cache, stored_rows
-from featcache.errors import ImagesChanged, NotARun
-from featcache.files import read_json, write_whole
+from featcache.errors import ImagesChanged, NotARun, UsageError
+from featcache.files import check_writable, read_json, write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.reports import figures, plots
@@ -35,11 +36,13 @@ from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
-from featcache.sweeps.metrics import Said, Score, value_of, wilson
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, value_of, wilson
 from featcache.tuning.tuned import RECORDS
 
 SHOWN = 24  # mistakes, and least certain images, with their pictures
 MOST_CONFUSED = 12
+OF_TRAINING = ("trial", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
+BEGINNING = b"<!doctype html>"  # of every page
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,16 @@ class Report:
         run, judged = self.run, self.judged
         hidden = "test" if self.final is None else ""
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
-        records = [_record(path) for path in sorted((run.path / RECORDS).glob("*.json"))]
+        head = "" if run.refitted is None else "@refit"
         return {
             "run": run,
             "best": self.chosen.trial if self.chosen else None,
-            "is_best": bool(self.chosen) and self.chosen == run.best,
+            "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
             "how": _how(run),
+            "less_is_better": run.settings.metric in LOWER_IS_BETTER,
+            "final_command": f"featcache report {quote(f'{run.path}{head}')} --final",
+            "fix_command": f"featcache leaks {quote(str(self.cache.path))} --fix",
             "facts": self._facts(),
             "taps": self._taps(),
             "splits": self._splits(),
@@ -127,9 +133,7 @@ class Report:
             "pairs": pairs_of(checks, self.cache, self.source),
             "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
-            "trainings": [
-                (record | {"model": printable(record["model"])}, figures.learning(record)) for record in records
-            ],
+            "trainings": [_training(path) for path in sorted((run.path / RECORDS).glob("*.json"))],
             "commands": commands(run, self.cache),
             "failures": self.cache.failures,
             "has_pictures": self.source is not None,
@@ -226,6 +230,17 @@ class Report:
         return said
 
 
+def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None) -> None:
+    """Raise now what `write_report` would raise: DiskFault, ImagesChanged, UsageError if something else lies there."""
+    path = Path(out)
+    check_writable(path)
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(len(BEGINNING)) not in (BEGINNING, b""):
+                raise UsageError(f"{path} is there already, and is no report. Name another file: --html FILE.html")
+    _source(run.best if run.ranked else None, images)
+
+
 def write_report(
     run: Run,
     out: str | Path | None = None,
@@ -238,9 +253,11 @@ def write_report(
     """Write one HTML file of a run (default: report.html in its folder) and return its path.
 
     images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at, by
-    default the best. final: scores on the test split, if it was opened. Raises NotARun, DiskFault.
+    default the best. final: scores on the test split, if it was opened.
+    Raises NotARun, DiskFault, ImagesChanged, UsageError if something else lies at `out`.
     """
     path = run.path / "report.html" if out is None else Path(out)
+    check_page(run, path, images)
     named = chosen or (run.best if run.ranked else None)
     head = named and replace(named, refit=False)
     source = _source(head, images)
@@ -277,10 +294,14 @@ def _maker(text: str) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if name != "weights_source")
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return how a model that was fine-tuned from the run got there."""
-    found: dict[str, Any] = read_json(path, NotARun)
-    return found | {"model": printable(found["model"])}
+def _training(path: Path) -> tuple[dict[str, Any], str]:
+    """Return how a model that was fine-tuned from the run got there, and its curves. Raises NotARun."""
+    found = read_json(path, NotARun)
+    try:
+        record = {name: found[name] for name in OF_TRAINING}
+        return record | {"model": printable(found["model"])}, figures.learning(found)
+    except (KeyError, TypeError, IndexError) as error:
+        raise NotARun(f"{path} is damaged or of another version: {error!r}. Delete it: only reports read it") from error
 
 
 def _verdict(said: str | None, label: str) -> str:

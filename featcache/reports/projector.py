@@ -55,7 +55,7 @@ def write_projector(folder: Path, points: Points) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.savetxt(folder / "features.tsv", points.features, fmt="%.6g", delimiter="\t")
     lines = ["\t".join(map(printable, (row.label, row.split, row.path))) for row in points.rows]
-    (folder / "metadata.tsv").write_text("\n".join(["label\tsplit\tpath", *lines]) + "\n")
+    (folder / "metadata.tsv").write_text("\n".join(["label\tsplit\tpath", *lines]) + "\n", "utf-8")
     sprite(points.thumbnails).save(folder / "images.png")
     config = ProjectorConfig()
     shown = config.embeddings.add()
@@ -63,7 +63,7 @@ def write_projector(folder: Path, points: Points) -> None:
     shown.tensor_shape.extend(points.features.shape)
     shown.sprite.image_path = "images.png"
     shown.sprite.single_image_dim.extend((THUMBNAIL, THUMBNAIL))
-    (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
+    (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
 
 
 def sprite(thumbnails: Pixels) -> Image.Image:

@@ -21,7 +21,7 @@ from featcache.heads.estimators import FAMILIES
 from featcache.reports.text import printable
 from featcache.spec import Tick
 from featcache.sweeps.presets import PRESETS
-from featcache.sweeps.run import spelt
+from featcache.sweeps.run import Run, spelt
 from featcache_cli.app import EXIT_CODES, app, exit_code_of
 from featcache_cli.output import _PlainLines
 
@@ -198,6 +198,26 @@ def test_a_report_is_one_page(cli, run, tmp_path):
     assert facts["html"] == str(page)
     assert '<p class="lead">Head: trial 1, ' in page.read_text()
     refused(cli("report", run, "--html", page, "--images", tmp_path / "gone"), 4, "--images FOLDER")
+
+
+def test_what_cannot_be_written_is_said_before_test_is_opened(cli, run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "logs" / run.name).mkdir(parents=True)
+    page = tmp_path / "page.html"
+    refused(cli("report", run, "--final", "--html", tmp_path), 5, "Is a directory")
+    refused(cli("report", run, "--final", "--html", tmp_path / "notes.txt" / "x.html"), 5, "Cannot")
+    refused(cli("report", run, "--final", "--html", tmp_path / "notes.txt"), 2, "is no report")
+    refused(cli("report", run, "--final", "--html", page, "--images", tmp_path / "gone"), 4, "--images FOLDER")
+    refused(cli("report", run, "--final", "--tensorboard", tmp_path / "logs"), 2, "is there already")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not page.exists()
+    assert Run.open(run).test_opened == ()
+
+
+def test_the_best_is_called_so_when_test_is_open_too(cli, run, tmp_path):
+    for _ in range(2):
+        assert cli("report", f"{run}@best", "--final", "--html", tmp_path / "page.html").code == 0
+        assert "Best head: trial" in (tmp_path / "page.html").read_text()
 
 
 def test_json_of_report(cli, run):

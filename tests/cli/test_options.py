@@ -64,6 +64,12 @@ def test_each_of_its_options_may_stand_in_its_own_table(name, cli, config, tmp_p
     refused(done, "'--json'", "('perhaps', set by ", f"f.toml). See: featcache {name} --help")
 
 
+def test_the_file_is_utf8_whatever_the_locale(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, level=2: encoding or "ascii")
+    (tmp_path / "f.toml").write_text('images = "nirgends-für-niemanden"', "utf-8")
+    assert "nirgends-für-niemanden" in cli("scan", "--config", tmp_path / "f.toml").err
+
+
 def test_flags_win_over_the_file(cli, photos, config):
     file = config(f'images = "{photos}"\nsplit = "50/25/25"\njson = true\n')
     facts = json.loads(cli("scan", "--config", file).out)

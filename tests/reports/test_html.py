@@ -1,5 +1,6 @@
 """The page of a run stands alone, shows what is known and nothing of test, and what users named is text."""
 
+import html
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny import COLOURS, write_images
 
-from featcache.errors import ImagesChanged
+from featcache.errors import ImagesChanged, NotARun
 from featcache.extraction import extract
 from featcache.reports import checks, figures
 from featcache.reports.embedding import places
@@ -24,6 +25,14 @@ from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune
 
 NASTY = ["<script>alert(1)<", 'it\'s "q" & $x$', "two\nlines", "caf\udce9"]
+
+PREDICTS_ALONE = """
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+class First(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y): self.classes_ = np.unique(y); return self
+    def predict(self, X): return np.zeros(len(X), int)
+"""
 
 
 @pytest.fixture
@@ -242,6 +251,35 @@ def test_a_run_that_was_stopped_says_so(run):
     page = page_of(Run.open(run.path))
     assert "No trial has a score yet" in page
     assert "featcache extract" in page
+
+
+def test_a_damaged_record_of_a_fine_tuning_is_one_line(run):
+    (run.path / "tuned").mkdir()
+    for text in ("{}", "[", "[]", '{"trial": 1}'):
+        (run.path / "tuned" / "x.json").write_text(text)
+        with pytest.raises(NotARun, match=r"tuned/x\.json"):
+            page_of(run)
+
+
+def test_the_table_is_marked_as_sorted_from_the_best_on(toy, tmp_path):
+    for metric, how in (("accuracy", "descending"), ("log_loss", "ascending")):
+        page = page_of(sweep(toy, "ridge", metric=metric, out=tmp_path / metric))
+        assert f'<th aria-sort="{how}"><button>{metric} [95 %]' in page
+
+
+def test_a_head_without_probabilities_is_not_called_sure(toy, tmp_path, monkeypatch):
+    (tmp_path / "predicts_alone.py").write_text(PREDICTS_ALONE)
+    monkeypatch.chdir(tmp_path)
+    page = page_of(sweep(toy, "predicts_alone:First", taps=["pixels:size=8/top"], out=tmp_path / "run"))
+    assert "<h3>Mistakes</h3>" in page
+    assert "Surest first" not in page
+    assert "A head of this kind does not say how certain it is." in page
+    assert "Calibration" not in page
+
+
+def test_commands_on_the_page_can_be_typed(toy, tmp_path):
+    page = page_of(sweep(toy, "ridge", refit=True, out=tmp_path / "a run"))
+    assert html.unescape(page).count(f"featcache report '{tmp_path / 'a run'}@refit' --final") == 1
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ from PIL import Image
 from featcache.errors import EnvironmentFault, ImagesChanged, UsageError
 from featcache.images.decode import decode
 from featcache.reports.mlflow_logs import log_to_mlflow
-from featcache.reports.projector import THUMBNAIL, sprite
+from featcache.reports.projector import THUMBNAIL, Points, sprite, write_projector
 from featcache.reports.tensorboard_logs import hparams, write_tensorboard
-from featcache.spec import Preprocess
+from featcache.spec import ImageRow, Preprocess
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,13 @@ def test_the_projector_shows_images_of_train_and_val_with_their_features(logs, t
         top, left = (THUMBNAIL * place for place in divmod(at, columns))
         pixels = decode((cache.root / shown[at].path).read_bytes(), Preprocess(THUMBNAIL, resize="crop"))
         np.testing.assert_array_equal(sheet[top : top + THUMBNAIL, left : left + THUMBNAIL], pixels)
+
+
+def test_names_are_written_as_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, level=2: encoding or "ascii")
+    row = ImageRow("blüte.png", "Gänseblümchen", "", "train", "0" * 64)
+    write_projector(tmp_path, Points("a/top", [row], np.zeros((1, 2)), np.zeros((1, 4, 4, 3), np.uint8)))
+    assert "Gänseblümchen\ttrain\tblüte.png" in (tmp_path / "metadata.tsv").read_text("utf-8")
 
 
 def test_sheets_of_thumbnails_are_square():
