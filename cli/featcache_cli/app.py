@@ -18,6 +18,7 @@ from featcache_cli import (
     backbones,
     cache,
     compare,
+    export,
     extract,
     finetune,
     handoff,
@@ -41,7 +42,21 @@ app = typer.Typer(
     help="Run a frozen Keras backbone once over your images, try many heads in seconds, fine-tune from the best.\n\n"
     "Start with: featcache quickstart",
 )
-for module in (quickstart, recipe, scan, extract, advise, sweep, show, compare, handoff, finetune, predict, report):
+for module in (
+    quickstart,
+    recipe,
+    scan,
+    extract,
+    advise,
+    sweep,
+    show,
+    compare,
+    handoff,
+    finetune,
+    predict,
+    export,
+    report,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(backbones.app, name="backbones")
 app.add_typer(cache.app, name="cache")
