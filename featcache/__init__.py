@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featcache.assembly import handoff, load_model
     from featcache.cache.reader import Cache
     from featcache.errors import FeatcacheError
+    from featcache.exporting import export
     from featcache.extraction import estimate, extract
     from featcache.images.manifest import scan
     from featcache.leakage import leaks
@@ -32,6 +33,7 @@ _HOMES = {
     "advise": "featcache.sweeps",
     "compare": "featcache.sweeps",
     "estimate": "featcache.extraction",
+    "export": "featcache.exporting",
     "extract": "featcache.extraction",
     "finetune": "featcache.tuning",
     "handoff": "featcache.assembly",
@@ -51,6 +53,7 @@ __all__ = [
     "advise",
     "compare",
     "estimate",
+    "export",
     "extract",
     "finetune",
     "handoff",

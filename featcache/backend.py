@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # GPUs would compute float32 in TF32, with 10 bits of mantissa, without a word: cuBLAS and cuDNN, and JAX
 TRUE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
@@ -18,16 +20,23 @@ def start_keras() -> None:
         return
     for name, value in TRUE_FLOAT32.items():
         os.environ.setdefault(name, value)
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
-        import keras
+    with quietly():
+        import keras  # noqa: F401
 
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Have what native code prints on stderr lost, if TF_CPP_MIN_LOG_LEVEL asks for silence (2 or more)."""
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
+        yield
         return
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
-        import keras  # noqa: F401
+        yield
     finally:
+        sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)

@@ -41,6 +41,10 @@ class ParityFailed(GateError):
     """The assembled model does not compute what the cached head computed."""
 
 
+class ExportFailed(GateError):
+    """A file for another runtime cannot be made, computes something else, or misses what was asserted."""
+
+
 class NoImages(DataError):
     """A folder that is missing, or holds no image."""
 

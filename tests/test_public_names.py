@@ -16,6 +16,7 @@ NAMES = [
     "advise",
     "compare",
     "estimate",
+    "export",
     "extract",
     "finetune",
     "handoff",
@@ -51,7 +52,8 @@ def test_importing_featcache_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "room", ["assembly", "extraction", "images", "leakage", "prediction", "reports", "sweeps", "tuning", "plan"]
+    "room",
+    ["assembly", "exporting", "extraction", "images", "leakage", "prediction", "reports", "sweeps", "tuning", "plan"],
 )
 def test_names_stay_callable_after_their_room_was_imported(room):
     importlib.import_module(f"featcache.{room}")

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import write_images
+
+from featcache.exporting import export
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -13,13 +16,34 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+def of_exports(block: str) -> bool:
+    """Tell whether a block uses files that were exported."""
+    return "tuned.onnx" in block
+
+
+@pytest.mark.slow
+def test_the_readmes_python_for_exported_files_runs(tmp_path, monkeypatch, capsys, toy_run):
+    monkeypatch.chdir(tmp_path)
+    for name, kind in {"tuned.onnx": "onnx", "tuned.tflite": "litert", "tuned.xml": "openvino"}.items():
+        export(f"{toy_run.path}@best", kind, name)
+    export(f"{toy_run.path}@best", "savedmodel", "tuned_savedmodel")
+    cache = toy_run.cache()
+    row = next(row for row in cache.usable("train") if row.label == "red")
+    Image.open(cache.root / row.path).save("photo.jpg", quality=100)
+    [block] = filter(of_exports, python_blocks())
+    capsys.readouterr()
+    exec(block.replace("(224, 224)", "(32, 32)"), {})
+    assert capsys.readouterr().out.split() == ["red"] * 4
+
+
 @pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", per_class=30)
     write_images(tmp_path / "new_photos", per_class=2, seed=1)
     # the embedded backbone stands in for one whose weights would be downloaded
-    code = "\n".join(python_blocks()).replace("mobilenet_v2", "glyphnet").replace("block_16", "block_4")
+    blocks = [block for block in python_blocks() if not of_exports(block)]
+    code = "\n".join(blocks).replace("mobilenet_v2", "glyphnet").replace("block_16", "block_4")
     names: dict[str, object] = {}
     exec(code, names)
     assert len(names["features"]) == len(names["digest"]) == 90

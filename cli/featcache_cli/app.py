@@ -19,6 +19,7 @@ from featcache_cli import (
     cache,
     compare,
     doctor,
+    export,
     extract,
     finetune,
     handoff,
@@ -56,6 +57,7 @@ for module in (
     handoff,
     finetune,
     predict,
+    export,
     report,
     doctor,
 ):

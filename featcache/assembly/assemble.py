@@ -20,7 +20,7 @@ from featcache.errors import ShapeMismatch
 from featcache.heads import layers as kinds
 from featcache.spec import Preprocess, Tap
 
-FEATURES, LOGITS = "features", "logits"
+RESIZE, FEATURES, LOGITS = "resize", "features", "logits"
 HEAD = (LOGITS, "head_")  # how the names of all layers of a head begin
 
 
@@ -176,5 +176,5 @@ def _resizing(preprocess: Preprocess) -> Any:
         antialias=True,
         crop_to_aspect_ratio=preprocess.resize == "crop",
         pad_to_aspect_ratio=preprocess.resize == "pad",
-        name="resize",
+        name=RESIZE,
     )

@@ -117,7 +117,7 @@ class Start:
             "trial": self.chosen.trial.trial,
             "head": self.chosen.trial.head,
             "start": self.digest,
-        }
+        } | ({"refit": True} if self.chosen.refit else {})
 
     @cached_property
     def digest(self) -> str:

@@ -220,6 +220,25 @@ def test_the_best_is_called_so_when_test_is_open_too(cli, run, tmp_path):
         assert "Best head: trial" in (tmp_path / "page.html").read_text()
 
 
+def test_json_of_export(cli, run, model, tmp_path):
+    out = tmp_path / "new.keras"
+    done = cli("export", model, "--to", "keras", "-o", out, "--run", run, "--assert", "accuracy>=0.5", "--json")
+    facts = document(done, {"file", "format", "input", "difference", "agreement", "scores", "asserted"})
+    assert (facts["file"], facts["difference"], facts["asserted"]) == (str(out), 0.0, ["accuracy>=0.5"])
+    assert facts["scores"] == facts["model_scores"]
+    done = cli("export", model, "--to", "keras", "-o", out, "--run", run, "--assert", "accuracy>=0.5")
+    for part in ("probabilities differ by 0.0e+00 at most", "Asserted and met: accuracy>=0.5", f"File: {out}"):
+        assert part in done.out
+    failed = cli("export", model, "--to", "keras", "-o", tmp_path / "n.keras", "--run", run, "--assert", "ece<=-1")
+    refused(failed, 3, "--assert ece<=-1 is not met", "of the validation images of")
+    assert not (tmp_path / "n.keras").exists()
+
+
+def test_export_without_its_package_is_exit_code_5(cli, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    refused(cli("export", model, "--to", "onnx", "-o", tmp_path / "m.onnx"), 5, "pip install 'featcache[onnx]'")
+
+
 def test_json_of_report(cli, run):
     facts = document(cli("report", run, "--json"), {"html", "final", "test"})
     assert (facts["final"], facts["test"]) == (False, None)

@@ -1,0 +1,91 @@
+"""featcache export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache_cli.output import Json, Quiet, emit, progress
+
+if TYPE_CHECKING:
+    from featcache.exporting import Exported
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="MODEL.keras, or RUN@best.")],
+    to: Annotated[str, typer.Option("--to", help="keras, savedmodel, litert, onnx or openvino.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="What to write: .keras, a folder, .tflite, .onnx or .xml (and .bin).")
+    ],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Of litert: weights and activations in 8 bits, calibrated on images.")
+    ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Compare on these images. [default: the validation images of the run]"),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run that the model came from, if not beside the model.")
+    ] = None,
+    gates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assert", metavar="METRIC>=VALUE", help="Write nothing and exit 3 unless the file reaches this."
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model for another runtime, once it has given the same probabilities there on 64 images.
+
+    Example: featcache export tuned.keras --to onnx -o tuned.onnx --assert "balanced_accuracy>=0.9"
+    """
+    from featcache.exporting import export
+
+    with progress(quiet) as draw:
+        done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or (), progress=draw)
+    emit(json, document(done), lambda: text(done))
+
+
+def document(done: Exported) -> dict[str, Any]:
+    """Return the result as it stands in JSON."""
+    return {
+        "file": str(done.path),
+        "format": done.format,
+        "bytes": done.bytes,
+        "input": {"name": "image", "dtype": "uint8", "shape": list(done.input)},
+        "runtime": done.runtime,
+        "compared_on": done.sample,
+        "images": done.images,
+        "difference": done.difference,
+        "agreement": done.agreement,
+        "judged_on": done.judged_on,
+        "scores": {name: _score(one) for name, one in done.scores.items()},
+        "model_scores": {name: _score(one) for name, one in done.model_scores.items()},
+        "asserted": list(done.gates),
+    }
+
+
+def text(done: Exported) -> str:
+    """Return the result as a person reads it."""
+    from featcache.reports.text import interval, printable, table
+
+    shape = ", ".join("any" if one is None else str(one) for one in done.input)
+    lines = [
+        f"Loaded again by {done.runtime}: on {done.images} of {printable(done.sample)} probabilities differ by "
+        f"{done.difference:.1e} at most; same class on {done.agreement:.1%}"
+        + (f" of {done.judged_on}." if done.judged_on else "."),
+    ]
+    if done.scores:
+        rows = [[name, interval(*one), interval(*done.model_scores[name])] for name, one in done.scores.items()]
+        lines.append(table([f"on {done.judged_on} images", f"{done.format} [95 %]", "model [95 %]"], rows))
+    lines += [f"Asserted and met: {one}" for one in done.gates]
+    lines.append(f"Takes uint8 RGB images ({shape}), gives probabilities; {done.bytes / 1e6:.1f} MB")
+    lines.append(f"File: {printable(str(done.path))}")
+    return "\n".join(lines)
+
+
+def _score(one: Any) -> dict[str, Any]:
+    return {"score": one.value, "interval": [one.low, one.high]}
