@@ -155,7 +155,7 @@ def test_a_wrong_value_of_a_file_is_told_with_the_file(cli, config):
         (["scan", "--jsn"], "--jsn"),
         (["scan", "--xyzzy"], "No such option: --xyzzy. See"),
         (["scan"], "Missing argument"),
-        (["extrct"], "Did you mean 'extract'? See"),
+        (["extrct"], "Did you mean 'extract', 'export'? See"),
         (["sweep", "--jobs", "many"], "'--jobs'"),
     ],
 )
