@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.backbones.parse import default_pooling
 from featcache.cache.reader import Cache
+from featcache.images.sources import IN_MEMORY
 from featcache.spec import DRAFT_VERSION, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
 
@@ -21,9 +22,11 @@ def commands(run: Run, cache: Cache) -> list[str]:
     alike: dict[Tap, list[Tap]] = {}
     for tap in [cache.taps[name] for name in run.fingerprints]:
         alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
-    note = ["# The images are in groups: give --group-from again if it was given."] if _has_own_groups(cache) else []
+    notes = ["# The images are in groups: give --group-from again if it was given."] if _has_own_groups(cache) else []
     found = [_extraction(cache, some) for some in alike.values()]
-    return [*note, *found, f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN"]
+    if cache.root == IN_MEMORY:
+        notes, found = ["# The images were arrays in Python: extract their features there."], []
+    return [*notes, *found, f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN"]
 
 
 def _extraction(cache: Cache, taps: list[Tap]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
 from featcache.cache.reader import Cache, stored_rows
-from featcache.errors import ImagesChanged, NotARun, UsageError
+from featcache.errors import DataError, NotARun, UsageError
 from featcache.files import check_writable, read_json, write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
@@ -313,7 +313,7 @@ def _source(head: Chosen | None, images: Images | str | Path | None) -> Source |
         return None
     try:
         return image_source(head, images)
-    except ImagesChanged:
+    except DataError:  # gone, or an archive that is damaged now
         if images is not None:
             raise
         return None

@@ -48,9 +48,13 @@ def write_tensorboard(
 
 
 def hparams(trial: Trial) -> dict[str, Any]:
-    """Return the settings of a trial by name: those of its head as `--grid` calls them."""
+    """Return the settings of a trial by name: those of its head as `--grid` calls them.
+
+    Of a trial on few images also how many of each class these are (shots), and the seed that drew them (draw).
+    """
     family = family_of(trial.head).name
-    found = {"head": trial.head, "tap": trial.tap, "prepare": trial.prepare}
+    found: dict[str, Any] = {"head": trial.head, "tap": trial.tap, "prepare": trial.prepare}
+    found |= {} if trial.few is None else dict(zip(("shots", "draw"), trial.few, strict=True))
     return found | {f"{family}.{name}": value for name, value in trial.params.items() if name != "hidden"}
 
 

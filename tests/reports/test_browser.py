@@ -55,6 +55,14 @@ def test_the_table_sorts_both_ways_and_filters(page):
     assert page.inner_text("#shown") == f"{len(column(page, 1))} of {len(before)} trials"
 
 
+def test_what_has_no_number_stands_last_either_way(page):
+    for _ in range(2):
+        page.click("#leaderboard th:nth-child(10) button")
+        sizes = column(page, 10)
+        assert sizes.count("-") > 0
+        assert "-" not in sizes[: -sizes.count("-")]
+
+
 def test_the_map_shows_the_image_that_is_pointed_at_or_stepped_to(page):
     assert page.locator("#tip").is_hidden()
     page.locator("#points circle").first.hover(force=True)

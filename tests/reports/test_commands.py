@@ -2,12 +2,14 @@
 
 import shlex
 
+import numpy as np
 import pytest
 from tiny import TOY, write_images
 from typer.testing import CliRunner
 
 from featcache.cache.reader import Cache
 from featcache.extraction import extract
+from featcache.images.manifest import scan
 from featcache.reports.commands import commands
 from featcache.sweeps import Run, sweep
 from featcache_cli.app import app
@@ -57,3 +59,11 @@ def test_groups_of_another_rule_are_mentioned(tmp_path):
     cache = extract(photos, PIXELS, out=tmp_path / "c.h5", group_from="regex:.*/(00.)")
     found = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), cache)
     assert found[0] == "# The images are in groups: give --group-from again if it was given."
+
+
+def test_arrays_have_no_command(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    cache = extract(scan(pixels, labels=["a", "b"] * 6), PIXELS, out=tmp_path / "c.h5")
+    found = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), cache)
+    assert found[0] == "# The images were arrays in Python: extract their features there."
+    assert [one.split()[:2] for one in found[1:]] == [["featcache", "sweep"]]

@@ -177,6 +177,14 @@ def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
         away.rename(cache.root)
 
 
+def test_an_archive_that_is_damaged_now_leaves_no_picture(tmp_path):
+    archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", write_images(tmp_path / "photos", 16)))
+    run = sweep(extract(archive, "pixels:size=8", out=tmp_path / "c.h5"), "ridge", out=tmp_path / "run")
+    assert "data:image/webp" in page_of(run)
+    archive.write_bytes(b"PK")
+    assert "so there are no pictures" in page_of(run)
+
+
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     """Return a run whose test split has a copy of a training image, and a wrong label in train and in test."""

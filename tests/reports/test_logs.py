@@ -18,6 +18,7 @@ from featcache.reports.mlflow_logs import log_to_mlflow
 from featcache.reports.projector import THUMBNAIL, Points, sprite, write_projector
 from featcache.reports.tensorboard_logs import hparams, write_tensorboard
 from featcache.spec import ImageRow, Preprocess
+from featcache.sweeps import sweep
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,13 @@ def test_names_are_written_as_utf8_whatever_the_locale(tmp_path, monkeypatch):
     row = ImageRow("blüte.png", "Gänseblümchen", "", "train", "0" * 64)
     write_projector(tmp_path, Points("a/top", [row], np.zeros((1, 2)), np.zeros((1, 4, 4, 3), np.uint8)))
     assert "Gänseblümchen\ttrain\tblüte.png" in (tmp_path / "metadata.tsv").read_text("utf-8")
+
+
+def test_trials_that_differ_in_their_images_alone_differ_in_their_settings(toy, tmp_path):
+    run = sweep(toy, preset="fewshot", taps=["pixels:size=8/top"], out=tmp_path / "run")
+    settings = [hparams(trial) for trial in run.ranked]
+    assert {(one["shots"], one["draw"]) for one in settings} == {trial.few for trial in run.ranked}
+    assert all(settings.count(one) == 1 for one in settings)
 
 
 def test_sheets_of_thumbnails_are_square():

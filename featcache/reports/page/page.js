@@ -7,11 +7,10 @@ function valueOf(row, column) {
   return Number.isNaN(number) ? text : number;
 }
 
-function compare(a, b) {
+function compare(a, b, up) {
   const numbers = [a, b].map((one) => typeof one === "number");
-  if (numbers[0] && numbers[1]) return a - b;
-  if (numbers[0] !== numbers[1]) return numbers[0] ? -1 : 1;
-  return a.localeCompare(b);
+  if (numbers[0] !== numbers[1]) return numbers[0] ? -1 : 1; // what has no number stands last either way
+  return (up ? 1 : -1) * (numbers[0] ? a - b : a.localeCompare(b));
 }
 
 function sortBy(header) {
@@ -22,7 +21,7 @@ function sortBy(header) {
   const up = before ? before === "descending" : typeof first !== "number";
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", up ? "ascending" : "descending");
-  rows.sort((a, b) => (up ? 1 : -1) * compare(valueOf(a, column), valueOf(b, column)));
+  rows.sort((a, b) => compare(valueOf(a, column), valueOf(b, column), up));
   table.tBodies[0].append(...rows);
 }
 
