@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Json, emit
 
 if TYPE_CHECKING:
     from featcache.exporting import Exported
@@ -36,7 +36,6 @@ def command(
         ),
     ] = None,
     json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Write a model for another runtime, once it has given the same probabilities there on 64 images.
 
@@ -44,8 +43,7 @@ def command(
     """
     from featcache.exporting import export
 
-    with progress(quiet) as draw:
-        done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or (), progress=draw)
+    done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or ())
     emit(json, document(done), lambda: text(done))
 
 

@@ -24,7 +24,7 @@ from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
 from featcache.exporting.sample import Runner, Sample, sample_of
 from featcache.files import make_folder, write_whole
-from featcache.spec import Progress, Tick, choose, silent
+from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
 
 NUM_IMAGES = 64
@@ -62,7 +62,6 @@ def export(
     images: str | Path | None = None,
     run: str | Path | None = None,
     gates: Sequence[str] = (),
-    progress: Progress = silent,
 ) -> Exported:
     """Write a model in another format, once its own runtime has given the model's probabilities there.
 
@@ -82,7 +81,6 @@ def export(
     origin = open_origin(str(model), run)
     sample = sample_of(origin, images)
     judging = sample.labelled() if asked or int8 else None
-    progress(Tick("export", 0, 0, f"writing {kind.name}"))
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".featcache-") as folder:
         made = Path(folder) / path.name

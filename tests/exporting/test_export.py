@@ -256,7 +256,7 @@ def test_without_its_run_it_says_what_to_give(model, toy_run, tmp_path):
 
 
 def test_another_run_of_the_same_name_is_not_its_run(model, toy, tmp_path):
-    run = sweep(toy, "ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "toy.run")
+    run = sweep(toy, "svm,logreg,gnb,ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "toy.run")
     with pytest.raises(
         UsageError, match=r"model\.keras did not come from .*toy\.run, but from a run that was called toy\.run"
     ):
