@@ -102,6 +102,7 @@ class Report:
     def context(self) -> dict[str, Any]:
         """Return what the template reads."""
         run, judged = self.run, self.judged
+        trainings = [_training(path) for path in sorted((run.path / RECORDS).glob("*.json"))]
         hidden = "test" if self.final is None else ""
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
         head = "" if run.refitted is None else "@refit"
@@ -133,7 +134,7 @@ class Report:
             "pairs": pairs_of(checks, self.cache, self.source),
             "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
-            "trainings": [_training(path) for path in sorted((run.path / RECORDS).glob("*.json"))],
+            "trainings": trainings,
             "commands": commands(run, self.cache),
             "failures": self.cache.failures,
             "has_pictures": self.source is not None,
