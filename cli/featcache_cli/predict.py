@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LIST = "-"
 BLOCK = 500  # rows that are printed as one table
+NAMED = 100  # skipped files that are named on stderr; all of them are rows
 
 
 def command(
@@ -72,6 +73,8 @@ def command(
                 progress=draw,
             )
         shown.flush()
+        if tally.failed > NAMED:
+            say(f"... and {tally.failed - NAMED} more, which are rows as well")
         for note in tally.notes:
             say(note)
         facts = document(tally, csv, out)
@@ -127,11 +130,13 @@ class _Shown:
     def __init__(self, printing: bool) -> None:
         self._printing = printing
         self._held: list[Prediction] = []
+        self._skipped = 0
 
     def __call__(self, one: Prediction) -> None:
         from featcache.reports.text import printable
 
-        if one.status != "ok":
+        self._skipped += one.status != "ok"
+        if one.status != "ok" and self._skipped <= NAMED:
             say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
         if self._printing:
             self._held.append(one)

@@ -184,6 +184,10 @@ def test_predict_reads_a_list_on_standard_input(cli, model, photos, tmp_path, mo
     assert (facts["rows"], facts["num_failed"], facts["csv"], facts["out"]) == (2, 1, None, str(out))
     paths = [json.loads(line)["path"] for line in out.read_text().splitlines()]
     assert [os.fsencode(one) for one in paths] == listed.split(b"\0")
+    monkeypatch.setattr("featcache_cli.predict.NAMED", 1)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\nc\n")))
+    said = cli("predict", model, "-", "-o", out).err.splitlines()
+    assert said == ["skipped a: unreadable, No such file or directory", "... and 2 more, which are rows as well"]
     refused(cli("predict", model, "-", "-"), 2, "Standard input has one list: give - once")
     refused(cli("predict", model, photos, "-o", tmp_path / "p.txt"), 2, "ends in .csv, .jsonl, .parquet; got '.txt'")
 
