@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featcache.arrays import Floats
 from featcache.assembly.certificate import Certificate
-from featcache.files import make_folder, write_json
+from featcache.files import make_folder, read_json, write_json
 from featcache.sweeps import Chosen
 from featcache.tuning.train import Epoch
 
@@ -63,10 +64,15 @@ class Tuned:
         return tuple(one for one in self.history if one.epoch and one.mixture is None)
 
     def save(self) -> None:
-        """Write how it got there into its run, for the report. Raises DiskFault."""
-        if self.path is not None:
-            make_folder(self.chosen.run.path / RECORDS)
-            write_json(record_of(self.chosen.run.path, self.path), self.to_json())
+        """Write how it got there into its run, for the report; controls that it had before stay. Raises DiskFault."""
+        if self.path is None:
+            return
+        path, said = record_of(self.chosen.run.path, self.path), json.loads(json.dumps(self.to_json()))
+        before = read_json(path) if path.exists() else {}
+        if not self.controls and before.get("history") == said["history"]:
+            said["controls"] = before["controls"]
+        make_folder(path.parent)
+        write_json(path, said)
 
     def to_json(self) -> dict[str, Any]:
         """Return how it got there as JSON has it."""

@@ -23,6 +23,7 @@ from featcache.tuning import finetune, job, prefix
 from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
 from featcache.tuning.state import State
+from featcache.tuning.tuned import record_of
 
 HOW = {"epochs": 2, "learning_rate": 1e-3, "patience": 9, "batch": 16}
 
@@ -170,6 +171,11 @@ def test_controls_train_on_the_same_images_for_as_many_epochs(fresh, tmp_path):
         assert control.path is None
         assert (control.num_trainable == 0) == (name == "frozen")
     assert tuned.controls["frozen"].start.val_loss == pytest.approx(tuned.start.val_loss, rel=1e-4)
+    record = record_of(fresh.run.path, tuned.path)
+    before = json.loads(record.read_text())
+    assert list(before["controls"]) == list(tuned.controls)
+    finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)  # is shown again, without its controls
+    assert json.loads(record.read_text())["controls"] == before["controls"]
     with pytest.raises(UsageError, match=r"--controls takes frozen, unfrozen, scratch; got 'frozn'"):
         finetune(fresh, tmp_path / "b.keras", controls="frozn")
 
