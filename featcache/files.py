@@ -220,7 +220,9 @@ def remove_litter(folder: Path) -> None:
 
 
 def _fault(what: str, path: Path, error: OSError) -> DiskFault:
-    return DiskFault(f"Cannot {what} {path}: {error.strerror or error}. Free some space or choose another place")
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    do = "Free some space or choose another place" if is_full else "Choose another place"
+    return DiskFault(f"Cannot {what} {path}: {error.strerror or error}. {do}")
 
 
 def _temporary(path: Path) -> tuple[int, Path]:

@@ -47,6 +47,14 @@ def set_by_file(ctx: Any, name: str) -> str:
     return f" ('{value[name]}', set by {ctx.meta[_FILE]})"
 
 
+def set_by_run(ctx: typer.Context) -> tuple[Path, str] | None:
+    """Return the run.json that set the options and the digest of its images, if one did."""
+    path: Path | None = ctx.meta.get(_FILE)
+    if path is None or path.suffix != ".json":
+        return None
+    return path, str(json.loads(path.read_text("utf-8")).get("images_digest", ""))
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of the file; of a run.json the settings, as a table of sweep."""
     try:

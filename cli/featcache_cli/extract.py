@@ -133,7 +133,7 @@ def text(done: Extracted) -> str:
         f"{done.seconds:.1f} s{rate}",
         table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
         f"Cache: {printable(done.cache)}",
-        f"Next: featcache sweep {printable(done.cache)}",
+        f"Next: featcache sweep {printable(done.cache)}, after featcache leaks if images may be there twice",
     ]
     if done.stray:
         lines.insert(1, f"{len(done.stray)} images beside the class folders have no label and are left out")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, emit
+from featcache_cli.output import Json, Quiet, emit, say
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
@@ -21,6 +21,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")],
     images: Moved = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make one Keras model of backbones and head, and print the proof that it computes the same.
 
@@ -32,6 +33,8 @@ def command(
     from featcache.sweeps import open_trial
 
     chosen = open_trial(trial)
+    if not chosen.trial.handoff and not quiet:
+        say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
     certificate = handoff(chosen, out, images=images).certificate
     after = f"predict {out} IMAGES" if chosen.refit else f"finetune {trial} -o tuned.keras"
     emit(

@@ -97,11 +97,11 @@ def _what_was_compared(found: Leaks) -> list[str]:
 
     at, seconds = found.thresholds, sum(found.seconds.values())
     lines = [f"{found.images} images, compared by the features of {found.tap} in {seconds:.1f} s."]
-    lines.append(f"Threshold: similarity {at.features:.3f}, {at.why}.")
-    if at.agreement is not None:
-        lines.append(
-            f"Also looked at: hashes from {at.hashes:.3f}. Those count whose pixels agree by {at.agreement:.2f}."
-        )
+    if at.agreement is None:
+        lines.append(f"Threshold: similarity {at.features:.3f}, {at.why}.")
+    else:
+        lines.append(f"Pairs count whose pixels agree by {at.agreement:.2f}.")
+        lines.append(f"Looked at: similarity from {at.features:.3f}, {at.why}; hashes from {at.hashes:.3f}.")
     if at.agreement is not None and found.unseen:
         lines.append(f"Where pixels could not be compared: similarity {at.alone:.3f}.")
     return lines + [f"{printable(note)}." for note in found.notes]
@@ -196,4 +196,6 @@ def _fixed(fixed: Fixed) -> list[str]:
     lines += [f"{more} more: --json lists all."] if more > 0 else []
     lines.append("Images now: " + ", ".join(f"{count} {name}" for name, count in fixed.splits.items()) + ".")
     lines += [f"Nothing left: {'; '.join(map(printable, fixed.emptied))}."] if fixed.emptied else []
-    return [*lines, "Runs from before are about other splits or groups. Sweep again: featcache sweep"]
+    if fixed.moved:
+        lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
+    return lines

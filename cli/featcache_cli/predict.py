@@ -117,7 +117,8 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
     if tally.threshold is not None:
         lines.append(f"{tally.unknown} are unknown: stranger than {tally.threshold:.3f}")
     if tally.accuracy is not None:
-        lines.append(f"Against the classes that their folders name: accuracy {interval(*tally.accuracy)}")
+        lines.append(f"Against the classes that their folders name: accuracy {interval(*tally.accuracy)},")
+        lines.append("which is too good if the model was trained, or its head chosen, on some of these images")
     if tally.known_unknown:
         asked = tally.answered + tally.known_unknown
         lines.append(f"Not counted there: {tally.known_unknown} of these {asked} images, which were called unknown")

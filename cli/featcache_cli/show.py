@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, emit
+from featcache.errors import DataError
+from featcache_cli.output import Json, emit, say
 
 if TYPE_CHECKING:
     from featcache.sweeps import Run, Trial
@@ -28,6 +29,10 @@ def command(
     from featcache.sweeps.run import open_named
 
     opened, chosen = open_named(run)
+    try:
+        opened.cache()
+    except DataError as error:  # its scores are shown all the same
+        say(str(error))
     if plot and not json:
         from featcache.reports.plot import plots
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.errors import UsageError
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.config import set_by_run
+from featcache_cli.output import Json, Quiet, emit, progress, say
 
 if TYPE_CHECKING:
     from featcache.sweeps import Run
@@ -115,6 +116,8 @@ def command(
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
     with progress(quiet) as draw:
         run = sweep(**asked, out=out, jobs=jobs, progress=draw)
+    if (before := set_by_run(ctx)) and before[1] != run.images_digest:
+        say(f"{before[0]} was made from other images, labels or splits, so this is not the same sweep again")
     emit(json, document(run), lambda: text(run))
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from featcache.assembly.reference import Reference
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import write_whole
+from featcache.files import matching, write_whole
+from featcache.spec import did_you_mean
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
@@ -96,7 +97,9 @@ def read_facts(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             facts = json.loads(archive.read(MEMBER))
     except FileNotFoundError as error:
-        raise NotAModel(f"No model at {path}. Make one: featcache handoff RUN@best -o {path}") from error
+        others = [one.name for one in matching(path.parent, "*.keras")]
+        near = did_you_mean(path.name, others)
+        raise NotAModel(f"No model at {path}{near}. Make one: featcache handoff RUN@best -o {path}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise NotAModel(
             f"{path} is no model of featcache ({error}). Make one: featcache handoff RUN@best -o MODEL.keras"

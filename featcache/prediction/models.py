@@ -16,6 +16,7 @@ from featcache.assembly.reference import Reference, inspected
 from featcache.backbones import own
 from featcache.backbones.imagenet import NUM_CLASSES, class_names, imagenet_classifier
 from featcache.backbones.plain import as_classifier
+from featcache.cache.reader import Cache
 from featcache.errors import DataError, UsageError
 from featcache.spec import Preprocess, Tap
 
@@ -44,6 +45,7 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
     ImageNet's classes; or a file whose 1,000 classes are these.
     Raises NotAModel, UsageError, DataError if the model has no reference, WeightsMissing.
     """
+    _require_model(str(model))
     found = own.parse(str(model))
     if imagenet and found is None:
         return _of_imagenet(str(model), reject)
@@ -58,6 +60,27 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
         raise UsageError(f"--reject needs a model of featcache, which knows its validation images; {model} is none")
     assert found is not None
     return _plain(str(model), *found, imagenet)
+
+
+def _require_model(text: str) -> None:
+    """Raise UsageError for what people give instead of a model: a run, a trial, a cache, the images."""
+    path = Path(text)
+    run = Path(text.rpartition("@")[0]) if not path.exists() else path
+    if (run / "run.json").is_file():
+        trial = text if run != path else f"{text}@best"
+        raise UsageError(f"{text} is not a model yet. Make one of it: featcache handoff {trial} -o head.keras")
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        raise UsageError(f"{text} is a folder, not a model. First the model: featcache predict MODEL.keras IMAGES")
+    if path.suffix == ".h5" and path.is_file() and _is_cache(path):
+        raise UsageError(f"{text} is a cache of features and no model. Sweep it, then: featcache handoff RUN@best")
+
+
+def _is_cache(path: Path) -> bool:
+    try:
+        Cache.open(path)
+    except DataError:
+        return False
+    return True
 
 
 def _ours(path: Path, reject: bool) -> Classifier:

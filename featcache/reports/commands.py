@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from shlex import quote
 from typing import Any
@@ -17,8 +17,8 @@ USUAL = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decod
 WEIGHTS = ("imagenet", "embedded", "")  # that a backbone has if nothing is said
 
 
-def commands(run: Run, cache: Cache) -> list[str]:
-    """Return what to type: an extraction for each backbone, and the sweep."""
+def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Return what to type: an extraction for each backbone, what was fixed, the sweep, and each fine-tuning."""
     alike: dict[Tap, list[Tap]] = {}
     for tap in [cache.taps[name] for name in run.fingerprints]:
         alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
@@ -26,7 +26,15 @@ def commands(run: Run, cache: Cache) -> list[str]:
     found = [_extraction(cache, some) for some in alike.values()]
     if cache.root == IN_MEMORY:
         notes, found = ["# The images were arrays in Python: extract their features there."], []
-    return [*notes, *found, f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN"]
+    if cache.joined:
+        found.append(f"featcache leaks {quote(str(cache.path))} --fix")
+    found.append(f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN")
+    return [*notes, *found, *map(_tuning, records)]
+
+
+def _tuning(record: Mapping[str, Any]) -> str:
+    said = ["featcache finetune", f"AGAIN@{record['trial']}", "-o again.keras", *map(quote, record["flags"])]
+    return " ".join(said)
 
 
 def _extraction(cache: Cache, taps: list[Tap]) -> str:

@@ -135,7 +135,7 @@ class Report:
             "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
             "trainings": trainings,
-            "commands": commands(run, self.cache),
+            "commands": commands(run, self.cache, [record for record, _ in trainings]),
             "failures": self.cache.failures,
             "has_pictures": self.source is not None,
         }

@@ -53,6 +53,8 @@ def curves(lines: Sequence[Line], x: str, y: str, *, log: bool = False, about: s
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1.4, color=colour, label=line.name)
+        if all(isinstance(x, int) for line in lines for x in line.x):
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if log:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")

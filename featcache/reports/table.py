@@ -87,6 +87,9 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
         lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
         if len(run.test_opened) > 1:
             lines += [f"The test split was opened {len(run.test_opened)} times: the more looks, the less it proves."]
+    elif run.test_opened:
+        looks = f"{len(run.test_opened)} time{'s' if len(run.test_opened) > 1 else ''}"
+        lines += [f"The test split was opened {looks} before; --final shows what it says."]
     else:
         head = "" if run.refitted is None else "@refit"
         lines += [f"The test split was not read. When everything is decided: featcache report {run.path}{head} --final"]

@@ -89,6 +89,9 @@ class _Tuning:
         """Train, writing the best model to `path`, if there is one, and the state to `keep`. name: of the progress."""
         facts = self.start.facts | {"finetuned": self.recipe.to_json()}
         state = State.find(keep, facts, resume)
+        if state is not None and state.is_over:
+            note = f"this training is finished ({keep}) and shown again; --no-resume begins anew"
+            self.progress(Tick("resume", 0, 0, note))
         if path is not None:
             check_free(path, facts)
         sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
@@ -143,6 +146,7 @@ class _Tuning:
             val_logits=found.val_logits,
             notes=tuple(one.note for one in unfrozen if one.note),
             stopped=found.stopped,
+            flags=tuple(self.recipe.flags),
         )
 
     def _unfreeze(self, model: Any) -> list[Unfrozen]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from featcache.errors import UsageError
@@ -81,6 +81,22 @@ class Recipe:
     def is_augmented(self) -> bool:
         """Tell whether training sees changed images."""
         return self.augment != NO_AUGMENTATION
+
+    @property
+    def flags(self) -> list[str]:
+        """Return it as words on the command line: what is not the default there.
+
+        >>> Recipe(learning_rate=1e-4, wise_ft=True, prefix=False).flags
+        ['--lr', '0.0001', '--no-prefix', '--wise-ft']
+        """
+        given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        said: list[str] = []
+        for name, value in given.items():
+            if isinstance(value, bool):
+                said.append(_flag(name) if value else f"--no-{name}")
+            elif name not in ("metric", "max_seconds"):  # the run's, and not to be had there
+                said += [_flag(name), str(value)]
+        return said
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""

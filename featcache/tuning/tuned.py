@@ -42,6 +42,7 @@ class Tuned:
     notes: tuple[str, ...] = ()
     stopped: str = ""  # why training ended before its epochs were over, if it did
     controls: dict[str, Tuned] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()  # that train it again, on the command line
 
     def __repr__(self) -> str:
         return (
@@ -79,6 +80,7 @@ class Tuned:
         return {
             "model": str(self.path),
             "trial": self.chosen.trial.trial,
+            "flags": list(self.flags),
             "metric": self.best.metric,
             "unfrozen": self.unfrozen,
             "num_trainable": self.num_trainable,

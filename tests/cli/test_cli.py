@@ -734,3 +734,12 @@ def test_a_report_for_tensorboard_and_mlflow(cli, run, tmp_path, monkeypatch):
     refused(cli("report", run, "--mlflow", store), 5, "pip install 'featcache[mlflow]'")
     facts = document(cli("report", run, "--json"), {"tensorboard", "mlflow"})
     assert (facts["tensorboard"], facts["mlflow"]) == (None, None)
+
+
+def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(cli, run):
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"images_digest": "of before leaks --fix"}))
+    done = cli("show", run)
+    assert done.code == 0
+    assert "are not those" in done.err
+    assert "Sweep again" in done.err

@@ -36,11 +36,12 @@ def test_json_of_leaks(cli, cache):
     assert "fixed" not in facts
 
 
-def test_the_text_says_what_threshold_and_what_to_do(cli, cache):
+def test_the_text_says_what_threshold_and_what_to_do(cli, cache, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # tables fold to the width of the terminal
     done = cli("leaks", cache)
     assert done.code == 3
-    assert "Threshold: similarity " in done.out
-    assert "set from the data: of 1485 pairs of different images about 6 are expected beyond it." in done.out
+    assert "Looked at: similarity from " in done.out
+    assert "set from the data: of 1485 pairs of different images about 6 are expected beyond it;" in done.out
     assert "train/blue/50\\n<b>'.jpg" in done.out  # on one line
     assert "test is contaminated: 2 of its images are in other splits as well" in done.out
     assert f"Next: featcache leaks {cache} --fix" in done.out
@@ -54,6 +55,8 @@ def test_fixing_ends_with_0_and_so_does_looking_again(cli, cache):
     again = cli("leaks", cache)
     assert (again.code, "No image of test is in another split as well." in again.out) == (0, True)
     assert "Next:" not in again.out
+    assert "Runs from before" in done.out
+    assert "Runs from before" not in cli("leaks", cache, "--fix").out
     facts = json.loads(cli("leaks", cache, "--fix", "--json").out)
     assert (facts["contaminated"], facts["fixed"]["moved"], facts["fixed"]["groups"]) == (False, [], 2)
 

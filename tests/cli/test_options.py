@@ -130,6 +130,9 @@ n_neighbors = [1]
     assert (run["settings"]["budget"], run["settings"]["memory"]) == (60.0, 4e9)
     assert cli("sweep", "--config", tmp_path / "run" / "run.json", "-o", tmp_path / "again").code == 0
     assert json.loads((tmp_path / "again" / "run.json").read_text())["settings"] == run["settings"]
+    (tmp_path / "old.json").write_text(json.dumps(run | {"images_digest": "of before leaks --fix"}))
+    said = cli("sweep", "--config", tmp_path / "old.json", "-o", tmp_path / "other").err
+    assert f"{tmp_path / 'old.json'} was made from other images, labels or splits" in said
 
 
 def test_values_are_read_as_on_the_command_line():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         open_classifier(f"{tmp_path / 'm.keras'}:mod=tf")
     with pytest.raises(UsageError, match=r"mode takes tf, .*did you mean tf"):
         open_classifier(f"{tmp_path / 'm.keras'}:mode=tff")
-    with pytest.raises(NotAModel, match=r"No model at .*gone\.keras. Make one: featcache handoff"):
+    with pytest.raises(NotAModel, match=r"No model at .*gone\.keras(?: \(did you mean .*\))?\. Make one: featcache"):
         open_classifier(tmp_path / "gone.keras")
 
 
@@ -274,3 +275,18 @@ def test_what_imagenet_has_no_classes_of_is_refused(name, message):
 def test_a_model_of_featcache_names_its_classes_itself(model):
     with pytest.raises(UsageError, match=r"names its classes itself\. Leave out --imagenet"):
         open_classifier(Path(model), imagenet=True)
+
+
+def test_what_is_no_model_yet_is_told_what_it_is(toy, toy_run, tmp_path):
+    trial = f"{toy_run.path}@2"
+    for given, message in {
+        trial: f"{trial} is not a model yet. Make one of it: featcache handoff {trial} -o head.keras",
+        str(toy_run.path): f"Make one of it: featcache handoff {toy_run.path}@best -o head.keras",
+        str(toy.root): f"{toy.root} is a folder, not a model. First the model: featcache predict MODEL.keras IMAGES",
+        str(toy.path): f"{toy.path} is a cache of features and no model",
+    }.items():
+        with pytest.raises(UsageError, match=re.escape(message)):
+            open_classifier(given)
+    (tmp_path / "tuned.keras").touch()
+    with pytest.raises(NotAModel, match=r"No model at .*tund\.keras \(did you mean tuned\.keras\?\)"):
+        open_classifier(tmp_path / "tund.keras")

@@ -1,6 +1,7 @@
 """What a report says to type makes the same features of the same splits again."""
 
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from featcache.extraction import extract
 from featcache.images.manifest import scan
 from featcache.reports.commands import commands
 from featcache.sweeps import Run, sweep
+from featcache.tuning import Recipe
 from featcache_cli.app import app
 
 PIXELS = "pixels:size=8"
@@ -52,6 +54,18 @@ def test_the_commands_make_the_same_taps_and_splits(how, tmp_path, monkeypatch):
     }
     assert again.rows == cache.rows
     assert [one.score for one in Run.open("AGAIN").trials] == [one.score for one in run.trials]
+
+
+def test_what_was_fixed_and_fine_tuned_is_made_again_too(tmp_path):
+    cache = extract(write_images(tmp_path / "photos", 6), PIXELS, out=tmp_path / "c.h5")
+    run = sweep(cache, "ridge", cv=3, out=tmp_path / "run")
+    flags = Recipe(learning_rate=1e-4, wise_ft=True, augment="light", views=2).flags
+    found = commands(run, replace(cache, joined={"a": ""}), [{"trial": 2, "flags": flags}])
+    assert found[1:] == [
+        f"featcache leaks {cache.path} --fix",
+        f"featcache sweep --config {run.path / 'run.json'} -o AGAIN",
+        "featcache finetune AGAIN@2 -o again.keras --lr 0.0001 --augment light --views 2 --wise-ft",
+    ]
 
 
 def test_groups_of_another_rule_are_mentioned(tmp_path):

@@ -104,6 +104,8 @@ def test_a_report_says_on_what_was_chosen(cv, how):
 
 def test_a_report_says_that_test_was_not_read():
     assert "The test split was not read." in text_report(run_of(trial(1)))
+    opened = replace(run_of(trial(1)), test_opened=({}, {}))
+    assert "The test split was opened 2 times before; --final shows what it says." in text_report(opened)
 
 
 def test_a_report_counts_the_looks_at_test():
