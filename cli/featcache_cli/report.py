@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.errors import DataError
 from featcache_cli import show
 from featcache_cli.handoff import Moved
 from featcache_cli.output import Json, Quiet, emit, progress
@@ -73,7 +74,15 @@ def command(
     said = [f"Report: {printable(str(html))}"] if html else []
     said += [f"TensorBoard: tensorboard --logdir {tensorboard}"] if tensorboard else []
     said += [f"MLflow: run {written['mlflow']} in {mlflow}"] if mlflow else []
-    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores), *said]))
+    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, _has_test(opened)), *said]))
+
+
+def _has_test(run: Run) -> bool:
+    """Tell whether there are test images, as far as one can see."""
+    try:
+        return "test" in run.cache().splits
+    except DataError:
+        return True
 
 
 def _logged(

@@ -41,7 +41,7 @@ from featcache.tuning.tuned import RECORDS
 
 SHOWN = 24  # mistakes, and least certain images, with their pictures
 MOST_CONFUSED = 12
-OF_TRAINING = ("trial", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
+OF_TRAINING = ("trial", "flags", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
 BEGINNING = b"<!doctype html>"  # of every page
 
 
@@ -111,6 +111,7 @@ class Report:
             "best": self.chosen.trial if self.chosen else None,
             "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
+            "has_test": "test" in self.cache.splits,
             "how": _how(run),
             "less_is_better": run.settings.metric in LOWER_IS_BETTER,
             "final_command": f"featcache report {quote(f'{run.path}{head}')} --final",

@@ -68,7 +68,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     }, [said]
 
 
-def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
+def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool = True) -> str:
     """Return what was done, the best trials, and the final scores if the test split was opened."""
     settings = run.settings
     how = "the validation split"
@@ -87,6 +87,8 @@ def text_report(run: Run, final: dict[str, Score] | None = None) -> str:
         lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
         if len(run.test_opened) > 1:
             lines += [f"The test split was opened {len(run.test_opened)} times: the more looks, the less it proves."]
+    elif not has_test:
+        lines += ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
     elif run.test_opened:
         looks = f"{len(run.test_opened)} time{'s' if len(run.test_opened) > 1 else ''}"
         lines += [f"The test split was opened {looks} before; --final shows what it says."]

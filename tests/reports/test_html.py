@@ -245,6 +245,13 @@ def test_copies_within_test_are_counted_but_not_shown(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_without_test_images_promises_none(tmp_path):
+    cache = extract(write_images(tmp_path / "photos", 6), "pixels:size=8", out=tmp_path / "c.h5", split="60/40")
+    page = page_of(sweep(cache, "ridge", out=tmp_path / "run"))
+    assert "There is no test split: these scores are of the images that chose" in page
+    assert "--final" not in page
+
+
 def test_a_page_of_many_images_says_how_to_look_for_copies(run, monkeypatch):
     monkeypatch.setattr(checks, "MOST_IMAGES", 10)
     assert f"Not looked for here among 90 images: featcache leaks {run.settings.cache} --labels" in page_of(run)
@@ -300,6 +307,8 @@ def test_a_fine_tuning_is_shown_from_its_head_on(run):
     assert "Certificate: on 64 images" in page
     assert ">fine-tuned</text>" in page
     assert ">frozen</text>" in page
+    again = f"featcache finetune AGAIN@{weak.trial.trial} -o again.keras --epochs 2 --lr 0.001 --batch 16"
+    assert again in page
 
 
 def test_a_page_of_2000_images_of_noise_stays_small(tmp_path):

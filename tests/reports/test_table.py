@@ -104,6 +104,7 @@ def test_a_report_says_on_what_was_chosen(cv, how):
 
 def test_a_report_says_that_test_was_not_read():
     assert "The test split was not read." in text_report(run_of(trial(1)))
+    assert "There is no test split" in text_report(run_of(trial(1)), has_test=False)
     opened = replace(run_of(trial(1)), test_opened=({}, {}))
     assert "The test split was opened 2 times before; --final shows what it says." in text_report(opened)
 
