@@ -67,7 +67,7 @@ def test_tab_completes_a_command_in_an_interactive_bash_after_installing(shell):
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=shell, start_new_session=True)
     os.close(theirs)
     shown, until = b"", time.monotonic() + 30
-    os.write(terminal, b"featcache ex\t")
+    os.write(terminal, b"featcache ext\t")
     while b"featcache extract " not in shown and time.monotonic() < until:
         if select.select([terminal], [], [], 1)[0]:
             shown += os.read(terminal, 4096)
@@ -78,7 +78,7 @@ def test_tab_completes_a_command_in_an_interactive_bash_after_installing(shell):
 
 
 def test_commands_and_options_are_offered(offered):
-    assert offered("ex") == ["extract"]
+    assert offered("ex") == ["extract", "export"]
     assert offered("cache", "in") == ["info"]
     assert {"--json", "--config", "--quiet"} <= set(offered("show", "--"))
 
