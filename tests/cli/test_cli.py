@@ -686,6 +686,7 @@ def test_json_of_a_fine_tuning_with_controls(cli, run, tmp_path):
     assert model.with_suffix(".state").exists()
 
 
+@pytest.mark.slow
 def test_what_fine_tuning_prints(cli, run, tmp_path):
     done = cli("finetune", f"{run}@8", "-o", tmp_path / "t.keras", "--epochs", "1", "--unfreeze", "3", "--wise-ft")
     for part in ("Epoch 0 is the head", "Trained, from block_4 on", "Computed once", "lies inside block block_4"):

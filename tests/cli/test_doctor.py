@@ -7,6 +7,8 @@ import pytest
 from featcache import diagnosis
 from featcache.diagnosis import Diagnosis, Finding, diagnose
 
+pytestmark = pytest.mark.slow  # a diagnosis of this very machine
+
 
 @pytest.fixture(scope="module")
 def facts():

@@ -186,6 +186,7 @@ def test_what_cannot_be_converted_is_refused_in_one_line(model, monkeypatch, tmp
         export(model, "keras", tmp_path / "m.keras")
 
 
+@pytest.mark.slow
 def test_8_bits_that_answer_otherwise_are_refused(model, monkeypatch, tmp_path):
     read = FORMATS["keras"].read
     formats_ = replace(
@@ -248,6 +249,7 @@ def test_images_that_a_head_was_fitted_on_do_not_judge_it(toy, tmp_path):
 # Which images, and what is missing
 
 
+@pytest.mark.slow
 def test_without_its_run_it_says_what_to_give(model, toy_run, tmp_path):
     alone = shutil.copy(model, tmp_path / "alone.keras")
     with pytest.raises(UsageError, match=r"Its run 'toy\.run' is not beside it. Give --run RUN, or --images FOLDER"):
@@ -255,6 +257,7 @@ def test_without_its_run_it_says_what_to_give(model, toy_run, tmp_path):
     assert export(alone, "keras", tmp_path / "m.keras", run=toy_run.path).images > 0
 
 
+@pytest.mark.slow
 def test_another_run_of_the_same_name_is_not_its_run(model, toy, tmp_path):
     run = sweep(toy, "svm,logreg,gnb,ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "toy.run")
     with pytest.raises(

@@ -380,6 +380,7 @@ def test_reduced_precision_is_what_ran_or_is_refused(photos, tmp_path):
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_openvino_reports_nothing_to_anybody():
     code = (
         "import sys; from featcache.extraction import openvino_engine as o;"

@@ -63,6 +63,7 @@ def test_a_folder_of_bad_files_alone_gives_rows_too(model, tmp_path):
     assert [one.status for one in predict(model, tmp_path)] == ["unknown_format"]
 
 
+@pytest.mark.slow
 def test_archives_and_scans_are_predicted_like_their_folders(model, photos, tmp_path):
     wanted = list(predict(model, photos, top=3))
     archive = shutil.make_archive(str(tmp_path / "photos"), "gztar", photos)

@@ -74,6 +74,7 @@ def test_a_fine_tuned_model_is_judged_beside_its_head_wherever_it_lies(run, tmp_
     assert after.tuned == (str(tmp_path / "elsewhere.keras"),)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_the_head_still_says_so(run):
     chosen = next(run[trial.trial] for trial in run.trials if trial.params == {"C": 0.01})
     assert finetune(chosen, unfreeze="none", epochs=1, learning_rate=1.0, warmup=0.0).best.epoch == 0

@@ -177,6 +177,7 @@ def test_images_that_are_gone_leave_no_picture(toy_run, tmp_path):
         away.rename(cache.root)
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_damaged_now_leaves_no_picture(tmp_path):
     archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", write_images(tmp_path / "photos", 16)))
     run = sweep(extract(archive, "pixels:size=8", out=tmp_path / "c.h5"), "ridge", out=tmp_path / "run")
@@ -276,12 +277,14 @@ def test_a_damaged_record_of_a_fine_tuning_is_one_line(run):
             page_of(run)
 
 
+@pytest.mark.slow
 def test_the_table_is_marked_as_sorted_from_the_best_on(toy, tmp_path):
     for metric, how in (("accuracy", "descending"), ("log_loss", "ascending")):
         page = page_of(sweep(toy, "ridge", metric=metric, out=tmp_path / metric))
         assert f'<th aria-sort="{how}"><button>{metric} [95 %]' in page
 
 
+@pytest.mark.slow
 def test_a_head_without_probabilities_is_not_called_sure(toy, tmp_path, monkeypatch):
     (tmp_path / "predicts_alone.py").write_text(PREDICTS_ALONE)
     monkeypatch.chdir(tmp_path)
@@ -311,6 +314,7 @@ def test_a_fine_tuning_is_shown_from_its_head_on(run):
     assert again in page
 
 
+@pytest.mark.slow
 def test_a_page_of_2000_images_of_noise_stays_small(tmp_path):
     rng = np.random.default_rng(0)
     for at in range(20):

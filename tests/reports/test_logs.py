@@ -90,6 +90,7 @@ def test_sheets_of_thumbnails_are_square():
         assert sprite(np.zeros((count, 4, 4, 3), np.uint8)).size == (side, side)
 
 
+@pytest.mark.slow
 def test_writing_for_tensorboard_imports_no_tensorflow(toy_run, tmp_path):
     code = (
         "import sys; from pathlib import Path; from featcache.sweeps import Run\n"
