@@ -30,43 +30,18 @@ from featcache.reports import figures, plots
 from featcache.reports.checks import checked, doubts_of, pairs_of
 from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
+from featcache.reports.judged import Judged
 from featcache.reports.pictures import picture, sheet
 from featcache.reports.table import settings_of
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
-from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, value_of, wilson
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
 from featcache.tuning.tuned import RECORDS
 
-SHOWN = 24  # mistakes, and least certain images, with their pictures
-MOST_CONFUSED = 12
 OF_TRAINING = ("trial", "flags", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
 BEGINNING = b"<!doctype html>"  # of every page
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the best head said of the images that chose."""
-
-    rows: Sequence[ImageRow]
-    said: Said
-    classes: tuple[str, ...]
-
-    @property
-    def right(self) -> Any:
-        """Return (N,) whether the prediction is the label."""
-        return self.said.truth == self.said.predicted
-
-    @property
-    def sure(self) -> Any:
-        """Return (N,) the probability of the predicted class, 1 of a head without probabilities."""
-        return np.ones(len(self.rows)) if self.said.confidence is None else self.said.confidence
-
-    @cached_property
-    def counts(self) -> Classes:
-        """Return (K, K) true classes by predicted ones."""
-        return plots.confusions(self.said, len(self.classes))
 
 
 @dataclass(frozen=True)
@@ -125,12 +100,12 @@ class Report:
             "depths": figures.depths(run, self.cache),
             "judged": judged,
             "matrix": judged and plots.confusion(judged.counts, self.classes, about="True classes by predicted ones"),
-            "confused": judged and _confused(judged),
-            "per_class": judged and _per_class(judged),
-            "calibration": judged and _calibration(judged),
+            "confused": judged and judged.confused,
+            "per_class": judged and judged.per_class,
+            "calibration": judged and judged.calibration,
             "ece": judged and value_of(judged.said, "ece"),
-            "mistakes": judged and self._pictures(_mistakes(judged)),
-            "uncertain": judged and self._pictures(_uncertain(judged)),
+            "mistakes": judged and self._pictures(judged.mistakes),
+            "uncertain": judged and self._pictures(judged.uncertain),
             "checks": checks,
             "pairs": pairs_of(checks, self.cache, self.source),
             "doubts": doubts_of(checks, self.cache, self.source),
@@ -344,56 +319,6 @@ def _settings(run: Run) -> str:
 def _versions() -> str:
     names = ("featcache", "keras", "numpy", "scikit-learn", "h5py")
     return ", ".join(f"{name} {version(name)}" for name in names)
-
-
-def _confused(judged: Judged) -> list[dict[str, Any]]:
-    """Return the pairs of classes that are taken for one another most often."""
-    wrong = judged.counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
-    found = [(int(at // len(wrong)), int(at % len(wrong))) for at in order]
-    return [
-        {"true": judged.classes[row], "predicted": judged.classes[column], "images": int(wrong[row, column])}
-        for row, column in found
-        if wrong[row, column]
-    ]
-
-
-def _per_class(judged: Judged) -> list[dict[str, Any]]:
-    """Return precision, recall with its 95 % interval (Wilson) and F1 of each class."""
-    counts = judged.counts
-    found = []
-    for at, name in enumerate(judged.classes):
-        hits, there, named = int(counts[at, at]), int(counts[at].sum()), int(counts[:, at].sum())
-        found.append(
-            {
-                "name": name,
-                "images": there,
-                "recall": wilson(hits, there) if there else None,
-                "precision": hits / named if named else None,
-                "f1": 2 * hits / (there + named) if there + named else None,
-            }
-        )
-    return found
-
-
-def _calibration(judged: Judged) -> str | None:
-    if judged.said.confidence is None:
-        return None
-    return plots.calibration(judged.said, about="How often predictions are right against how sure they were")
-
-
-def _mistakes(judged: Judged) -> Classes:
-    """Return the images that are wrong, the surest first."""
-    wrong = np.flatnonzero(~judged.right)
-    return wrong[np.argsort(-judged.sure[wrong], kind="stable")][:SHOWN]
-
-
-def _uncertain(judged: Judged) -> Classes:
-    """Return the images whose class is least certain; none of a head without probabilities."""
-    if judged.said.confidence is None:
-        return np.zeros(0, np.int64)
-    return np.asarray(np.argsort(judged.sure, kind="stable")[:SHOWN])
 
 
 def _interval(score: Any) -> str:
