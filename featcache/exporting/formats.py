@@ -7,7 +7,6 @@ uint8 -> (n, K) probabilities.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from featcache.errors import EnvironmentFault
 from featcache.exporting.graph import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.exporting.origin import Origin
 from featcache.exporting.sample import Runner
+from featcache.extraction.openvino_engine import import_openvino
 
 LABELS = "labels.txt"
 Facts = Mapping[str, Any]
@@ -179,7 +179,7 @@ def _read_litert(path: Path) -> Runner:
 
 def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
     """Convert, with weights in float32; class names stand where OpenVINO's Model API looks for them."""
-    openvino = _openvino()
+    openvino = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
         write_saved_model(of_one_size(origin.model, origin.preprocess), folder)
         converted = openvino.convert_model(folder)
@@ -194,17 +194,10 @@ def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixel
 
 
 def _read_openvino(path: Path) -> Runner:
-    openvino = _openvino()
+    openvino = import_openvino()
     # left alone it computes in bfloat16 on CPUs that can
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda pixels: np.array(compiled({INPUT: pixels})[OUTPUT])
-
-
-def _openvino() -> Any:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every conversion
-    import openvino
-
-    return openvino
 
 
 ONNX_OPSET = 18

@@ -31,6 +31,14 @@ def is_installed() -> bool:
     return find_spec("openvino") is not None
 
 
+def import_openvino() -> Any:
+    """Return the package, which is kept from reporting every conversion to its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 class OpenVINOEngine(Batched):
     """The backbone compiled by OpenVINO for the CPU. Raises EnvironmentFault if it cannot compute as asked."""
 
@@ -67,8 +75,7 @@ def _converted(model: Any) -> tuple[Any, Any]:
     """Return OpenVINO's core and network of a Keras model. Raises EnvironmentFault."""
     if not is_installed():
         raise EnvironmentFault("OpenVINO is not installed. Install it: pip install 'featcache[openvino]'")
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every conversion
-    import openvino
+    openvino = import_openvino()
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.xml"

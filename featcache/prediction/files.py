@@ -20,7 +20,7 @@ from featcache.files import writing
 from featcache.images.manifest import Images
 from featcache.prediction.models import open_classifier
 from featcache.prediction.places import Place, gather
-from featcache.prediction.rows import Prediction, Tally, _Rows
+from featcache.prediction.rows import Prediction, Rows, Tally
 from featcache.spec import Progress, silent
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
@@ -47,7 +47,7 @@ def predict_to(
     """
     writers = [_writer(kind) for kind, _ in files]
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
-    rows = _Rows(classifier, top, reject, views)
+    rows = Rows(classifier, top, reject, views)
     found = gather(images)
     tally = Tally(others=found.others, notes=classifier.notes, threshold=rows.threshold)
     shape = _Shape(min(top, len(classifier.classes)), reject is not None)

@@ -102,7 +102,7 @@ def predict(
     Raises NotAModel, NoImages, UsageError.
     """
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
-    yield from _Rows(classifier, top, reject, views).of(gather(images), progress)
+    yield from Rows(classifier, top, reject, views).of(gather(images), progress)
 
 
 def predictions(
@@ -115,10 +115,10 @@ def predictions(
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image by a network from (N, size, size, 3) uint8 to (N, K) probabilities."""
-    yield from _Rows(Classifier(network, classes, preprocess), top).of(gather(images), progress)
+    yield from Rows(Classifier(network, classes, preprocess), top).of(gather(images), progress)
 
 
-class _Rows:
+class Rows:
     """A classifier, and how it is asked."""
 
     def __init__(self, classifier: Classifier, top: int = 1, reject: float | None = None, views: str = "1") -> None:

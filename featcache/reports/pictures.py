@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Pixels
+from featcache.errors import ImagesChanged
+from featcache.extraction.pipeline import num_threads
 from featcache.images.decode import Undecodable, decode
+from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.spec import DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent
 
 THUMBNAIL, LARGE = 48, 160  # pixels
 SHEET_BYTES = 2_400_000  # of the sheet as text
 QUALITIES = (70, 50, 30, 10)
-EMPTY = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
+GREY = 128
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,26 @@ def sheet(source: Source | None, rows: Sequence[ImageRow], progress: Progress = 
     if source is None or not rows:
         return None
     columns = int(np.ceil(np.sqrt(len(rows))))
-    whole = np.full((int(np.ceil(len(rows) / columns)) * THUMBNAIL, columns * THUMBNAIL, 3), 255, np.uint8)
-    with ThreadPoolExecutor() as threads:
+    cells = np.full((len(rows), THUMBNAIL, THUMBNAIL, 3), GREY, np.uint8)
+    with ThreadPoolExecutor(num_threads()) as threads:
         for at, pixels in enumerate(threads.map(partial(_pixels, source, THUMBNAIL, "crop"), rows)):
-            top, left = (THUMBNAIL * place for place in divmod(at, columns))
-            whole[top : top + THUMBNAIL, left : left + THUMBNAIL] = EMPTY if pixels is None else pixels
+            if pixels is not None:
+                cells[at] = pixels
             progress(Tick("thumbnails", at + 1, len(rows)))
+    whole = tiled(cells, columns, int(np.ceil(len(rows) / columns)), fill=255)
     for quality in QUALITIES:
         data = _data(whole, quality)
         if len(data) <= SHEET_BYTES:
             break
     return Sheet(data, columns)
+
+
+def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
+    """Return images (N, size, size, 3) as one, line by line; fill: of the places that are left."""
+    size = cells.shape[1]
+    grid = np.full((lines * columns, size, size, 3), fill, np.uint8)
+    grid[: len(cells)] = cells
+    return grid.reshape(lines, columns, size, size, 3).swapaxes(1, 2).reshape(lines * size, columns * size, 3)
 
 
 def picture(source: Source | None, row: ImageRow) -> str | None:
@@ -59,10 +70,8 @@ def picture(source: Source | None, row: ImageRow) -> str | None:
 
 def _pixels(source: Source, size: int, resize: Resize, row: ImageRow) -> Pixels | None:
     try:
-        data = source.read(row.path)
-        same = hashlib.sha256(data).hexdigest() == row.digest
-        return decode(data, Preprocess(size, resize, decode=DRAFT_VERSION)) if same else None
-    except (OSError, Undecodable):
+        return decode(read_image(source, row), Preprocess(size, resize, decode=DRAFT_VERSION))
+    except (OSError, ImagesChanged, Undecodable):
         return None
 
 

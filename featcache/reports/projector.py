@@ -16,12 +16,14 @@ from featcache.assembly import image_source
 from featcache.assembly.certificate import load_pixels
 from featcache.extraction.pipeline import num_threads
 from featcache.images.manifest import Images
+from featcache.reports.pictures import THUMBNAIL, tiled
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps import Chosen
 
-MOST = 5000  # points; a browser gets slow, and the text of 1280 features of each takes 10 kB
-THUMBNAIL = 48  # pixels a side; 71 x 71 of them stay below the 8192 that browsers take
+MOST = (
+    5000  # points; a browser gets slow, and the text of 1280 features of each takes 10 kB; thumbnails stay below 8192
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,5 @@ def write_projector(folder: Path, points: Points) -> None:
 
 def sprite(thumbnails: Pixels) -> Image.Image:
     """Return all thumbnails in one square image, row by row, as the projector cuts them out again."""
-    size, side = thumbnails.shape[1], math.ceil(math.sqrt(len(thumbnails)))
-    sheet = np.zeros((side * side, size, size, 3), np.uint8)
-    sheet[: len(thumbnails)] = thumbnails
-    return Image.fromarray(sheet.reshape(side, side, size, size, 3).swapaxes(1, 2).reshape(side * size, side * size, 3))
+    side = math.ceil(math.sqrt(len(thumbnails)))
+    return Image.fromarray(tiled(thumbnails, side, side))
