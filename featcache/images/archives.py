@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -139,11 +139,15 @@ class ZipSource(Archive):
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             super().__init__(path, Held(file))
-            for info in members_of_zip(file, path):
-                if not info.is_dir():
-                    packed = info.compress_type == zipfile.ZIP_DEFLATED
-                    place = Member(info.header_offset, info.file_size, info.compress_size, packed, info.CRC)
-                    self._add(info.filename, place, _wrong_in_zip(info))
+            members = members_of_zip(file, path)
+            separator = _separator_of([info.filename for info in members])
+            for info in members:
+                name = info.filename.replace(separator, "/")
+                if name.endswith("/"):
+                    continue  # a folder
+                packed = info.compress_type == zipfile.ZIP_DEFLATED
+                place = Member(info.header_offset, info.file_size, info.compress_size, packed, info.CRC)
+                self._add(name, place, _wrong_in_zip(info))
 
     def _bytes_of(self, member: Member) -> bytes:
         data = self._held.read(member.packed_size, data_offset(self._held, member.offset))
@@ -216,6 +220,15 @@ def members_of_zip(file: IO[bytes], path: Path) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except Exception as error:  # zipfile raises many kinds on damaged files
         raise damaged(path, error) from error
+
+
+def _separator_of(names: Sequence[str]) -> str:
+    """Return what separates folders in the names of a zip archive.
+
+    The format demands slashes, but Compress-Archive of Windows 10 and old .NET programs write backslashes only. Where
+    one name has a slash, a backslash is an ordinary character of a name.
+    """
+    return "/" if any("/" in name for name in names) else "\\"
 
 
 def data_offset(held: Held, header: int) -> int:

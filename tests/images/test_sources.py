@@ -45,6 +45,16 @@ def packed(photos, folder, kind):
     return zipped(photos, path) if kind == "zip" else tarred(photos, path, TARS[kind])
 
 
+def zipped_by_windows(photos, path):
+    """Write names as Compress-Archive of Windows 10 does: folders end in, and are separated by, backslashes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(photos.rglob("*")):
+            member = zipfile.ZipInfo()
+            member.filename = str(file.relative_to(photos.parent)).replace("/", "\\") + "\\" * file.is_dir()
+            archive.writestr(member, b"" if file.is_dir() else file.read_bytes())
+    return path
+
+
 def facts_of(images):
     return [tuple(row) for row in images.rows]
 
@@ -447,3 +457,25 @@ def test_whatever_is_damaged_raises_errors_of_one_line_and_nothing_else(whole, t
         content[at % len(content)] ^= bits
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     assert all(reason and "\n" not in reason for reason in outcome(tmp_path / name))
+
+
+def test_a_zip_that_windows_wrote_keeps_its_class_folders(photos, tmp_path):
+    images = scan(zipped_by_windows(photos, tmp_path / "windows.zip"))
+    assert facts_of(images) == facts_of(scan(zipped(photos, tmp_path / "unix.zip", top="photos/")))
+    assert images.layout == "classes"
+
+
+def test_names_of_a_windows_zip_cannot_lead_out_of_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
+        for name in ("..\\up.jpg", "C:\\up.jpg", "\\up.jpg"):
+            archive.writestr(name, b"")
+    source = open_source(tmp_path / "slip.zip")
+    assert source.names == []
+    assert len(source.refused) == 3
+
+
+def test_a_backslash_beside_slashes_is_part_of_a_name(photos, tmp_path):
+    image = next(photos.rglob("*.png"))
+    image.rename(image.with_name("odd\\name.png"))
+    source = open_source(zipped(photos, tmp_path / "unix.zip"))
+    assert f"{image.parent.name}/odd\\name.png" in source.names
