@@ -82,6 +82,7 @@ def exit_code_of(error: FeatcacheError) -> int:
 
 def main() -> None:
     """Run the command line."""
+    _use_utf8()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with four lines on stderr
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     signal.signal(signal.SIGTERM, _interrupt)
@@ -102,6 +103,19 @@ def main() -> None:
     if code == STOPPED:  # so Typer answers Ctrl-C
         _stop()
     raise SystemExit(code or 0)
+
+
+def _use_utf8() -> None:
+    """Start the command again in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files and classes are UTF-8 nearly everywhere. Read as Latin-1 they would enter runs and models as other
+    names, and ASCII has no letters for them at all. What is printed stays in the encoding of the terminal.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for processes that this one starts
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
