@@ -8,6 +8,7 @@ arranged by the same rules.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,8 +52,12 @@ SUFFIXES = frozenset(
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
+    "test": "test", "testing": "test", "evaluation": "test",
 }  # fmt: skip
+# Names of data sets stand around them: train2017 of COCO, seg_train of Intel's scenes, test_set, validation-images
+_SPLIT_FOLDER = re.compile(
+    rf"(?:[a-z]+[-_])?(?P<split>{'|'.join(SPLIT_NAMES)})(?:[-_]?(?:\d+|set|images|data))?", re.IGNORECASE
+)
 NOT_IMAGES = "__MACOSX"  # where macOS puts what its archives say about files
 
 
@@ -112,6 +117,8 @@ def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), st
         splits = _split_folders(folders, inside)
     if not folders:
         return Listing("flat", [Listed(path, "", "") for path in paths] + unread, [], others)
+    if not splits:
+        _require_no_splits(folders, where)
     found = _labelled(paths, above, splits)
     _require_distinct({file.label for file in found}, where)
     stray = sorted({*paths} - {file.path for file in found}, key=os.fsencode)
@@ -131,28 +138,62 @@ def _is_hidden(path: str) -> bool:
     return path[:1] == "." or "/." in path or f"/{NOT_IMAGES}/" in f"/{path}"
 
 
-def _labelled(paths: list[str], above: str, splits: set[str]) -> list[Listed]:
-    found = []
+def _labelled(paths: list[str], above: str, splits: Mapping[str, str]) -> list[Listed]:
+    labelled = []
     for path in paths:
-        folders = path[len(above) :].split("/")
-        if not splits and len(folders) > 1:
-            found.append(Listed(path, folders[0], ""))
-        elif len(folders) > 2 and folders[0] in splits:
-            found.append(Listed(path, folders[1], SPLIT_NAMES[folders[0].lower()]))
-    return found
+        folders = path[len(above) :].split("/")[:-1]
+        split = ""
+        if splits and folders:
+            split = splits.get(folders.pop(0), "")
+            if not split:
+                continue  # a folder beside those of the splits
+            if folders and splits.get(folders[0]) == split:
+                folders.pop(0)  # train/train/roses/1.jpg, as archives within archives unpack
+        if folders:
+            labelled.append(Listed(path, folders[0], split))
+    return labelled
 
 
-def _split_folders(folders: set[str], paths: list[str]) -> set[str]:
-    """Return the train/val/test folders, if these are splits and not classes that happen to be called so.
+def _split_folders(folders: set[str], paths: list[str]) -> dict[str, str]:
+    """Return {folder: its split} of the train/val/test folders, if these are splits and not classes of such names.
 
     Splits hold class folders, train is among them, and other folders beside them are tolerated only if there
     are two: what lies in those has no label.
     """
-    known = {folder for folder in folders if folder.lower() in SPLIT_NAMES}
-    has_train = any(SPLIT_NAMES[folder.lower()] == "train" for folder in known)
-    if not has_train or (known != folders and len(known) < 2):
-        return set()
-    return known if any(path.count("/") > 1 and path.partition("/")[0] in known for path in paths) else set()
+    splits = _named_like_splits(folders)
+    has_others = splits.keys() != folders
+    if "train" not in splits.values() or (has_others and len(splits) < 2):
+        return {}
+    for path in paths:
+        first, *inside = path.split("/")[:-1]
+        if first in splits and any(folder not in splits for folder in inside):
+            return splits
+    return {}
+
+
+def _named_like_splits(folders: Iterable[str]) -> dict[str, str]:
+    """Return {folder: its split}. Names that only contain the word count where train has another split beside it.
+
+    >>> _named_like_splits(["train2017", "val2017"])
+    {'train2017': 'train', 'val2017': 'val'}
+    >>> _named_like_splits(["steam_train", "tram"])
+    {}
+    """
+    exact = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    matches = ((folder, _SPLIT_FOLDER.fullmatch(folder)) for folder in folders)
+    alike = {folder: SPLIT_NAMES[match["split"].lower()] for folder, match in matches if match}
+    return alike if len(set(alike.values())) > 1 else exact
+
+
+def _require_no_splits(folders: set[str], where: str) -> None:
+    """Raise DataError if all folders are named like splits, but hold no class folders: nothing says the labels."""
+    splits = _named_like_splits(folders)
+    if splits.keys() == folders and "train" in splits.values() and len(splits) > 1:
+        names = ", ".join(ascii(folder) for folder in sorted(folders))
+        raise DataError(
+            f"The folders {names} in {where} are splits, but their images lie in no class folders, so they have no "
+            "labels. Make a folder per class in each (train/roses/1.jpg), or give a table with path, label and split"
+        )
 
 
 def _require_distinct(labels: set[str], where: str) -> None:

@@ -44,11 +44,34 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     assert listed(root) == [("1.jpg", "", ""), ("2.jpg", "", "")]
 
 
-@pytest.mark.parametrize("folders", [("train", "test"), ("train", "bus"), ("test", "val")])
+@pytest.mark.parametrize("folders", [("train", "bus"), ("test", "val"), ("steam_train", "tram")])
 def test_classes_that_are_called_like_splits_stay_classes(tmp_path, folders):
     root = touch(tmp_path, *(f"{folder}/1.jpg" for folder in folders))
     assert list_images(root).layout == "classes"
     assert [file.label for file in list_images(root).files] == sorted(folders)
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("train2017", "val2017"), ("Training", "Validation", "Test")])
+def test_splits_without_class_folders_never_become_classes(tmp_path, folders):
+    root = touch(tmp_path, *(f"{folder}/cat.1.jpg" for folder in folders))
+    with pytest.raises(DataError, match=r"'.*' in .* are splits, but their images lie in no class folders"):
+        list_images(root)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/train", "test/test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train2017", "test2017"),
+        ("training_set", "test_set"),
+        ("train-images", "Evaluation"),
+    ],
+)
+def test_splits_are_known_as_data_sets_name_them(tmp_path, train, test):
+    root = touch(tmp_path, f"{train}/roses/1.jpg", f"{test}/roses/2.jpg")
+    assert set(listed(root)) == {(f"{train}/roses/1.jpg", "roses", "train"), (f"{test}/roses/2.jpg", "roses", "test")}
+    assert list_images(root).layout == "splits"
 
 
 def test_images_beside_the_class_folders_are_named_as_stray(tmp_path):
