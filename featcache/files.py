@@ -10,7 +10,10 @@ import os
 import platform
 import re
 import secrets
+import shutil
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,13 +23,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from featcache.errors import DataError, DiskFault
+from featcache.errors import DataError, DiskFault, FeatcacheError, UsageError
 
 LITTER_S = 86_400  # a temporary file older than a day belongs to nobody
 TEMPORARY = re.compile(r"\.tmp-(?P<host>[^+]*)\+(?P<process>\d+)\+(?P<of>[0-9a-f]{8})\+[0-9a-f]{8}")
 ATTEMPTS = 20
 FIRST_WAIT_S, LAST_WAIT_S = 0.001, 0.5  # in all 5.5 s of waiting
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
+LEAST_FREE_BYTES = 2**20  # where a library has failed and less is free, that is why
 TIDIED_AWAY = errno.ENOENT  # by another process, which has merged the part that was in the folder
 T = TypeVar("T")
 
@@ -126,8 +131,10 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
     """Give a Sink whose content becomes `path` as a whole at the end: afterwards it holds the old or all of the new.
 
     unchanged: asked right before the new file takes its name; if not, Overtaken is raised and nothing changed.
-    Raises DiskFault (full disk, no permission); the old file is then untouched and no litter remains.
+    Raises DiskFault (full disk, no permission); the old file is then untouched and no litter remains. Raises UsageError
+    for a device or a pipe.
     """
+    require_regular(path)
     path = _behind_links(path)
     try:
         handle, temporary = _temporary(path)
@@ -160,12 +167,23 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         sink.write(data)
 
 
+def require_regular(path: Path) -> None:
+    """Raise UsageError if a path leads to a device or a pipe, such as /dev/null: a file must not take its place."""
+    folder = Path(os.path.realpath(path.parent))
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = stat.S_IFREG  # nothing is there yet
+    is_regular = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    # /dev/stdout may lead to a file that the shell has open, which a new file would not become
+    if not is_regular or folder == Path("/dev") or folder.parts[:2] == ("/", "proc"):
+        raise UsageError(f"{path} is a device or a pipe; featcache writes whole files. Give the name of a file")
+
+
 def check_writable(path: Path) -> None:
     """Make the folder of a file that is to be written later. Raises DiskFault if it cannot be written there."""
     path = _behind_links(path)
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         handle, temporary = _temporary(path)
         os.close(handle)
         os.unlink(temporary)
@@ -217,6 +235,38 @@ def remove_litter(folder: Path) -> None:
             gone = match and match["host"] == _host() and not _alive(int(match["process"]))
             if gone or (match and time.time() - litter.stat().st_mtime > LITTER_S):
                 litter.unlink()
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Raise DiskFault where a library fails because `path` cannot be written or a disk is full.
+
+    Libraries raise exceptions of their own, which name the reason in their text, or do not name it.
+    """
+    try:
+        yield
+    except FeatcacheError:
+        raise
+    except Exception as error:
+        fault = _fault_behind(error, path)
+        if fault is None:
+            raise
+        raise _fault("write", path, fault) from error
+
+
+def _fault_behind(error: BaseException, path: Path) -> OSError | None:
+    """Return what the system said, as far as one can see: in the exceptions, in their texts, or on the disks."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for number in DISK_ERRORS:
+            reason = os.strerror(number)
+            if getattr(cause, "errno", None) == number or reason in str(cause):
+                return OSError(number, reason)
+        cause = cause.__cause__ or cause.__context__
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+            return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in {folder}")
+    return None
 
 
 def _fault(what: str, path: Path, error: OSError) -> DiskFault:

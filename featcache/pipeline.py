@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from featcache.assembly import handoff
+from featcache.assembly.modelfile import MODEL
 from featcache.cache.reader import Cache
 from featcache.extraction import Extracted, extract
+from featcache.extraction.job import CACHE
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
+from featcache.outputs import check_output
 from featcache.reports.final import head_score, model_score, record_opened
-from featcache.reports.html import write_report
+from featcache.reports.html import REPORT, write_report
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
 from featcache.sweeps.metrics import Score
@@ -96,12 +99,14 @@ def quickstart(
     split: str | None = None,
     group_from: str | None = None,
     seed: int = 0,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Quickstart:
     """Run the whole path on a folder of images, or on the embedded digits, and return what it did.
 
     Everything is written under `out`; running again computes no feature twice. backbone: mobilenet_v2 with
-    ImageNet weights unless told otherwise, glyphnet for the embedded digits. The table compares, on the test
+    ImageNet weights unless told otherwise, glyphnet for the embedded digits. force: replace files under `out` that
+    stand where quickstart writes and are not its own. The table compares, on the test
     split, once with all training images and once with 5 per class (for training and for validation): raw pixels
     with logistic regression, the backbone with random weights, its frozen features, the model fine-tuned from the
     best head, and the same network trained from scratch for as long as fine-tuning took.
@@ -109,15 +114,16 @@ def quickstart(
     started = time.perf_counter()
     folder = Path(out)
     course = DIGITS if images is None else PHOTOS
-    root = write_digits(folder / "digits") if images is None else Path(images)
+    _check_folder(folder, [] if images is None else [Path(images)], force)
+    root = write_digits(folder / "digits", force=force) if images is None else Path(images)
     manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
-    taps, extracted = _extract(manifest, backbone or course.backbone, course, folder / "features.h5", progress)
+    taps, extracted = _extract(manifest, backbone or course.backbone, course, folder / "features.h5", force, progress)
     halves = [_half(taps, course, shots, folder, seed, progress) for shots in _shots(taps.cache)]
     first = halves[0]
     (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
     judge = _judge(taps.cache)
     found = {line.name: Score(line.test_score, *line.interval) for line in first.lines} if judge == "test" else None
-    report = write_report(Run.open(first.run.path), folder / "report.html", final=found, progress=progress)
+    report = write_report(Run.open(first.run.path), folder / "report.html", final=found, force=force, progress=progress)
     return Quickstart(
         folder=folder,
         images=manifest,
@@ -133,9 +139,19 @@ def quickstart(
     )
 
 
-def _extract(manifest: Images, backbone: str, course: Course, out: Path, progress: Progress) -> tuple[_Taps, Extracted]:
+def _check_folder(folder: Path, read: list[Path], force: bool) -> None:
+    """Raise UsageError or DiskFault unless all files of a quickstart may be written."""
+    check_output(folder / "features.h5", CACHE, inputs=read, force=force)
+    for name in ("head.keras", "model.keras", f"model-{SHOTS}-per-class.keras"):
+        check_output(folder / name, MODEL, inputs=read, force=force)
+    check_output(folder / "report.html", REPORT, inputs=read, force=force)
+
+
+def _extract(
+    manifest: Images, backbone: str, course: Course, out: Path, force: bool, progress: Progress
+) -> tuple[_Taps, Extracted]:
     specs = {"features": backbone, "random": f"{backbone}:weights=none", "pixels": course.pixels}
-    caches = {kind: extract(manifest, spec, out=out, progress=progress) for kind, spec in specs.items()}
+    caches = {kind: extract(manifest, spec, out=out, force=force, progress=progress) for kind, spec in specs.items()}
     reports: dict[str, Extracted] = {kind: cache.report for kind, cache in caches.items()}
     seconds = {kind: report.seconds for kind, report in reports.items()}
     names = {kind: report.taps[0].tap for kind, report in reports.items()}

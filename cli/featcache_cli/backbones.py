@@ -10,7 +10,7 @@ import typer
 
 from featcache_cli import complete
 from featcache_cli.base import App
-from featcache_cli.output import Json, Quiet, Trust, emit, progress
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, progress
 
 if TYPE_CHECKING:
     from featcache.backbones.fetch import Fetched
@@ -93,6 +93,7 @@ def import_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model to write. [default: FILE's name.keras, here]")
     ] = None,
+    force: Force = False,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
@@ -102,7 +103,7 @@ def import_command(
     """
     from featcache.backbones.importing import import_model
 
-    found = import_model(file, tap, out, trust=trust)
+    found = import_model(file, tap, out, trust=trust, force=force)
     emit(json, asdict(found), lambda: _imported(file, found))
 
 

@@ -11,7 +11,7 @@ import typer
 
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
-from featcache_cli.output import Json, emit
+from featcache_cli.output import Force, Json, emit
 
 if TYPE_CHECKING:
     from featcache.extraction.recheck import Recomputed
@@ -185,6 +185,7 @@ def why_command(
 def merge_command(
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE.h5...", help="The caches to put together.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to write.")],
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Put the caches of several machines together.
@@ -194,7 +195,7 @@ def merge_command(
     from featcache.cache.exchange import merge_caches
     from featcache.reports.text import printable
 
-    merged = merge_caches(caches, out)
+    merged = merge_caches(caches, out, force=force)
     facts = {"cache": str(out), "images": len(merged.rows), "taps": list(merged.taps)}
     emit(json, facts, lambda: f"{len(merged.rows)} images, {len(merged.taps)} taps. Cache: {printable(str(out))}")
 
@@ -203,6 +204,7 @@ def merge_command(
 def export_command(
     cache: CacheFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="A file that ends in .npz or .parquet.")],
+    force: Force = False,
     tap: Annotated[str | None, typer.Option("--tap", help="Which tap. [default: the only one]")] = None,
     split: Annotated[
         str | None,
@@ -218,5 +220,5 @@ def export_command(
     from featcache.cache.reader import Cache
     from featcache.reports.text import printable
 
-    rows = export(Cache.open(cache), out, tap, split)
+    rows = export(Cache.open(cache), out, tap, split, force=force)
     emit(json, {"file": str(out), "rows": rows}, lambda: f"{rows} rows. File: {printable(str(out))}")

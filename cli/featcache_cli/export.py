@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, emit
+from featcache_cli.output import Force, Json, emit
 
 if TYPE_CHECKING:
     from featcache.exporting import Exported
@@ -19,6 +19,7 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="What to write: .keras, a folder, .tflite, .onnx or .xml (and .bin).")
     ],
+    force: Force = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Of litert: weights and activations in 8 bits, calibrated on images.")
     ] = False,
@@ -43,7 +44,7 @@ def command(
     """
     from featcache.exporting import export
 
-    done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or ())
+    done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or (), force=force)
     emit(json, document(done), lambda: text(done))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, Trust, emit, progress, say
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, progress, say
 from featcache_cli.scan import AllowOutside, GroupFrom, Split, Where
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def command(
     images: Where,
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to make or bring up to date.")],
+    force: Force = False,
     backbone: Annotated[
         str,
         typer.Option(
@@ -81,7 +82,7 @@ def command(
             expected = estimate(images, out=out, progress=draw, **options)
             emit(json, asdict(expected), lambda: forecast(expected))
             return
-        cache = extract(images, out=out, progress=draw, **options)
+        cache = extract(images, out=out, force=force, progress=draw, **options)
     name_failures(cache.report)
     emit(json, document(cache.report), lambda: text(cache.report))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache_cli.handoff import Moved, Trial
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -20,6 +20,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model to write. [default: RUN/finetuned.keras]")
     ] = None,
+    force: Force = False,
     unfreeze: Annotated[
         str,
         typer.Option(
@@ -107,6 +108,7 @@ def command(
             logs=logs,
             seed=seed,
             images=images,
+            force=force,
             progress=draw,
         )
     emit(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, say
+from featcache_cli.output import Force, Json, Quiet, emit, say
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
@@ -19,6 +19,7 @@ Moved = Annotated[Path | None, typer.Option("--images", help="Where the images l
 def command(
     trial: Trial,
     out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")],
+    force: Force = False,
     images: Moved = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -35,7 +36,7 @@ def command(
     chosen = open_trial(trial)
     if not chosen.trial.handoff and not quiet:
         say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
-    certificate = handoff(chosen, out, images=images).certificate
+    certificate = handoff(chosen, out, images=images, force=force).certificate
     after = f"predict {out} IMAGES" if chosen.refit else f"finetune {trial} -o tuned.keras"
     emit(
         json,

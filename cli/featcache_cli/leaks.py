@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -34,6 +35,7 @@ def command(
     fix_to: Annotated[
         Path | None, typer.Option("--fix-to", help="Write that to a CSV (path, label, split, group), not to the cache.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --fix-to: replace a file that is there.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Also list labels that look wrong.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -44,20 +46,41 @@ def command(
 
     Example: featcache leaks photos.h5
     """
-    from featcache.leakage import doubts, fix, leaks, write_table
+    from featcache.cache.reader import Cache
+    from featcache.leakage import check_table, doubts, fix, leaks, write_table
+    from featcache.reports.commands import backbone_of
 
+    if fix_to is not None:
+        check_table(cache, fix_to, images, force=force)
+    stays = True
     with progress(quiet) as draw:
         found = leaks(cache, tap=tap, threshold=threshold, images=images, progress=draw)
         doubted = doubts(found, progress=draw) if labels else None
         if fix_to is not None:
-            write_table(found, fix_to)
+            stays = write_table(found, fix_to, images, force=force)
         fixed = fix(found, progress=draw) if repair else None
-    emit(json, document(found, doubted, fixed), lambda: text(found, doubted, fixed))
+    table = None if fix_to is None else _Table(fix_to, stays, backbone_of(Cache.open(found.cache).taps[found.tap]))
+    emit(json, document(found, doubted, fixed, table), lambda: text(found, doubted, fixed, table))
     if found.contaminated and fixed is None:
         raise typer.Exit(CONTAMINATED)
 
 
-def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None) -> dict[str, Any]:
+class _Table(NamedTuple):
+    """A table that was written."""
+
+    path: Path
+    stays: bool  # its images lie in its own folder
+    backbone: str  # whose features were compared
+
+    @property
+    def command(self) -> str:
+        """Return what extracts from it."""
+        outside = [] if self.stays else ["--allow-outside"]
+        words = [str(self.path), *outside, "-b", self.backbone, "-o", str(self.path.with_suffix(".h5"))]
+        return f"featcache extract {' '.join(map(quote, words))}"
+
+
+def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None = None) -> dict[str, Any]:
     """Return the result as it stands in JSON."""
     pairs = [{**asdict(pair), "splits": [*pair.splits]} for pair in found.pairs]
     counts = [{"splits": [*splits], **kinds} for splits, kinds in found.counts.items()]
@@ -81,14 +104,22 @@ def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None) -> dict[
         }
     if fixed is not None:
         facts["fixed"] = {**asdict(fixed), "cache": str(fixed.cache)}
+    if table is not None:
+        facts["table"] = {"csv": str(table.path), "next": table.command}
     return facts
 
 
-def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None) -> str:
+def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None = None) -> str:
     """Return the result as a person reads it."""
+    from featcache.reports.text import printable
+
     lines = [*_what_was_compared(found), "", *_pairs(found), _verdict(found)]
     lines += [] if doubted is None else ["", *_doubts(doubted)]
-    lines += _remedy(found) if fixed is None else ["", *_fixed(fixed)]
+    if table is not None:
+        lines += [f"Table: {printable(str(table.path))}", f"Next: {printable(table.command)}"]
+    elif fixed is None:
+        lines += _remedy(found)
+    lines += [] if fixed is None else ["", *_fixed(fixed)]
     return "\n".join(lines)
 
 

@@ -15,6 +15,9 @@ from featcache.spec import Progress, Tick, silent
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace what is there, even if featcache did not write it; never an input.")
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the code that a model file of yours carries (Lambda layers, SavedModels).")
 ]

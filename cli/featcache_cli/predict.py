@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress, say
+from featcache_cli.output import Force, Json, Quiet, emit, progress, say
 
 if TYPE_CHECKING:
     from featcache.prediction import Prediction, Tally
@@ -33,6 +33,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the rows to this .csv, .jsonl or .parquet file.")
     ] = None,
+    force: Force = False,
     top: Annotated[int, typer.Option("--top", help="So many classes per image, at most all.")] = 1,
     reject: Annotated[
         float | None,
@@ -70,6 +71,7 @@ def command(
                 views=views,
                 imagenet=imagenet,
                 seen=shown,
+                force=force,
                 progress=draw,
             )
         shown.flush()

@@ -12,7 +12,7 @@ from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, progress
 from featcache_cli.scan import GroupFrom, Seed, Split
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def command(
         typer.Argument(help="Folder of class folders. Without it: the embedded handwritten digits, offline."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path("quickstart"),
+    force: Force = False,
     backbone: Annotated[
         str | None, typer.Option("--backbone", "-b", help="[default: mobilenet_v2; for the digits glyphnet]")
     ] = None,
@@ -41,7 +42,16 @@ def command(
     from featcache.pipeline import quickstart
 
     with progress(quiet) as draw:
-        done = quickstart(images, out, backbone=backbone, split=split, group_from=group_from, seed=seed, progress=draw)
+        done = quickstart(
+            images,
+            out,
+            backbone=backbone,
+            split=split,
+            group_from=group_from,
+            seed=seed,
+            force=force,
+            progress=draw,
+        )
     extract_command.name_failures(done.extracted)
     emit(json, document(done), lambda: text(done))
 

@@ -12,7 +12,7 @@ from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.recipes import Named, Naming, Trained, Training
@@ -36,6 +36,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for everything that is made. [default: NAME]")
     ] = None,
+    force: Force = False,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Of own-model: your model file, such as model.hdf5:mode=unit")
     ] = None,
@@ -61,7 +62,9 @@ def command(
         emit(json, listed(), list_text)
         return
     with progress(quiet) as draw:
-        done = run_recipe(name, images, out, model=model, tap=tap, epochs=epochs, small=small, progress=draw)
+        done = run_recipe(
+            name, images, out, model=model, tap=tap, epochs=epochs, small=small, force=force, progress=draw
+        )
     if isinstance(done, Named):
         emit(json, named_document(done), lambda: named_text(done))
         return

@@ -10,7 +10,7 @@ import typer
 from featcache.errors import DataError
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.spec import Progress
@@ -31,6 +31,7 @@ def command(
     mlflow: Annotated[
         str | None, typer.Option("--mlflow", help="Log trials and the best head, such as sqlite:///mlflow.db.")
     ] = None,
+    force: Force = False,
     images: Moved = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -46,9 +47,9 @@ def command(
     if html is not None:
         from featcache.reports.html import check_page, write_report
 
-        check_page(opened, html, images)
+        check_page(opened, html, images, force=force)
     with progress(quiet) as draw:
-        written = _logged(opened, tensorboard, mlflow, images, draw)
+        written = _logged(opened, tensorboard, mlflow, images, force, draw)
     if final:  # last, so that nothing fails after test was opened which could have failed before
         from featcache.reports.final import final_scores
 
@@ -58,7 +59,7 @@ def command(
 
     if html is not None:
         with progress(quiet) as draw:
-            write_report(opened, html, images=images, chosen=chosen, final=scores, progress=draw)
+            write_report(opened, html, images=images, chosen=chosen, final=scores, force=force, progress=draw)
     judged = [
         {"name": name, "metric": opened.settings.metric, "score": found.value, "interval": [found.low, found.high]}
         for name, found in (scores or {}).items()
@@ -86,14 +87,16 @@ def _has_test(run: Run) -> bool:
 
 
 def _logged(
-    run: Run, tensorboard: Path | None, mlflow: str | None, images: Path | None, draw: Progress
+    run: Run, tensorboard: Path | None, mlflow: str | None, images: Path | None, force: bool, draw: Progress
 ) -> dict[str, str | None]:
     """Write the run for other tools; return where it is there."""
     written: dict[str, str | None] = {"tensorboard": None, "mlflow": None}
     if tensorboard is not None:
+        from featcache.files import disk_faults
         from featcache.reports.tensorboard_logs import write_tensorboard
 
-        written["tensorboard"] = str(write_tensorboard(run, tensorboard, images, draw))
+        with disk_faults(tensorboard):
+            written["tensorboard"] = str(write_tensorboard(run, tensorboard, images, draw, force=force))
     if mlflow is not None:
         from featcache.reports.mlflow_logs import log_to_mlflow
 

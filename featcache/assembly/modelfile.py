@@ -9,56 +9,59 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from featcache.assembly.reference import Reference
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import matching, write_whole
+from featcache.files import disk_faults, matching, write_whole
+from featcache.outputs import Kind, check_output
 from featcache.spec import did_you_mean
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
-WHAT = {
-    "run": "run",
-    "trial": "trial",
-    "tap": "tap",
-    "classes": "set of classes",
-    "start": "head",
-    "finetuned": "fine-tuning, with other options",
-}
 
 
 def save_model(model: Any, path: Path, facts: dict[str, Any], reference: Reference | None = None) -> None:
     """Write the model, its facts and its reference, whole or not at all."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
-        model.save(file)
-        with zipfile.ZipFile(file, "a") as archive:
-            archive.writestr(MEMBER, json.dumps(facts, indent=2))
-            if reference is not None:
-                archive.writestr(REFERENCE, reference.to_bytes())
+        with disk_faults(path):
+            model.save(file)
+            with zipfile.ZipFile(file, "a") as archive:
+                archive.writestr(MEMBER, json.dumps(facts, indent=2))
+                if reference is not None:
+                    archive.writestr(REFERENCE, reference.to_bytes())
         write_whole(path, file.read_bytes())
 
 
-def check_free(path: Path, facts: dict[str, Any]) -> None:
-    """Raise UsageError unless a model with these facts may be written there: the name fits, and nothing else is lost.
+def kind_of(training: Mapping[str, Any] | None) -> Kind:
+    """Return the kind of a model as an output. training: the options of its fine-tuning; None: it was handed off.
 
-    The same command may write the same model again; anything else stays.
+    A fine-tuning takes hours, so one with other options is another kind: neither it nor a handoff replaces it.
     """
+
+    def is_ours(path: Path) -> bool:
+        there = read_facts(path).get("finetuned")
+        if training is None or there is None:
+            return training is there
+        # an option that an earlier featcache did not have was at its default
+        return all(there.get(name, value) == value for name, value in training.items())
+
+    if training is None:
+        return Kind("model that featcache handed off", is_ours)
+    return Kind("model that was fine-tuned with these options", is_ours)
+
+
+def check_model_path(
+    path: Path, training: Mapping[str, Any] | None, *, inputs: Iterable[Path] = (), force: bool = False
+) -> None:
+    """Raise UsageError or DiskFault unless a model may be written there. training: see `kind_of`."""
     if path.suffix != ".keras":
         raise UsageError(f"-o takes a file name that ends in .keras, as Keras wants it; got {path}")
-    if not path.exists():
-        return
-    try:
-        there = read_facts(path)
-    except NotAModel:
-        there = {}
-    for name in ("run", "trial", "tap", "classes", "start", "finetuned"):
-        if there.get(name) != facts.get(name):
-            what = f"a model already, of another {WHAT[name]}" if there else "something else already"
-            raise UsageError(f"{path} is {what}. Give another -o, or move it away")
+    check_output(path, kind_of(training), inputs=inputs, force=force)
 
 
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -80,6 +83,9 @@ def is_ours(path: Path) -> bool:
             return MEMBER in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+MODEL = Kind("model of featcache", is_ours)
 
 
 def read_reference(path: Path) -> Reference | None:

@@ -23,6 +23,7 @@ from featcache.images.sources import Source, open_source
 from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps import Chosen
 
+NO_FILES = ("imagenet", "embedded", "none")
 ARRAYS = ("kernel", "bias", "scale", "offset", "support")  # of the layers of a head
 
 
@@ -63,6 +64,12 @@ class Start:
     def rows(self, split: str) -> list[ImageRow]:
         """Return the labelled images of a split that the run uses."""
         return self.chosen.run.rows(self.chosen.run.cache(), split)
+
+    @property
+    def files(self) -> list[Path]:
+        """Return what is read to make the model: the cache, and the backbones' own files."""
+        own = [Path(tap.backbone.weights) for tap in self.chosen.taps if tap.backbone.weights not in NO_FILES]
+        return [self.chosen.run.cache().path, *own]
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) from cached features: the estimator's own, or those of the head that it taught."""

@@ -22,7 +22,8 @@ import numpy as np
 from featcache.backbones import own, saved
 from featcache.backbones.graph import output_of, resolved
 from featcache.errors import NotAModel, ParityFailed, UsageError
-from featcache.files import file_digest, write_whole
+from featcache.files import disk_faults, file_digest, write_whole
+from featcache.outputs import Kind, check_output
 
 IMAGES = 8
 TOLERANCE = 1e-3  # of the largest output
@@ -41,13 +42,16 @@ class Imported:
     against: str  # what ran the original, or how to run it
 
 
-def import_model(file: str | Path, tap: str = "top", out: str | Path | None = None, *, trust: bool = False) -> Imported:
+def import_model(
+    file: str | Path, tap: str = "top", out: str | Path | None = None, *, trust: bool = False, force: bool = False
+) -> Imported:
     """Write the Keras 3 model of a file up to a layer, and return what shows that it is the same.
 
     file: .keras, .h5 or .hdf5 of Keras 2 or 3; a SavedModel folder stays where it is and is only checked. tap: a name,
     a place (-2), the end of a name, or "top": what enters the classifier. out: STEM.keras in the current folder if
-    None. trust: run the code that the file carries. Raises NotAModel, UsageError, UnknownBlock; ParityFailed if the
-    import computes something else, and then nothing is written.
+    None. trust: run the code that the file carries. force: replace what lies at `out` even if it is no earlier import.
+    Raises NotAModel, UsageError, UnknownBlock; ParityFailed if the import computes something else, and then nothing is
+    written.
     """
     found = own.parse(str(file))
     if found is None or found[0].origin != "file":
@@ -56,13 +60,16 @@ def import_model(file: str | Path, tap: str = "top", out: str | Path | None = No
     if saved.is_saved(path):
         return _checked_folder(path, own.load(found[0], None, trust), tap, out)
     target = Path(f"{path.stem}.keras") if out is None else Path(out)
-    _check_free(target, path)
+    if target.suffix != ".keras":
+        raise UsageError(f"-o takes a .keras file; got {target}")
+    check_output(target, IMPORTED, inputs=[path], force=force)
     model = own.load(found[0], None, trust)
     layer, cut = _cut(model, tap, path)
     data, again = _written(cut, {"file": path.name, "sha256": file_digest(path), "layer": layer}, trust)
     num_weights = _equal_weights(again, path)
     against, original = _original(path, layer, trust)
     difference = None if original is None else _difference(again, original, path, against)
+    check_output(target, IMPORTED, inputs=[path], force=force)
     write_whole(target, data)
     return Imported(str(target), layer, num_weights, difference, against)
 
@@ -77,19 +84,13 @@ def _checked_folder(path: Path, model: Any, tap: str, out: str | Path | None) ->
     return Imported(str(path), "top", len(model.weights), difference, "its serving signature")
 
 
-def _check_free(target: Path, path: Path) -> None:
-    """Raise UsageError unless the target is free, or an earlier import of the same file."""
-    if target.suffix != ".keras":
-        raise UsageError(f"-o takes a .keras file; got {target}")
-    if not target.exists() and not target.is_symlink():
-        return
-    try:
-        with zipfile.ZipFile(target) as archive:
-            is_ours = json.loads(archive.read(MARK))["file"] == path.name and target.resolve() != path
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
-        is_ours = False
-    if not is_ours:
-        raise UsageError(f"{target} is there already, and is no import of {path.name}. Choose another -o")
+def is_import(path: Path) -> bool:
+    """Return whether `import_model` wrote a file."""
+    with zipfile.ZipFile(path) as archive:
+        return MARK in archive.namelist()
+
+
+IMPORTED = Kind("import of featcache", is_import)
 
 
 def _cut(model: Any, tap: str, path: Path) -> tuple[str, Any]:
@@ -108,9 +109,10 @@ def _written(cut: Any, mark: dict[str, str], trust: bool) -> tuple[bytes, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
-        cut.save(file)
-        with zipfile.ZipFile(file, "a") as archive:
-            archive.writestr(MARK, json.dumps(mark))
+        with disk_faults(file):
+            cut.save(file)
+            with zipfile.ZipFile(file, "a") as archive:
+                archive.writestr(MARK, json.dumps(mark))
         return file.read_bytes(), keras.saving.load_model(file, compile=False, safe_mode=not trust)
 
 

@@ -4,39 +4,67 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache.cache.layout import is_cache, state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import by_tap
 from featcache.errors import DataError, EnvironmentFault, UsageError
-from featcache.files import again, writing
+from featcache.files import again, disk_faults, remove, writing
+from featcache.outputs import Kind, check_output
 from featcache.spec import Failure, ImageRow, canonical_json, unit_of
 
 FORMATS = (".npz", ".parquet")
 
 
-def merge_caches(sources: Sequence[str | Path], out: str | Path) -> Cache:
+def merge_caches(sources: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Cache:
     """Write one cache with the images and rows of all these caches, and return it.
 
-    An image stands in it once; the root is that of the first. Raises DataError if two caches are arranged or split by
-    other rules or disagree about an image, UsageError if `out` exists.
+    An image stands in it once; the root is that of the first. force: replace what lies at `out` even if it is not a
+    cache of which the merged one holds everything. Raises DataError if two caches are arranged or split by other rules
+    or disagree about an image, UsageError if something else lies at `out`.
     """
     out = Path(out)
+    paths = [Path(source) for source in sources]
     if not sources:
         raise UsageError("There are no caches to merge; name one or more")
-    if out.exists():
-        raise UsageError(f"{out} exists already; give the merged cache another name")
-    again(lambda: _merge(sources, out))
+    kind = Kind("cache whose images and features are all in these", _part_of(paths))
+    check_output(out, kind, inputs=paths, force=force)
+    again(lambda: _merge(paths, out))
     return Cache.open(out)
 
 
-def _merge(sources: Sequence[str | Path], out: Path) -> None:
+def _part_of(sources: Sequence[Path]) -> Callable[[Path], bool]:
+    """Return what tells whether a cache has nothing that these have not: an earlier merge of them has not."""
+
+    def is_ours(path: Path) -> bool:
+        caches = [Cache.open(source) for source in sources]
+        earlier = Cache.open(path)
+        images = {row for cache in caches for row in cache.rows}
+        joined = {item for cache in caches for item in cache.joined.items()}
+        return (
+            images.issuperset(earlier.rows)
+            and joined.issuperset(earlier.joined.items())
+            and _features(sources).issuperset(_features([path]))
+        )
+
+    return is_ours
+
+
+def _features(caches: Sequence[Path]) -> set[tuple[str, str]]:
+    """Return (fingerprint, digest) of every row of these caches."""
+    stored = [rows for cache in caches for rows in stored_rows(cache).values()]
+    return {(rows.tap.fingerprint, digest) for rows in stored for digest in rows.at}
+
+
+def _merge(sources: Sequence[Path], out: Path) -> None:
     caches = [Cache.open(source) for source in sources]
     first = caches[0]
     for other in caches[1:]:
@@ -54,7 +82,9 @@ def _merge(sources: Sequence[str | Path], out: Path) -> None:
     images = _united(caches)
     failures = _failures(caches, images)
     joined = {path: given for cache in caches for path, given in cache.joined.items()}
-    write_cache(out, None, by_tap(pieces).values(), images, failures, facts, None, joined)
+    if out.exists() and not is_cache(out):
+        remove(out)  # it was checked that it may go
+    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, joined)
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:
@@ -82,15 +112,19 @@ def _failures(caches: Sequence[Cache], images: Sequence[ImageRow]) -> Mapping[st
     return {one.path: one for cache in caches for one in cache.failures if one.path not in used}
 
 
-def export(cache: Cache, out: str | Path, tap: str | None = None, split: str | None = None) -> int:
+def export(
+    cache: Cache, out: str | Path, tap: str | None = None, split: str | None = None, *, force: bool = False
+) -> int:
     """Write features with labels, splits, paths and digests to a .npz or .parquet file; return the number of rows.
 
     .npz: X (N, D) float32, y (N,) int64 (-1 without a label), classes, path, label, group, split, digest.
-    .parquet: the same as columns, `features` a list of floats. Raises UsageError, UnknownTap, EnvironmentFault.
+    .parquet: the same as columns, `features` a list of floats. force: replace what lies at `out` even if it is no
+    earlier export. Raises UsageError, UnknownTap, EnvironmentFault.
     """
     out = Path(out)
     if out.suffix not in FORMATS:
         raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
+    check_output(out, EXPORTS[out.suffix], inputs=[cache.path], force=force)
     rows = cache.usable(split)
     cache.check(cache.tap(tap).name)
     X = cache.features(rows, tap)
@@ -99,7 +133,7 @@ def export(cache: Cache, out: str | Path, tap: str | None = None, split: str | N
     y = np.array([index.get(row.label, -1) for row in rows], np.int64)
     if out.suffix == ".npz":
         texts = {name: np.array(values, dtype=np.str_) for name, values in columns.items()}
-        with writing(out) as sink:
+        with disk_faults(out), writing(out) as sink:
             np.savez(sink, X=X, y=y, classes=np.array(cache.classes, dtype=np.str_), **texts)  # type: ignore[arg-type]
     else:
         _write_parquet(out, columns | {"class_index": y}, X)
@@ -114,8 +148,22 @@ def _write_parquet(out: Path, columns: Mapping[str, Any], X: Any) -> None:
         raise EnvironmentFault("Parquet needs pyarrow: pip install 'featcache[parquet]'; or export to .npz") from error
     features = pyarrow.FixedSizeListArray.from_arrays(X.ravel(), math.prod(X.shape[1:]))
     table = pyarrow.table({**columns, "features": features})
-    with writing(out) as sink, os.fdopen(os.dup(sink.handle), "wb") as file:
+    with disk_faults(out), writing(out) as sink, os.fdopen(os.dup(sink.handle), "wb") as file:
         parquet.write_table(table, file)
+
+
+def _is_npz(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return {*archive.namelist()} == {f"{name}.npy" for name in ("X", "y", "classes", *ImageRow._fields)}
+
+
+def _is_parquet(path: Path) -> bool:
+    from pyarrow import parquet
+
+    return list(parquet.read_schema(path).names) == [*ImageRow._fields, "class_index", "features"]
+
+
+EXPORTS = {".npz": Kind("export of a cache", _is_npz), ".parquet": Kind("export of a cache", _is_parquet)}
 
 
 def _text(value: str) -> str:

@@ -70,6 +70,18 @@ FAULTS = (  # h5py and JSON raise almost anything on damaged files
 Fill = Callable[[Any], None]
 
 
+def is_cache(path: Path) -> bool:
+    """Return whether a file is a cache, of any version, or an HDF5 file that is too damaged to tell."""
+    with path.open("rb") as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            return False
+    try:
+        with h5py.File(path, "r", locking=False) as opened:
+            return text_of(opened, "format") == FORMAT
+    except FAULTS:
+        return True  # whoever reads it says what is damaged
+
+
 def table_of(cache: Path) -> Path:
     """Return the file that holds the images of a cache."""
     return cache / TABLE_NAME if cache.is_dir() else cache

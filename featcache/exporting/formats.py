@@ -7,6 +7,7 @@ uint8 -> (n, K) probabilities.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 
 from featcache.arrays import Floats, Pixels
 from featcache.assembly import Start
-from featcache.assembly.modelfile import MEMBER, save_model
+from featcache.assembly.modelfile import MEMBER, is_ours, save_model
 from featcache.assembly.reference import reference_of_head
 from featcache.errors import EnvironmentFault
 from featcache.exporting.graph import INPUT, OUTPUT, of_one_size, write_saved_model
@@ -29,6 +30,7 @@ from featcache.exporting.sample import Runner
 from featcache.extraction.openvino_engine import import_openvino
 
 LABELS = "labels.txt"
+OF_SAVEDMODEL = {"saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", MEMBER}
 Facts = Mapping[str, Any]
 
 
@@ -40,6 +42,7 @@ class Format:
     suffix: str  # "" for a folder
     write: Callable[[Origin, Path, Facts, Pixels | None], None]  # pixels to calibrate on, to quantise
     read: Callable[[Path], Runner]
+    is_ours: Callable[[Path], bool]  # whether featcache exported a file to this format; may raise for those of others
     runtime: str  # the package that runs it
     needs: tuple[str, ...] = ()  # modules beyond featcache's own
     extra: str = ""  # of featcache, that brings them
@@ -98,6 +101,12 @@ def _write_savedmodel(origin: Origin, path: Path, facts: Facts, calibration: Pix
     (path / MEMBER).write_text(json.dumps(facts, indent=2))
 
 
+def _is_savedmodel(path: Path) -> bool:
+    """Return whether a folder is an exported SavedModel, with no file of the user beside what was written."""
+    entries = {entry.name for entry in path.iterdir()}
+    return json.loads((path / MEMBER).read_bytes())["format"] == "savedmodel" and entries <= OF_SAVEDMODEL
+
+
 def _read_savedmodel(path: Path) -> Runner:
     import tensorflow
 
@@ -127,6 +136,13 @@ def _write_onnx(origin: Origin, path: Path, facts: Facts, calibration: Pixels | 
     helper.set_model_props(proto, {"classes": json.dumps(facts["classes"]), "featcache": json.dumps(facts)})
     checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
+
+
+def _is_onnx(path: Path) -> bool:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return any(entry.key == "featcache" for entry in model.metadata_props)
 
 
 def _read_onnx(path: Path) -> Runner:
@@ -162,6 +178,11 @@ def _write_litert(origin: Origin, path: Path, facts: Facts, calibration: Pixels 
         archive.writestr(MEMBER, json.dumps(facts, indent=2))
 
 
+def _is_litert(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return bool(json.loads(archive.read(MEMBER))["format"] == "litert")
+
+
 def _read_litert(path: Path) -> Runner:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -193,6 +214,10 @@ def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixel
     openvino.save_model(network, str(path), compress_to_fp16=False)
 
 
+def _is_openvino(path: Path) -> bool:
+    return re.search(rb'<featcache value="', path.read_bytes()) is not None
+
+
 def _read_openvino(path: Path) -> Runner:
     openvino = import_openvino()
     # left alone it computes in bfloat16 on CPUs that can
@@ -204,19 +229,38 @@ ONNX_OPSET = 18
 FORMATS = {
     one.name: one
     for one in (
-        Format("keras", ".keras", _write_keras, _read_keras, "keras", any_size=True),
-        Format("savedmodel", "", _write_savedmodel, _read_savedmodel, "tensorflow", any_size=True),
+        Format("keras", ".keras", _write_keras, _read_keras, is_ours, "keras", any_size=True),
+        Format("savedmodel", "", _write_savedmodel, _read_savedmodel, _is_savedmodel, "tensorflow", any_size=True),
         Format(
             "litert",
             ".tflite",
             _write_litert,
             _read_litert,
+            _is_litert,
             "ai-edge-litert",
             ("ai_edge_litert.interpreter",),
             "litert",
             batch=1,
         ),
-        Format("onnx", ".onnx", _write_onnx, _read_onnx, "onnxruntime", ("tf2onnx", "onnx", "onnxruntime"), "onnx"),
-        Format("openvino", ".xml", _write_openvino, _read_openvino, "openvino", ("openvino",), "openvino"),
+        Format(
+            "onnx",
+            ".onnx",
+            _write_onnx,
+            _read_onnx,
+            _is_onnx,
+            "onnxruntime",
+            ("tf2onnx", "onnx", "onnxruntime"),
+            "onnx",
+        ),
+        Format(
+            "openvino",
+            ".xml",
+            _write_openvino,
+            _read_openvino,
+            _is_openvino,
+            "openvino",
+            ("openvino",),
+            "openvino",
+        ),
     )
 }

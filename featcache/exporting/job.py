@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from featcache.arrays import Floats
-from featcache.assembly.modelfile import MEMBER
+from featcache.assembly.modelfile import kind_of, read_facts
 from featcache.backbones.weights import keras_backend
 from featcache.backend import quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
@@ -23,7 +23,8 @@ from featcache.exporting.gates import Gate, judged
 from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
 from featcache.exporting.sample import Runner, Sample, sample_of
-from featcache.files import make_folder, write_whole
+from featcache.files import disk_faults, write_whole
+from featcache.outputs import Kind, check_output
 from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
 
@@ -62,12 +63,14 @@ def export(
     images: str | Path | None = None,
     run: str | Path | None = None,
     gates: Sequence[str] = (),
+    force: bool = False,
 ) -> Exported:
     """Write a model in another format, once its own runtime has given the model's probabilities there.
 
     model: MODEL.keras or RUN@best. to: keras, savedmodel, litert, onnx or openvino. out: the file to write, or the
     folder of a SavedModel. int8: quantise, of LiteRT. images: what to compare and judge on, instead of the validation
     images of the run. run: where that is, if not beside the model. gates: such as "balanced_accuracy>=0.9".
+    force: replace what lies at `out` even if it is no earlier export to this format.
     Raises ExportFailed (and writes nothing) if it cannot be converted, differs by more than 1e-4 on 64 images, or
     misses a gate; EnvironmentFault if a package is missing; UsageError, NotAModel, NotARun, DataError.
     """
@@ -75,21 +78,25 @@ def export(
     asked = [Gate.parse(one) for one in gates]
     path = Path(out)
     _check(kind, path, int8)
+    _check_free(kind, path, model, [], force)
     start_keras()
     with quietly():
         kind.require()
     origin = open_origin(str(model), run)
     sample = sample_of(origin, images)
+    read = _files_of(origin, sample, kind)
+    _check_free(kind, path, model, read, force)
     judging = sample.labelled() if asked or int8 else None
-    make_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".featcache-") as folder:
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
+    with disk_faults(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".featcache-") as folder:
         made = Path(folder) / path.name
         runner = _made(kind, origin, sample, made, int8)
         found = _compared(kind, origin, sample, runner, int8)
         if judging is not None:
             found = _judged(found, origin, judging, runner, asked)
+        _check_free(kind, path, model, read, force)
         _place(made, path)
-    return replace(found, path=path, bytes=_size(path))
+    return replace(found, path=Path(out), bytes=_size(path))
 
 
 def _check(kind: Format, path: Path, int8: bool) -> None:
@@ -98,11 +105,29 @@ def _check(kind: Format, path: Path, int8: bool) -> None:
         raise UsageError(f"--to {kind.name} takes an -o that ends in {kind.suffix}; got {path}")
     if int8 and kind.name != "litert":
         raise UsageError(f"--int8 goes with --to litert; got --to {kind.name}")
-    is_ours = path.is_dir() and not kind.suffix and ((path / MEMBER).is_file() or not any(path.iterdir()))
-    if path.exists() and not (path.is_file() if kind.suffix else is_ours):
-        raise UsageError(f"{path} is something else already. Give another -o, or move it away")
     if keras_backend() != "tensorflow":
         raise EnvironmentFault(f"Keras exports from TensorFlow: KERAS_BACKEND=tensorflow (now {keras_backend()})")
+
+
+def _check_free(kind: Format, path: Path, model: str | Path, read: Sequence[Path], force: bool) -> None:
+    """Raise UsageError or DiskFault unless the file, and the one beside it, may be written."""
+    output = Kind(f"{kind.name} export of featcache", kind.is_ours, is_folder=not kind.suffix)
+    if kind.name == "keras":
+        facts = read_facts(Path(model)) if Path(model).is_file() else {}
+        output = kind_of(facts.get("finetuned"))
+    inputs = [Path(model), *read]
+    check_output(path, output, inputs=inputs, force=force)
+    for weights in _beside(path):
+        of_ours = Kind(f"weights file of an earlier {path.name}", lambda _: kind.is_ours(path))
+        check_output(weights, of_ours, inputs=inputs, force=force)
+
+
+def _files_of(origin: Origin, sample: Sample, kind: Format) -> list[Path]:
+    """Return what the export reads beside the model; a folder that it writes may hold nothing of it."""
+    files = [] if origin.chosen is None else [origin.chosen.run.path / "run.json", origin.chosen.run.cache().path]
+    if not kind.suffix:
+        files += [Path.cwd(), sample.source.location or Path()]
+    return files
 
 
 def _made(kind: Format, origin: Origin, sample: Sample, made: Path, int8: bool) -> Runner:
@@ -111,8 +136,18 @@ def _made(kind: Format, origin: Origin, sample: Sample, made: Path, int8: bool) 
     if int8:
         few = replace(sample, rows=sample.calibration)
         pixels = few.first(len(few.rows), origin.preprocess)
-    _tried(kind, "cannot be made", lambda: kind.write(origin, made, _facts(kind, origin, int8), pixels))
-    return _tried(kind, f"is not one that {kind.runtime} loads", lambda: kind.read(made))
+    path = made.parent.parent / made.name  # what it will be called
+
+    def write() -> None:
+        with disk_faults(path):
+            kind.write(origin, made, _facts(kind, origin, int8), pixels)
+
+    def read() -> Runner:
+        with disk_faults(path):  # a full disk may have cut the file off without a word
+            return kind.read(made)
+
+    _tried(kind, "cannot be made", write)
+    return _tried(kind, f"is not one that {kind.runtime} loads", read)
 
 
 def _facts(kind: Format, origin: Origin, int8: bool) -> dict[str, Any]:
@@ -213,9 +248,15 @@ def _place(made: Path, path: Path) -> None:
     """Put what was made where it belongs, whole: a file, a file with its weights beside it, or a folder."""
     if made.is_dir():
         old = made.with_name("old")
-        if path.exists():
-            os.rename(path, old)
-        os.rename(made, path)
+        with disk_faults(path):
+            if path.exists():
+                os.rename(path, old)
+            try:
+                os.rename(made, path)
+            except OSError:
+                if old.exists():
+                    os.rename(old, path)
+                raise
         shutil.rmtree(old, ignore_errors=True)
         return
     for one in sorted(made.parent.iterdir()):  # the .bin of an .xml before it

@@ -26,7 +26,7 @@ from featcache.backbones.build import NO_WEIGHTS, Backbone, build
 from featcache.backbones.devices import check_kinds
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
-from featcache.cache.layout import part_files, table_of
+from featcache.cache.layout import is_cache, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
 from featcache.errors import DiskFault, NoImages, NotAModel, UnreadableImages, UsageError
@@ -34,8 +34,10 @@ from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, T
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
 from featcache.extraction.stored import as_stored, kept_apart
+from featcache.files import remove
 from featcache.images.decode import parse_views
 from featcache.images.manifest import Images, scan
+from featcache.outputs import Kind, check_output, check_unread
 from featcache.plan import Plan, make_plan
 from featcache.spec import (
     DECODE_VERSION,
@@ -143,6 +145,9 @@ class Extracted:
         return self.computed / self.seconds
 
 
+CACHE = Kind("cache of featcache", is_cache)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What an extraction would do."""
@@ -182,6 +187,7 @@ def extract(
     rehash: bool = False,
     strict: bool = False,
     trust: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Cache:
     """Return the cache at `out` with the features of these images; compute only what is missing.
@@ -195,14 +201,25 @@ def extract(
     keras or openvino. device: "auto" (all GPUs there are), cpu, gpu or names: "gpu:0,gpu:1". batch: "auto" or images at
     once on each. layout: "file", or "parts" for a folder.
     split, group_from, seed, allow_outside: as in `scan`; a cache keeps the splits it has. rehash: read every image
-    again, even if its size and time are those of the index. `cache.report` tells what was done.
+    again, even if its size and time are those of the index. force: replace a file at `out` that is no cache.
+    `cache.report` tells what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault; under `strict` UnreadableImages,
     after everything else was cached.
     """
     started = time.perf_counter()
     given = dict(locals())
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
-    job = Job(images, Path(out), options, _index_of(Path(out), options.layout), progress)
+    out, index = Path(out), _index_of(Path(out), options.layout)
+    if os.path.lexists(out) and not out.is_dir():
+        read = [Path(request.spec.weights) for request in options.requests()]
+        read += [] if isinstance(images, Images) else [Path(images)]
+        check_output(out, CACHE, inputs=[path for path in read if path.is_file()], force=force)
+    if out.is_file() and not is_cache(out):
+        images = _scanned(images, None, options, index, progress)
+        for row in images.rows:
+            check_unread(out, images.root / row.path)
+        remove(out)  # only now: before it, nothing may have been there to extract
+    job = Job(images, out, options, index, progress)
     cache = job.run()
     cache = replace(cache, report=job.report(time.perf_counter() - started))
     if cache.failures and strict:

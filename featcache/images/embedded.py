@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featcache.files import disk_faults
+from featcache.outputs import Kind, check_output
 
-def write_digits(root: Path) -> Path:
-    """Write the digits under `root`, where they are not there already, and return `root`."""
+HEADER_BYTES = 33  # of a PNG file: size, depth and kind of the picture
+
+
+def write_digits(root: Path, *, force: bool = False) -> Path:
+    """Write the digits under `root`, where they are not there already, and return `root`.
+
+    force: replace files in their places that are none of them. Raises UsageError, DiskFault.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -24,9 +32,22 @@ def write_digits(root: Path) -> Path:
         path = root / str(digit) / f"{number:04d}.png"
         data = _png(image)
         if not path.exists() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            if path.exists():
+                check_output(path, _digit_kind(data), force=force)
+            with disk_faults(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
     return root
+
+
+def _digit_kind(data: bytes) -> Kind:
+    """Return what tells a digit from a picture of the user: of its size, or cut off while it was written."""
+
+    def is_ours(path: Path) -> bool:
+        there = path.read_bytes()
+        return data.startswith(there) or there.startswith(data[:HEADER_BYTES])
+
+    return Kind("digit of featcache", is_ours)
 
 
 def _png(image: np.ndarray[Any, Any]) -> bytes:

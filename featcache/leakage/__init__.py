@@ -1,7 +1,7 @@
 """Images that show the same within and across splits, groups that keep them together, and labels that look wrong."""
 
 from featcache.leakage.finding import leaks
-from featcache.leakage.fixing import Fixed, Move, fix, write_table
+from featcache.leakage.fixing import Fixed, Move, check_table, fix, write_table
 from featcache.leakage.labels import Doubt, Doubts, doubts
 from featcache.leakage.results import KINDS, Leaks, Pair, Thresholds
 
@@ -14,6 +14,7 @@ __all__ = [
     "Move",
     "Pair",
     "Thresholds",
+    "check_table",
     "doubts",
     "fix",
     "leaks",

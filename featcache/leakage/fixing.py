@@ -18,7 +18,9 @@ from featcache.cache import parts
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.files import again, write_whole
+from featcache.images.sources import IN_MEMORY
 from featcache.leakage.results import ORDER, Leaks
+from featcache.outputs import Kind, check_output
 from featcache.spec import ImageRow, Progress, Tick, canonical_json, digest_of, silent, unit_of
 
 NAME = "same:"  # how the groups are called that were joined
@@ -61,19 +63,54 @@ def fix(found: Leaks, *, progress: Progress = silent) -> Fixed:
     return _fixed(cache, rows, joined)
 
 
-def write_table(found: Leaks, out: Path) -> None:
+def _never(path: Path) -> bool:
+    """Return that no table counts as an earlier output: the user may have made it, or gone on with it."""
+    return False
+
+
+TABLE = Kind("table", _never, otherwise="may be your own table")
+
+
+def check_table(cache: str | Path, out: str | Path, images: str | Path | None = None, *, force: bool = False) -> None:
+    """Raise now what `write_table` would raise: UsageError, DiskFault."""
+    path, opened = Path(out), Cache.open(cache)
+    if path.suffix != ".csv":
+        raise UsageError(f"The table of images is written to a file that ends in .csv; got {path.name}")
+    root = opened.root if images is None else Path(images)
+    if root.name == IN_MEMORY.name or root.is_file():
+        raise UsageError(
+            f"The images of {opened.path} are in {root}, and a table can only name files. Fix the cache itself: "
+            f"featcache leaks {opened.path} --fix"
+        )
+    read = [opened.path, *(root / row.path for row in opened.rows)] if path.exists() else []
+    check_output(path, TABLE, inputs=read, force=force)
+
+
+def write_table(found: Leaks, out: str | Path, images: str | Path | None = None, *, force: bool = False) -> bool:
     """Write the images as `fix` would leave them to a CSV that `extract` takes: path, label, split, group.
 
-    Its paths are as in the cache, so it belongs into the folder of the images. Raises UsageError.
+    Its paths are relative to its own folder. Return whether they all stay in it; if not, `extract` takes the table with
+    --allow-outside. images: where the images lie now, if they have moved. force: replace what lies at `out`.
+    Raises UsageError, also for images in an archive or in arrays, and DiskFault.
     """
-    if out.suffix != ".csv":
-        raise UsageError(f"The table of images is written to a file that ends in .csv; got {out.name}")
-    rows, _ = rows_of(found, Cache.open(found.cache))
+    path = Path(out)
+    check_table(found.cache, path, images, force=force)
+    cache = Cache.open(found.cache)
+    before = _way(path.parent, cache.root if images is None else Path(images))
+    rows, _ = rows_of(found, cache)
+    paths = [os.path.join(before, row.path) for row in rows]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "split", "group"])
-    writer.writerows([row.path, row.label, row.split, row.group] for row in rows)
-    write_whole(out, os.fsencode(text.getvalue()))
+    writer.writerows([path, row.label, row.split, row.group] for path, row in zip(paths, rows, strict=True))
+    write_whole(path, os.fsencode(text.getvalue()))
+    return not any(os.path.isabs(path) or ".." in path.split("/") for path in paths)
+
+
+def _way(start: Path, root: Path) -> str:
+    """Return how to get from a folder to the images; "" if it is theirs. Links are followed, since .. does not."""
+    way = os.path.relpath(os.path.realpath(root), os.path.realpath(start))
+    return "" if way == os.curdir else way.replace(os.sep, "/")
 
 
 def rows_of(found: Leaks, cache: Cache) -> tuple[tuple[ImageRow, ...], dict[str, str]]:

@@ -10,21 +10,30 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from featcache.errors import EnvironmentFault, UsageError
-from featcache.files import writing
+from featcache.files import disk_faults, writing
 from featcache.images.manifest import Images
+from featcache.outputs import Kind, check_output, check_unread
 from featcache.prediction.models import open_classifier
-from featcache.prediction.places import Place, gather
+from featcache.prediction.places import Gathered, Place, gather
 from featcache.prediction.rows import Prediction, Rows, Tally
-from featcache.spec import Progress, silent
+from featcache.spec import ImageRow, Progress, silent
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
 ROW_GROUP = 4096  # rows that Parquet keeps together
+LONGEST_HEADER = 2**20
+HEADER = re.compile(
+    r"path,predicted,probability(,predicted\d+,probability\d+)*,true,status,reason(,strangeness,nearest)?"
+)
+JSON_KEYS = {"path", "predicted", "top", "true", "status", "reason"}
+JSON_KEYS_OF_REJECT = {"unknown", "strangeness"}
 Add = Callable[[Prediction], None]
 
 
@@ -38,17 +47,28 @@ def predict_to(
     views: str = "1",
     imagenet: bool = False,
     seen: Add = lambda one: None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Tally:
     """Write the predictions to files, each a format and a path, and return what was counted. Options are `predict`'s.
 
-    seen: called with each prediction. Raises what `predict` raises, UsageError, DiskFault, and EnvironmentFault if
-    Parquet cannot be written here.
+    seen: called with each prediction. force: replace files that are no earlier predictions.
+    Raises what `predict` raises, UsageError, DiskFault, and EnvironmentFault if Parquet cannot be written here.
     """
     writers = [_writer(kind) for kind, _ in files]
+
+    def check() -> None:
+        for kind, path in files:
+            check_output(path, KINDS[kind], inputs=_files_among([model, images]), force=force)
+
+    check()
+    if len({os.path.realpath(path) for _, path in files}) < len(files):
+        raise UsageError(f"{files[0][1]} is named twice, for --csv and for -o. Give one of them another name")
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
     rows = Rows(classifier, top, reject, views)
     found = gather(images)
+    if any(path.exists() for _, path in files):
+        found = _without(found, [path for _, path in files])
     tally = Tally(others=found.others, notes=classifier.notes, threshold=rows.threshold)
     shape = _Shape(min(top, len(classifier.classes)), reject is not None)
     with ExitStack() as opened:
@@ -57,7 +77,34 @@ def predict_to(
             tally.add(one)
             for add in (*adds, seen):
                 add(one)
+        check()  # somebody may have put a file there meanwhile
     return tally
+
+
+def _files_among(places: Sequence[Any]) -> list[Path]:
+    """Return what is given as a file by its name, also in a list."""
+    found: list[Path] = []
+    for place in places:
+        if isinstance(place, (str, Path)):
+            found += [Path(place)] if Path(place).is_file() else []
+        elif isinstance(place, (list, tuple)):
+            found += _files_among(place)
+    return found
+
+
+def _without(found: Gathered, outputs: Sequence[Path]) -> Gathered:
+    """Return the images, once none of them, nor their archive, is a file that is to be written. Raises UsageError."""
+    home = found.source.location or Path()
+
+    def checked() -> Iterator[ImageRow]:
+        for row in found.rows:
+            for path in outputs:
+                check_unread(path, home / row.path)
+            yield row
+
+    if isinstance(found.rows, list):
+        return replace(found, rows=list(checked()))
+    return replace(found, rows=checked())  # a list on standard input: each when it comes
 
 
 class _Shape:
@@ -82,7 +129,7 @@ class _Shape:
 
 @contextmanager
 def _bytes_of(path: Path) -> Iterator[IO[bytes]]:
-    with writing(path) as sink, os.fdopen(os.dup(sink.handle), "wb") as file:
+    with disk_faults(path), writing(path) as sink, os.fdopen(os.dup(sink.handle), "wb") as file:
         yield file
 
 
@@ -168,7 +215,30 @@ def _writer(kind: str) -> Callable[[Path, _Shape], AbstractContextManager[Add]]:
     return FORMATS[kind]
 
 
+def _is_csv(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        return HEADER.fullmatch(file.readline(LONGEST_HEADER).rstrip("\n")) is not None
+
+
+def _is_jsonl(path: Path) -> bool:
+    with path.open("rb") as file:
+        keys = json.loads(file.readline()).keys()
+    return keys in (JSON_KEYS, JSON_KEYS | JSON_KEYS_OF_REJECT)
+
+
+def _is_parquet(path: Path) -> bool:
+    from pyarrow import parquet
+
+    *columns, last = parquet.read_schema(path).names
+    return last == "path_bytes" and HEADER.fullmatch(",".join(columns)) is not None
+
+
 FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+KINDS = {
+    ".csv": Kind("predictions file of featcache", _is_csv),
+    ".jsonl": Kind("predictions file of featcache", _is_jsonl),
+    ".parquet": Kind("predictions file of featcache", _is_parquet),
+}
 
 
 def _cell(value: Any) -> str:

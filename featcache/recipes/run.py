@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featcache.assembly.assemble import backbones_of
+from featcache.assembly.modelfile import MODEL
 from featcache.backbones import tutorials
 from featcache.backbones.imagenet import imagenet_classifier, imagenet_files
 from featcache.backbones.weights import file_of
 from featcache.errors import DataError, UsageError
 from featcache.extraction import Extracted, extract
+from featcache.extraction.job import CACHE
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
+from featcache.outputs import check_output
 from featcache.prediction import Prediction, predictions
 from featcache.recipes import cifar
 from featcache.recipes.settings import Naming, Training, find
@@ -23,6 +26,7 @@ from featcache.spec import BackboneSpec, ImageRow, Progress, Tick, silent
 from featcache.sweeps import Advice, Chosen, Run, advise, sweep
 from featcache.tuning import Tuned, finetune
 from featcache.tuning.stages import place
+from featcache.tuning.state import STATE
 
 MEANINGLESS = "--small: random weights, a handful of images, hardly any training. The figures mean NOTHING"
 CONTROLS = {"frozen": "frozen", "unfrozen": "unfrozen", "scratch": "from scratch"}
@@ -76,13 +80,15 @@ def run_recipe(
     tap: str | None = None,
     epochs: int | None = None,
     small: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Trained | Named:
     """Run the recipe of that name on these images and return what it did; all that it makes lies in `out`.
 
     model, tap: of "own-model", the file and the layer to cut at. epochs: most epochs of fine-tuning, instead of the
     recipe's. small: the same path in seconds, with random weights and few images (the embedded digits if there are
-    none), to try it. The same call again computes no feature twice and goes on where it was stopped.
+    none), to try it. force: replace files in `out` that stand where the recipe writes and are not its own.
+    The same call again computes no feature twice and goes on where it was stopped.
     Raises UsageError, NoImages (which data to put where), WeightsMissing (which weights), DataError.
     """
     recipe = find(name)
@@ -91,9 +97,9 @@ def run_recipe(
     if small:
         progress(Tick("small", 0, 0, MEANINGLESS))
     if isinstance(recipe, Naming):
-        return _name(recipe, images, folder, small, progress)
+        return _name(recipe, images, folder, small, force, progress)
     recipe = replace(recipe.small() if small else recipe, tap=tap or recipe.tap).with_epochs(epochs)
-    return _Job(recipe, folder, model, small, progress).run(images)
+    return _Job(recipe, folder, model, small, force, progress).run(images)
 
 
 def weights_of(recipe: Training | Naming) -> list[Path]:
@@ -134,11 +140,14 @@ class _Job:
     folder: Path
     model: str | None
     small: bool
+    force: bool
     progress: Progress
 
     def run(self, images: str | Path | None) -> Trained:
         started = time.perf_counter()
         recipe, progress = self.recipe, self.progress
+        for name, kind in (("features.h5", CACHE), ("model.keras", MODEL), ("model.state", STATE)):
+            check_output(self.folder / name, kind, force=self.force)
         manifest = self._images(images)
         cache = extract(
             manifest,
@@ -148,6 +157,7 @@ class _Job:
             weights=recipe.weights,
             size=recipe.size,
             pool=recipe.pool,
+            force=self.force,
             progress=progress,
         )
         advice = advise(cache, progress=progress) if recipe.advice else None
@@ -162,7 +172,9 @@ class _Job:
         )
         head = run.best_handoff
         how = {"patience": recipe.tune["epochs"], **recipe.tune}
-        tuned = finetune(head, self.folder / "model.keras", controls=recipe.controls, progress=progress, **how)
+        tuned = finetune(
+            head, self.folder / "model.keras", controls=recipe.controls, force=True, progress=progress, **how
+        )
         return Trained(
             recipe=recipe,
             small=self.small,
@@ -186,7 +198,7 @@ class _Job:
     def _images(self, images: str | Path | None) -> Images:
         """Return the manifest of the recipe's images."""
         recipe = self.recipe
-        place_ = _place(recipe, images, self.folder, self.small)
+        place_ = _place(recipe, images, self.folder, self.small, self.force)
         manifest = scan(place_, split=recipe.split, progress=self.progress).require_classes()
         if images is None and recipe.num_classes:
             labels = list(manifest.classes)[: recipe.num_classes]
@@ -199,10 +211,10 @@ class _Job:
         return replace(manifest, rows=_few(manifest.rows, recipe.per_class))
 
 
-def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, small: bool) -> Path:
+def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, small: bool, force: bool) -> Path:
     """Return where the images are: where the user says, CIFAR-10 where Keras has it, or the embedded digits."""
     if images is None and small:
-        return write_digits(folder / "digits")
+        return write_digits(folder / "digits", force=force)
     if recipe.name != "cifar":
         return Path(str(images))
     path = Path(images) if images is not None else cifar.at_home()
@@ -253,10 +265,12 @@ def _layer(names: list[str], number: int) -> str:
     return note or f"Layer {number} of {len(names)} is where block {block} begins: --unfreeze {block}"
 
 
-def _name(recipe: Naming, images: str | Path | None, folder: Path, small: bool, progress: Progress) -> Named:
+def _name(
+    recipe: Naming, images: str | Path | None, folder: Path, small: bool, force: bool, progress: Progress
+) -> Named:
     started = time.perf_counter()
     network = imagenet_classifier(random=small)
-    where = _place(recipe, images, folder, small)
+    where = _place(recipe, images, folder, small, force)
     found = _one_of_each(scan(where)) if small else where
     named = predictions(network.model, network.names, network.preprocess, found, top=recipe.top, progress=progress)
     return Named(recipe, small, tuple(named), time.perf_counter() - started)

@@ -42,7 +42,7 @@ def _extraction(cache: Cache, taps: list[Tap]) -> str:
     how = {**dict(_of_tap(taps[0])), "tap": ",".join(tap.layer for tap in taps), **dict(_of_split(cache))}
     said = [f"--{name} {quote(str(value))}" for name, value in how.items()]
     images = ["featcache extract", quote(str(cache.root)), "-o", quote(str(cache.path))]
-    return " ".join([*images, "-b", quote(_backbone(taps[0])), *said])
+    return " ".join([*images, "-b", quote(backbone_of(taps[0])), *said])
 
 
 def _of_tap(tap: Tap) -> Iterator[tuple[str, Any]]:
@@ -66,7 +66,7 @@ def _of_split(cache: Cache) -> Iterator[tuple[str, Any]]:
         yield "seed", spec.seed
 
 
-def _backbone(tap: Tap) -> str:
+def backbone_of(tap: Tap) -> str:
     """Return a backbone as `extract -b` takes it."""
     spec: BackboneSpec = tap.backbone
     if spec.origin != "registry":

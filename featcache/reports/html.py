@@ -22,10 +22,11 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
 from featcache.cache.reader import Cache, stored_rows
-from featcache.errors import DataError, NotARun, UsageError
-from featcache.files import check_writable, read_json, write_whole
+from featcache.errors import DataError, NotARun
+from featcache.files import read_json, write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
+from featcache.outputs import Kind, check_output
 from featcache.reports import figures, plots
 from featcache.reports.checks import checked, doubts_of, pairs_of
 from featcache.reports.commands import commands
@@ -41,7 +42,8 @@ from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
 from featcache.tuning.tuned import RECORDS
 
 OF_TRAINING = ("trial", "flags", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
-BEGINNING = b"<!doctype html>"  # of every page
+MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter of older pages
+MARKED_BYTES = 4096  # of the beginning of a page, in which the mark stands
 
 
 @dataclass(frozen=True)
@@ -207,15 +209,30 @@ class Report:
         return said
 
 
-def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None) -> None:
+def is_report(path: Path) -> bool:
+    """Return whether a file is a page that `write_report` wrote."""
+    with path.open("rb") as file:
+        beginning = file.read(MARKED_BYTES)
+    return any(mark in beginning for mark in MARKS)
+
+
+REPORT = Kind("report of featcache", is_report)
+
+
+def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None, *, force: bool = False) -> None:
     """Raise now what `write_report` would raise: DiskFault, ImagesChanged, UsageError if something else lies there."""
     path = Path(out)
-    check_writable(path)
-    if path.exists():
-        with path.open("rb") as file:
-            if file.read(len(BEGINNING)) not in (BEGINNING, b""):
-                raise UsageError(f"{path} is there already, and is no report. Name another file: --html FILE.html")
+    check_output(path, REPORT, inputs=_files_read(run, path), force=force)
     _source(run.best if run.ranked else None, images)
+
+
+def _files_read(run: Run, out: Path) -> list[Path]:
+    """Return what a report is made of, if there is a file that it could replace: the run, its cache, its images."""
+    if not out.is_file():
+        return []
+    cache = run.cache()
+    archive = [cache.root] if cache.root.is_file() else []
+    return [run.path, cache.path, *archive, *(cache.root / row.path for row in cache.rows)]
 
 
 def write_report(
@@ -225,22 +242,26 @@ def write_report(
     images: Images | str | Path | None = None,
     chosen: Chosen | None = None,
     final: Mapping[str, Score] | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Path:
     """Write one HTML file of a run (default: report.html in its folder) and return its path.
 
     images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at, by
-    default the best. final: scores on the test split, if it was opened.
+    default the best. final: scores on the test split, if it was opened. force: replace what lies at `out` even if it is
+    no earlier report.
     Raises NotARun, DiskFault, ImagesChanged, UsageError if something else lies at `out`.
     """
     path = run.path / "report.html" if out is None else Path(out)
-    check_page(run, path, images)
+    check_page(run, path, images, force=force)
     named = chosen or (run.best if run.ranked else None)
     head = named and replace(named, refit=False)
     source = _source(head, images)
     moved = None if isinstance(images, Images) else images
     report = Report(run, head, source, final, bool(named and named.refit), moved, progress)
-    write_whole(path, render(report).encode("utf-8", "replace"))
+    page = render(report).encode("utf-8", "replace")
+    check_output(path, REPORT, inputs=_files_read(run, path), force=force)
+    write_whole(path, page)
     return path
 
 

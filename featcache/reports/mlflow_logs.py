@@ -9,7 +9,7 @@ import warnings
 from dataclasses import asdict
 from typing import Any
 
-from featcache.errors import EnvironmentFault, UsageError
+from featcache.errors import EnvironmentFault, FeatcacheError, UsageError
 from featcache.reports.tensorboard_logs import hparams, scores_of
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run, Trial
@@ -36,8 +36,19 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         warnings.simplefilter("ignore")  # what MLflow warns of is between it and its libraries
         try:
             return _logged(MlflowClient(tracking_uri=uri), run, uri, progress)
-        except MlflowException as error:
+        except FeatcacheError:
+            raise
+        except (MlflowException, *_of_stores()) as error:
             raise EnvironmentFault(f"--mlflow {uri}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _of_stores() -> tuple[type[Exception], ...]:
+    """Return what stores raise that MLflow passes on: a full disk, a database that is none."""
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return (OSError,)
+    return OSError, SQLAlchemyError
 
 
 def _logged(client: Any, run: Run, uri: str, progress: Progress) -> str:

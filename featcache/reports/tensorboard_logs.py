@@ -6,26 +6,34 @@ FOLDER/RUN/trials/NUMBER/   one session per trial: its settings, its scores at s
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from featcache.errors import EnvironmentFault, UsageError
+from featcache.files import remove
 from featcache.heads.estimators import family_of
 from featcache.images.manifest import Images
+from featcache.outputs import Kind, check_output
 from featcache.reports.projector import points_of, write_projector
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run, Trial
 
 
 def write_tensorboard(
-    run: Run, folder: Path, images: Images | str | Path | None = None, progress: Progress = silent
+    run: Run,
+    folder: Path,
+    images: Images | str | Path | None = None,
+    progress: Progress = silent,
+    *,
+    force: bool = False,
 ) -> Path:
     """Write the logs of a run below a folder; return the folder of its own.
 
     The projector shows the training and validation images, in the features that the best head reads.
-    images: where they lie now, if not where they were extracted from.
+    images: where they lie now, if not where they were extracted from. force: replace what lies in the run's place.
     Raises EnvironmentFault without tensorboard, UsageError if the run's logs are there already, ImagesChanged.
     """
     try:
@@ -33,9 +41,15 @@ def write_tensorboard(
     except ImportError as error:
         raise EnvironmentFault(f"--tensorboard needs it ({error}): pip install 'featcache[tensorboard]'") from error
     target = folder / run.path.name
-    if target.exists():
-        raise UsageError(f"{target} is there already. Delete it, or name another folder: --tensorboard FOLDER")
+    if target.exists() and not force:
+        raise UsageError(
+            f"{target} is there already. Name another folder: --tensorboard FOLDER, or --force to replace it"
+        )
     points = points_of(run.best, images)
+    if target.exists():
+        cache = run.cache()
+        check_output(target, LOGS, inputs=[run.path, cache.path, cache.root, Path.cwd()], force=True)
+        shutil.rmtree(target) if target.is_dir() else remove(target)
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
     config = api.hparams_config_pb(_domains(map(hparams, scored)), [api.Metric(name) for name in metrics])
@@ -45,6 +59,14 @@ def write_tensorboard(
         progress(Tick("tensorboard", number, len(scored)))
     write_projector(target, points)
     return target
+
+
+def is_logs(folder: Path) -> bool:
+    """Return whether a folder holds logs that `write_tensorboard` wrote."""
+    return any(folder.glob("events.out.tfevents.*.featcache"))
+
+
+LOGS = Kind("log of featcache for TensorBoard", is_logs, is_folder=True)
 
 
 def hparams(trial: Trial) -> dict[str, Any]:

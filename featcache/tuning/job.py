@@ -14,11 +14,12 @@ from featcache.arrays import Floats
 from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, backbones_of, logits_of
 from featcache.assembly.certificate import certified, tolerance_of
-from featcache.assembly.modelfile import check_free, read_reference, save_model
+from featcache.assembly.modelfile import check_model_path, read_reference, save_model
 from featcache.assembly.reference import reference_of_model
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
+from featcache.outputs import check_output
 from featcache.spec import Progress, Tick, choose, silent
 from featcache.sweeps import Chosen, Run
 from featcache.tuning import prefix
@@ -30,7 +31,7 @@ from featcache.tuning.recipe import CONTROLS, Recipe, recipe_of
 from featcache.tuning.scratch import from_scratch
 from featcache.tuning.stages import Unfrozen
 from featcache.tuning.stages import unfreeze as set_trainable
-from featcache.tuning.state import State, state_file
+from featcache.tuning.state import STATE, State, state_file
 from featcache.tuning.train import Task, train
 from featcache.tuning.tuned import Tuned
 
@@ -45,6 +46,7 @@ def finetune(
     resume: bool | None = None,
     logs: str | Path | None = None,
     controls: str | Sequence[str] = (),
+    force: bool = False,
     progress: Progress = silent,
     **how: Any,
 ) -> Tuned:
@@ -53,7 +55,8 @@ def finetune(
     out: where the model is written, whenever it is better than any before (default: finetuned.keras in the run); beside
     it, with the suffix .state, how far it has come. resume: go on from there; None: if it is of this training. logs: a
     folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same
-    images, to compare; how far they have come is in .frozen.state and so on.
+    images, to compare; how far they have come is in .frozen.state and so on. force: replace what lies at `out` even if
+    it is not an earlier model of a fine-tuning with the same options.
     how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
     normalisation stays in inference. Same split, labels and preprocessing as the run. What is frozen is computed once
@@ -65,6 +68,9 @@ def finetune(
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
+    check_model_path(path, recipe.to_json(), inputs=Start(chosen).files, force=force)
+    for name in ("", *asked):
+        check_output(state_file(path, name), STATE, force=force)
     tuned = _Tuning(chosen, recipe, image_source(chosen, images), progress).run(path, state_file(path), resume, logs)
     Run.open(chosen.run.path).add_tuned(path)
     tuned.save()
@@ -92,8 +98,6 @@ class _Tuning:
         if state is not None and state.is_over:
             note = f"this training is finished ({keep}) and shown again; --no-resume begins anew"
             self.progress(Tick("resume", 0, 0, note))
-        if path is not None:
-            check_free(path, facts)
         sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
         parts = self.start.parts()
         model = self.start.model(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from featcache.arrays import Floats
 from featcache.errors import NotAModel, UsageError
 from featcache.files import write_arrays
+from featcache.outputs import Kind
 
 SUFFIX = ".state"
 
@@ -67,6 +69,18 @@ class State:
             if resume:
                 raise
             return None
+
+
+def is_state(path: Path) -> bool:
+    """Return whether a file is how far a training has come, even a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "said.npy" in archive.namelist()
+    except zipfile.BadZipFile:
+        return path.read_bytes().startswith(b"PK")
+
+
+STATE = Kind("state of a fine-tuning", is_state)
 
 
 def state_file(model: Path, control: str = "") -> Path:
