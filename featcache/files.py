@@ -130,7 +130,8 @@ class Sink:
 def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterator[Sink]:
     """Give a Sink whose content becomes `path` as a whole at the end: afterwards it holds the old or all of the new.
 
-    unchanged: asked right before the new file takes its name; if not, Overtaken is raised and nothing changed.
+    unchanged: asked right before the new file takes its name; if not, Overtaken is raised and nothing changed. So it is
+    if another process has called `overtake` since.
     Raises DiskFault (full disk, no permission); the old file is then untouched and no litter remains. Raises UsageError
     for a device or a pipe.
     """
@@ -148,7 +149,7 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
                 os.close(handle)
             if not unchanged():
                 raise Overtaken(path)
-            os.replace(temporary, path)
+            _rename(temporary, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
@@ -199,6 +200,19 @@ def being_written(path: Path) -> bool:
     except OSError:
         return True  # for all that one can see
     return any(match["of"] == _tag(path) for match in matches if match)
+
+
+def overtake(path: Path) -> None:
+    """Remove the temporary files that others have for `path`, so that they cannot rename them over it.
+
+    Whoever has written `path` calls it: others who asked `unchanged` before that, and rename after it, look again.
+    """
+    path = _behind_links(path)
+    for litter in matching(path.parent, ".tmp-*"):
+        match = TEMPORARY.fullmatch(litter.name)
+        if match and match["of"] == _tag(path):
+            with suppress(OSError):
+                litter.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -288,6 +302,15 @@ def _temporary(path: Path) -> tuple[int, Path]:
             if not left:
                 raise
     raise AssertionError
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError as error:
+        if path.parent.is_dir():  # so it is the temporary file that is gone
+            raise Overtaken(path) from error
+        raise
 
 
 def _tag(path: Path) -> str:

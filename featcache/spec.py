@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -43,6 +43,36 @@ class ImageRow(NamedTuple):
 def unit_of(row: ImageRow) -> str:
     """Return what must stay in one split with this image: its group, else its own bytes."""
     return f"group:{row.group}" if row.group else row.digest
+
+
+def units_of(rows: Sequence[ImageRow]) -> list[str]:
+    """Return for each image the name of what must stay in one split with it.
+
+    That is its group, or its own bytes where it has none. Copies of an image are in one unit, so groups that share an
+    image are one unit too: it is called after the first of them by name, whatever the order of the rows.
+
+    >>> rows = [ImageRow("1", "", "b", "", "x"), ImageRow("2", "", "a", "", "x"), ImageRow("3", "", "b", "", "y")]
+    >>> units_of([*rows, ImageRow("4", "", "", "", "y"), ImageRow("5", "", "", "", "z")])
+    ['group:a', 'group:a', 'group:a', 'group:a', 'z']
+    """
+    earlier: dict[str, str] = {}  # {group: one that shares images with it and comes before it by name, or itself}
+    group_of: dict[str, str] = {}  # {digest: a group that has the image}
+
+    def first_of(group: str) -> str:
+        while earlier.setdefault(group, group) != group:
+            earlier[group] = earlier[earlier[group]]
+            group = earlier[group]
+        return group
+
+    for row in rows:
+        if row.group:
+            mine, other = first_of(row.group), first_of(group_of.setdefault(row.digest, row.group))
+            earlier[max(mine, other)] = min(mine, other)
+    units = []
+    for row in rows:
+        group = row.group or group_of.get(row.digest, "")
+        units.append(f"group:{first_of(group)}" if group else row.digest)
+    return units
 
 
 class Failure(NamedTuple):

@@ -108,6 +108,8 @@ def document(done: Extracted) -> dict[str, Any]:
         "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in done.failed],
         "others": dict(done.others),
         "without_label": list(done.stray),
+        "groups": asdict(done.groups),
+        "remarks": list(done.remarks),
         "taps": [
             {"tap": one.tap, "width": one.width, "precision": one.precision, "engine": one.engine} for one in done.taps
         ],
@@ -117,11 +119,13 @@ def document(done: Extracted) -> dict[str, Any]:
 
 
 def name_failures(done: Extracted) -> None:
-    """Say on stderr which images were skipped, and why."""
+    """Say on stderr which images were skipped, and why, and which groups and copies stand in several splits."""
     from featcache.reports.text import printable
 
     for one in done.failed:
         say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
+    for remark in done.remarks:
+        say(printable(remark))
 
 
 def text(done: Extracted) -> str:

@@ -30,7 +30,8 @@ def command(
         Path | None, typer.Option("--images", help="Where the images lie now, if they have moved.")
     ] = None,
     repair: Annotated[
-        bool, typer.Option("--fix", help="Put images that show the same into one group and one split, in the cache.")
+        bool,
+        typer.Option("--fix", help="Put images that show the same, and each group, into one split, in the cache."),
     ] = False,
     fix_to: Annotated[
         Path | None, typer.Option("--fix-to", help="Write that to a CSV (path, label, split, group), not to the cache.")
@@ -42,7 +43,8 @@ def command(
 ) -> None:
     """Find images that show the same within and across splits: copies, re-encoded, resized, turned, near duplicates.
 
-    Exit code 3 if test (or val, where there is no test) shares images with another split, and --fix is not given.
+    Exit code 3 if test (or val, where there is no test) shares images or groups with another split, and --fix is not
+    given.
 
     Example: featcache leaks photos.h5
     """
@@ -91,6 +93,7 @@ def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _
         "pairs": pairs,
         "contaminated": found.contaminated,
         "guarded": found.guarded,
+        "crossing_groups": {group: dict(splits) for group, splits in found.crossing_groups.items()},
         "counts": counts,
         "thresholds": asdict(found.thresholds),
         "features_only": found.unseen,
@@ -170,15 +173,19 @@ def _between(splits: tuple[str, str]) -> str:
 
 
 def _verdict(found: Leaks) -> str:
+    from featcache.reports.text import printable
+
     if not found.guarded:
         return "There are no splits that could share images."
     if not found.contaminated:
         return f"No image of {found.guarded} is in another split as well."
     paths = {path for pair in found.contaminating for path, split in _ends(pair) if split == found.guarded}
-    return (
-        f"{found.guarded} is contaminated: {len(paths)} of its images are in other splits as well, so scores on it "
-        "are too good."
-    )
+    shared = []
+    if paths:
+        shared.append(f"{len(paths)} of its images are in other splits as well")
+    if groups := found.contaminating_groups:
+        shared.append(f"{len(groups)} of its groups, such as '{printable(groups[0])}', have images in other splits")
+    return f"{found.guarded} is contaminated: {' and '.join(shared)}, so scores on it are too good."
 
 
 def _ends(pair: Any) -> list[tuple[str, str]]:
@@ -188,7 +195,7 @@ def _ends(pair: Any) -> list[tuple[str, str]]:
 def _remedy(found: Leaks) -> list[str]:
     from featcache.reports.text import printable
 
-    if not any(pair.crosses for pair in found.pairs):
+    if not found.crossing_groups and not any(pair.crosses for pair in found.pairs):
         return []
     return [
         f"Next: featcache leaks {printable(str(found.cache))} --fix   puts such images into one group and one split"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from featcache_cli.output import Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
+    from featcache.images.groups import Groups
     from featcache.images.manifest import Images
 
 Where = Annotated[
@@ -73,6 +75,8 @@ def document(found: Images) -> dict[str, Any]:
         "unreadable": [{"path": one.path, "status": one.status, "reason": one.reason} for one in found.unreadable],
         "duplicates": found.duplicates,
         "crossing": found.crossing,
+        "groups": asdict(found.groups),
+        "remarks": list(found.remarks),
         "gaps": found.gaps,
         "without_label": list(found.stray),
         "others": dict(found.others),
@@ -82,6 +86,7 @@ def document(found: Images) -> dict[str, Any]:
 
 def text(found: Images) -> str:
     """Return the result as a person reads it."""
+    from featcache.images.groups import crossing_remark
     from featcache.reports.text import printable, table
     from featcache.spec import SPLITS
 
@@ -107,6 +112,11 @@ def text(found: Images) -> str:
         lines.append(
             f"{len(found.crossing)} of them stand in more than one split, so scores on those splits are too good."
         )
+    if found.groups.count:
+        lines.append(f"{_groups(found.groups)}.")
+    lines += [f"{printable(remark)}." for remark in found.remarks]
+    if crossing := crossing_remark(found.rows, found.given):
+        lines.append(f"{printable(crossing)}.")
     if found.gaps:
         lines.append(f"Few images: {'; '.join(map(printable, found.gaps))}.")
     if found.stray:
@@ -115,3 +125,15 @@ def text(found: Images) -> str:
         suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in found.others.items())
         lines.append(f"{sum(found.others.values())} files are no images by their suffix: {suffixes}.")
     return "\n".join(lines)
+
+
+def _groups(groups: Groups) -> str:
+    """Return how many groups there are and how large they are.
+
+    >>> from featcache.images.groups import Groups
+    >>> _groups(Groups(count=20, least=1, most=6, ungrouped=3, crossing=0))
+    '20 groups, 1 to 6 images each; 3 images without a group'
+    """
+    sizes = str(groups.most) if groups.least == groups.most else f"{groups.least} to {groups.most}"
+    text = f"{groups.count} groups, {sizes} images each" if groups.count > 1 else f"1 group of {sizes} images"
+    return f"{text}; {groups.ungrouped} images without a group" if groups.ungrouped else text

@@ -41,7 +41,7 @@ import h5py
 import numpy as np
 
 from featcache.errors import CacheVersion, DiskFault, NotACache
-from featcache.files import Overtaken, Sink, make_folder, matching, write_whole, writing
+from featcache.files import Overtaken, Sink, make_folder, matching, overtake, write_whole, writing
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
@@ -217,15 +217,22 @@ def write_table(path: Path, before: str | None, fill: Callable[[Any, Callable[[]
 
     `fill(file, check)` calls `check` now and then, which raises once the disk has failed: HDF5 itself must never
     notice, since it crashes the process on a full disk (h5py#914). Nor must it notice Ctrl-C, hence the thread.
-    before: what `state` of the path must still be at the end, or Overtaken is raised and nothing changed.
+    before: what `state` of the path must still be at the end, or Overtaken is raised and nothing changed. Overtaken is
+    raised too if another has replaced the new file at once. So of two that read the same file only one writes it, and
+    the other looks again; that takes no lock.
     """
     with writing(path, lambda: state(path) == before) as sink, ThreadPoolExecutor(1) as aside:
         building = aside.submit(_build, sink, fill)
         try:
-            return building.result()
+            written = building.result()
         except BaseException as error:
             sink.fail(error)
             raise
+    # another may have asked for the state before our file took its name, and not have renamed its own yet
+    overtake(path)
+    if state(path) != written:
+        raise Overtaken(path)
+    return written
 
 
 def _build(sink: Sink, fill: Callable[[Any, Callable[[], None]], None]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -33,6 +33,15 @@ from featcache.spec import Failure, ImageRow, Tap, canonical_json
 DAMAGED = ".damaged"
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
 PART_BYTES = 64 * 2**20
+
+
+class ImageTable(NamedTuple):
+    """The images of a cache, as `merge` writes them."""
+
+    rows: Sequence[ImageRow]
+    failures: Mapping[str, Failure]  # {path: why that image has no row}
+    facts: Mapping[str, str | bytes]  # of the images as a whole
+    joined: Mapping[str, str]  # see `Cache`
 
 
 def commit(
@@ -67,11 +76,16 @@ def make_folder(cache: Path) -> None:
     files.make_folder(cache)
 
 
+def state(cache: Path) -> tuple[str | None, tuple[Path, ...]]:
+    """Return what every merge and every commit changes."""
+    return layout.state(table_of(cache)), tuple(part_files(cache))
+
+
 @contextmanager
 def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
     """Keep other extractions off this cache while the block runs; if one is at work, call `wait` first and give True.
 
-    Only saves work: where the file system cannot lock, the block runs at once.
+    Only saves work: where the file system cannot lock, the block runs at once. What was read before may have changed.
     """
     make_folder(parts_folder(cache))
     held, waited = FileLock(parts_folder(cache) / ".lock"), False
@@ -96,28 +110,33 @@ def merge(
     facts: Mapping[str, str | bytes],
     joined: Mapping[str, str] | None = None,
 ) -> Cache:
-    """Write the images, and the rows of the parts, into the cache's one file; return the cache.
+    """Write these images, and the rows of the parts, into the cache's one file; return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
     how often the extraction was interrupted. failures: {path: why that image has no row}. joined: see `Cache`.
+    The images replace whatever table is there; to keep anything of it, use `merge_decided`.
     """
-    merged = again(lambda: _merged(cache, images, failures, facts, joined or {}))
+    return merge_decided(cache, lambda: ImageTable(images, failures, facts, joined or {}))
+
+
+def merge_decided(cache: Path, decide: Callable[[], ImageTable]) -> Cache:
+    """Write the images that `decide` returns, and the rows of the parts, as `merge` does.
+
+    `decide` reads the table of images as it is. If another process replaces that table before the new one is there,
+    nothing is written, and `decide` is asked again: what others have put into the table is never lost unseen.
+    """
+    merged = again(lambda: _merged(cache, decide))
     for part in set_aside(cache):
         files.remove(part)
     _tidy(cache)
     return merged
 
 
-def _merged(
-    cache: Path,
-    images: Sequence[ImageRow],
-    failures: Mapping[str, Failure],
-    facts: Mapping[str, str | bytes],
-    joined: Mapping[str, str],
-) -> Cache:
+def _merged(cache: Path, decide: Callable[[], ImageTable]) -> Cache:
     table, folder = table_of(cache), cache.is_dir()
+    before = layout.state(table)  # first of all, so that whatever changes from here on is noticed
+    images, failures, facts, joined = decide()
     counts = _compacted(cache, images) if folder else {}
-    before = layout.state(table)
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
     try:
         rows = {} if folder else _read_rows(cache)

@@ -33,9 +33,10 @@ from featcache.errors import DiskFault, NoImages, NotAModel, UnreadableImages, U
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
-from featcache.extraction.stored import as_stored, kept_apart
+from featcache.extraction.stored import apart, as_stored, kept_apart
 from featcache.files import remove
 from featcache.images.decode import parse_views
+from featcache.images.groups import Groups
 from featcache.images.manifest import Images, scan
 from featcache.outputs import Kind, check_output, check_unread
 from featcache.plan import Plan, make_plan
@@ -138,6 +139,8 @@ class Extracted:
     seconds: float
     others: Mapping[str, int]  # files that are no images by their suffix: how many of each
     stray: tuple[str, ...]  # images beside the class folders: no label, left out
+    groups: Groups
+    remarks: tuple[str, ...]  # on groups that are not what was asked for, and on what stands in several splits
 
     @property
     def images_per_s(self) -> float:
@@ -260,6 +263,7 @@ class Job:
         one_of("--engine", options.engine, ENGINES)
         check_kinds(options.device)
         self.in_parts = _in_parts(out, options.layout)
+        self.seen = parts.state(out)  # before anything of it is read
         self.cached: dict[str, TapRows] = parts.read_rows(out)  # sets damaged parts aside
         if aside := parts.set_aside(out):
             progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
@@ -287,11 +291,10 @@ class Job:
             return self.earlier
         if self.in_parts:
             parts.make_folder(self.out)
-        with parts.lock(self.out, self._wait) as waited:
-            if waited:  # another one may have computed what is missing here, or put images into groups
+        with parts.lock(self.out, self._wait):
+            if parts.state(self.out) != self.seen:  # another one may have computed what is missing here
                 self.cached = parts.read_rows(self.out)
-                self.earlier = Cache.open(self.out) if table_of(self.out).exists() else None
-                self.images, self.joined = as_stored(self.scanned, self.earlier)
+                self._read_table()
                 todo = self._targets()
             for _ in range(MAX_ROUNDS):  # more than one only where images changed or went meanwhile
                 for of_pass in self._passes(todo):
@@ -300,13 +303,25 @@ class Job:
                 if not self._lacking():
                     break
                 todo = self._targets()
-            rows, failures = self._rows(), self._failures()
             if not self.cached:
-                first = next(iter(failures.values()))
+                first = next(iter(self._failures().values()))
                 raise NoImages(
-                    f"None of the {len(rows)} images in {self.images.root} can be used; {first.path}: {first.reason}"
+                    f"None of the {len(self._rows())} images in {self.images.root} can be used; "
+                    f"{first.path}: {first.reason}"
                 )
-            return parts.merge(self.out, rows, failures, self._facts(), self.joined)
+            return parts.merge_decided(self.out, self._table)
+
+    def _read_table(self) -> None:
+        """Take over the splits and groups that the cache has now."""
+        earlier = Cache.open(self.out) if table_of(self.out).exists() else None
+        if earlier != self.earlier:
+            self.earlier = earlier
+            self.images, self.joined = as_stored(self.scanned, earlier)
+
+    def _table(self) -> parts.ImageTable:
+        """Return the table of images to write in place of the one that is there."""
+        self._read_table()  # while images were computed, others may have put some into other groups and splits
+        return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.joined)
 
     def _is_said(self, earlier: Cache) -> bool:
         """Tell whether the cache says all that there is to say."""
@@ -329,6 +344,8 @@ class Job:
             seconds=seconds,
             others=self.images.others,
             stray=self.images.stray,
+            groups=self.images.groups,
+            remarks=(*self.images.remarks, *apart(self.images)),
         )
 
     def estimate(self) -> Estimate:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
+from featcache.images.groups import crossing_remark, without_split
 from featcache.images.manifest import Images
-from featcache.spec import ImageRow, SplitSpec, unit_of
+from featcache.spec import SPLITS, ImageRow, SplitSpec, unit_of, units_of
 
 
 def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[str, str]]:
@@ -43,6 +44,24 @@ def kept_apart(scanned: Images, stored: Images) -> str:
     return f"Where `featcache leaks --fix` has put them, and not where their folders say, stay {which}"
 
 
+def apart(images: Images) -> list[str]:
+    """Return a sentence on groups, and one on copies, that stand in several splits and should not."""
+    remarks = []
+    if crossing := crossing_remark(images.rows, images.given):
+        remarks.append(f"{crossing}. Put each group into one split: featcache leaks CACHE --fix")
+    if copies := images.crossing:
+        split_of = {row.path: row.split for row in images.rows}
+        first = copies[0][0]
+        other = next(path for path in copies[0] if split_of[path] != split_of[first])
+        is_given = any(path in images.given for paths in copies for path in paths)
+        why = "folders or a table give the splits" if is_given else "stored splits never move"
+        remarks.append(
+            f"{len(copies)} images have copies in several splits, such as {first} and {other}, since {why}: scores on "
+            "those splits are too good. Put copies into one split: featcache leaks CACHE --fix"
+        )
+    return remarks
+
+
 def _with_joined_groups(rows: Sequence[ImageRow], earlier: Cache) -> tuple[ImageRow, ...]:
     """Return the rows in the groups that `leaks --fix` has made: by content, and with all of the group they were in."""
     of_content = {row.digest: row.group for row in earlier.rows if row.path in earlier.joined}
@@ -56,7 +75,8 @@ def _check_groups(images: Images, earlier: Cache) -> None:
     stored = {(row.path, row.digest): earlier.joined.get(row.path, row.group) for row in earlier.rows}
     for row in images.rows:
         group = stored.get((row.path, row.digest), row.group)
-        if group != row.group:
+        # caches of 0.1.0 have the folder of the split in the names of `parent`
+        if row.group not in (group, without_split(group)):
             raise UsageError(
                 f"{earlier.path} has {row.path} in {_group(group)}, and splits never move; asked for "
                 f"{_group(row.group)}. Give the --group-from that it was made with, or use another -o"
@@ -66,24 +86,45 @@ def _check_groups(images: Images, earlier: Cache) -> None:
 def _with_stored_splits(rows: Sequence[ImageRow], given: frozenset[str], earlier: Cache) -> tuple[ImageRow, ...]:
     """Return the rows with the splits that the cache has, except those whose split folders or a manifest give.
 
+    An image that is stored keeps its split, and copies of it get the same. Others go where their group is, or groups
+    that share an image with it: where those stand in several splits, to train, else to val.
     A group under a new name is known by its images. Raises UsageError if it has some of several splits.
     """
-    of_unit = {unit_of(row): row.split for row in earlier.rows if row.split}
+    stored = [row for row in earlier.rows if row.split]
+    of_place = {(row.path, row.digest): row.split for row in stored}
+    of_member = {(row.group, row.digest): row.split for row in stored}
     of_content: dict[str, set[str]] = {}
-    for row in earlier.rows:
-        if row.split:
-            of_content.setdefault(row.digest, set()).add(row.split)
-    free = [row for row in rows if row.split and row.path not in given]
-    for row in free:
-        found, unit = of_content.get(row.digest, set()), unit_of(row)
-        split = of_unit.setdefault(unit, min(found)) if found else of_unit.get(unit)
-        if found and split not in found:
-            raise UsageError(
-                f"{earlier.path} has {row.path} in {' and '.join(sorted(found))}, and others of {_group(row.group)} in "
-                f"{split}, and splits never move. Keep the groups as they were, or use another -o"
-            )
-    moved = {row.path: row._replace(split=of_unit.get(unit_of(row), row.split)) for row in free}
-    return tuple(moved.get(row.path, row) for row in rows)
+    of_group: dict[str, set[str]] = {}
+    of_unit: dict[str, set[str]] = {}
+    units = units_of([*stored, *rows])
+    for unit, row in zip(units, stored, strict=False):
+        of_content.setdefault(row.digest, set()).add(row.split)
+        of_group.setdefault(unit_of(row), set()).add(row.split)
+        of_unit.setdefault(unit, set()).add(row.split)
+    # where an image is still in its group, the same bytes elsewhere are a copy, and else the image itself, regrouped
+    in_place = {row.digest for row in rows if (row.group, row.digest) in of_member}
+
+    placed = []
+    for unit, row in zip(units[len(stored) :], rows, strict=True):
+        if not row.split or row.path in given:
+            placed.append(row)
+            continue
+        splits = of_content.get(row.digest)
+        if splits and row.digest not in in_place:
+            others = of_group.setdefault(unit_of(row), splits)
+            if splits.isdisjoint(others):
+                raise UsageError(
+                    f"{earlier.path} has {row.path} in {_listed(splits)}, and others of {_group(row.group)} in "
+                    f"{_listed(others)}, and splits never move. Keep the groups as they were, or use another -o"
+                )
+        own = of_place.get((row.path, row.digest)) or of_member.get((row.group, row.digest))
+        split = own or min(splits or of_unit.get(unit) or {row.split}, key=SPLITS.index)
+        placed.append(row._replace(split=split))
+    return tuple(placed)
+
+
+def _listed(splits: Iterable[str]) -> str:
+    return " and ".join(sorted(splits))
 
 
 def _group(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ import numpy.typing as npt
 from featcache.errors import ImagesChanged, TooFewClasses, UsageError
 from featcache.images.arrays import memory_arrays
 from featcache.images.decode import Undecodable, checked_size
+from featcache.images.groups import Groups, rule_of, summary
+from featcache.images.groups import check as check_groups
+from featcache.images.groups import remarks as group_remarks
 from featcache.images.index import Index
-from featcache.images.listing import Layout, Listed, Listing
+from featcache.images.listing import Layout, Listing
 from featcache.images.sources import IN_MEMORY, Source, list_source
-from featcache.images.splits import assign
+from featcache.images.splits import assign, carve
 from featcache.spec import Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
 
-GroupOf = Callable[[Listed], str]
 Size = tuple[int, int]
 NUM_THREADS = 8
 BLOCK = 32  # images that a thread reads at a time
@@ -45,6 +46,7 @@ class Images:
     sizes: Mapping[tuple[int, int], int] | None = None  # {(width, height): count}, when checked
     others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
     given: frozenset[str] = frozenset()  # paths whose split folders or a manifest give; of others a hash decides
+    remarks: tuple[str, ...] = ()  # on what `group_from` does not do
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
@@ -72,6 +74,11 @@ class Images:
         """Paths of files with the same bytes in several splits: only folders of splits can put them there."""
         split_of = {row.path: row.split for row in self.rows}
         return [same for same in self.duplicates if len({split_of[path] for path in same}) > 1]
+
+    @property
+    def groups(self) -> Groups:
+        """How many groups there are, and how many of them stand in several splits."""
+        return summary(self.rows)
 
     @property
     def gaps(self) -> list[str]:
@@ -121,22 +128,28 @@ def scan(
     root: a folder, an archive (.zip, .tar, .tar.gz ...), a manifest (.csv, .tsv, .parquet), stored arrays (.npy,
     .npz), or an array (N, H, W), (N, H, W, 1) or (N, H, W, 3) of uint8 or uint16 with its labels, splits and groups.
     split: shares such as "70/15/15" (the default). Folders called train, val and test decide by themselves.
-    group_from: "parent", "regex:PATTERN" or "csv:COLUMN" of a manifest: images of one group stay in one split.
+    group_from: "parent", "regex:PATTERN" or "csv:COLUMN" of a manifest: images of one group stay in one split, unless
+    folders or a manifest put them into several; `groups` of the result counts those.
     check: decode every image, so that `unreadable` and `sizes` are known. allow_outside: a manifest may name files
     outside its folder. index: a file that remembers what was read; rehash: read everything all the same.
-    Raises NoImages if there is none, UsageError if an option cannot be meant, DataError.
+    Raises NoImages if there is none, UsageError if an option cannot be meant or `group_from` gives no group, DataError.
     """
     spec = split if isinstance(split, SplitSpec) else SplitSpec.parse(split or "70/15/15", seed)
-    column, group_of = _group_rule(group_from)
+    column, group_of = rule_of(group_from)
     source, listing = _listed(root, (labels, splits, groups), allow_outside, column)
+    group_names = [group_of(file) for file in listing.files]
+    if group_from is not None:
+        check_groups(group_from, listing.files, group_names)
     remembered = Index(index, source)
     digests, failures, sizes = _read_all(remembered, [file.path for file in listing.files], check, rehash, progress)
     remembered.save()
-    found = {file.split for file in listing.files}
-    carve = listing.layout == "splits" and not found & {"", "val"}
-    rows = [_row(file, digests[file.path], group_of, carve) for file in listing.files if file.path in digests]
-    share = replace(spec, train=100 - spec.val, test=0) if carve else spec
-    assigned = tuple(assign(rows, share))
+    rows = [
+        ImageRow(file.path, file.label, group, file.split, digests[file.path])
+        for file, group in zip(listing.files, group_names, strict=True)
+        if file.path in digests
+    ]
+    has_val = listing.layout != "splits" or any(file.split in ("", "val") for file in listing.files)
+    assigned = tuple(assign(rows, spec) if has_val else carve(rows, spec))
     place = source.location or IN_MEMORY
     return Images(
         root=place,
@@ -148,7 +161,8 @@ def scan(
         stray=tuple(listing.stray),
         sizes=sizes,
         others=dict(sorted(listing.others.items())),
-        given=frozenset(row.path for row in rows if row.split),
+        remarks=() if group_from is None else group_remarks(group_from, listing.files, group_names),
+        given=frozenset(row.path for row in rows if row.split and (has_val or row.split != "train")),
     )
 
 
@@ -179,42 +193,6 @@ def _listed(
         raise UsageError("--group-from csv:COLUMN goes with a manifest; give an array its groups=")
     source = memory_arrays(np.asarray(root), *of_array)
     return source, source.listing()
-
-
-def _row(file: Listed, digest: str, group_of: GroupOf, carve: bool) -> ImageRow:
-    decided = "" if carve and file.split == "train" else file.split
-    return ImageRow(file.path, file.label, group_of(file), decided, digest)
-
-
-def _group_rule(group_from: str | None) -> tuple[str | None, GroupOf]:
-    """Return the column of a manifest that has the groups, if one is asked for, and the group of an image."""
-    kind, _, value = (group_from or "").partition(":")
-    if group_from is None or (kind == "csv" and value):
-        return value or None, lambda file: file.group
-    if group_from == "parent":
-        return None, _parent
-    if kind != "regex" or not value:
-        raise UsageError(f"--group-from takes parent, regex:PATTERN or csv:COLUMN; got '{group_from}'")
-    return None, _matched(value)
-
-
-def _matched(pattern: str) -> GroupOf:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--group-from: '{pattern}' is no regular expression ({error})") from error
-
-    def group_of(file: Listed) -> str:
-        match = compiled.search(file.path)
-        return "" if match is None else (match.group(1) if compiled.groups else match.group())
-
-    return group_of
-
-
-def _parent(file: Listed) -> str:
-    """Return the folder inside the class folder, `roses/plant_7/1.jpg`; an image straight in its class has no group."""
-    folders = file.path.split("/")[:-1]
-    return "/".join(folders) if folders and folders[-1] != file.label else ""
 
 
 def _read_all(

@@ -12,6 +12,7 @@ import numpy as np
 from featcache.arrays import Features
 from featcache.cache.reader import Cache
 from featcache.errors import FeatcacheError, ShapeMismatch, UnknownTap, UsageError
+from featcache.images.groups import crossing_groups
 from featcache.images.sources import open_source
 from featcache.leakage.results import KINDS, Leaks, Pair
 from featcache.leakage.search import Found, search
@@ -55,6 +56,7 @@ def leaks(
     found = search(features, seen, [row.split for row in distinct], given, laps)
     pairs = [*_copies(contents), *_pairs(found, distinct, contents)]
     guarded = next((name for name in ("test", "val") if any(row.split == name for row in rows)), "")
+    digest_of_path = {row.path: row.digest for row in rows}
     return Leaks(
         cache=cache.path,
         tap=name,
@@ -65,6 +67,8 @@ def leaks(
         unseen=sum(len(contents[row.digest]) for row, there in zip(distinct, seen.seen, strict=True) if not there),
         notes=(*notes, *found.notes),
         seconds=dict(laps.seconds),
+        digests={path: digest_of_path[path] for pair in pairs for path in (pair.a, pair.b)},
+        crossing_groups=crossing_groups(rows),
     )
 
 

@@ -1,4 +1,4 @@
-"""Put images that show the same into one group and one split, in the cache's own table of images.
+"""Put images that show the same, and images of one group, into one group and one split, in the cache's own table.
 
 Which split: train if one of them is in train, else val. So test only ever loses images: what was trained on never comes
 into test, and of two copies test does not count both. Of the groups that images had, all others come along.
@@ -10,18 +10,18 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featcache.cache import parts
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
-from featcache.files import again, write_whole
+from featcache.files import write_whole
 from featcache.images.sources import IN_MEMORY
 from featcache.leakage.results import ORDER, Leaks
 from featcache.outputs import Kind, check_output
-from featcache.spec import ImageRow, Progress, Tick, canonical_json, digest_of, silent, unit_of
+from featcache.spec import ImageRow, Progress, Tick, canonical_json, digest_of, silent, units_of
 
 NAME = "same:"  # how the groups are called that were joined
 
@@ -54,12 +54,21 @@ def fix(found: Leaks, *, progress: Progress = silent) -> Fixed:
     Raises DataError if the cache cannot be written.
     """
     path = found.cache
-    with parts.lock(path, lambda: progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))):
+    cache = Cache.open(path)
+
+    def fixed_table() -> parts.ImageTable:
+        # an extraction that finished since is kept, where no lock holds it off too
+        nonlocal cache
         cache = Cache.open(path)
         rows, joined = rows_of(found, cache)
-        if rows != cache.rows:
-            failures = {one.path: one for one in cache.failures}
-            again(lambda: parts.merge(path, rows, failures, facts_of(cache), joined))
+        failures = {failure.path: failure for failure in cache.failures}
+        return parts.ImageTable(rows, failures, facts_of(cache), joined)
+
+    with parts.lock(path, lambda: progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))):
+        table = fixed_table()
+        if table.rows != cache.rows:
+            parts.merge_decided(path, fixed_table)
+    rows, joined = rows_of(found, cache)
     return _fixed(cache, rows, joined)
 
 
@@ -115,49 +124,47 @@ def _way(start: Path, root: Path) -> str:
 
 def rows_of(found: Leaks, cache: Cache) -> tuple[tuple[ImageRow, ...], dict[str, str]]:
     """Return the images in joined groups, each in one split, and what the group of each joined image was before."""
-    of_unit = _sets(found, cache.rows)
+    set_of = sets_of(found, cache.rows)
     members: dict[str, list[ImageRow]] = {}
-    for row in cache.rows:
-        if unit_of(row) in of_unit:
-            members.setdefault(of_unit[unit_of(row)], []).append(row)
-    group_of = {root: _name(rows) for root, rows in members.items()}
-    split_of = {root: min((row.split for row in rows if row.split), key=ORDER.__getitem__, default="")
-                for root, rows in members.items()}  # fmt: skip
+    for unit, row in zip(set_of, cache.rows, strict=True):
+        members.setdefault(unit, []).append(row)
+    in_pairs = {found.digests[path] for pair in found.pairs for path in (pair.a, pair.b)}
+
+    group_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}
+    for unit, of_unit in members.items():
+        splits = {row.split for row in of_unit if row.split}
+        if len(splits) > 1 or any(row.digest in in_pairs for row in of_unit):
+            group_of[unit] = NAME + digest_of(sorted({row.digest for row in of_unit}))[:16]
+            split_of[unit] = min(splits, key=ORDER.__getitem__, default="")
+
     rows, joined = [], dict(cache.joined)
-    for row in cache.rows:
-        root = of_unit.get(unit_of(row))
-        if root is not None:
+    for unit, row in zip(set_of, cache.rows, strict=True):
+        if unit in group_of:
             joined.setdefault(row.path, row.group)
-            row = row._replace(group=group_of[root], split=split_of[root] if row.split else "")
+            row = row._replace(group=group_of[unit], split=split_of[unit] if row.split else "")
         rows.append(row)
     return tuple(rows), joined
 
 
 def sets_of(found: Leaks, rows: Sequence[ImageRow]) -> list[str]:
     """Return a name for each image that it shares with all that must stay in one split with it."""
-    of_unit = _sets(found, rows)
-    return [of_unit.get(unit_of(row), unit_of(row)) for row in rows]
-
-
-def _sets(found: Leaks, rows: Iterable[ImageRow]) -> dict[str, str]:
-    """Return {unit: one unit that stands for its set} of the units that show the same."""
-    unit = {row.path: unit_of(row) for row in rows}
+    units = units_of(rows)
+    unit_of_digest = {row.digest: unit for unit, row in zip(units, rows, strict=True)}
     above: dict[str, str] = {}
 
-    def top(one: str) -> str:
-        while above.setdefault(one, one) != one:
-            above[one] = above[above[one]]
-            one = above[one]
-        return one
+    def top(unit: str) -> str:
+        while above.setdefault(unit, unit) != unit:
+            above[unit] = above[above[unit]]
+            unit = above[unit]
+        return unit
 
     for pair in found.pairs:
-        if pair.a in unit and pair.b in unit:
-            above[top(unit[pair.a])] = top(unit[pair.b])
-    return {one: top(one) for one in list(above)}
-
-
-def _name(rows: Sequence[ImageRow]) -> str:
-    return NAME + digest_of(sorted({row.digest for row in rows}))[:16]
+        # known by their bytes: an extraction may have changed what lies at a path since the pair was found
+        first, second = (unit_of_digest.get(found.digests[path]) for path in (pair.a, pair.b))
+        if first is not None and second is not None:
+            above[top(first)] = top(second)
+    return [top(unit) for unit in units]
 
 
 def facts_of(cache: Cache) -> dict[str, str | bytes]:

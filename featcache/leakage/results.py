@@ -56,6 +56,8 @@ class Leaks:
     unseen: int  # images of which features alone were compared
     notes: tuple[str, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)  # of each step
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)  # {path: SHA-256} of the images of pairs
+    crossing_groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # {group: {split: images}}
 
     @property
     def contaminating(self) -> tuple[Pair, ...]:
@@ -63,9 +65,14 @@ class Leaks:
         return tuple(pair for pair in self.pairs if pair.crosses and self.guarded in pair.splits)
 
     @property
+    def contaminating_groups(self) -> tuple[str, ...]:
+        """Return the groups that stand in the guarded split and in another one."""
+        return tuple(group for group, splits in self.crossing_groups.items() if self.guarded in splits)
+
+    @property
     def contaminated(self) -> bool:
-        """Return whether the guarded split shares images with another one."""
-        return bool(self.contaminating)
+        """Return whether the guarded split shares images, or images of a group, with another one."""
+        return bool(self.contaminating or self.contaminating_groups)
 
     @property
     def counts(self) -> Mapping[tuple[str, str], Mapping[Kind, int]]:

@@ -18,7 +18,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.heads.tried import Fold
-from featcache.spec import ImageRow, unit_of
+from featcache.spec import ImageRow, units_of
 from featcache.sweeps.run import LOO, Settings, features_of, taps_in
 
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
@@ -139,7 +139,7 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
     everything = np.arange(len(rows))
     folds: tuple[tuple[Classes, Classes], ...] = ((everything[: len(train)], everything[len(train) :]),)
     if asked.cv:
-        folds = () if asked.cv == LOO else _folds(train, y, asked)
+        folds = () if asked.cv == LOO else _folds(cache, train, y, asked)
     sizes = {(cache.taps[name].preprocess.size, cache.taps[name].preprocess.resize) for name in names}
     return Task(tap, X, y, folds, len(train), streamed, len(sizes) == 1)
 
@@ -202,10 +202,12 @@ def _standardised_in_place(X: Features, num_train: int) -> tuple[Any, Features]:
     return scaler.set_params(copy=True), X
 
 
-def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
+def _folds(cache: Cache, train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    units = [unit_of(row) for row in train]  # what must not stand on both sides: groups, and copies of one image
+    # what must not stand on both sides: groups, and copies of one image; an image that is not trained on may link two
+    unit_of_path = {row.path: unit for row, unit in zip(cache.rows, units_of(cache.rows), strict=True)}
+    units = [unit_of_path[row.path] for row in train]
     if len(set(units)) == len(units):
         splitter = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed)
         return tuple(splitter.split(y, y))

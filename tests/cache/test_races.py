@@ -336,3 +336,37 @@ def test_processes_that_commit_and_merge_at_random_lose_no_row(tmp_path):
         merge(cache)
         assert rows_of(cache) == all_of(range(9))
         assert not [name for name in tree(cache.parent) if ".tmp-" in name or ".damaged" in name]
+
+
+def with_group(cache, name, number):
+    """Return what puts one image more into a group of the table, as that is when it is asked."""
+
+    def decide():
+        rows = Cache.open(cache).rows
+        row = rows[number]._replace(group=name)
+        return parts.ImageTable([*rows[:number], row, *rows[number + 1 :]], {}, FACTS, {})
+
+    return lambda: parts.merge_decided(cache, decide)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.usefixtures("_fast")
+def test_what_is_decided_about_images_is_never_lost_unseen(tmp_path, folder):
+    def begun(name):
+        cache = tmp_path / name / "c.h5"
+        (cache if folder else cache.parent).mkdir(parents=True)
+        commit(cache, 0, 2)
+        merge(cache)
+        commit(cache, 2, 9)
+        return cache
+
+    def works(cache):
+        return [with_group(cache, "first", 0), with_group(cache, "second", 1)]
+
+    cache = begun("steps")
+    steps, _ = play(cache, [(0, END), (1, END)], works(cache))
+    for at in range(len(steps) + 1):  # wherever the first pauses, the second does all that it does
+        cache = begun(str(at))
+        play(cache, [(0, at), (1, END), (0, END)], works(cache))
+        assert [row.group for row in Cache.open(cache).rows[:3]] == ["first", "second", ""]
+        assert rows_of(cache) == all_of(range(9))

@@ -5,17 +5,19 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
+from cache.disk import Disk
 
 from featcache.cache import parts
 from featcache.cache.check import verify
 from featcache.cache.exchange import merge_caches
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UsageError
-from featcache.extraction import extract
+from featcache.extraction import Options, extract
+from featcache.extraction.job import Job
 from featcache.images.manifest import scan
 from featcache.leakage import fix, leaks, write_table
 from featcache.leakage.fixing import facts_of
-from featcache.spec import unit_of
+from featcache.spec import silent, unit_of
 from featcache.sweeps import Run, sweep
 
 from .conftest import PIXELS, copy, write_pictures
@@ -188,6 +190,148 @@ def test_a_fix_that_was_made_while_an_extraction_waited_is_kept(leaky, tmp_path,
     assert {path: split for path, split in split_of(after).items() if path in MOVED} == {
         path: to for path, (_, to) in MOVED.items()
     }
+
+
+def no_locks(monkeypatch):
+    """Be on a file system without locks."""
+
+    def refused(*args, **options):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(parts.FileLock, "acquire", refused)
+
+
+def places_of_moved(cache):
+    return {path: split for path, split in split_of(Cache.open(cache.path)).items() if path in MOVED}
+
+
+FIXED_PLACES = {path: to for path, (_, to) in MOVED.items()}
+
+
+@pytest.mark.parametrize("layout", ["file", "parts"])
+@pytest.mark.parametrize("backbone", [PIXELS, "pixels:size=4"], ids=["same tap", "new tap"])
+def test_a_fix_between_the_scan_of_an_extraction_and_its_work_stays(layout, backbone, leaky, tmp_path):
+    cache = extracted(leaky, tmp_path, layout=layout)
+    write_pictures(leaky / "train", 1, first=90)
+    job = Job(leaky, cache.path, Options(backbone), None, silent)
+    fix(leaks(cache))
+    after = job.run()
+    assert len(after.rows) == 79
+    assert places_of_moved(cache) == FIXED_PLACES
+    assert not leaks(cache.path).contaminated
+
+
+def test_a_fix_while_an_extraction_computes_stays_without_locks_too(leaky, tmp_path, monkeypatch):
+    no_locks(monkeypatch)
+    cache = extracted(leaky, tmp_path)
+    write_pictures(leaky / "train", 1, first=90)
+    found = leaks(cache)
+    fixes = [lambda: fix(found)]
+
+    def meanwhile(tick):
+        if tick.step.startswith("extract") and fixes:
+            fixes.pop()()
+
+    after = extracted(leaky, tmp_path, progress=meanwhile)
+    assert not fixes
+    assert len(after.rows) == 79
+    assert places_of_moved(cache) == FIXED_PLACES
+
+
+@pytest.mark.parametrize("first", ["extract", "fix"])
+def test_a_fix_and_an_extraction_that_write_at_once_both_stay(first, leaky, tmp_path, monkeypatch):
+    no_locks(monkeypatch)
+    cache = extracted(leaky, tmp_path)
+    found = leaks(cache)
+    write_pictures(leaky / "train", 1, first=90)
+    works = {"extract": lambda: extracted(leaky, tmp_path), "fix": lambda: fix(found)}
+    outer = works.pop(first)
+    disk, at_the_end = Disk(tmp_path), []
+
+    def inside(call, path):
+        # the outer one has asked whether the table is as it was, and is about to rename its own
+        if call == "replace" and path.startswith(".tmp-") and works:
+            at_the_end.append(path)
+            works.popitem()[1]()
+
+    with disk.watching():
+        disk.hook = inside
+        outer()
+    assert at_the_end
+    assert len(Cache.open(cache.path).rows) == 79
+    assert places_of_moved(cache) == FIXED_PLACES
+
+
+def test_a_fix_knows_images_by_their_bytes_where_an_extraction_has_moved_them(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    found = leaks(cache)
+    (leaky / "train/iris/a.jpg").rename(leaky / "train/iris/new.jpg")
+    (leaky / "train/iris/015.png").rename(leaky / "train/iris/a.jpg")
+    extracted(leaky, tmp_path)
+    fix(found)
+    assert places_of_moved(cache) == FIXED_PLACES
+    groups = {row.path: row.group for row in Cache.open(cache.path).rows}
+    assert groups["train/iris/new.jpg"] == groups["test/iris/030.png"] != ""
+    assert groups["train/iris/a.jpg"] == ""
+
+
+def in_patients(root):
+    """Write train and test folders whose images are of four patients; three of them are in both."""
+    for split, patients in (("train", "abc"), ("test", "abcd")):
+        for patient in patients:
+            write_pictures(root / "x", 3, first=ord(patient) * 9 + 4 * (split == "test"))
+            for path in sorted((root / "x").glob("*/*.png")):
+                to = root / "photos" / split / path.parent.name / f"{patient}_{path.name}"
+                to.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(to)
+    shutil.rmtree(root / "x")
+    return root / "photos"
+
+
+def test_groups_that_folders_cut_contaminate_test_until_they_are_put_together(tmp_path):
+    photos = in_patients(tmp_path)
+    cache = extracted(photos, tmp_path, group_from=r"regex:/(\w)_")
+    assert cache.report.groups.crossing == 3
+    found = leaks(cache)
+    assert (found.contaminated, found.contaminating, found.contaminating_groups) == (True, (), ("a", "b", "c"))
+    assert found.crossing_groups["a"]["test"] == 9
+    fixed = fix(found)
+    assert {move.before for move in fixed.moved} == {"test"}
+    again = leaks(cache.path)
+    assert (again.contaminated, again.crossing_groups) == (False, {})
+    assert fix(again).moved == ()
+    after = extracted(photos, tmp_path, group_from=r"regex:/(\w)_")
+    assert (after.rows, after.report.groups.crossing) == (Cache.open(cache.path).rows, 0)
+
+
+def test_a_copy_that_links_two_stored_groups_moves_nobody_and_a_fix_mends_it(tmp_path):
+    photos = tmp_path / "photos"
+    for patient in range(12):
+        write_pictures(tmp_path / "x", 2, first=2 * patient)
+        for label in ("iris", "rose"):
+            shutil.copytree(tmp_path / "x" / label, photos / label / f"p{patient}")
+        shutil.rmtree(tmp_path / "x")
+    cache = extracted(photos, tmp_path, group_from="parent")
+    before = split_of(cache)
+    assert cache.report.remarks == ()
+    of = {row.group: row.split for row in cache.rows}
+    train = next(group for group, split in sorted(of.items()) if split == "train")
+    test = next(group for group, split in sorted(of.items()) if split == "test")
+    source = next(row.path for row in cache.rows if row.group == test)
+    shutil.copy(photos / source, photos / train / "copy.png")
+    linked = extracted(photos, tmp_path, group_from="parent")
+    splits = split_of(linked)
+    assert {path: splits[path] for path in before} == before
+    assert splits[f"{train}/copy.png"] == "test"  # with its copy
+    [remark] = linked.report.remarks
+    assert f"1 of 24 groups stand in several splits, such as '{train}' in train and test" in remark
+    assert "stored splits never move" in remark
+    assert leaks(linked).contaminated
+    fix(leaks(linked))
+    assert not leaks(linked.path).contaminated
+    after = extracted(photos, tmp_path, group_from="parent")
+    assert {split_of(after)[path] for path in (source, f"{train}/copy.png")} == {"train"}
+    assert after.report.remarks == ()
 
 
 def test_what_is_left_without_images_is_named(tmp_path):
