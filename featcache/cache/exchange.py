@@ -25,7 +25,7 @@ def merge_caches(sources: Sequence[str | Path], out: str | Path) -> Cache:
     """Write one cache with the images and rows of all these caches, and return it.
 
     An image stands in it once; the root is that of the first. Raises DataError if two caches are arranged or split by
-    other rules or disagree about an image, UsageError if `out` exists.
+    other rules or disagree about an image, NotACache if one is damaged, UsageError if `out` exists.
     """
     out = Path(out)
     if not sources:
@@ -92,7 +92,6 @@ def export(cache: Cache, out: str | Path, tap: str | None = None, split: str | N
     if out.suffix not in FORMATS:
         raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
     rows = cache.usable(split)
-    cache.check(cache.tap(tap).name)
     X = cache.features(rows, tap)
     columns = {name: [_text(getattr(row, name)) for row in rows] for name in ImageRow._fields}
     index = {name: number for number, name in enumerate(cache.classes)}
