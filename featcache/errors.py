@@ -94,4 +94,4 @@ class WeightsMissing(EnvironmentFault):
 
 
 class DiskFault(EnvironmentFault):
-    """Writing failed: full disk, no permission, input/output error."""
+    """Reading or writing failed: full disk, no permission, input/output error, too many open files."""

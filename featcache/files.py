@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import hashlib
 import io
 import json
@@ -33,6 +34,12 @@ CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EP
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
 LEAST_FREE_BYTES = 2**20  # where a library has failed and less is free, that is why
 TIDIED_AWAY = errno.ENOENT  # by another process, which has merged the part that was in the folder
+OF_THE_SYSTEM = {  # what a machine may lack or forbid for a while; it says nothing about the bytes of a file
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EBUSY),
+    *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
+}
+NUMBER_IN_TEXT = re.compile(r"\berrno (?:= )?(\d+)", re.IGNORECASE)  # so HDF5 and some others tell it
 T = TypeVar("T")
 
 
@@ -124,6 +131,64 @@ class Sink:
 
     def flush(self) -> None:
         """Do nothing: there is no buffer."""
+
+
+class ByteSource:
+    """A file as HDF5 reads it, in one piece or through `h5py.File(source)`: what the system refuses is no damage.
+
+    HDF5 and h5py hide a failed read behind errors of their own, or take it for "there is no such thing". So the first
+    failure is kept, and DiskFault is raised at the end of the block, whatever came of what was not read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises FileNotFoundError, DiskFault."""
+        self.path = path
+        self.failure: OSError | None = None
+        self._position = 0
+        try:
+            self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._size = os.fstat(self._handle).st_size
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise cannot_read(path, error) from error
+
+    def __enter__(self) -> ByteSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._handle)
+        if self.failure is not None:
+            raise cannot_read(self.path, self.failure) from self.failure
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the position; with zeros where the file has nothing."""
+        room = memoryview(buffer).cast("B")
+        size = len(room)
+        try:
+            while len(room) and (count := os.preadv(self._handle, [room], self._position)):
+                room = room[count:]
+                self._position += count
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        room[:] = bytes(len(room))
+        return size
+
+    def read(self, size: int = -1) -> bytes:
+        """Return `size` bytes from the position, or all that follow."""
+        found = bytearray(max(self._size - self._position, 0) if size < 0 else size)
+        self.readinto(found)
+        return bytes(found)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
 
 
 @contextmanager
@@ -227,10 +292,17 @@ def make_folder(folder: Path) -> None:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a folder that match, sorted; none if the folder is gone, even just now."""
-    with suppress(FileNotFoundError):
-        return sorted(folder.glob(pattern))
-    return []
+    """Return the files of a folder that match, sorted; none if the folder is gone, even just now.
+
+    Raises DiskFault if the folder cannot be listed: a file that is not seen is not gone.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise cannot_read(folder, error) from error
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def remove(path: Path) -> None:
@@ -243,7 +315,10 @@ def remove(path: Path) -> None:
 
 def remove_litter(folder: Path) -> None:
     """Remove temporary files of processes that are gone: of this machine's at once, of others' after a day."""
-    for litter in matching(folder, ".tmp-*"):
+    temporary_files: list[Path] = []
+    with suppress(DiskFault):
+        temporary_files = matching(folder, ".tmp-*")
+    for litter in temporary_files:
         match = TEMPORARY.fullmatch(litter.name)
         with suppress(OSError):
             gone = match and match["host"] == _host() and not _alive(int(match["process"]))
@@ -281,6 +356,27 @@ def _fault_behind(error: BaseException, path: Path) -> OSError | None:
         if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
             return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in {folder}")
     return None
+
+
+def cannot_read(path: Path, error: BaseException) -> DiskFault:
+    """Return the error for a file that the system does not give now, which says nothing about its bytes."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return DiskFault(f"Cannot read {path}: {reason}. It stays as it is; run the command again")
+
+
+def raise_if_of_the_system(path: Path, error: BaseException) -> None:
+    """Raise DiskFault if it was the system that failed, not the content of a file: to ask before it is called damaged.
+
+    Libraries wrap what the system says in errors of their own, so all that led to the error is looked at.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None and (match := NUMBER_IN_TEXT.search(str(cause))):
+            number = int(match[1])
+        if isinstance(cause, MemoryError) or number in OF_THE_SYSTEM:
+            raise cannot_read(path, cause) from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def _fault(what: str, path: Path, error: OSError) -> DiskFault:
@@ -362,6 +458,7 @@ def read_json(path: Path, what: type[DataError] = DataError) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        raise_if_of_the_system(path, error)
         raise what(f"Cannot read {path}: {error}") from error
 
 

@@ -60,7 +60,7 @@ def command(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the split. [default: 0]")] = None,
     allow_outside: AllowOutside = False,
     rehash: Annotated[
-        bool, typer.Option("--rehash", help="Read every image again, even if size and time are as before.")
+        bool, typer.Option("--rehash", help="Read every image again, and check every row; compute damaged ones again.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only say what is missing, and what it would cost.")

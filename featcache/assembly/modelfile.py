@@ -16,7 +16,7 @@ from typing import Any
 from featcache.assembly.reference import Reference
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import disk_faults, matching, write_whole
+from featcache.files import disk_faults, matching, raise_if_of_the_system, write_whole
 from featcache.outputs import Kind, check_output
 from featcache.spec import did_you_mean
 
@@ -73,6 +73,7 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files
+        raise_if_of_the_system(path, error)
         raise NotAModel(f"Keras cannot load {path}: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -81,7 +82,8 @@ def is_ours(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return MEMBER in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile) as error:
+        raise_if_of_the_system(path, error)
         return False
 
 
@@ -94,6 +96,7 @@ def read_reference(path: Path) -> Reference | None:
         with zipfile.ZipFile(path) as archive:
             return Reference.from_bytes(archive.read(REFERENCE)) if REFERENCE in archive.namelist() else None
     except Exception as error:  # damaged files raise many kinds
+        raise_if_of_the_system(path, error)
         raise NotAModel(f"{path}: {REFERENCE} in it is damaged ({error}). Make it again: featcache handoff") from error
 
 
@@ -107,6 +110,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         near = did_you_mean(path.name, others)
         raise NotAModel(f"No model at {path}{near}. Make one: featcache handoff RUN@best -o {path}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise_if_of_the_system(path, error)
         raise NotAModel(
             f"{path} is no model of featcache ({error}). Make one: featcache handoff RUN@best -o MODEL.keras"
         ) from error

@@ -25,6 +25,7 @@ import numpy as np
 from featcache.backbones import keras2
 from featcache.backbones.keras2 import Code, Part
 from featcache.errors import NotAModel
+from featcache.files import raise_if_of_the_system
 
 __all__ = ["Code", "Legacy", "digest", "digests_in", "model_of", "read"]
 Arrays = dict[str, Any]
@@ -46,6 +47,7 @@ def read(path: Path) -> Legacy | None:
     try:
         return _archive(path) if zipfile.is_zipfile(path) else _hdf5(path)
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise_if_of_the_system(path, error)
         raise NotAModel(f"Cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -27,7 +27,7 @@ from featcache.backbones import saved
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import current_folder_first
+from featcache.files import current_folder_first, raise_if_of_the_system
 from featcache.spec import BackboneSpec, Mode, Resize, choose, digest_of
 
 FACTS = "featcache.json"  # in a model that featcache wrote
@@ -248,6 +248,7 @@ def _of_keras_3(path: Path, trust: bool) -> Any:
         with current_folder_first() if trust else nullcontext():
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
+        raise_if_of_the_system(path, error)
         reason = " ".join(str(error).split())
     else:
         _check_no_folder(path, model)
@@ -353,5 +354,6 @@ def _read(path: Path, member: str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read(member))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise_if_of_the_system(path, error)
         return None

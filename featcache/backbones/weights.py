@@ -21,7 +21,7 @@ from pathlib import Path
 from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
 from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
-from featcache.files import file_digest
+from featcache.files import file_digest, raise_if_of_the_system
 from featcache.spec import BackboneSpec
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -106,6 +106,7 @@ def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:
             return DiskFault(f"The ImageNet weights of '{spec.name}' cannot be written to {file}: {error.strerror}")
         if not file.exists() and (isinstance(error, (OSError, HTTPException)) or _NO_DOWNLOAD in reason):
             return WeightsMissing(_missing(spec, file, reason.partition(": ")[2] or type(error).__name__))
+        raise_if_of_the_system(file, error)
         broken = damage(file) if file.exists() else None
         if broken or isinstance(error, OSError) or _NO_HASH in reason:
             return WeightsMismatch(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.cache import layout
 from featcache.cache.reader import Cache, stored_rows
-from featcache.cache.rows import checked_rows, is_part, opened
+from featcache.cache.rows import compared_rows, is_part, opened
 from featcache.errors import DataError, NotACache
 from featcache.files import again, file_digest
 
@@ -44,14 +43,13 @@ def _verify(cache: Path) -> Verified:
         except NotACache as error:
             problems.append(str(error))
     if cache.is_dir() and not problems:
-        problems += _lost(cache)
+        problems += lost_rows(cache)
     return Verified(len(files), rows, tuple(problems))
 
 
-def _lost(cache: Path) -> list[str]:
+def lost_rows(cache: Path) -> list[str]:
     """Return which taps of a folder of parts have fewer rows than when it was finished: a part is gone."""
-    with layout.reading(cache) as file:
-        counts = json.loads(layout.text_of(file["images"], layout.ROWS_OF) or "{}")
+    counts = layout.counted_rows(cache)
     stored = stored_rows(cache)
     there = {fingerprint: len(stored[fingerprint].at) if fingerprint in stored else 0 for fingerprint in counts}
     return [
@@ -66,7 +64,7 @@ def _verified(file: Path) -> int:
     """Return the number of rows; raise NotACache if one of them, or anything beside them, is not what was written."""
     with layout.reading_all_of_part(file) if is_part(file) else opened(file) as found:
         layout.check_complete(found, file)
-        rows = checked_rows(found, file)
+        rows = compared_rows(found, file)
     if not is_part(file):
         Cache.open(file)
     return rows

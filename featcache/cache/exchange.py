@@ -29,7 +29,7 @@ def merge_caches(sources: Sequence[str | Path], out: str | Path, *, force: bool 
 
     An image stands in it once; the root is that of the first. force: replace what lies at `out` even if it is not a
     cache of which the merged one holds everything. Raises DataError if two caches are arranged or split by other rules
-    or disagree about an image, UsageError if something else lies at `out`.
+    or disagree about an image, NotACache if one is damaged, UsageError if something else lies at `out`.
     """
     out = Path(out)
     paths = [Path(source) for source in sources]
@@ -126,7 +126,6 @@ def export(
         raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
     check_output(out, EXPORTS[out.suffix], inputs=[cache.path], force=force)
     rows = cache.usable(split)
-    cache.check(cache.tap(tap).name)
     X = cache.features(rows, tap)
     columns = {name: [_text(getattr(row, name)) for row in rows] for name in ImageRow._fields}
     index = {name: number for number, name in enumerate(cache.classes)}

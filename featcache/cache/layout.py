@@ -40,8 +40,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featcache.errors import CacheVersion, DiskFault, NotACache
-from featcache.files import Overtaken, Sink, make_folder, matching, overtake, write_whole, writing
+from featcache.errors import CacheVersion, NotACache
+from featcache.files import (
+    ByteSource,
+    Overtaken,
+    Sink,
+    make_folder,
+    matching,
+    overtake,
+    raise_if_of_the_system,
+    write_whole,
+    writing,
+)
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
@@ -111,7 +121,7 @@ def hdf5_version() -> str:
 
 @contextmanager
 def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
-    """Open a file of a cache for reading. Raises NotACache or CacheVersion, naming the file.
+    """Open a file of a cache for reading. Raises NotACache, CacheVersion or DiskFault, naming the file.
 
     state: what `state_in` the file was; Overtaken is raised if it is another one now.
     """
@@ -122,19 +132,15 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
         begun = bool(part_files(path)) or (not path.is_dir() and parts_folder(path).is_dir())
         how = "An extraction was begun; finish it" if begun else "Make one"
         raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
-    try:
-        with table.open("rb") as file:
-            signature = file.read(len(SIGNATURE))
-    except OSError as error:
-        raise NotACache(f"Cannot read {path}: {error.strerror}") from error
-    if signature != SIGNATURE:
-        raise NotACache(
-            f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
-        )
-    with _checked(table, table) as opened:
-        if state not in (None, state_in(opened)):
-            raise Overtaken(table)
-        yield opened
+    with _source_of(table) as source:
+        if source.read(len(SIGNATURE)) != SIGNATURE:
+            raise NotACache(
+                f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
+            )
+        with _checked(source, table) as opened:
+            if state not in (None, state_in(opened)):
+                raise Overtaken(table)
+            yield opened
 
 
 def _no_cache_but(folder: Path) -> str:
@@ -150,10 +156,8 @@ def _no_cache_but(folder: Path) -> str:
 
 @contextmanager
 def reading_part(path: Path) -> Iterator[h5py.File]:
-    """Open a part for reading. Raises NotACache, or Overtaken if it is gone."""
-    if not path.exists():
-        raise Overtaken(path)
-    with _checked(path, path) as opened:
+    """Open a part for reading. Raises NotACache, DiskFault, or Overtaken if it is gone."""
+    with _source_of(path) as source, _checked(source, path) as opened:
         yield opened
 
 
@@ -161,32 +165,36 @@ def reading_part(path: Path) -> Iterator[h5py.File]:
 def reading_all_of_part(path: Path) -> Iterator[h5py.File]:
     """Read a part into memory and open it, if its bytes are those that its name tells. Raises what `reading_part` does.
 
-    Raises DiskFault if the disk does not give its bytes, which says nothing about them.
+    So NotACache is proof: the disk gave all bytes, and they are not what was written.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise Overtaken(path) from error
-    except OSError as error:
-        raise DiskFault(
-            f"Cannot read {path}: {error.strerror}. Run the command again, or move it away to compute its rows anew"
-        ) from error
+    with _source_of(path) as source:
+        data = source.read()
     if path.name != part_name(data):
-        raise NotACache(f"{path} is damaged: its bytes are not those that its name tells")
+        raise NotACache(
+            f"{path} is damaged: its bytes are not those that its name tells. "
+            "Compute its rows again: run featcache extract with the images that it was made from"
+        )
     with _checked(io.BytesIO(data), path) as opened:
         yield opened
 
 
-@contextmanager
-def _checked(source: Path | io.BytesIO, path: Path) -> Iterator[h5py.File]:
-    options = {} if isinstance(source, io.BytesIO) else {"locking": False}
+def _source_of(path: Path) -> ByteSource:
+    """Open a file. Raises DiskFault, or Overtaken if it is gone."""
     try:
-        with h5py.File(source, "r", **options) as file:
+        return ByteSource(path)
+    except FileNotFoundError as error:
+        raise Overtaken(path) from error
+
+
+@contextmanager
+def _checked(source: ByteSource | io.BytesIO, path: Path) -> Iterator[h5py.File]:
+    """Open what was read as HDF5. What the system refuses meanwhile, the ByteSource reports at its end."""
+    try:
+        with h5py.File(source, "r") as file:
             _check_version(file, path)
             yield file
     except FAULTS as error:
-        if not path.exists():
-            raise Overtaken(path) from error
+        raise_if_of_the_system(path, error)
         raise damaged(path, error) from error
 
 
@@ -263,6 +271,15 @@ def state(table: Path) -> str | None:
 def state_in(file: Any) -> str:
     """Return the digest of all that an open file holds, as it says itself."""
     return text_of(file, "content_digest")
+
+
+def counted_rows(cache: Path) -> dict[str, int]:
+    """Return {fingerprint: images with a row} of a folder of parts when it was finished; nothing of other caches."""
+    if not table_of(cache).exists():
+        return {}
+    with reading(cache) as file:
+        text = text_of(file["images"], ROWS_OF)
+        return dict(json.loads(text)) if text else {}
 
 
 def check_complete(file: Any, path: Path) -> None:

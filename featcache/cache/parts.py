@@ -6,12 +6,21 @@ CACHE.h5 and removes the parts; in a cache that is a folder of parts, `merge` wr
 
 Any number of extractions may work on one cache, on machines that share a disk: parts never collide, and of a
 merge that another one overtook the parts stay until a later merge has them. The lock only saves work.
+
+What is copied is compared with its digest first, so that damage never gets a digest that vouches for it:
+
+- A part that is proven damaged (the disk gave all of its bytes, and they are not those that its name tells) is set
+  aside: it is renamed, and an extraction computes its rows again. In a folder of parts it stays there, and the folder
+  remembers how many rows it had, until they are all back or somebody deletes the file.
+- A tap of CACHE.h5 that is damaged stops a merge. An extraction leaves its rows out and computes them again; if it
+  does not ask for that tap, it has `merge` copy the tap as it stands, under the digest that it does not match. So
+  nobody can read the tap, `verify` reports it as before, and no other backbone has to wait until it is mended.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,9 +32,10 @@ from filelock import FileLock, Timeout
 from featcache import files
 from featcache.arrays import Features
 from featcache.cache import layout
+from featcache.cache.check import lost_rows
 from featcache.cache.layout import part_files, parts_folder, table_of
 from featcache.cache.reader import Cache
-from featcache.cache.rows import Piece, TapRows, by_tap, pieces_in, write_tap
+from featcache.cache.rows import Piece, TapRows, by_tap, copy_tap, pieces_in, write_tap
 from featcache.errors import NotACache
 from featcache.files import Overtaken, again, being_written, remove_litter
 from featcache.spec import Failure, ImageRow, Tap, canonical_json
@@ -57,18 +67,44 @@ def commit(
     return layout.write_part(parts_folder(cache), fill)
 
 
-def read_rows(cache: Path) -> dict[str, TapRows]:
+def read_rows(cache: Path, *, whole: bool = False, checked: bool = False) -> dict[str, TapRows]:
     """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside.
 
-    Of a folder of parts only the small ones are read whole; for the large there is `verify`, as for CACHE.h5.
+    whole: read large parts of a folder whole, too; the small ones always are. checked: leave the damaged taps of
+    CACHE.h5 out, which takes reading it all. Raises DiskFault where the system does not let a file be read.
     """
-    return again(lambda: _read_rows(cache))
+    return again(lambda: _read_rows(cache, whole, checked))
 
 
-def _read_rows(cache: Path) -> dict[str, TapRows]:
-    table, listed = table_of(cache), part_files(cache)  # before the table: what is merged meanwhile is in it
-    pieces = pieces_in(table) if table.exists() else []
-    return by_tap([*pieces, *(piece for part in listed for piece in _pieces_or_aside(part, cache))])
+def _read_rows(cache: Path, whole: bool, checked: bool) -> dict[str, TapRows]:
+    listed = part_files(cache)  # before the table: what is merged meanwhile is in it
+    pieces = _pieces_of_table(cache)
+    if checked:
+        damaged = {piece.tap.fingerprint for piece in _damaged_in(pieces)}
+        pieces = [piece for piece in pieces if piece.tap.fingerprint not in damaged]
+    for part in listed:
+        pieces += _pieces_or_aside(part, whole or _is_read_whole(part, cache))
+    return by_tap(pieces)
+
+
+def damaged_taps(cache: Path) -> list[Piece]:
+    """Return the taps of CACHE.h5 whose rows are not those that were written; reads all of them."""
+    return again(lambda: _damaged_in(_pieces_of_table(cache)))
+
+
+def _pieces_of_table(cache: Path) -> list[Piece]:
+    table = table_of(cache)
+    return pieces_in(table) if table.exists() else []
+
+
+def _damaged_in(pieces: Sequence[Piece]) -> list[Piece]:
+    damaged: list[Piece] = []
+    for piece in pieces:
+        try:
+            TapRows([piece]).check()
+        except NotACache:
+            damaged.append(piece)
+    return damaged
 
 
 def make_folder(cache: Path) -> None:
@@ -109,46 +145,85 @@ def merge(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
     joined: Mapping[str, str] | None = None,
+    damaged: Collection[str] = (),
 ) -> Cache:
     """Write these images, and the rows of the parts, into the cache's one file; return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
     how often the extraction was interrupted. failures: {path: why that image has no row}. joined: see `Cache`.
+    damaged: fingerprints of taps that may be damaged; see above for what becomes of them.
     The images replace whatever table is there; to keep anything of it, use `merge_decided`.
+    Raises NotACache, and changes nothing, if rows of another tap are not those that were written.
     """
-    return merge_decided(cache, lambda: ImageTable(images, failures, facts, joined or {}))
+    return merge_decided(cache, lambda: ImageTable(images, failures, facts, joined or {}), damaged)
 
 
-def merge_decided(cache: Path, decide: Callable[[], ImageTable]) -> Cache:
+def merge_decided(cache: Path, decide: Callable[[], ImageTable], damaged: Collection[str] = ()) -> Cache:
     """Write the images that `decide` returns, and the rows of the parts, as `merge` does.
 
     `decide` reads the table of images as it is. If another process replaces that table before the new one is there,
     nothing is written, and `decide` is asked again: what others have put into the table is never lost unseen.
     """
-    merged = again(lambda: _merged(cache, decide))
-    for part in set_aside(cache):
-        files.remove(part)
+    merged = again(lambda: _merged(cache, decide, damaged))
+    if not (cache.is_dir() and lost_rows(cache)):
+        for part in set_aside(cache):
+            files.remove(part)
     _tidy(cache)
     return merged
 
 
-def _merged(cache: Path, decide: Callable[[], ImageTable]) -> Cache:
+def _merged(cache: Path, decide: Callable[[], ImageTable], damaged: Collection[str]) -> Cache:
     table, folder = table_of(cache), cache.is_dir()
     before = layout.state(table)  # first of all, so that whatever changes from here on is noticed
     images, failures, facts, joined = decide()
     counts = _compacted(cache, images) if folder else {}
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
     try:
-        rows = {} if folder else _read_rows(cache)
-        written = write_cache(table, before, rows.values(), images, failures, facts, counts, joined)
+        rows, kept = ({}, []) if folder else _rows_to_merge(cache, parts, damaged)
+        written = write_cache(table, before, rows.values(), images, failures, facts, counts, joined, kept)
     except NotACache as error:
         if layout.state(table) != before:
             raise Overtaken(table) from error
         raise
     del rows  # of many images they take some memory
     opened = Cache.open(cache)
-    _remove_merged(parts, table, written)
+    _remove_merged(_without_taps(parts, kept), table, written)
     return opened
+
+
+def _rows_to_merge(
+    cache: Path, parts: Sequence[Path], damaged: Collection[str]
+) -> tuple[dict[str, TapRows], list[Piece]]:
+    """Return {fingerprint: rows} that are whole, and the damaged taps that stay as they are. Raises NotACache."""
+    pieces: list[Piece] = []
+    broken: list[Piece] = []
+    for piece in _pieces_of_table(cache):
+        if piece.tap.fingerprint in damaged and _damaged_in([piece]):
+            broken.append(piece)
+        else:
+            pieces.append(piece)
+    for part in parts:
+        pieces += pieces_in(part, whole=True)
+
+    computed_again = by_tap(pieces)
+    kept: list[Piece] = []
+    for piece in broken:
+        rows = computed_again.get(piece.tap.fingerprint)
+        if rows is None or not rows.at.keys() >= set(piece.digests):
+            kept.append(piece)
+
+    # What parts have of a tap that stays as it is waits in them: its rows cannot stand beside damaged ones.
+    waiting = {piece.tap.fingerprint for piece in kept}
+    whole = [piece for piece in pieces if piece.tap.fingerprint not in waiting]
+    return by_tap(whole, [piece.tap.name for piece in kept]), kept
+
+
+def _without_taps(parts: Sequence[Path], kept: Sequence[Piece]) -> list[Path]:
+    """Return the parts that have no rows of these taps."""
+    waiting = {piece.tap.fingerprint for piece in kept}
+    if not waiting:
+        return list(parts)
+    return [part for part in parts if waiting.isdisjoint(piece.tap.fingerprint for piece in pieces_in(part))]
 
 
 def _remove_merged(parts: Sequence[Path], table: Path, written: str) -> None:
@@ -176,16 +251,20 @@ def write_cache(
     facts: Mapping[str, str | bytes],
     counts: Mapping[str, int] | None = None,
     joined: Mapping[str, str] | None = None,
+    kept: Sequence[Piece] = (),
 ) -> str:
     """Write a whole cache: its images, and every row of these taps; return its state. before: see `write_table`.
 
-    counts: of a folder of parts, {fingerprint: images with a row} of what lies in them.
+    counts: of a folder of parts, {fingerprint: images with a row} of what lies in them. kept: damaged taps that stay.
+    Raises NotACache if rows are not those that were written.
     """
 
     def fill(file: Any, check: Callable[[], None]) -> None:
         _fill_images(file, images, failures, facts, counts, joined or {})
         for tap_rows in sorted(rows, key=lambda one: one.tap.name):
             write_rows(file, tap_rows, in_order(tap_rows, images), check)
+        for piece in kept:
+            copy_tap(file, piece, check)
 
     return layout.write_table(table, before, fill)
 
@@ -233,9 +312,17 @@ def _fill_images(
     layout.put_text(group, "content_digest", layout.images_digest(group))
 
 
-def _pieces_or_aside(part: Path, cache: Path) -> list[Piece]:
+def _is_read_whole(part: Path, cache: Path) -> bool:
+    """Tell whether a part is always read whole: all that are to be merged, and the small ones of a folder."""
+    return part.parent != cache or _size(part) < SMALL_BYTES
+
+
+def _pieces_or_aside(part: Path, whole: bool) -> list[Piece]:
+    """Return what a part has; nothing, and rename it, if it is proven damaged. Raises DiskFault."""
+    with suppress(NotACache):
+        return pieces_in(part, whole=whole)
     try:
-        return pieces_in(part, whole=part.parent != cache or _size(part) < SMALL_BYTES)
+        return pieces_in(part, whole=True)  # all of its bytes are the proof
     except NotACache:
         with suppress(OSError):  # another has done it, or nobody can
             os.replace(part, part.with_suffix(DAMAGED))
@@ -248,17 +335,30 @@ def set_aside(cache: Path) -> list[Path]:
 
 
 def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
-    """Put the small parts of a folder together; return {fingerprint: images with a row} of all its parts."""
+    """Put the small parts of a folder together; return {fingerprint: images with a row} of all its parts.
+
+    While a damaged part lies there whose rows are not back, the numbers are those that they were with it.
+    """
     small = [part for part in part_files(cache) if _size(part) < SMALL_BYTES]
     if len(small) > 1:
         _compact(cache, small, images)
-    return {rows.tap.fingerprint: len(rows.at) for rows in _read_rows(cache).values()}
+    pieces: list[Piece] = []
+    for part in part_files(cache):
+        pieces += pieces_in(part)
+    counts = {rows.tap.fingerprint: len(rows.at) for rows in by_tap(pieces).values()}
+    if set_aside(cache):
+        for fingerprint, number in layout.counted_rows(cache).items():
+            counts[fingerprint] = max(number, counts.get(fingerprint, 0))
+    return counts
 
 
 def _compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow]) -> None:
-    """Write parts of about PART_BYTES with all rows of these small ones, then remove them."""
+    """Write parts of about PART_BYTES with all rows of these small ones, then remove them. Raises NotACache."""
     kept: set[Path] = set()
-    for rows in by_tap(piece for part in small for piece in _pieces_or_aside(part, cache)).values():
+    pieces: list[Piece] = []
+    for part in small:
+        pieces += pieces_in(part, whole=True)
+    for rows in by_tap(pieces).values():
         digests = in_order(rows, images)
         step = max(1, PART_BYTES // max(1, rows.row_bytes))
         for start in range(0, len(digests), step):

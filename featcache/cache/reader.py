@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
-from featcache.cache.rows import Digests, TapRows, by_tap, checked_rows, described, opened, pieces_in
+from featcache.cache.rows import Digests, TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
@@ -125,7 +125,7 @@ class Cache:
     def features(self, rows: Sequence[ImageRow], tap: str | None = None) -> Features:
         """Return the (N, D) float32 features of these images, in their order; (N, h, w, C) of a tap without pooling.
 
-        Raises UnknownTap if the tap has no row for one of them.
+        Raises UnknownTap if the tap has no row for one of them, NotACache if its rows are not those that were written.
         """
         return self._read(rows, [row.digest for row in rows], self.tap(tap))
 
@@ -154,15 +154,12 @@ class Cache:
         ]
 
     def check(self, tap: str) -> None:
-        """Raise NotACache if the rows of a tap are not those that were written; reads all of them."""
-        fingerprint = self.tap(tap).fingerprint
-        sources = layout.part_files(self.path) if self.path.is_dir() else [self.path]
-        again(lambda: [self._checked(source, fingerprint) for source in sources])
+        """Raise NotACache if the rows of a tap are not those that were written; whatever reads features does the same.
 
-    @staticmethod
-    def _checked(source: Path, fingerprint: str) -> int:
-        with opened(source) as file:
-            return checked_rows(file, source, fingerprint)
+        Reads all of them, once in a process while the file stays as it is.
+        """
+        fingerprint = self.tap(tap).fingerprint
+        again(lambda: _stored_rows(self.path, fingerprint)[fingerprint].check())
 
     def labels(self, rows: Sequence[ImageRow]) -> Classes:
         """Return the (N,) class indices of these images."""

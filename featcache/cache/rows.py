@@ -2,12 +2,16 @@
 
 Planning needs only which images have rows, so features stay on the disk until they are asked for, and then
 pass through memory in blocks.
+
+No feature leaves this module unchecked. The digest of a tap covers all of its rows in a file, so the first read of any
+of them reads and compares all, once in a process for a file as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,6 +33,7 @@ BLOCK_BYTES = 4 * 2**20
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
 Digests = Sequence[str] | npt.NDArray[np.bytes_]  # of images, as texts or as a column of a file holds them
 MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
+checked_taps: set[tuple[Any, ...]] = set()  # those that this process has compared with their digests
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,14 @@ class TapRows:
     def features(self, digests: Digests) -> Features:
         """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32.
 
-        Raises KeyError if one of them has no row.
+        Raises KeyError if one of them has no row, NotACache if the rows are not those that were written.
         """
         out = np.empty((len(digests), *self.shape), np.float32)
         self._read(self._numbers(digests), out)
         return out
 
     def blocks(self, digests: Sequence[str]) -> Iterator[Features]:
-        """Yield the same rows as they are stored, a few megabytes at a time."""
+        """Yield the same rows as they are stored, a few megabytes at a time. Raises NotACache as `features` does."""
         step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
         numbers = self._numbers(digests)
         for start in range(0, len(numbers), step):
@@ -162,7 +167,14 @@ class TapRows:
             places = np.flatnonzero((numbers >= start) & (numbers < end))
             if len(places):
                 with opened(piece.source, piece.state) as file:
+                    check_tap(file[piece.group], piece.source)
                     _take(file[piece.group]["features"], numbers[places] - start, out, places)
+
+    def check(self) -> None:
+        """Raise NotACache if the rows are not those that were written."""
+        for piece in self.pieces:
+            with opened(piece.source, piece.state) as file:
+                check_tap(file[piece.group], piece.source)
 
 
 def is_part(path: Path) -> bool:
@@ -186,12 +198,15 @@ def pieces_in(source: Path, fingerprint: str | None = None, *, whole: bool = Fal
         return [Piece.read(group, source) for group in wanted]
 
 
-def by_tap(pieces: Iterable[Piece]) -> dict[str, TapRows]:
-    """Return {fingerprint: rows}. Of two taps of one name the first keeps it, the other gets its fingerprint behind."""
+def by_tap(pieces: Iterable[Piece], names: Iterable[str] = ()) -> dict[str, TapRows]:
+    """Return {fingerprint: rows}. Of two taps of one name the first keeps it, the other gets its fingerprint behind.
+
+    names: those that other taps have already.
+    """
     found: dict[str, list[Piece]] = {}
     for piece in pieces:
         found.setdefault(piece.tap.fingerprint, []).append(piece)
-    taken: set[str] = set()
+    taken = set(names)
     rows: dict[str, TapRows] = {}
     for fingerprint, of_tap in found.items():
         name = of_tap[0].tap.name
@@ -267,18 +282,50 @@ def content_digest(group: Any, source: Path) -> str:
     return str(hashed.hexdigest())
 
 
-def checked_rows(file: Any, source: Path, fingerprint: str | None = None) -> int:
-    """Return how many rows an open file has, of all taps or one.
+def check_tap(group: Any, source: Path) -> None:
+    """Raise NotACache if the rows of a tap are not those that were written. Reads all of them, once in a process.
 
-    Raises NotACache if they are not those that were written.
+    A file that was changed or replaced since is read again: its time, or its state, is another.
     """
+    file = os.stat(source)
+    key = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, layout.state_in(group.file), group.name)
+    if key not in checked_taps:
+        compare_tap(group, source)
+        checked_taps.add(key)
+
+
+def compare_tap(group: Any, source: Path) -> None:
+    """Raise NotACache if the rows of a tap are not those that were written. Reads all of them."""
+    if content_digest(group, source) != layout.text_of(group, "content_digest"):
+        raise NotACache(
+            f"{source} is damaged: the rows of tap '{group.name}' are not those that were written. "
+            "Compute them again: repeat the featcache extract that made them, with --rehash"
+        )
+
+
+def compared_rows(file: Any, source: Path) -> int:
+    """Return how many rows of all taps an open file has. Raises NotACache if they are not those that were written."""
     rows = 0
     for group in layout.tap_groups(file, source):
-        if fingerprint in (None, described(group, source).fingerprint):
-            if content_digest(group, source) != layout.text_of(group, "content_digest"):
-                raise layout.damaged(source, f"the rows of tap '{group.name}' are not those that were written")
-            rows += len(Piece.read(group, source))
+        compare_tap(group, source)
+        rows += len(Piece.read(group, source))
     return rows
+
+
+def copy_tap(file: Any, piece: Piece, check: Any = lambda: None) -> None:
+    """Write a damaged tap as it stands, under the digest that it does not match, so that it stays known as damaged."""
+    copy = file.create_group(piece.group)
+    with opened(piece.source, piece.state) as source:
+        group = source[piece.group]
+        for name in ("digest", "made_by", "features"):
+            stored = group[name]
+            target = copy.create_dataset(name, stored.shape, stored.dtype)
+            step = max(1, BLOCK_BYTES // max(1, stored.nbytes // max(1, len(stored))))
+            for start in range(0, len(stored), step):
+                target[start : start + step] = stored[start : start + step]
+                check()
+        for name in ("tap", "fingerprint", "provenance", "content_digest"):
+            layout.put_text(copy, name, layout.text_of(group, name))
 
 
 def _content(tap: Tap, provenance: str, digests: Any, made_by: Any) -> Any:

@@ -2,6 +2,10 @@
 
 A kill at any moment costs the batches in flight (one that is computed, one that is written): every batch becomes a
 part, and the same command goes on from the parts that are there.
+
+Before rows are copied into a new CACHE.h5 they are compared with their digests. What is damaged of the taps that are
+asked for is computed again; damaged taps of other backbones stay as they are (see `cache.parts`). An extraction that
+has nothing to do copies nothing and compares nothing, unless `rehash` asks it to trust nothing that is stored.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from featcache.cache import parts
 from featcache.cache.layout import is_cache, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
-from featcache.errors import DiskFault, NoImages, NotAModel, UnreadableImages, UsageError
+from featcache.errors import DiskFault, NoImages, NotACache, NotAModel, UnreadableImages, UsageError
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
@@ -204,10 +208,10 @@ def extract(
     keras or openvino. device: "auto" (all GPUs there are), cpu, gpu or names: "gpu:0,gpu:1". batch: "auto" or images at
     once on each. layout: "file", or "parts" for a folder.
     split, group_from, seed, allow_outside: as in `scan`; a cache keeps the splits it has. rehash: read every image
-    again, even if its size and time are those of the index. force: replace a file at `out` that is no cache.
-    `cache.report` tells what was done.
-    Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault; under `strict` UnreadableImages,
-    after everything else was cached.
+    again, even if its size and time are those of the index, and compare every stored row with its digest. force:
+    replace a file at `out` that is no cache. `cache.report` tells what was done.
+    Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault, NotACache if a cache is damaged and cannot
+    be mended; under `strict` UnreadableImages, after everything else was cached.
     """
     started = time.perf_counter()
     given = dict(locals())
@@ -264,9 +268,10 @@ class Job:
         check_kinds(options.device)
         self.in_parts = _in_parts(out, options.layout)
         self.seen = parts.state(out)  # before anything of it is read
-        self.cached: dict[str, TapRows] = parts.read_rows(out)  # sets damaged parts aside
+        self.cached: dict[str, TapRows] = parts.read_rows(out, whole=options.rehash)  # sets damaged parts aside
         if aside := parts.set_aside(out):
             progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
+        self.damaged: frozenset[str] = frozenset()  # fingerprints of taps in CACHE.h5, as far as it was compared
         self.earlier = Cache.open(out) if table_of(out).exists() else None
         self.scanned = _scanned(images, self.earlier, options, index, progress)
         self.images, self.joined = as_stored(self.scanned, self.earlier)
@@ -287,6 +292,8 @@ class Job:
     def run(self) -> Cache:
         """Compute and commit the missing rows of all backbones, merge, and return the cache."""
         todo = self._targets()
+        if self.options.rehash:
+            todo = self._without_damaged(todo)
         if self.earlier is not None and not any(target.missing for _, target in todo) and self._is_said(self.earlier):
             return self.earlier
         if self.in_parts:
@@ -296,10 +303,11 @@ class Job:
                 self.cached = parts.read_rows(self.out)
                 self._read_table()
                 todo = self._targets()
+            todo = self._without_damaged(todo)
             for _ in range(MAX_ROUNDS):  # more than one only where images changed or went meanwhile
                 for of_pass in self._passes(todo):
                     of_pass.run()
-                self.cached = parts.read_rows(self.out)
+                self.cached = parts.read_rows(self.out, checked=True)
                 if not self._lacking():
                     break
                 todo = self._targets()
@@ -309,7 +317,7 @@ class Job:
                     f"None of the {len(self._rows())} images in {self.images.root} can be used; "
                     f"{first.path}: {first.reason}"
                 )
-            return parts.merge_decided(self.out, self._table)
+            return parts.merge_decided(self.out, self._table, self.damaged)
 
     def _read_table(self) -> None:
         """Take over the splits and groups that the cache has now."""
@@ -322,6 +330,35 @@ class Job:
         """Return the table of images to write in place of the one that is there."""
         self._read_table()  # while images were computed, others may have put some into other groups and splits
         return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.joined)
+
+    def _without_damaged(self, todo: list[tuple[Request, Target]]) -> list[tuple[Request, Target]]:
+        """Return what the backbones lack when the damaged taps of CACHE.h5 are left out, and say which they are.
+
+        Raises NotACache if one that is asked for has rows of images that are not at hand: they would be lost.
+        """
+        damaged = {piece.tap.fingerprint: piece for piece in parts.damaged_taps(self.out)}
+        at_hand = {row.digest for row in self._wanted_rows()}
+        for fingerprint, piece in damaged.items():
+            is_asked_for = fingerprint in self.taps
+            gone = set(piece.digests) - at_hand if is_asked_for else set[str]()
+            if gone:
+                raise NotACache(
+                    f"{self.out} is damaged: {len(piece)} rows of tap '{piece.tap.name}' must be computed again, and "
+                    f"{len(gone)} of their images are not in {self.images.root}. Put them back, or move {self.out} "
+                    "away and extract again"
+                )
+            if is_asked_for:
+                note = f"its {len(piece)} rows are computed again"
+            else:
+                note = "it stays as it is until the extraction that made it is repeated with --rehash"
+            if fingerprint not in self.damaged:
+                self.progress(Tick("aside", 0, 0, f"Tap '{piece.tap.name}' of {self.out} is damaged: {note}"))
+        if not damaged:
+            return todo
+        self.damaged = frozenset(damaged)
+        self.cached = parts.read_rows(self.out, checked=True)
+        self.hits = None
+        return self._targets()
 
     def _is_said(self, earlier: Cache) -> bool:
         """Tell whether the cache says all that there is to say."""

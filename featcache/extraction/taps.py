@@ -29,6 +29,7 @@ def extract_taps(
 
     Of one backbone and pooling every layer is read of every view that one of the taps reads.
     rows: the images, of `cache`; source: where they lie. Computed by Keras, since training goes on from what it gives.
+    All features will be read, so that what is damaged is found, and computed again, here.
     Raises as `extract` does, and ImagesChanged if an image is not what `cache` has.
     """
     wanted: dict[Request, Request] = {}
@@ -37,7 +38,7 @@ def extract_taps(
         so_far = wanted.get(how, how)
         layers, views = dict.fromkeys((*so_far.layers, tap.layer)), dict.fromkeys((*so_far.views, tap.view))
         wanted[how] = replace(how, layers=tuple(layers), views=tuple(views))
-    options = _Taps(engine="keras", of_taps=tuple(wanted.values()))
+    options = _Taps(engine="keras", rehash=True, of_taps=tuple(wanted.values()))
     layout: Any = cache.layout
     there = Images(cache.root, source, layout, tuple(rows), cache.split_spec)
     found = Job(there, Path(out), options, None, progress).run()

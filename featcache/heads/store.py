@@ -16,7 +16,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
-from featcache.files import write_arrays, write_whole
+from featcache.files import raise_if_of_the_system, write_arrays, write_whole
 from featcache.heads.estimators import make_pipeline, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.steps import STANDARDISE
@@ -68,6 +68,7 @@ def load(
     except ShapeMismatch:
         raise
     except Exception as error:  # a damaged file can raise anything
+        raise_if_of_the_system(path, error)
         raise NotARun(f"Cannot read the head {other if other.exists() else path}: {error}. Sweep again") from error
 
 

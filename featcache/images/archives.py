@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from featcache.errors import DataError, DiskFault
+from featcache.files import raise_if_of_the_system
 from featcache.images.decode import Undecodable
 from featcache.images.folder import Stamp, require_size, stamp_of
 from featcache.images.listing import SUFFIXES
@@ -240,7 +241,8 @@ def data_offset(held: Held, header: int) -> int:
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """Return the error that says that an archive as a whole cannot be read."""
+    """Return the error that says that an archive as a whole cannot be read. Raises DiskFault if the system refused."""
+    raise_if_of_the_system(path, error)
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(f"{path} is damaged, or not what its name says ({reason}). Copy or download it again")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featcache.errors import DataError, EnvironmentFault, NoImages
+from featcache.files import raise_if_of_the_system
 from featcache.images.listing import SPLIT_NAMES, Listed, Listing
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -128,6 +129,7 @@ def _text(path: Path) -> _Table:
             reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
             rows = [(f"line {reader.line_num}", row) for row in reader if any(row)]
     except (OSError, csv.Error) as error:
+        raise_if_of_the_system(path, error)
         raise DataError(f"Cannot read {path}: {error}") from error
     if not rows:
         raise NoImages(f"{path} is empty: it needs a header with a column 'path', and a row for each image")
@@ -144,6 +146,7 @@ def _parquet(path: Path) -> _Table:
             names = [name for name in file.schema_arrow.names]
             columns = [file.read(columns=[name]).column(0).to_pylist() for name in names]
     except Exception as error:  # pyarrow raises its own kinds
+        raise_if_of_the_system(path, error)
         raise DataError(f"Cannot read {path}: {' '.join(str(error).split())}") from error
     cells = zip(*columns, strict=True)
     return _Table(names, ((f"row {number}", [*map(_cell, row)]) for number, row in enumerate(cells, 1)))

@@ -42,7 +42,6 @@ def leaks(
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     given = _given(threshold)
     name = cache.tap(tap).name if tap else widest(cache)
-    cache.check(name)
     rows = cache.usable()
     contents: dict[str, list[ImageRow]] = {}
     for row in rows:

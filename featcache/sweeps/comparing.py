@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from featcache.arrays import Floats
 from featcache.errors import NotARun, UsageError
+from featcache.files import raise_if_of_the_system
 from featcache.spec import ImageRow, choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
 from featcache.sweeps.run import LOO, Chosen, predictions_file
@@ -136,6 +137,7 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
         lengths = {len(values) for values in said.values()}
         said["predicted"]
     except Exception as error:  # a damaged file can raise anything
+        raise_if_of_the_system(path, error)
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
     if lengths != {len(rows)}:
         raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")

@@ -126,8 +126,6 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
 def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> Task:
     """Return the arrays of a tap, or of several that are joined. Raises ShapeMismatch, TooFewClasses."""
     names = taps_in(cache, tap)
-    for name in names:
-        cache.check(name)  # once; what follows rests on these numbers
     rows = train if asked.cv else [*train, *val]
     y, width = cache.labels(rows), sum(cache.features(rows[:1], name).shape[1] for name in names)
     size, room = len(rows) * width * 4, asked.memory or physical_memory() / SHARE

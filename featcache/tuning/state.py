@@ -13,7 +13,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import NotAModel, UsageError
-from featcache.files import write_arrays
+from featcache.files import raise_if_of_the_system, write_arrays
 from featcache.outputs import Kind
 
 SUFFIX = ".state"
@@ -51,6 +51,7 @@ class State:
             weights, best, optimizer = (_numbered(arrays, name) for name in ("weights", "best", "optimizer"))
             found = cls(said["facts"], weights, best, optimizer, tuple(said["history"]), said["batch"], said["is_over"])
         except Exception as error:  # a damaged file can raise anything
+            raise_if_of_the_system(path, error)
             raise NotAModel(f"{path} cannot be read ({error}). Leave --resume out to begin anew") from error
         _require_same(found.facts, facts, path)
         return found

@@ -192,12 +192,12 @@ def test_a_part_that_the_disk_does_not_give_is_not_set_aside(path, monkeypatch):
 
     part = parts.commit(path, [TOP], [DIGESTS[2]], [FEATURES[TOP.name][:1]], PROVENANCE)
 
-    def broken(path):
+    def broken(*arguments):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pathlib.Path.read_bytes", broken)
-        with pytest.raises(DiskFault, match=r"Cannot read .*part-.*.h5: Input/output error. Run the command again"):
+        patched.setattr("os.preadv", broken)
+        with pytest.raises(DiskFault, match=r"Cannot read .*cache.h5: Input/output error. It stays as it is; run the"):
             parts.read_rows(path)
     assert part.exists()
     assert list(parts_folder(path).iterdir()) == [part]

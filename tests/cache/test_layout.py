@@ -249,8 +249,8 @@ def test_a_file_that_may_not_be_read_is_named(path, monkeypatch):
     def refused(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.open", refused)
-    with pytest.raises(NotACache, match=r"Cannot read .*cache.h5: Permission denied"):
+    monkeypatch.setattr("os.open", refused)
+    with pytest.raises(DiskFault, match=r"Cannot read .*cache.h5: Permission denied. It stays as it is"):
         Cache.open(path)
 
 

@@ -383,7 +383,7 @@ def test_a_listing_that_missed_a_part_is_made_again(tmp_path, monkeypatch):
     path = tmp_path / "c.h5"
     new = commit(path, DIGESTS)
     listings = iter([[], [], [new], [new], [new]][1:])
-    monkeypatch.setattr("pathlib.Path.glob", lambda folder, pattern: next(listings))
+    monkeypatch.setattr("os.listdir", lambda folder: [part.name for part in next(listings)])
     assert part_files(path) == [new]
 
 

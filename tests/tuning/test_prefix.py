@@ -15,7 +15,7 @@ from featcache import files
 from featcache.assembly import Start, handoff, load_model
 from featcache.assembly.assemble import backbones_of, logits_of
 from featcache.cache.reader import Cache
-from featcache.errors import DiskFault, ParityFailed, UsageError
+from featcache.errors import DiskFault, NotACache, ParityFailed, UsageError
 from featcache.extraction import extract
 from featcache.extraction.engines import KerasEngine
 from featcache.sweeps import Run, sweep
@@ -70,11 +70,16 @@ def test_activations_are_a_cache_like_any_other(fresh, tmp_path):
     [tap] = cache.taps.values()
     assert (tap.layer, tap.pooling) == (tuned.prefix, "none")
     cache.check(tap.name)
+    whole = cache.path.read_bytes()
     with h5py.File(cache.path, "r+") as file:
         features = next(one for one in _datasets(file) if one.name.endswith("features"))
         features[0] = features[0] + 1
-    with pytest.raises(Exception, match=r"prefix\.h5.*damaged"):
-        finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW)
+    with pytest.raises(NotACache, match=r"prefix\.h5 is damaged: the rows of tap"):
+        cache.check(tap.name)
+    notes = []
+    finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW, progress=lambda tick: notes.append(tick.note))
+    assert any("prefix.h5 is damaged: its" in note for note in notes)
+    assert cache.path.read_bytes() == whole
 
 
 def _datasets(group):
