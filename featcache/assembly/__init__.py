@@ -34,5 +34,5 @@ def handoff(chosen: Chosen, out: str | Path | None = None, *, images: Images | s
     model.class_names = chosen.run.classes
     if out is not None:
         facts = start.facts | {"certificate": asdict(model.certificate)}
-        save_model(model, Path(out), facts, reference_of_head(start))
+        save_model(model, Path(out), facts, start.lineages(), reference_of_head(start))
     return model
