@@ -57,7 +57,7 @@ def command(
     stays = True
     with progress(quiet) as draw:
         found = leaks(cache, tap=tap, threshold=threshold, images=images, progress=draw)
-        doubted = doubts(found, progress=draw) if labels else None
+        doubted = doubts(found, tap=tap, progress=draw) if labels else None
         if fix_to is not None:
             stays = write_table(found, fix_to, images, force=force)
         fixed = fix(found, progress=draw) if repair else None
@@ -103,7 +103,7 @@ def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _
     if doubted is not None:
         facts["labels"] = [asdict(one) for one in doubted.doubts]
         facts["labels_judged"] = {
-            name: getattr(doubted, name) for name in ("images", "unjudged", "accuracy", "seconds")
+            name: getattr(doubted, name) for name in ("images", "unjudged", "accuracy", "tap", "seconds")
         }
     if fixed is not None:
         facts["fixed"] = {**asdict(fixed), "cache": str(fixed.cache)}
@@ -206,8 +206,9 @@ def _doubts(doubted: Doubts) -> list[str]:
     from featcache.reports.text import table
 
     lines = [
-        f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression that had seen "
-        f"neither the image nor a copy of it (accuracy {doubted.accuracy:.3f}, {doubted.seconds:.1f} s)."
+        f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression on {doubted.tap} "
+        "that had seen neither the image nor a copy of it "
+        f"(accuracy {doubted.accuracy:.3f}, {doubted.seconds:.1f} s)."
     ]
     if doubted.unjudged:
         lines.append(f"{doubted.unjudged} images were not judged: their classes have too few others.")

@@ -41,5 +41,5 @@ def handoff(
     if out is not None:
         check_model_path(Path(out), None, inputs=start.files, force=force)  # the proof may have taken minutes
         facts = start.facts | {"certificate": asdict(model.certificate)}
-        save_model(model, Path(out), facts, reference_of_head(start))
+        save_model(model, Path(out), facts, start.lineages(), reference_of_head(start))
     return model

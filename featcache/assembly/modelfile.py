@@ -1,7 +1,8 @@
 """MODEL.keras: what Keras writes, plus `featcache.json` inside the archive.
 
 The JSON holds class names, tap, preprocessing and the parity certificate; `featcache_reference.npz` beside it what
-tells strange images from known ones. Plain Keras loads the file too: it is built of Keras' own layers only.
+tells strange images from known ones, and `featcache_lineage.npz` which images trained the model. Plain Keras loads the
+file too: it is built of Keras' own layers only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.assembly.reference import Reference
+from featcache.backbones.lineage import MEMBER as LINEAGES
+from featcache.backbones.lineage import Lineages
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
 from featcache.files import disk_faults, matching, raise_if_of_the_system, write_whole
@@ -24,14 +27,17 @@ MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
 
 
-def save_model(model: Any, path: Path, facts: dict[str, Any], reference: Reference | None = None) -> None:
-    """Write the model, its facts and its reference, whole or not at all."""
+def save_model(
+    model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, reference: Reference | None = None
+) -> None:
+    """Write the model, its facts, its lineages and its reference, whole or not at all."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
         with disk_faults(path):
             model.save(file)
             with zipfile.ZipFile(file, "a") as archive:
                 archive.writestr(MEMBER, json.dumps(facts, indent=2))
+                archive.writestr(LINEAGES, lineages.to_bytes())
                 if reference is not None:
                     archive.writestr(REFERENCE, reference.to_bytes())
         write_whole(path, file.read_bytes())

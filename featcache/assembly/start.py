@@ -14,16 +14,18 @@ import numpy as np
 from featcache.arrays import Floats
 from featcache.assembly.assemble import Part, assemble
 from featcache.backbones.build import build
+from featcache.backbones.lineage import Lineage, Lineages, lineage_of
 from featcache.errors import ImagesChanged, NoImages, UsageError, WeightsMismatch
 from featcache.heads.absorb import exact_head, is_exact, unclipped_logits
 from featcache.heads.distil import distilled
-from featcache.heads.layers import Head
+from featcache.heads.layers import Affine, Head, Squares, Unit
 from featcache.images.manifest import Images
 from featcache.images.sources import Source, open_source
 from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps import Chosen
 
 NO_FILES = ("imagenet", "embedded", "none")
+UNSUPERVISED = (Affine, Squares, Unit)  # layers of a head that know no labels
 ARRAYS = ("kernel", "bias", "scale", "offset", "support")  # of the layers of a head
 
 
@@ -106,6 +108,21 @@ class Start:
         """Return the model of backbones and head, not checked yet."""
         parts = self.parts() if parts is None else parts
         return assemble(parts, self.head, len(self.chosen.run.classes), self.order)
+
+    def lineages(self, *, is_tuned: bool = False) -> Lineages:
+        """Return which images made the model, those behind its backbones included. is_tuned: these train, too.
+
+        What enters the last layer of a head is trained on labels where that is not the only trained one: then the
+        images of the run are behind the features, too. Scalers see no labels, so they do not count.
+        """
+        backbones = Lineage()
+        for tap in self.chosen.taps:
+            backbones |= lineage_of(tap.backbone, tap.layer) or Lineage()
+        train, val = self.rows("train"), self.rows("val")
+        of_run = Lineage.of([*train, *val] if self.chosen.refit else train, val)
+        has_hidden = any(not isinstance(layer, UNSUPERVISED) for layer in self.head.layers[:-1])
+        features = backbones | of_run if is_tuned or has_hidden else backbones
+        return Lineages(features, backbones | of_run)
 
     @property
     def order(self) -> list[str]:

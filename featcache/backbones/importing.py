@@ -21,6 +21,8 @@ import numpy as np
 
 from featcache.backbones import own, saved
 from featcache.backbones.graph import output_of, resolved
+from featcache.backbones.lineage import MEMBER as LINEAGES
+from featcache.backbones.lineage import Lineages, lineage_of
 from featcache.errors import NotAModel, ParityFailed, UsageError
 from featcache.files import disk_faults, file_digest, write_whole
 from featcache.outputs import Kind, check_output
@@ -65,7 +67,11 @@ def import_model(
     check_output(target, IMPORTED, inputs=[path], force=force)
     model = own.load(found[0], None, trust)
     layer, cut = _cut(model, tap, path)
-    data, again = _written(cut, {"file": path.name, "sha256": file_digest(path), "layer": layer}, trust)
+    lineage = lineage_of(found[0], layer)
+    members = {MARK: json.dumps({"file": path.name, "sha256": file_digest(path), "layer": layer}).encode()}
+    if lineage is not None:
+        members[LINEAGES] = Lineages(lineage, lineage).to_bytes()
+    data, again = _written(cut, members, trust)
     num_weights = _equal_weights(again, path)
     against, original = _original(path, layer, trust)
     difference = None if original is None else _difference(again, original, path, against)
@@ -103,8 +109,8 @@ def _cut(model: Any, tap: str, path: Path) -> tuple[str, Any]:
     return layer, keras.Model(model.inputs[0], output_of(model, layer, str(path)), name=model.name)
 
 
-def _written(cut: Any, mark: dict[str, str], trust: bool) -> tuple[bytes, Any]:
-    """Return the bytes of the model's file, and the model that Keras reads from them."""
+def _written(cut: Any, members: dict[str, bytes], trust: bool) -> tuple[bytes, Any]:
+    """Return the bytes of the model's file with these members, and the model that Keras reads from them."""
     import keras
 
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +118,8 @@ def _written(cut: Any, mark: dict[str, str], trust: bool) -> tuple[bytes, Any]:
         with disk_faults(file):
             cut.save(file)
             with zipfile.ZipFile(file, "a") as archive:
-                archive.writestr(MARK, json.dumps(mark))
+                for name, content in members.items():
+                    archive.writestr(name, content)
         return file.read_bytes(), keras.saving.load_model(file, compile=False, safe_mode=not trust)
 
 

@@ -23,6 +23,7 @@ from featcache.arrays import Floats, Pixels
 from featcache.assembly import Start
 from featcache.assembly.modelfile import MEMBER, is_ours, save_model
 from featcache.assembly.reference import reference_of_head
+from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.errors import EnvironmentFault
 from featcache.exporting.graph import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.exporting.origin import Origin
@@ -83,7 +84,7 @@ def _write_keras(origin: Origin, path: Path, facts: Facts, calibration: Pixels |
         path.write_bytes(given.read_bytes())
     else:
         assert origin.chosen is not None
-        save_model(origin.model, path, origin.facts, reference_of_head(Start(origin.chosen)))
+        save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(Start(origin.chosen)))
 
 
 def _read_keras(path: Path) -> Runner:
@@ -99,6 +100,7 @@ def _write_savedmodel(origin: Origin, path: Path, facts: Facts, calibration: Pix
     extra.mkdir()
     (extra / LABELS).write_text(labels_text(facts), "utf-8")
     (path / MEMBER).write_text(json.dumps(facts, indent=2))
+    (path / LINEAGES).write_bytes(origin.lineages.to_bytes())
 
 
 def _is_savedmodel(path: Path) -> bool:

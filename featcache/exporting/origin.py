@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.assembly import Start, handoff, load_model
+from featcache.backbones.lineage import UNRECORDED, Lineages, lineages_in
 from featcache.errors import DataError, UnknownHead, UsageError
 from featcache.spec import Preprocess, Tap
 from featcache.sweeps import Chosen, Run, open_trial
@@ -26,6 +27,13 @@ class Origin:
     def classes(self) -> list[str]:
         """Return the names of its classes."""
         return list(self.facts["classes"])
+
+    @property
+    def lineages(self) -> Lineages:
+        """Return which images made it."""
+        if self.chosen is not None and not Path(self.name).is_file():
+            return Start(self.chosen).lineages()
+        return lineages_in(Path(self.name)) or UNRECORDED
 
     @property
     def preprocess(self) -> Preprocess:

@@ -7,7 +7,7 @@ the part before. Nothing depends on the number of images but the list of their n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featcache.arrays import Features, Pixels
+from featcache.backbones.lineage import Lineage, Role
 from featcache.cache import parts
-from featcache.extraction.engines import Engine
+from featcache.extraction.engines import Engine, with_role
 from featcache.extraction.pipeline import Decoded, Decoder
 from featcache.images.sources import Source
 from featcache.spec import Failure, ImageRow, Preprocess, Progress, Tap, Tick
@@ -32,6 +33,24 @@ class Started(NamedTuple):
 
     engine: Engine
     provenance: str
+    lineages: Mapping[str, Lineage | None]  # {layer: the images behind it}; None where nothing is known
+
+    def parts(self, taps: Sequence[Tap], digests: Sequence[str]) -> Iterator[tuple[list[int], list[int], str]]:
+        """Yield what goes into one part: numbers of taps, numbers of images, and what made these rows.
+
+        Rows of one part have one provenance, so images with other roles come into another.
+        """
+        roles = [self._roles(tap, digests) for tap in taps]
+        for of_images in dict.fromkeys(roles):
+            numbers = [number for number, of_tap in enumerate(roles) if of_tap == of_images]
+            for role in dict.fromkeys(of_images):
+                places = [place for place, of_image in enumerate(of_images) if of_image == role]
+                yield numbers, places, self.provenance if role is None else with_role(self.provenance, role)
+
+    def _roles(self, tap: Tap, digests: Sequence[str]) -> tuple[Role | None, ...]:
+        """Return what each image did for the layer that a tap reads; None where that cannot be known."""
+        lineage = self.lineages[tap.layer]
+        return tuple(None if lineage is None else lineage.role(digest) for digest in digests)
 
 
 @dataclass
@@ -177,10 +196,16 @@ class Pass:
         good = self.found.judge([one.row for one in some], list(self._named(target, features)))
         digests = [one.row.digest for one, stays in zip(some, good, strict=True) if stays]
         kept = [array[good].astype(tap.dtype, copy=False) for tap, array in self._named(target, features)]
-        self._written()
-        if digests:
-            made_by = target.started.provenance
-            self._writing = writer.submit(parts.commit, self.out, target.all_taps, digests, kept, made_by)
+        for numbers, places, made_by in target.started.parts(target.all_taps, digests):
+            self._written()
+            self._writing = writer.submit(
+                parts.commit,
+                self.out,
+                [target.all_taps[number] for number in numbers],
+                [digests[place] for place in places],
+                [kept[number][places] for number in numbers],
+                made_by,
+            )
 
     @staticmethod
     def _named(target: Target, features: Sequence[Features]) -> Iterable[tuple[Tap, Features]]:

@@ -16,6 +16,7 @@ from featcache.arrays import Features, Pixels
 from featcache.backbones import weights
 from featcache.backbones.build import Backbone, copied, feature_model
 from featcache.backbones.devices import USUAL, devices, on_cpu, on_device
+from featcache.backbones.lineage import IMAGE_ROLE, Role
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
@@ -220,6 +221,11 @@ def provenance(engine: Engine, spec: BackboneSpec, size: int) -> str:
             "weights_source": weights.source(spec, size),
         }
     )
+
+
+def with_role(provenance_json: str, role: Role) -> str:
+    """Return the same of rows whose images had this role when the backbone itself was trained."""
+    return canonical_json({**json.loads(provenance_json), IMAGE_ROLE: role})
 
 
 def weights_source_of(provenance_json: str) -> str | None:

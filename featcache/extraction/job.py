@@ -28,6 +28,7 @@ from featcache.arrays import Pixels
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import NO_WEIGHTS, Backbone, build
 from featcache.backbones.devices import check_kinds
+from featcache.backbones.lineage import lineage_of
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
 from featcache.cache.layout import is_cache, part_files, table_of
@@ -462,7 +463,10 @@ class Job:
         def start(sample: Pixels) -> Started:
             if not started:
                 engine = self._engine(request, plans[0].taps, backbone, sample, most)
-                started.append(Started(engine, provenance(engine, request.spec, request.preprocess.size)))
+                layers = dict.fromkeys(tap.layer for plan in plans for tap in plan.taps)
+                lineages = {layer: lineage_of(request.spec, layer) for layer in layers}
+                made_by = provenance(engine, request.spec, request.preprocess.size)
+                started.append(Started(engine, made_by, lineages))
             return started[0]
 
         return [

@@ -71,12 +71,15 @@ def leaks(
     )
 
 
-def widest(cache: Cache) -> str:
-    """Return the tap that is compared: the widest last layer, else the widest one; raw pixels last, maps if need be."""
+def widest(cache: Cache, names: Sequence[str] = ()) -> str:
+    """Return the tap that is compared: the widest last layer, else the widest one; raw pixels last, maps if need be.
+
+    names: the taps to choose from, by default all.
+    """
     some = cache.usable()[:1]
     if not some:
         raise UsageError(f"{cache.path} has no images with features. Extract some: featcache extract")
-    names = cache.vectors or tuple(name for name, tap in cache.taps.items() if tap.pooling == "none")
+    names = names or cache.vectors or tuple(name for name, tap in cache.taps.items() if tap.pooling == "none")
     if not names:
         raise UnknownTap(f"{cache.path} lacks images in every tap. Bring it up to date: featcache extract")
 

@@ -20,14 +20,15 @@ from threadpoolctl import threadpool_limits
 
 from featcache.arrays import Classes, Features, Floats
 from featcache.cache.reader import Cache
-from featcache.errors import TooFewClasses
+from featcache.errors import TooFewClasses, UsageError
 from featcache.heads.logits import softmax
 from featcache.heads.paths import try_all
 from featcache.heads.tried import Fold
-from featcache.leakage.finding import features_of
+from featcache.leakage.finding import features_of, widest
 from featcache.leakage.fixing import sets_of
 from featcache.leakage.results import Leaks
 from featcache.spec import ImageRow, Progress, Tick, silent
+from featcache.sweeps.unseen import why_not_left_out
 
 STRENGTHS = (0.01, 0.1, 1.0)
 TOL = 1e-2  # where the probabilities are right to a thousandth
@@ -60,15 +61,20 @@ class Doubts:
     unjudged: int  # of classes all of whose images fell into one fold
     accuracy: float  # of what judged, on images that it had not seen
     strength: float
+    tap: str  # whose features judged
     doubts: tuple[Doubt, ...]
     seconds: float
 
 
-def doubts(found: Leaks, *, without: str = "", seed: int = 0, progress: Progress = silent) -> Doubts:
-    """Return the labels that look wrong, of all splits. Raises TooFewClasses, ShapeMismatch.
+def doubts(
+    found: Leaks, *, tap: str | None = None, without: str = "", seed: int = 0, progress: Progress = silent
+) -> Doubts:
+    """Return the labels that look wrong, of all splits.
 
-    found: what `leaks` gave for the cache, so that what judges an image has not seen its copies. without: a split whose
+    found: what `leaks` gave for the cache, so that what judges an image has not seen its copies. tap: whose features
+    judge, by default those that were compared, or others if these images trained their backbone. without: a split whose
     labels stay closed: they are neither judged nor learnt from.
+    Raises TooFewClasses, ShapeMismatch, UsageError if the images trained the backbone, so that it has seen them all.
     """
     began = time.perf_counter()
     cache = Cache.open(found.cache)
@@ -76,11 +82,12 @@ def doubts(found: Leaks, *, without: str = "", seed: int = 0, progress: Progress
     names = sorted({row.label for row in rows})
     if len(names) < 2:
         raise TooFewClasses(f"{cache.path} has {len(names)} classes of labels; to doubt labels takes two")
+    name = _judge(cache, rows, found, tap)
     number_of = {name: number for number, name in enumerate(names)}
     y = np.array([number_of[row.label] for row in rows], np.int64)
     folds = _folds(_units(found, rows), y, seed)
     with threadpool_limits(1):  # five times as fast where others use the cores, too
-        probabilities, strength = _left_out(features_of(cache, rows, found.tap), y, len(names), folds, progress)
+        probabilities, strength = _left_out(features_of(cache, rows, name), y, len(names), folds, progress)
     judged = np.flatnonzero(np.isfinite(probabilities[:, 0]))
     if not len(judged):
         raise TooFewClasses(f"{cache.path} has too few images for doubts: all images of each class show the same")
@@ -97,9 +104,23 @@ def doubts(found: Leaks, *, without: str = "", seed: int = 0, progress: Progress
         unjudged=len(rows) - len(judged),
         accuracy=float((p.argmax(axis=1) == labels).mean()),
         strength=strength,
+        tap=name,
         doubts=tuple(listed),
         seconds=round(time.perf_counter() - began, 3),
     )
+
+
+def _judge(cache: Cache, rows: Sequence[ImageRow], found: Leaks, tap: str | None) -> str:
+    """Return the tap whose features judge. Raises UsageError if none can: its backbone was trained by these images."""
+    first = found.tap if tap is None else cache.tap(tap).name
+    reason = why_not_left_out(cache, rows, first)
+    if not reason:
+        return first
+    others = [name for name in cache.vectors if not why_not_left_out(cache, rows, name)]
+    if tap is None and others:
+        return widest(cache, others)
+    instead = f"--tap {','.join(others)}" if others else "featcache extract with a backbone that they did not train"
+    raise UsageError(f"--labels: {reason}. Judge by other features: {instead}")
 
 
 def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:

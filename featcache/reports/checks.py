@@ -9,7 +9,7 @@ from shlex import quote
 from typing import Any
 
 from featcache.cache.reader import Cache
-from featcache.errors import DataError
+from featcache.errors import DataError, UsageError
 from featcache.images.sources import Source
 from featcache.leakage import Doubt, Doubts, Leaks, Pair, doubts, leaks
 from featcache.reports.pictures import picture
@@ -53,7 +53,7 @@ def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Prog
         return Checks(None, None, hidden, str(error))
     try:
         return Checks(found, doubts(found, without=hidden, progress=progress), hidden)
-    except DataError as error:
+    except (DataError, UsageError) as error:
         return Checks(found, None, hidden, str(error))
 
 

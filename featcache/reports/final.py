@@ -17,7 +17,8 @@ from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import OF_LABELS, Score, score
-from featcache.sweeps.run import features_of
+from featcache.sweeps.run import features_of, single_taps
+from featcache.sweeps.unseen import judging
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import predict_logits
 from featcache.tuning.tuned import record_of
@@ -26,7 +27,7 @@ from featcache.tuning.tuned import record_of
 def head_score(chosen: Chosen, split: str = "test") -> Score:
     """Return the score of a head on a split, from cached features. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
-    rows = _rows(cache, split)
+    rows = _rows(chosen.run, cache, split)
     metric = chosen.run.settings.metric
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
     return score(cache.labels(rows), predicted, metric, None if metric in OF_LABELS else chosen.logits(rows))
@@ -35,7 +36,7 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
 def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images | str | Path | None = None) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
     cache = chosen.run.cache()
-    rows = _rows(cache, split)
+    rows = _rows(chosen.run, cache, split)
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
     logits = predict_logits(logits_of(model), judged)
     return score(judged.labels, logits.argmax(axis=1), chosen.run.settings.metric, logits)
@@ -75,18 +76,29 @@ def record_opened(run: Run, split: str, scores: Mapping[str, Score]) -> Run:
     """Write into the run that its test split was opened, when, and what was seen. Other splits leave no trace."""
     if split != "test":
         return run
-    opened = {
+    opened: dict[str, Any] = {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "scores": {name: list(found) for name, found in scores.items()},
     }
     now = Run.open(run.path)
+    cache = now.cache()
+    labelled = [row for row in cache.usable(split) if row.label]
+    if left_out := len(labelled) - len(now.rows(cache, split)):
+        opened["left_out"] = left_out  # images that trained or chose a backbone
     now = replace(now, test_opened=(*now.test_opened, opened))
     now.save()
     return now
 
 
-def _rows(cache: Cache, split: str) -> list[ImageRow]:
-    rows = [row for row in cache.usable(split) if row.label]
+def _rows(run: Run, cache: Cache, split: str) -> list[ImageRow]:
+    """Return the images of a split that can judge. Raises DataError if there are none."""
+    labelled = [row for row in cache.usable(split) if row.label]
+    rows = judging(cache, labelled, split, single_taps(cache, run.settings.taps))
+    if labelled and not rows:
+        raise DataError(
+            f"All {len(labelled)} {split} images trained or chose the backbone of {', '.join(run.settings.taps)}, so "
+            "none can judge it. Extract with the --split and --seed that it was tuned with, into another -o"
+        )
     if not rows:
         raise DataError(
             f"{cache.path} has no {split} images. Add a folder '{split}' of class folders, or have all in class folders"

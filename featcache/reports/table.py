@@ -85,6 +85,8 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
     if final is not None:
         rows = [[name, interval(*found)] for name, found in final.items()]
         lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
+        if left_out := run.test_opened[-1].get("left_out"):
+            lines += [f"{left_out} test images are not counted: they trained or chose the backbone."]
         if len(run.test_opened) > 1:
             lines += [f"The test split was opened {len(run.test_opened)} times: the more looks, the less it proves."]
     elif not has_test:

@@ -24,6 +24,7 @@ from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import wilson
 from featcache.sweeps.run import Settings, by_depth, few_of, free_folder
 from featcache.sweeps.tasks import images_of, make_task
+from featcache.sweeps.unseen import why_not_left_out
 
 LARGE = 200  # training images per class, in the median, from which fine-tuning the whole network pays
 SIMILAR = 0.7  # of the way from chance to perfect: with one tap only, all there is to go by
@@ -78,20 +79,31 @@ class Advice:
 
 
 def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
-    """Return which case of transfer learning the training images of a cache are. Raises TooFewClasses, UsageError."""
+    """Return which case of transfer learning the training images of a cache are.
+
+    A tap whose backbone these images trained is not looked at. Raises TooFewClasses, UsageError if no tap is left.
+    """
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     if not cache.vectors:
         raise UsageError(f"{cache.path} has no vectors, only spatial maps or unfinished taps. Extract with --pool avg")
-    asked = Settings(str(cache.path), ("ridge",), cache.vectors, cv="loo")
+    labelled = [row for row in cache.usable("train") if row.label]
+    reasons = {tap: why_not_left_out(cache, labelled, tap) for tap in cache.vectors}
+    left_out = [reason for reason in reasons.values() if reason]
+    taps = tuple(tap for tap, reason in reasons.items() if not reason)
+    if not taps:
+        raise UsageError(
+            f"{left_out[0]}. Ask about features of a backbone that these images did not train: featcache extract"
+        )
+    asked = Settings(str(cache.path), ("ridge",), taps, cv="loo")
     train, _ = images_of(cache, asked)
     counts = Counter(row.label for row in train)
     depths, right = [], dict[str, Classes]()
-    for number, tap in enumerate(by_depth(cache, cache.vectors), 1):
+    for number, tap in enumerate(by_depth(cache, taps), 1):
         task = make_task(cache, tap, train, [], asked)
         rows = few_of(task.y, max(2, MOST_IMAGES // len(counts)), 0)
         depth, right[tap] = _depth(tap, task.X[rows], task.y[rows])
         depths.append(depth)
-        progress(Tick("advise", number, len(cache.vectors)))
+        progress(Tick("advise", number, len(taps)))
     chance = max(counts.values()) / len(train)
     best, similar, why = _similarity(cache, depths, right, chance)
     median = float(np.median(list(counts.values())))
@@ -108,7 +120,7 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
         best=best.tap,
         large=large,
         similar=similar,
-        why=(f"{size}so {'large' if large else 'small'}", why, _on_the_gap(best)),
+        why=(f"{size}so {'large' if large else 'small'}", why, _on_the_gap(best), *left_out),
         do=_DO[large, similar],
         commands=_commands(cache, best, large, similar),
     )

@@ -26,6 +26,7 @@ from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps.metrics import METRICS, Metric, Score, better
 from featcache.sweeps.presets import preset_of
+from featcache.sweeps.unseen import judging
 
 RUN_FORMAT = 2
 LOO = "loo"
@@ -210,9 +211,8 @@ class Run:
         return beside if not path.exists() and beside.exists() else path
 
     def rows(self, cache: Cache, split: str) -> list[ImageRow]:
-        """Return the labelled images of a split that this run uses: of train and val at most `shots` per class."""
-        shots = None if split == "test" else self.settings.shots
-        return [row for row in cache.usable(split, shots) if row.label]
+        """Return the labelled images of a split that this run uses: see `rows_of`."""
+        return rows_of(cache, split, self.settings)
 
     def add_tuned(self, model: Path) -> None:
         """Write down that a model was fine-tuned from a trial of this run, for the final report."""
@@ -328,6 +328,20 @@ def by_depth(cache: Cache, names: Sequence[str]) -> list[str]:
 
 _FIRST = ("stem", "expanded_conv", "conv1", "pool1", "bn_conv1")
 _LAST = ("top", "avg_pool", "predictions")
+
+
+def rows_of(cache: Cache, split: str, asked: Settings) -> list[ImageRow]:
+    """Return the labelled images of a split that a sweep uses: of train and val at most `shots` per class.
+
+    Of val and test those that can judge: see `unseen`.
+    """
+    rows = [row for row in cache.usable(split, None if split == "test" else asked.shots) if row.label]
+    return judging(cache, rows, split, single_taps(cache, asked.taps))
+
+
+def single_taps(cache: Cache, names: Sequence[str]) -> list[str]:
+    """Return each tap of these names once, of those that join several, too."""
+    return list(dict.fromkeys(tap for name in names for tap in taps_in(cache, name)))
 
 
 def taps_in(cache: Cache, name: str) -> list[str]:

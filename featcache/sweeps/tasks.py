@@ -19,7 +19,8 @@ from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
 from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.heads.tried import Fold
 from featcache.spec import ImageRow, units_of
-from featcache.sweeps.run import LOO, Settings, features_of, taps_in
+from featcache.sweeps.run import LOO, Settings, features_of, rows_of, single_taps, taps_in
+from featcache.sweeps.unseen import roles, why_not_left_out
 
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
 KEEP_BYTES = 2**30  # of prepared features; what is more is prepared again for every group of heads
@@ -97,9 +98,11 @@ class Prepared:
 
 
 def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[ImageRow]]:
-    """Return the images that train and those that choose. Raises TooFewClasses."""
-    train = [row for row in cache.usable("train", asked.shots) if row.label]
-    val = [row for row in cache.usable("val", asked.shots) if row.label]
+    """Return the images that train and those that choose.
+
+    Raises TooFewClasses; UsageError for folds of images that trained the backbone.
+    """
+    train, val = rows_of(cache, "train", asked), rows_of(cache, "val", asked)
     found_of = Counter(row.label for row in train)
     counts = {name: found_of[name] for name in cache.classes}
     if len(counts) < 2:
@@ -116,11 +119,43 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
         raise TooFewClasses(
             f"{how} needs {needed} training images of each class; '{least}' has {counts[least]}. Use fewer, or add some"
         )
-    if not asked.cv and len(val) < MIN_SELECT:
+    if asked.cv:
+        _check_left_out(cache, train, asked)
+    elif len(val) < MIN_SELECT:
+        if notes := notes_on_val(cache, asked):
+            raise UsageError(f"{notes[0]}. Extract with the --split and --seed that it was tuned with, into another -o")
         raise TooFewClasses(
             f"{cache.path} has {len(val)} validation images to choose on. Choose by cross-validation: --cv 5"
         )
     return train, val
+
+
+def _check_left_out(cache: Cache, train: list[ImageRow], asked: Settings) -> None:
+    """Raise UsageError if leaving out training images tells nothing on one of the taps."""
+    reasons = {name: [why_not_left_out(cache, train, tap) for tap in taps_in(cache, name)] for name in asked.taps}
+    reason = next((text for texts in reasons.values() for text in texts if text), "")
+    if reason:
+        others = [name for name, texts in reasons.items() if not any(texts)]
+        another = f", or name other taps: --tap {','.join(others)}" if others else ""
+        raise UsageError(f"--cv {asked.cv}: {reason}. Choose on validation images: leave out --cv{another}")
+
+
+def notes_on_val(cache: Cache, asked: Settings) -> list[str]:
+    """Return what to say of validation images that trained a backbone, or may have."""
+    rows = [row for row in cache.usable("val", asked.shots) if row.label]
+    notes = []
+    for tap in single_taps(cache, asked.taps):
+        found = roles(cache, rows, tap)
+        if trained := found.count("trained"):
+            notes.append(
+                f"{trained} of {len(rows)} validation images trained the backbone of tap '{tap}', so they do not choose"
+            )
+        elif "unknown" in found:
+            notes.append(
+                f"{cache.taps[tap].backbone.weights}, the backbone of tap '{tap}', does not record which images "
+                "trained it: if validation images did, scores on them are too good"
+            )
+    return notes
 
 
 def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> Task:

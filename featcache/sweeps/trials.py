@@ -31,7 +31,7 @@ from featcache.sweeps.judging import judged_trial, save_predictions, untried
 from featcache.sweeps.metrics import METRICS
 from featcache.sweeps.presets import Preset, preset_of, taps_of
 from featcache.sweeps.run import DROPPED, LOO, Run, Settings, by_depth, few_of, head_file, predictions_file, taps_in
-from featcache.sweeps.tasks import Prepared, Task, images_of, make_task, part_of
+from featcache.sweeps.tasks import Prepared, Task, images_of, make_task, notes_on_val, part_of
 from featcache.sweeps.writer import Writer
 
 
@@ -97,6 +97,8 @@ def sweep(
     _check(asked)
     train, val = images_of(cache, asked)
     _note_on_shots(asked.shots, train, progress)
+    for note in notes_on_val(cache, asked) if not asked.cv else ():
+        progress(Tick("sweep", 0, 0, note))
     plan = planned(asked, todo)
     with Writer.begun(cache, asked, out, train, val, len(plan)) as writer:
         if writer.run.is_finished:

@@ -27,7 +27,7 @@ from featcache.sweeps.run import (
     free_folder,
     head_file,
     numbered,
-    taps_in,
+    single_taps,
 )
 
 SAVE_EVERY_S = 2.0
@@ -53,12 +53,11 @@ class Writer:
         planned: int,
     ) -> Iterator[Writer]:
         """Give a writer of a new run, or of the one that was asked the same, stopped or finished."""
-        single = dict.fromkeys(one for tap in asked.taps for one in taps_in(cache, tap))
         fresh = Run(
             path=Path(),
             settings=asked,
             classes=cache.classes,
-            fingerprints={tap: cache.taps[tap].fingerprint for tap in single},
+            fingerprints={tap: cache.taps[tap].fingerprint for tap in single_taps(cache, asked.taps)},
             num_train=len(train),
             num_select=len(train) if asked.cv else len(val),
             trials=(),

@@ -103,10 +103,11 @@ class _Tuning:
         model = self.start.model(parts)
         unfrozen = self._unfreeze(model)
         certificate = certified(model, self.start, self.source)
+        lineages = self.start.lineages(is_tuned=any(one.num_weights for one in unfrozen))
 
         def checkpoint() -> None:
             if path is not None:
-                save_model(model, path, facts | {"certificate": asdict(certificate)})
+                save_model(model, path, facts | {"certificate": asdict(certificate)}, lineages)
 
         cut = self._cut(model, parts, sets)
         trains = logits_of(model) if cut is None else cut.model
@@ -134,7 +135,7 @@ class _Tuning:
         model.certificate, model.class_names = certificate, self.chosen.run.classes
         if path is not None and read_reference(path) is None:
             reference = reference_of_model(model, self.start, self.source)
-            save_model(model, path, facts | {"certificate": asdict(certificate)}, reference)
+            save_model(model, path, facts | {"certificate": asdict(certificate)}, lineages, reference)
         return Tuned(
             model=model,
             path=path,
