@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, say
+from featcache import trust
+from featcache_cli.output import Allow, Json, Quiet, allow_flags, emit, say
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
@@ -20,6 +21,7 @@ def command(
     trial: Trial,
     out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")],
     images: Moved = None,
+    allow: Allow = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -32,11 +34,14 @@ def command(
     from featcache.assembly import handoff
     from featcache.sweeps import open_trial
 
+    trust.allow(*(allow or ()))
     chosen = open_trial(trial)
     if not chosen.trial.handoff and not quiet:
         say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
     certificate = handoff(chosen, out, images=images).certificate
-    after = f"predict {out} IMAGES" if chosen.refit else f"finetune {trial} -o tuned.keras"
+    after = f"predict {out} IMAGES"
+    if not chosen.refit:
+        after = f"finetune {trial} -o tuned.keras{allow_flags(chosen.own_code)}"
     emit(
         json,
         document(out, certificate),

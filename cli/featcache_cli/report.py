@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache import trust
 from featcache.errors import DataError
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Allow, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.spec import Progress
@@ -32,6 +33,7 @@ def command(
         str | None, typer.Option("--mlflow", help="Log trials and the best head, such as sqlite:///mlflow.db.")
     ] = None,
     images: Moved = None,
+    allow: Allow = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -41,6 +43,7 @@ def command(
     """
     from featcache.sweeps.run import open_named
 
+    trust.allow(*(allow or ()))
     opened, chosen = open_named(run)
     scores = None
     if html is not None:
