@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featcache.pipeline import quickstart
     from featcache.prediction import predict
     from featcache.sweeps import Run, advise, compare, sweep
+    from featcache.trust import allow
     from featcache.tuning import finetune
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "FeatcacheError": "featcache.errors",
     "Run": "featcache.sweeps",
     "advise": "featcache.sweeps",
+    "allow": "featcache.trust",
     "compare": "featcache.sweeps",
     "estimate": "featcache.extraction",
     "export": "featcache.exporting",
@@ -51,6 +53,7 @@ __all__ = [
     "Run",
     "__version__",
     "advise",
+    "allow",
     "compare",
     "estimate",
     "export",

@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -479,14 +478,3 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in {*CANNOT_SYNC, TIDIED_AWAY}:
             raise
-
-
-@contextmanager
-def current_folder_first() -> Iterator[None]:
-    """Have modules of the current folder found first, as a user's own are."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

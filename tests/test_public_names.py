@@ -14,6 +14,7 @@ NAMES = [
     "Run",
     "__version__",
     "advise",
+    "allow",
     "compare",
     "estimate",
     "export",

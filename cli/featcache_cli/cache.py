@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache import trust
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
-from featcache_cli.output import Force, Json, emit
+from featcache_cli.output import Allow, Force, Json, emit
 
 if TYPE_CHECKING:
     from featcache.extraction.recheck import Recomputed
@@ -81,6 +82,7 @@ def verify_command(
     recompute: Annotated[
         int, typer.Option("--recompute", min=0, help="Also compute this many images of every tap again and compare.")
     ] = 0,
+    allow: Allow = None,
     json: Json = False,
 ) -> None:
     """Check that every byte is what was written; exit 4 if not.
@@ -92,6 +94,7 @@ def verify_command(
     from featcache.errors import NotACache
     from featcache.reports.text import printable
 
+    trust.allow(*(allow or ()))
     found = verify(cache)
     if found.problems:
         raise NotACache("; ".join(found.problems))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache import trust
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Json, emit
+from featcache_cli.output import Allow, Json, emit
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -22,6 +23,7 @@ def command(
     ],
     metric: Annotated[str | None, typer.Option("--metric", help="[default: that of the first run]")] = None,
     images: Moved = None,
+    allow: Allow = None,
     json: Json = False,
 ) -> None:
     """Compare two trials, or a trial and a model, on the same images: is one better, or is it chance?
@@ -32,6 +34,7 @@ def command(
     """
     from featcache.sweeps import compare, open_trial
 
+    trust.allow(*(allow or ()))
     first = open_trial(a)
     if b.endswith(".keras"):
         from featcache.reports.models import model_on_val

@@ -67,6 +67,12 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(found)
     if not (isinstance(found, dict) and isinstance(found.get("settings"), dict)):
         raise UsageError(f"--config: {path} has no settings of a run. {_TAKES}")
+    from featcache.sweeps import Settings
+
+    # A run may be anyone's: it says what was swept, and neither where to write nor which code to allow.
+    for name in found["settings"]:
+        if name not in Settings.__dataclass_fields__:
+            raise UsageError(f"--config: {path} sets '{name}', which is no setting of a run. Sweep again")
     return {"sweep": found["settings"]}
 
 

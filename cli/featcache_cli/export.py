@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, emit
+from featcache import trust
+from featcache_cli.output import Allow, Force, Json, emit
 
 if TYPE_CHECKING:
     from featcache.exporting import Exported
@@ -36,6 +37,7 @@ def command(
             "--assert", metavar="METRIC>=VALUE", help="Write nothing and exit 3 unless the file reaches this."
         ),
     ] = None,
+    allow: Allow = None,
     json: Json = False,
 ) -> None:
     """Write a model for another runtime, once it has given the same probabilities there on 64 images.
@@ -44,6 +46,7 @@ def command(
     """
     from featcache.exporting import export
 
+    trust.allow(*(allow or ()))
     done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or (), force=force)
     emit(json, document(done), lambda: text(done))
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache import trust
 from featcache_cli.handoff import Moved, Trial
-from featcache_cli.output import Force, Json, Quiet, emit, progress
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -69,6 +70,7 @@ def command(
     logs: Annotated[Path | None, typer.Option("--logs", help="Folder for TensorBoard.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the order of images and of their views.")] = 0,
     images: Moved = None,
+    allow: Allow = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,6 +81,7 @@ def command(
     from featcache.sweeps import open_trial
     from featcache.tuning import finetune
 
+    trust.allow(*(allow or ()))
     with progress(quiet) as draw:
         tuned = finetune(
             open_trial(trial),

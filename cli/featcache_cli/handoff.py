@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, Quiet, emit, say
+from featcache import trust
+from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, say
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
@@ -21,6 +22,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")],
     force: Force = False,
     images: Moved = None,
+    allow: Allow = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -33,11 +35,14 @@ def command(
     from featcache.assembly import handoff
     from featcache.sweeps import open_trial
 
+    trust.allow(*(allow or ()))
     chosen = open_trial(trial)
     if not chosen.trial.handoff and not quiet:
         say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
     certificate = handoff(chosen, out, images=images, force=force).certificate
-    after = f"predict {out} IMAGES" if chosen.refit else f"finetune {trial} -o tuned.keras"
+    after = f"predict {out} IMAGES"
+    if not chosen.refit:
+        after = f"finetune {trial} -o tuned.keras{allow_flags(chosen.own_code)}"
     emit(
         json,
         document(out, certificate),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,14 @@ Force = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the code that a model file of yours carries (Lambda layers, SavedModels).")
 ]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="MODULE:NAME",
+        help="Import this class or function of yours, which the run or the cache names. Repeat it for several.",
+    ),
+]
 
 SHOW_AFTER_S = 2.0
 PLAIN_EVERY_S = 10.0
@@ -32,6 +41,11 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
         typer.echo(json.dumps(document, indent=2))
     else:
         typer.echo(text())
+
+
+def allow_flags(names: Sequence[str]) -> str:
+    """Return the --allow options, each with a space before it, of a command that needs this code."""
+    return "".join(f" --allow {quote(name)}" for name in names)
 
 
 def say(text: str) -> None:

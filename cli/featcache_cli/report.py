@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache import trust
 from featcache.errors import DataError
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Force, Json, Quiet, emit, progress
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.spec import Progress
@@ -33,6 +34,7 @@ def command(
     ] = None,
     force: Force = False,
     images: Moved = None,
+    allow: Allow = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,6 +44,7 @@ def command(
     """
     from featcache.sweeps.run import open_named
 
+    trust.allow(*(allow or ()))
     opened, chosen = open_named(run)
     scores = None
     if html is not None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.errors import UsageError
-from featcache_cli.config import set_by_run
-from featcache_cli.output import Json, Quiet, emit, progress, say
+from featcache import trust
+from featcache.errors import UnknownHead, UsageError
+from featcache_cli.config import set_by_file, set_by_run
+from featcache_cli.output import Allow, Json, Quiet, allow_flags, emit, progress, say
 
 if TYPE_CHECKING:
     from featcache.sweeps import Run
@@ -75,6 +76,7 @@ def command(
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Trials at once; -1: one per core.")] = -1,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of folds and initial weights.")] = None,
+    allow: Allow = None,
     list_heads: Annotated[
         bool, typer.Option("--list-heads", help="Only list heads and presets, and what each tries.")
     ] = False,
@@ -90,11 +92,20 @@ def command(
     if list_heads:
         emit(json, choices(), choices_text)
         return
+    from featcache.heads.estimators import check_heads_of_file
     from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
     from featcache.sweeps.budget import parse_seconds
     from featcache.sweeps.tasks import parse_bytes
 
+    trust.allow(*(allow or ()))
+    before = set_by_run(ctx)
+    if before and heads is not None and set_by_file(ctx, "heads"):
+        # a TOML file is the user's own, a run.json comes with a run, which may be anyone's
+        try:
+            check_heads_of_file([head.strip() for head in heads.split(",")])
+        except UnknownHead as error:
+            raise UnknownHead(f"--config {before[0]}: {error}") from error
     flags: dict[str, Any] = {
         "cache": str(cache) if cache else None,
         "heads": heads,
@@ -116,7 +127,7 @@ def command(
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
     with progress(quiet) as draw:
         run = sweep(**asked, out=out, jobs=jobs, progress=draw)
-    if (before := set_by_run(ctx)) and before[1] != run.images_digest:
+    if before and before[1] != run.images_digest:
         say(f"{before[0]} was made from other images, labels or splits, so this is not the same sweep again")
     emit(json, document(run), lambda: text(run))
 
@@ -155,11 +166,12 @@ def text(run: Run) -> str:
     """Return the result as a person reads it."""
     from featcache.reports.table import trials_table
 
+    which = _next(run)
     return "\n".join(
         [
             trials_table(run, limit=20),
             f"Run: {run.path}",
-            f"Next: featcache handoff {run.path}@{_next(run)} -o model.keras",
+            f"Next: featcache handoff {run.path}@{which} -o model.keras{allow_flags(run[which].own_code)}",
         ]
     )
 

@@ -1,6 +1,7 @@
 """A user's own Keras model as a backbone: a file, or a function that returns one.
 
-A file is loaded in Keras' safe mode and not compiled, so nothing in it runs, unless the user trusts it. What Keras 2
+A file is loaded in Keras' safe mode and not compiled, so nothing in it runs, unless the user trusts it. A function is
+called if the user named it (`featcache.trust`). What Keras 2
 wrote is made anew (`legacy`); a SavedModel is run as it is (`saved`). How pixels enter is known only where
 the model begins with it (a layer that scales 0..255, uint8 input) or where featcache wrote it; otherwise the user has
 to say, since a wrong guess would give worse features without a word. Of a .keras file all this is read without Keras,
@@ -27,8 +28,9 @@ from featcache.backbones import saved
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import current_folder_first, raise_if_of_the_system
+from featcache.files import raise_if_of_the_system
 from featcache.spec import BackboneSpec, Mode, Resize, choose, digest_of
+from featcache.trust import current_folder_last, how_to_allow, is_allowed
 
 FACTS = "featcache.json"  # in a model that featcache wrote
 _NAMED = re.compile(r"[\w-]+:\w+=.*", re.DOTALL)  # of the registry, with options: they may name a file too
@@ -245,7 +247,7 @@ def _of_keras_3(path: Path, trust: bool) -> Any:
     import keras
 
     try:
-        with current_folder_first() if trust else nullcontext():
+        with current_folder_last() if trust else nullcontext():
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         raise_if_of_the_system(path, error)
@@ -272,11 +274,16 @@ def _check_no_folder(path: Path, model: Any) -> None:
 
 
 def _called(path: str, size: int | None) -> Any:
-    """Return what `package.module:function` returns. Modules of the current folder are found."""
+    """Return what `package.module:function` returns, if the user named it. Raises UsageError if only a file did."""
     from featcache.backbones.build import reproducibly
 
+    if not is_allowed(path):
+        raise UsageError(
+            f"The backbone {path} is a function that a file names, and featcache calls no function for that. "
+            f"{how_to_allow(path)}"
+        )
     module, _, function = path.partition(":")
-    with current_folder_first(), reproducibly(0):
+    with current_folder_last(), reproducibly(0):
         try:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:

@@ -26,6 +26,7 @@ from featcache.spec import (
     choose,
     did_you_mean,
 )
+from featcache.trust import allow
 
 OWN_OPTIONS = ("size", "weights", "seed")  # may stand behind the name instead of in flags
 DEFAULTS: dict[str, Any] = {"alpha": 1.0, "minimalistic": False, "depth_multiplier": 1}
@@ -182,6 +183,8 @@ def _own_request(
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
     if weights is not None:
         raise UsageError(f"--weights is for backbones by name; '{spec.name}' brings its own")
+    if spec.origin == "import":
+        allow(spec.weights)
     asked = _whole("size", _value("size", options["size"])) if "size" in options else size
     said = own.facts_of(spec, asked, trust)
     if said.size not in (None, asked) and asked is not None:

@@ -12,6 +12,7 @@ from featcache.heads.grids import Grid, Params, combined
 from featcache.heads.imported import imported_class
 from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.spec import did_you_mean
+from featcache.trust import allow
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,18 @@ def family_of(head: str) -> Family:
     )
 
 
+def is_own_class(head: str) -> bool:
+    """Return whether a head is a class of the user's, neither a family nor scikit-learn's."""
+    return family_of(head).name not in FAMILIES and not head.startswith("sklearn.")
+
+
+def check_heads_of_file(heads: Sequence[str]) -> None:
+    """Raise UnknownHead if heads that a file names take a class that featcache does not import for that."""
+    for head in heads:
+        if family_of(head).name not in FAMILIES:
+            imported_class(head)
+
+
 def complexity(head: str) -> int:
     """Return the place of a head's kind in the order from simple to complex; what is imported comes last."""
     name = head.partition(":")[0]
@@ -234,6 +247,7 @@ def _own_params(head: str) -> list[Params]:
     width = head.partition(":")[2]
     if family.name == head:
         if head not in FAMILIES:
+            allow(head)
             _check_classifier(head)
         return [{"hidden": MLP_WIDTH, **params} if head == "mlp" else params for params in family.grid]
     if family.name != "mlp":
@@ -247,12 +261,10 @@ def _own_params(head: str) -> list[Params]:
 
 
 def _check_classifier(head: str) -> None:
-    """Raise UsageError unless an imported class makes scikit-learn classifiers without arguments."""
+    """Raise UsageError unless a class makes scikit-learn classifiers without arguments."""
     try:
-        classifier = make_classifier(head, {})
+        make_classifier(head, {})
     except Exception as error:  # whatever a user's class raises
         if isinstance(error, UnknownHead):
             raise
         raise UsageError(f"'{head}' is no classifier as scikit-learn's are, made without arguments: {error}") from error
-    if not (hasattr(classifier, "fit") and hasattr(classifier, "predict")):
-        raise UsageError(f"'{head}' is no classifier: it lacks fit or predict")

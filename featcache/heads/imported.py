@@ -1,31 +1,68 @@
-"""Classifiers by the path of their class, as `sklearn.svm:NuSVC` or `my.module:Classifier`."""
+"""Classifiers by the path of their class, as `sklearn.svm:NuSVC` or `my.module:Classifier`.
+
+A class that the user named is imported. One that only a file names is used if it is a classifier of scikit-learn's, or
+one that this process has imported; for others the user is asked to name them (`featcache.trust`).
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 from typing import Any
 
 from featcache.errors import UnknownHead
-from featcache.files import current_folder_first
 from featcache.spec import did_you_mean
+from featcache.trust import current_folder_last, how_to_allow, is_allowed
 
 
 def imported_class(path: str) -> Any:
-    """Return the class at `module:Class`; modules of the current folder are found. Raises UnknownHead."""
+    """Return the classifier class at `module:Class`; nothing of it was called. Raises UnknownHead."""
+    if not is_allowed(path):
+        return _known_classifier(path)
     module, _, name = path.partition(":")
     try:
-        with current_folder_first():
-            found = importlib.import_module(module)
+        with current_folder_last():
+            imported = importlib.import_module(module)
     except Exception as error:  # whatever a user's module raises
         raise UnknownHead(f"Unknown head '{path}': {type(error).__name__}: {error}") from error
-    if not isinstance(getattr(found, name, None), type):
-        classes = [one for one, value in vars(found).items() if isinstance(value, type)]
-        raise UnknownHead(f"Unknown head '{path}': {module} has no class '{name}'{did_you_mean(name, classes)}")
-    return getattr(found, name)
+    kind = getattr(imported, name, None)
+    if not isinstance(kind, type):
+        classes = [key for key, value in vars(imported).items() if isinstance(value, type)]
+        place = getattr(imported, "__file__", None) or "built into Python"
+        near = did_you_mean(name, classes)
+        raise UnknownHead(f"Unknown head '{path}': {module} has no class '{name}'{near}; the module is {place}")
+    if not (callable(getattr(kind, "fit", None)) and callable(getattr(kind, "predict", None))):
+        raise UnknownHead(f"Unknown head '{path}': the class is no classifier, since it lacks fit or predict")
+    return kind
 
 
-def is_loaded(path: str) -> bool:
-    """Return whether the module of a class is imported already, or scikit-learn's: opening a run imports no other."""
-    module = path.partition(":")[0]
-    return module in sys.modules or module.partition(".")[0] == "sklearn"
+def _known_classifier(path: str) -> Any:
+    """Return a class that only a file names, without importing anything but scikit-learn.
+
+    Many modules are imported that no user asked for, such as subprocess. So the class must be a classifier by
+    scikit-learn's contract, and nothing else of a module is looked at.
+    """
+    from sklearn.base import BaseEstimator, ClassifierMixin
+
+    module, _, name = path.partition(":")
+    imported = _of_scikit_learn(module) if module.startswith("sklearn.") else sys.modules.get(module)
+    # not getattr, which a module may answer with code of its own
+    kind = vars(imported).get(name) if isinstance(imported, ModuleType) else None
+    if isinstance(kind, type) and issubclass(kind, BaseEstimator) and issubclass(kind, ClassifierMixin):
+        return kind
+    raise UnknownHead(
+        f"The class {path} is named by a file, and featcache imports no class for that. {how_to_allow(path)}"
+    )
+
+
+def _of_scikit_learn(module: str) -> ModuleType | None:
+    """Return a public module of the installed scikit-learn; None if it has no such module."""
+    import sklearn
+
+    if module.removeprefix("sklearn.") not in sklearn.__all__:
+        return None
+    try:
+        return importlib.import_module(module)
+    except ImportError:  # a function, such as sklearn.clone
+        return None

@@ -1,7 +1,8 @@
 """Fitted heads as files in which nothing can run.
 
 Linear and dense heads are .npz files of plain arrays, from which our own code rebuilds them; other estimators of
-scikit-learn are .skops files, which name their classes, all of them known. What a head takes and gives is checked.
+scikit-learn are .skops files, which name their classes: skops makes those of KNOWN and those that it trusts itself, and
+the steps must be of the classes that the trial's setting makes. What a head takes and gives is checked.
 kNN heads are their training rows, which the cache has, and classes of others are not known: both are fitted again.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
 from featcache.files import raise_if_of_the_system, write_arrays, write_whole
-from featcache.heads.estimators import make_pipeline, set_coefficients
+from featcache.heads.estimators import joined, make_pipeline, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.steps import STANDARDISE
 
@@ -60,11 +61,14 @@ def load(
     """Return the fitted pipeline. Raises NotARun if the file is missing or damaged, ShapeMismatch if it is another."""
     other = path.with_suffix(".skops")
     try:
+        unfitted = make_pipeline(head, params, prepare=prepare)
         if other.exists():
-            return _checked(_from_skops(other), other, num_features, num_classes)
+            return _checked(_from_skops(other), unfitted, other, num_features, num_classes)
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return _with_arrays(make_pipeline(head, params, prepare=prepare), arrays, num_features, path)
+        if not _is_plain(unfitted):
+            raise ValueError(f"a head {head} after {prepare} is not stored as arrays")
+        return _with_arrays(unfitted, arrays, num_features, path)
     except ShapeMismatch:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -83,12 +87,18 @@ def _from_skops(path: Path) -> Any:
     return loads(path.read_bytes(), trusted=list(KNOWN))
 
 
-def _checked(estimator: Any, path: Path, num_features: int, num_classes: int | None) -> Any:
-    """Return a pipeline of scikit-learn's if it takes and gives what it should."""
-    from sklearn.pipeline import Pipeline
-
-    if not isinstance(estimator, Pipeline) or not hasattr(estimator[-1], "predict"):
+def _checked(estimator: Any, unfitted: Any, path: Path, num_features: int, num_classes: int | None) -> Any:
+    """Return a pipeline of the steps that were read if they are of the same classes as those of `unfitted`."""
+    # The file decides which objects it holds, so their classes are looked at before anything of them is called.
+    if type(estimator) is not type(unfitted):
         raise ValueError("it holds no fitted pipeline")
+    held = [(name, type(step)) for name, step in estimator.steps]
+    expected = [(name, type(step)) for name, step in unfitted.steps]
+    if held != expected:
+        names = " + ".join(kind.__name__ for _, kind in held)
+        raise ValueError(f"it holds {names}, which is not what the trial's head and preparation make")
+    # a new pipeline, without what else the file may have set on the old one
+    estimator = joined(estimator.steps[:-1], estimator.steps[-1][1])
     found = (estimator[0].n_features_in_, len(estimator[-1].classes_))
     if found[0] != num_features:
         raise ShapeMismatch(f"The head {path} takes {found[0]} features, its tap has {num_features}. Sweep again")

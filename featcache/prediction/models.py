@@ -19,6 +19,7 @@ from featcache.backbones.plain import as_classifier
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, UsageError
 from featcache.spec import Preprocess, Tap
+from featcache.trust import allow
 
 ASSUMED_SIZE = 224
 MODES = "tf (-1..1), unit (0..1), torch (0..1, ImageNet mean and deviation), caffe (BGR minus ImageNet mean)"
@@ -106,6 +107,8 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
     options = dict(part.partition("=")[::2] for part in parts)
     if not options.keys() <= {"mode", "size"} or not options.get("size", "1").isdecimal():
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
+    if spec.origin == "import":
+        allow(spec.weights)
     asked = int(options["size"]) if "size" in options else None
     said = own.facts_of(spec, asked)
     notes = []

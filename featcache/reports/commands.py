@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.backbones.parse import default_pooling
 from featcache.cache.reader import Cache
+from featcache.heads.estimators import is_own_class
 from featcache.images.sources import IN_MEMORY
 from featcache.spec import DRAFT_VERSION, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
@@ -28,13 +29,16 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
         notes, found = ["# The images were arrays in Python: extract their features there."], []
     if cache.joined:
         found.append(f"featcache leaks {quote(str(cache.path))} --fix")
-    found.append(f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN")
-    return [*notes, *found, *map(_tuning, records)]
+    heads = [f"--allow {quote(head)}" for head in run.settings.heads if is_own_class(head)]
+    backbones = {tap.backbone.weights for tap in alike if tap.backbone.origin == "import"}
+    functions = [f"--allow {quote(name)}" for name in sorted(backbones)]
+    found.append(" ".join([f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN", *heads]))
+    return [*notes, *found, *(_tuning(record, [*heads, *functions]) for record in records)]
 
 
-def _tuning(record: Mapping[str, Any]) -> str:
-    said = ["featcache finetune", f"AGAIN@{record['trial']}", "-o again.keras", *map(quote, record["flags"])]
-    return " ".join(said)
+def _tuning(record: Mapping[str, Any], allowed: Sequence[str]) -> str:
+    flags = [*map(quote, record["flags"]), *allowed]
+    return " ".join(["featcache finetune", f"AGAIN@{record['trial']}", "-o again.keras", *flags])
 
 
 def _extraction(cache: Cache, taps: list[Tap]) -> str:

@@ -16,12 +16,11 @@ import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
 from featcache.cache.reader import Cache
-from featcache.errors import NotARun, UnknownHead, UsageError
+from featcache.errors import NotARun, UnknownHead
 from featcache.files import read_json, write_json, write_whole
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
-from featcache.heads.estimators import FAMILIES, complexity, family_of, make_pipeline
-from featcache.heads.imported import is_loaded
+from featcache.heads.estimators import check_heads_of_file, complexity, is_own_class, make_pipeline
 from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps.metrics import METRICS, Metric, Score, better
@@ -249,14 +248,24 @@ class Chosen:
         return self.taps[0].preprocess
 
     @property
+    def own_code(self) -> tuple[str, ...]:
+        """Return the user's own class and functions that this trial is made with, as --allow takes them."""
+        names = [tap.backbone.weights for tap in self.taps if tap.backbone.origin == "import"]
+        if is_own_class(self.trial.head):
+            names.append(self.trial.head)
+        return tuple(dict.fromkeys(names))
+
+    @property
     def estimator(self) -> Any:
         """Return the fitted scikit-learn Pipeline of steps and classifier; its labels are class indices.
 
-        What is not stored is fitted again. Raises UsageError if that takes a class whose module is not imported yet.
+        What is not stored is fitted again. Raises UnknownHead if that takes a class that the user did not name.
         """
         trial = self.trial
-        if family_of(trial.head).name not in FAMILIES and not is_loaded(trial.head):
-            raise UsageError(f"Trial {trial.trial} is of the class {trial.head}: import its module first")
+        try:
+            check_heads_of_file([trial.head])
+        except UnknownHead as error:
+            raise UnknownHead(f"Trial {trial.trial} of {self.run.path}: {error}") from error
         if trial.size:
             path = head_file(self.run.path, "refit" if self.refit else trial.trial)
             return store.load(path, trial.head, trial.params, trial.width, trial.prepare, len(self.run.classes))

@@ -2,15 +2,19 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UnknownHead, UsageError
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import DEFAULT_HEADS, FAMILIES, family_of, make_pipeline, settings
+from featcache.heads.imported import imported_class
 from featcache.heads.softmax import widths
+from featcache.trust import allow
 
 from .conftest import EVERY, blobs, fit_family, params_of
 
@@ -154,6 +158,7 @@ def test_any_classifier_can_be_named_and_takes_weights_and_seed(here):
     head = "sklearn.linear_model:SGDClassifier"
     classifier = make_pipeline(head, {"alpha": 0.1}, "balanced", 7)[-1]
     assert (classifier.alpha, classifier.class_weight, classifier.random_state) == (0.1, "balanced", 7)
+    allow(f"{here}:Mine")
     assert make_pipeline(f"{here}:Mine", {}).fit(X, y).score(X, y) > 0.8
     assert [one.params for one in settings([head], {head: {"alpha": [0.1, 1.0]}})] == [{"alpha": 0.1}, {"alpha": 1.0}]
 
@@ -163,8 +168,8 @@ def test_any_classifier_can_be_named_and_takes_weights_and_seed(here):
     [
         ("sklearn.svm:NuSVCC", r"sklearn.svm has no class 'NuSVCC' \(did you mean NuSVC"),
         ("sklearn.nothing:A", "Unknown head 'sklearn.nothing:A': ModuleNotFoundError: No module named"),
-        ("own_heads_of_a_test:NoEstimator", "is no classifier as scikit-learn's are, made without arguments"),
-        ("own_heads_of_a_test:OnlyParams", "is no classifier"),
+        ("own_heads_of_a_test:NoEstimator", "is no classifier, since it lacks fit or predict"),
+        ("own_heads_of_a_test:OnlyParams", "is no classifier, since it lacks fit or predict"),
     ],
 )
 def test_a_class_that_is_no_classifier_is_refused(head, message, here):
@@ -176,3 +181,43 @@ def test_a_parameter_that_an_imported_classifier_lacks_is_refused():
     head = "sklearn.svm:NuSVC"
     with pytest.raises(UsageError, match=r"--grid: sklearn.svm:NuSVC has no parameter 'gama' \(did you mean gamma"):
         settings([head], {head: {"gama": [1.0]}})
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "subprocess:Popen",
+        "os:system",
+        "sklearn:clone",
+        "sklearn.base:clone",
+        "sklearn.pipeline:Pipeline",
+        "sklearn.preprocessing:FunctionTransformer",
+        "sklearn.svm.tests.test_svm:SVC",
+        "keras:Sequential",
+        "own_heads_of_a_test:Mine",
+    ],
+)
+def test_a_file_can_name_classifiers_only_and_imports_nothing(head, here):
+    """Of what the user did not name: scikit-learn's public classifiers, and those that this process has imported."""
+    before = set(sys.modules)
+    with pytest.raises(UnknownHead, match=rf"The class {head} is named by a file, .* --allow {head} "):
+        imported_class(f"{head}")
+    assert here not in sys.modules
+    assert all(name.startswith("sklearn.") for name in set(sys.modules) - before)
+
+
+def test_a_file_can_name_classifiers_of_scikit_learn_and_imported_ones(here, monkeypatch):
+    assert imported_class("sklearn.svm:NuSVC").__name__ == "NuSVC"
+    module = ModuleType("imported_heads_of_a_test")
+    module.Mine = type("Mine", (ClassifierMixin, BaseEstimator), {})
+    module.Other = type("Other", (BaseEstimator,), {})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert imported_class("imported_heads_of_a_test:Mine") is module.Mine
+    with pytest.raises(UnknownHead, match="is named by a file"):
+        imported_class("imported_heads_of_a_test:Other")
+
+
+@pytest.mark.parametrize("name", ["my_heads", "my heads:A", "heads:", ":A", "a..b:C"])
+def test_code_is_allowed_as_module_and_name(name):
+    with pytest.raises(UsageError, match=rf"Name code as module:Class or module:function, .*; got '{name}'"):
+        allow(name)

@@ -4,7 +4,10 @@ import pickle
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
 from skops.io import dumps
 
 from featcache.errors import NotARun, ShapeMismatch
@@ -167,6 +170,29 @@ def test_a_file_that_names_an_unknown_class_is_not_loaded(tmp_path):
     (tmp_path / "1.skops").write_bytes(dumps(Pipeline([("head", Own().fit(X, y))])))
     with pytest.raises(NotARun, match=r"Cannot read the head .*1\.skops: Untrusted types found.*Sweep again"):
         load(tmp_path / "1.npz")
+
+
+def test_a_stored_head_is_of_the_classes_that_its_trial_stands_for(tmp_path):
+    """skops makes any estimator of scikit-learn; what is used is what the trial makes, and nothing else."""
+    X, y = blobs(3)
+    steps = [("standardise", StandardScaler()), ("transform", FunctionTransformer(np.exp)), ("head", SVC())]
+    for hostile in (Pipeline(steps), Pipeline([steps[1], steps[2]]), Pipeline([steps[0], ("head", GaussianNB())])):
+        (tmp_path / "1.skops").write_bytes(dumps(hostile.fit(X, y)))
+        with pytest.raises(NotARun, match=r"1\.skops: it holds .* which is not what the trial's head and preparation"):
+            load(tmp_path / "1.npz", "rbf")
+
+
+def test_a_stored_pipeline_keeps_its_steps_and_nothing_else(tmp_path):
+    """A pipeline with a memory reads pickles from the folder of that name when it is fitted."""
+    X, y = blobs(3)
+    hostile = Pipeline([("standardise", StandardScaler()), ("head", SVC())], memory=str(tmp_path / "pickles"))
+    (tmp_path / "1.skops").write_bytes(dumps(hostile.fit(X, y)))
+    assert load(tmp_path / "1.npz", "rbf").memory is None
+
+
+def test_arrays_are_no_head_of_a_kind_that_is_not_stored_so(stored):
+    with pytest.raises(NotARun, match=r"1\.npz: a head forest after standardise is not stored as arrays"):
+        store.load(stored, "forest", {}, 6)
 
 
 def test_a_stored_estimator_for_another_tap_or_other_classes_is_refused(tmp_path, fitted):
