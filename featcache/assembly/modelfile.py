@@ -7,7 +7,6 @@ tells strange images from known ones. Plain Keras loads the file too: it is buil
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from featcache.assembly.reference import Reference
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import matching, write_whole
+from featcache.files import matching, temporary_folder, write_whole
 from featcache.spec import did_you_mean
 
 MEMBER = "featcache.json"
@@ -32,8 +31,8 @@ WHAT = {
 
 def save_model(model: Any, path: Path, facts: dict[str, Any], reference: Reference | None = None) -> None:
     """Write the model, its facts and its reference, whole or not at all."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        file = folder / "model.keras"
         model.save(file)
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(MEMBER, json.dumps(facts, indent=2))

@@ -7,7 +7,6 @@ which is Keras 2, or as a SavedModel's serving signature) both are fed with the 
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import numpy as np
 from featcache.backbones import own, saved
 from featcache.backbones.graph import output_of, resolved
 from featcache.errors import NotAModel, ParityFailed, UsageError
-from featcache.files import file_digest, write_whole
+from featcache.files import file_digest, temporary_folder, write_whole
 
 IMAGES = 8
 TOLERANCE = 1e-3  # of the largest output
@@ -106,8 +105,8 @@ def _written(cut: Any, mark: dict[str, str], trust: bool) -> tuple[bytes, Any]:
     """Return the bytes of the model's file, and the model that Keras reads from them."""
     import keras
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        file = folder / "model.keras"
         cut.save(file)
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(MARK, json.dumps(mark))

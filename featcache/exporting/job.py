@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,7 +20,7 @@ from featcache.exporting.gates import Gate, judged
 from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
 from featcache.exporting.sample import Runner, Sample, sample_of
-from featcache.files import make_folder, write_whole
+from featcache.files import place_folder, temporary_folder, write_whole
 from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
 
@@ -81,9 +78,8 @@ def export(
     origin = open_origin(str(model), run)
     sample = sample_of(origin, images)
     judging = sample.labelled() if asked or int8 else None
-    make_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".featcache-") as folder:
-        made = Path(folder) / path.name
+    with temporary_folder(beside=path) as folder:
+        made = folder / path.name
         runner = _made(kind, origin, sample, made, int8)
         found = _compared(kind, origin, sample, runner, int8)
         if judging is not None:
@@ -212,11 +208,7 @@ def _tried(kind: Format, what: str, work: Callable[[], T]) -> T:
 def _place(made: Path, path: Path) -> None:
     """Put what was made where it belongs, whole: a file, a file with its weights beside it, or a folder."""
     if made.is_dir():
-        old = made.with_name("old")
-        if path.exists():
-            os.rename(path, old)
-        os.rename(made, path)
-        shutil.rmtree(old, ignore_errors=True)
+        place_folder(made, path)
         return
     for one in sorted(made.parent.iterdir()):  # the .bin of an .xml before it
         write_whole(path.with_name(one.name), one.read_bytes())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import EnvironmentFault, UsageError
+from featcache.files import place_folder, temporary_folder
 from featcache.heads.estimators import family_of
 from featcache.images.manifest import Images
 from featcache.reports.projector import points_of, write_projector
@@ -22,7 +23,7 @@ from featcache.sweeps import Run, Trial
 def write_tensorboard(
     run: Run, folder: Path, images: Images | str | Path | None = None, progress: Progress = silent
 ) -> Path:
-    """Write the logs of a run below a folder; return the folder of its own.
+    """Write the logs of a run below a folder, all of them or none; return the folder of its own.
 
     The projector shows the training and validation images, in the features that the best head reads.
     images: where they lie now, if not where they were extracted from.
@@ -39,11 +40,14 @@ def write_tensorboard(
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
     config = api.hparams_config_pb(_domains(map(hparams, scored)), [api.Metric(name) for name in metrics])
-    _write(target, [config])
-    for number, trial in enumerate(scored, start=1):
-        _write(target / "trials" / str(trial.trial), _session(trial, run.settings.metric))
-        progress(Tick("tensorboard", number, len(scored)))
-    write_projector(target, points)
+    with temporary_folder(beside=target) as aside:
+        made = aside / "logs"
+        _write(made, [config])
+        for number, trial in enumerate(scored, start=1):
+            _write(made / "trials" / str(trial.trial), _session(trial, run.settings.metric))
+            progress(Tick("tensorboard", number, len(scored)))
+        write_projector(made, points)
+        place_folder(made, target)
     return target
 
 
