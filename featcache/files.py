@@ -21,8 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from featcache.errors import DataError, DiskFault, FeatcacheError, UsageError
 
 LITTER_S = 86_400  # a temporary file older than a day belongs to nobody
@@ -218,7 +216,7 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise _fault("write", path, error) from error
 
@@ -243,6 +241,52 @@ def require_regular(path: Path) -> None:
     # /dev/stdout may lead to a file that the shell has open, which a new file would not become
     if not is_regular or folder == Path("/dev") or folder.parts[:2] == ("/", "proc"):
         raise UsageError(f"{path} is a device or a pipe; featcache writes whole files. Give the name of a file")
+
+
+@contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Give an empty folder that is removed at the end, for writers that cannot write to a Sink.
+
+    beside: what is made there; the folder then lies next to it, so that it can be renamed. Without it, the folder lies
+    where the system keeps temporary files. After a kill the next command that writes there removes it.
+    Raises DiskFault if it cannot be made.
+    """
+    place = Path(tempfile.gettempdir()) if beside is None else beside.parent
+    if not place.is_dir():
+        make_folder(place)
+    _remove_litter_once(os.path.abspath(place))
+    folder = place / _temporary_name(beside or place)
+    try:
+        folder.mkdir(0o700)
+    except OSError as error:
+        raise _fault("make the folder", folder, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def place_folder(made: Path, path: Path) -> None:
+    """Rename a folder that lies in a `temporary_folder` beside `path`, so that `path` is never there in part.
+
+    A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was.
+    """
+    old = made.with_name("old")
+    try:
+        for entry in (*made.rglob("*"), made):
+            _sync(entry)
+        replaces = path.exists()
+        if replaces:
+            os.rename(path, old)
+        try:
+            os.rename(made, path)
+        except BaseException:
+            if replaces:
+                os.rename(old, path)
+            raise
+        _sync(path.parent)
+    except OSError as error:
+        raise _fault("write", path, error) from error
 
 
 def check_writable(path: Path) -> None:
@@ -285,7 +329,7 @@ def make_folder(folder: Path) -> None:
         missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
         folder.mkdir(parents=True, exist_ok=True)
         for one in missing or [folder]:  # one that is there may be another's, who has not come to this line yet
-            _sync_folder(one.parent)
+            _sync(one.parent)
     except OSError as error:
         raise _fault("make the folder", folder, error) from error
 
@@ -313,15 +357,21 @@ def remove(path: Path) -> None:
 
 
 def remove_litter(folder: Path) -> None:
-    """Remove temporary files of processes that are gone: of this machine's at once, of others' after a day."""
-    temporary_files: list[Path] = []
+    """Remove temporary files and folders of processes that are gone: of this machine at once, of others after a day."""
+    entries: list[Path] = []
     with suppress(DiskFault):
-        temporary_files = matching(folder, ".tmp-*")
-    for litter in temporary_files:
+        entries = matching(folder, ".tmp-*")
+    for litter in entries:
         match = TEMPORARY.fullmatch(litter.name)
+        if match is None:
+            continue
         with suppress(OSError):
-            gone = match and match["host"] == _host() and not _alive(int(match["process"]))
-            if gone or (match and time.time() - litter.stat().st_mtime > LITTER_S):
+            is_gone = match["host"] == _host() and not _alive(int(match["process"]))
+            if not is_gone and time.time() - _last_change(litter) <= LITTER_S:
+                continue
+            if litter.is_dir() and not litter.is_symlink():
+                shutil.rmtree(litter, ignore_errors=True)
+            else:
                 litter.unlink()
 
 
@@ -378,6 +428,20 @@ def raise_if_of_the_system(path: Path, error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
+@cache
+def _remove_litter_once(folder: str) -> None:
+    """Remove the litter of a folder when this process first writes there.
+
+    Not at every write: a folder may hold 100,000 images, and a sweep writes thousands of heads into one.
+    """
+    remove_litter(Path(folder))
+
+
+def _last_change(litter: Path) -> float:
+    """Return the time of the last change of a file, or in a folder and all that it holds."""
+    return max(entry.lstat().st_mtime for entry in (litter, *litter.rglob("*")))
+
+
 def _fault(what: str, path: Path, error: OSError) -> DiskFault:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     do = "Free some space or choose another place" if is_full else "Choose another place"
@@ -390,9 +454,10 @@ def _temporary(path: Path) -> tuple[int, Path]:
     for left in reversed(range(ATTEMPTS)):
         if not path.parent.is_dir():
             make_folder(path.parent)
-        name = f".tmp-{_host()}+{os.getpid()}+{_tag(path)}+{secrets.token_hex(4)}"
+        _remove_litter_once(os.path.abspath(path.parent))
+        temporary = path.parent / _temporary_name(path)
         try:
-            return os.open(path.parent / name, flags, 0o666), path.parent / name
+            return os.open(temporary, flags, 0o666), temporary
         except (FileNotFoundError, FileExistsError):  # another process has just tidied the folder away
             if not left:
                 raise
@@ -406,6 +471,11 @@ def _rename(temporary: Path, path: Path) -> None:
         if path.parent.is_dir():  # so it is the temporary file that is gone
             raise Overtaken(path) from error
         raise
+
+
+def _temporary_name(path: Path) -> str:
+    """Return a new name that tells the machine, the process, and what the file or folder is to become."""
+    return f".tmp-{_host()}+{os.getpid()}+{_tag(path)}+{secrets.token_hex(4)}"
 
 
 def _tag(path: Path) -> str:
@@ -440,6 +510,8 @@ def _alive(process: int) -> bool:
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> int:
     """Write arrays as an .npz file, whole or not at all, and return its bytes."""
+    import numpy as np  # not above: `featcache doctor` uses this module where NumPy is broken
+
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     content = buffer.getvalue()
@@ -467,10 +539,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make what was renamed or made in a folder durable, where the file system can do that."""
+def _sync(path: Path) -> None:
+    """Make a file, or what was renamed or made in a folder, durable, where the file system can do that."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_text
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,12 +53,13 @@ def command(
 
     Example: featcache predict model.keras new_photos/ --csv predictions.csv --top 3 --reject 0.02
     """
+    from featcache.files import temporary_folder
     from featcache.prediction import predict_to
 
     files = [(".csv", csv)] if csv is not None else []
     files += [(out.suffix.lower(), out)] if out is not None else []
-    with tempfile.TemporaryDirectory() as folder:
-        spool = Path(folder) / "rows.jsonl"
+    with temporary_folder() as folder:
+        spool = folder / "rows.jsonl"
         shown = _Shown(printing=not files and not json)
         with progress(quiet) as draw:
             tally = predict_to(

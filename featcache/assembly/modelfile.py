@@ -8,7 +8,6 @@ file too: it is built of Keras' own layers only.
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.backbones.lineage import Lineages
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
-from featcache.files import disk_faults, matching, raise_if_of_the_system, write_whole
+from featcache.files import disk_faults, matching, raise_if_of_the_system, temporary_folder, write_whole
 from featcache.outputs import Kind, check_output
 from featcache.spec import did_you_mean
 
@@ -31,8 +30,8 @@ def save_model(
     model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, reference: Reference | None = None
 ) -> None:
     """Write the model, its facts, its lineages and its reference, whole or not at all."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        file = folder / "model.keras"
         with disk_faults(path):
             model.save(file)
             with zipfile.ZipFile(file, "a") as archive:

@@ -7,7 +7,6 @@ which is Keras 2, or as a SavedModel's serving signature) both are fed with the 
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from featcache.backbones.graph import output_of, resolved
 from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.backbones.lineage import Lineages, lineage_of
 from featcache.errors import NotAModel, ParityFailed, UsageError
-from featcache.files import disk_faults, file_digest, write_whole
+from featcache.files import disk_faults, file_digest, temporary_folder, write_whole
 from featcache.outputs import Kind, check_output
 
 IMAGES = 8
@@ -113,8 +112,8 @@ def _written(cut: Any, members: dict[str, bytes], trust: bool) -> tuple[bytes, A
     """Return the bytes of the model's file with these members, and the model that Keras reads from them."""
     import keras
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        file = folder / "model.keras"
         with disk_faults(file):
             cut.save(file)
             with zipfile.ZipFile(file, "a") as archive:

@@ -42,6 +42,7 @@ import numpy as np
 
 from featcache.errors import CacheVersion, NotACache
 from featcache.files import (
+    TEMPORARY,
     ByteSource,
     Overtaken,
     Sink,
@@ -57,6 +58,9 @@ FORMAT = "featcache"
 FORMAT_VERSION = 1
 PARTS_SUFFIX = ".parts"
 TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
+INDEX_NAME = "index.json"  # and the file with the times of the images' files
+LOCK_NAME = ".lock"
+DAMAGED = ".damaged"  # the suffix of a part that was set aside
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
 GIVEN_GROUP = "given_group"
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
@@ -114,6 +118,12 @@ def part_files(cache: Path) -> list[Path]:
     return found
 
 
+def is_begun(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what an extraction writes there before its first part."""
+    others = [path.name for path in folder.iterdir() if path.suffix != DAMAGED and not TEMPORARY.fullmatch(path.name)]
+    return {*others} <= {INDEX_NAME, LOCK_NAME}
+
+
 def hdf5_version() -> str:
     """Return the version of the HDF5 library that reads and writes."""
     return str(h5py.version.hdf5_version)
@@ -127,9 +137,9 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
     """
     table = table_of(path)
     if not table.is_file():
-        if path.is_dir() and not part_files(path):
+        if path.is_dir() and not part_files(path) and not (is_begun(path) and any(path.iterdir())):
             raise NotACache(_no_cache_but(path))
-        begun = bool(part_files(path)) or (not path.is_dir() and parts_folder(path).is_dir())
+        begun = path.is_dir() or bool(part_files(path)) or parts_folder(path).is_dir()
         how = "An extraction was begun; finish it" if begun else "Make one"
         raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
     with _source_of(table) as source:

@@ -33,14 +33,13 @@ from featcache import files
 from featcache.arrays import Features
 from featcache.cache import layout
 from featcache.cache.check import lost_rows
-from featcache.cache.layout import part_files, parts_folder, table_of
+from featcache.cache.layout import DAMAGED, LOCK_NAME, part_files, parts_folder, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import Piece, TapRows, by_tap, copy_tap, pieces_in, write_tap
 from featcache.errors import NotACache
 from featcache.files import Overtaken, again, being_written, remove_litter
 from featcache.spec import Failure, ImageRow, Tap, canonical_json
 
-DAMAGED = ".damaged"
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
 PART_BYTES = 64 * 2**20
 
@@ -124,7 +123,7 @@ def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
     Only saves work: where the file system cannot lock, the block runs at once. What was read before may have changed.
     """
     make_folder(parts_folder(cache))
-    held, waited = FileLock(parts_folder(cache) / ".lock"), False
+    held, waited = FileLock(parts_folder(cache) / LOCK_NAME), False
     with suppress(OSError, NotImplementedError):
         try:
             held.acquire(blocking=False)
@@ -382,6 +381,6 @@ def _tidy(cache: Path) -> None:
     for place in (folder, cache.parent):
         remove_litter(place)
     with suppress(OSError):
-        if folder != cache and all(one.name == ".lock" for one in folder.iterdir()):
-            (folder / ".lock").unlink(missing_ok=True)
+        if folder != cache and all(one.name == LOCK_NAME for one in folder.iterdir()):
+            (folder / LOCK_NAME).unlink(missing_ok=True)
             folder.rmdir()

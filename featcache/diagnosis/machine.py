@@ -6,11 +6,13 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from featcache.errors import DiskFault
+from featcache.files import temporary_folder
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -117,15 +119,15 @@ def locking(folder: Path) -> str:
     from filelock import FileLock, Timeout
 
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".featcache-") as inside:
-            file = Path(inside) / "lock"
+        with temporary_folder(folder / "lock") as inside:
+            file = inside / "lock"
             with FileLock(file, timeout=0):
                 try:
                     with FileLock(file, timeout=0):
                         return "two held one lock at once"
                 except Timeout:
                     return "works"
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError, DiskFault) as error:
         return str(error)
 
 

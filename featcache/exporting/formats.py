@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from featcache.exporting.graph import INPUT, OUTPUT, of_one_size, write_saved_mo
 from featcache.exporting.origin import Origin
 from featcache.exporting.sample import Runner
 from featcache.extraction.openvino_engine import import_openvino
+from featcache.files import temporary_folder
 
 LABELS = "labels.txt"
 OF_SAVEDMODEL = {"saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", MEMBER}
@@ -166,9 +166,9 @@ def _write_litert(origin: Origin, path: Path, facts: Facts, calibration: Pixels 
     import tensorflow
 
     lite = tensorflow.lite
-    with tempfile.TemporaryDirectory() as folder:
-        write_saved_model(of_one_size(origin.model, origin.preprocess, batch=1), folder)
-        converter = lite.TFLiteConverter.from_saved_model(folder)
+    with temporary_folder() as folder:
+        write_saved_model(of_one_size(origin.model, origin.preprocess, batch=1), str(folder))
+        converter = lite.TFLiteConverter.from_saved_model(str(folder))
         converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS]
         if calibration is not None:
             converter.optimizations = [lite.Optimize.DEFAULT]
@@ -203,9 +203,9 @@ def _read_litert(path: Path) -> Runner:
 def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
     """Convert, with weights in float32; class names stand where OpenVINO's Model API looks for them."""
     openvino = import_openvino()
-    with tempfile.TemporaryDirectory() as folder:
-        write_saved_model(of_one_size(origin.model, origin.preprocess), folder)
-        converted = openvino.convert_model(folder)
+    with temporary_folder() as folder:
+        write_saved_model(of_one_size(origin.model, origin.preprocess), str(folder))
+        converted = openvino.convert_model(str(folder))
     end = next(one for one in converted.outputs if any(OUTPUT in name for name in one.names))
     network = openvino.Model([end.get_node()], converted.get_parameters(), "featcache")
     network.inputs[0].set_names({INPUT})

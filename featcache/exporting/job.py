@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,7 +20,7 @@ from featcache.exporting.gates import Gate, judged
 from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
 from featcache.exporting.sample import Runner, Sample, sample_of
-from featcache.files import disk_faults, write_whole
+from featcache.files import disk_faults, place_folder, temporary_folder, write_whole
 from featcache.outputs import Kind, check_output
 from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
@@ -88,8 +85,8 @@ def export(
     _check_free(kind, path, model, read, force)
     judging = sample.labelled() if asked or int8 else None
     path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
-    with disk_faults(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".featcache-") as folder:
-        made = Path(folder) / path.name
+    with disk_faults(path), temporary_folder(beside=path) as folder:
+        made = folder / path.name
         runner = _made(kind, origin, sample, made, int8)
         found = _compared(kind, origin, sample, runner, int8)
         if judging is not None:
@@ -247,17 +244,7 @@ def _tried(kind: Format, what: str, work: Callable[[], T]) -> T:
 def _place(made: Path, path: Path) -> None:
     """Put what was made where it belongs, whole: a file, a file with its weights beside it, or a folder."""
     if made.is_dir():
-        old = made.with_name("old")
-        with disk_faults(path):
-            if path.exists():
-                os.rename(path, old)
-            try:
-                os.rename(made, path)
-            except OSError:
-                if old.exists():
-                    os.rename(old, path)
-                raise
-        shutil.rmtree(old, ignore_errors=True)
+        place_folder(made, path)
         return
     for one in sorted(made.parent.iterdir()):  # the .bin of an .xml before it
         write_whole(path.with_name(one.name), one.read_bytes())

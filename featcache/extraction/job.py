@@ -31,7 +31,7 @@ from featcache.backbones.devices import check_kinds
 from featcache.backbones.lineage import lineage_of
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
-from featcache.cache.layout import is_cache, part_files, table_of
+from featcache.cache.layout import INDEX_NAME, is_begun, is_cache, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
 from featcache.errors import DiskFault, NoImages, NotACache, NotAModel, UnreadableImages, UsageError
@@ -42,6 +42,7 @@ from featcache.extraction.stored import apart, as_stored, kept_apart
 from featcache.files import remove
 from featcache.images.decode import parse_views
 from featcache.images.groups import Groups
+from featcache.images.index import is_index
 from featcache.images.manifest import Images, scan
 from featcache.outputs import Kind, check_output, check_unread
 from featcache.plan import Plan, make_plan
@@ -612,7 +613,8 @@ def _in_parts(out: Path, layout: str | None) -> bool:
         one_of("--layout", layout, LAYOUTS)
     if not out.exists():
         return layout == "parts"
-    if out.is_dir() and not table_of(out).exists() and not part_files(out) and any(out.iterdir()):
+    has_no_rows = out.is_dir() and not table_of(out).exists() and not part_files(out)
+    if has_no_rows and not (is_begun(out) and is_index(_index_of(out, layout))):
         raise UsageError(f"{out} is a folder, and no cache. Give -o the name of a file, such as {out.name}.h5")
     if layout is not None and (layout == "parts") != out.is_dir():
         raise UsageError(
@@ -624,7 +626,7 @@ def _in_parts(out: Path, layout: str | None) -> bool:
 def _index_of(out: Path, layout: str | None) -> Path:
     """Return where the index of file times lies: beside the cache, or in its folder."""
     in_parts = out.is_dir() or layout == "parts"
-    return out / "index.json" if in_parts else out.with_name(f"{out.name}.index")
+    return out / INDEX_NAME if in_parts else out.with_name(f"{out.name}.index")
 
 
 def _free_bytes(out: Path) -> int:

@@ -7,11 +7,9 @@ Left alone it computes in bfloat16 on CPUs that can, without saying so (measured
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from featcache.arrays import Features, Pixels
 from featcache.backbones.build import Backbone, feature_model
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
+from featcache.files import temporary_folder
 from featcache.spec import Precision, Tap
 
 NAMES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -77,8 +76,8 @@ def _converted(model: Any) -> tuple[Any, Any]:
         raise EnvironmentFault("OpenVINO is not installed. Install it: pip install 'featcache[openvino]'")
     openvino = import_openvino()
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.xml"
+    with temporary_folder() as folder:
+        path = folder / "network.xml"
         try:
             model.export(str(path), format="openvino", verbose=False)
         except Exception as error:  # converters raise almost anything on a layer that they do not know

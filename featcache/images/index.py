@@ -26,6 +26,16 @@ RACY_NS = 2 * 10**9  # FAT keeps times to two seconds
 Entry = tuple[int, int, int, str]  # a stamp, and the digest of what it stands for
 
 
+def is_index(path: Path) -> bool:
+    """Tell whether a file is an index, or is not there."""
+    try:
+        return bool(json.loads(path.read_bytes())["format"] == FORMAT)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
 class Index:
     """The digests of what one source holds. path: where they are kept between scans; None keeps none."""
 

@@ -6,13 +6,15 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 from featcache.errors import EnvironmentFault, FeatcacheError, UsageError
 from featcache.reports.tensorboard_logs import hparams, scores_of
 from featcache.spec import Progress, Tick, silent
-from featcache.sweeps import Run, Trial
+from featcache.sweeps import Run
 from featcache.sweeps.run import head_file
 
 EXPERIMENT = "featcache"
@@ -59,26 +61,34 @@ def _logged(client: Any, run: Run, uri: str, progress: Progress) -> str:
     if there:
         raise UsageError(f"{run.path} is in {uri} already, as {there[0].info.run_id}. Delete it there to log it again")
     best, ranked = run.best.trial, run.ranked
-    parent = client.create_run(experiment, run_name=run.path.name).info.run_id
     settings = {key: value for key, value in asdict(run.settings).items() if value not in (None, ())}
     settings = {key: ",".join(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    _batch(client, parent, settings, scores_of(best, run.settings.metric), {"best": str(best.trial), **_classes(run)})
-    for number, trial in enumerate(ranked, start=1):
-        _child(client, experiment, parent, trial, run.settings.metric)
-        progress(Tick("mlflow", number, len(ranked)))
-    head = head_file(run.path, best.trial)
-    for file in [run.path / "run.json", run.path / "trials.csv", *head.parent.glob(f"{head.stem}.*")]:
-        client.log_artifact(parent, str(file), artifact_path="head" if file.parent == head.parent else None)
-    client.set_tag(parent, "featcache.run", name)  # last: one that was stopped is not taken for whole
-    client.set_terminated(parent)
-    return str(parent)
+    tags = {"best": str(best.trial), **_classes(run)}
+    with _mlflow_run(client, experiment, run.path.name) as parent:
+        _batch(client, parent, settings, scores_of(best, run.settings.metric), tags)
+        for number, trial in enumerate(ranked, start=1):
+            with _mlflow_run(client, experiment, f"trial {trial.trial}", {"mlflow.parentRunId": parent}) as child:
+                _batch(client, child, hparams(trial), scores_of(trial, run.settings.metric), {})
+            progress(Tick("mlflow", number, len(ranked)))
+        head = head_file(run.path, best.trial)
+        for file in [run.path / "run.json", run.path / "trials.csv", *head.parent.glob(f"{head.stem}.*")]:
+            client.log_artifact(parent, str(file), artifact_path="head" if file.parent == head.parent else None)
+        client.set_tag(parent, "featcache.run", name)  # last: one that was stopped is not taken for whole
+    return parent
 
 
-def _child(client: Any, experiment: str, parent: str, trial: Trial, metric: str) -> None:
-    tags = {"mlflow.parentRunId": parent}
-    child = client.create_run(experiment, run_name=f"trial {trial.trial}", tags=tags).info.run_id
-    _batch(client, child, hparams(trial), scores_of(trial, metric), {})
-    client.set_terminated(child)
+@contextmanager
+def _mlflow_run(client: Any, experiment: str, name: str, tags: dict[str, str] | None = None) -> Iterator[str]:
+    """Give the ID of a new run in MLflow, which ends as FINISHED, FAILED or KILLED (Ctrl-C), as the block does."""
+    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    try:
+        yield run_id
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        with suppress(Exception):  # the store may be what failed; what is told is the first error
+            client.set_terminated(run_id, status=status)
+        raise
+    client.set_terminated(run_id)
 
 
 def _batch(client: Any, run_id: str, params: dict[str, Any], scores: dict[str, float], tags: dict[str, str]) -> None:

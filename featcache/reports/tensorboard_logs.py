@@ -6,14 +6,13 @@ FOLDER/RUN/trials/NUMBER/   one session per trial: its settings, its scores at s
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import EnvironmentFault, UsageError
-from featcache.files import remove
+from featcache.errors import EnvironmentFault
+from featcache.files import place_folder, temporary_folder
 from featcache.heads.estimators import family_of
 from featcache.images.manifest import Images
 from featcache.outputs import Kind, check_output
@@ -30,34 +29,32 @@ def write_tensorboard(
     *,
     force: bool = False,
 ) -> Path:
-    """Write the logs of a run below a folder; return the folder of its own.
+    """Write the logs of a run below a folder, all of them or none; return the folder of its own.
 
     The projector shows the training and validation images, in the features that the best head reads.
-    images: where they lie now, if not where they were extracted from. force: replace what lies in the run's place.
-    Raises EnvironmentFault without tensorboard, UsageError if the run's logs are there already, ImagesChanged.
+    images: where they lie now, if not where they were extracted from. force: replace what lies in the run's place,
+    even if it is no earlier log of this kind.
+    Raises EnvironmentFault without tensorboard, UsageError if something else lies there, ImagesChanged.
     """
     try:
         from tensorboard.plugins.hparams import summary_v2 as api
     except ImportError as error:
         raise EnvironmentFault(f"--tensorboard needs it ({error}): pip install 'featcache[tensorboard]'") from error
     target = folder / run.path.name
-    if target.exists() and not force:
-        raise UsageError(
-            f"{target} is there already. Name another folder: --tensorboard FOLDER, or --force to replace it"
-        )
+    cache = run.cache()
+    check_output(target, LOGS, inputs=[run.path, cache.path, cache.root, Path.cwd()], force=force)
     points = points_of(run.best, images)
-    if target.exists():
-        cache = run.cache()
-        check_output(target, LOGS, inputs=[run.path, cache.path, cache.root, Path.cwd()], force=True)
-        shutil.rmtree(target) if target.is_dir() else remove(target)
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
     config = api.hparams_config_pb(_domains(map(hparams, scored)), [api.Metric(name) for name in metrics])
-    _write(target, [config])
-    for number, trial in enumerate(scored, start=1):
-        _write(target / "trials" / str(trial.trial), _session(trial, run.settings.metric))
-        progress(Tick("tensorboard", number, len(scored)))
-    write_projector(target, points)
+    with temporary_folder(beside=target) as aside:
+        made = aside / "logs"
+        _write(made, [config])
+        for number, trial in enumerate(scored, start=1):
+            _write(made / "trials" / str(trial.trial), _session(trial, run.settings.metric))
+            progress(Tick("tensorboard", number, len(scored)))
+        write_projector(made, points)
+        place_folder(made, target)
     return target
 
 
