@@ -356,6 +356,14 @@ def remove(path: Path) -> None:
         raise _fault("remove", path, error) from error
 
 
+def rename(path: Path, new: Path) -> None:
+    """Give a file another name in its folder. Raises DiskFault."""
+    try:
+        path.rename(new)
+    except OSError as error:
+        raise _fault("rename", path, error) from error
+
+
 def remove_litter(folder: Path) -> None:
     """Remove temporary files and folders of processes that are gone: of this machine at once, of others after a day."""
     entries: list[Path] = []

@@ -2,14 +2,19 @@
 
 The network is the constructor's own, without its classifier. Pixels 0..255 become its input by the
 constructor's own `preprocess_input`, inside the graph.
+
+ImageNet weights are loaded from the file in KERAS_HOME that was checked and digested, by its path: told to find
+"imagenet" itself, Keras takes a file in /tmp/.keras where it cannot write to KERAS_HOME, and removes files with another
+digest.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from featcache.backbones import glyphnet, own, saved, weights
+from featcache.backbones import glyphnet, inventory, own, saved, weights
 from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolved
-from featcache.backbones.registry import Entry, get
+from featcache.backbones.registry import SIZES, Entry, get, trained_size
 from featcache.backend import start_keras
-from featcache.errors import UsageError
+from featcache.errors import UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
+DEVIATIONS = (0.229, 0.224, 0.225)  # of ImageNet's pixels, RGB, 0..1
 NO_WEIGHTS = hashlib.sha256().hexdigest()
 
 
@@ -36,6 +42,7 @@ class Backbone:
     weights_digest: str  # SHA-256 of the weight values, in order
     architecture: str = ""  # SHA-256 of the configuration of a user's own model
     whole: Any = None  # a user's own model with what `own.headless` took for its classifier
+    source: str | None = None  # `weights.source` of what was loaded; None where a function of the user's made it
 
     def cut(self, layer: str) -> Any:
         """Return the network up to the named layer; "top" is the whole. Raises UnknownBlock with near names."""
@@ -85,20 +92,20 @@ def build(
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
-    quietly = redirect_stdout(weights.Chatter()), warnings.catch_warnings()
-    with quietly[0], quietly[1], reproducibly(spec.seed), computing_in(precision):
-        warnings.simplefilter("ignore", UserWarning)  # that the weights were trained at another size
-        network = _construct(entry, spec, size, pooling)
+    with _talking_to_stderr():
+        file = _imagenet_file(entry, spec, size) if spec.weights == "imagenet" else weights.file_of(spec, size)
+        with _unchanged_source(spec, size) as source, reproducibly(spec.seed), computing_in(precision):
+            network = _construct(entry, spec, size, pooling, file)
     network.trainable = False
     _finish_in_float32(network)
-    return Backbone(spec, network, _digest(network))
+    return Backbone(spec, network, _digest(network), source=source)
 
 
 def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Backbone:
     is_saved = spec.origin == "file" and saved.is_saved(Path(spec.weights))
     if is_saved and precision != "float32":
         raise UsageError(f"'{spec.name}' is a SavedModel, which computes as it was saved; got --precision {precision}")
-    with computing_in(precision):
+    with computing_in(precision), _unchanged_source(spec, size) as source:
         model = own.load(spec, size, trust)
     if model.inputs[0].shape[1] not in (None, size):
         raise UsageError(f"'{spec.name}' takes images of {model.inputs[0].shape[1]} pixels; got size {size}")
@@ -111,7 +118,7 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     network = own.headless(model)
     _finish_in_float32(network)
     digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))
-    return Backbone(spec, network, *digests, model)
+    return Backbone(spec, network, *digests, model, source)
 
 
 def check_size(entry: Entry, size: int) -> None:
@@ -199,28 +206,117 @@ def all_layers(network: Any) -> list[Any]:
     return found
 
 
-def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling) -> Any:
+def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
+    """Return a network of `keras.applications` with the ImageNet weights of this file, as Keras builds it.
+
+    arguments: of its constructor, with input_shape=(size, size, 3).
+    """
+    import keras
+
+    constructor = getattr(keras.applications, entry.constructor)
+    if entry.module == "efficientnet":
+        network = _scaled_again(constructor(weights=None, **arguments))
+        network.load_weights(str(file))
+        return network
+    if entry.module in SIZES:
+        # MobileNet and MobileNetV2 are named after the size that their weights were trained at.
+        size, alpha = trained_size(entry, arguments["input_shape"][0]), arguments.get("alpha", 1.0)
+        arguments["name"] = f"{entry.constructor.lower()}_{alpha:.2f}_{size}"
+    return constructor(weights=str(file), **arguments)
+
+
+def _scaled_again(network: Any) -> Any:
+    """Return an EfficientNet with a second scaling behind its normalization.
+
+    Its ImageNet weights were trained with it, so Keras adds it for weights="imagenet", but not for a file.
+    """
+    import keras
+
+    def call(layer: Any, *inputs: Any, **options: Any) -> Any:
+        outputs = layer(*inputs, **options)
+        if not isinstance(layer, keras.layers.Normalization):
+            return outputs
+        factors = [1 / math.sqrt(deviation) for deviation in DEVIATIONS]
+        return keras.layers.Rescaling(factors, name="rescaling_1")(outputs)
+
+    pixels = keras.Input(network.input_shape[1:], name=network.layers[0].name)
+    return keras.models.clone_model(network, input_tensors=pixels, call_function=call)
+
+
+@contextmanager
+def _talking_to_stderr() -> Iterator[None]:
+    """Pass on what Keras prints, and no warning that the weights were trained at another size."""
+    with redirect_stdout(weights.Chatter()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
+    """Return the file of the ImageNet weights; Keras downloads it to KERAS_HOME if it is missing."""
+    import keras
+
+    file = weights.file_of(spec, size)
+    if file is None:
+        raise UsageError(
+            f"Backbone '{spec.name}' cannot be built as asked: Keras has no ImageNet weights of "
+            f"{weights.spelt(spec, size)}, only for some values of alpha. Or use --weights none (random)"
+        )
+    if not file.exists():
+        weights.check_download(file)
+        constructor = getattr(keras.applications, entry.constructor)
+        arguments = dict(spec.options) | {"include_top": False, "input_shape": (size, size, 3)}
+        # The network that Keras makes of it is not used: it is made again of the file that is checked and digested.
+        _or_fault(spec, size, lambda: constructor(weights="imagenet", **arguments))
+    return file
+
+
+@contextmanager
+def _unchanged_source(spec: BackboneSpec, size: int) -> Iterator[str | None]:
+    """Give the source of the weights that are loaded meanwhile. Raises WeightsMismatch if it is another at the end."""
+    source = weights.source(spec, size)
+    yield source
+    if weights.source(spec, size) != source:
+        raise WeightsMismatch(f"{weights.file_of(spec, size)} changed while it was read. Run the same command again")
+
+
+def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, file: Path | None) -> Any:
+    """Return the network with the weights of a file, or random ones without."""
     import keras
 
     shape = (size, size, 3)
     if entry.name == "pixels":
         return keras.Sequential([keras.Input(shape), keras.layers.Flatten()], name="pixels")
     if entry.name == "glyphnet":
-        return _with_weights(spec, lambda path: glyphnet.glyphnet(shape, weights=path))
+        return _or_fault(spec, size, lambda: glyphnet.glyphnet(shape, weights=file))
+    arguments = dict(spec.options) | {
+        "include_top": False,
+        "input_shape": shape,
+        "pooling": None if pooling in ("flatten", "none") else pooling,
+    }
+    if spec.weights == "imagenet" and file is not None:
+        _check_file(entry, spec, size, file)
+        return _or_fault(spec, size, lambda: pretrained(entry, file, **arguments))
     constructor = getattr(keras.applications, entry.constructor)
-    options, own = dict(spec.options), None if pooling in ("flatten", "none") else pooling
-    return _with_weights(
-        spec,
-        lambda source: constructor(include_top=False, weights=source, input_shape=shape, pooling=own, **options),
-        size=size,
+    return _or_fault(spec, size, lambda: constructor(weights=None if file is None else str(file), **arguments))
+
+
+def _check_file(entry: Entry, spec: BackboneSpec, size: int, file: Path) -> None:
+    """Raise WeightsMismatch unless a file holds the ImageNet weights that Keras knows."""
+    fetch = f"featcache backbones fetch {weights.spelt(spec, size)}"
+    use = f"--weights {file}"
+    if entry.module == "efficientnet":
+        use = "-b MODEL.keras, the network as model.save writes it"
+    inventory.check(
+        file,
+        if_damaged=f"Delete it or run {fetch}",
+        if_other=f"To use it: {use}. To have Keras' own: {fetch}, which keeps this file under another name",
     )
 
 
-def _with_weights(spec: BackboneSpec, make: Any, size: int = 0) -> Any:
-    """Call `make` with the weights that were asked for; say what is wrong with them in one line."""
-    source = {"none": None, "imagenet": "imagenet"}.get(spec.weights, str(weights.file_of(spec, size)))
+def _or_fault(spec: BackboneSpec, size: int, make: Callable[[], Any]) -> Any:
+    """Call what makes a network; say what is wrong with its weights in one line."""
     try:
-        return make(source)
+        return make()
     except Exception as error:
         raise weights.fault(spec, size, error) from error
 

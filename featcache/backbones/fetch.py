@@ -1,20 +1,23 @@
 """Download ImageNet weights beforehand, and repair what a broken download left.
 
 Keras downloads, through the constructor of the network, to the name that the file keeps. So a download that was killed
-leaves a stump which Keras takes as good: only building the network tells that the weights are whole.
+leaves a stump which Keras takes as good: only building the network tells that the weights are whole. A file that is not
+Keras' own may be somebody's work: it is renamed and never removed.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from featcache.backbones.build import build
 from featcache.backbones.parse import Request, requests
-from featcache.backbones.weights import file_of, keras_home, spelt
-from featcache.errors import DiskFault, UsageError, WeightsMismatch, WeightsMissing
+from featcache.backbones.weights import check_writable, file_of, spelt
+from featcache.errors import UsageError, WeightsMismatch, WeightsMissing
+from featcache.files import rename
 from featcache.spec import BackboneSpec, Progress, Tick, silent
 
 
@@ -31,7 +34,8 @@ class Fetched:
 def fetch(backbones: str | Sequence[str], progress: Progress = silent) -> list[Fetched]:
     """Return where the ImageNet weights of these backbones are, downloading those that are missing or broken.
 
-    backbones: names with options, as in `extract`. A file that does not load is removed and downloaded again, once.
+    backbones: names with options, as in `extract`. A file that is broken or not Keras' own is renamed to FILE.kept,
+    unless the download fails. A download that is broken is made again, once.
     Raises UsageError (before anything is downloaded), WeightsMissing without network, DiskFault.
     """
     wanted = [(one, _file_of(one)) for one in requests(backbones)]
@@ -50,14 +54,51 @@ def _file_of(request: Request) -> Path:
 
 
 def _fetched(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> Fetched:
-    before = _stamp(file)
-    for _ in range(2):
-        if not file.exists():
-            _check_writable(keras_home())
-            progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
+    if file.exists():
         try:
             build(spec, size, "avg")
-            return Fetched(spelt(spec, size), str(file), file.stat().st_size, _stamp(file) != before)
+            return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=False)
+        except WeightsMismatch:
+            pass  # it is replaced below
+    with _kept(file, progress):
+        _download(spec, size, file, progress)
+    return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=True)
+
+
+@contextmanager
+def _kept(file: Path, progress: Progress) -> Iterator[None]:
+    """Give a file that is in the way another name, and its own again if nothing takes its place meanwhile."""
+    if not file.exists():
+        yield
+        return
+    kept = _free_name(file)
+    progress(Tick("weights", 0, 0, f"{file} ({file.stat().st_size} bytes) is not Keras' own: renamed to {kept.name}"))
+    rename(file, kept)
+    try:
+        yield
+    finally:
+        if not file.exists():
+            rename(kept, file)
+            progress(Tick("weights", 0, 0, f"{kept.name} was renamed to {file.name} again"))
+
+
+def _free_name(file: Path) -> Path:
+    """Return FILE.kept, or FILE.kept2 and so on if there are such files already."""
+    for number in count(1):
+        kept = file.with_name(f"{file.name}.kept{number if number > 1 else ''}")
+        if not kept.exists():
+            return kept
+    raise AssertionError
+
+
+def _download(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> None:
+    """Have Keras download a file, at most twice; what it leaves of a broken download is removed."""
+    for _ in range(2):
+        check_writable(file)
+        progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
+        try:
+            build(spec, size, "avg")
+            return
         except WeightsMismatch:
             progress(Tick("weights", 0, 0, f"{file} ({file.stat().st_size} bytes) is broken and was removed"))
             file.unlink()
@@ -66,18 +107,3 @@ def _fetched(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> F
         f"a machine with another network run featcache backbones fetch {spelt(spec, size)}, then put {file.name} into "
         f"{file.parent}"
     )
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise DiskFault if Keras would silently download to another folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise DiskFault(f"{folder} cannot be written to. Set KERAS_HOME to a folder that can")
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file is written anew; None if there is none."""
-    if not file.exists():
-        return None
-    status = file.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.backbones.build import entering, reproducibly
+from featcache.backbones import inventory
+from featcache.backbones.build import entering, pretrained, reproducibly
 from featcache.backbones.parse import Request, requests
-from featcache.backbones.registry import get, weights_file
-from featcache.backbones.weights import Chatter, keras_home
-from featcache.backend import start_keras
-from featcache.errors import UsageError, WeightsMismatch, WeightsMissing
+from featcache.backbones.registry import SIZES, Entry, get, weights_file
+from featcache.backbones.weights import Chatter, check_download, check_writable
+from featcache.backend import keras_home, start_keras
+from featcache.errors import FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
 from featcache.spec import Preprocess
 
 CLASS_INDEX = "imagenet_class_index.json"
@@ -24,6 +25,7 @@ CLASS_INDEX_URL = f"https://storage.googleapis.com/download.tensorflow.org/data/
 CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
 NUM_CLASSES = 1000
 SMALL = 32
+PUT_ANEW = "Move it away and run the same command with network, or put Keras' own file there"
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False) -> Cla
     start_keras()
     import keras
 
-    size = SMALL if random else request.preprocess.size
-    make = getattr(keras.applications, get(request.spec.name).constructor)
+    entry, size = get(request.spec.name), SMALL if random else request.preprocess.size
     options = dict(request.spec.options) | {"input_shape": (size, size, 3)}
-    with reproducibly(0):
-        network = make(weights=None, **options) if random else _downloaded(lambda: make(**options), files[0], files)
+    if random:
+        with reproducibly(0):
+            network = getattr(keras.applications, entry.constructor)(weights=None, **options)
+    else:
+        if size not in (entry.size, *SIZES.get(entry.module, ())):
+            raise UsageError(f"'{entry.name}' with its top takes images of {entry.size} pixels; got size {size}")
+        network = _downloaded(lambda: _with_top(entry, files[0], options), files[0], files)
     names = [f"class {number}" for number in range(NUM_CLASSES)] if random else class_names(files)
     preprocess = Preprocess(size, mode=request.preprocess.mode)
     pixels = keras.Input((size, size, 3), dtype="uint8")
@@ -81,15 +87,31 @@ def _request(backbone: str) -> Request:
     return found[0]
 
 
-def _class_names() -> list[str]:
-    start_keras()
+def _with_top(entry: Entry, file: Path, options: Mapping[str, Any]) -> Any:
+    """Return the network with the weights of a file, which Keras downloads first if it is missing."""
     import keras
 
-    file = keras.utils.get_file(
-        CLASS_INDEX, CLASS_INDEX_URL, cache_subdir="models", cache_dir=keras_home(), file_hash=CLASS_INDEX_MD5
-    )
-    index = json.loads(Path(file).read_text())
-    return [index[str(number)][1] for number in range(NUM_CLASSES)]
+    if not file.exists():
+        check_download(file)
+        getattr(keras.applications, entry.constructor)(weights="imagenet", **options)
+    inventory.check(file, if_damaged=PUT_ANEW, if_other=PUT_ANEW)
+    with reproducibly(0):
+        return pretrained(entry, file, **options)
+
+
+def _class_names() -> list[str]:
+    index = keras_home() / "models" / CLASS_INDEX
+    if not index.exists():
+        check_writable(index)
+        start_keras()
+        import keras
+
+        keras.utils.get_file(
+            CLASS_INDEX, CLASS_INDEX_URL, cache_subdir="models", cache_dir=keras_home(), file_hash=CLASS_INDEX_MD5
+        )
+    inventory.check_digest(index, CLASS_INDEX_MD5, PUT_ANEW)
+    names = json.loads(index.read_text())
+    return [names[str(number)][1] for number in range(NUM_CLASSES)]
 
 
 def _downloaded(make: Callable[[], Any], file: Path, files: Sequence[Path]) -> Any:
@@ -97,6 +119,8 @@ def _downloaded(make: Callable[[], Any], file: Path, files: Sequence[Path]) -> A
     try:
         with redirect_stdout(Chatter()):
             return make()
+    except FeatcacheError:
+        raise
     except Exception as error:  # Keras raises all sorts, plain Exception too
         reason = " ".join(str(error).split())
         url = re.search(r"https?://[^\s:]+", reason)

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.backbones.registry import ALPHAS, REGISTRY, SIZES, Entry, weights_file
-from featcache.backbones.weights import damage, keras_home, spelt
+from featcache.backbones.weights import damage, spelt
+from featcache.backend import keras_home
+from featcache.errors import WeightsMismatch
 from featcache.spec import BackboneSpec
 
+SHA256_DIGITS = 64
 _DIGESTS = {
     "weights_mobilenet_v3_large_224_0.75_float_no_top_v2.h5": "40af19a13ebea4e2ee0c676887f69a2e",
     "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5": "07fb09a5933dd0c8eaafa16978110389",
@@ -58,6 +61,51 @@ _DIGESTS = {
     "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5": "6d6bbae143d832006294945121d1f1fc",
     "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5": "253f8cb515780f3b799900260a226db6",
 }
+# of the files with top, for `predict --imagenet`
+_TOP_DIGESTS = {
+    "weights_mobilenet_v3_small_224_1.0_float.h5": "8768d4c2e7dee89b9d02b2d03d65d862",
+    "weights_mobilenet_v3_small_224_0.75_float.h5": "cb65d4e5be93758266aa0a7f2c6708b7",
+    "weights_mobilenet_v3_small_minimalistic_224_1.0_float.h5": "99cd97fb2fcdad2bf028eb838de69e37",
+    "weights_mobilenet_v3_large_224_1.0_float.h5": "59e551e166be033d707958cf9e29a6a7",
+    "weights_mobilenet_v3_large_224_0.75_float.h5": "765b44a33ad4005b3ac83185abf1d0eb",
+    "weights_mobilenet_v3_large_minimalistic_224_1.0_float.h5": "675e7b876c45c57e9e63e6d90a36599c",
+    "efficientnetb0.h5": "902e53a9f72be733fc0bcb005b3ebbac",
+    "efficientnetb1.h5": "1d254153d4ab51201f1646940f018540",
+    "efficientnetb2.h5": "b15cce36ff4dcbd00b6dd88e7857a6ad",
+    "efficientnetb3.h5": "ffd1fdc53d0ce67064dc6a9c7960ede0",
+    "efficientnetb4.h5": "18c95ad55216b8f92d7e70b3a046e2fc",
+    "efficientnetb5.h5": "ace28f2a6363774853a83a0b21b9421a",
+    "efficientnetb6.h5": "165f6e37dce68623721b423839de8be5",
+    "efficientnetb7.h5": "8c03f828fec3ef71311cd463b6759d99",
+    "efficientnetv2-b0.h5": "21ecbf6da12460d5c40bb2f29ceb2188",
+    "efficientnetv2-b1.h5": "069f0534ff22adf035c89e2d9547a9dc",
+    "efficientnetv2-b2.h5": "424e49f28180edbde1e94797771950a7",
+    "efficientnetv2-b3.h5": "1f1fc43bd98a6e4fd8fdfd551e02c7a0",
+    "efficientnetv2-s.h5": "e1d88a8495beba45748fedd0cecbe016",
+    "efficientnetv2-m.h5": "a3bf6aa3276309f4fc6a34aa114c95cd",
+    "efficientnetv2-l.h5": "27e6d408b53c7ebc868fefa357689935",
+    "convnext_tiny.h5": "8ae6e78ce2933352b1ef4008e6dd2f17bc40771563877d156bc6426c7cf503ff",
+    "convnext_small.h5": "ce1277d8f1ee5a0ef0e171469089c18f5233860ceaf9b168049cb9263fd7483c",
+    "convnext_base.h5": "52cbb006d3dadd03f6e095a8ca1aca47aecdd75acb4bc74bce1f5c695d0086e6",
+    "convnext_large.h5": "070c5ed9ed289581e477741d3b34beffa920db8cf590899d6d2c67fba2a198a6",
+    "convnext_xlarge.h5": "c1f5ccab661354fc3a79a10fa99af82f0fbf10ec65cb894a3ae0815f17a889ee",
+    "resnet50_weights_tf_dim_ordering_tf_kernels.h5": "2cb95161c43110f7111970584f804107",
+    "resnet101_weights_tf_dim_ordering_tf_kernels.h5": "f1aeb4b969a6efcfb50fad2f0c20cfc5",
+    "resnet152_weights_tf_dim_ordering_tf_kernels.h5": "100835be76be38e30d865e96f2aaae62",
+    "resnet50v2_weights_tf_dim_ordering_tf_kernels.h5": "3ef43a0b657b3be2300d5770ece849e0",
+    "resnet101v2_weights_tf_dim_ordering_tf_kernels.h5": "6343647c601c52e1368623803854d971",
+    "resnet152v2_weights_tf_dim_ordering_tf_kernels.h5": "a49b44d1979771252814e80f8ec446f9",
+    "densenet121_weights_tf_dim_ordering_tf_kernels.h5": "9d60b8095a5708f2dcce2bca79d332c7",
+    "densenet169_weights_tf_dim_ordering_tf_kernels.h5": "d699b8f76981ab1b30698df4c175e90b",
+    "densenet201_weights_tf_dim_ordering_tf_kernels.h5": "1ceb130c1ea1b78c3bf6114dbdfd8807",
+    "inception_v3_weights_tf_dim_ordering_tf_kernels.h5": "9a0d58056eeedaa3f26cb7ebd46da564",
+    "inception_resnet_v2_weights_tf_dim_ordering_tf_kernels.h5": "e693bd0210a403b3192acc6073ad2e96",
+    "xception_weights_tf_dim_ordering_tf_kernels.h5": "0a58e3b7378bc2990ea3b43d5981f1f6",
+    "nasnet_mobile.h5": "020fb642bf7360b370c678b08e0adf61",
+    "nasnet_large.h5": "11577c9a518f0070763c2b964a382f17",
+    "vgg16_weights_tf_dim_ordering_tf_kernels.h5": "64373286793e3c8b2b4e3219cbf3544b",
+    "vgg19_weights_tf_dim_ordering_tf_kernels.h5": "cbe5617147190e668d6c5d5026f83318",
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +130,33 @@ def stored_weights() -> list[StoredWeights]:
     ]
 
 
+def keras_digest(name: str) -> str | None:
+    """Return the digest that Keras checks a file of ImageNet weights by, MD5 or SHA-256; None if it checks none."""
+    return _DIGESTS.get(name) or _TOP_DIGESTS.get(name)
+
+
+def check(file: Path, *, if_damaged: str, if_other: str) -> None:
+    """Raise WeightsMismatch unless a file holds Keras' ImageNet weights; the file stays as it is.
+
+    Of MobileNet and MobileNetV2 only the length can be checked. if_damaged, if_other: what the user can do, a sentence.
+    """
+    if broken := damage(file):
+        raise WeightsMismatch(f"The weights {file} are damaged (a broken download?): the file {broken}. {if_damaged}")
+    if expected := keras_digest(file.name):
+        check_digest(file, expected, if_other)
+
+
+def check_digest(file: Path, expected: str, if_other: str) -> None:
+    """Raise WeightsMismatch unless a file has the digest that Keras expects; the file stays as it is."""
+    actual = _digest(file, expected)
+    if actual != expected:
+        kind = "SHA-256" if len(expected) == SHA256_DIGITS else "MD5"
+        raise WeightsMismatch(
+            f"{file} has other bytes than Keras' own file: its {kind} is {actual}, Keras expects {expected}. It was "
+            f"left as it is. {if_other}"
+        )
+
+
 def weights_files() -> dict[str, list[str]]:
     """Return {file: the backbones that it serves}, of all files of ImageNet weights that there can be."""
     served: dict[str, list[str]] = {}
@@ -102,7 +177,7 @@ def _variants(entry: Entry) -> list[tuple[dict[str, object], int]]:
 
 
 def _checked(file: Path, backbones: tuple[str, ...]) -> StoredWeights:
-    fault, known = damage(file), _DIGESTS.get(file.name)
+    fault, known = damage(file), keras_digest(file.name)
     if fault is None and known is not None and known != _digest(file, known):
         fault = "has other bytes than Keras' weights"
     return StoredWeights(str(file), file.stat().st_size, backbones, fault, "length" if known is None else "digest")
@@ -110,6 +185,6 @@ def _checked(file: Path, backbones: tuple[str, ...]) -> StoredWeights:
 
 def _digest(file: Path, known: str) -> str:
     with file.open("rb") as stream:
-        if len(known) == 64:  # as Keras tells them apart
+        if len(known) == SHA256_DIGITS:  # as Keras tells them apart
             return hashlib.file_digest(stream, "sha256").hexdigest()
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

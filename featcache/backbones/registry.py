@@ -165,5 +165,10 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool 
         minimalistic="_minimalistic" if minimalistic else "",
         alpha=alpha,
         digits=_DIGITS.get(alpha),
-        rows=size if size in SIZES.get(entry.module, ()) else 224,
+        rows=trained_size(entry, size),
     )
+
+
+def trained_size(entry: Entry, size: int) -> int:
+    """Return the size that a MobileNet's weights for images of this size were trained at."""
+    return size if size in SIZES.get(entry.module, ()) else 224

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
+from featcache.backend import keras_home
 from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import file_digest, raise_if_of_the_system
 from featcache.spec import BackboneSpec
@@ -31,15 +32,10 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _NO_DOWNLOAD, _NO_HASH, _DOWNLOADING = "URL fetch failure", "Incomplete or corrupted file", "Downloading data"  # Keras
 
 
-def keras_home() -> Path:
-    """Return the folder that Keras keeps its weights under."""
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-
-
 def keras_backend() -> str:
     """Return the name of the backend that Keras will run on."""
-    if "KERAS_BACKEND" in os.environ:
-        return os.environ["KERAS_BACKEND"]
+    if backend := os.environ.get("KERAS_BACKEND"):
+        return backend
     try:
         return str(json.loads((keras_home() / "keras.json").read_text())["backend"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -66,7 +62,8 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
     if get(spec.name).constructor.startswith("EfficientNetB"):
         raise UsageError(
             f"{get(spec.name).constructor} builds another graph for a file than for ImageNet weights (Keras 3). "
-            f"Put the file at {file_of(replace(spec, weights='imagenet'), size)} and use --weights imagenet"
+            f"Put the file at {file_of(replace(spec, weights='imagenet'), size)} and use --weights imagenet, if it is "
+            "Keras' own; otherwise save the whole network (model.save) and use -b MODEL.keras"
         )
     return path
 
@@ -76,7 +73,7 @@ def source(spec: BackboneSpec, size: int) -> str | None:
     if spec.weights in ("none", ""):
         return f"random seed {spec.seed} keras {version('keras')} {keras_backend()}"
     file = file_of(spec, size)
-    if file is not None and saved.is_saved(file):
+    if file is not None and spec.origin == "file" and saved.is_saved(file):
         return f"sha256 {' '.join(saved.digests(file))}"
     return f"sha256 {file_digest(file)}" if file is not None and file.is_file() else None
 
@@ -96,6 +93,37 @@ def damage(file: Path) -> str | None:
     at = _END_AT.get(head[8])
     end = int.from_bytes(head[at : at + 8], "little") if at else size
     return f"has {size} of {end} bytes" if size < end else None
+
+
+def check_download(file: Path) -> None:
+    """Raise DiskFault or WeightsMissing if Keras would download the weights to another place than this file."""
+    check_writable(file)
+    from keras.src.backend import config
+
+    home, used = keras_home(), os.path.expanduser(config.keras_home())
+    if os.path.realpath(used) != os.path.realpath(home):
+        raise WeightsMissing(
+            f"{file} is missing, and Keras would download it to {used}: Keras was imported before KERAS_HOME was "
+            f"{home}. Set KERAS_HOME before anything imports Keras, or put {file.name} into {file.parent}"
+        )
+
+
+def check_writable(file: Path) -> None:
+    """Make KERAS_HOME, for a file that is missing in it.
+
+    Raises DiskFault if KERAS_HOME cannot be written to: Keras would download to /tmp/.keras without a word.
+    """
+    home = keras_home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(home, os.W_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        raise DiskFault(
+            f"{file} is missing, and {home} cannot be written to. Set KERAS_HOME to a folder that can, or have the "
+            "file put there"
+        )
 
 
 def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:

@@ -51,7 +51,7 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
     speed: also time a network, which takes a few seconds.
     """
     probed = _probed(speed)
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    home = Path(os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras"))
     weights = probed.pop("weights", [])
     facts = {
         "versions": {"python": platform.python_version(), "featcache": _version("featcache")}

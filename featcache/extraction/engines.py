@@ -20,7 +20,7 @@ from featcache.backbones.lineage import IMAGE_ROLE, Role
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
-from featcache.spec import BackboneSpec, Precision, Tap, canonical_json
+from featcache.spec import Precision, Tap, canonical_json
 
 BATCH = 32  # on CPUs more images at once are not faster, for networks of photographs
 OPENVINO_BATCH = 4  # the feature maps of a few images stay in the CPU's own memory: 1.25 times as fast as 32
@@ -210,15 +210,15 @@ def _grown(engine: KerasEngine, sample: Pixels, num_images: int, is_cpu: bool) -
     return engine
 
 
-def provenance(engine: Engine, spec: BackboneSpec, size: int) -> str:
-    """Return what made the rows, as JSON: engine, versions, and the source of the weights."""
+def provenance(engine: Engine, source: str | None) -> str:
+    """Return what made the rows, as JSON: engine, versions, and the source of the weights that were loaded."""
     return canonical_json(
         {
             "engine": engine.name,
             "featcache": version("featcache"),
             "numpy": version("numpy"),
             "pillow": version("pillow"),
-            "weights_source": weights.source(spec, size),
+            "weights_source": source,
         }
     )
 

@@ -34,7 +34,15 @@ from featcache.cache import parts
 from featcache.cache.layout import INDEX_NAME, is_begun, is_cache, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
-from featcache.errors import DiskFault, NoImages, NotACache, NotAModel, UnreadableImages, UsageError
+from featcache.errors import (
+    DiskFault,
+    NoImages,
+    NotACache,
+    NotAModel,
+    UnreadableImages,
+    UsageError,
+    WeightsMismatch,
+)
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
@@ -422,7 +430,7 @@ class Job:
         todo: list[tuple[Request, Target]] = []
         rows, lacking = self._wanted_rows(), set[str]()
         for request in self.wanted:
-            weights_digest, architecture, backbone = self._weights(request)
+            weights_digest, architecture, source, backbone = self._weights(request)
             layers = None
             if request.layers == ("auto",):
                 backbone = backbone or _built(request)
@@ -435,7 +443,7 @@ class Job:
             broken = self._broken(taps)
             plans = [make_plan(rows, list(of_view), self.cached, broken) for _, of_view in groupby(taps, _view)]
             lacking.update(row.digest for plan in plans for row in plan.missing)
-            todo += [(request, target) for target in self._grouped(request, plans, backbone)]
+            todo += [(request, target) for target in self._grouped(request, plans, backbone, source)]
         if self.hits is None:
             settled = [row for row in rows if row.digest not in lacking]
             self.hits = sum(row.digest not in self.found.bad for row in settled)
@@ -453,8 +461,13 @@ class Job:
         bad = self.found.bad.values()
         return frozenset(one.digest for one in bad if one.status != "nonfinite" or tap_of(one.reason) in names)
 
-    def _grouped(self, request: Request, plans: Sequence[Plan], backbone: Backbone | None) -> list[Target]:
-        """Return one target for all views that lack the same images; they share one engine."""
+    def _grouped(
+        self, request: Request, plans: Sequence[Plan], backbone: Backbone | None, source: str | None
+    ) -> list[Target]:
+        """Return one target for all views that lack the same images; they share one engine.
+
+        source: where the weights of the taps came from, known together with their digest.
+        """
         started: list[Started] = []
         groups: dict[frozenset[str], list[Tap]] = {}
         for plan in plans:
@@ -466,8 +479,7 @@ class Job:
                 engine = self._engine(request, plans[0].taps, backbone, sample, most)
                 layers = dict.fromkeys(tap.layer for plan in plans for tap in plan.taps)
                 lineages = {layer: lineage_of(request.spec, layer) for layer in layers}
-                made_by = provenance(engine, request.spec, request.preprocess.size)
-                started.append(Started(engine, made_by, lineages))
+                started.append(Started(engine, provenance(engine, source), lineages))
             return started[0]
 
         return [
@@ -493,21 +505,24 @@ class Job:
     def _said(self) -> str:
         return f"{self.hits or 0} cached, {len(self.found.bad) + len(self.found.unread)} failed"
 
-    def _weights(self, request: Request) -> tuple[str, str, Backbone | None]:
-        """Return the digests of weight values and architecture, and the backbone if it took building to know them."""
+    def _weights(self, request: Request) -> tuple[str, str, str | None, Backbone | None]:
+        """Return the digests of weight values and architecture, and the source of the values.
+
+        Last comes the backbone, if it took building to know them: then the source is the one that was loaded.
+        """
         spec, size = request.spec, request.preprocess.size
-        if spec.name == "pixels":
-            return NO_WEIGHTS, "", None
         source = weights_of.source(spec, size)
+        if spec.name == "pixels":
+            return NO_WEIGHTS, "", source, None
         for rows in self.cached.values():
             made_by = rows.tap.backbone
             same = (made_by.origin, made_by.name, made_by.options) == (spec.origin, spec.name, spec.options)
             if same and source is not None and source in map(weights_source_of, rows.makers):
-                return rows.tap.weights_digest, rows.tap.architecture, None
+                return rows.tap.weights_digest, rows.tap.architecture, source, None
         if source is None and spec.origin == "registry":
             self.progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
         backbone = _built(request)
-        return backbone.weights_digest, backbone.architecture, backbone
+        return backbone.weights_digest, backbone.architecture, backbone.source, backbone
 
     def _engine(
         self, request: Request, taps: Sequence[Tap], backbone: Backbone | None, sample: Pixels, num_images: int
@@ -518,6 +533,11 @@ class Job:
         def build_at(precision: Precision) -> Backbone:
             built = _built(request, backbone, precision)
             if built.weights_digest != taps[0].weights_digest:
+                if request.spec.origin == "registry":
+                    raise WeightsMismatch(
+                        f"Tap '{taps[0].name}' in {self.out} was made with other weights than the file that it names "
+                        "holds (by an older featcache, where KERAS_HOME was read-only?). Extract to another cache"
+                    )
                 raise NotAModel(
                     f"'{request.spec.name}' has other weights each time it is built. Save the model and name its file"
                 )

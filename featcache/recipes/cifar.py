@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from featcache.arrays import Classes, Pixels
-from featcache.backbones.weights import keras_home
+from featcache.backend import keras_home
 from featcache.errors import DataError, NoImages
 from featcache.files import write_whole
 

@@ -23,6 +23,11 @@ def save(path, **options):
     model = keras.applications.MobileNetV2(
         include_top=False, weights=None, input_shape=(96, 96, 3), **{"alpha": 0.35, **options}
     )
+    return save_as_keras_2(path, model)
+
+
+def save_as_keras_2(path, model):
+    """Write weights as those of ImageNet are written."""
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, model)
     return path

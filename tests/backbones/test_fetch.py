@@ -1,6 +1,8 @@
 """Weights that were fetched load; what a broken download leaves is found and made good. The server is this machine."""
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from backbones.conftest import FILE, MODULE, NAME, SPEC, save
 
+from featcache.backbones import inventory
 from featcache.backbones.build import build
 from featcache.backbones.fetch import fetch
 from featcache.errors import DiskFault, UsageError, WeightsMismatch, WeightsMissing
@@ -158,10 +161,42 @@ def test_what_has_no_imagenet_weights_is_refused_before_anything_is_downloaded(h
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_for_keras_would_take_another(home, server, monkeypatch):
-    monkeypatch.setattr("featcache.backbones.fetch.os.access", lambda folder, mode: False)
-    with pytest.raises(DiskFault, match=rf"{home} cannot be written to. Set KERAS_HOME"):
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    with pytest.raises(DiskFault, match=rf"{home}/models/{FILE} is missing, and {home} cannot be written to. Set"):
         fetch(NAME)
     assert server.asked == []
+
+
+def test_a_file_that_was_in_the_way_is_kept_under_another_name(place, good, server):
+    server.answers = [(200, good, len(good))]
+    mine = [save(place, alpha=0.5).read_bytes(), b"my stump"]
+    for content, name in zip(mine, (f"{FILE}.kept", f"{FILE}.kept2"), strict=True):
+        place.write_bytes(content)
+        ticks = []
+        assert fetch(NAME, ticks.append)[0].downloaded
+        assert f"{place} ({len(content)} bytes) is not Keras' own: renamed to {name}" in [tick.note for tick in ticks]
+        assert place.with_name(name).read_bytes() == content
+        assert place.read_bytes() == good
+    assert len(list(place.parent.iterdir())) == 3
+
+
+def test_a_file_with_another_digest_is_kept_though_it_loads(place, good, server, monkeypatch):
+    mine = save(place).read_bytes()
+    monkeypatch.setattr(inventory, "keras_digest", lambda name: hashlib.md5(good).hexdigest())
+    server.answers = [(200, good, len(good))]
+    assert fetch(NAME)[0].downloaded
+    assert place.read_bytes() == good
+    assert place.with_name(f"{FILE}.kept").read_bytes() == mine
+
+
+@pytest.mark.parametrize("answer", [(404, b"", 0), (200, b"<html>please log in</html>", None)])
+def test_a_file_that_was_in_the_way_keeps_its_place_if_the_download_fails(place, server, answer):
+    mine = save(place, alpha=0.5).read_bytes()
+    server.answers = [answer]
+    with pytest.raises(WeightsMissing):
+        fetch(NAME)
+    assert [path.name for path in place.parent.iterdir()] == [FILE]
+    assert place.read_bytes() == mine
 
 
 @pytest.mark.slow

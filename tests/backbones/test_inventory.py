@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from featcache.backbones import inventory
-from featcache.backbones.registry import REGISTRY, get
+from featcache.backbones.registry import REGISTRY, get, weights_file
 from featcache.backbones.weights import damage
 
 WITHOUT_DIGEST = {"mobilenet", "mobilenet_v2"}
@@ -39,6 +39,15 @@ def test_every_file_with_a_digest_has_keras_own_digest_and_the_others_are_mobile
         digest = inventory._DIGESTS.get(file)
         assert (digest is None) == (module in WITHOUT_DIGEST), file
         assert digest is None or f'"{digest}"' in source, file
+
+
+def test_every_file_with_a_top_has_keras_own_digest_too():
+    folder = Path(find_spec("keras").origin).parent / "src" / "applications"
+    source = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    for entry in (entry for entry in REGISTRY.values() if entry.constructor):
+        digest = inventory.keras_digest(weights_file(entry, {}, entry.size, top=True))
+        assert (digest is None) == (entry.module in WITHOUT_DIGEST), entry.name
+        assert digest is None or f'"{digest}"' in source, entry.name
 
 
 def test_every_backbone_of_keras_has_a_file():

@@ -20,6 +20,7 @@ from keras.src.applications import imagenet_utils
 from keras.src.utils import file_utils
 
 from featcache.backbones.blocks import block_names, blocks
+from featcache.backbones.build import pretrained, reproducibly
 from featcache.backbones.registry import REGISTRY, Entry, get, weights_file
 from featcache.errors import UnknownBackbone
 
@@ -104,6 +105,19 @@ def test_the_parameters_are_as_many_as_declared(built):
 
 def test_keras_asks_for_the_weights_file_that_we_name(built):
     assert built.files == [weights_file(built.entry, {}, built.entry.min_size)]
+
+
+def test_the_network_of_a_file_is_the_one_that_keras_builds_for_imagenet(built, tmp_path, monkeypatch):
+    file = tmp_path / built.files[0]
+    file.touch()
+    loaded = []
+    monkeypatch.setattr(keras.Model, "load_weights", lambda model, path: loaded.append(path))
+    size = built.entry.min_size
+    with reproducibly(0), warnings.catch_warnings(action="ignore"):
+        ours = pretrained(built.entry, file, include_top=False, input_shape=(size, size, 3))
+    assert loaded == [str(file)]
+    assert ours.get_config() == built.model.get_config()
+    assert [layer.name for layer in ours.layers] == [layer.name for layer in built.model.layers]
 
 
 class Asked(Exception):

@@ -4,19 +4,29 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
+import warnings
 from http.client import IncompleteRead
 from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 import pytest
-from backbones.conftest import FILE, MODULE, NAME, SPEC, save
+from backbones.conftest import FILE, MODULE, NAME, SPEC, save, save_as_keras_2
+from PIL import Image
 
-from featcache.backbones import weights
+from featcache.backbones import inventory, weights
 from featcache.backbones.build import build
+from featcache.backbones.registry import get
 from featcache.errors import DiskFault, UsageError, WeightsMismatch, WeightsMissing
 from featcache.extraction import extract
 from featcache.spec import BackboneSpec
+
+
+def refuse(*args, **options):
+    raise AssertionError("Keras looks for a file by itself")
 
 
 @pytest.fixture
@@ -177,9 +187,149 @@ def test_a_file_that_is_not_there_is_named():
 
 
 def test_an_efficientnet_takes_no_file_because_keras_would_build_another_graph(mine, home):
-    message = rf"EfficientNetB0 builds another graph .* Put the file at {home}/models/efficientnetb0_notop.h5 and use"
+    message = (
+        rf"EfficientNetB0 builds another graph .* Put the file at {home}/models/efficientnetb0_notop.h5 and use .*, "
+        r"if it is Keras' own; otherwise save the whole network \(model.save\) and use -b MODEL.keras$"
+    )
     with pytest.raises(UsageError, match=message):
         build(BackboneSpec("efficientnet_b0", (), str(mine)), 32, "avg")
+
+
+# The file that is digested is the file that is loaded
+
+SMALL = {"mobilenet_v2": {"alpha": 0.35}, "mobilenet_v3_small": {}, "efficientnet_b0": {}}
+
+
+@pytest.fixture(params=SMALL)
+def official(request, home, monkeypatch):
+    """Return a backbone and the file that stands for its ImageNet weights, whose digest Keras would expect."""
+    entry = get(request.param)
+    spec = BackboneSpec(entry.name, tuple(SMALL[entry.name].items()))
+    file = weights.file_of(spec, 32)
+    file.parent.mkdir()
+    network = getattr(keras.applications, entry.constructor)(
+        include_top=False, weights=None, input_shape=(32, 32, 3), **SMALL[entry.name]
+    )
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            mean, variance = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+            layer.set_weights([mean, variance, np.array(1)])
+    save_as_keras_2(file, network)
+    digest = hashlib.md5(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(inventory, "keras_digest", lambda name: digest if name == file.name else None)
+    return spec, file
+
+
+def test_a_network_computes_what_keras_computes_with_the_same_file(official, monkeypatch):
+    spec, file = official
+    monkeypatch.setattr(MODULE.file_utils, "get_file", lambda name, *rest, **options: str(file.parent / name))
+    constructor = getattr(keras.applications, get(spec.name).constructor)
+    with warnings.catch_warnings(action="ignore"):
+        reference = constructor(
+            include_top=False, weights="imagenet", input_shape=(32, 32, 3), pooling="avg", **dict(spec.options)
+        )
+    monkeypatch.setattr(MODULE.file_utils, "get_file", refuse)
+    built = build(spec, 32, "avg")
+    pixels = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
+    expected = reference.predict(pixels, verbose=0)
+    assert np.array_equal(built.network.predict(pixels, verbose=0), expected)
+    assert expected.std() > 0
+    assert built.source == f"sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
+
+
+def test_weights_in_a_folder_that_cannot_be_written_to_are_loaded_from_there(official, monkeypatch):
+    spec, _ = official
+    written = build(spec, 32, "avg").weights_digest
+    monkeypatch.setattr(MODULE.file_utils, "get_file", refuse)
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    assert build(spec, 32, "avg").weights_digest == written
+
+
+def test_a_file_that_was_placed_by_hand_stays_as_it_is(official, no_network):
+    spec, file = official
+    expected = inventory.keras_digest(file.name)
+    with h5py.File(file, "a") as content:
+        content.attrs["repaired"] = "by hand"
+    mine = file.read_bytes()
+    message = (
+        rf"^{file} has other bytes than Keras' own file: its MD5 is {hashlib.md5(mine).hexdigest()}, Keras expects "
+        rf"{expected}. It was left as it is. To use it: -.* featcache backbones fetch {spec.name}.*$"
+    )
+    with pytest.raises(WeightsMismatch, match=message):
+        build(spec, 32, "avg")
+    assert file.read_bytes() == mine
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_command_line_leaves_a_file_that_was_placed_by_hand(photos, tmp_path, home):
+    file = home / "models" / "efficientnetb0_notop.h5"
+    file.parent.mkdir()
+    with h5py.File(file, "w") as content:
+        content["mine"] = [1, 2, 3]
+    mine = file.read_bytes()
+    command = [sys.executable, "-m", "featcache_cli.app", "extract", str(photos), "-b", "efficientnet_b0:size=32"]
+    command += ["-o", "cache.h5", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("featcache: ")]
+    assert hashlib.md5(mine).hexdigest() in line
+    assert inventory.keras_digest(file.name) in line
+    assert file.read_bytes() == mine
+
+
+def test_a_folder_that_cannot_be_written_to_takes_no_download(home, monkeypatch):
+    monkeypatch.setattr(MODULE.file_utils, "get_file", refuse)
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    with pytest.raises(DiskFault, match=rf"^{home}/models/{FILE} is missing, and {home} cannot be written to. Set K"):
+        build(SPEC, 96, "avg")
+
+
+def test_keras_does_not_download_to_the_folder_that_it_was_imported_with(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE.file_utils, "get_file", refuse)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "later"))
+    message = rf"later/models/{FILE} is missing, and Keras would download it to {home}: .* Set KERAS_HOME before"
+    with pytest.raises(WeightsMissing, match=message):
+        build(SPEC, 96, "avg")
+
+
+@pytest.mark.parametrize("change", ["own", "imagenet"])
+def test_a_file_that_changes_while_it_is_read_is_not_taken(place, good, mine, tmp_path, monkeypatch, change):
+    place.write_bytes(good)
+    file = shutil.copy(mine, tmp_path / "own.weights.h5") if change == "own" else place
+    load = keras.Model.load_weights
+
+    def load_and_change(model, path):
+        load(model, path)
+        with file.open("ab") as stream:
+            stream.write(b"more")
+
+    monkeypatch.setattr(keras.Model, "load_weights", load_and_change)
+    spec = SPEC if change == "imagenet" else BackboneSpec(SPEC.name, SPEC.options, str(file))
+    with pytest.raises(WeightsMismatch, match=rf"^{file} changed while it was read"):
+        build(spec, 96, "avg")
+
+
+def test_layers_have_the_same_names_after_a_download(place, good, monkeypatch):
+    def download(name, *rest, **options):
+        place.write_bytes(good)
+        return str(place)
+
+    monkeypatch.setattr(MODULE.file_utils, "get_file", download)
+    first, second = (build(SPEC, 96, "avg") for _ in range(2))
+    assert first.network.get_config() == second.network.get_config()
+    assert first.weights_digest == second.weights_digest
+
+
+def test_new_images_do_not_join_rows_of_other_weights_under_the_same_source(photos, tmp_path, place, good, monkeypatch):
+    save(place)
+    poisoned = f"sha256 {hashlib.sha256(good).hexdigest()}"
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "source", lambda spec, size: poisoned)
+        extract(photos, "mobilenet_v2:alpha=0.35:size=96", out=tmp_path / "cache.h5")
+    place.write_bytes(good)
+    Image.new("RGB", (9, 9), "orange").save(next(photos.iterdir()) / "new.png")
+    with pytest.raises(WeightsMismatch, match=r"was made with other weights than the file that it names holds"):
+        extract(photos, "mobilenet_v2:alpha=0.35:size=96", out=tmp_path / "cache.h5")
 
 
 def test_a_source_determines_the_values(mine, tmp_path, home):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -10,13 +11,14 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.backend import config
 from keras.src.legacy.saving import legacy_h5_format
 from PIL import Image
 from tiny import COLOURS, write_images
 
 from featcache.assembly.modelfile import read_reference
 from featcache.backbones import imagenet
-from featcache.errors import DataError, NotAModel, UsageError, WeightsMissing
+from featcache.errors import DataError, DiskFault, NotAModel, UsageError, WeightsMismatch, WeightsMissing
 from featcache.prediction import open_classifier, predict, predict_to
 from featcache.spec import Preprocess
 
@@ -226,10 +228,46 @@ def test_a_network_with_its_top_names_imagenets_classes(weights, tmp_path, monke
     )
     photos = write_images(tmp_path / "photos", per_class=1)
     found = list(predict(NETWORK, photos, top=3, imagenet=True))
+    assert asked == []
     pixels = np.stack([np.asarray(Image.open(photos / one.path).resize((96, 96), 2)) for one in found])
     shares = made.predict(pixels / 127.5 - 1, verbose=0)
     assert [one.top[0][0] for one in found] == [f"thing {at}" for at in shares.argmax(axis=1)]
-    assert file.name in asked
+
+
+def test_another_class_index_is_not_used_and_stays(weights, tmp_path, photo, monkeypatch):
+    index = weights / imagenet.CLASS_INDEX
+    mine = index.read_bytes()
+    monkeypatch.setattr(imagenet, "CLASS_INDEX_MD5", hashlib.md5(b"another").hexdigest())
+    model = saved(tmp_path / "m.keras", dense(np.zeros(1000), "softmax"))
+    message = rf"^{index} has other bytes than Keras' own file: its MD5 is {hashlib.md5(mine).hexdigest()}, Keras exp"
+    with pytest.raises(WeightsMismatch, match=message):
+        list(predict(model, photo, imagenet=True))
+    assert index.read_bytes() == mine
+
+
+def test_other_weights_under_the_name_of_imagenets_stay(weights):
+    file = imagenet.imagenet_files("mobilenet_v3_small")[0]
+    with h5py.File(file, "w") as content:
+        content["mine"] = [1, 2, 3]
+    mine = file.read_bytes()
+    with pytest.raises(WeightsMismatch, match=rf"^{file} has other bytes than Keras' own file: .*It was left as it is"):
+        imagenet.imagenet_classifier("mobilenet_v3_small")
+    assert file.read_bytes() == mine
+
+
+def test_a_top_takes_images_of_the_size_that_it_was_trained_at(weights):
+    with pytest.raises(UsageError, match=r"^'mobilenet_v3_small' with its top takes images of 224 pixels; got size 96"):
+        imagenet.imagenet_classifier("mobilenet_v3_small:size=96")
+
+
+def test_a_folder_that_cannot_be_written_to_takes_no_download(weights, monkeypatch):
+    index = weights / imagenet.CLASS_INDEX
+    index.unlink()
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    with pytest.raises(DiskFault, match=rf"^{index} is missing, and {weights.parent} cannot be written to"):
+        imagenet.class_names()
+    with pytest.raises(DiskFault, match=r"^.*mobilenet_v3_small_224_1.0_float.h5 is missing, and"):
+        imagenet.imagenet_classifier("mobilenet_v3_small")
 
 
 def test_a_file_of_1000_classes_may_have_imagenets_names(weights, tmp_path, photo):
@@ -245,6 +283,7 @@ def test_a_file_of_1000_classes_may_have_imagenets_names(weights, tmp_path, phot
 
 def test_without_network_it_says_which_files_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path))
 
     def refused(fname=None, origin=None, **options):
         raise Exception(f"URL fetch failure on {origin}: None -- [Errno -2] Name or service not known")
