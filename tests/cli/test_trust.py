@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -173,6 +174,11 @@ def test_a_settings_file_of_the_users_names_code_as_the_command_line_does(here, 
     assert Run.open("again").best.trial.head == head
 
 
+def lambda_layer():
+    """Return a layer whose code leaves a file `marker`."""
+    return keras.layers.Lambda(lambda x: (__import__("pathlib").Path("marker").write_text("run"), x)[1])
+
+
 CACHE_COMMANDS = {
     "cache verify c.h5 --recompute 2": 2,
     "handoff run@best -o new.keras": 2,
@@ -213,15 +219,14 @@ def test_a_function_that_is_imported_already_is_not_called_for_a_file(here, cli)
     assert (done.code, "featcache calls no function for that" in done.err) == (2, True), done
 
 
-def test_a_cache_runs_no_code_of_a_model_file(here, cli, monkeypatch):
+def test_a_cache_runs_no_code_of_a_model_file(here, cli):
     """What was trusted when features were extracted is not trusted on the word of the cache."""
-    keras.config.enable_unsafe_deserialization()
-    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Lambda(lambda x: x * 2, name="code")])
-    model.save("code.keras")
-    monkeypatch.setattr("keras.src.saving.serialization_lib.in_safe_mode", lambda: None)
+    keras.Sequential([keras.Input((8, 8, 3)), lambda_layer()]).save("code.keras")
+    (here / "marker").unlink(missing_ok=True)  # Keras calls a layer when a model is made
     name_backbone(here / "c.h5", name="code", weights=str(here / "code.keras"), origin="file")
     done = cli("cache", "verify", "c.h5", "--recompute", "2")
     assert (done.code, "code.keras carries code" in done.err) == (4, True), done
+    assert not (here / "marker").exists()
 
 
 @pytest.mark.slow
@@ -241,10 +246,6 @@ def test_a_network_of_ones_own_goes_all_the_way_where_the_user_names_it(here, cl
     ), done
     assert cli("cache", "verify", "n.h5", "--recompute", "2", *allowed).code == 0
     assert cli("predict", "new.keras", "photos").code == 0
-
-
-def lambda_layer():
-    return keras.layers.Lambda(lambda x: (__import__("pathlib").Path("marker").write_text("run"), x)[1])
 
 
 def rewritten_config(path, change):
@@ -297,14 +298,28 @@ def test_a_model_runs_no_code(what, here, cli):
     assert "hostile_layers_of_a_test" not in sys.modules
 
 
-def test_packages_in_the_current_folder_do_not_stand_in_for_installed_ones(here, cli):
+def test_packages_in_the_current_folder_do_not_stand_in_for_installed_ones(here):
+    """In a process of its own, which has not imported them yet."""
     for package in ("sklearn", "keras", "numpy", "scipy", "tensorflow"):
         Path(package).mkdir()
         for file in ("__init__.py", "svm.py", "linear_model.py"):
             (Path(package) / file).write_text("from pathlib import Path; Path('shadowed').touch(); raise SystemExit(9)")
-    head = f"{write_module(here, 'own_heads_beside_folders_of_a_test')}:Head"
-    done = cli("sweep", "c.h5", "--heads", f"sklearn.svm:SVC,{head}", "--cv", "2", "-o", "again")
-    assert done.code == 0, done
+    (here / "own_heads_of_a_test.py").write_text("import numpy, scipy, sklearn" + MODULE)
+    command = [sys.executable, "-P", "-c", "from featcache_cli.app import main; main()", "sweep", "c.h5", "--cv", "2"]
+    done = subprocess.run(
+        [*command, "--heads", "sklearn.svm:SVC,own_heads_of_a_test:Head", "-o", "again"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert {trial.status for trial in Run.open("again").trials} == {"ok"}
+    assert Path("marker").exists()
     assert not Path("shadowed").exists()
-    assert str(here) not in sys.path
+
+
+def test_the_current_folder_is_searched_for_named_code_only(here, cli):
+    head = f"{write_module(here, 'own_heads_looked_for_in_a_test')}:Head"
+    before = list(sys.path)
+    assert cli("sweep", "c.h5", "--heads", head, "--cv", "2", "-o", "again").code == 0
+    assert sys.path == before
