@@ -43,12 +43,12 @@ def write_tensorboard(
     target = folder / run.path.name
     if target.exists() and not force:
         raise UsageError(
-            f"{target} is there already. Name another folder: --tensorboard FOLDER, or --force to replace it"
+            f"{target} is there already. Delete it or name another folder: --tensorboard FOLDER, or replace it: --force"
         )
     points = points_of(run.best, images)
     if target.exists():
         cache = run.cache()
-        check_output(target, LOGS, inputs=[run.path, cache.path, cache.root, Path.cwd()], force=True)
+        check_output(target, LOGS, inputs=[run.path, cache.path], around=[cache.root], force=True)
         shutil.rmtree(target) if target.is_dir() else remove(target)
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
