@@ -39,16 +39,16 @@ def _tuning(record: Mapping[str, Any]) -> str:
 
 def _extraction(cache: Cache, taps: list[Tap]) -> str:
     """Return the command for taps that differ in the layer alone."""
-    said = [f"--{name} {quote(str(value))}" for name, value in _of_split(cache)]
+    of_split = [f"--{name} {quote(str(value))}" for name, value in _of_split(cache)]
     images = ["featcache extract", quote(str(cache.root)), "-o", quote(str(cache.path))]
-    return " ".join([*images, flags_of(taps), *said])
+    return " ".join([*images, flags_of(taps), *of_split])
 
 
 def flags_of(taps: Sequence[Tap]) -> str:
     """Return the options of an extraction that makes these taps, which differ in the layer alone."""
     how = {**dict(_of_tap(taps[0])), "tap": ",".join(tap.layer for tap in taps)}
-    said = [f"--{name} {quote(str(value))}" for name, value in how.items()]
-    return " ".join(["-b", quote(_backbone(taps[0])), *said])
+    options = [f"--{name} {quote(str(value))}" for name, value in how.items()]
+    return " ".join(["-b", quote(_backbone(taps[0])), *options])
 
 
 def _of_tap(tap: Tap) -> Iterator[tuple[str, Any]]:

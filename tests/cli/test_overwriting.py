@@ -98,8 +98,8 @@ def _export(at: Place, to: str) -> list[Any]:
 
 
 def cases(*tables, marks=()):
-    found = {name: case for table in tables for name, case in table.items()}
-    return [pytest.param(case, id=name, marks=marks) for name, case in found.items()]
+    merged = {name: case for table in tables for name, case in table.items()}
+    return [pytest.param(case, id=name, marks=marks) for name, case in merged.items()]
 
 
 def refused(done, *words):
@@ -142,6 +142,7 @@ def test_force_replaces_it_and_the_same_command_its_own_output(case, cli, place)
     ("command", "read"),
     [
         (lambda at: ["predict", at.model, at.photos, "--csv", at.model], "model.keras"),
+        (lambda at: ["predict", f"{at.model}:mode=unit", at.photos, "--csv", at.model], "model.keras"),
         (lambda at: ["predict", at.model, at.photos, "--csv", at.photos / "red/000.png"], "photos/red/000.png"),
         (lambda at: ["predict", at.model, at.photos / "red/000.png", "-o", at.photos / "red/000.png"], None),
         (lambda at: ["predict", at.model, at.home / "t.csv", "--csv", at.home / "t.csv"], "t.csv"),
@@ -245,13 +246,13 @@ def test_a_merge_replaces_a_cache_only_if_nothing_of_it_is_lost(cli, place):
 def test_a_table_leads_to_the_images_wherever_it_is(cli, place):
     done = cli("leaks", place.cache, "--fix-to", "tables/t.csv", "-q")
     assert done.code == 0, done
-    said = done.out.splitlines()[-1].removeprefix("Next: featcache ")
-    assert said == "extract tables/t.csv --allow-outside -b glyphnet --weights none --size 28 --tap top -o tables/t.h5"
-    assert cli(*said.split(), "-q").code == 0
+    line = done.out.splitlines()[-1].removeprefix("Next: featcache ")
+    assert line == "extract tables/t.csv --allow-outside -b glyphnet --weights none --size 32 --tap top -o tables/t.h5"
+    assert cli(*line.split(), "-q").code == 0
     done = cli("leaks", place.cache, "--fix-to", "t.csv", "-q")
     assert (
         done.out.splitlines()[-1]
-        == "Next: featcache extract t.csv -b glyphnet --weights none --size 28 --tap top -o t.h5"
+        == "Next: featcache extract t.csv -b glyphnet --weights none --size 32 --tap top -o t.h5"
     )
     assert cli("extract", "t.csv", "-b", "pixels:size=8", "-o", "t.h5", "-q").code == 0
 
