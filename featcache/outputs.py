@@ -32,17 +32,25 @@ class Kind:
     otherwise: str = ""  # what to say of any other file, if not that it "is no report of featcache"
 
 
-def check_output(path: Path, kind: Kind, *, inputs: Iterable[Path] = (), force: bool = False) -> None:
+def check_output(
+    path: Path, kind: Kind, *, inputs: Iterable[Path] = (), around: Iterable[Path] = (), force: bool = False
+) -> None:
     """Raise UsageError if what lies at `path` is to be kept, DiskFault if nothing can be written there.
 
     To be called before the long work, and once more before the file takes its name. inputs: what the command reads; a
-    folder among them stands for all that it holds. force: replace files of any other origin, too.
+    folder among them stands for all that it holds. around: folders of which only a part is read; a folder at `path` may
+    not hold them. force: replace files of any other origin, too.
     """
     require_regular(path)
     if path.is_dir() and not kind.is_folder:
         raise UsageError(f"{path} is a folder, but a {kind.name} is a file. Give the name of a file")
     if os.path.lexists(path):
         _check_kept(path, kind, list(inputs), force)
+    if path.is_dir():
+        for place in (Path.cwd(), *around):
+            check_unread(path, place)
+            if _is_within(place, path):
+                raise _is_read(path, place)
     check_writable(path)
 
 
@@ -72,7 +80,7 @@ def check_unread(path: Path, read: Path) -> None:
 def _is_read(path: Path, read: Path) -> UsageError:
     what = "it" if path == read else str(read)
     return UsageError(
-        f"{path} is kept, even with --force, because this command reads {what}. Give another name for the output"
+        f"{path} is kept, even with --force, because this command uses {what}. Give another name for the output"
     )
 
 

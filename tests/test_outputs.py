@@ -61,7 +61,7 @@ def test_an_input_is_kept_even_by_force_whatever_it_is_called(file, content, lin
     if link is not None:
         other = file.with_name("b.txt")
         link(file, other)
-    with pytest.raises(UsageError, match=r"is kept, even with --force, because this command reads"):
+    with pytest.raises(UsageError, match=r"is kept, even with --force, because this command uses"):
         check_output(other, NOTE, inputs=[file], force=True)
 
 

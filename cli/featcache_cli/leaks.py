@@ -50,7 +50,7 @@ def command(
     """
     from featcache.cache.reader import Cache
     from featcache.leakage import check_table, doubts, fix, leaks, write_table
-    from featcache.reports.commands import backbone_of
+    from featcache.reports.commands import flags_of
 
     if fix_to is not None:
         check_table(cache, fix_to, images, force=force)
@@ -61,7 +61,7 @@ def command(
         if fix_to is not None:
             stays = write_table(found, fix_to, images, force=force)
         fixed = fix(found, progress=draw) if repair else None
-    table = None if fix_to is None else _Table(fix_to, stays, backbone_of(Cache.open(found.cache).taps[found.tap]))
+    table = None if fix_to is None else _Table(fix_to, stays, flags_of([Cache.open(found.cache).taps[found.tap]]))
     emit(json, document(found, doubted, fixed, table), lambda: text(found, doubted, fixed, table))
     if found.contaminated and fixed is None:
         raise typer.Exit(CONTAMINATED)
@@ -72,14 +72,14 @@ class _Table(NamedTuple):
 
     path: Path
     stays: bool  # its images lie in its own folder
-    backbone: str  # whose features were compared
+    flags: str  # of the extraction whose features were compared
 
     @property
     def command(self) -> str:
         """Return what extracts from it."""
-        outside = [] if self.stays else ["--allow-outside"]
-        words = [str(self.path), *outside, "-b", self.backbone, "-o", str(self.path.with_suffix(".h5"))]
-        return f"featcache extract {' '.join(map(quote, words))}"
+        outside = "" if self.stays else " --allow-outside"
+        out = quote(str(self.path.with_suffix(".h5")))
+        return f"featcache extract {quote(str(self.path))}{outside} {self.flags} -o {out}"
 
 
 def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None = None) -> dict[str, Any]:

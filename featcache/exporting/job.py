@@ -82,7 +82,7 @@ def export(
         kind.require()
     origin = open_origin(str(model), run)
     sample = sample_of(origin, images)
-    read = _files_of(origin, sample, kind)
+    read = _files_of(origin, sample)
     _check_free(kind, path, model, read, force)
     judging = sample.labelled() if asked or int8 else None
     path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
@@ -120,11 +120,14 @@ def _check_free(kind: Format, path: Path, model: str | Path, read: Sequence[Path
         check_output(weights, of_ours, inputs=inputs, force=force)
 
 
-def _files_of(origin: Origin, sample: Sample, kind: Format) -> list[Path]:
-    """Return what the export reads beside the model; a folder that it writes may hold nothing of it."""
-    files = [] if origin.chosen is None else [origin.chosen.run.path / "run.json", origin.chosen.run.cache().path]
-    if not kind.suffix:
-        files += [Path.cwd(), sample.source.location or Path()]
+def _files_of(origin: Origin, sample: Sample) -> list[Path]:
+    """Return what the export reads beside the model."""
+    home = sample.source.location or Path()
+    files = [home / row.path for row in sample.rows]
+    if home.is_file():
+        files = [home]
+    if origin.chosen is not None:
+        files += [origin.chosen.run.path, origin.chosen.run.cache().path]
     return files
 
 

@@ -57,9 +57,12 @@ def predict_to(
     """
     writers = [_writer(kind) for kind, _ in files]
 
+    without_options = str(model).partition(":")[0]  # mine.keras:mode=tf
+    inputs = [Path(model), Path(without_options), *_files_among([images])]
+
     def check() -> None:
         for kind, path in files:
-            check_output(path, KINDS[kind], inputs=_files_among([model, images]), force=force)
+            check_output(path, KINDS[kind], inputs=inputs, force=force)
 
     check()
     if len({os.path.realpath(path) for _, path in files}) < len(files):
@@ -83,28 +86,28 @@ def predict_to(
 
 def _files_among(places: Sequence[Any]) -> list[Path]:
     """Return what is given as a file by its name, also in a list."""
-    found: list[Path] = []
+    files: list[Path] = []
     for place in places:
-        if isinstance(place, (str, Path)):
-            found += [Path(place)] if Path(place).is_file() else []
-        elif isinstance(place, (list, tuple)):
-            found += _files_among(place)
-    return found
+        if isinstance(place, (list, tuple)):
+            files += _files_among(place)
+        elif isinstance(place, (str, Path)) and Path(place).is_file():
+            files.append(Path(place))
+    return files
 
 
-def _without(found: Gathered, outputs: Sequence[Path]) -> Gathered:
+def _without(gathered: Gathered, outputs: Sequence[Path]) -> Gathered:
     """Return the images, once none of them, nor their archive, is a file that is to be written. Raises UsageError."""
-    home = found.source.location or Path()
+    home = gathered.source.location or Path()
 
     def checked() -> Iterator[ImageRow]:
-        for row in found.rows:
+        for row in gathered.rows:
             for path in outputs:
                 check_unread(path, home / row.path)
             yield row
 
-    if isinstance(found.rows, list):
-        return replace(found, rows=list(checked()))
-    return replace(found, rows=checked())  # a list on standard input: each when it comes
+    if isinstance(gathered.rows, list):
+        return replace(gathered, rows=list(checked()))
+    return replace(gathered, rows=checked())  # a list on standard input: each when it comes
 
 
 class _Shape:

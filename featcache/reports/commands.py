@@ -43,10 +43,16 @@ def _tuning(record: Mapping[str, Any], allowed: Sequence[str]) -> str:
 
 def _extraction(cache: Cache, taps: list[Tap]) -> str:
     """Return the command for taps that differ in the layer alone."""
-    how = {**dict(_of_tap(taps[0])), "tap": ",".join(tap.layer for tap in taps), **dict(_of_split(cache))}
-    said = [f"--{name} {quote(str(value))}" for name, value in how.items()]
+    of_split = [f"--{name} {quote(str(value))}" for name, value in _of_split(cache)]
     images = ["featcache extract", quote(str(cache.root)), "-o", quote(str(cache.path))]
-    return " ".join([*images, "-b", quote(backbone_of(taps[0])), *said])
+    return " ".join([*images, flags_of(taps), *of_split])
+
+
+def flags_of(taps: Sequence[Tap]) -> str:
+    """Return the options of an extraction that makes these taps, which differ in the layer alone."""
+    how = {**dict(_of_tap(taps[0])), "tap": ",".join(tap.layer for tap in taps)}
+    options = [f"--{name} {quote(str(value))}" for name, value in how.items()]
+    return " ".join(["-b", quote(_backbone(taps[0])), *options])
 
 
 def _of_tap(tap: Tap) -> Iterator[tuple[str, Any]]:
@@ -70,7 +76,7 @@ def _of_split(cache: Cache) -> Iterator[tuple[str, Any]]:
         yield "seed", spec.seed
 
 
-def backbone_of(tap: Tap) -> str:
+def _backbone(tap: Tap) -> str:
     """Return a backbone as `extract -b` takes it."""
     spec: BackboneSpec = tap.backbone
     if spec.origin != "registry":

@@ -41,7 +41,9 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         except FeatcacheError:
             raise
         except (MlflowException, *_of_stores()) as error:
-            raise EnvironmentFault(f"--mlflow {uri}: {' '.join(str(error).split())[:300]}") from error
+            raise EnvironmentFault(
+                f"--mlflow {uri}: {' '.join(str(error).partition('[SQL')[0].split())[:300]}"
+            ) from error
 
 
 def _of_stores() -> tuple[type[Exception], ...]:

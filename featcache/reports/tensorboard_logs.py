@@ -42,7 +42,7 @@ def write_tensorboard(
         raise EnvironmentFault(f"--tensorboard needs it ({error}): pip install 'featcache[tensorboard]'") from error
     target = folder / run.path.name
     cache = run.cache()
-    check_output(target, LOGS, inputs=[run.path, cache.path, cache.root, Path.cwd()], force=force)
+    check_output(target, LOGS, inputs=[run.path, cache.path], around=[cache.root], force=force)
     points = points_of(run.best, images)
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))

@@ -130,13 +130,17 @@ def test_features_of_a_keras_2_file_are_those_of_its_import(photos, here):
     assert np.allclose(one.features(one.rows), two.features(one.rows), atol=1e-5)
 
 
-def test_an_import_replaces_itself_and_nothing_else(here):
+def test_an_import_replaces_an_import_and_nothing_else(here):
     import_model(GOLDEN / "nested.h5", "flatten_1", "cut.keras")
     import_model(GOLDEN / "nested.h5", "hidden", "cut.keras")
-    for name in ("cut.keras", "sequential.keras"):
-        shutil.copy(GOLDEN / "sequential.keras", here)
-        with pytest.raises(UsageError, match=rf"{name} is there already, and is no import of sequential.keras. Choose"):
-            import_model("sequential.keras", "flatten_1", name)
+    for name in ("sequential.keras", "functional.keras"):
+        shutil.copy(GOLDEN / name, here)
+    with pytest.raises(UsageError, match=r"functional.keras is there already and is no import of featcache"):
+        import_model("sequential.keras", "flatten_1", "functional.keras")
+    for _ in range(2):  # first by force, then as an import
+        with pytest.raises(UsageError, match=r"sequential.keras is kept, even with --force"):
+            import_model("sequential.keras", "flatten_1", "sequential.keras", force=True)
+        import_model("functional.keras", "flatten_1", "sequential.keras", force=True)
     with pytest.raises(UsageError, match=r"-o takes a .keras file; got cut.h5"):
         import_model(GOLDEN / "nested.h5", "flatten_1", "cut.h5")
 

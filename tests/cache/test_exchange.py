@@ -121,8 +121,8 @@ def test_a_split_that_cannot_be_is_not_exported(tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_merged_from_nothing(tmp_path):
     make(tmp_path / "a.h5", 0, 2)
-    with pytest.raises(UsageError, match=r"a.h5 exists already; give the merged cache another name"):
-        merge_caches([tmp_path / "a.h5"], tmp_path / "a.h5")
+    with pytest.raises(UsageError, match=r"a.h5 is kept, even with --force, because this command uses it"):
+        merge_caches([tmp_path / "a.h5"], tmp_path / "a.h5", force=True)
     with pytest.raises(UsageError, match=r"There are no caches to merge"):
         merge_caches([], tmp_path / "all.h5")
     with pytest.raises(NotACache, match=r"No cache at .*none.h5"):
@@ -221,7 +221,7 @@ def test_a_full_disk_while_exporting_keeps_the_old_file(tmp_path, monkeypatch, s
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFault, match=rf"Cannot write .*out.{suffix}: No space left on device"):
-        export(cache, tmp_path / f"out.{suffix}", TOP.name)
+        export(cache, tmp_path / f"out.{suffix}", TOP.name, force=True)
     assert (tmp_path / f"out.{suffix}").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -208,7 +208,7 @@ def test_what_cannot_be_written_is_said_before_test_is_opened(cli, run, tmp_path
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "logs" / run.name).mkdir(parents=True)
     page = tmp_path / "page.html"
-    refused(cli("report", run, "--final", "--html", tmp_path), 5, "Is a directory")
+    refused(cli("report", run, "--final", "--html", tmp_path), 2, "is a folder, but a report of featcache is a file")
     refused(cli("report", run, "--final", "--html", tmp_path / "notes.txt" / "x.html"), 5, "Cannot")
     refused(cli("report", run, "--final", "--html", tmp_path / "notes.txt"), 2, "is no report")
     refused(cli("report", run, "--final", "--html", page, "--images", tmp_path / "gone"), 4, "--images FOLDER")

@@ -98,8 +98,8 @@ def _export(at: Place, to: str) -> list[Any]:
 
 
 def cases(*tables, marks=()):
-    found = {name: case for table in tables for name, case in table.items()}
-    return [pytest.param(case, id=name, marks=marks) for name, case in found.items()]
+    merged = {name: case for table in tables for name, case in table.items()}
+    return [pytest.param(case, id=name, marks=marks) for name, case in merged.items()]
 
 
 def refused(done, *words):
@@ -119,7 +119,7 @@ def put(path: Path, content: bytes = MINE) -> Path:
 def test_a_file_of_the_user_is_kept(case, cli, place):
     output = put(Path(case.output))
     before = sorted(Path().rglob("*"))
-    refused(cli(*case.command(place), "-q"), f"{output}", "there already", "--force to replace it")
+    refused(cli(*case.command(place), "-q"), f"{output}", "there already", "--force")
     assert output.read_bytes() == MINE
     assert sorted(Path().rglob("*")) == before  # and nothing was begun
 
@@ -134,7 +134,7 @@ def test_force_replaces_it_and_the_same_command_its_own_output(case, cli, place)
     if case.replaces_its_own:
         assert again.code == case.code, again
     else:
-        refused(again, f"{output}", "--force to replace it")
+        refused(again, f"{output}", "--force")
         assert cli(*case.command(place), "--force", "-q").code == case.code
 
 
@@ -142,6 +142,7 @@ def test_force_replaces_it_and_the_same_command_its_own_output(case, cli, place)
     ("command", "read"),
     [
         (lambda at: ["predict", at.model, at.photos, "--csv", at.model], "model.keras"),
+        (lambda at: ["predict", f"{at.model}:mode=unit", at.photos, "--csv", at.model], "model.keras"),
         (lambda at: ["predict", at.model, at.photos, "--csv", at.photos / "red/000.png"], "photos/red/000.png"),
         (lambda at: ["predict", at.model, at.photos / "red/000.png", "-o", at.photos / "red/000.png"], None),
         (lambda at: ["predict", at.model, at.home / "t.csv", "--csv", at.home / "t.csv"], "t.csv"),
@@ -245,18 +246,19 @@ def test_a_merge_replaces_a_cache_only_if_nothing_of_it_is_lost(cli, place):
 def test_a_table_leads_to_the_images_wherever_it_is(cli, place):
     done = cli("leaks", place.cache, "--fix-to", "tables/t.csv", "-q")
     assert done.code == 0, done
-    said = done.out.splitlines()[-1].removeprefix("Next: featcache ")
-    assert said == "extract tables/t.csv --allow-outside -b glyphnet:weights=none -o tables/t.h5"
-    assert cli(*said.split(), "-q").code == 0
+    line = done.out.splitlines()[-1].removeprefix("Next: featcache ")
+    assert line == "extract tables/t.csv --allow-outside -b glyphnet --weights none --size 32 --tap top -o tables/t.h5"
+    assert cli(*line.split(), "-q").code == 0
     done = cli("leaks", place.cache, "--fix-to", "t.csv", "-q")
-    assert done.out.splitlines()[-1] == "Next: featcache extract t.csv -b glyphnet:weights=none -o t.h5"
+    assert (
+        done.out.splitlines()[-1]
+        == "Next: featcache extract t.csv -b glyphnet --weights none --size 32 --tap top -o t.h5"
+    )
     assert cli("extract", "t.csv", "-b", "pixels:size=8", "-o", "t.h5", "-q").code == 0
 
 
 def test_a_table_cannot_name_what_lies_in_an_archive(cli, place):
     shutil.make_archive("photos", "zip", place.photos)
     extract(Path("photos.zip"), "pixels:size=8", out="z.h5")
-    refused(
-        cli("leaks", "z.h5", "--fix-to", "t.csv"), "are in photos.zip, and a table can only name files", "z.h5 --fix"
-    )
+    refused(cli("leaks", "z.h5", "--fix-to", "t.csv"), "photos.zip, and a table can only name files", "z.h5 --fix")
     assert not Path("t.csv").exists()

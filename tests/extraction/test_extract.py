@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import TOY, write_images
 
 from featcache.cache.reader import Cache
-from featcache.errors import NoImages, NotACache, UnknownBackbone, UnreadableImages, UsageError
+from featcache.errors import NoImages, UnknownBackbone, UnreadableImages, UsageError
 from featcache.extraction import extract
 from featcache.extraction.engines import PixelEngine
 from featcache.images.manifest import scan
@@ -314,6 +314,6 @@ def test_nothing_is_written_for_a_request_that_cannot_be_meant(photos, out):
 
 def test_a_file_that_is_no_cache_is_not_overwritten(photos, out):
     out.write_text("my thesis")
-    with pytest.raises(NotACache, match=r"not an HDF5 file"):
+    with pytest.raises(UsageError, match=r"is there already and is no cache of featcache, so it is kept"):
         extract(photos, PIXELS, out=out)
     assert out.read_text() == "my thesis"

@@ -104,7 +104,7 @@ def test_a_job_that_ends_early_leaves_the_old_file(kind, model, photos, tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_to([(kind, path)], model, photos, seen=stop)
+        predict_to([(kind, path)], model, photos, force=True, seen=stop)
     assert path.read_text() == "old"
     assert [one.name for one in tmp_path.iterdir() if one.is_file()] == [path.name]
 

@@ -103,7 +103,7 @@ def test_writing_for_tensorboard_imports_no_tensorflow(toy_run, tmp_path):
 
 
 def test_logs_that_are_there_are_not_mixed_with_new_ones(logs, toy_run):
-    with pytest.raises(UsageError, match=f"{logs} is there already. Delete it"):
+    with pytest.raises(UsageError, match=f"{logs} is there already. Delete it or name"):
         write_tensorboard(toy_run, logs.parent)
 
 
