@@ -268,6 +268,7 @@ class Job:
         """Compute and commit the missing rows of all backbones, merge, and return the cache."""
         todo = self._targets()
         if self.earlier is not None and not any(target.missing for _, target in todo) and self._is_said(self.earlier):
+            parts.tidy(self.out)
             return self.earlier
         if self.in_parts:
             parts.make_folder(self.out)
