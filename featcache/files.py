@@ -257,7 +257,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     _remove_litter_once(os.path.abspath(place))
     folder = place / _temporary_name(beside or place)
     try:
-        folder.mkdir(0o700)
+        folder.mkdir(0o700 if beside is None else 0o777)
     except OSError as error:
         raise _fault("make the folder", folder, error) from error
     try:
@@ -267,11 +267,11 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 
 
 def place_folder(made: Path, path: Path) -> None:
-    """Rename a folder that lies in a `temporary_folder` beside `path`, so that `path` is never there in part.
+    """Rename a `temporary_folder` beside `path`, or a folder in it, so that `path` is never there in part.
 
     A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was.
     """
-    old = made.with_name("old")
+    old = path.with_name(_temporary_name(path))
     try:
         for entry in (*made.rglob("*"), made):
             _sync(entry)
@@ -285,6 +285,7 @@ def place_folder(made: Path, path: Path) -> None:
                 os.rename(old, path)
             raise
         _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _fault("write", path, error) from error
 

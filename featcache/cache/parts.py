@@ -138,6 +138,16 @@ def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
         _tidy(cache)
 
 
+def tidy(cache: Path) -> None:
+    """Remove what a killed extraction left of a cache that is whole; not while another one is at work on it."""
+    if parts_folder(cache).is_dir():
+        held = FileLock(parts_folder(cache) / LOCK_NAME)
+        with suppress(Timeout, OSError, NotImplementedError):
+            held.acquire(blocking=False)
+            held.release()
+            _tidy(cache)
+
+
 def merge(
     cache: Path,
     images: Sequence[ImageRow],

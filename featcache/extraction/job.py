@@ -305,6 +305,7 @@ class Job:
         if self.options.rehash:
             todo = self._without_damaged(todo)
         if self.earlier is not None and not any(target.missing for _, target in todo) and self._is_said(self.earlier):
+            parts.tidy(self.out)
             return self.earlier
         if self.in_parts:
             parts.make_folder(self.out)

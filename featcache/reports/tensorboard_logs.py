@@ -47,8 +47,7 @@ def write_tensorboard(
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
     config = api.hparams_config_pb(_domains(map(hparams, scored)), [api.Metric(name) for name in metrics])
-    with temporary_folder(beside=target) as aside:
-        made = aside / "logs"
+    with temporary_folder(beside=target) as made:
         _write(made, [config])
         for number, trial in enumerate(scored, start=1):
             _write(made / "trials" / str(trial.trial), _session(trial, run.settings.metric))
@@ -123,7 +122,7 @@ def _write(folder: Path, summaries: Iterable[Any]) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
     events = [Event(wall_time=now, file_version="brain.Event:2")]
     events += [Event(wall_time=now, step=0, summary=summary) for summary in summaries]

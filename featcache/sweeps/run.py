@@ -221,8 +221,8 @@ class Run:
         """Write run.json and trials.csv."""
         facts = {"format": RUN_FORMAT, **asdict(self)}
         del facts["path"]
-        write_json(self.path / "run.json", facts)
         write_whole(self.path / "trials.csv", _csv(self.trials).encode())
+        write_json(self.path / "run.json", facts)  # last: a sweep that was killed before this line does it again
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""After a kill at any operation on files the same command finishes, as if nothing had been, and leaves no litter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .victims import VICTIMS, WITH_KERAS
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of a process")
+TESTS = Path(__file__).parents[1]
+ALL = [victim.name for victim in VICTIMS + WITH_KERAS]
+QUICK = ["extract", "extract in parts", "sweep", "report for TensorBoard", "leaks, as a table", "cache as npz"]
+
+
+def stopped(root, how, most, *names):
+    """Stop commands in a process of their own, at most at so many operations each; return {name: what came of it}."""
+    command = [sys.executable, "-m", "kills.kill_points", str(root), how, str(most), *names]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return {one["name"]: one for one in found}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    return stopped(tmp_path_factory.mktemp("killed"), "KILL", 4, *QUICK)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_killed_command_can_be_run_again_and_leaves_nothing_behind(name, killed):
+    assert killed[name]["problems"] == []
+    assert killed[name]["stopped"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ALL)
+def test_a_command_that_is_killed_anywhere_can_be_run_again_and_leaves_nothing_behind(name, tmp_path):
+    [found] = stopped(tmp_path, "KILL", 12 if name in {one.name for one in WITH_KERAS} else 40, name).values()
+    assert found["problems"] == []
+    assert found["stopped"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("how", ["INT", "TERM"])
+@pytest.mark.parametrize("name", ALL)
+def test_a_command_that_is_stopped_anywhere_exits_130_leaves_no_litter_and_can_be_run_again(name, how, tmp_path):
+    [found] = stopped(tmp_path, how, 4, name).values()
+    assert found["problems"] == []
+    assert found["stopped"]

@@ -1,0 +1,109 @@
+"""The commands that are killed: from what they start, what they are told, and what of their result may differ."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+
+PHOTOS, LEAKY = "../inputs/photos", "../inputs/leaky"
+PIXELS = ("-b", "pixels:size=8")
+TOY = ("-b", "glyphnet:weights=none")
+FEW = ("--heads", "ridge,logreg", "--jobs", "1")
+TUNE = ("--epochs", "2", "--unfreeze", "last", "--batch", "16")
+
+# a folder to start from: the one before it, and the commands that lead from there to it
+STAGES = {
+    "nothing": (None, []),
+    "cache": ("nothing", [("extract", PHOTOS, "-o", "c.h5", *PIXELS)]),
+    "two caches": (
+        "nothing",
+        [("extract", PHOTOS, "-o", "one.h5", *PIXELS), ("extract", LEAKY, "-o", "two.h5", *PIXELS)],
+    ),
+    "leaky cache": ("nothing", [("extract", LEAKY, "-o", "c.h5", *PIXELS)]),
+    "run": ("cache", [("sweep", "c.h5", "-o", "r.run", *FEW)]),
+    "toy run": (
+        "nothing",
+        [("extract", PHOTOS, "-o", "c.h5", *TOY), ("sweep", "c.h5", "-o", "r.run", *FEW)],
+    ),
+    "model": ("toy run", [("handoff", "r.run@best", "-o", "m.keras")]),
+}
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A command, and the stage it starts from. again: it can be run once more after it has ended."""
+
+    name: str
+    stage: str
+    command: tuple[str, ...]
+    again: bool = True
+
+
+VICTIMS = [
+    Victim("extract", "nothing", ("extract", PHOTOS, "-o", "c.h5", *PIXELS, "--batch", "8")),
+    Victim("extract in parts", "nothing", ("extract", PHOTOS, "-o", "c", "--layout", "parts", *PIXELS, "--batch", "8")),
+    Victim("sweep", "cache", ("sweep", "c.h5", *FEW)),
+    Victim("sweep with refit", "cache", ("sweep", "c.h5", "-o", "r.run", "--refit", *FEW)),
+    Victim("report as a page", "run", ("report", "r.run", "--html", "page.html")),
+    Victim("final report", "run", ("report", "r.run", "--final", "--html", "page.html")),
+    # logs that are whole are not written again: TensorBoard would show both
+    Victim("report for TensorBoard", "run", ("report", "r.run", "--tensorboard", "logs"), again=False),
+    Victim("leaks, mended", "leaky cache", ("leaks", "c.h5", "--fix")),
+    Victim("leaks, as a table", "leaky cache", ("leaks", "c.h5", "--fix-to", "images.csv")),
+    Victim("merge", "two caches", ("cache", "merge", "one.h5", "two.h5", "-o", "both.h5"), again=False),
+    Victim("cache as npz", "cache", ("cache", "export", "c.h5", "-o", "c.npz")),
+    Victim("cache as parquet", "cache", ("cache", "export", "c.h5", "-o", "c.parquet")),
+]
+WITH_KERAS = [
+    Victim("handoff", "toy run", ("handoff", "r.run@best", "-o", "m.keras")),
+    Victim("finetune", "toy run", ("finetune", "r.run@best", "-o", "t.keras", *TUNE)),
+    Victim("finetune into the run", "toy run", ("finetune", "r.run@best", "--logs", "logs", *TUNE)),
+    Victim("predict to csv", "model", ("predict", "m.keras", PHOTOS, "--csv", "p.csv")),
+    Victim("predict to jsonl", "model", ("predict", "m.keras", PHOTOS, "-o", "p.jsonl")),
+    Victim("predict to parquet", "model", ("predict", "m.keras", PHOTOS, "-o", "p.parquet")),
+    Victim("predict as JSON", "model", ("predict", "m.keras", PHOTOS, "--json")),
+    Victim("export to keras", "model", ("export", "m.keras", "--to", "keras", "-o", "e.keras")),
+    Victim("export to savedmodel", "model", ("export", "m.keras", "--to", "savedmodel", "-o", "e")),
+    Victim("export to litert", "model", ("export", "m.keras", "--to", "litert", "-o", "e.tflite")),
+    Victim("export to onnx", "model", ("export", "m.keras", "--to", "onnx", "-o", "e.onnx")),
+    Victim("export to openvino", "model", ("export", "m.keras", "--to", "openvino", "-o", "e.xml")),
+    Victim("import", "model", ("backbones", "import", "m.keras", "--tap", "top", "-o", "i.keras")),
+    Victim("quickstart", "nothing", ("quickstart", LEAKY, "-o", "q", "-b", "glyphnet:weights=none")),
+]
+
+# seconds, dates, and how often the test split was opened
+TIMES = {"seconds", "fit_s", "at", "seconds_per_epoch", "date_saved", "test_opened"}
+TIMES_ON_PAGE = re.compile(rb"[\d.]+ (s|min)\b|\d{4}-\d\d-\d\d[T ][\d:]+|The test split was opened [^<]*")
+
+
+def comparable(name: str, content: bytes) -> object:
+    """Return what of a file must be equal however often its command was killed: all but what time tells."""
+    if name.endswith((".json", ".index", ".state")) or name.endswith("trials.csv"):
+        return without_times(name, content)
+    if name.endswith(".keras"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {member: comparable(member, archive.read(member)) for member in archive.namelist()}
+    if "tfevents" in name:
+        return len(content)
+    if name.endswith(".html"):
+        return hashlib.sha256(TIMES_ON_PAGE.sub(b"", content)).hexdigest()
+    return hashlib.sha256(content).hexdigest()
+
+
+def without_times(name: str, content: bytes) -> object:
+    """Return what a table or a document says, without its times."""
+    if name.endswith((".json", ".index")):
+        return json.loads(content, object_hook=lambda facts: {key: facts[key] for key in facts.keys() - TIMES})
+    if name.endswith(".csv"):
+        rows = csv.DictReader(io.StringIO(content.decode()))
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+    with np.load(io.BytesIO(content)) as arrays:
+        found = {key: arrays[key].tobytes() for key in arrays.files}
+    return found | {"said": without_times("said.json", found["said"])}
