@@ -154,7 +154,8 @@ class ByteSource:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+        with suppress(OSError):
+            os.close(self._handle)
         if self.failure is not None:
             raise cannot_read(self.path, self.failure) from self.failure
 

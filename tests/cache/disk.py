@@ -14,20 +14,8 @@ from unittest import mock
 
 GONE = 2**22 + 1  # no process can have this number
 FOLDER = "folder"
-CALLS = (
-    "open",
-    "write",
-    "ftruncate",
-    "fsync",
-    "close",
-    "replace",
-    "unlink",
-    "mkdir",
-    "rmdir",
-    "lseek",
-    "read",
-    "preadv",
-)
+CALLS = ("open", "write", "ftruncate", "fsync", "close", "replace", "unlink", "mkdir", "rmdir")
+CALLS += ("lseek", "read", "preadv")
 
 
 def tree(root):

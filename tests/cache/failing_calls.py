@@ -36,10 +36,8 @@ def main(name, root, hardships):
 
 def chosen(calls, hardships):
     """Return the numbers of the calls to fail: all of them, or in the quick run all but most of HDF5's writes."""
-    numbers = enumerate(calls, 1)
-    return [
-        at for at, call in numbers if hardships > 1 or call not in ("lseek", "read", "preadv", "write") or at % 12 == 1
-    ]
+    many = ("lseek", "read", "preadv", "write")
+    return [at for at, call in enumerate(calls, 1) if hardships > 1 or call not in many or at % 12 == 1]
 
 
 def attempt(scene, root, start, whole, fail):
