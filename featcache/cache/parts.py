@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from featcache import files
 from featcache.arrays import Features
@@ -28,6 +27,7 @@ from featcache.cache.reader import Cache
 from featcache.cache.rows import Piece, TapRows, by_tap, pieces_in, write_tap
 from featcache.errors import NotACache
 from featcache.files import Overtaken, again, being_written, remove_litter
+from featcache.locks import locked
 from featcache.spec import Failure, ImageRow, Tap, canonical_json
 
 DAMAGED = ".damaged"
@@ -74,18 +74,10 @@ def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
     Only saves work: where the file system cannot lock, the block runs at once.
     """
     make_folder(parts_folder(cache))
-    held, waited = FileLock(parts_folder(cache) / ".lock"), False
-    with suppress(OSError, NotImplementedError):
-        try:
-            held.acquire(blocking=False)
-        except Timeout:
-            waited = True
-            wait()
-            held.acquire()
     try:
-        yield waited
+        with locked(parts_folder(cache) / ".lock", busy=wait) as waited:
+            yield waited
     finally:
-        held.release()
         _tidy(cache)
 
 

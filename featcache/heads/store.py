@@ -7,7 +7,6 @@ kNN heads are their training rows, which the cache has, and classes of others ar
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
-from featcache.files import write_arrays, write_whole
+from featcache.files import read_arrays, write_arrays, write_whole
 from featcache.heads.estimators import make_pipeline, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.steps import STANDARDISE
@@ -62,9 +61,7 @@ def load(
     try:
         if other.exists():
             return _checked(_from_skops(other), other, num_features, num_classes)
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return _with_arrays(make_pipeline(head, params, prepare=prepare), arrays, num_features, path)
+        return _with_arrays(make_pipeline(head, params, prepare=prepare), read_arrays(path), num_features, path)
     except ShapeMismatch:
         raise
     except Exception as error:  # a damaged file can raise anything
