@@ -30,6 +30,8 @@ FIRST_WAIT_S, LAST_WAIT_S = 0.001, 0.5  # in all 5.5 s of waiting
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
 LEAST_FREE_BYTES = 2**20  # where a library has failed and less is free, that is why
+CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+SEAL = "digest"  # the name under which a sealed file has the digest of all its other facts
 TIDIED_AWAY = errno.ENOENT  # by another process, which has merged the part that was in the folder
 OF_THE_SYSTEM = {  # what a machine may lack or forbid for a while; it says nothing about the bytes of a file
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EBUSY),
@@ -529,6 +531,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> int:
     return len(content)
 
 
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Return all arrays of an .npz file: each is checked as it is read, so none that is damaged can be missing.
+
+    Raises whatever a damaged file makes of NumPy and zipfile.
+    """
+    import numpy as np  # not above: see `write_arrays`
+
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=True) + "\n").encode())
@@ -541,6 +554,47 @@ def read_json(path: Path, what: type[DataError] = DataError) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise_if_of_the_system(path, error)
         raise what(f"Cannot read {path}: {error}") from error
+
+
+def write_sealed(path: Path, facts: Mapping[str, Any], unchanged: Callable[[], bool] = lambda: True) -> None:
+    """Write facts as JSON with a digest of them, whole or not at all: `check_seal` then notices any change.
+
+    unchanged: see `writing`.
+    """
+    plain = json.loads(json.dumps(facts))  # the digest is of the facts as they are read again
+    text = json.dumps({**plain, SEAL: _digest_of(plain)}, indent=2, ensure_ascii=True) + "\n"
+    with writing(path, unchanged) as sink:
+        sink.write(text.encode())
+
+
+def check_seal(facts: dict[str, Any], path: Path, what: type[DataError], do: str) -> dict[str, Any]:
+    """Return the facts of `write_sealed` without their digest. Raises `what`, with what to do, if they are others."""
+    plain = {name: value for name, value in facts.items() if name != SEAL}
+    if facts.get(SEAL) != _digest_of(plain):
+        raise what(f"{path} was changed after it was written, or is damaged: it does not match its digest. {do}")
+    return plain
+
+
+def _digest_of(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def reserve(handle: int, num_bytes: int) -> None:
+    """Have the disk keep room for an empty file: what is mapped cannot say later that there is none. Raises OSError."""
+    try:
+        os.posix_fallocate(handle, 0, num_bytes)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in CANNOT_RESERVE:
+            raise
+        _fill(handle, num_bytes)
+
+
+def _fill(handle: int, num_bytes: int) -> None:
+    """Write zeros, which takes the room on any file system."""
+    zeros = bytes(2**20)
+    left = num_bytes
+    while left:
+        left -= os.write(handle, zeros[:left])
 
 
 def file_digest(path: Path) -> str:

@@ -15,7 +15,7 @@ from featcache.extraction.job import CACHE
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
 from featcache.outputs import check_output
-from featcache.reports.final import head_score, model_score, record_opened
+from featcache.reports.final import head_score, model_score, opening
 from featcache.reports.html import REPORT, write_report
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
@@ -200,28 +200,28 @@ def _half(taps: _Taps, course: Course, shots: int | None, folder: Path, seed: in
         progress=progress,
     )
     scratch = from_scratch(head, max_seconds=tuned.seconds, batch=course.batch, seed=seed, progress=progress)
-    scores = {kind: head_score(run.best, judge) for kind, run in runs.items()}
     spent = {kind: taps.seconds[kind] + run.seconds for kind, run in runs.items()}
     num_train = head.run.num_train
-    lines = (
-        _line("raw pixels + logistic regression", num_train, scores["pixels"], spent["pixels"]),
-        _line("random weights + best head", num_train, scores["random"], spent["random"]),
-        _line("frozen features + best head", num_train, scores["features"], spent["features"]),
-        _line(
-            "fine-tuned from the best head",
-            num_train,
-            model_score(head, tuned.model, judge),
-            spent["features"] + tuned.seconds,
-        ),
-        _line(
-            "trained from scratch, equal time",
-            num_train,
-            model_score(head, scratch.model, judge),
-            scratch.seconds,
-        ),
-    )
-    for run in runs.values():
-        record_opened(run, judge, {line.name: Score(line.test_score, *line.interval) for line in lines})
+    with opening([run.best for run in runs.values()], judge) as scores:
+        of_heads = {kind: head_score(run.best, judge) for kind, run in runs.items()}
+        lines = (
+            _line("raw pixels + logistic regression", num_train, of_heads["pixels"], spent["pixels"]),
+            _line("random weights + best head", num_train, of_heads["random"], spent["random"]),
+            _line("frozen features + best head", num_train, of_heads["features"], spent["features"]),
+            _line(
+                "fine-tuned from the best head",
+                num_train,
+                model_score(head, tuned.model, judge),
+                spent["features"] + tuned.seconds,
+            ),
+            _line(
+                "trained from scratch, equal time",
+                num_train,
+                model_score(head, scratch.model, judge),
+                scratch.seconds,
+            ),
+        )
+        scores |= {line.name: Score(line.test_score, *line.interval) for line in lines}
     return _Half(runs["features"], head, tuned, lines)
 
 

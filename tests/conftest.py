@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -39,6 +41,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def toy_run(toy: Cache) -> Run:
     """Return a run with every kind of head on the toy cache. Do not change it."""
     return sweep(toy, "ridge,logreg,svm,softmax,knn,mlp:8", taps=["glyphnet:weights=none/top"])
+
+
+@pytest.fixture
+def own_run(toy_run: Run, tmp_path: Path) -> Run:
+    """Return a copy of that run, on a copy of its cache, to change: looks at test are recorded beside the cache."""
+    cache = shutil.copy(toy_run.settings.cache, tmp_path / "toy.h5")
+    run = Run.open(shutil.copytree(toy_run.path, tmp_path / "toy.run"))
+    replace(run, settings=replace(run.settings, cache=str(cache))).save()
+    return Run.open(run.path)
 
 
 @pytest.fixture(scope="session")

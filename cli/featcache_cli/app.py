@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,6 +40,7 @@ from featcache_cli.config import set_by_file
 
 EXIT_CODES: dict[type[FeatcacheError], int] = {UsageError: 2, GateError: 3, DataError: 4, EnvironmentFault: 5}
 STOPPED = 130
+GRACE_S = 0.5  # in which threads may end after an error
 
 app = App(
     pretty_exceptions_enable=False,
@@ -81,28 +85,54 @@ def exit_code_of(error: FeatcacheError) -> int:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line and leave with its exit code."""
     _use_utf8()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with four lines on stderr
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     signal.signal(signal.SIGTERM, _interrupt)
+    before = set(threading.enumerate())
+    code = _run()
+    if code:
+        _end_threads(set(threading.enumerate()) - before, code)
+    raise SystemExit(code)
+
+
+def _run() -> int:
+    """Run the command, say what went wrong if anything did, and return the exit code."""
     try:
         code = app(prog_name="featcache", standalone_mode=False)
+        if code == STOPPED:  # so Typer answers Ctrl-C
+            return _say_stopped()
+        return int(code or 0)
     except FeatcacheError as error:
-        _leave(str(error), exit_code_of(error))
+        return _say(str(error), exit_code_of(error))
     except (KeyboardInterrupt, typer.Abort):
-        code = STOPPED
+        return _say_stopped()
     except SystemExit as leaving:  # of Typer's own: completion, and a reader of stdout that has gone
-        code = 0 if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
+        return 0 if isinstance(leaving.__context__, BrokenPipeError) else int(leaving.code or 0)
     except OSError as error:
-        _leave(f"{error.filename or 'The system'}: {error.strerror or error}", EXIT_CODES[EnvironmentFault])
+        return _say(f"{error.filename or 'The system'}: {error.strerror or error}", EXIT_CODES[EnvironmentFault])
     except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        _leave_usage(error)
-    if code == STOPPED:  # so Typer answers Ctrl-C
-        _stop()
-    raise SystemExit(code or 0)
+        if hasattr(error, "format_message"):
+            return _say_usage(error)
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+
+
+def _end_threads(threads: Iterable[threading.Thread], code: int) -> None:
+    """Leave at once if threads do not end soon: in native code they do not survive the end of the interpreter.
+
+    They would abort the process, and so replace the exit code by that of a crash.
+    """
+    until = time.monotonic() + GRACE_S
+    with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the waiting
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # its reader has gone
+                stream.flush()
+        os._exit(code)
 
 
 def _use_utf8() -> None:
@@ -122,32 +152,27 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _stop() -> NoReturn:
-    """Leave at once: threads may still be in native code, which does not survive the end of the interpreter."""
-    try:
-        _leave("Stopped. What was done is kept; run the same command again to go on.", STOPPED)
-    finally:
-        if threading.active_count() > 1:
-            sys.stderr.flush()
-            os._exit(STOPPED)
+def _say_stopped() -> int:
+    return _say("Stopped. What was done is kept; run the same command again to go on.", STOPPED)
 
 
-def _leave_usage(error: Any) -> NoReturn:
+def _say_usage(error: Any) -> int:
     message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the page of help
         sys.stderr.write(f"{message}\n")
-        raise SystemExit(2)
+        return 2
     context = getattr(error, "ctx", None)
     message = f"{message.rstrip('.')}{set_by_file(context, getattr(getattr(error, 'param', None), 'name', ''))}"
     end = "" if message.endswith("?") else "."
-    _leave(f"{message}{end} See: {getattr(context, 'command_path', 'featcache')} --help", 2)
+    return _say(f"{message}{end} See: {getattr(context, 'command_path', 'featcache')} --help", 2)
 
 
-def _leave(message: str, code: int) -> NoReturn:
+def _say(message: str, code: int) -> int:
+    """Print an error as one line, and return the exit code."""
     from featcache.reports.text import printable
 
     sys.stderr.write(f"featcache: {printable(' '.join(message.split()))}\n")
-    raise SystemExit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import typer
 
-from featcache.errors import UsageError
+from featcache.errors import NotARun, UsageError
 from featcache.spec import did_you_mean
 
 _TAKES = "It takes the run.json of a run, or a TOML file such as: heads = 'ridge,logreg'"
@@ -67,6 +67,10 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(found)
     if not (isinstance(found, dict) and isinstance(found.get("settings"), dict)):
         raise UsageError(f"--config: {path} has no settings of a run. {_TAKES}")
+    if "digest" in found:  # earlier versions wrote none
+        from featcache.files import check_seal
+
+        check_seal(found, path, NotARun, "Other settings go into a TOML file, such as: heads = 'ridge,logreg'")
     from featcache.sweeps import Settings
 
     # A run may be anyone's: it says what was swept, and neither where to write nor which code to allow.

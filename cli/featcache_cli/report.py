@@ -74,6 +74,7 @@ def command(
         **show.document(opened),
         "test": judged[0] if judged else None,  # of the head
         "tests": judged,  # and of the fine-tuned model
+        "looks": opened.looks(),  # at the test split, of all runs on this cache
     }
     said = [f"Report: {printable(str(html))}"] if html else []
     said += [f"TensorBoard: tensorboard --logdir {tensorboard}"] if tensorboard else []

@@ -77,6 +77,9 @@ def command(
     jobs: Annotated[int, typer.Option("--jobs", help="Trials at once; -1: one per core.")] = -1,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of folds and initial weights.")] = None,
     allow: Allow = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With -o: replace a run that is there already, if it was asked otherwise.")
+    ] = False,
     list_heads: Annotated[
         bool, typer.Option("--list-heads", help="Only list heads and presets, and what each tries.")
     ] = False,
@@ -126,7 +129,7 @@ def command(
     if "cache" not in asked:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
     with progress(quiet) as draw:
-        run = sweep(**asked, out=out, jobs=jobs, progress=draw)
+        run = sweep(**asked, out=out, jobs=jobs, force=force, progress=draw)
     if before and before[1] != run.images_digest:
         say(f"{before[0]} was made from other images, labels or splits, so this is not the same sweep again")
     emit(json, document(run), lambda: text(run))

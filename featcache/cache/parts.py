@@ -24,10 +24,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from featcache import files
 from featcache.arrays import Features
@@ -38,6 +37,7 @@ from featcache.cache.reader import Cache
 from featcache.cache.rows import Piece, TapRows, by_tap, copy_tap, pieces_in, write_tap
 from featcache.errors import NotACache
 from featcache.files import Overtaken, again, being_written, remove_litter
+from featcache.locks import locked
 from featcache.spec import Failure, ImageRow, Tap, canonical_json
 
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
@@ -123,28 +123,21 @@ def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
     Only saves work: where the file system cannot lock, the block runs at once. What was read before may have changed.
     """
     make_folder(parts_folder(cache))
-    held, waited = FileLock(parts_folder(cache) / LOCK_NAME), False
-    with suppress(OSError, NotImplementedError):
-        try:
-            held.acquire(blocking=False)
-        except Timeout:
-            waited = True
-            wait()
-            held.acquire()
     try:
-        yield waited
+        with locked(parts_folder(cache) / LOCK_NAME, busy=wait) as waited:
+            yield waited
     finally:
-        held.release()
         _tidy(cache)
 
 
 def tidy(cache: Path) -> None:
     """Remove what a killed extraction left of a cache that is whole; not while another one is at work on it."""
+
+    def leave_alone() -> NoReturn:
+        raise BlockingIOError
+
     if parts_folder(cache).is_dir():
-        held = FileLock(parts_folder(cache) / LOCK_NAME)
-        with suppress(Timeout, OSError, NotImplementedError):
-            held.acquire(blocking=False)
-            held.release()
+        with suppress(BlockingIOError), locked(parts_folder(cache) / LOCK_NAME, busy=leave_alone):
             _tidy(cache)
 
 

@@ -118,12 +118,14 @@ def locking(folder: Path) -> str:
     """Return "works", or why a lock in this folder does not keep others out."""
     from filelock import FileLock, Timeout
 
+    from featcache.locks import NO_MARKERS
+
     try:
         with temporary_folder(folder / "lock") as inside:
             file = inside / "lock"
-            with FileLock(file, timeout=0):
+            with FileLock(file, timeout=0, **NO_MARKERS):
                 try:
-                    with FileLock(file, timeout=0):
+                    with FileLock(file, timeout=0, **NO_MARKERS):
                         return "two held one lock at once"
                 except Timeout:
                     return "works"

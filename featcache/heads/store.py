@@ -8,7 +8,6 @@ kNN heads are their training rows, which the cache has, and classes of others ar
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import NotARun, ShapeMismatch
-from featcache.files import raise_if_of_the_system, write_arrays, write_whole
+from featcache.files import raise_if_of_the_system, read_arrays, write_arrays, write_whole
 from featcache.heads.estimators import joined, make_pipeline, set_coefficients
 from featcache.heads.grids import Params
 from featcache.heads.steps import STANDARDISE
@@ -64,8 +63,7 @@ def load(
         unfitted = make_pipeline(head, params, prepare=prepare)
         if other.exists():
             return _checked(_from_skops(other), unfitted, other, num_features, num_classes)
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         if not _is_plain(unfitted):
             raise ValueError(f"a head {head} after {prepare} is not stored as arrays")
         return _with_arrays(unfitted, arrays, num_features, path)

@@ -1,23 +1,23 @@
-"""The one place that opens the test split; that it was opened is written into the run."""
+"""The one place that opens the test split; that it was opened is recorded in the run and beside the cache."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from featcache.assembly import image_source, load_model
 from featcache.assembly.assemble import logits_of
 from featcache.cache.reader import Cache
-from featcache.errors import DataError, UsageError
-from featcache.files import read_json
+from featcache.errors import DataError, DiskFault, UsageError
+from featcache.files import remove
 from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import OF_LABELS, Score, score
-from featcache.sweeps.run import features_of, single_taps
+from featcache.sweeps.records import LOOKS, looks_beside, new_look, read_record, write_record
+from featcache.sweeps.run import digest_of_rows, features_of, single_taps
 from featcache.sweeps.unseen import judging
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import predict_logits
@@ -47,47 +47,81 @@ def final_scores(
 ) -> tuple[Run, dict[str, Score]]:
     """Open the test split: return the scores there of a head and of the models fine-tuned from this run.
 
-    chosen: the head, by default the best. That test was opened, when and with what result is written into the run.
-    Raises UsageError if the trial has no head.
+    chosen: the head, by default the best. That test was opened, when and with what result is recorded, see `opening`.
+    Raises UsageError if the trial has no head, DiskFault if the run cannot be written: then test is not opened.
     """
     run = Run.open(run.path)  # models may have been fine-tuned from it since
     chosen = chosen or run.best
     number, status = chosen.trial.trial, chosen.trial.status
     if status != "ok":
         raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
+    run.looks()  # raises now if a record is damaged, not when test has been opened
     again = ", fitted on train and val" if chosen.refit else ""
-    scores = {f"head {number} ({chosen.trial.head}{again})": head_score(chosen)}
-    for path in filter(Path.exists, map(Path, run.tuned)):
-        model, facts = load_model(path)
-        if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
-            continue  # something else has taken its place
-        scores[_tuned_name(run, path)] = model_score(run[facts["trial"]], model, "test", images)
-    return record_opened(run, "test", scores), scores
+    with opening([chosen]) as scores:
+        scores[f"head {number} ({chosen.trial.head}{again})"] = head_score(chosen)
+        for path in filter(Path.exists, map(Path, run.tuned)):
+            model, facts = load_model(path)
+            if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
+                continue  # something else has taken its place
+            scores[_tuned_name(run, path)] = model_score(run[facts["trial"]], model, "test", images)
+    return Run.open(run.path), scores
 
 
 def _tuned_name(run: Run, model: Path) -> str:
     """Return what to call a model, which may be the head itself if no epoch was better on validation."""
     record = record_of(run.path, model)
-    is_head = record.exists() and read_json(record)["best"]["epoch"] == 0
+    is_head = record.exists() and read_record(record)["best"]["epoch"] == 0
     return f"fine-tuned {model.name}" + (" (epoch 0, the head: no other was better)" if is_head else "")
 
 
-def record_opened(run: Run, split: str, scores: Mapping[str, Score]) -> Run:
-    """Write into the run that its test split was opened, when, and what was seen. Other splits leave no trace."""
-    if split != "test":
-        return run
-    opened: dict[str, Any] = {
-        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "scores": {name: list(found) for name, found in scores.items()},
+@contextmanager
+def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, Score]]:
+    """Record that the test split is opened for these heads, then let the block compute, and put into the scores.
+
+    In the run of each head, and beside the cache, lies a record before the first score is computed, so that a kill
+    after somebody saw a score cannot lose it. Afterwards it holds the scores, too. If the block fails nobody saw
+    any, and the record is withdrawn. Where nothing can be written beside the cache the record says so.
+    Other splits leave no trace. Raises DiskFault if a run cannot be written, DataError without test images.
+    """
+    scores: dict[str, Score] = {}
+    looks: dict[Path, dict[str, Any]] = {}
+    try:
+        for head in heads if split == "test" else ():
+            _begin_look(head, looks)
+        yield scores
+    except BaseException:
+        for file in looks:
+            with suppress(DiskFault):
+                remove(file)
+        raise
+    for file, look in looks.items():
+        write_record(file, look | {"scores": {name: list(found) for name, found in scores.items()}})
+
+
+def _begin_look(head: Chosen, looks: dict[Path, dict[str, Any]]) -> None:
+    """Record a look without scores in the run and beside its cache; put {file: look} into `looks`."""
+    run, cache = head.run, head.run.cache()
+    rows = _rows(run, cache, "test")
+    num_labelled = sum(bool(row.label) for row in cache.usable("test"))
+    name, at = new_look()
+    look: dict[str, Any] = {
+        "at": at,
+        "run": str(run.path.resolve()),
+        "trial": head.trial.trial,
+        "images": digest_of_rows(rows),
+        "num_images": len(rows),
+        "scores": {},
     }
-    now = Run.open(run.path)
-    cache = now.cache()
-    labelled = [row for row in cache.usable(split) if row.label]
-    if left_out := len(labelled) - len(now.rows(cache, split)):
-        opened["left_out"] = left_out  # images that trained or chose a backbone
-    now = replace(now, test_opened=(*now.test_opened, opened))
-    now.save()
-    return now
+    if num_labelled > len(rows):
+        look["left_out"] = num_labelled - len(rows)  # images that trained or chose a backbone
+    own, beside = run.path / LOOKS / name, looks_beside(cache.path) / name
+    try:
+        write_record(beside, look)
+        looks[beside] = look
+    except DiskFault as error:
+        look = look | {"only_in_run": str(error)}
+    write_record(own, look)
+    looks[own] = look
 
 
 def _rows(run: Run, cache: Cache, split: str) -> list[ImageRow]:

@@ -23,7 +23,7 @@ from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
 from featcache.cache.reader import Cache, stored_rows
 from featcache.errors import DataError, NotARun
-from featcache.files import read_json, write_whole
+from featcache.files import write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.outputs import Kind, check_output
@@ -33,13 +33,13 @@ from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.judged import Judged
 from featcache.reports.pictures import picture, sheet
-from featcache.reports.table import settings_of
+from featcache.reports.table import looks_text, settings_of
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
-from featcache.tuning.tuned import RECORDS
+from featcache.sweeps.records import TUNED, read_record
 
 OF_TRAINING = ("trial", "flags", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
 MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter of older pages
@@ -79,7 +79,7 @@ class Report:
     def context(self) -> dict[str, Any]:
         """Return what the template reads."""
         run, judged = self.run, self.judged
-        trainings = [_training(path) for path in sorted((run.path / RECORDS).glob("*.json"))]
+        trainings = [_training(path) for path in sorted((run.path / TUNED).glob("*.json"))]
         hidden = "test" if self.final is None else ""
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
         head = "" if run.refitted is None else "@refit"
@@ -88,6 +88,7 @@ class Report:
             "best": self.chosen.trial if self.chosen else None,
             "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
+            "looks": looks_text(run),
             "has_test": "test" in self.cache.splits,
             "how": _how(run),
             "less_is_better": run.settings.metric in LOWER_IS_BETTER,
@@ -294,7 +295,7 @@ def _maker(text: str) -> str:
 
 def _training(path: Path) -> tuple[dict[str, Any], str]:
     """Return how a model that was fine-tuned from the run got there, and its curves. Raises NotARun."""
-    found = read_json(path, NotARun)
+    found = read_record(path)
     try:
         record = {name: found[name] for name in OF_TRAINING}
         return record | {"model": printable(found["model"])}, figures.learning(found)

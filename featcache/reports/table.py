@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from string import ascii_uppercase
 
 import numpy as np
 
 from featcache.heads.steps import NONE, STANDARDISE
-from featcache.reports.text import fits, interval, table, wrapped
+from featcache.reports.text import fits, interval, printable, table, wrapped
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -82,22 +83,39 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
         trials_table(run, limit=15),
         "",
     ]
+    looks = run.looks()
     if final is not None:
         rows = [[name, interval(*found)] for name, found in final.items()]
         lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
         if left_out := run.test_opened[-1].get("left_out"):
             lines += [f"{left_out} test images are not counted: they trained or chose the backbone."]
-        if len(run.test_opened) > 1:
-            lines += [f"The test split was opened {len(run.test_opened)} times: the more looks, the less it proves."]
+        if len(looks) > 1:
+            lines += [wrapped(f"The test split was opened {looks_text(run)}: the more looks, the less it proves.")]
+        only_in_run = run.test_opened[-1].get("only_in_run") if run.test_opened else None
+        if only_in_run:
+            lines += [wrapped(f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}")]
     elif not has_test:
         lines += ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
-    elif run.test_opened:
-        looks = f"{len(run.test_opened)} time{'s' if len(run.test_opened) > 1 else ''}"
-        lines += [f"The test split was opened {looks} before; --final shows what it says."]
+    elif looks:
+        lines += [f"The test split was opened {looks_text(run)} before; --final shows what it says."]
     else:
         head = "" if run.refitted is None else "@refit"
         lines += [f"The test split was not read. When everything is decided: featcache report {run.path}{head} --final"]
     return "\n".join(lines)
+
+
+def looks_text(run: Run) -> str:
+    """Return how often the test split of a run's cache was opened, and by which runs if not only by this one.
+
+    Looks at other test images count too: a cache may have got more of them since.
+    """
+    looks = run.looks()
+    text = f"{len(looks)} time{'' if len(looks) == 1 else 's'}"
+    runs = {str(look.get("run", run.path)): None for look in looks}
+    if set(runs) - {str(run.path), str(run.path.resolve())}:
+        text += f" ({', '.join(printable(Path(path).name) for path in runs)})"
+    others = {look["images"] for look in looks if "images" in look}
+    return f"{text}, in part with other images in it" if len(others) > 1 else text
 
 
 def settings_of(trial: Trial) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,10 +107,12 @@ def _looked(
         few = part_of(task, _few(task, share, asked.seed))
         some = [group for group in groups if (group.tap, group.chain) == (tap, chain)]
         prepared = Prepared(few, chain, last=False)
-        for group, outcomes in fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > reserve):
-            trials = [judged_trial(few, one, found, asked) for one, found in zip(group.planned, outcomes, strict=True)]
-            values = [better(asked.metric, trial.judged.value) for trial in trials if trial.status == "ok"]
-            yield _Seen(group, max(values, default=np.nan), sum(trial.fit_s for trial in trials))
+        results = fitted(few, prepared, some, asked, jobs, may_begin=lambda: clock.left > reserve)
+        with closing(results):
+            for group, outcomes in results:
+                trials = [judged_trial(few, *pair, asked) for pair in zip(group.planned, outcomes, strict=True)]
+                values = [better(asked.metric, trial.judged.value) for trial in trials if trial.status == "ok"]
+                yield _Seen(group, max(values, default=np.nan), sum(trial.fit_s for trial in trials))
 
 
 def _few(task: Task, share: int, seed: int) -> Classes:

@@ -6,7 +6,6 @@ of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a bino
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +15,7 @@ from scipy.stats import binomtest
 
 from featcache.arrays import Floats
 from featcache.errors import NotARun, UsageError
-from featcache.files import raise_if_of_the_system
+from featcache.files import raise_if_of_the_system, read_arrays
 from featcache.spec import ImageRow, choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
 from featcache.sweeps.run import LOO, Chosen, predictions_file
@@ -132,8 +131,8 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
     rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
     path = predictions_file(one.run.path, one.trial.trial)
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            said = {name: file[name] for name in ("predicted", "loss", "confidence") if name in file.files}
+        stored = read_arrays(path)
+        said = {name: stored[name] for name in ("predicted", "loss", "confidence") if name in stored}
         lengths = {len(values) for values in said.values()}
         said["predicted"]
     except Exception as error:  # a damaged file can raise anything

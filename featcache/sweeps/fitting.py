@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,20 +53,21 @@ def fitted(
     *,
     may_begin: Callable[[], bool] = lambda: True,
     tick: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Group, list[Outcome]]]:
+) -> Generator[tuple[Group, list[Outcome]], None, None]:
     """Yield every group with what came of its settings.
 
     Heads are fitted on threads with one BLAS thread each, those that Keras trains one by one. may_begin: asked
     before a group; with False it is left out. tick: called for every setting of every round.
     """
     outcomes: dict[int, list[Outcome]] = {}
-    for group, steps, found in _rounds(task, prepared, groups, asked, jobs, may_begin):
-        so_far = outcomes.setdefault(id(group), [Outcome() for _ in found])
-        for outcome, tried in zip(so_far, found, strict=True):
-            outcome.add(tried, steps)
-            tick()
-        if so_far[0].rounds == len(task.rounds):
-            yield group, outcomes.pop(id(group))
+    with closing(_rounds(task, prepared, groups, asked, jobs, may_begin)) as rounds:
+        for group, steps, found in rounds:
+            so_far = outcomes.setdefault(id(group), [Outcome() for _ in found])
+            for outcome, tried in zip(so_far, found, strict=True):
+                outcome.add(tried, steps)
+                tick()
+            if so_far[0].rounds == len(task.rounds):
+                yield group, outcomes.pop(id(group))
 
 
 _Round = tuple[Group, Any, list[Tried]]
@@ -73,7 +75,7 @@ _Round = tuple[Group, Any, list[Tried]]
 
 def _rounds(
     task: Task, prepared: Prepared, groups: Sequence[Group], asked: Settings, jobs: int, may_begin: Callable[[], bool]
-) -> Iterator[_Round]:
+) -> Generator[_Round, None, None]:
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,7 @@
-"""The folder of one sweep: run.json (all that is needed to repeat it), trials.csv, heads/, predictions/."""
+"""The folder of one sweep: run.json (all that is needed to repeat it), trials.csv, heads/, predictions/.
+
+Only the sweep writes these. What later commands record lies in files of their own: see `records`.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,19 @@ import numpy as np
 from featcache.arrays import Classes, Features, Floats
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UnknownHead
-from featcache.files import read_json, write_json, write_whole
+from featcache.files import check_seal, read_json, write_sealed, write_whole
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import check_heads_of_file, complexity, is_own_class, make_pipeline
 from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
+from featcache.sweeps import records
 from featcache.sweeps.metrics import METRICS, Metric, Score, better
 from featcache.sweeps.presets import preset_of
 from featcache.sweeps.unseen import judging
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
+WITHOUT_DIGEST = 2  # the format before, which also held what is in files of its own now
 LOO = "loo"
 DROPPED = "dropped:"  # how the status of a trial begins that a budget left out
 
@@ -131,7 +136,8 @@ class Run:
             raise NotARun(f"{path} is not the folder of a run (it has no run.json). Make one: featcache sweep CACHE.h5")
         facts = read_json(path / "run.json", NotARun)
         try:
-            return _from_json(path, facts)
+            run = _from_json(path, facts)
+            return run._with_records()
         except (KeyError, TypeError, AttributeError) as error:
             raise NotARun(f"{path / 'run.json'} is damaged or of another version: {error}. Sweep again") from error
 
@@ -213,16 +219,36 @@ class Run:
         """Return the labelled images of a split that this run uses: see `rows_of`."""
         return rows_of(cache, split, self.settings)
 
-    def add_tuned(self, model: Path) -> None:
-        """Write down that a model was fine-tuned from a trial of this run, for the final report."""
-        replace(self, tuned=tuple(dict.fromkeys([*self.tuned, str(model.resolve())]))).save()
+    def _with_records(self) -> Run:
+        """Return the run with what is recorded in files of its folder. Raises NotARun if one of them is damaged."""
+        tuned = dict.fromkeys([*self.tuned, *records.read_tuned(self.path)])
+        looks = records.read_looks(self.path / records.LOOKS)
+        return replace(self, tuned=tuple(tuned), test_opened=(*self.test_opened, *looks))
 
-    def save(self) -> None:
-        """Write run.json and trials.csv."""
+    def looks(self) -> list[dict[str, Any]]:
+        """Return every look at the test split of this run's cache that is recorded, of other runs too, oldest first.
+
+        Raises NotARun if a record is damaged.
+        """
+        beside = records.read_looks(records.looks_beside(self._cache_path()))
+        names = {look["record"] for look in beside}
+        own = [look for look in self.test_opened if look.get("record") not in names]
+        return sorted([*own, *beside], key=lambda look: str(look.get("at", "")))
+
+    def save(self, *, replaces: bool = True) -> None:
+        """Write run.json and trials.csv.
+
+        replaces: False begins a run: Overtaken is raised if there is a run.json already, and trials.csv comes later.
+        """
+        path = self.path / "run.json"
         facts = {"format": RUN_FORMAT, **asdict(self)}
         del facts["path"]
-        write_whole(self.path / "trials.csv", _csv(self.trials).encode())
-        write_json(self.path / "run.json", facts)  # last: a sweep that was killed before this line does it again
+        if replaces:
+            # Before run.json, which says how far the sweep is: if it is killed in between, it writes both again.
+            write_whole(self.path / "trials.csv", _csv(self.trials).encode())
+        # Only what an earlier version wrote into run.json stays there; the rest has files of its own.
+        facts["test_opened"] = [look for look in self.test_opened if "record" not in look]
+        write_sealed(path, facts, unchanged=lambda: replaces or not path.exists())
 
 
 @dataclass(frozen=True)
@@ -315,7 +341,7 @@ def head_file(run: Path, name: int | str) -> Path:
     return run / "heads" / f"{name}.npz"
 
 
-def predictions_file(run: Path, trial: int) -> Path:
+def predictions_file(run: Path, trial: int | str) -> Path:
     """Return where the predictions of a trial lie, on the images that chose."""
     return run / "predictions" / f"{trial}.npz"
 
@@ -405,8 +431,17 @@ def _order(trial: Trial, metric: Metric) -> tuple[float, int, float, int, int]:
 
 
 def _from_json(path: Path, facts: dict[str, Any]) -> Run:
-    if facts.pop("format") != RUN_FORMAT:
+    file, written = path / "run.json", facts["format"]
+    if isinstance(written, int) and written > RUN_FORMAT:
+        raise NotARun(
+            f"{file} has format {written}; this featcache reads formats up to {RUN_FORMAT}. "
+            "Update featcache: pip install -U featcache"
+        )
+    if written == RUN_FORMAT:
+        facts = check_seal(facts, file, NotARun, "Sweep again; to sweep with other settings: --config FILE.toml")
+    elif written != WITHOUT_DIGEST:
         raise KeyError("format")
+    del facts["format"]
     asked = facts.pop("settings")
     lists: dict[str, Any] = {name: tuple(asked[name]) for name in ("heads", "taps", "prepare")}
     settings = Settings(**{**asked, **lists})

@@ -15,7 +15,8 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
-from featcache.errors import ShapeMismatch, TooFewClasses, UsageError
+from featcache.errors import DiskFault, ShapeMismatch, TooFewClasses, UsageError
+from featcache.files import reserve
 from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.heads.tried import Fold
 from featcache.spec import ImageRow, units_of
@@ -208,9 +209,17 @@ def _check_streamed(asked: Settings, tap: str, size: float, room: float) -> None
 
 
 def _on_disk(cache: Cache, rows: Sequence[ImageRow], tap: str, width: int) -> Features:
-    """Return features that lie in a file without a name beside the cache, which goes when they do."""
-    with tempfile.TemporaryFile(dir=cache.path.parent) as file:
-        X = np.memmap(file, np.float32, "w+", shape=(len(rows), width))
+    """Return features that lie in a file without a name beside the cache, which goes when they do. Raises DiskFault."""
+    num_bytes = len(rows) * width * 4
+    try:
+        with tempfile.TemporaryFile(dir=cache.path.parent) as file:
+            reserve(file.fileno(), num_bytes)
+            X = np.memmap(file, np.float32, "r+", shape=(len(rows), width))
+    except OSError as error:
+        raise DiskFault(
+            f"Cannot keep {num_bytes / 1e6:.0f} MB of features of tap '{tap}' in {cache.path.absolute().parent}: "
+            f"{error.strerror or error}. Free some space there, or keep them in memory: --memory"
+        ) from error
     for at in range(0, len(rows), BLOCK):
         X[at : at + BLOCK] = features_of(cache, rows[at : at + BLOCK], tap)
     return X

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -53,6 +54,7 @@ def sweep(
     jobs: int = -1,
     seed: int = 0,
     grid: Grid | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Run:
     """Fit every head on every tap and return the run, written to `out` (default: CACHE.run beside the cache).
@@ -65,7 +67,8 @@ def sweep(
     train and of val alike. budget: seconds; what is not promising on few images is not tried on all. refit: fit the
     winner on train and val in the end, as `RUN@refit`. memory: bytes that features may take, by default a quarter of
     the machine's; larger ones are streamed from the disk, by heads that can. jobs: trials at once, -1 for one per core.
-    grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}.
+    grid: values instead of those of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}. force: replace the run in
+    `out` if it was asked something else; only files that a sweep writes are replaced, and looks at test stay recorded.
 
     A run that was stopped goes on where it was if it is asked for again; one that is finished is returned as it is.
     Raises TooFewClasses, UnknownHead, UnknownTap, UsageError.
@@ -75,6 +78,8 @@ def sweep(
         grid = _grid_of(preset, protocol, heads, grid or {})
     todo = settings(heads or protocol.heads, grid)
     folds = _cv(cv, todo)
+    if force and out is None:
+        raise UsageError("--force goes with -o RUN: without it a sweep takes the next free name")
     if jobs == 0:
         raise UsageError("--jobs takes a number of trials at once, or -1 for one per core; got 0")
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
@@ -100,7 +105,7 @@ def sweep(
     for note in notes_on_val(cache, asked) if not asked.cv else ():
         progress(Tick("sweep", 0, 0, note))
     plan = planned(asked, todo)
-    with Writer.begun(cache, asked, out, train, val, len(plan)) as writer:
+    with Writer.begun(cache, asked, out, train, val, len(plan), force) as writer:
         if writer.run.is_finished:
             progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another -o"))
             return writer.run
@@ -241,10 +246,10 @@ class _Sweep:
             some = [group for group in groups if (group.chain, group.few) == (chain, few)]
             part = task if few is None else part_of(task, few_of(task.y[: task.num_train], *few))
             prepared = Prepared(part, chain, last=(chain, few) == sets[-1] and few is None)
-            for group, outcomes in fitted(
-                part, prepared, some, self.asked, self.jobs, may_begin=clock.may_begin, tick=tick
-            ):
-                self._add(part, group, outcomes)
+            results = fitted(part, prepared, some, self.asked, self.jobs, may_begin=clock.may_begin, tick=tick)
+            with closing(results):  # on an error too: the threads are told to end
+                for group, outcomes in results:
+                    self._add(part, group, outcomes)
 
     def _add(self, task: Task, group: Group, outcomes: Sequence[Outcome]) -> None:
         """Write the heads and predictions of a group, and its trials."""

@@ -1,36 +1,47 @@
-"""The folder of a run while it is made: begun, gone on with, written again and again."""
+"""The folder of a run while it is made: begun, gone on with, written again and again.
+
+run.json is the first file in it, and says from the beginning which sweep the folder belongs to: after a kill at any
+moment the same command finds its folder and goes on there.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import NoReturn
 
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UsageError
-from featcache.files import make_folder
+from featcache.files import TEMPORARY, again, make_folder, matching, remove, remove_litter
 from featcache.heads import store
 from featcache.heads.estimators import joined
 from featcache.heads.paths import try_all
 from featcache.heads.steps import make_steps
 from featcache.heads.tried import Fold
+from featcache.locks import locked
 from featcache.spec import ImageRow
+from featcache.sweeps import records
 from featcache.sweeps.run import (
     Run,
     Settings,
     Trial,
     digest_of_rows,
     features_of,
-    free_folder,
     head_file,
     numbered,
+    predictions_file,
     single_taps,
 )
 
-SAVE_EVERY_S = 2.0
+SAVE_EVERY_S = 2.0  # at most
+SAVE_SHARE = 0.1  # of the time that goes to writing run.json; of a short run every group of trials is written at once
+LOCK = ".lock"
+BEGINNING = b'{\n  "format": '  # of every run.json
 
 
 @dataclass
@@ -40,6 +51,7 @@ class Writer:
     run: Run
     _began: float
     _saved: float = field(default_factory=time.perf_counter)
+    _save_s: float = 0.0  # that writing it took
 
     @classmethod
     @contextmanager
@@ -51,8 +63,12 @@ class Writer:
         train: Sequence[ImageRow],
         val: Sequence[ImageRow],
         planned: int,
+        force: bool = False,
     ) -> Iterator[Writer]:
-        """Give a writer of a new run, or of the one that was asked the same, stopped or finished."""
+        """Give a writer of a new run, or of the one that was asked the same, stopped or finished.
+
+        force: replace the run in the folder `out` if it was asked something else. Raises UsageError.
+        """
         fresh = Run(
             path=Path(),
             settings=asked,
@@ -65,14 +81,19 @@ class Writer:
             seconds=0.0,
             planned=planned,
         )
-        run = _place(cache, out, fresh)
-        with _alone(run.path):
+        with ExitStack() as held:
+            if out is None:
+                run = _claim_first(held, cache, fresh)
+            else:
+                run = held.enter_context(_claim(Path(out), fresh, force))
             writer = cls(run, time.perf_counter() - run.seconds)
             try:
                 yield writer
             finally:
                 if writer.run.trials and writer.run is not run:
                     writer.save()
+                elif not writer.run.trials and not writer.run.test_opened:
+                    _give_back(run.path)
 
     @property
     def done(self) -> set[int]:
@@ -83,14 +104,16 @@ class Writer:
         """Write down what was tried."""
         together = sorted([*self.run.trials, *trials], key=lambda trial: trial.trial)
         self.run = replace(self.run, trials=tuple(together))
-        if time.perf_counter() - self._saved > SAVE_EVERY_S:
+        if time.perf_counter() - self._saved > min(SAVE_EVERY_S, self._save_s / SAVE_SHARE):
             self.save()
 
     def save(self) -> None:
         """Write the run."""
-        self.run = replace(self.run, seconds=round(time.perf_counter() - self._began, 3))
+        began = time.perf_counter()
+        self.run = replace(self.run, seconds=round(began - self._began, 3))
         self.run.save()
         self._saved = time.perf_counter()
+        self._save_s = self._saved - began
 
     def refit(self, cache: Cache, rows: Sequence[ImageRow]) -> None:
         """Fit the winner on train and val."""
@@ -104,62 +127,115 @@ class Writer:
         self.run = replace(self.run, refitted=best.trial)
 
 
-def _place(cache: Cache, out: str | Path | None, fresh: Run) -> Run:
-    """Return the new run in a folder of its own, or the one that was asked the same before. Raises UsageError."""
-    if out is None:
-        first = cache.path.with_suffix(".run")
-        return _asked_before(first, fresh) or replace(fresh, path=_new_folder(first))
-    if not (Path(out) / "run.json").exists():
-        return replace(fresh, path=Path(out))
-    found = Run.open(out)
-    if differ := _differences(found, fresh):
-        raise UsageError(
-            f"{out} holds a run already, with other {', '.join(differ)} (featcache show {out}). "
-            "Give another -o, or none for the next free name"
-        )
-    return _resumed(found, fresh)
+class _NotFree(UsageError):
+    """A folder in which another sweep is at work, or that holds something else."""
 
 
-def _new_folder(first: Path) -> Path:
-    """Make and return the first folder that does not exist; another sweep may be looking for one, too."""
-    while True:
-        path = free_folder(first)
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
+def _claim_first(held: ExitStack, cache: Cache, fresh: Run) -> Run:
+    """Return the last of CACHE.run, CACHE-2.run .. that was asked the same, else a new one in the first free folder."""
+    first = cache.path.with_suffix(".run")
+    there = list(takewhile(Path.exists, numbered(first)))
+    for path in reversed(there):
+        with suppress(NotARun):
+            if not _differences(Run.open(path), fresh):
+                return held.enter_context(_claim(path, fresh))
+    for path in numbered(first):
+        if (path / "run.json").exists():
             continue
+        # Another sweep may claim the same folder at this moment: then it is not free, and the next one is looked at.
+        with suppress(_NotFree, NotARun):
+            return held.enter_context(_claim(path, fresh))
+    raise AssertionError
+
+
+@contextmanager
+def _claim(path: Path, fresh: Run, force: bool = False) -> Iterator[Run]:
+    """Keep other sweeps out of a folder and give the run in it: the one that was asked the same, or the new one.
+
+    Raises UsageError if another sweep is at work there, or the folder holds something else.
+    """
+    if not (path / "run.json").exists() and (others := _strangers(path)):
+        raise _NotFree(f"{path} is there already and is no run: it holds {others[0]}. Give another -o")
+    with _alone(path):
+        yield again(lambda: _begun(path, fresh, force))
+
+
+def _begun(path: Path, fresh: Run, force: bool) -> Run:
+    """Return the run of a folder, which is written there if the folder is free. Raises UsageError, Overtaken."""
+    fresh = replace(fresh, path=path)
+    if not (path / "run.json").exists():
+        fresh.save(replaces=False)
+        return fresh
+    try:
+        there = Run.open(path)
+    except NotARun:
+        if not (force and (path / "run.json").read_bytes().startswith(BEGINNING)):
+            raise
+        _replace(fresh)  # damaged, but ours
+        return fresh
+    fresh = replace(fresh, test_opened=there.test_opened)  # of these nothing is lost, whatever happens to the run
+    differ = _differences(there, fresh)
+    if differ and not force:
+        raise _NotFree(
+            f"{path} holds a run already, with other {', '.join(differ)} (featcache show {path}). "
+            "Give another -o, or none for the next free name; --force replaces it"
+        )
+    if differ:
+        _replace(fresh)
+        return fresh
+    if there.ranked or len(there.trials) < there.planned:
+        return there
+    return replace(fresh, tuned=there.tuned)  # all of it was tried and failed: anew
+
+
+def _replace(fresh: Run) -> None:
+    """Replace the run in a folder: its files only. Records of looks at test stay, and so does what else lies there."""
+    for record in matching(fresh.path / records.TUNED, "*.json"):  # of trials that are gone
+        remove(record)
+    fresh.save()
+    # After run.json, which no longer names any of them: a kill in between leaves files that nobody reads.
+    for stale in (head_file(fresh.path, "*"), predictions_file(fresh.path, "*")):
+        for file in matching(stale.parent, "*.npz") + matching(stale.parent, "*.skops"):
+            remove(file)
+
+
+def _strangers(path: Path) -> list[str]:
+    """Return what lies in a folder beside locks and temporary files of ours; nothing if it is not there."""
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        return []  # making the folder says so
+    return [name for name in names if name != LOCK and not TEMPORARY.fullmatch(name)]
+
+
+def _give_back(folder: Path) -> None:
+    """Remove the folder of a sweep that ended before its first trial, unless something else lies in it."""
+    if set(_strangers(folder)) <= {"run.json", "trials.csv"}:
+        for name in ("trials.csv", "run.json"):  # last what says whose the folder is
+            remove(folder / name)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other sweeps out of a folder. Raises UsageError if one is at work there."""
-    from filelock import FileLock, Timeout
+
+    def refuse() -> NoReturn:
+        raise _NotFree(f"Another sweep is at work in {folder}. Wait for it, or give another -o")
 
     make_folder(folder)
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(f"Another sweep is at work in {folder}. Wait for it, or give another -o") from error
-    try:
-        yield
+        with locked(folder / LOCK, busy=refuse):
+            for place in (folder, head_file(folder, 1).parent, predictions_file(folder, 1).parent):
+                remove_litter(place)  # of a sweep that was killed
+            try:
+                yield
+            finally:
+                remove(folder / LOCK)
     finally:
-        lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
         with suppress(OSError):  # something is in it, as it should be
             folder.rmdir()
-
-
-def _asked_before(first: Path, fresh: Run) -> Run | None:
-    """Return the last of CACHE.run, CACHE-2.run .. that was asked the same, stopped or finished, if there is one."""
-    there = list(takewhile(Path.exists, numbered(first)))
-    for path in reversed(there):
-        with suppress(NotARun):
-            found = Run.open(path)
-            if not _differences(found, fresh):
-                return _resumed(found, fresh)
-    return None
 
 
 def _differences(found: Run, fresh: Run) -> list[str]:
@@ -180,9 +256,3 @@ _SAID = {
     "num_train": "images",
     "planned": "trials",
 }
-
-
-def _resumed(found: Run, fresh: Run) -> Run:
-    """Return the run with what is done; anew where all of it was tried and failed."""
-    some = found.ranked or len(found.trials) < found.planned
-    return found if some else replace(fresh, path=found.path)

@@ -21,7 +21,7 @@ from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.outputs import check_output
 from featcache.spec import Progress, Tick, choose, silent
-from featcache.sweeps import Chosen, Run
+from featcache.sweeps import Chosen
 from featcache.tuning import prefix
 from featcache.tuning.data import ActivationSet, Labelled, image_sets
 from featcache.tuning.logs import logger
@@ -72,7 +72,6 @@ def finetune(
     for name in ("", *asked):
         check_output(state_file(path, name), STATE, force=force)
     tuned = _Tuning(chosen, recipe, image_source(chosen, images), progress).run(path, state_file(path), resume, logs)
-    Run.open(chosen.run.path).add_tuned(path)
     tuned.save()
     again = None if resume is not False else False  # one that had not begun when it was stopped has no state yet
     states = {name: state_file(path, name) for name in asked}

@@ -8,7 +8,6 @@ from the run's own cache.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from featcache.backbones.graph import bottlenecks, operations, outputs_of
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault
 from featcache.extraction import extract_taps
+from featcache.files import reserve
 from featcache.images.sources import Source
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
 from featcache.sweeps.tasks import physical_memory
@@ -179,7 +179,7 @@ def _array(store: Cache, rows: Sequence[ImageRow], tap: Tap, is_small: bool) -> 
 def _reserve(descriptor: int, nbytes: int, beside: Path) -> None:
     """Have the disk keep room for a file: what is mapped cannot say later that there is none. Raises DiskFault."""
     try:
-        os.posix_fallocate(descriptor, 0, nbytes)
+        reserve(descriptor, nbytes)
     except OSError as error:
         raise DiskFault(
             f"The disk of {beside} has no room for {nbytes / 1e6:.0f} MB of activations ({error.strerror}). "

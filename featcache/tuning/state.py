@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import NotAModel, UsageError
-from featcache.files import raise_if_of_the_system, write_arrays
+from featcache.files import raise_if_of_the_system, read_arrays, write_arrays
 from featcache.outputs import Kind
 
 SUFFIX = ".state"
@@ -45,8 +44,7 @@ class State:
         if not path.exists():
             raise UsageError(f"There is nothing to go on with at {path}. Leave --resume out")
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(path)
             said = json.loads(arrays.pop("said").tobytes())
             weights, best, optimizer = (_numbered(arrays, name) for name in ("weights", "best", "optimizer"))
             found = cls(said["facts"], weights, best, optimizer, tuple(said["history"]), said["batch"], said["is_over"])

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featcache.arrays import Floats
 from featcache.assembly.certificate import Certificate
-from featcache.files import make_folder, read_json, write_json
+from featcache.errors import NotARun
 from featcache.sweeps import Chosen
+from featcache.sweeps.records import TUNED, read_record, write_record
 from featcache.tuning.train import Epoch
-
-RECORDS = "tuned"  # folder of a run
 
 
 def record_of(run: Path, model: Path) -> Path:
     """Return where a run keeps how a model that was fine-tuned from it got there."""
     name = hashlib.sha256(str(model.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return run / RECORDS / f"{model.stem}-{name}.json"
+    return run / TUNED / f"{model.stem}-{name}.json"
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,19 @@ class Tuned:
         return tuple(one for one in self.history if one.epoch and one.mixture is None)
 
     def save(self) -> None:
-        """Write how it got there into its run, for the report; controls that it had before stay. Raises DiskFault."""
+        """Record in its run how it got there, for reports; controls that it had before stay. Raises DiskFault."""
         if self.path is None:
             return
-        path, said = record_of(self.chosen.run.path, self.path), json.loads(json.dumps(self.to_json()))
-        before = read_json(path) if path.exists() else {}
-        if not self.controls and before.get("history") == said["history"]:
-            said["controls"] = before["controls"]
-        make_folder(path.parent)
-        write_json(path, said)
+        path = record_of(self.chosen.run.path, self.path)
+        now = datetime.datetime.now(datetime.UTC)
+        facts = self.to_json() | {"file": str(self.path.resolve()), "at": now.isoformat()}
+        facts = json.loads(json.dumps(facts))  # as it is read again
+        if path.exists() and not self.controls:
+            with suppress(NotARun):  # a damaged record is replaced
+                before = read_record(path)
+                if before.get("history") == facts["history"]:
+                    facts["controls"] = before["controls"]
+        write_record(path, facts)
 
     def to_json(self) -> dict[str, Any]:
         """Return how it got there as JSON has it."""

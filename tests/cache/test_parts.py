@@ -364,7 +364,7 @@ def test_where_nothing_can_be_locked_the_work_goes_on(tmp_path, monkeypatch, err
     def refused(*args, **options):
         raise error
 
-    monkeypatch.setattr("featcache.cache.parts.FileLock.acquire", refused)
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
     with parts.lock(tmp_path / "c.h5", lambda: None) as waited:
         assert not waited
 

@@ -45,9 +45,9 @@ every_command = pytest.mark.parametrize("name", COMMANDS)
 
 
 @pytest.fixture
-def run(toy_run, tmp_path):
+def run(own_run):
     """Return the folder of a run that may be changed."""
-    return shutil.copytree(toy_run.path, tmp_path / "toy.run")
+    return own_run.path
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,8 @@ def test_json_of_report(cli, run):
     facts = document(cli("report", run, "--final", "--json"), {"html", "final", "test"})
     assert {"metric", "score", "interval"} <= facts["test"].keys()
     assert facts["tests"] == [facts["test"]]
-    assert len(json.loads((run / "run.json").read_text())["test_opened"]) == 1
+    assert len(Run.open(run).test_opened) == 1
+    assert {"run", "trial", "at", "images"} <= facts["looks"][-1].keys()
 
 
 def test_json_of_cache_info_and_backbones(cli, toy):
@@ -663,8 +664,8 @@ def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
     assert said.startswith("featcache: Stopped. What was done is kept")
 
 
-def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, toy, tmp_path):
-    cli("sweep", toy.path, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
+def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, own_run, tmp_path):
+    cli("sweep", own_run.settings.cache, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
     done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Next: featcache predict {tmp_path / 'm.keras'} IMAGES")
     assert f"report {tmp_path / 'run'}@refit --final" in cli("report", tmp_path / "run").out

@@ -14,10 +14,13 @@ from tiny import write_images
 
 import featcache as fc
 from featcache.assembly.modelfile import save_model
+from featcache.backbones.lineage import Lineage, Lineages
 from featcache.cache import layout
 from featcache.cache.rows import content_digest
 from featcache.spec import Tap
 from featcache.sweeps import Run
+from featcache.sweeps.records import write_record
+from featcache.tuning.tuned import record_of
 
 MODULE = """
 from pathlib import Path
@@ -279,13 +282,13 @@ def test_a_model_runs_no_code(what, here, cli):
     model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), *layers])
     cache = fc.Cache.open("c.h5")
     facts = {"classes": list(cache.classes), "tap": cache.tap(None).to_json(), "run": "run", "trial": 1}
-    save_model(model, Path("model.keras"), facts)
+    save_model(model, Path("model.keras"), facts, Lineages(Lineage(), Lineage()))
     if CONFIGS[what] is not None:
         before = zipfile.ZipFile("model.keras").read("config.json")
         rewritten_config("model.keras", CONFIGS[what])
         assert zipfile.ZipFile("model.keras").read("config.json") != before
     (here / "marker").unlink(missing_ok=True)  # Keras calls a layer when a model is made
-    Run.open("run").add_tuned(here / "model.keras")
+    write_record(record_of(Path("run"), Path("model.keras")), {"file": str(here / "model.keras"), "at": ""})
     for command in (
         "predict model.keras photos",
         "export model.keras --to keras -o new.keras --run run",

@@ -6,6 +6,7 @@ from collections import Counter as Count
 import h5py
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image, ImageOps
 from tiny import TOY, write_images
 
@@ -204,7 +205,7 @@ def test_an_extraction_waits_for_another_one_and_uses_what_it_computed(photos, o
 
     folder = parts.parts_folder(out)
     folder.mkdir()
-    held = parts.FileLock(folder / ".lock")
+    held = FileLock(folder / ".lock")
     held.acquire()
     extract(photos, PIXELS, out=out, progress=first_one_ends)
     assert f"Another extraction is at work on {out}; waiting for it to end" in said

@@ -1,21 +1,28 @@
 import datetime
+import json
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from featcache.cache.reader import Cache
-from featcache.errors import DataError, UsageError
-from featcache.reports.final import final_scores, head_score, model_score, record_opened
+from featcache.errors import DataError, DiskFault, NotARun, UsageError
+from featcache.reports.final import final_scores, head_score, model_score, opening
+from featcache.reports.table import text_report
 from featcache.sweeps import Run, sweep
 from featcache.sweeps.metrics import Score
+from featcache.sweeps.records import looks_beside
+from featcache.sweeps.run import digest_of_rows
 from featcache.tuning import finetune
 
 
 @pytest.fixture
-def run(toy_run, tmp_path):
-    """Return a copy of the toy run to change."""
-    return Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
+def run(own_run):
+    """Return a run to change."""
+    return own_run
 
 
 def test_a_head_has_the_score_of_plain_scikit_learn(run, toy):
@@ -27,8 +34,11 @@ def test_scoring_other_splits_leaves_no_trace(run):
     before = (run.path / "run.json").read_bytes()
     found = head_score(run.best, "val")
     assert found.value == run.best.trial.score
-    assert record_opened(run, "val", {"head": found}) is run
+    with opening([run.best], "val") as scores:
+        scores["head"] = found
     assert (run.path / "run.json").read_bytes() == before
+    assert Run.open(run.path).test_opened == ()
+    assert run.looks() == []
 
 
 def test_opening_test_is_recorded_each_time(run):
@@ -41,7 +51,8 @@ def test_opening_test_is_recorded_each_time(run):
     assert len(final_scores(after)[0].test_opened) == 2
 
 
-def test_a_head_fitted_on_train_and_val_is_judged_as_itself(toy, tmp_path):
+def test_a_head_fitted_on_train_and_val_is_judged_as_itself(own_run, tmp_path):
+    toy = own_run.cache()
     run = sweep(toy, "ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "run", refit=True)
     after, scores = final_scores(run, chosen=run["refit"])
     [(name, found)] = scores.items()
@@ -58,10 +69,136 @@ def test_a_trial_without_a_head_is_not_judged_and_nothing_recorded(run):
     assert Run.open(run.path).test_opened == ()
 
 
-def test_recording_changes_nothing_else(run):
-    after = record_opened(run, "test", {"head": Score(0.5, 0.4, 0.6)})
-    assert after.trials == run.trials
-    assert (after.settings, after.fingerprints) == (run.settings, run.fingerprints)
+def test_recording_writes_no_file_of_the_sweep(run):
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    look(run)
+    after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    assert [path.parent.name for path in after.keys() - before.keys()] == ["records"]
+
+
+def look(run):
+    """Open the test split and see a score."""
+    with opening([run.best]) as scores:
+        scores["head"] = Score(0.5, 0.4, 0.6)
+
+
+def copies(toy, toy_run, folder, *names):
+    """Return runs of these names on one copy of the toy cache."""
+    shutil.copy(toy.path, folder / "photos.h5")
+    runs = []
+    for name in names:
+        run = Run.open(shutil.copytree(toy_run.path, folder / name))
+        runs.append(replace(run, settings=replace(run.settings, cache=str(folder / "photos.h5"))))
+        runs[-1].save()
+    return runs
+
+
+def test_a_look_at_test_survives_a_sweep_that_writes_its_run_later(run):
+    sweeping = Run.open(run.path)
+    look(run)
+    sweeping.save()
+    replace(sweeping, trials=sweeping.trials[:3]).save()
+    assert len(Run.open(run.path).test_opened) == 1
+
+
+def test_looks_at_the_same_time_are_all_recorded(run):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(look, [run] * 24))
+    opened = Run.open(run.path)
+    assert len(opened.test_opened) == len(opened.looks()) == 24
+    assert len({one["record"] for one in opened.test_opened}) == 24
+
+
+def test_the_second_run_on_a_cache_says_that_its_test_split_was_opened_before(toy, toy_run, tmp_path):
+    first, second = copies(toy, toy_run, tmp_path, "first.run", "second.run")
+    opened, scores = final_scores(first)
+    assert "was opened" not in text_report(opened, scores)
+    assert "The test split was opened 1 time (first.run) before" in text_report(second)
+    opened, scores = final_scores(second)
+    assert "The test split was opened 2 times (first.run, second.run): the more" in text_report(opened, scores)
+    assert [Path(one["run"]).name for one in opened.looks()] == ["first.run", "second.run"]
+    assert len(opened.test_opened) == 1
+    rows = [row for row in toy.usable("test") if row.label]
+    assert {one["images"] for one in opened.looks()} == {digest_of_rows(rows)}
+    assert all(one["scores"] for one in opened.looks())
+
+
+def test_looks_at_a_cache_that_is_a_folder_lie_in_it(tmp_path):
+    (tmp_path / "c.h5").mkdir()
+    assert looks_beside(tmp_path / "c.h5") == tmp_path / "c.h5" / "looks"
+    assert looks_beside(tmp_path / "d.h5") == tmp_path / "d.h5.looks"
+
+
+def test_a_look_that_cannot_be_recorded_beside_the_cache_is_recorded_in_the_run_and_told(toy, toy_run, tmp_path):
+    [run] = copies(toy, toy_run, tmp_path, "a.run")
+    (tmp_path / "photos.h5.looks").symlink_to(tmp_path / "nowhere" / "else")
+    opened, scores = final_scores(run)
+    assert len(opened.test_opened) == len(opened.looks()) == 1
+    told = " ".join(text_report(opened, scores).split())
+    assert "a.run only, not beside the cache. Cannot make the folder" in told
+
+
+def test_test_is_not_opened_where_the_run_cannot_record_it(run, monkeypatch):
+    (run.path / "records").symlink_to(run.path / "nowhere" / "else")
+    asked = []
+    monkeypatch.setattr(Cache, "features", lambda cache, rows, tap=None: asked.append(rows))
+    with pytest.raises(DiskFault, match=r"Cannot make the folder .*records"):
+        final_scores(run)
+    assert asked == []
+    assert run.looks() == []
+
+
+def test_the_record_lies_there_before_the_first_score_is_computed(run, monkeypatch):
+    seen = []
+    keep = Cache.features
+
+    def noting(cache, rows, tap=None):
+        seen.append([one["scores"] for one in Run.open(run.path).looks()])
+        return keep(cache, rows, tap)
+
+    monkeypatch.setattr(Cache, "features", noting)
+    after, _ = final_scores(run)
+    assert seen[0] == [{}]
+    assert after.looks()[0]["scores"]
+
+
+def test_a_look_that_failed_before_a_score_was_seen_is_withdrawn(run):
+    with pytest.raises(ValueError, match="planted"), opening([run.best]):
+        raise ValueError("planted")
+    assert Run.open(run.path).looks() == []
+
+
+@pytest.mark.parametrize("place", ["run", "cache"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-30], lambda data: data.replace(b"trial", b"trail"), lambda _: b""]
+)
+def test_a_damaged_record_of_a_look_is_named(place, damage, toy, toy_run, tmp_path):
+    [run] = copies(toy, toy_run, tmp_path, "a.run")
+    look(run)
+    folder = run.path / "records" if place == "run" else tmp_path / "photos.h5.looks"
+    [record] = folder.iterdir()
+    record.write_bytes(damage(record.read_bytes()))
+    with pytest.raises(NotARun, match=re.escape(str(record))):
+        text_report(Run.open(run.path))
+    with pytest.raises(NotARun, match=re.escape(str(record))):
+        final_scores(run)
+
+
+def test_looks_and_models_that_an_earlier_version_wrote_into_run_json_are_read(run):
+    facts = json.loads((run.path / "run.json").read_text())
+    del facts["digest"]
+    old = {"at": "2025-01-01T00:00:00+00:00", "scores": {"head": [0.5, 0.4, 0.6]}}
+    facts |= {"format": 2, "tuned": ["/models/a.keras"], "test_opened": [old]}
+    (run.path / "run.json").write_text(json.dumps(facts))
+    look(run)
+    opened = Run.open(run.path)
+    assert opened.tuned == ("/models/a.keras",)
+    assert opened.test_opened[0] == old
+    opened.save()  # as a sweep does that goes on
+    again = Run.open(run.path)
+    assert again == opened
+    assert len(again.looks()) == 2
 
 
 def test_a_fine_tuned_model_is_judged_beside_its_head_wherever_it_lies(run, tmp_path):

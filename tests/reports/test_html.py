@@ -36,9 +36,9 @@ class First(ClassifierMixin, BaseEstimator):
 
 
 @pytest.fixture
-def run(toy_run, tmp_path):
-    """Return a copy of the toy run to change."""
-    return Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
+def run(own_run):
+    """Return a run to change."""
+    return own_run
 
 
 def points(page):

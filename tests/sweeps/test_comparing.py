@@ -143,7 +143,8 @@ def test_an_unknown_metric_is_refused(run):
 
 def test_numbers_that_are_missing_in_run_json_are_named(run, tmp_path):
     copied = shutil.copytree(run.path, tmp_path / "run")
-    facts = json.loads((copied / "run.json").read_text())
+    facts = json.loads((copied / "run.json").read_text()) | {"format": 2}  # which has no digest
+    del facts["digest"]
     facts["trials"][0]["score"] = None
     (copied / "run.json").write_text(json.dumps(facts))
     with pytest.raises(NotARun, match="is damaged or of another version"):

@@ -4,6 +4,7 @@ import sys
 import threading
 
 import pytest
+from filelock import FileLock
 
 from featcache.errors import UnknownHead, UsageError
 from featcache.sweeps import Run, sweep, writer
@@ -139,8 +140,7 @@ def test_a_grid_adds_to_that_of_a_preset(hard, tmp_path):
 def test_a_head_of_another_kind_is_not_left_under_a_number(hard, tmp_path):
     run = run_on(hard, tmp_path / "run", "rbf", grid={"rbf": {"C": [1.0]}})
     assert head_file(run.path, 1).with_suffix(".skops").exists()
-    (run.path / "run.json").unlink()
-    run = run_on(hard, tmp_path / "run", "ridge", grid={"ridge": {"alpha": [1.0]}})
+    run = run_on(hard, tmp_path / "run", "ridge", grid={"ridge": {"alpha": [1.0]}}, force=True)
     assert type(run[1].estimator[-1]).__name__ == "RidgeClassifier"
     assert not head_file(run.path, 1).with_suffix(".skops").exists()
 
@@ -161,7 +161,9 @@ def test_two_sweeps_begun_at_once_have_a_folder_each(hard, tmp_path):
 
 
 def test_a_folder_in_which_a_sweep_is_at_work_is_left_alone(hard, tmp_path):
-    with writer._alone(tmp_path / "run"), pytest.raises(UsageError, match=r"Another sweep is at work in .*run\. Wait"):
+    (tmp_path / "run").mkdir()
+    lock = FileLock(tmp_path / "run" / ".lock")
+    with lock, pytest.raises(UsageError, match=r"Another sweep is at work in .*run\. Wait"):
         run_on(hard, tmp_path / "run", "ridge")
     assert run_on(hard, tmp_path / "run", "ridge").trials
 

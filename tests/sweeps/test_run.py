@@ -1,14 +1,16 @@
 import csv
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from featcache.errors import NotARun, UnknownHead
+from featcache.errors import NotARun, ShapeMismatch, UnknownHead
 from featcache.sweeps import Run, Settings, Trial, open_trial, sweep
+from featcache.sweeps.comparing import said_by
 
 from .conftest import TAP, edit, edited, rewrite
 
@@ -35,8 +37,11 @@ def run_of(*trials):
 
 
 def damage(run, change):
+    """Change what a run says, as format 2 had it: without a digest."""
     path = run.path / "run.json"
     facts = json.loads(path.read_text())
+    del facts["digest"]
+    facts["format"] = 2
     change(facts)
     path.write_text(json.dumps(facts))
 
@@ -187,7 +192,8 @@ def test_a_damaged_run_json_is_refused_in_one_line(text, copied):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda facts: facts.update(format=99),
+        lambda facts: facts.update(format=1),
+        lambda facts: facts.update(digest="of a later format"),
         lambda facts: facts.pop("trials"),
         lambda facts: facts.update(settings=[]),
         lambda facts: facts.update(settings=None),
@@ -203,6 +209,60 @@ def test_a_run_json_that_lacks_something_is_refused(change, copied):
     damage(copied, change)
     with pytest.raises(NotARun, match=r"run\.json is damaged or of another version.*Sweep again"):
         Run.open(copied.path)
+
+
+def test_a_run_json_of_the_format_before_is_read(copied, small):
+    damage(copied, lambda facts: None)
+    opened = Run.open(copied.path)
+    assert (opened.trials, opened.settings) == (small.trials, small.settings)
+
+
+def test_a_run_of_a_later_version_says_what_to_do(copied):
+    damage(copied, lambda facts: facts.update(format=4))
+    with pytest.raises(
+        NotARun, match=r"run\.json has format 4; this featcache reads formats up to 3. Update featcache: "
+    ):
+        Run.open(copied.path)
+
+
+def test_a_run_json_that_was_edited_says_so(copied):
+    path = copied.path / "run.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(NotARun, match=r"run\.json was changed after it was written, or is damaged.*Sweep again"):
+        Run.open(copied.path)
+
+
+def test_no_damaged_byte_of_run_json_changes_what_is_read(copied):
+    path, want = copied.path / "run.json", Run.open(copied.path)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        for bit in (1, 2, 16):
+            damaged = bytearray(whole)
+            damaged[at] ^= bit
+            path.write_bytes(damaged)
+            with suppress(NotARun):
+                assert Run.open(copied.path) == want
+
+
+@pytest.mark.parametrize("which", [1, 8])
+def test_no_damaged_byte_of_a_head_or_its_predictions_changes_what_is_read(which, copied, hard):
+    X, _ = hard.arrays("val", TAP)
+    want = answers(copied[which], X)
+    for file in [copied.path / "predictions" / f"{which}.npz", *(copied.path / "heads").glob(f"{which}.*")]:
+        whole = file.read_bytes()
+        for at in range(0, len(whole), 50):
+            for byte in (whole[at] ^ 1, whole[at] ^ 128, whole[at] ^ 255):
+                file.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+                with suppress(NotARun, ShapeMismatch):
+                    assert answers(copied[which], X) == want
+        file.write_bytes(whole)
+
+
+def answers(chosen, X):
+    """Return what a trial predicted in the sweep, and what its head predicts."""
+    _, predictions = said_by(chosen)
+    arrays = [predictions.predicted, predictions.confidence, predictions.loss, chosen.estimator.predict(X)]
+    return [None if array is None else array.tolist() for array in arrays]
 
 
 def test_a_run_that_lost_a_head_is_refused(copied):

@@ -1,0 +1,69 @@
+"""What other commands than the sweep record of a run: looks at its test split, and models fine-tuned from it.
+
+A record is a small file of its own, written whole, under a name that no other record has. So writers at the same time,
+kills, and file systems without locks lose none. A look at the test split is recorded a second time beside the cache,
+where those of all runs on it lie together: a test split that chose among runs proves as little as one that chose heads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import NotARun
+from featcache.files import check_seal, make_folder, read_json, write_sealed
+
+LOOKS = "records"  # folder of a run
+TUNED = "tuned"  # folder of a run
+RESTORE = "Restore it, or remove it if what it recorded may be forgotten"
+
+
+def looks_beside(cache: Path) -> Path:
+    """Return the folder in which all looks at the test split of a cache are recorded."""
+    return cache / "looks" if cache.is_dir() else cache.with_name(f"{cache.name}.looks")
+
+
+def new_look() -> tuple[str, str]:
+    """Return the name of the file of a look, which no other look has, and the time in it."""
+    now = datetime.datetime.now(datetime.UTC)
+    return f"test-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json", now.isoformat(timespec="seconds")
+
+
+def write_record(file: Path, facts: dict[str, Any]) -> None:
+    """Write a record, whole or not at all. Raises DiskFault."""
+    make_folder(file.parent)
+    write_sealed(file, facts)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Return the facts of a record; those of earlier versions have no digest. Raises NotARun if it is damaged."""
+    facts = read_json(file, NotARun)
+    if not isinstance(facts, dict):
+        raise NotARun(f"{file} is damaged: it is no record. {RESTORE}")
+    return check_seal(facts, file, NotARun, RESTORE) if "digest" in facts else facts
+
+
+def read_looks(folder: Path) -> list[dict[str, Any]]:
+    """Return the looks that are recorded in a folder, oldest first, each with the name of its file as "record"."""
+    return [read_record(file) | {"record": file.name} for file in _files(folder) if file.name.startswith("test-")]
+
+
+def read_tuned(run: Path) -> list[str]:
+    """Return the files of the models that were fine-tuned from a run, in the order in which that ended."""
+    records = [read_record(file) for file in _files(run / TUNED)]
+    named = [record for record in records if "file" in record]  # earlier versions named them in run.json
+    return [record["file"] for record in sorted(named, key=lambda record: str(record.get("at")))]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the records of a folder, sorted by name. Raises NotARun if nobody can tell which there are."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise NotARun(f"Cannot read the records in {folder}: {error.strerror}. Make the folder readable") from error
+    return [folder / name for name in sorted(names) if name.endswith(".json") and not name.startswith(".")]
