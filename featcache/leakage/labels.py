@@ -119,8 +119,8 @@ def _judge(cache: Cache, rows: Sequence[ImageRow], found: Leaks, tap: str | None
     others = [name for name in cache.vectors if not why_not_left_out(cache, rows, name)]
     if tap is None and others:
         return widest(cache, others)
-    instead = f"--tap {','.join(others)}" if others else "featcache extract with a backbone that they did not train"
-    raise UsageError(f"--labels: {reason}. Judge by other features: {instead}")
+    instead = f"--tap {' or '.join(others)}" if others else "featcache extract with a backbone that they did not train"
+    raise UsageError(f"No label can be judged: {reason}. Judge by other features: {instead}")
 
 
 def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:

@@ -123,11 +123,7 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
     if asked.cv:
         _check_left_out(cache, train, asked)
     elif len(val) < MIN_SELECT:
-        if notes := notes_on_val(cache, asked):
-            raise UsageError(f"{notes[0]}. Extract with the --split and --seed that it was tuned with, into another -o")
-        raise TooFewClasses(
-            f"{cache.path} has {len(val)} validation images to choose on. Choose by cross-validation: --cv 5"
-        )
+        raise _too_few_choose(cache, train, val, asked)
     return train, val
 
 
@@ -139,6 +135,21 @@ def _check_left_out(cache: Cache, train: list[ImageRow], asked: Settings) -> Non
         others = [name for name, texts in reasons.items() if not any(texts)]
         another = f", or name other taps: --tap {','.join(others)}" if others else ""
         raise UsageError(f"--cv {asked.cv}: {reason}. Choose on validation images: leave out --cv{another}")
+
+
+def _too_few_choose(
+    cache: Cache, train: list[ImageRow], val: list[ImageRow], asked: Settings
+) -> TooFewClasses | UsageError:
+    """Return what to raise where next to no image is left to choose on."""
+    seen = [tap for tap in single_taps(cache, asked.taps) if why_not_left_out(cache, train, tap)]
+    there = f"{cache.path} has {len(val)} validation images to choose on"
+    if not seen:
+        return TooFewClasses(f"{there}. Choose by cross-validation: --cv 5")
+    trained = len([row for row in cache.usable("val", asked.shots) if row.label]) - len(val)
+    return UsageError(
+        f"{there} besides {trained} that trained the backbone of tap '{seen[0]}', as training images did, so --cv "
+        "tells nothing either. Extract with the --split and --seed that it was tuned with, into another -o"
+    )
 
 
 def notes_on_val(cache: Cache, asked: Settings) -> list[str]:
