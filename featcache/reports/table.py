@@ -9,11 +9,13 @@ from string import ascii_uppercase
 
 import numpy as np
 
+from featcache.errors import DataError
 from featcache.heads.steps import NONE, STANDARDISE
 from featcache.reports.text import fits, interval, printable, table, wrapped
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
+from featcache.sweeps.unseen import why_not_left_out
 
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
 
@@ -141,7 +143,8 @@ def _notes(run: Run) -> list[str]:
             )
         if ranked[1:]:
             notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
-    if run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select:
+    few_chose = run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select
+    if few_chose and _can_leave_out(run):
         notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
     slow = [trial for trial in run.trials if not trial.converged]
     if slow:
@@ -155,6 +158,16 @@ def _notes(run: Run) -> list[str]:
     if len(run.trials) < run.planned:
         notes.append(f"{len(run.trials)} of {run.planned} are done; the command that began the run goes on with it.")
     return [*notes, *_failures(run)]
+
+
+def _can_leave_out(run: Run) -> bool:
+    """Tell whether cross-validation would tell something, as far as one can see: see `sweeps.unseen`."""
+    try:
+        cache = run.cache()
+    except DataError:
+        return True
+    train = run.rows(cache, "train")
+    return not any(why_not_left_out(cache, train, tap) for tap in run.fingerprints)
 
 
 def _failures(run: Run) -> list[str]:

@@ -23,7 +23,7 @@ from featcache.leakage import doubts, fix, leaks
 from featcache.leakage.results import Pair
 from featcache.reports.final import final_scores
 from featcache.reports.html import write_report
-from featcache.reports.table import text_report
+from featcache.reports.table import text_report, trials_table
 from featcache.sweeps import Run, advise, compare, sweep
 from featcache.sweeps.unseen import roles
 from featcache.tuning import finetune
@@ -134,6 +134,10 @@ def test_validation_images_choose_as_before(scene, tmp_path):
     run = sweep(scene.features, "ridge", out=tmp_path / "run", progress=notes.append)
     assert run.num_select == len(scene.features.usable("val"))
     assert not [tick for tick in notes if "backbone" in tick.note]
+    assert "--cv 5 would choose" not in trials_table(run)
+    assert "--cv 5 would choose" in trials_table(
+        sweep(scene.features, "ridge", taps=[CLEAN], out=tmp_path / "clean.run")
+    )
     finetune(run.best, tmp_path / "next.keras", **HOW)
 
 
