@@ -133,9 +133,13 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
     path = predictions_file(one.run.path, one.trial.trial)
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            said = {name: file[name] for name in ("predicted", "loss", "confidence") if name in file.files}
+            said = {name: file[name] for name in file.files}
+        # The checksums of a zip do not cover its names: an array under another name must not count as absent.
+        known = {"predicted", "loss", "confidence"}
+        required = {"predicted"} if one.trial.log_loss is None else known
+        if not required <= said.keys() <= known:
+            raise ValueError(f"its arrays are {', '.join(sorted(map(ascii, said)))}")
         lengths = {len(values) for values in said.values()}
-        said["predicted"]
     except Exception as error:  # a damaged file can raise anything
         raise_if_of_the_system(path, error)
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
