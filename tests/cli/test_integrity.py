@@ -1,4 +1,4 @@
-"""Every command that reads features, on a cache in which one bit of them has flipped: docs/integrity.md is its table."""
+"""Every command that reads features, on a cache with one flipped bit; docs/integrity.md tells what is to happen."""
 
 import shutil
 
@@ -64,7 +64,7 @@ def test_a_final_report_of_a_head_that_is_fitted_again_refuses_damaged_training_
     knn = next(trial for trial in run.trials if trial.head == "knn")
     assert knn.size == 0
     with pytest.raises(NotACache, match=r"c\.h5 is damaged: the rows of tap"):
-        run[knn.trial].estimator
+        run[knn.trial].logits(run.rows(run.cache(), "test"))
     assert Run.open(damaged / "r.run").test_opened == ()
 
 

@@ -137,7 +137,8 @@ def test_damaged_predictions_are_refused(damage, run, tmp_path):
 
 def test_predictions_of_another_length_are_refused(run, tmp_path):
     copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
-    np.savez(predictions_file(copied.path, 1), predicted=np.zeros(3, np.int32))
+    three = np.zeros(3)
+    np.savez(predictions_file(copied.path, 1), predicted=np.zeros(3, np.int32), loss=three, confidence=three)
     with pytest.raises(NotARun, match="does not fit the images"):
         compare(copied[1], copied[2])
 
