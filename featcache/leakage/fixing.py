@@ -51,7 +51,7 @@ def fix(found: Leaks, *, progress: Progress = silent) -> Fixed:
     """Join the groups of images that show the same, and put each joined group into one split; return what moved.
 
     Waits for an extraction that is at work on the cache. Runs that were made before see that the images are others.
-    Raises DataError if the cache cannot be written.
+    Raises NotACache if a tap of it is damaged, DiskFault if it cannot be written.
     """
     path = found.cache
     cache = Cache.open(path)

@@ -131,10 +131,13 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
     rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
     path = predictions_file(one.run.path, one.trial.trial)
     try:
-        stored = read_arrays(path)
-        said = {name: stored[name] for name in ("predicted", "loss", "confidence") if name in stored}
+            said = read_arrays(path)
+        # The checksums of a zip do not cover its names: an array under another name must not count as absent.
+        known = {"predicted", "loss", "confidence"}
+        required = {"predicted"} if one.trial.log_loss is None else known
+        if not required <= said.keys() <= known:
+            raise ValueError(f"its arrays are {', '.join(sorted(map(ascii, said)))}")
         lengths = {len(values) for values in said.values()}
-        said["predicted"]
     except Exception as error:  # a damaged file can raise anything
         raise_if_of_the_system(path, error)
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error

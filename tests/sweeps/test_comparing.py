@@ -120,7 +120,13 @@ def test_what_was_fitted_on_the_images_that_chose_cannot_be_compared(hard, tmp_p
         compare(run["refit"], run[1])
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: data[:-30]])
+def renamed(data):
+    """Return a zip with one bit flipped in the last name of its table, which no checksum covers."""
+    at = data.rindex(b"loss.npy")
+    return data[:at] + b"m" + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: data[:-30], renamed])
 def test_damaged_predictions_are_refused(damage, run, tmp_path):
     copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
     path = predictions_file(copied.path, 1)
@@ -131,7 +137,8 @@ def test_damaged_predictions_are_refused(damage, run, tmp_path):
 
 def test_predictions_of_another_length_are_refused(run, tmp_path):
     copied = Run.open(shutil.copytree(run.path, tmp_path / "run"))
-    np.savez(predictions_file(copied.path, 1), predicted=np.zeros(3, np.int32))
+    three = np.zeros(3)
+    np.savez(predictions_file(copied.path, 1), predicted=np.zeros(3, np.int32), loss=three, confidence=three)
     with pytest.raises(NotARun, match="does not fit the images"):
         compare(copied[1], copied[2])
 
