@@ -42,6 +42,7 @@ from featcache.spec import Failure, ImageRow, Tap, canonical_json
 
 SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
 PART_BYTES = 64 * 2**20
+ANY = ""  # no table has this state
 
 
 class ImageTable(NamedTuple):
@@ -147,26 +148,23 @@ def merge(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
     joined: Mapping[str, str] | None = None,
+    before: str | None = ANY,
     damaged: Collection[str] = (),
 ) -> Cache:
-    """Write these images, and the rows of the parts, into the cache's one file; return the cache.
+    """Write the images, and the rows of the parts, into the cache's one file; return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
     how often the extraction was interrupted. failures: {path: why that image has no row}. joined: see `Cache`.
     damaged: fingerprints of taps that may be damaged; see above for what becomes of them.
-    The images replace whatever table is there; to keep anything of it, use `merge_decided`.
+    before: `layout.state` of the table that the images were decided on; if it is another one by now, Overtaken is
+    raised. With ANY the images replace whatever table is there.
     Raises NotACache, and changes nothing, if rows of another tap are not those that were written.
     """
-    return merge_decided(cache, lambda: ImageTable(images, failures, facts, joined or {}), damaged)
-
-
-def merge_decided(cache: Path, decide: Callable[[], ImageTable], damaged: Collection[str] = ()) -> Cache:
-    """Write the images that `decide` returns, and the rows of the parts, as `merge` does.
-
-    `decide` reads the table of images as it is. If another process replaces that table before the new one is there,
-    nothing is written, and `decide` is asked again: what others have put into the table is never lost unseen.
-    """
-    merged = again(lambda: _merged(cache, decide, damaged))
+    table = ImageTable(images, failures, facts, joined or {})
+    if before == ANY:
+        merged = again(lambda: _merged(cache, table, layout.state(table_of(cache)), damaged))
+    else:
+        merged = _merged(cache, table, before, damaged)
     if not (cache.is_dir() and lost_rows(cache)):
         for part in set_aside(cache):
             files.remove(part)
@@ -174,15 +172,29 @@ def merge_decided(cache: Path, decide: Callable[[], ImageTable], damaged: Collec
     return merged
 
 
-def _merged(cache: Path, decide: Callable[[], ImageTable], damaged: Collection[str]) -> Cache:
+def merge_decided(cache: Path, decide: Callable[[], ImageTable], damaged: Collection[str] = ()) -> Cache:
+    """Merge the images that `decide` returns, which reads the table as it is.
+
+    If another process replaces that table before the new one is there, nothing is written and `decide` is asked again:
+    what others have put into the table is never lost unseen. damaged: as for `merge`.
+    """
+
+    def merged() -> Cache:
+        before = layout.state(table_of(cache))  # before `decide` reads it, so that every change is noticed
+        return merge(cache, *decide(), before, damaged)
+
+    return again(merged)
+
+
+def _merged(cache: Path, images: ImageTable, before: str | None, damaged: Collection[str]) -> Cache:
     table, folder = table_of(cache), cache.is_dir()
-    before = layout.state(table)  # first of all, so that whatever changes from here on is noticed
-    images, failures, facts, joined = decide()
-    counts = _compacted(cache, images) if folder else {}
+    counts = _compacted(cache, images.rows) if folder else {}
     parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
     try:
         rows, kept = ({}, []) if folder else _rows_to_merge(cache, parts, damaged)
-        written = write_cache(table, before, rows.values(), images, failures, facts, counts, joined, kept)
+        written = write_cache(
+            table, before, rows.values(), images.rows, images.failures, images.facts, counts, images.joined, kept
+        )
     except NotACache as error:
         if layout.state(table) != before:
             raise Overtaken(table) from error

@@ -301,6 +301,7 @@ class Job:
 
     def run(self) -> Cache:
         """Compute and commit the missing rows of all backbones, merge, and return the cache."""
+        self._look_again()
         todo = self._targets()
         if self.options.rehash:
             todo = self._without_damaged(todo)
@@ -310,9 +311,7 @@ class Job:
         if self.in_parts:
             parts.make_folder(self.out)
         with parts.lock(self.out, self._wait):
-            if parts.state(self.out) != self.seen:  # another one may have computed what is missing here
-                self.cached = parts.read_rows(self.out)
-                self._read_table()
+            if self._look_again():  # another one may have computed what is missing here
                 todo = self._targets()
             todo = self._without_damaged(todo)
             for _ in range(MAX_ROUNDS):  # more than one only where images changed or went meanwhile
@@ -329,6 +328,16 @@ class Job:
                     f"{first.path}: {first.reason}"
                 )
             return parts.merge_decided(self.out, self._table, self.damaged)
+
+    def _look_again(self) -> bool:
+        """Read the cache once more if another process has changed it since; return whether it has."""
+        state = parts.state(self.out)
+        if state == self.seen:
+            return False
+        self.seen = state
+        self.cached = parts.read_rows(self.out)
+        self._read_table()
+        return True
 
     def _read_table(self) -> None:
         """Take over the splits and groups that the cache has now."""

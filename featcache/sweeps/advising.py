@@ -2,8 +2,9 @@
 
 The four cases are those of Stanford's CS231n notes on transfer learning (https://cs231n.github.io/transfer-learning/).
 They are decided by numbers: images per class; and for every tap the accuracy of ridge when each training image is left
-out once, in closed form. If a layer before the last separates the classes better, what the network learned last is
-not what these images need, so they are different from those it was trained on.
+out once, in closed form (of each group, and of copies, one image: others would give its class away). If a layer before
+the last separates the classes better, what the network learned last is not what these images need, so they are
+different from those it was trained on.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
-from featcache.errors import UsageError
+from featcache.errors import TooFewClasses, UsageError
 from featcache.heads.paths import try_all, try_leave_one_out
 from featcache.heads.tried import Fold
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import wilson
 from featcache.sweeps.run import Settings, by_depth, few_of, free_folder
-from featcache.sweeps.tasks import images_of, make_task
+from featcache.sweeps.tasks import images_of, make_task, one_of_each_unit
 from featcache.sweeps.unseen import why_not_left_out
 
 LARGE = 200  # training images per class, in the median, from which fine-tuning the whole network pays
 SIMILAR = 0.7  # of the way from chance to perfect: with one tap only, all there is to go by
 ALPHAS = tuple({"alpha": float(10**power)} for power in (5, 4, 3, 2, 1, 0))
 MOST_IMAGES = 5_000  # that are used, as many of each class
+MIN_ALONE = 2  # images of a class that can be left out
 Z = 1.959964
 
 
@@ -97,14 +99,22 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     asked = Settings(str(cache.path), ("ridge",), taps, cv="loo")
     train, _ = images_of(cache, asked)
     counts = Counter(row.label for row in train)
+    alone = one_of_each_unit(train)
+    alone_counts = Counter(row.label for row in alone)
+    least = min(counts, key=lambda name: alone_counts[name])
+    if alone_counts[least] < MIN_ALONE:
+        raise TooFewClasses(
+            f"Advice needs {MIN_ALONE} training images of each class that are in different groups and no copies; "
+            f"'{least}' of {cache.path} has {alone_counts[least]}. Add images"
+        )
     depths, right = [], dict[str, Classes]()
     for number, tap in enumerate(by_depth(cache, taps), 1):
-        task = make_task(cache, tap, train, [], asked)
+        task = make_task(cache, tap, alone, [], asked)
         rows = few_of(task.y, max(2, MOST_IMAGES // len(counts)), 0)
         depth, right[tap] = _depth(tap, task.X[rows], task.y[rows])
         depths.append(depth)
         progress(Tick("advise", number, len(taps)))
-    chance = max(counts.values()) / len(train)
+    chance = max(alone_counts.values()) / len(alone)
     best, similar, why = _similarity(cache, depths, right, chance)
     median = float(np.median(list(counts.values())))
     large = median >= LARGE

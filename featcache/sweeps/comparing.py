@@ -131,7 +131,7 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
     rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
     path = predictions_file(one.run.path, one.trial.trial)
     try:
-            said = read_arrays(path)
+        said = read_arrays(path)
         # The checksums of a zip do not cover its names: an array under another name must not count as absent.
         known = {"predicted", "loss", "confidence"}
         required = {"predicted"} if one.trial.log_loss is None else known

@@ -171,8 +171,13 @@ def notes_on_val(cache: Cache, asked: Settings) -> list[str]:
 
 
 def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> Task:
-    """Return the arrays of a tap, or of several that are joined. Raises ShapeMismatch, TooFewClasses."""
+    """Return the arrays of a tap, or of several that are joined. Raises ShapeMismatch, TooFewClasses, UsageError."""
     names = taps_in(cache, tap)
+    if asked.cv == LOO and (mates := len(train) - len(one_of_each_unit(train))):
+        raise UsageError(
+            f"--cv {LOO} leaves out one image at a time, and {mates} of {len(train)} training images of {cache.path} "
+            "are copies or in the group of another, which would stay. Folds keep them together: --cv 5"
+        )
     rows = train if asked.cv else [*train, *val]
     y, width = cache.labels(rows), sum(cache.features(rows[:1], name).shape[1] for name in names)
     size, room = len(rows) * width * 4, asked.memory or physical_memory() / SHARE
@@ -184,9 +189,19 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
     everything = np.arange(len(rows))
     folds: tuple[tuple[Classes, Classes], ...] = ((everything[: len(train)], everything[len(train) :]),)
     if asked.cv:
-        folds = () if asked.cv == LOO else _folds(cache, train, y, asked)
+        folds = () if asked.cv == LOO else _folds(train, y, asked)
     sizes = {(cache.taps[name].preprocess.size, cache.taps[name].preprocess.resize) for name in names}
     return Task(tap, X, y, folds, len(train), streamed, len(sizes) == 1)
+
+
+def one_of_each_unit(rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """Return one image of each group, and one of all copies, in the order of the rows."""
+    first_of: dict[str, ImageRow] = {}
+    for unit, row in zip(units_of(rows), rows, strict=True):
+        if unit not in first_of or row.digest < first_of[unit].digest:
+            first_of[unit] = row
+    paths = {row.path for row in first_of.values()}
+    return [row for row in rows if row.path in paths]
 
 
 def parse_bytes(text: str) -> float:
@@ -255,12 +270,10 @@ def _standardised_in_place(X: Features, num_train: int) -> tuple[Any, Features]:
     return scaler.set_params(copy=True), X
 
 
-def _folds(cache: Cache, train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
+def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    # what must not stand on both sides: groups, and copies of one image; an image that is not trained on may link two
-    unit_of_path = {row.path: unit for row, unit in zip(cache.rows, units_of(cache.rows), strict=True)}
-    units = [unit_of_path[row.path] for row in train]
+    units = units_of(train)  # what must not stand on both sides: groups, and copies of one image
     if len(set(units)) == len(units):
         splitter = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed)
         return tuple(splitter.split(y, y))

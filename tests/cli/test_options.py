@@ -98,7 +98,7 @@ def test_a_whole_extraction_may_be_written_down(cli, photos, tmp_path, config):
 images = "{photos}"
 out = "{tmp_path / "c.h5"}"
 backbone = ["pixels:size=8", "pixels:size=4"]
-group-from = "parent"
+group-from = "regex:([0-9])[.]png$"
 quiet = true
 json = true
 """)

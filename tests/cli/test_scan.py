@@ -37,3 +37,65 @@ def test_class_folders_that_differ_in_case_exit_with_4(cli, photos):
     refused = cli("scan", photos)
     assert (refused.code, refused.err.count("\n")) == (4, 1)
     assert "'Red' and 'red'" in refused.err
+
+
+def patients(photos, rename="{split}/{label}/p{patient}_{at}.png"):
+    """Arrange the images by splits, of four patients each of whom is in two of them; return the new folder."""
+    new = photos.with_name("patients")
+    for at, path in enumerate(sorted(photos.glob("*/*.png"))):
+        split = ("train", "train", "val", "test")[at % 4]
+        to = new / rename.format(split=split, label=path.parent.name, patient=at // 2 % 4, at=at)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
+    return new
+
+
+RULE = "regex:/(p[0-9])_"
+
+
+def test_scan_counts_groups_and_those_that_folders_cut(cli, photos):
+    folder = patients(photos)
+    (folder / "val/red/p0_extra.png").write_bytes((folder / "train/red/p0_24.png").read_bytes() + b"x")
+    (folder / "val/red/none.png").write_bytes((folder / "train/red/p0_24.png").read_bytes() + b"y")
+    found = document(cli, folder, "--group-from", RULE)
+    assert found["groups"] == {"count": 4, "least": 8, "most": 11, "ungrouped": 1, "crossing": 3}
+    [remark] = found["remarks"]
+    assert remark.startswith(f"'{RULE}' gives 1 of 38 images no group, such as val/red/none.png, ")
+    text = cli("scan", folder, "--group-from", RULE).out
+    assert "4 groups, 8 to 11 images each; 1 images without a group." in text
+    assert remark in text
+    assert "3 of 4 groups stand in several splits, such as 'p0' in train and val, since folders or a table give" in text
+
+
+def test_a_scan_without_groups_says_nothing_of_them(cli, photos):
+    assert " groups" not in cli("scan", photos).out
+    assert document(cli, photos)["groups"] == {"count": 0, "least": 0, "most": 0, "ungrouped": 36, "crossing": 0}
+
+
+def test_a_rule_of_groups_that_does_nothing_exits_with_2(cli, photos, tmp_path):
+    for command in (["scan", photos], ["extract", photos, "-b", "pixels:size=8", "-o", tmp_path / "c.h5"]):
+        refused = cli(*command, "--group-from", "regex:patient_([0-9]+)")
+        assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert "'regex:patient_([0-9]+)' gives none of 36 images a group, such as blue/000.png" in refused.err
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_extract_tells_of_groups_that_folders_cut_even_when_quiet(cli, photos, tmp_path):
+    folder = patients(photos)
+    command = ["extract", folder, "-b", "pixels:size=8", "-o", tmp_path / "c.h5", "--group-from", RULE, "--quiet"]
+    done = cli(*command, "--json")
+    facts = json.loads(done.out)
+    assert (done.code, facts["groups"]["crossing"]) == (0, 2)
+    [remark] = facts["remarks"]
+    assert done.err == f"{remark}\n"
+    assert remark.startswith("2 of 4 groups stand in several splits")
+    leaking = cli("leaks", tmp_path / "c.h5", "--json")
+    assert (leaking.code, json.loads(leaking.out)["crossing_groups"]["p1"]) == (3, {"val": 5, "test": 5})
+    assert (
+        "test is contaminated: 2 of its groups, such as 'p1', have images in other splits"
+        in cli("leaks", tmp_path / "c.h5").out
+    )
+    assert cli("leaks", tmp_path / "c.h5", "--fix").code == 0
+    assert cli("leaks", tmp_path / "c.h5").code == 0
+    after = cli(*command)
+    assert (after.code, after.err) == (0, "")

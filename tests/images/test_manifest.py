@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from tiny import write_images
 
 from featcache.errors import ImagesChanged, NoImages, TooFewClasses, UsageError
 from featcache.images import manifest
+from featcache.images.groups import Groups
 from featcache.images.manifest import read_image, scan
 from featcache.spec import SplitSpec
 
@@ -93,7 +95,9 @@ def test_groups_are_the_folders_inside_a_class(tmp_path):
     assert len(set.union(*splits.values())) == 3
 
 
-@pytest.mark.parametrize(("pattern", "group"), [(r"/(\d)\d+\.png$", "0"), (r"\d\d\.png$", "00.png"), ("nowhere", "")])
+@pytest.mark.parametrize(
+    ("pattern", "group"), [(r"/(\d)\d+\.png$", "0"), (r"\d\d\.png$", "00.png"), (r"x|(\d)1\.png$", "")]
+)
 def test_a_pattern_gives_groups(photos, pattern, group):
     assert scan(photos, group_from=f"regex:{pattern}").rows[0].group == group
 
@@ -116,6 +120,96 @@ def test_a_column_for_groups_goes_with_a_manifest(photos):
 def test_a_broken_pattern_is_refused(photos):
     with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
         scan(photos, group_from="regex:(")
+
+
+def test_a_pattern_of_which_it_is_not_clear_what_the_group_is_is_refused(photos):
+    with pytest.raises(UsageError, match=r"'\(\.\)\(\.\)' has 2 groups in parentheses.* as \(\?:\.\.\.\)"):
+        scan(photos, group_from="regex:(.)(.)")
+    assert scan(photos, group_from="regex:(?:.)(/)").groups.count == 1
+
+
+@pytest.mark.parametrize("rule", ["regex:nowhere", r"regex:\d*", "parent"])
+def test_a_rule_that_gives_no_image_a_group_is_refused(photos, rule):
+    with pytest.raises(UsageError) as refused:
+        scan(photos, group_from=rule)
+    assert str(refused.value).startswith(f"'{rule}' gives none of 36 images a group, such as blue/000.png. ")
+
+
+def test_an_empty_column_is_refused(photos):
+    (photos / "m.csv").write_text("path,label,patient\nred/000.png,a,\nblue/000.png,b,\n")
+    with pytest.raises(UsageError, match=r"'csv:patient' gives none of 2 images a group, such as blue/000\.png"):
+        scan(photos / "m.csv", group_from="csv:patient")
+
+
+def test_parents_that_are_the_folders_of_classes_are_refused(photos):
+    rows = [f"{label}/00{at}.png,{label.title()}" for label in ("blue", "red") for at in (0, 1)]
+    (photos / "m.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(UsageError, match=r"'parent' makes each class one group.*such as blue\. The group is"):
+        scan(photos / "m.csv", group_from="parent")
+
+
+@pytest.mark.parametrize(
+    ("rule", "remark"),
+    [
+        (r"regex:blue/(\d\d)", r"gives 24 of 36 images no group, such as green/000\.png, so that nothing keeps"),
+        (r"regex:[a-z]+/\d+", r"gives each image a group of its own, such as 'blue/000': it keeps nothing together"),
+        (r"regex:png", r"puts 36 images into one group, 'png', so into one split"),
+        (r"regex:^[a-z]+", r"makes each class one group, so that each class is in one split only"),
+    ],
+)
+def test_what_a_rule_does_not_do_is_told(photos, rule, remark):
+    [told] = scan(photos, group_from=rule).remarks
+    assert re.search(remark, told)
+    assert told.startswith(f"'{rule}' ")
+
+
+def in_patients(root, *splits):
+    """Write folders of splits with images of eight patients, six of whom are in all of them."""
+    for at, split in enumerate(splits):
+        for patient in range(8):
+            if patient < 6 or at == 0:
+                write_images(root / "x", 2, seed=patient, first=2 * at)
+                for path in sorted((root / "x").glob("*/*.png")):
+                    to = root / "photos" / split / path.parent.name / f"p{patient}" / path.name
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    path.rename(to)
+    return root / "photos"
+
+
+@pytest.mark.parametrize("rule", ["parent", r"regex:/(p\d)/"])
+def test_groups_that_folders_of_splits_cut_are_counted(tmp_path, rule):
+    images = scan(in_patients(tmp_path, "train", "val", "test"), group_from=rule)
+    times = 3 if rule == "parent" else 1  # a folder inside each class
+    crossing = (images.groups.count, images.groups.crossing, images.groups.ungrouped)
+    assert crossing == (8 * times, 6 * times, 0)
+    assert all(row.split == row.path.split("/")[0] for row in images.rows)
+
+
+def test_groups_of_test_images_do_not_empty_the_folder_of_train(tmp_path):
+    images = scan(in_patients(tmp_path, "train", "test"), group_from=r"regex:/(p\d)/", split="40/50/10")
+    assert {row.split for row in images.rows if row.path.startswith("train/")} == {"train", "val"}
+    assert {row.split for row in images.rows if row.path.startswith("test/")} == {"test"}
+    of_train = {(row.group, row.split) for row in images.rows if row.path.startswith("train/")}
+    assert len(of_train) == images.groups.count == 8  # val takes whole groups
+    assert images.groups.crossing == 6
+
+
+def test_copies_never_part_whatever_groups_they_are_in(tmp_path):
+    photos = tmp_path / "photos"
+    for patient in range(20):
+        write_images(photos / "x", 2, first=2 * patient)
+        for label in ("blue", "green", "red"):
+            (photos / label).mkdir(exist_ok=True)
+            (photos / "x" / label).rename(photos / label / f"p{patient:02d}")
+            if patient % 3:
+                copied = photos / label / f"p{patient:02d}" / f"{2 * patient:03d}.png"
+                shutil.copy(copied, photos / label / f"p{patient - 1:02d}" / f"copy{patient}.png")
+    (photos / "x").rmdir()
+    images = scan(photos, group_from="parent")
+    assert len(images.duplicates) == 39
+    assert images.crossing == []
+    assert images.groups == Groups(count=60, least=2, most=3, ungrouped=0, crossing=0)
+    assert len(images.splits) == 3
 
 
 @pytest.mark.parametrize("split", ["70", "70/15/15/0", "a/b/c", "70/15/16", "0/50/50", "-1/51/50", ""])

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from featcache.images.splits import assign, position
-from featcache.spec import ImageRow, SplitSpec, unit_of
+from featcache.spec import ImageRow, SplitSpec, unit_of, units_of
 
 SPEC = SplitSpec()
 
@@ -77,6 +77,59 @@ def test_copies_in_other_folders_and_classes_never_cross_splits(contents, seed):
     for one in assign(rows, SplitSpec(34, 33, 33, seed)):
         splits.setdefault(one.digest, set()).add(one.split)
     assert all(len(found) == 1 for found in splits.values())
+
+
+@st.composite
+def copied(draw):
+    """Rows of few contents in few groups, so that copies stand in several groups, in none, and in several classes."""
+    facts = st.tuples(st.integers(0, 9), st.sampled_from("ab"), st.sampled_from(["", "g", "h", "i", "j", "k"]))
+    found = draw(st.lists(facts, min_size=1, max_size=30))
+    return [row(content, label, group, path=f"{at}.png") for at, (content, label, group) in enumerate(found)]
+
+
+def splits_by(rows, name):
+    splits = {}
+    for one in rows:
+        if getattr(one, name):
+            splits.setdefault(getattr(one, name), set()).add(one.split)
+    return splits
+
+
+@given(rows=copied(), seed=st.integers(0, 3))
+def test_no_copy_and_no_group_ever_stands_in_two_splits(rows, seed):
+    assigned = assign(rows, SplitSpec(34, 33, 33, seed))
+    for name in ("digest", "group"):
+        assert all(len(found) == 1 for found in splits_by(assigned, name).values())
+
+
+@given(rows=copied(), seed=st.integers(0, 3), data=st.data())
+def test_the_order_of_copies_in_groups_does_not_matter(rows, seed, data):
+    shuffled = data.draw(st.permutations(rows))
+    assert splits_of(shuffled, SplitSpec(seed=seed)) == splits_of(rows, SplitSpec(seed=seed))
+
+
+@given(rows=copied())
+def test_a_unit_is_all_that_groups_and_copies_link_and_nothing_else(rows):
+    units = units_of(rows)
+    links = {unit: {at for at, other in enumerate(units) if other == unit} for unit in units}
+    for members in links.values():
+        reached, new = set(), {min(members)}
+        while new:
+            reached |= new
+            groups = {rows[at].group for at in reached} - {""}
+            digests = {rows[at].digest for at in reached}
+            new = {at for at, one in enumerate(rows) if one.group in groups or one.digest in digests} - reached
+        assert reached == members
+
+
+def test_images_that_no_copy_links_have_the_unit_they_always_had():
+    rows = [row(1), row(2, group="g"), row(3, group="g"), row(4, group="h")]
+    assert units_of(rows) == [unit_of(one) for one in rows]
+
+
+def test_a_row_without_a_split_stays_out_of_test_if_its_group_is_in_train_too():
+    rows = [row(at, group="g", split=split) for at, split in enumerate(["test", "train", "val", ""])]
+    assert [one.split for one in assign(rows, SPEC)] == ["test", "train", "val", "train"]
 
 
 def test_names_and_folders_do_not_matter():

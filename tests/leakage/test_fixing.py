@@ -221,6 +221,13 @@ def test_a_fix_between_the_scan_of_an_extraction_and_its_work_stays(layout, back
     assert not leaks(cache.path).contaminated
 
 
+def test_an_extraction_with_nothing_to_do_returns_what_was_fixed_meanwhile(leaky, tmp_path):
+    cache = extracted(leaky, tmp_path)
+    job = Job(leaky, cache.path, Options(PIXELS), None, silent)
+    fix(leaks(cache))
+    assert job.run().rows == Cache.open(cache.path).rows != cache.rows
+
+
 def test_a_fix_while_an_extraction_computes_stays_without_locks_too(leaky, tmp_path, monkeypatch):
     no_locks(monkeypatch)
     cache = extracted(leaky, tmp_path)
