@@ -1,6 +1,8 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,11 +15,14 @@ from featcache.files import (
     Overtaken,
     again,
     being_written,
+    check_writable,
     file_digest,
     make_folder,
+    place_folder,
     read_json,
     remove,
     remove_litter,
+    temporary_folder,
     write_json,
     write_whole,
     writing,
@@ -329,3 +334,126 @@ def test_what_is_overtaken_for_ever_is_an_error(monkeypatch):
 
     with pytest.raises(DataError, match=r"^part\.h5 was replaced by another process again and again\. Run the command"):
         again(work)
+
+
+def test_the_next_writer_in_a_folder_removes_what_a_killed_one_left(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from featcache.files import temporary_folder, writing\n"
+        "with writing(Path(sys.argv[1]) / 'a'), temporary_folder(Path(sys.argv[1]) / 'b') as folder:\n"
+        "    (folder / 'inside').mkdir()\n"
+        "    (folder / 'inside' / 'file').write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for number, write in enumerate((lambda path: write_whole(path, b""), check_writable, made_beside)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        subprocess.run([sys.executable, "-c", code, str(place)], check=False)
+        assert len(list(place.iterdir())) == 2
+        write(place / "c")
+        assert not list(place.glob(".tmp-*"))
+
+
+def made_beside(path):
+    with temporary_folder(path):
+        pass
+
+
+def test_a_folder_is_searched_for_litter_once_and_not_at_every_write(tmp_path, monkeypatch):
+    searched = []
+    monkeypatch.setattr("featcache.files.remove_litter", searched.append)
+    for number in range(5):
+        write_whole(tmp_path / str(number), b"")
+    assert searched == [tmp_path]
+
+
+@pytest.mark.parametrize(("age", "inside", "gone"), [(86_500, 86_500, True), (86_500, 10, False)])
+def test_a_folder_of_another_machine_is_litter_a_day_after_its_last_change(tmp_path, age, inside, gone):
+    litter = tmp_path / ".tmp-elsewhere+7+00000000+00000000"
+    (litter / "deep").mkdir(parents=True)
+    (litter / "deep" / "file").write_bytes(b"half")
+    now = time.time()
+    os.utime(litter / "deep" / "file", (now - inside, now - inside))
+    for folder in (litter / "deep", litter):
+        os.utime(folder, (now - age, now - age))
+    remove_litter(tmp_path)
+    assert litter.exists() is not gone
+
+
+def test_a_link_that_is_litter_goes_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_bytes(b"")
+    name = leave(tmp_path, process=2**22 + 1).name
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    remove_litter(tmp_path)
+    assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "mine" / "file").exists()
+
+
+def test_a_temporary_folder_goes_at_the_end_whatever_happens(tmp_path):
+    with temporary_folder(tmp_path / "deep" / "x") as folder:
+        (folder / "file").write_bytes(b"")
+        assert folder.parent == tmp_path / "deep"
+    with suppress(KeyboardInterrupt), temporary_folder(tmp_path / "x") as folder:
+        (folder / "file").write_bytes(b"")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep"]
+
+
+def test_nobody_else_may_look_into_what_lies_in_the_place_of_the_system(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with temporary_folder() as folder:
+        assert folder.parent == tmp_path
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_a_disk_fault(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(DiskFault, match=r"Cannot make the folder .*/file: File exists"),
+        temporary_folder(tmp_path / "file" / "x"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path, old):
+    if old:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "old").write_bytes(b"")
+    with temporary_folder(tmp_path / "x") as folder:
+        (folder / "made").mkdir()
+        (folder / "made" / "new").write_bytes(b"")
+        place_folder(folder / "made", tmp_path / "x")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["x", "x/new"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, error):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").write_bytes(b"")
+    real = os.rename
+
+    def rename(source, target):
+        if Path(source).name == "made":
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with temporary_folder(tmp_path / "x") as folder:
+        (folder / "made").mkdir()
+        with pytest.raises((DiskFault, KeyboardInterrupt)):
+            place_folder(folder / "made", tmp_path / "x")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["x", "x/old"]
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "rename"):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, f=function, name=name: (calls.append(name), f(*args))[1])
+    with temporary_folder(tmp_path / "x") as folder:
+        (folder / "file").write_bytes(b"new content")
+        place_folder(folder, tmp_path / "x")
+    assert calls == ["fsync", "fsync", "rename", "fsync"]  # the file, the folder, the name, the folder around it

@@ -1,5 +1,6 @@
 """What one extraction does for several backbones, views and kinds of storage."""
 
+import os
 import shutil
 from collections import Counter as Count
 
@@ -13,7 +14,7 @@ from tiny import TOY, write_images
 from featcache.cache import parts
 from featcache.cache.check import verify
 from featcache.cache.reader import Cache
-from featcache.errors import DiskFault, NoImages, UsageError
+from featcache.errors import DiskFault, NoImages, NotACache, UsageError
 from featcache.extraction import estimate, extract, pipeline
 from featcache.extraction.engines import KerasEngine, PixelEngine
 from featcache.images.decode import Undecodable
@@ -269,6 +270,40 @@ def test_a_folder_that_is_no_cache_stays_as_it_is(photos, tmp_path):
     before = sorted(photos.iterdir())
     estimate(photos, PIXELS, out=tmp_path / "new", layout="parts")
     assert (sorted(photos.iterdir()), (tmp_path / "new").exists()) == (before, False)
+
+
+@pytest.mark.parametrize("layout", ["parts", None])
+def test_a_folder_of_parts_that_was_stopped_before_its_first_part_is_gone_on_with(layout, photos, tmp_path):
+    for image in photos.rglob("*.png"):
+        os.utime(image, (0, 0))  # what was written just now is not in an index
+    folder = tmp_path / "c"
+    scan(photos, index=folder / "index.json")
+    for name in (".lock", "part-0.damaged", ".tmp-elsewhere+7+00000000+00000000"):
+        (folder / name).touch()
+    with pytest.raises(NotACache, match=rf"No cache at {folder}. An extraction was begun; finish it"):
+        Cache.open(folder)
+    with pytest.raises(UsageError, match=r"is a folder of parts; for --layout file use another -o"):
+        extract(photos, PIXELS, out=folder, layout="file")
+    assert len(extract(photos, PIXELS, out=folder, layout=layout).rows) == 36
+
+
+def test_a_folder_with_an_index_of_others_is_no_cache(photos, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"site is a folder, and no cache"):
+        extract(photos, PIXELS, out=tmp_path / "site")
+    assert (tmp_path / "site" / "index.json").read_text() == "{}"
+
+
+def test_what_a_kill_left_of_the_folder_of_parts_goes_unless_another_extraction_is_at_work(photos, out):
+    extract(photos, PIXELS, out=out)
+    folder = out.with_name("cache.h5.parts")
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        extract(photos, PIXELS, out=out)
+        assert folder.exists()
+    extract(photos, PIXELS, out=out)
+    assert not folder.exists()
 
 
 def test_splits_decided_by_hash_stay_whatever_comes_beside_them(photos, out, tmp_path):

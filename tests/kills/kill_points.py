@@ -7,6 +7,7 @@ Prints a line of JSON for each command: how many operations it has, at which it 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -167,6 +168,7 @@ class Place:
             if name not in sys.modules and name != "__main__":
                 with suppress(Exception):
                     import_module(name)
+        gc.freeze()  # else every fork looks at, and so copies, all of that once more when it ends
 
 
 def _without_number(name: str) -> str:

@@ -1,5 +1,6 @@
 """A sweep for TensorBoard and MLflow, read back by what these tools read it with."""
 
+import errno
 import json
 import re
 import shutil
@@ -116,6 +117,19 @@ def test_images_that_have_moved_are_asked_for_before_anything_is_written(toy_run
     assert (write_tensorboard(toy_run, tmp_path / "logs", photos) / "images.png").exists()
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_logs_that_were_not_finished_are_not_there_and_are_written_the_next_time(toy_run, tmp_path, error):
+    def stop(tick):
+        if tick.done == 3:
+            raise error
+
+    with pytest.raises(type(error)):
+        write_tensorboard(toy_run, tmp_path / "logs", progress=stop)
+    assert list((tmp_path / "logs").iterdir()) == []
+    written = write_tensorboard(toy_run, tmp_path / "logs")
+    assert len(list((written / "trials").iterdir())) == len(toy_run.ranked)
+
+
 @pytest.mark.parametrize(
     ("module", "write", "extra"),
     [
@@ -155,6 +169,29 @@ def test_mlflow_finds_the_trials_below_the_run_and_the_best_head(store, toy_run,
     assert named[f"trial {best.trial}"].params == {name: str(value) for name, value in hparams(best).items()}
     with pytest.raises(UsageError, match=f"already, as {run_id}"):
         log_to_mlflow(toy_run, uri)
+
+
+@pytest.mark.parametrize(("error", "status"), [(OSError("full"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_logging_to_mlflow_that_is_stopped_runs_no_longer_and_can_be_done_again(
+    error, status, toy_run, tmp_path, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    def stop(tick):
+        if tick.done == 2:
+            raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file://{tmp_path}/mlruns"
+    with pytest.raises(type(error)):
+        log_to_mlflow(toy_run, uri, progress=stop)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("featcache").experiment_id
+    ended = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
+    assert ended.pop(toy_run.path.name) == status
+    assert set(ended.values()) == {"FINISHED"}
+    assert client.get_run(log_to_mlflow(toy_run, uri)).info.status == "FINISHED"
 
 
 def test_a_store_that_mlflow_cannot_use_is_told(toy_run):
