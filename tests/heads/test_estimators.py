@@ -194,14 +194,14 @@ def test_a_parameter_that_an_imported_classifier_lacks_is_refused():
         "sklearn.preprocessing:FunctionTransformer",
         "sklearn.svm.tests.test_svm:SVC",
         "keras:Sequential",
-        "own_heads_of_a_test:Mine",
+        "own_heads_of_a_test:NamedByNobody",
     ],
 )
 def test_a_file_can_name_classifiers_only_and_imports_nothing(head, here):
     """Of what the user did not name: scikit-learn's public classifiers, and those that this process has imported."""
     before = set(sys.modules)
     with pytest.raises(UnknownHead, match=rf"The class {head} is named by a file, .* --allow {head} "):
-        imported_class(f"{head}")
+        imported_class(head)
     assert here not in sys.modules
     assert all(name.startswith("sklearn.") for name in set(sys.modules) - before)
 
