@@ -15,6 +15,7 @@ from featcache.files import (
     Overtaken,
     again,
     being_written,
+    check_seal,
     check_writable,
     file_digest,
     make_folder,
@@ -22,8 +23,10 @@ from featcache.files import (
     read_json,
     remove,
     remove_litter,
+    reserve,
     temporary_folder,
     write_json,
+    write_sealed,
     write_whole,
     writing,
 )
@@ -457,3 +460,46 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         (folder / "file").write_bytes(b"new content")
         place_folder(folder, tmp_path / "x")
     assert calls == ["fsync", "fsync", "rename", "fsync"]  # the file, the folder, the name, the folder around it
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, None])
+def test_room_is_kept_where_the_file_system_cannot_reserve_it(code, tmp_path, monkeypatch):
+    def refused(*args):
+        raise OSError(code, os.strerror(code))
+
+    if code is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refused)
+    with (tmp_path / "mapped").open("wb+") as file:
+        reserve(file.fileno(), 3 * 2**20 + 5)
+        found = os.fstat(file.fileno())
+    assert found.st_size == 3 * 2**20 + 5
+    assert found.st_blocks * 512 >= found.st_size  # not sparse
+
+
+def test_room_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with (tmp_path / "mapped").open("wb+") as file, pytest.raises(OSError, match="No space left"):
+        reserve(file.fileno(), 10)
+
+
+def test_no_damaged_byte_of_a_sealed_file_changes_what_is_read(tmp_path):
+    facts = {"format": 3, "text": "\u00fc \ud83d", "numbers": [0.1, 1e-7, None, float("nan")], "more": {"b": (1, 2)}}
+    write_sealed(tmp_path / "facts.json", facts)
+    whole = (tmp_path / "facts.json").read_bytes()
+    want = repr(check_seal(read_json(tmp_path / "facts.json"), tmp_path, NotARun, "Do"))
+    for at in range(len(whole)):
+        for bit in (1, 4, 32, 128):
+            (tmp_path / "facts.json").write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            with suppress(NotARun):
+                read = read_json(tmp_path / "facts.json", NotARun)
+                assert repr(check_seal(read, tmp_path, NotARun, "Do")) == want
+
+
+def test_a_sealed_file_that_was_changed_says_so_and_what_to_do(tmp_path):
+    with pytest.raises(NotARun, match=r"x\.json was changed after it was written, or is damaged.* Do this$"):
+        check_seal({"a": 1, "digest": "0" * 64}, tmp_path / "x.json", NotARun, "Do this")

@@ -664,6 +664,54 @@ def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
     assert said.startswith("featcache: Stopped. What was done is kept")
 
 
+FAILING = """
+import threading, time
+from featcache.errors import DiskFault
+from featcache_cli import app
+
+def command(*arguments, **options):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    raise {error}
+
+app.app = command
+app.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        ("DiskFault('The disk is full')", 5, "featcache: The disk is full\n"),
+        ("OSError(28, 'No space left on device', 'x.run')", 5, "featcache: x.run: No space left on device\n"),
+        ("KeyboardInterrupt", 130, "featcache: Stopped. What was done is kept; run the same command again to go on.\n"),
+        ("ZeroDivisionError('planted')", 1, "ZeroDivisionError: planted\n"),
+    ],
+)
+def test_an_error_while_threads_are_at_work_ends_with_its_own_exit_code(error, code, told):
+    """The end of the interpreter would wait for the thread, or abort it in native code."""
+    command = [sys.executable, "-c", FAILING.format(error=error)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr[-len(told) :]) == (code, told)
+    assert code == 1 or done.stderr == told
+
+
+def test_a_run_that_was_edited_cannot_set_options(cli, run, tmp_path):
+    path = run / "run.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 7'))
+    refused(cli("sweep", "--config", path, "-o", tmp_path / "again"), 4, "run.json was changed after it was written")
+    refused(cli("show", run), 4, "run.json was changed after it was written")
+
+
+def test_a_look_at_test_survives_force(cli, run, tmp_path):
+    assert cli("report", run, "--final").code == 0
+    cache = Run.open(run).settings.cache
+    assert cli("sweep", cache, "-o", run, "--heads", "ridge", "--tap", TAP, "--force").code == 0
+    assert "The test split was opened 1 time before" in cli("report", run).out
+    assert cli("sweep", cache, "-o", tmp_path / "other", "--heads", "ridge", "--tap", TAP).code == 0
+    done = cli("report", tmp_path / "other", "--final")
+    assert "The test split was opened 2 times (toy.run, other)" in " ".join(done.out.split())
+
+
 def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, own_run, tmp_path):
     cli("sweep", own_run.settings.cache, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
     done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
