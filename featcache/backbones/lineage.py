@@ -122,11 +122,11 @@ def lineage_of(spec: BackboneSpec, layer: str) -> Lineage | None:
     if spec.origin != "file":
         return None
     path = Path(spec.weights)
-    found = lineages_in(path)
-    if found is None:
+    lineages = lineages_in(path)
+    if lineages is None:
         return None
     is_scores = layer.startswith(SCORES) or saved.is_saved(path)  # of a SavedModel only the output is read
-    return found.scores if is_scores else found.features
+    return lineages.scores if is_scores else lineages.features
 
 
 def _bytes_in(path: Path) -> bytes | None:

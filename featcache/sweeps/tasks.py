@@ -157,12 +157,12 @@ def notes_on_val(cache: Cache, asked: Settings) -> list[str]:
     rows = [row for row in cache.usable("val", asked.shots) if row.label]
     notes = []
     for tap in single_taps(cache, asked.taps):
-        found = roles(cache, rows, tap)
-        if trained := found.count("trained"):
+        of_images = roles(cache, rows, tap)
+        if trained := of_images.count("trained"):
             notes.append(
                 f"{trained} of {len(rows)} validation images trained the backbone of tap '{tap}', so they do not choose"
             )
-        elif "unknown" in found:
+        elif "unknown" in of_images:
             notes.append(
                 f"{cache.taps[tap].backbone.weights}, the backbone of tap '{tap}', does not record which images "
                 "trained it: if validation images did, scores on them are too good"

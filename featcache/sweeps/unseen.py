@@ -49,14 +49,14 @@ def why_not_left_out(cache: Cache, rows: Sequence[ImageRow], tap: str) -> str:
 
     What to do instead comes after it, as another sentence.
     """
-    found = roles(cache, rows, tap)
-    trained = found.count("trained")
+    of_images = roles(cache, rows, tap)
+    trained = of_images.count("trained")
     if trained:
         return (
             f"{trained} of {len(rows)} images trained the backbone of tap '{tap}', "
             "which knows them, so leaving them out tells nothing"
         )
-    if "unknown" in found:
+    if "unknown" in of_images:
         return (
             f"{cache.taps[tap].backbone.weights}, the backbone of tap '{tap}', does not record which images trained "
             "it, so leaving images out may tell nothing. To have it recorded, write it again (featcache finetune, or "
