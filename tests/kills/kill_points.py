@@ -184,18 +184,19 @@ def stop_everywhere(place: Place, victim, number: int, most: int) -> dict[str, o
     problems = [] if code in (0, 3) else [f"exit {code}: {place.last_words()}"]
     place.import_all()
     operations, whole = place.operations(), place.result()
-    points = chosen(operations, most)
+    points, exits = chosen(operations, most), []
     for at in points:
         where = f"stopped at {at} of {len(operations)}, {operations[at - 1]}"
         place.fill(victim.stage)
         stopped = place.run(victim.command, at, number)
+        exits.append(stopped)
         problems += [f"{where}: {what}" for what in wrong_when_stopped(place, stopped, code, number)]
         problems += [f"{where}: {what}" for what in wrong_after(place, victim, code, whole)]
     if victim.again:
         place.fill(victim.stage)
         place.run(victim.command)
         problems += [f"run twice: {what}" for what in wrong_after(place, victim, code, whole)]
-    return {"name": victim.name, "operations": len(operations), "stopped": points, "problems": problems}
+    return {"name": victim.name, "operations": len(operations), "stopped": points, "exits": exits, "problems": problems}
 
 
 def wrong_when_stopped(place: Place, stopped: int, code: int, number: int) -> list[str]:
