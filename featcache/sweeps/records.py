@@ -29,7 +29,7 @@ def looks_beside(cache: Path) -> Path:
 def new_look() -> tuple[str, str]:
     """Return the name of the file of a look, which no other look has, and the time in it."""
     now = datetime.datetime.now(datetime.UTC)
-    return f"test-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json", now.isoformat(timespec="seconds")
+    return f"test-{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.json", now.isoformat(timespec="microseconds")
 
 
 def write_record(file: Path, facts: dict[str, Any]) -> None:

@@ -465,13 +465,16 @@ def test_usage(cli, run, tmp_path):
     refused(cli("show", f"{run}@99"), 2, "got '99'")
 
 
-def test_a_fault_of_ours_is_a_traceback(monkeypatch):
+def test_a_fault_of_ours_is_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["featcache", "scan", "x"])
     monkeypatch.setattr("featcache.images.manifest.scan", lambda *a, **k: 1 / 0)
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as leaving:
         import_module("featcache_cli.app").main()
     signal.signal(signal.SIGTERM, handler)
+    told = capsys.readouterr().err
+    assert (leaving.value.code, told.splitlines()[0]) == (1, "Traceback (most recent call last):")
+    assert "ZeroDivisionError" in told
 
 
 def test_every_kind_of_error_has_its_exit_code():
@@ -787,8 +790,7 @@ def test_a_report_for_tensorboard_and_mlflow(cli, run, tmp_path, monkeypatch):
 
 
 def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(cli, run):
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"images_digest": "of before leaks --fix"}))
+    replace(Run.open(run), images_digest="of before leaks --fix").save()
     done = cli("show", run)
     assert done.code == 0
     assert "are not those" in done.err

@@ -297,7 +297,7 @@ def test_a_disk_without_room_for_them_is_named(fresh, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prefix, "physical_memory", lambda: 1)
-    monkeypatch.setattr(prefix.os, "posix_fallocate", full)
+    monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(
         DiskFault, match=r"no room for .* MB of activations \(No space left on device\)\. .*--no-prefix"
     ):
