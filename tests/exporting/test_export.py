@@ -204,7 +204,7 @@ def test_an_old_file_stays_when_the_new_one_fails(model, wrong, tmp_path):
     (tmp_path / "m.keras").write_text("old")
     wrong(moved)
     with pytest.raises(ExportFailed):
-        export(model, "keras", tmp_path / "m.keras")
+        export(model, "keras", tmp_path / "m.keras", force=True)
     assert (tmp_path / "m.keras").read_text() == "old"
 
 
