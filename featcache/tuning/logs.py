@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from featcache.errors import EnvironmentFault, UsageError
@@ -23,7 +24,7 @@ def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--logs takes a folder; {folder} is a file")
-    writer = Writer(str(folder))
+    writer = cache(lambda: Writer(str(folder)))  # at the first epoch: a finished training that is shown has none
 
     def log(epoch: Epoch, rate: float) -> None:
         values = {
@@ -34,7 +35,7 @@ def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
             "seconds": epoch.seconds,
         }
         for name, value in values.items():
-            writer.add_scalar(name, value, epoch.epoch)
-        writer.flush()
+            writer().add_scalar(name, value, epoch.epoch)
+        writer().flush()
 
     return log
