@@ -232,7 +232,7 @@ def failing(*arguments):
         raise OSError(5, "Input/output error")
     return read(*arguments)
 
-for number in range(1, 12):
+for number in range(1, 8):  # the signature, and what HDF5 reads before it gives the file
     child = os.fork()
     if not child:
         left[0], os.preadv = number, failing
@@ -248,5 +248,5 @@ def test_a_failed_read_that_nobody_catches_ends_the_process_in_good_order(tmp_pa
     commit(cache, 0, 4)
     merge(cache)
     done = subprocess.run([sys.executable, "-c", UNCAUGHT, cache], capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["1"] * 11, done.stderr[-3000:]
+    assert done.stdout.split() == ["1"] * 7, done.stderr[-3000:]
     assert "DiskFault: Cannot read" in done.stderr
