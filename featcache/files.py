@@ -170,7 +170,8 @@ class ByteSource:
                 room = room[count:]
                 self._position += count
         except OSError as error:
-            self.failure = self.failure or error
+            # Without the frames of `error`, which lead back here: a circle would keep all of them alive.
+            self.failure = self.failure or OSError(error.errno, error.strerror)
             raise
         room[:] = bytes(len(room))
         return size

@@ -200,12 +200,28 @@ def _source_of(path: Path) -> ByteSource:
 def _checked(source: ByteSource | io.BytesIO, path: Path) -> Iterator[h5py.File]:
     """Open what was read as HDF5. What the system refuses meanwhile, the ByteSource reports at its end."""
     try:
-        with h5py.File(source, "r") as file:
+        with _opened(source) as file:
             _check_version(file, path)
             yield file
     except FAULTS as error:
         raise_if_of_the_system(path, error)
         raise damaged(path, error) from error
+
+
+def _opened(source: ByteSource | io.BytesIO) -> h5py.File:
+    """Return the source as an open HDF5 file; of an error only what it says, not where in h5py it was raised.
+
+    The frames there hold what HDF5 calls into Python with. Where they outlive the interpreter, as those of an error
+    that nobody catches do, HDF5 makes that call at the end of the process and crashes it.
+    """
+    try:
+        return h5py.File(source, "r")
+    except BaseException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            cause.__traceback__ = None
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def damaged(path: Path, why: object) -> NotACache:

@@ -1,5 +1,8 @@
 """A bit of the features flips on the disk: no reader uses them, and no copy of them passes as good."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from rot import flip_feature
@@ -214,3 +217,36 @@ def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
             parts.read_rows(cache)
     assert part.exists()
     assert np.array_equal(parts.read_rows(cache)[TOP.fingerprint].features(DIGESTS[:4]), top(DIGESTS[:4]))
+
+
+UNCAUGHT = """
+import os, sys
+from pathlib import Path
+from featcache.cache import layout
+
+read, left = os.preadv, [0]
+
+def failing(*arguments):
+    left[0] -= 1
+    if left[0] == 0:
+        raise OSError(5, "Input/output error")
+    return read(*arguments)
+
+for number in range(1, 8):  # the signature, and what HDF5 reads before it gives the file
+    child = os.fork()
+    if not child:
+        left[0], os.preadv = number, failing
+        layout.state(Path(sys.argv[1]))
+        os._exit(9)  # it must not come to this
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_a_failed_read_that_nobody_catches_ends_the_process_in_good_order(tmp_path):
+    """HDF5 holds what it calls for bytes; if it did so until after the end of the interpreter, it would crash."""
+    cache = tmp_path / "c.h5"
+    commit(cache, 0, 4)
+    merge(cache)
+    done = subprocess.run([sys.executable, "-c", UNCAUGHT, cache], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["1"] * 7, done.stderr[-3000:]
+    assert "DiskFault: Cannot read" in done.stderr
