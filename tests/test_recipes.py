@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+from keras.src.backend import config
 from tiny import write_images
 
 from featcache.assembly import load_model
@@ -27,6 +28,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def no_weights(tmp_path, monkeypatch):
     """Keep these tests from the weights of whoever runs them."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path / "keras"))
 
 
 @pytest.fixture
