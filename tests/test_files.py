@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import featcache
 from featcache.errors import DataError, DiskFault, NotARun
 from featcache.files import (
     Overtaken,
@@ -457,3 +459,12 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         (folder / "file").write_bytes(b"new content")
         place_folder(folder, tmp_path / "x")
     assert calls == ["fsync", "fsync", "rename", "fsync"]  # the file, the folder, the name, the folder around it
+
+
+def test_every_temporary_folder_has_a_name_that_tells_whose_it_is():
+    """What Python's own module makes stays after a kill, and nobody can tell that it was ours."""
+    root = Path(featcache.__file__).parent
+    for module in [*root.rglob("*.py"), *(root.parent / "cli").rglob("*.py")]:
+        assert not re.search(r"TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile", module.read_text("utf-8")), (
+            module
+        )
