@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import featcache
 from featcache.errors import DataError, DiskFault, NotARun
 from featcache.files import (
     Overtaken,
@@ -503,3 +505,12 @@ def test_no_damaged_byte_of_a_sealed_file_changes_what_is_read(tmp_path):
 def test_a_sealed_file_that_was_changed_says_so_and_what_to_do(tmp_path):
     with pytest.raises(NotARun, match=r"x\.json was changed after it was written, or is damaged.* Do this$"):
         check_seal({"a": 1, "digest": "0" * 64}, tmp_path / "x.json", NotARun, "Do this")
+
+
+def test_every_temporary_folder_has_a_name_that_tells_whose_it_is():
+    """What Python's own module makes stays after a kill, and nobody can tell that it was ours."""
+    root = Path(featcache.__file__).parent
+    for module in [*root.rglob("*.py"), *(root.parent / "cli").rglob("*.py")]:
+        assert not re.search(r"TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile", module.read_text("utf-8")), (
+            module
+        )

@@ -151,15 +151,13 @@ class Place:
         return self.log.read_text().splitlines()
 
     def result(self) -> dict[str, object]:
-        """Return what is in the folder; what others leave in the place for temporary files, empty, does not count."""
+        """Return what is in the folder. What Keras leaves in the place for temporary files does not count."""
         found: dict[str, object] = {}
         for path in sorted(self.work.rglob("*")):
             name = str(path.relative_to(self.work))
-            if path.is_dir():
-                if not (path.parent.name == "tmp" and path.name.startswith("tmp") and not any(path.iterdir())):
-                    found[name] = "folder"
+            if name.startswith("tmp/tmp"):
                 continue
-            found[_without_number(name)] = comparable(name, path.read_bytes())
+            found[_without_number(name)] = "folder" if path.is_dir() else comparable(name, path.read_bytes())
         return found
 
     def import_all(self) -> None:
