@@ -151,11 +151,14 @@ class Place:
         return self.log.read_text().splitlines()
 
     def result(self) -> dict[str, object]:
-        """Return what is in the folder. What Keras leaves in the place for temporary files does not count."""
+        """Return what is in the folder. What Keras and TensorFlow leave in the place for temporary files does not count.
+
+        All that featcache makes there has a name by which it is known: see tests/test_files.py.
+        """
         found: dict[str, object] = {}
         for path in sorted(self.work.rglob("*")):
             name = str(path.relative_to(self.work))
-            if name.startswith("tmp/tmp"):
+            if name.startswith("tmp/") and not name.startswith("tmp/.tmp-"):
                 continue
             found[_without_number(name)] = "folder" if path.is_dir() else comparable(name, path.read_bytes())
         return found

@@ -81,11 +81,13 @@ WITH_KERAS = [
 # seconds, dates, how often the test split was opened, and what Keras numbers anew in every process
 PASSING = {"seconds", "fit_s", "at", "seconds_per_epoch", "date_saved", "test_opened", "shared_object_id"}
 PASSING_ON_PAGE = re.compile(rb"[\d.]+ (s|min)\b|\d{4}-\d\d-\d\d[T ][\d:]+|The test split was opened [^<]*")
+# TensorFlow numbers the parts of a graph anew in every process; `export` itself compares what these files compute
+EXPORTED = (".pb", ".index", ".data-00000-of-00001", ".tflite", ".onnx", ".xml", ".bin")
 
 
 def comparable(name: str, content: bytes) -> object:
     """Return what of a file must be equal however often its command was killed: all but what time tells."""
-    if name.endswith((".json", ".index", ".state")) or name.endswith("trials.csv"):
+    if name.endswith((".json", ".h5.index", ".state")) or name.endswith("trials.csv"):
         return without_times(name, content)
     if name.endswith(".keras"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -94,12 +96,14 @@ def comparable(name: str, content: bytes) -> object:
         return len(content) if name.endswith(".featcache") else "events"
     if name.endswith(".html"):
         return hashlib.sha256(PASSING_ON_PAGE.sub(b"", content)).hexdigest()
+    if name.endswith(EXPORTED):
+        return "exported"
     return hashlib.sha256(content).hexdigest()
 
 
 def without_times(name: str, content: bytes) -> object:
     """Return what a table or a document says, without its times."""
-    if name.endswith((".json", ".index")):
+    if name.endswith((".json", ".h5.index")):
         return json.loads(content, object_hook=lambda facts: {key: facts[key] for key in facts.keys() - PASSING})
     if name.endswith(".csv"):
         rows = csv.DictReader(io.StringIO(content.decode()))
