@@ -170,8 +170,7 @@ class ByteSource:
                 room = room[count:]
                 self._position += count
         except OSError as error:
-            # Without the frames of `error`, which lead back here: a circle would keep all of them alive.
-            self.failure = self.failure or OSError(error.errno, error.strerror)
+            self.failure = self.failure or error
             raise
         room[:] = bytes(len(room))
         return size
