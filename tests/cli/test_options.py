@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from featcache.files import write_sealed
 from featcache_cli.app import app
 from featcache_cli.config import _typed
 
@@ -130,7 +131,8 @@ n_neighbors = [1]
     assert (run["settings"]["budget"], run["settings"]["memory"]) == (60.0, 4e9)
     assert cli("sweep", "--config", tmp_path / "run" / "run.json", "-o", tmp_path / "again").code == 0
     assert json.loads((tmp_path / "again" / "run.json").read_text())["settings"] == run["settings"]
-    (tmp_path / "old.json").write_text(json.dumps(run | {"images_digest": "of before leaks --fix"}))
+    facts = {name: value for name, value in run.items() if name != "digest"}
+    write_sealed(tmp_path / "old.json", facts | {"images_digest": "of before leaks --fix"})
     said = cli("sweep", "--config", tmp_path / "old.json", "-o", tmp_path / "other").err
     assert f"{tmp_path / 'old.json'} was made from other images, labels or splits" in said
 
