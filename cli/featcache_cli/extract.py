@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache_cli.output import Force, Json, Quiet, Trust, emit, progress, say
-from featcache_cli.scan import AllowOutside, GroupFrom, Split, Where
+from featcache_cli.scan import AllowOutside, GroupFrom, LabelColumn, PathColumn, Split, Where
 
 if TYPE_CHECKING:
     from featcache.extraction import Estimate, Extracted
@@ -59,6 +60,8 @@ def command(
     group_from: GroupFrom = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the split. [default: 0]")] = None,
     allow_outside: AllowOutside = False,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Read every image again, and check every row; compute damaged ones again.")
     ] = False,
@@ -84,7 +87,7 @@ def command(
             return
         cache = extract(images, out=out, force=force, progress=draw, **options)
     name_failures(cache.report)
-    emit(json, document(cache.report), lambda: text(cache.report))
+    emit(json, document(cache.report), lambda: text(cache.report, cache.classes))
 
 
 def forecast(expected: Estimate) -> str:
@@ -128,20 +131,39 @@ def name_failures(done: Extracted) -> None:
         say(printable(remark))
 
 
-def text(done: Extracted) -> str:
-    """Return the result as a person reads it."""
+def text(done: Extracted, classes: Sequence[str]) -> str:
+    """Return the result as a person reads it. classes: those of the cache."""
     from featcache.reports.text import printable, table
 
-    rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
     lines = [
-        f"{done.images} images: {done.hits} cached, {done.computed} computed, {len(done.failed)} skipped; "
-        f"{done.seconds:.1f} s{rate}",
+        counts(done),
         table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
         f"Cache: {printable(done.cache)}",
-        f"Next: featcache sweep {printable(done.cache)}, after featcache leaks if images may be there twice",
+        _next(printable(done.cache), classes),
     ]
     if done.stray:
         lines.insert(1, f"{len(done.stray)} images beside the class folders have no label and are left out")
     if done.others:
         lines.insert(1, f"{sum(done.others.values())} files are no images by their suffix (featcache scan names them)")
     return "\n".join(lines)
+
+
+def counts(done: Extracted) -> str:
+    """Return how many images there were, and how fast they were computed."""
+    rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
+    return (
+        f"{done.images} images: {done.hits} cached, {done.computed} computed, {len(done.failed)} skipped; "
+        f"{done.seconds:.1f} s{rate}"
+    )
+
+
+def _next(cache: str, classes: Sequence[str]) -> str:
+    """Return the line that says what to do now; a sweep takes two classes."""
+    if len(classes) > 1:
+        return f"Next: featcache sweep {cache}, after featcache leaks if images may be there twice"
+    labels = f"all labels are {classes[0]!r}" if classes else "no image has a label"
+    return (
+        f"Next: {labels}, so there is nothing to sweep. Look for copies: featcache leaks {cache}; use the features: "
+        f"featcache cache export {cache} -o FILE.npz. When class folders or a table give the labels, extract again: no "
+        "feature is computed twice"
+    )

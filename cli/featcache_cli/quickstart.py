@@ -84,7 +84,7 @@ def text(done: Quickstart) -> str:
     lines = [
         f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
         + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
-        extract_command.text(done.extracted).splitlines()[0],
+        extract_command.counts(done.extracted),
         "",
         f"Heads on the features of all training images, chosen on {done.run.num_select} validation images:",
         trials_table(done.run, limit=8),

@@ -136,7 +136,7 @@ def text(done: Trained) -> str:
         f"{done.recipe.name}: {done.recipe.does}.",
         f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
         + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
-        extract_command.text(done.extracted).splitlines()[0],
+        extract_command.counts(done.extracted),
         *([done.recipe.note] if done.recipe.note else []),
         *done.layers,
         *advice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,15 @@ GroupFrom = Annotated[
 AllowOutside = Annotated[
     bool, typer.Option("--allow-outside", help="Let a manifest name files outside its own folder.")
 ]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", help="The column of a manifest with the labels. [default: label]")
+]
+PathColumn = Annotated[
+    str | None, typer.Option("--path-column", help="The column of a manifest with the paths. [default: path]")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the split.")]
+
+FEW = 12  # names that a line has; --json has all
 
 
 def command(
@@ -41,6 +50,8 @@ def command(
     group_from: GroupFrom = None,
     seed: Seed = 0,
     allow_outside: AllowOutside = False,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,6 +69,8 @@ def command(
             seed=seed,
             check=True,
             allow_outside=allow_outside,
+            label_column=label_column,
+            path_column=path_column,
             progress=draw,
         )
     if found.layout != "flat":
@@ -78,6 +91,7 @@ def document(found: Images) -> dict[str, Any]:
         "groups": asdict(found.groups),
         "remarks": list(found.remarks),
         "gaps": found.gaps,
+        "one_image": found.singles,
         "without_label": list(found.stray),
         "others": dict(found.others),
         "sizes": {f"{width}x{height}": count for (width, height), count in (found.sizes or {}).items()},
@@ -117,14 +131,38 @@ def text(found: Images) -> str:
     lines += [f"{printable(remark)}." for remark in found.remarks]
     if crossing := crossing_remark(found.rows, found.given):
         lines.append(f"{printable(crossing)}.")
-    if found.gaps:
-        lines.append(f"Few images: {'; '.join(map(printable, found.gaps))}.")
+    lines += _rare(found)
     if found.stray:
         lines.append(f"{len(found.stray)} images beside the class folders have no label and are left out.")
     if found.others:
         suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in found.others.items())
         lines.append(f"{sum(found.others.values())} files are no images by their suffix: {suffixes}.")
     return "\n".join(lines)
+
+
+def _rare(found: Images) -> list[str]:
+    """Return a line on classes of one image, and one on classes that lack a split."""
+    lines = []
+    if found.singles:
+        lines.append(
+            f"{len(found.singles)} of {len(found.classes)} classes have one image only, which trains and cannot judge: "
+            f"{_first(found.singles)}."
+        )
+    if found.gaps:
+        lines.append(f"Few images: {_first(found.gaps, '; ')}.")
+    return lines
+
+
+def _first(names: Sequence[str], between: str = ", ") -> str:
+    """Return the first few of many names.
+
+    >>> _first(["a", "b"]), _first([str(number) for number in range(40)])
+    ('a, b', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 28 more')
+    """
+    from featcache.reports.text import printable
+
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return between.join(map(printable, names[:FEW])) + more
 
 
 def _groups(groups: Groups) -> str:

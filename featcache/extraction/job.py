@@ -100,6 +100,8 @@ class Options:
     group_from: str | None = None
     seed: int | None = None
     allow_outside: bool = False
+    label_column: str | None = None
+    path_column: str | None = None
     rehash: bool = False
     strict: bool = False
     trust: bool = False
@@ -154,7 +156,7 @@ class Extracted:
     others: Mapping[str, int]  # files that are no images by their suffix: how many of each
     stray: tuple[str, ...]  # images beside the class folders: no label, left out
     groups: Groups
-    remarks: tuple[str, ...]  # on groups that are not what was asked for, and on what stands in several splits
+    remarks: tuple[str, ...]  # on groups, tables and splits that are not what one may expect
 
     @property
     def images_per_s(self) -> float:
@@ -201,6 +203,8 @@ def extract(
     group_from: str | None = None,
     seed: int | None = None,
     allow_outside: bool = False,
+    label_column: str | None = None,
+    path_column: str | None = None,
     rehash: bool = False,
     strict: bool = False,
     trust: bool = False,
@@ -217,9 +221,9 @@ def extract(
     augmentations, each a tap of its own. precision: of the forward pass; dtype: of what is stored. engine: auto,
     keras or openvino. device: "auto" (all GPUs there are), cpu, gpu or names: "gpu:0,gpu:1". batch: "auto" or images at
     once on each. layout: "file", or "parts" for a folder.
-    split, group_from, seed, allow_outside: as in `scan`; a cache keeps the splits it has. rehash: read every image
-    again, even if its size and time are those of the index, and compare every stored row with its digest. force:
-    replace a file at `out` that is no cache. `cache.report` tells what was done.
+    split, group_from, seed, allow_outside, label_column, path_column: as in `scan`; a cache keeps the splits it has.
+    rehash: read every image again, even if its size and time are those of the index, and compare every stored row with
+    its digest. force: replace a file at `out` that is no cache. `cache.report` tells what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault, NotACache if a cache is damaged and cannot
     be mended; under `strict` UnreadableImages, after everything else was cached.
     """
@@ -688,6 +692,8 @@ def _scanned(
             split=spec,
             group_from=options.group_from,
             allow_outside=options.allow_outside,
+            label_column=options.label_column,
+            path_column=options.path_column,
             index=index,
             rehash=options.rehash,
             progress=progress,

@@ -77,6 +77,7 @@ class Listing(NamedTuple):
     files: list[Listed]
     stray: list[str]  # images beside the class folders, so without a label
     others: Mapping[str, int] = MappingProxyType({})  # files that are not looked at: how many of each suffix
+    remarks: tuple[str, ...] = ()  # sentences on what a manifest says and is not used, or is used otherwise
 
 
 def list_images(root: Path) -> Listing:

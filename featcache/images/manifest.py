@@ -22,8 +22,9 @@ from featcache.images.groups import check as check_groups
 from featcache.images.groups import remarks as group_remarks
 from featcache.images.index import Index
 from featcache.images.listing import Layout, Listing
-from featcache.images.sources import IN_MEMORY, Source, list_source
+from featcache.images.sources import IN_MEMORY, Source, is_table, list_source
 from featcache.images.splits import assign, carve
+from featcache.images.tables import require_files
 from featcache.spec import Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
 
 Size = tuple[int, int]
@@ -46,7 +47,7 @@ class Images:
     sizes: Mapping[tuple[int, int], int] | None = None  # {(width, height): count}, when checked
     others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
     given: frozenset[str] = frozenset()  # paths whose split folders or a manifest give; of others a hash decides
-    remarks: tuple[str, ...] = ()  # on what `group_from` does not do
+    remarks: tuple[str, ...] = ()  # on what `group_from` does not do, and on what a table says and is not used
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
@@ -94,18 +95,20 @@ class Images:
     def require_classes(self) -> Images:
         """Return self; raise TooFewClasses if a classifier cannot be trained on these labels."""
         if not self.classes:
-            raise TooFewClasses(f"{self.root} is a flat folder without labels. Put each class into a folder of its own")
+            raise TooFewClasses(
+                f"No image in {self.root} has a label. Put each class into a folder of its own, or give a table with a "
+                "column 'label'"
+            )
         if len(self.classes) < 2:
             raise TooFewClasses(
-                f"{self.root} has one class only, '{next(iter(self.classes))}'. A classifier needs two class folders"
+                f"{self.root} has one class only, '{next(iter(self.classes))}'. A classifier needs two classes"
             )
-        for label, count in self.classes.items():
-            if count < 2:
-                raise TooFewClasses(
-                    f"Class '{label}' in {self.root} has one image; one to train on and one to test on are the least. "
-                    "Add images or move the folder away"
-                )
         return self
+
+    @property
+    def singles(self) -> list[str]:
+        """Return the classes of one image, which trains, so that no image of them can judge."""
+        return [label for label, count in self.classes.items() if count == 1]
 
 
 def scan(
@@ -119,6 +122,8 @@ def scan(
     seed: int = 0,
     check: bool = False,
     allow_outside: bool = False,
+    label_column: str | None = None,
+    path_column: str | None = None,
     index: Path | None = None,
     rehash: bool = False,
     progress: Progress = silent,
@@ -131,18 +136,22 @@ def scan(
     group_from: "parent", "regex:PATTERN" or "csv:COLUMN" of a manifest: images of one group stay in one split, unless
     folders or a manifest put them into several; `groups` of the result counts those.
     check: decode every image, so that `unreadable` and `sizes` are known. allow_outside: a manifest may name files
-    outside its folder. index: a file that remembers what was read; rehash: read everything all the same.
+    outside its folder. label_column, path_column: the columns of a manifest that have them, if they are not called
+    "label" and "path". index: a file that remembers what was read; rehash: read everything all the same.
     Raises NoImages if there is none, UsageError if an option cannot be meant or `group_from` gives no group, DataError.
     """
     spec = split if isinstance(split, SplitSpec) else SplitSpec.parse(split or "70/15/15", seed)
-    column, group_of = rule_of(group_from)
-    source, listing = _listed(root, (labels, splits, groups), allow_outside, column)
+    group_column, group_of = rule_of(group_from)
+    columns = {"group_column": group_column, "label_column": label_column, "path_column": path_column}
+    source, listing = _listed(root, (labels, splits, groups), allow_outside, columns)
     group_names = [group_of(file) for file in listing.files]
     if group_from is not None:
         check_groups(group_from, listing.files, group_names)
     remembered = Index(index, source)
     digests, failures, sizes = _read_all(remembered, [file.path for file in listing.files], check, rehash, progress)
     remembered.save()
+    if not digests and isinstance(root, (str, Path)) and is_table(Path(root)):
+        require_files(Path(root), listing.files)
     rows = [
         ImageRow(file.path, file.label, group, file.split, digests[file.path])
         for file, group in zip(listing.files, group_names, strict=True)
@@ -161,7 +170,10 @@ def scan(
         stray=tuple(listing.stray),
         sizes=sizes,
         others=dict(sorted(listing.others.items())),
-        remarks=() if group_from is None else group_remarks(group_from, listing.files, group_names),
+        remarks=(
+            *listing.remarks,
+            *(() if group_from is None else group_remarks(group_from, listing.files, group_names)),
+        ),
         given=frozenset(row.path for row in rows if row.split and (has_val or row.split != "train")),
     )
 
@@ -181,16 +193,21 @@ def read_image(source: Source, row: ImageRow) -> bytes:
 
 
 def _listed(
-    root: str | Path | npt.NDArray[Any], of_array: tuple[Any, Any, Any], allow_outside: bool, column: str | None
+    root: str | Path | npt.NDArray[Any],
+    of_array: tuple[Any, Any, Any],
+    allow_outside: bool,
+    columns: Mapping[str, str | None],
 ) -> tuple[Source, Listing]:
     if isinstance(root, (str, Path)):
         if any(values is not None for values in of_array):
             raise UsageError(
                 "labels=, splits= and groups= go with an array; files have theirs from folders or a manifest"
             )
-        return list_source(root, allow_outside=allow_outside, group_column=column)
-    if column is not None:
+        return list_source(root, allow_outside=allow_outside, **columns)
+    if columns["group_column"] is not None:
         raise UsageError("--group-from csv:COLUMN goes with a manifest; give an array its groups=")
+    if columns["label_column"] is not None or columns["path_column"] is not None:
+        raise UsageError("label_column= and path_column= go with a manifest; give an array its labels=")
     source = memory_arrays(np.asarray(root), *of_array)
     return source, source.listing()
 

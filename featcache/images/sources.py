@@ -55,19 +55,36 @@ def holds_images(path: Path) -> bool:
     return any(path.name.lower().endswith(suffixes) for suffixes in KINDS)
 
 
+def is_table(path: Path) -> bool:
+    """Tell whether a file is a manifest, by its name."""
+    return path.name.lower().endswith(TABLES) and path.is_file()
+
+
 def list_source(
-    location: str | Path, *, allow_outside: bool = False, group_column: str | None = None
+    location: str | Path,
+    *,
+    allow_outside: bool = False,
+    group_column: str | None = None,
+    label_column: str | None = None,
+    path_column: str | None = None,
 ) -> tuple[Source, Listing]:
     """Return the source at a place and what it holds.
 
-    allow_outside: a manifest may name files outside its folder. group_column: the column of a manifest that has the
-    groups, if it is not called "group".
+    allow_outside: a manifest may name files outside its folder. group_column, label_column, path_column: the columns of
+    a manifest that are read, if they are not called as usual.
     """
     path, source = Path(location), open_source(location)
-    if path.name.lower().endswith(TABLES) and path.is_file():
-        return source, list_table(path, allow_outside=allow_outside, group_column=group_column)
-    if group_column is not None:
-        raise UsageError(f"--group-from csv:COLUMN goes with a manifest (.csv, .tsv, .parquet), not with {path}")
+    columns = {"group_column": group_column, "label_column": label_column, "path_column": path_column}
+    if is_table(path):
+        return source, list_table(path, allow_outside=allow_outside, **columns)
+    options = {
+        "group_column": "--group-from csv:COLUMN",
+        "label_column": "--label-column",
+        "path_column": "--path-column",
+    }
+    for name, option in options.items():
+        if columns[name] is not None:
+            raise UsageError(f"{option} goes with a manifest (.csv, .tsv, .parquet), not with {path}")
     if isinstance(source, ArraySource):
         return source, source.listing()
     if isinstance(source, Archive):

@@ -1,24 +1,35 @@
 """A manifest file -> the images it names, with labels, splits and groups: CSV, TSV or Parquet.
 
 Columns: path (or file, filename, image), label (or class, target), split, group. Paths are relative to the
-manifest's folder; what leads out of it is refused unless it is allowed.
+manifest's folder; what leads out of it is refused unless it is allowed. Where no column has the labels, 0/1 columns
+that add up to 1 in each row give them.
+
+Spreadsheets write tables in many ways: with semicolons or tabs instead of commas, as UTF-16, with backslashes in paths
+and blanks around values. What can have one meaning only is read. Bytes that are not UTF-8 are kept where a file of that
+name exists; elsewhere each code page would give another name, so the table is refused.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from featcache.errors import DataError, EnvironmentFault, NoImages
 from featcache.files import raise_if_of_the_system
-from featcache.images.listing import SPLIT_NAMES, Listed, Listing
+from featcache.images.listing import SPLIT_NAMES, SUFFIXES, Listed, Listing
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+OTHER_DELIMITERS = (",", ";", "\t")  # Excel takes the list separator of the country
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how "Unicode text" of Excel begins
 TABLES = (*DELIMITERS, ".parquet")
 COLUMNS = {
     "path": ("path", "file", "filename", "image"),
@@ -26,6 +37,16 @@ COLUMNS = {
     "split": ("split",),
     "group": ("group",),
 }
+OPTIONS = {"path": "--path-column", "label": "--label-column", "group": "--group-from"}
+# How columns of labels are called in data sets, the surest names first; compared without case, blanks, - and _
+LABEL_LIKE = (
+    *("labels", "labelname", "classname", "classes", "classid", "labelid", "targets", "groundtruth", "category"),
+    *("categoryname", "categories", "categoryid", "species", "breed", "variety", "genus", "family", "diagnosis", "dx"),
+    *("type", "kind", "tag", "tags", "y", "name", "id"),
+)
+ONES = ("1", "1.0", "true")
+ZEROS = ("0", "0.0", "false")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters at least: C:/ is a drive
 
 Row = tuple[str, Sequence[str]]  # where it stands ("line 3"), and its cells
 
@@ -35,28 +56,211 @@ class _Table(NamedTuple):
     rows: Iterator[Row]
 
 
-def list_table(path: Path, *, allow_outside: bool = False, group_column: str | None = None) -> Listing:
+def list_table(
+    path: Path,
+    *,
+    allow_outside: bool = False,
+    group_column: str | None = None,
+    label_column: str | None = None,
+    path_column: str | None = None,
+) -> Listing:
     """Return the images that a manifest names, sorted by the bytes of their paths. They need not exist.
 
-    group_column: the column with the groups, instead of "group". Raises DataError naming the row, NoImages,
-    EnvironmentFault if Parquet cannot be read here.
+    group_column, label_column, path_column: the columns to read, instead of those with the usual names. Raises
+    DataError naming the row, NoImages, EnvironmentFault if Parquet cannot be read here.
     """
-    table = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
-    at = _places(table.columns, path, group_column)
+    asked = {"path": path_column, "label": label_column, "group": group_column}
+    named = {what: column for what, column in asked.items() if column is not None}
+    table = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path, named.get("path"))
+    at = _places(table.columns, path, named)
+    rows = list(table.rows)
+    hot = [] if "label" in at else _one_hot(table.columns, rows, at)
+
     door = _Door(path.parent, allow_outside)
-    found: dict[str, Listed] = {}
-    for where, cells in table.rows:
-        values = {name: cells[place] if place < len(cells) else "" for name, place in at.items()}
+    files: dict[str, Listed] = {}
+    for where, cells in rows:
+        values = {name: _cell_at(cells, place) for name, place in at.items() if name != "path"}
+        values["path"] = _as_file(cells[at["path"]] if at["path"] < len(cells) else "", path.parent)
+        for place in hot:
+            if _cell_at(cells, place).lower() in ONES:
+                values["label"] = table.columns[place]
         file = _listed(values, f"{path}, {where}", door)
-        if file.path in found:
+        _require_text(file, f"{path}, {where}", path.parent)
+        if file.path in files:
             raise DataError(f"{path}, {where}: {file.path!r} stands there twice. Keep one of the rows")
-        found[file.path] = file
-    if not found:
+        files[file.path] = file
+    if not files:
         raise NoImages(f"{path} names no images: it has no rows below its header")
-    files = sorted(found.values(), key=lambda file: os.fsencode(file.path))
-    if any(file.split for file in files):
-        return Listing("splits", files, [])
-    return Listing("classes" if any(file.label for file in files) else "flat", files, [])
+
+    listed = sorted(files.values(), key=lambda file: os.fsencode(file.path))
+    labels = {file.label for file in listed}
+    remarks = [
+        *_remarks_on_columns(table.columns, rows, at, hot, path.name),
+        *_remarks_on_labels(labels, path),
+        *_remarks_on_rows(listed, path.name),
+    ]
+    if any(file.split for file in listed):
+        return Listing("splits", listed, [], remarks=tuple(remarks))
+    return Listing("flat" if labels == {""} else "classes", listed, [], remarks=tuple(remarks))
+
+
+def require_files(table: Path, files: Sequence[Listed]) -> None:
+    """Raise NoImages if none of the files exists that a table names, with the file that the first may mean."""
+    folder = table.parent
+    if any(os.path.lexists(folder / file.path) for file in files):
+        return
+    first = files[0].path
+    if ADDRESS.match(first):
+        raise NoImages(
+            f"{table} names addresses, such as {first!r}, not files. Download the images, and write the paths of the "
+            "files into it"
+        )
+    if near := _near_file(folder, first):
+        hint = f"There is {near!r}: write the paths like that, relative to the table"
+    else:
+        hint = "Write the paths relative to the table, or move the table to the folder where they begin"
+    raise NoImages(
+        f"None of the {len(files)} files that {table} names exists; the first, {first!r}, would be "
+        f"{str(Path(os.path.abspath(folder)) / first)!r}. {hint}"
+    )
+
+
+def _near_file(folder: Path, path: str) -> str:
+    """Return a file that a path may mean, relative to the folder, or "".
+
+    Its suffix may be missing, as in the tables of Kaggle, a folder before it too, or its first folders may be those of
+    another computer.
+    """
+    parts = path.replace("\\", "/").split("/")
+    with os.scandir(folder) as entries:
+        inside = sorted(f"{entry.name}/" for entry in entries if entry.is_dir() and entry.name[:1] != ".")
+    for start in range(len(parts)):
+        tail = "/".join(parts[start:])
+        for before in ("", *inside):
+            for suffix in ("", *sorted(SUFFIXES)):
+                if os.path.isfile(folder / f"{before}{tail}{suffix}"):
+                    return f"{before}{tail}{suffix}"
+    return ""
+
+
+def _as_file(cell: str, folder: Path) -> str:
+    """Return a path as the file is called: without blanks around it, with slashes for the backslashes of Windows.
+
+    A name can have blanks and backslashes here, so the files that exist decide.
+    """
+    stripped = cell.strip()
+    is_plain = cell == stripped and "\\" not in cell
+    if is_plain or "\0" in cell:
+        return cell
+    for name in (cell, stripped, stripped.replace("\\", "/")):
+        if name and os.path.lexists(folder / name):
+            return name
+    return stripped
+
+
+def _cell_at(cells: Sequence[str], place: int) -> str:
+    """Return a cell without blanks around it; rows may be shorter than the header."""
+    return cells[place].strip() if place < len(cells) else ""
+
+
+def _one_hot(columns: Sequence[str], rows: Sequence[Row], used: Mapping[str, int]) -> list[int]:
+    """Return the places of the 0/1 columns that say the label together, one of them 1 in each row; else none.
+
+    Where another column is called like labels, they may be about something else.
+    """
+    places = _zero_one(columns, rows, used)
+    if _label_like(columns, used) or any(_num_ones(cells, places) != 1 for _, cells in rows):
+        return []
+    classes = [place for place in places if any(_cell_at(cells, place).lower() in ONES for _, cells in rows)]
+    return places if len(classes) > 1 else []
+
+
+def _zero_one(columns: Sequence[str], rows: Sequence[Row], used: Mapping[str, int]) -> list[int]:
+    """Return the places of columns that hold nothing but 0 and 1."""
+    places = []
+    for place in range(len(columns)):
+        cells = (_cell_at(cells, place).lower() for _, cells in rows)
+        if place not in used.values() and all(cell in ONES or cell in ZEROS for cell in cells):
+            places.append(place)
+    return places
+
+
+def _num_ones(cells: Sequence[str], places: Iterable[int]) -> int:
+    return sum(_cell_at(cells, place).lower() in ONES for place in places)
+
+
+def _label_like(columns: Sequence[str], used: Mapping[str, int]) -> str:
+    """Return the unused column whose name says most surely that it has labels, or ""."""
+    plain = {
+        re.sub(r"[\s_-]", "", name.lower()): name for place, name in enumerate(columns) if place not in used.values()
+    }
+    return next((plain[name] for name in LABEL_LIKE if name in plain), "")
+
+
+def _remarks_on_columns(
+    columns: Sequence[str], rows: Sequence[Row], used: Mapping[str, int], hot: Sequence[int], table: str
+) -> Iterator[str]:
+    """Yield a sentence on columns that may have labels and are not read, or that are read without being called so."""
+    others = [name for place, name in enumerate(columns) if place not in used.values() and name]
+    if "label" in used:
+        label = columns[used["label"]]
+        synonyms = [name for name in others if name.lower() in COLUMNS["label"]]
+        if synonyms and label.lower() in COLUMNS["label"]:
+            yield (
+                f"Labels are those of column '{label}' of {table}; column '{synonyms[0]}' is not used. If it has them: "
+                f"--label-column {synonyms[0]}"
+            )
+    elif hot:
+        names = ", ".join(columns[place] for place in hot)
+        yield f"Labels are the names of the 0/1 columns of {table}, which add up to 1 in each row: {names}"
+    elif others:
+        example = _label_like(columns, used) or others[0]
+        yield (
+            f"No image has a label, since no column of {table} is called {', '.join(COLUMNS['label'])}. It also has "
+            f"{', '.join(others)}; name the column with the labels, as in --label-column {example}"
+        )
+        places = _zero_one(columns, rows, used)
+        odd = [where for where, cells in rows if _num_ones(cells, places) != 1]
+        if len(places) > 1 and odd:
+            names = ", ".join(columns[place] for place in places)
+            yield f"The 0/1 columns {names} are no labels, since they do not add up to 1 in each row, as in {odd[0]}"
+
+
+def _remarks_on_labels(labels: Iterable[str], path: Path) -> Iterator[str]:
+    """Yield a sentence on labels that differ in case only. Raises DataError if only Unicode writes them in two ways.
+
+    Case can be meant, as in tables of letters.
+    """
+    text_of: dict[str, str] = {}
+    for label in sorted(labels):
+        other = text_of.setdefault(unicodedata.normalize("NFC", label), label)
+        if other != label:
+            raise DataError(
+                f"The labels {other!a} and {label!a} in {path} differ only in how Unicode writes them. Write both in "
+                "the same way"
+            )
+
+    spellings: dict[str, list[str]] = {}
+    for text, label in text_of.items():
+        spellings.setdefault(text.casefold(), []).append(label)
+    alike = [labels for labels in spellings.values() if len(labels) > 1]
+    if alike:
+        names = ", ".join(f"'{label}'" for label in alike[0])
+        more = f", and {len(alike) - 1} more such sets" if len(alike) > 1 else ""
+        yield (
+            f"The labels {names} of {path.name} differ only in case and are different classes{more}. If one class is "
+            "meant, write it in one way"
+        )
+
+
+def _remarks_on_rows(files: Sequence[Listed], table: str) -> Iterator[str]:
+    """Yield a sentence on rows without a label, where others have one."""
+    unlabelled = [file.path for file in files if not file.label]
+    if 0 < len(unlabelled) < len(files):
+        yield (
+            f"{len(unlabelled)} of {len(files)} rows of {table} have no label, such as {unlabelled[0]}: these images "
+            "neither train nor judge"
+        )
 
 
 class _Door:
@@ -104,36 +308,75 @@ def _listed(values: dict[str, str], where: str, door: _Door) -> Listed:
     return Listed(door.checked(values["path"], where), label, SPLIT_NAMES.get(split.lower(), ""), group)
 
 
-def _places(columns: list[str], path: Path, group_column: str | None) -> dict[str, int]:
-    names = [name.strip().lower() for name in columns]
-    at = {
-        what: next(names.index(name) for name in known if name in names)
-        for what, known in COLUMNS.items()
-        if {*known} & {*names}
-    }
-    if "path" not in at:
+def _require_text(file: Listed, where: str, folder: Path) -> None:
+    """Raise DataError for bytes that are not UTF-8, unless a file of that name is there: then the disk has them too."""
+    raw = next((value for value in (file.path, file.label, file.group) if not _is_utf8(value)), "")
+    if raw and (_is_utf8(file.path) or not os.path.lexists(folder / file.path)):
+        raise DataError(
+            f"{where}: {os.fsencode(raw)!r} is not UTF-8, and its letters depend on the country of the computer that "
+            "wrote it. Save the table as UTF-8 (in Excel: CSV UTF-8), or convert it, of Western Europe: iconv -f CP1252 -t UTF-8"
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def _places(columns: Sequence[str], path: Path, named: Mapping[str, str]) -> dict[str, int]:
+    """Return where the columns stand that are read, those that the user named and those with the usual names."""
+    names = [name.lower() for name in columns]
+    places: dict[str, int] = {}
+    for what, known in COLUMNS.items():
+        if what in named:
+            column = named[what]
+            if column not in columns:
+                option, others = OPTIONS[what], ", ".join(columns)
+                raise DataError(f"{path} has no column '{column}' for {option}; it has {others}")
+            places[what] = _only(columns, column, path)
+            continue
+        present = [name for name in known if name in names]
+        if present:
+            places[what] = _only(names, present[0], path)
+    if "path" not in places:
         raise DataError(
             f"{path} has the columns {', '.join(columns)}, none of them called {', '.join(COLUMNS['path'])}. "
-            "Name the one with the paths so"
+            "Name the one with the paths so, or say which it is: --path-column NAME"
         )
-    if group_column is not None:
-        if group_column not in columns:
-            raise DataError(f"{path} has no column '{group_column}' for --group-from; it has {', '.join(columns)}")
-        at["group"] = columns.index(group_column)
-    return at
+    return places
 
 
-def _text(path: Path) -> _Table:
+def _only(names: Sequence[str], name: str, path: Path) -> int:
+    """Return the place of a column. Raises DataError if several have its name, because each could be meant."""
+    count = names.count(name)
+    if count > 1:
+        raise DataError(f"{path} has {count} columns called '{name}', and each could be meant. Rename all but one")
+    return names.index(name)
+
+
+def _text(path: Path, path_column: str | None) -> _Table:
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
-            rows = [(f"line {reader.line_num}", row) for row in reader if any(row)]
-    except (OSError, csv.Error) as error:
+        data = path.read_bytes()
+        text = data.decode("utf-16") if data[:2] in UTF_16 else data.decode("utf-8-sig", "surrogateescape")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, path, path_column))
+        rows = [(f"line {reader.line_num}", row) for row in reader if any(row)]
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise_if_of_the_system(path, error)
         raise DataError(f"Cannot read {path}: {error}") from error
     if not rows:
         raise NoImages(f"{path} is empty: it needs a header with a column 'path', and a row for each image")
-    return _Table([*rows[0][1]], iter(rows[1:]))
+    return _Table([name.strip() for name in rows[0][1]], iter(rows[1:]))
+
+
+def _delimiter(text: str, path: Path, path_column: str | None) -> str:
+    """Return what stands between cells: that of the suffix, unless only with another one a column has the paths."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    own = DELIMITERS[path.suffix.lower()]
+    wanted = COLUMNS["path"] if path_column is None else (path_column.lower(),)
+    for delimiter in (own, *OTHER_DELIMITERS):
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        if any(cell.strip().lower() in wanted for cell in cells):
+            return delimiter
+    return own
 
 
 def _parquet(path: Path) -> _Table:
@@ -149,8 +392,11 @@ def _parquet(path: Path) -> _Table:
         raise_if_of_the_system(path, error)
         raise DataError(f"Cannot read {path}: {' '.join(str(error).split())}") from error
     cells = zip(*columns, strict=True)
-    return _Table(names, ((f"row {number}", [*map(_cell, row)]) for number, row in enumerate(cells, 1)))
+    return _Table(
+        [name.strip() for name in names], ((f"row {number}", [*map(_cell, row)]) for number, row in enumerate(cells, 1))
+    )
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else str(value)
+    is_missing = value is None or value != value  # NaN of pandas
+    return "" if is_missing else str(value)

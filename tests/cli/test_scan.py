@@ -99,3 +99,35 @@ def test_extract_tells_of_groups_that_folders_cut_even_when_quiet(cli, photos, t
     assert cli("leaks", tmp_path / "c.h5").code == 0
     after = cli(*command)
     assert (after.code, after.err) == (0, "")
+
+
+def test_a_long_tail_is_shown_whole_and_its_classes_of_one_image_are_named(cli, photos):
+    for number in range(20):
+        (photos / f"rare{number:02d}").mkdir()
+        data = (photos / "red/000.png").read_bytes() + bytes([number])
+        (photos / f"rare{number:02d}" / "1.png").write_bytes(data)
+    found = document(cli, photos)
+    assert (len(found["classes"]), found["one_image"]) == (23, [f"rare{number:02d}" for number in range(20)])
+    text = cli("scan", photos).out
+    assert "20 of 23 classes have one image only, which trains and cannot judge: rare00, rare01" in text
+    assert "rare11 and 8 more." in text
+
+
+def test_extract_without_labels_names_what_can_be_done_instead_of_a_sweep(cli, photos, tmp_path):
+    cache = tmp_path / "c.h5"
+    text = cli("extract", photos / "red", "-b", "pixels:size=8", "-o", cache).out
+    assert f"Next: no image has a label, so there is nothing to sweep. Look for copies: featcache leaks {cache}" in text
+    assert "featcache sweep" not in text
+    assert cli("leaks", cache).code == 0
+    assert cli("cache", "export", cache, "-o", tmp_path / "c.npz").code == 0
+    text = cli("extract", photos, "-b", "pixels:size=8", "-o", tmp_path / "d.h5").out
+    assert f"Next: featcache sweep {tmp_path / 'd.h5'}, after" in text
+
+
+def test_labels_of_a_named_column_reach_scan_and_extract(cli, photos, tmp_path):
+    manifest = photos / "m.csv"
+    manifest.write_text("Image,Id\nred/000.png,a\nred/001.png,a\nblue/000.png,b\nblue/001.png,b\n")
+    assert "as in --label-column Id" in cli("scan", manifest).out
+    assert document(cli, manifest, "--label-column", "Id")["classes"] == {"a": 2, "b": 2}
+    options = ["--path-column", "Image", "--label-column", "Id", "-b", "pixels:size=8", "-o", tmp_path / "c.h5"]
+    assert "Next: featcache sweep" in cli("extract", manifest, *options).out

@@ -278,15 +278,16 @@ def test_one_class_is_not_enough(photos):
         scan(photos).require_classes()
 
 
-def test_one_image_of_a_class_is_not_enough(photos):
+def test_classes_of_one_image_are_named_and_bar_no_others(photos):
     for path in sorted((photos / "red").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(TooFewClasses, match=r"Class 'red' in .* has one image"):
-        scan(photos).require_classes()
+    images = scan(photos).require_classes()
+    assert images.singles == ["red"]
+    assert [row.split for row in images.rows if row.label == "red"] == ["train"]
 
 
-def test_a_flat_folder_cannot_be_trained_on(photos):
-    with pytest.raises(TooFewClasses, match=r"flat folder without labels"):
+def test_images_without_labels_cannot_be_trained_on(photos):
+    with pytest.raises(TooFewClasses, match=r"No image in .*red has a label\. Put each class into a folder"):
         scan(photos / "red").require_classes()
 
 
