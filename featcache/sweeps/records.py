@@ -43,7 +43,9 @@ def read_record(file: Path) -> dict[str, Any]:
     facts = read_json(file, NotARun)
     if not isinstance(facts, dict):
         raise NotARun(f"{file} is damaged: it is no record. {RESTORE}")
-    return check_seal(facts, file, NotARun, RESTORE) if "digest" in facts else facts
+    if {"digest", "at"}.isdisjoint(facts):
+        return facts  # of an earlier version
+    return check_seal(facts, file, NotARun, RESTORE)
 
 
 def read_looks(folder: Path) -> list[dict[str, Any]]:

@@ -171,7 +171,13 @@ def test_a_look_that_failed_before_a_score_was_seen_is_withdrawn(run):
 
 @pytest.mark.parametrize("place", ["run", "cache"])
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-30], lambda data: data.replace(b"trial", b"trail"), lambda _: b""]
+    "damage",
+    [
+        lambda data: data[:-30],
+        lambda data: data.replace(b"trial", b"trail"),
+        lambda data: data.replace(b"digest", b"dagest"),
+        lambda data: b"",
+    ],
 )
 def test_a_damaged_record_of_a_look_is_named(place, damage, toy, toy_run, tmp_path):
     [run] = copies(toy, toy_run, tmp_path, "a.run")
