@@ -34,6 +34,7 @@ def test_the_main_job_ends_in_a_table_of_ten_lines(tmp_path):
         load_model(done.folder / name)
     for folder in (done.folder / "runs").iterdir():
         assert len(Run.open(folder).test_opened) == 1, folder
+    assert len(done.run.looks()) == 2  # one table, once with all training images and once with a few
     json.dumps([line.__dict__ for line in done.table])
 
 

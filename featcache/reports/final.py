@@ -80,14 +80,15 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
 
     In the run of each head, and beside the cache, lies a record before the first score is computed, so that a kill
     after somebody saw a score cannot lose it. Afterwards it holds the scores, too. If the block fails nobody saw
-    any, and the record is withdrawn. Where nothing can be written beside the cache the record says so.
+    any, and the record is withdrawn. Several heads in one block are one look at the data set. Where nothing can be written beside the cache the record says so.
     Other splits leave no trace. Raises DiskFault if a run cannot be written, DataError without test images.
     """
     scores: dict[str, Score] = {}
     looks: dict[Path, dict[str, Any]] = {}
+    name, at = new_look()
     try:
         for head in heads if split == "test" else ():
-            _begin_look(head, looks)
+            _begin_look(head, name, at, looks)
         yield scores
     except BaseException:
         for file in looks:
@@ -98,12 +99,14 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
         write_record(file, look | {"scores": {name: list(found) for name, found in scores.items()}})
 
 
-def _begin_look(head: Chosen, looks: dict[Path, dict[str, Any]]) -> None:
-    """Record a look without scores in the run and beside its cache; put {file: look} into `looks`."""
+def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, Any]]) -> None:
+    """Record a look without scores in the run and beside its cache; put {file: look} into `looks`.
+
+    name: of the file in both places, by which `Run.looks` knows that they are the same look.
+    """
     run, cache = head.run, head.run.cache()
     rows = _rows(run, cache, "test")
     num_labelled = sum(bool(row.label) for row in cache.usable("test"))
-    name, at = new_look()
     look: dict[str, Any] = {
         "at": at,
         "run": str(run.path.resolve()),

@@ -246,3 +246,11 @@ def test_without_test_images_the_reason_is_said_and_nothing_recorded(run, monkey
     with pytest.raises(DataError, match=r"has no test images\. Add a folder 'test'"):
         final_scores(run)
     assert Run.open(run.path).test_opened == ()
+
+
+def test_heads_that_are_judged_together_are_one_look_at_the_data_set(own_run):
+    other = sweep(own_run.settings.cache, "ridge", out=own_run.path.with_name("other.run"))
+    with opening([own_run.best, other.best]) as scores:
+        scores["both"] = head_score(own_run.best)
+    for run in (Run.open(own_run.path), Run.open(other.path)):
+        assert (len(run.test_opened), len(run.looks())) == (1, 1)
