@@ -151,7 +151,7 @@ class Place:
         return self.log.read_text().splitlines()
 
     def result(self) -> dict[str, object]:
-        """Return what is in the folder, without what Keras and TensorFlow leave in the place for temporary files.
+        """Return what is in the folder, but for what Keras and TensorFlow leave among temporary files.
 
         All that featcache makes there has a name by which it is known: see tests/test_files.py.
         """
