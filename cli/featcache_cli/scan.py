@@ -141,15 +141,17 @@ def text(found: Images) -> str:
 
 
 def _rare(found: Images) -> list[str]:
-    """Return a line on classes of one image, and one on classes that lack a split."""
+    """Return a line on classes of one image, and one on other classes that lack a split."""
     lines = []
     if found.singles:
         lines.append(
             f"{len(found.singles)} of {len(found.classes)} classes have one image only, which trains and cannot judge: "
             f"{_first(found.singles)}."
         )
-    if found.gaps:
-        lines.append(f"Few images: {_first(found.gaps, '; ')}.")
+    of_singles = tuple(f"{name} has no " for name in found.singles)
+    gaps = [gap for gap in found.gaps if not gap.startswith(of_singles)]
+    if gaps:
+        lines.append(f"Few images: {_first(gaps, '; ')}.")
     return lines
 
 

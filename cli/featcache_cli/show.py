@@ -47,7 +47,7 @@ def command(
 def document(run: Run) -> dict[str, Any]:
     """Return the trials of a run, best first, as they stand in JSON."""
     failed = [trial for trial in run.trials if trial.status != "ok"]
-    return {"trials": [of_trial(trial) for trial in [*run.ranked, *failed]]}
+    return {"trials": [of_trial(trial) for trial in [*run.ranked, *failed]], "unjudged": list(run.unjudged)}
 
 
 def of_trial(trial: Trial) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def document(run: Run) -> dict[str, Any]:
         "trials": len(run.trials),
         "failed": sum(trial.failed for trial in run.trials),
         "dropped": sum(trial.dropped for trial in run.trials),
+        "unjudged": list(run.unjudged),
         "seconds": run.seconds,
         "best": {
             "trial": best.trial,

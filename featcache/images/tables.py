@@ -314,7 +314,8 @@ def _require_text(file: Listed, where: str, folder: Path) -> None:
     if raw and (_is_utf8(file.path) or not os.path.lexists(folder / file.path)):
         raise DataError(
             f"{where}: {os.fsencode(raw)!r} is not UTF-8, and its letters depend on the country of the computer that "
-            "wrote it. Save the table as UTF-8 (in Excel: CSV UTF-8), or convert it, of Western Europe: iconv -f CP1252 -t UTF-8"
+            "wrote it. Save the table as UTF-8 (in Excel: CSV UTF-8), or convert it; if it comes from Western Europe: "
+            "iconv -f CP1252 -t UTF-8"
         )
 
 

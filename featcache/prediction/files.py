@@ -1,7 +1,8 @@
 """Predictions -> CSV, JSON lines or Parquet, row by row as they come; the files are whole at the end, or not there.
 
-CSV has the bytes of every path; what a spreadsheet would run as a formula gets a ' in front. JSON lines are exact too:
-bytes that are no UTF-8 stand there as Python's surrogates. Parquet has paths as text and as bytes.
+CSV has the bytes of every path, so that tables can be joined by it. A label or reason that a spreadsheet would run as a
+formula gets a ' in front; a path never does. JSON lines are exact too: bytes that are no UTF-8 stand there as Python's
+surrogates. Parquet has paths as text and as bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from featcache.prediction.rows import Prediction, Rows, Tally
 from featcache.spec import ImageRow, Progress, silent
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
+NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 ROW_GROUP = 4096  # rows that Parquet keeps together
 LONGEST_HEADER = 2**20
 HEADER = re.compile(
@@ -147,7 +149,8 @@ def _csv(path: Path, shape: _Shape) -> Iterator[Add]:
         plain.writerow(shape.names)
 
         def add(one: Prediction) -> None:
-            cells = [_cell(value) for value in shape.cells(one)]
+            path, *others = shape.cells(one)
+            cells = [path, *map(_cell, others)]
             # before Python 3.13 csv does not quote a bare \r by itself
             (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
@@ -245,11 +248,11 @@ KINDS = {
 
 
 def _cell(value: Any) -> str:
-    """Return a cell of a CSV file."""
+    """Return a cell of a CSV file that is not a path. Numbers such as -1 are no formulas."""
     if isinstance(value, float):
         return f"{value:.6f}"
     text = value or ""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    return f"'{text}" if text.startswith(FORMULA_STARTS) and not NUMBER.fullmatch(text) else text
 
 
 def _text(value: str) -> str:

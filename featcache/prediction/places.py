@@ -6,6 +6,7 @@ its place. What is not there is a row with a reason where there are several, an 
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 from collections import Counter
@@ -53,20 +54,32 @@ def gather(images: Images | Place | Sequence[Place]) -> Gathered:
 def paths_in(stream: IO[bytes]) -> Iterator[str]:
     """Yield the paths of a list: separated by NUL bytes if there are any, else by newlines. Empty ones are left out.
 
-    Bytes that are no UTF-8 survive. Memory does not depend on the length of the list.
+    Bytes that are no UTF-8 survive. A list from Windows may begin with a mark, end its lines with CR LF, or be UTF-16.
+    Memory does not depend on the length of the list.
     """
     rest = b""
     while len(rest) <= LONGEST_PATH and (chunk := stream.read(CHUNK)):
         rest += chunk
+    decoder = None
+    if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # no UTF-8 begins so
+        decoder = codecs.getincrementaldecoder("utf-16")("replace")
+        rest = decoder.decode(rest).encode()
+    rest = rest.removeprefix(codecs.BOM_UTF8)
     separator = b"\0" if b"\0" in rest else b"\n"
+    named = _without_cr if separator == b"\n" else os.fsdecode
     while True:
         *whole, rest = rest.split(separator)
-        yield from (os.fsdecode(one) for one in whole if one)
+        yield from filter(None, map(named, whole))
         if not (chunk := stream.read(CHUNK)):
             break
-        rest += chunk
-    if rest:
-        yield os.fsdecode(rest)
+        rest += chunk if decoder is None else decoder.decode(chunk).encode()
+    yield from filter(None, [named(rest)])
+
+
+def _without_cr(line: bytes) -> str:
+    """Return the path on a line, without the CR of Windows unless a file has it in its name."""
+    path = os.fsdecode(line)
+    return path.removesuffix("\r") if path.endswith("\r") and not os.path.lexists(path) else path
 
 
 class _Places:

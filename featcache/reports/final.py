@@ -117,6 +117,9 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
     }
     if num_labelled > len(rows):
         look["left_out"] = num_labelled - len(rows)  # images that trained or chose a backbone
+    judged = {row.label for row in rows}
+    if unjudged := [name for name in run.classes if name not in judged]:
+        look["unjudged"] = unjudged
     own, beside = run.path / LOOKS / name, looks_beside(cache.path) / name
     try:
         write_record(beside, look)

@@ -33,7 +33,7 @@ from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.judged import Judged
 from featcache.reports.pictures import picture, sheet
-from featcache.reports.table import looks_text, settings_of
+from featcache.reports.table import looks_text, settings_of, unjudged_text
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
@@ -327,7 +327,10 @@ def _how(run: Run) -> str:
     way = "the validation split"
     if cv:
         way = "train, leaving one out" if cv == "loo" else f"train, by {cv}-fold cross-validation"
-    return f"{run.num_select} images of {way}; {run.num_train} trained"
+    text = f"{run.num_select} images of {way}; {run.num_train} trained"
+    if not run.unjudged:
+        return text
+    return f"{text}. {unjudged_text(run.unjudged, len(run.classes), 'training' if cv else 'validation')}"
 
 
 def _settings(run: Run) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -17,6 +17,7 @@ from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
 from featcache.sweeps.unseen import why_not_left_out
 
+NAMED = 8  # classes that a note names; --json has all
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
 
 
@@ -91,6 +92,8 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
         lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
         if left_out := run.test_opened[-1].get("left_out"):
             lines += [f"{left_out} test images are not counted: they trained or chose the backbone."]
+        if unjudged := run.test_opened[-1].get("unjudged"):
+            lines += [wrapped(unjudged_text(unjudged, len(run.classes), "test"))]
         if len(looks) > 1:
             lines += [wrapped(f"The test split was opened {looks_text(run)}: the more looks, the less it proves.")]
         only_in_run = run.test_opened[-1].get("only_in_run") if run.test_opened else None
@@ -151,6 +154,8 @@ def _notes(run: Run) -> list[str]:
         notes.append(
             f"{len(slow)} of {len(run.trials)} did not converge: {', '.join(str(trial.trial) for trial in slow)}."
         )
+    if run.unjudged:
+        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if run.settings.cv else "validation"))
     notes += _small_sets(run)
     dropped = sum(trial.dropped for trial in run.trials)
     if dropped:
@@ -158,6 +163,19 @@ def _notes(run: Run) -> list[str]:
     if len(run.trials) < run.planned:
         notes.append(f"{len(run.trials)} of {run.planned} are done; the command that began the run goes on with it.")
     return [*notes, *_failures(run)]
+
+
+def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str:
+    """Return what scores say nothing about. images: "training" where folds chose, "validation" or "test".
+
+    >>> unjudged_text(["x", "y"], 13, "test")
+    '2 of 13 classes have no test image and are not judged: x, y. Scores are about the other 11.'
+    """
+    cause = "too few training images to leave one out" if images == "training" else f"no {images} image"
+    names = ", ".join(map(printable, unjudged[:NAMED]))
+    more = f" and {len(unjudged) - NAMED} more" if len(unjudged) > NAMED else ""
+    others = f"Scores are about the other {num_classes - len(unjudged)}."
+    return f"{len(unjudged)} of {num_classes} classes have {cause} and are not judged: {names}{more}. {others}"
 
 
 def _can_leave_out(run: Run) -> bool:

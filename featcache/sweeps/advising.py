@@ -90,7 +90,7 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
         raise UsageError(f"{cache.path} has no vectors, only spatial maps or unfinished taps. Extract with --pool avg")
     labelled = [row for row in cache.usable("train") if row.label]
     reasons = {tap: why_not_left_out(cache, labelled, tap) for tap in cache.vectors}
-    left_out = [reason for reason in reasons.values() if reason]
+    left_out = [reason for reason in reasons.values() if reason]  # what the numbers are not about, and why
     taps = tuple(tap for tap, reason in reasons.items() if not reason)
     if not taps:
         raise UsageError(
@@ -101,11 +101,18 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     counts = Counter(row.label for row in train)
     alone = one_of_each_unit(train)
     alone_counts = Counter(row.label for row in alone)
-    least = min(counts, key=lambda name: alone_counts[name])
-    if alone_counts[least] < MIN_ALONE:
+    rare = [name for name in counts if alone_counts[name] < MIN_ALONE]
+    if len(counts) - len(rare) < 2:
         raise TooFewClasses(
-            f"Advice needs {MIN_ALONE} training images of each class that are in different groups and no copies; "
-            f"'{least}' of {cache.path} has {alone_counts[least]}. Add images"
+            f"Advice needs two classes with {MIN_ALONE} training images each that are in different groups and no "
+            f"copies; '{min(rare)}' of {cache.path} has {alone_counts[min(rare)]}. Add images"
+        )
+    # No head could name such a class once its image is left out.
+    alone = [row for row in alone if row.label not in rare]
+    if rare:
+        left_out.append(
+            f"{len(rare)} of {len(counts)} classes have too few training images to leave one out, such as "
+            f"'{min(rare)}', so these numbers are about the others"
         )
     depths, right = [], dict[str, Classes]()
     for number, tap in enumerate(by_depth(cache, taps), 1):
@@ -114,7 +121,7 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
         depth, right[tap] = _depth(tap, task.X[rows], task.y[rows])
         depths.append(depth)
         progress(Tick("advise", number, len(taps)))
-    chance = max(alone_counts.values()) / len(alone)
+    chance = max(Counter(row.label for row in alone).values()) / len(alone)
     best, similar, why = _similarity(cache, depths, right, chance)
     median = float(np.median(list(counts.values())))
     large = median >= LARGE

@@ -18,7 +18,7 @@ from featcache.errors import NotARun, UsageError
 from featcache.files import raise_if_of_the_system, read_arrays
 from featcache.spec import ImageRow, choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
-from featcache.sweeps.run import LOO, Chosen, predictions_file
+from featcache.sweeps.run import LOO, NOT_JUDGED, Chosen, predictions_file
 
 NUM_RESAMPLES = 10_000
 
@@ -143,7 +143,8 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
         raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
     if lengths != {len(rows)}:
         raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")
-    return rows, Said(cache.labels(rows), **said)
+    judged = np.flatnonzero(said["predicted"] != NOT_JUDGED)
+    return [rows[at] for at in judged], Said(cache.labels(rows), **said)[judged]
 
 
 def _on_val(one: Chosen | Model) -> tuple[list[ImageRow], Said]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from featcache.arrays import Classes, Floats
 from featcache.files import write_arrays
 from featcache.heads.absorb import is_exact
 from featcache.heads.estimators import FAMILIES, family_of
 from featcache.sweeps.fitting import Outcome
 from featcache.sweeps.groups import Planned
 from featcache.sweeps.metrics import METRICS, Said, fit_temperature, score_of, value_of
-from featcache.sweeps.run import Settings, Trial
+from featcache.sweeps.run import NOT_JUDGED, Settings, Trial
 from featcache.sweeps.tasks import Task
 
 
@@ -50,8 +51,8 @@ def judged_trial(task: Task, planned: Planned, outcome: Outcome, asked: Settings
 
 def _judged(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> dict[str, Any]:
     """Return what the images that choose say of a trial."""
-    truth, predicted = task.truth, np.concatenate(outcome.predicted)
-    logits = np.concatenate(outcome.logits) if outcome.logits else None
+    truth = task.truth
+    predicted, logits = _of_choosing(task, outcome)
     temperature = 1.0
     if logits is not None and _needs_temperature(planned.setting.head, outcome.estimator[-1]):
         temperature = fit_temperature(logits, truth)
@@ -68,6 +69,18 @@ def _judged(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> 
         "scores": {one: None if np.isnan(value) else value for one, value in every.items()},
         "fold_scores": () if task.is_split or not task.folds else _by_fold(task, said, asked),
     }
+
+
+def _of_choosing(task: Task, outcome: Outcome) -> tuple[Classes, Floats | None]:
+    """Return the predictions and logits of the images that choose, in the order of `task.choosing`.
+
+    Leaving one out gives predictions of all images; folds give those of the images that choose.
+    """
+    predicted = np.concatenate(outcome.predicted)
+    logits = np.concatenate(outcome.logits) if outcome.logits else None
+    if task.folds:
+        return predicted, logits
+    return predicted[task.choosing], None if logits is None else logits[task.choosing]
 
 
 def _by_fold(task: Task, said: Said, asked: Settings) -> tuple[float, ...]:
@@ -88,10 +101,21 @@ def _converged(classifier: Any) -> bool:
 
 
 def save_predictions(path: Path, trial: Trial, outcome: Outcome, task: Task) -> None:
-    """Write what the trial says of the images that chose, in their order: class and, where it can, its confidence."""
-    order = np.argsort(np.concatenate([choose_on for _, choose_on in task.folds])) if task.folds else slice(None)
-    arrays: dict[str, Any] = {"predicted": np.concatenate(outcome.predicted).astype(np.int32)}
-    if outcome.logits:
-        said = Said.of(task.truth, arrays["predicted"], np.concatenate(outcome.logits) / trial.temperature)
+    """Write the class of each image and, where the head gives it, the confidence, in the order of the images.
+
+    Under cross-validation these are all images of train; the class of those that choose nothing is NOT_JUDGED.
+    """
+    classes, logits = _of_choosing(task, outcome)
+    arrays: dict[str, Any] = {"predicted": classes.astype(np.int32)}
+    if logits is not None:
+        said = Said.of(task.truth, arrays["predicted"], logits / trial.temperature)
         arrays |= {"loss": said.loss, "confidence": said.confidence}
-    write_arrays(path, {name: values[order] for name, values in arrays.items()})
+    if task.is_split:
+        order = np.argsort(task.choosing)
+        write_arrays(path, {name: values[order] for name, values in arrays.items()})
+        return
+    for name, values in arrays.items():
+        of_all = np.full(task.num_train, NOT_JUDGED, values.dtype)
+        of_all[task.choosing] = values
+        arrays[name] = of_all
+    write_arrays(path, arrays)

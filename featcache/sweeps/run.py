@@ -34,6 +34,7 @@ from featcache.sweeps.unseen import judging
 RUN_FORMAT = 3
 WITHOUT_DIGEST = 2  # the format before, which also held what is in files of its own now
 LOO = "loo"
+NOT_JUDGED = -1  # instead of a predicted class, of an image that stays in the training of all folds
 DROPPED = "dropped:"  # how the status of a trial begins that a budget left out
 
 
@@ -124,6 +125,7 @@ class Run:
     images_digest: str = ""  # of the contents and labels of the training and validation images
     planned: int = 0  # trials; with fewer there, the sweep was stopped
     refitted: int | None = None  # the trial whose head was fitted again on train and val
+    unjudged: tuple[str, ...] = ()  # classes without an image that chose, so that scores say nothing about them
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
@@ -243,6 +245,8 @@ class Run:
         path = self.path / "run.json"
         facts = {"format": RUN_FORMAT, **asdict(self)}
         del facts["path"]
+        if not self.unjudged:
+            del facts["unjudged"]  # earlier versions do not know it
         if replaces:
             # Before run.json, which says how far the sweep is: if it is killed in between, it writes both again.
             write_whole(self.path / "trials.csv", _csv(self.trials).encode())
@@ -446,7 +450,7 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
     lists: dict[str, Any] = {name: tuple(asked[name]) for name in ("heads", "taps", "prepare")}
     settings = Settings(**{**asked, **lists})
     trials = tuple(_trial(trial) for trial in facts.pop("trials"))
-    for name in ("classes", "tuned", "test_opened"):
+    for name in ("classes", "tuned", "test_opened", "unjudged"):
         facts[name] = tuple(facts.get(name, ()))
     return Run(path=path, settings=settings, trials=trials, **facts)
 

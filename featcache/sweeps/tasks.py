@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,9 +58,16 @@ class Task:
         return len(self.folds) == 1
 
     @property
+    def choosing(self) -> Classes:
+        """Return the rows that choose, in the order in which they are judged: not all of train, see `_folds`."""
+        if self.folds:
+            return np.concatenate([choose_on for _, choose_on in self.folds])
+        return _in_company(self.y)
+
+    @property
     def truth(self) -> Classes:
-        """Return the classes of the images that choose, in the order in which they are judged."""
-        return np.concatenate([self.y[choose_on] for _, choose_on in self.folds]) if self.folds else self.y
+        """Return the classes of the images that choose, in that order."""
+        return self.y[self.choosing]
 
 
 class Prepared:
@@ -115,16 +123,33 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
             f"Class '{least}' of {cache.path} has no readable image in train. Add images or take the class out"
         )
     needed = 2 if asked.cv == LOO else asked.cv
-    if isinstance(needed, int) and counts[least] < needed:
+    most = max(counts, key=lambda name: counts[name])
+    if isinstance(needed, int) and counts[most] < needed:
         how = "Leaving one out" if asked.cv == LOO else f"--cv {asked.cv}"
         raise TooFewClasses(
-            f"{how} needs {needed} training images of each class; '{least}' has {counts[least]}. Use fewer, or add some"
+            f"{how} needs {needed} training images of a class; the largest, '{most}', has {counts[most]}. Use fewer "
+            "folds, or add some images"
         )
     if asked.cv:
         _check_left_out(cache, train, asked)
     elif len(val) < MIN_SELECT:
         raise _too_few_choose(cache, train, val, asked)
     return train, val
+
+
+def choosing_rows(cache: Cache, train: list[ImageRow], val: list[ImageRow], asked: Settings) -> list[ImageRow]:
+    """Return the images that choose. Raises TooFewClasses if they show fewer than two classes of several folds."""
+    if not asked.cv:
+        return val
+    y = cache.labels(train)
+    chosen_by = [_in_company(y)] if asked.cv == LOO else [choose_on for _, choose_on in _folds(train, y, asked)]
+    rows = [train[at] for at in np.sort(np.concatenate(chosen_by))]
+    if len({row.label for row in rows}) < 2:
+        raise TooFewClasses(
+            f"--cv {asked.cv} needs two classes with training images that can be left out, which others of their class "
+            "are not copies of or in one group with. Add images, or choose on the validation split: leave out --cv"
+        )
+    return rows
 
 
 def _check_left_out(cache: Cache, train: list[ImageRow], asked: Settings) -> None:
@@ -271,19 +296,37 @@ def _standardised_in_place(X: Features, num_train: int) -> tuple[Any, Features]:
 
 
 def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
+    """Return the rows to fit on and to choose on of each fold.
+
+    A head cannot name a class that it never saw. So images of a class that training would lack stay in training, with
+    their group: of a class of one image, in all folds. Such images choose nothing, which `Run.unjudged` tells.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    units = units_of(train)  # what must not stand on both sides: groups, and copies of one image
-    if len(set(units)) == len(units):
-        splitter = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed)
-        return tuple(splitter.split(y, y))
-    grouped = StratifiedGroupKFold(asked.cv, shuffle=True, random_state=asked.seed)
-    folds = tuple(grouped.split(y, y, units))
-    if any(len(np.unique(y[fit_on])) < len(np.unique(y)) for fit_on, _ in folds):
+    names = units_of(train)  # what must not stand on both sides: groups, and copies of one image
+    units = np.unique(names, return_inverse=True)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a class has fewer images than there are folds
+        if len(set(names)) == len(names):
+            splits = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed).split(y, y)
+        else:
+            splits = StratifiedGroupKFold(asked.cv, shuffle=True, random_state=asked.seed).split(y, y, units)
+        folds = []
+        for fit_on, choose_on in splits:
+            unseen = ~np.isin(y[choose_on], y[fit_on])
+            stays = np.isin(units[choose_on], units[choose_on][unseen])
+            folds.append((np.sort(np.concatenate([fit_on, choose_on[stays]])), choose_on[~stays]))
+    if not all(len(choose_on) for _, choose_on in folds):
         raise TooFewClasses(
-            f"--cv {asked.cv}: all groups of some class fall into one fold. Use fewer folds, or the validation split"
+            f"--cv {asked.cv}: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
+            "split"
         )
-    return folds
+    return tuple(folds)
+
+
+def _in_company(y: Classes) -> Classes:
+    """Return the rows whose class has another one, so that a head that never saw the row can name its class."""
+    return np.flatnonzero(np.bincount(y)[y] > 1)
 
 
 def _check(X: Features, rows: Sequence[ImageRow], tap: str) -> None:

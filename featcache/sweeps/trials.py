@@ -32,7 +32,7 @@ from featcache.sweeps.judging import judged_trial, save_predictions, untried
 from featcache.sweeps.metrics import METRICS
 from featcache.sweeps.presets import Preset, preset_of, taps_of
 from featcache.sweeps.run import DROPPED, LOO, Run, Settings, by_depth, few_of, head_file, predictions_file, taps_in
-from featcache.sweeps.tasks import Prepared, Task, images_of, make_task, notes_on_val, part_of
+from featcache.sweeps.tasks import Prepared, Task, choosing_rows, images_of, make_task, notes_on_val, part_of
 from featcache.sweeps.writer import Writer
 
 
@@ -62,7 +62,8 @@ def sweep(
     heads: names of families, each a grid (see `featcache.heads.estimators.FAMILIES`), mlp:1024-512, module:Classifier.
     preset: kornblith, clip, dinov2 or fewshot, which sets what is not given (see `featcache.sweeps.presets`).
     taps: names; "a+b" joins the features of several. prepare: chains of standardise, l2, pca:N, pca:N:whiten, none.
-    cv: folds within train, or "loo" for ridge and knn; without it the stored validation split chooses.
+    cv: folds within train, or "loo" for ridge and knn; without it the stored validation split chooses. Classes of one
+    training image are not judged then: `Run.unjudged`.
     metric: accuracy, balanced_accuracy, macro_f1, log_loss or ece. shots: use at most so many images per class, of
     train and of val alike. budget: seconds; what is not promising on few images is not tried on all. refit: fit the
     winner on train and val in the end, as `RUN@refit`. memory: bytes that features may take, by default a quarter of
@@ -105,7 +106,8 @@ def sweep(
     for note in notes_on_val(cache, asked) if not asked.cv else ():
         progress(Tick("sweep", 0, 0, note))
     plan = planned(asked, todo)
-    with Writer.begun(cache, asked, out, train, val, len(plan), force) as writer:
+    choosing = choosing_rows(cache, train, val, asked)
+    with Writer.begun(cache, asked, out, train, val, choosing, len(plan), force) as writer:
         if writer.run.is_finished:
             progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another -o"))
             return writer.run

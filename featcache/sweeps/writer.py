@@ -62,24 +62,28 @@ class Writer:
         out: str | Path | None,
         train: Sequence[ImageRow],
         val: Sequence[ImageRow],
+        choosing: Sequence[ImageRow],
         planned: int,
         force: bool = False,
     ) -> Iterator[Writer]:
         """Give a writer of a new run, or of the one that was asked the same, stopped or finished.
 
-        force: replace the run in the folder `out` if it was asked something else. Raises UsageError.
+        choosing: the images that choose. force: replace the run in the folder `out` if it was asked something else.
+        Raises UsageError.
         """
+        judged = {row.label for row in choosing}
         fresh = Run(
             path=Path(),
             settings=asked,
             classes=cache.classes,
             fingerprints={tap: cache.taps[tap].fingerprint for tap in single_taps(cache, asked.taps)},
             num_train=len(train),
-            num_select=len(train) if asked.cv else len(val),
+            num_select=len(choosing),
             trials=(),
             images_digest=digest_of_rows([*train, *val], asked.cv),
             seconds=0.0,
             planned=planned,
+            unjudged=tuple(name for name in cache.classes if name not in judged),
         )
         with ExitStack() as held:
             if out is None:

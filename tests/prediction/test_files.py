@@ -73,10 +73,15 @@ def test_a_rejected_image_is_unknown_and_its_nearest_class_stays(tmp_path):
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
-def test_a_spreadsheet_runs_no_cell_as_a_formula(start, tmp_path):
+def test_labels_and_reasons_are_no_formulas_in_a_spreadsheet_and_paths_stay_exact(start, tmp_path):
     evil = f"{start}HYPERLINK(1)"
     written(tmp_path / "p.csv", [Prediction(evil, ((evil, 1.0),), evil, "ok", evil)])
-    assert rows_of(tmp_path / "p.csv")[1] == [f"'{evil}", f"'{evil}", "1.000000", f"'{evil}", "ok", f"'{evil}"]
+    assert rows_of(tmp_path / "p.csv")[1] == [evil, f"'{evil}", "1.000000", f"'{evil}", "ok", f"'{evil}"]
+
+
+def test_labels_that_are_numbers_stay_exact(tmp_path):
+    written(tmp_path / "p.csv", [Prediction("a.png", (("-1", 1.0),), "+2.5"), Prediction("b.png", (("-1+2", 1.0),))])
+    assert [(row[1], row[3]) for row in rows_of(tmp_path / "p.csv")[1:]] == [("-1", "+2.5"), ("'-1+2", "")]
 
 
 @EVERY

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featcache.cache.reader import Cache
-from featcache.errors import TooFewClasses, UsageError
+from featcache.errors import UsageError
 from featcache.sweeps import advise, advising, sweep
 from featcache.sweeps.run import by_depth
 
@@ -118,15 +118,21 @@ def test_layers_stand_in_the_order_of_their_numbers_and_top_is_last(toy, tmp_pat
     assert names == ["stem_relu", "block_2_add", "block_10_add", "top"]
 
 
-def test_a_class_of_one_image_is_refused(hard, tmp_path):
+def test_a_class_of_one_image_is_left_out_of_the_numbers_and_said_to_be(hard, tmp_path):
     def rare(file):
         labels, splits = file["images/label"][()], file["images/split"][()]
         at = [number for number, one in enumerate(labels) if one == b"red" and splits[number] == b"train"]
         splits[at[1:]] = b"test"
         rewrite(file["images"], "split", splits)
 
-    with pytest.raises(TooFewClasses, match="Leaving one out needs 2 training images of each class; 'red' has 1"):
-        advise(edited(hard, tmp_path / "rare.h5", rare))
+    found = advise(edited(hard, tmp_path / "rare.h5", rare))
+    assert (found.classes, found.least) == (3, 1)
+    hits = found.curve[0].left_out * (found.images - 1)
+    assert hits == pytest.approx(round(hits))
+    assert found.why[-1] == (
+        "1 of 3 classes have too few training images to leave one out, such as 'red', so these numbers are about the "
+        "others"
+    )
 
 
 def test_a_cache_without_vectors_is_refused(toy, monkeypatch):

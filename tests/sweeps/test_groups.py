@@ -54,5 +54,7 @@ def test_advice_leaves_out_one_image_of_each_group(grouped, tmp_path):
     hits = depth.left_out * 12  # twelve units: four pairs of plants in each class
     assert hits == pytest.approx(round(hits))
     classes = extract(grouped, PIXELS, out=tmp_path / "k.h5", group_from=r"regex:^[a-z]+", split="100/0/0")
-    with pytest.raises(TooFewClasses, match=r"2 training images of each class that are in different groups .* has 1"):
+    with pytest.raises(
+        TooFewClasses, match=r"two classes with 2 training images each that are in different groups .* has 1"
+    ):
         advise(classes)
