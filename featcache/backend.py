@@ -6,10 +6,12 @@ featcache never reads from there.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from featcache.errors import EnvironmentFault
@@ -17,6 +19,9 @@ from featcache.errors import EnvironmentFault
 # GPUs would compute float32 in TF32, with 10 bits of mantissa, without a word: cuBLAS and cuDNN, and JAX
 TRUE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
+# Keras has others, which only infer: featcache trains on what it runs
+BACKENDS = ("tensorflow", "jax", "torch")
+_NEEDED = f"featcache runs on {', '.join(BACKENDS)}"
 
 # Settings of keras.json that change features without changing weights: floatx and epsilon the numbers,
 # image_data_format the axes
@@ -34,18 +39,63 @@ def keras_home() -> Path:
     return Path(home)
 
 
+def keras_backend() -> str:
+    """Return the name of the backend that Keras will run on."""
+    return _backend_setting()[0]
+
+
+def _backend_setting() -> tuple[str, str]:
+    """Return the name of Keras' backend and where it is set, as Keras itself looks it up."""
+    if backend := os.environ.get("KERAS_BACKEND"):
+        return backend, "KERAS_BACKEND"
+    file = keras_home() / "keras.json"
+    try:
+        return str(json.loads(file.read_text())["backend"]), str(file)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow", "default"
+
+
+def installed_backends() -> list[str]:
+    """Return the backends that featcache can run on and that are installed; imports none of them."""
+    return [name for name in BACKENDS if find_spec(name)]
+
+
 def start_keras() -> None:
     """Import Keras; if TF_CPP_MIN_LOG_LEVEL asks for silence (2 or more), with stderr closed meanwhile.
 
-    An import that fails still raises, so nothing that matters is lost. Raises EnvironmentFault if Keras is set to
-    compute something else than its defaults.
+    Call it before anything else of featcache imports Keras. Raises EnvironmentFault if Keras is set to a backend that
+    is not there, or to compute something else than its defaults.
     """
+    # Also where the user has imported Keras before: libraries of GPUs read these at their first computation.
+    for name, value in TRUE_FLOAT32.items():
+        os.environ.setdefault(name, value)
     if "keras" not in sys.modules:
-        for name, value in TRUE_FLOAT32.items():
-            os.environ.setdefault(name, value)
+        _import_keras()
+    elif (backend := sys.modules["keras"].backend.backend()) not in BACKENDS:
+        raise EnvironmentFault(_other_backend(backend, "imported before featcache", _NEEDED))
+    _check_settings()
+
+
+def _import_keras() -> None:
+    backend, place = _backend_setting()
+    if backend not in BACKENDS:
+        raise EnvironmentFault(_other_backend(backend, place, _NEEDED))
+    try:
         with _settings_from(keras_home()), quietly():
             import keras  # noqa: F401
-    _check_settings()
+    except Exception as error:  # a library that is missing or broken raises what it likes
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise EnvironmentFault(_other_backend(backend, place, reason)) from error
+
+
+def _other_backend(backend: str, place: str, reason: str) -> str:
+    """Return the line for a backend that cannot be used: where it is set, and which could be used instead."""
+    others = [name for name in installed_backends() if name != backend]
+    cures = [f"Run on {name}, which is installed: KERAS_BACKEND={name} featcache .." for name in others[:1]]
+    if backend in BACKENDS:
+        is_missing = find_spec(backend) is None
+        cures.append(f"pip install {backend}" if is_missing else f"pip install --force-reinstall keras {backend}")
+    return f"Keras is set to the backend {backend} ({place}), which cannot be used: {reason}. {', or '.join(cures)}"
 
 
 @contextmanager

@@ -105,6 +105,7 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     is_saved = spec.origin == "file" and saved.is_saved(Path(spec.weights))
     if is_saved and precision != "float32":
         raise UsageError(f"'{spec.name}' is a SavedModel, which computes as it was saved; got --precision {precision}")
+    start_keras()
     with computing_in(precision), _unchanged_source(spec, size) as source:
         model = own.load(spec, size, trust)
     if model.inputs[0].shape[1] not in (None, size):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from featcache.backbones.weights import keras_backend
-from featcache.backend import start_keras
+from featcache.backend import keras_backend, start_keras
 from featcache.errors import EnvironmentFault
 from featcache.spec import choose
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
-from featcache.backend import keras_home
+from featcache.backend import keras_backend, keras_home
 from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import file_digest, raise_if_of_the_system
 from featcache.spec import BackboneSpec
@@ -30,16 +30,6 @@ _HEAD = 52  # bytes that hold its superblock, and less than any HDF5 file with s
 _END_AT = {0: 40, 1: 44, 2: 28, 3: 28}  # where it says how long the file is, by its version
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _NO_DOWNLOAD, _NO_HASH, _DOWNLOADING = "URL fetch failure", "Incomplete or corrupted file", "Downloading data"  # Keras
-
-
-def keras_backend() -> str:
-    """Return the name of the backend that Keras will run on."""
-    if backend := os.environ.get("KERAS_BACKEND"):
-        return backend
-    try:
-        return str(json.loads((keras_home() / "keras.json").read_text())["backend"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "tensorflow"
 
 
 def file_of(spec: BackboneSpec, size: int) -> Path | None:

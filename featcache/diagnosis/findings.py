@@ -14,7 +14,7 @@ LITTLE_DISK = 1e9  # bytes; ImageNet weights take 4 MB to 1.4 GB
 LITTLE_MEMORY = 2e9  # TensorFlow alone takes 0.6
 MUCH_SWAP = 0.1  # of the memory
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # modules that are called otherwise than their package
-GPU_BUILDS = {
+GPU_BUILDS = {  # of every backend that featcache runs on
     "tensorflow": "pip install 'tensorflow[and-cuda]'",
     "jax": "pip install 'jax[cuda12]'",
     "torch": "install a CUDA build of PyTorch, see pytorch.org",
@@ -54,9 +54,14 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 def _keras(facts: Facts) -> Iterator[Finding]:
     faults, backend = facts["faults"], facts.get("backend", "tensorflow")
     if fault := faults.get("keras"):
-        do = f"pip install --force-reinstall keras {backend}, or run on another backend: KERAS_BACKEND=jax or torch"
+        do = f"pip install --force-reinstall keras {backend}"
+        if backend not in GPU_BUILDS:
+            do = f"set KERAS_BACKEND to {' or '.join(GPU_BUILDS)}"
         if "SIGILL" in fault:
-            do = f"this build of {backend} takes a processor with AVX: use another machine, or KERAS_BACKEND=torch"
+            do = f"this build of {backend} takes a processor with AVX: use another machine"
+        others = [name for name in GPU_BUILDS if facts["versions"].get(name) and name != backend]
+        if others:
+            do = f"run on {others[0]}, which is installed: KERAS_BACKEND={others[0]} featcache ..; or {do}"
         yield Finding("broken", f"Keras on {backend} does not start: {fault}", do)
     elif fault := faults.get("speed"):
         yield Finding(
@@ -71,7 +76,7 @@ def _gpus(facts: Facts) -> Iterator[Finding]:
     if not keras or not facts["gpus"] or any(name.startswith("gpu") for name in keras["devices"]):
         return
     hidden = facts["settings"].get("CUDA_VISIBLE_DEVICES")
-    do = GPU_BUILDS.get(keras["backend"], "use a backend that computes on GPUs: KERAS_BACKEND=jax")
+    do = GPU_BUILDS[keras["backend"]]
     if hidden is not None and not hidden.strip("-1 "):
         do = "unset CUDA_VISIBLE_DEVICES, which hides it"
     yield Finding("slow", f"There is a GPU ({facts['gpus'][0]}), but {keras['backend']} sees none", do)

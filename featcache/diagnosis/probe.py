@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from featcache.errors import EnvironmentFault
+
 NEEDED = ("numpy", "scipy", "sklearn", "joblib", "PIL", "h5py")  # and Keras, which comes last
 BATCH, TIMING_S = 16, 1.0
 NETWORK = "mobilenet_v2"  # what the speed is measured with: random weights are as fast as others
@@ -30,7 +32,7 @@ def main(names: list[str]) -> None:
         try:
             found["facts"] = SECTIONS[name]()
         except BaseException as error:  # whatever a broken library raises
-            found["fault"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            found["fault"] = _reason(error.__cause__ if isinstance(error, EnvironmentFault) and error.__cause__ else error)
         out.write(json.dumps(found) + "\n")
         out.flush()
 
@@ -44,8 +46,12 @@ def _fault(name: str) -> str | None:
     try:
         import_module(name)
     except BaseException as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return _reason(error)
     return None
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def hdf5() -> str:
@@ -78,7 +84,7 @@ def weights() -> list[dict[str, Any]]:
 
 def backend() -> str:
     """Return the name of the backend that Keras will run on, whether or not it does."""
-    from featcache.backbones.weights import keras_backend
+    from featcache.backend import keras_backend
 
     return keras_backend()
 
@@ -86,8 +92,7 @@ def backend() -> str:
 def keras() -> dict[str, Any]:
     """Return the version of Keras, its backend, and the devices that it sees."""
     from featcache.backbones.devices import listed_devices
-    from featcache.backbones.weights import keras_backend
-    from featcache.backend import start_keras
+    from featcache.backend import keras_backend, start_keras
 
     start_keras()
     return {

@@ -13,8 +13,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.assembly.modelfile import kind_of, read_facts
-from featcache.backbones.weights import keras_backend
-from featcache.backend import quietly, start_keras
+from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
 from featcache.exporting.formats import FORMATS, Format
 from featcache.exporting.gates import Gate, judged

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from featcache.arrays import Features, Pixels
-from featcache.backbones import weights
 from featcache.backbones.build import Backbone, copied, feature_model
 from featcache.backbones.devices import USUAL, devices, on_cpu, on_device
 from featcache.backbones.lineage import IMAGE_ROLE, Role
+from featcache.backend import keras_backend
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
@@ -72,7 +72,7 @@ class KerasEngine(Batched):
     """The backbone in Keras, on whichever backend Keras runs, on one of `devices`."""
 
     def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, device: str = USUAL) -> None:
-        super().__init__(f"keras {version('keras')} {weights.keras_backend()}", batch)
+        super().__init__(f"keras {version('keras')} {keras_backend()}", batch)
         self._device = device
         with on_device(device):
             self._model = feature_model(backbone, list(taps))

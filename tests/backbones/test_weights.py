@@ -356,14 +356,3 @@ def test_the_embedded_weights_come_with_the_package(monkeypatch):
     spec = BackboneSpec("glyphnet", weights="embedded")
     assert weights.source(spec, 32).startswith("sha256 ")
     assert weights.file_of(spec, 32).stat().st_size < 2_000_000
-
-
-@pytest.mark.parametrize(
-    ("text", "backend"),
-    [('{"backend": "jax"}', "jax"), (None, "tensorflow"), ("broken", "tensorflow"), ("[]", "tensorflow")],
-)
-def test_the_backend_is_the_one_that_keras_will_take(home, monkeypatch, text, backend):
-    monkeypatch.delenv("KERAS_BACKEND", raising=False)
-    if text is not None:
-        (home / "keras.json").write_text(text)
-    assert weights.keras_backend() == backend

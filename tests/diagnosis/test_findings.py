@@ -36,6 +36,7 @@ def facts(**changed):
     disk = DISK | changed.pop("disk", {})
     there = {
         "missing": [],
+        "versions": {"tensorflow": "2.21", "jax": None, "torch": None},
         "packages": {"numpy": None, "h5py": None},
         "extras": {"openvino": {"installed": True, "install": "pip install 'featcache[openvino]'"}},
         "settings": {},
@@ -66,7 +67,7 @@ GPU = ["H200, 143771 MiB, 570"]
             {"faults": {"keras": "ImportError: no"}, "keras": None},
             "broken",
             "does not start: ImportError",
-            "KERAS_BACKEND",
+            "pip install --force-reinstall keras tensorflow",
         ),
         ({"faults": {"keras": "ended by SIGILL"}, "keras": None}, "broken", "SIGILL", "a processor with AVX"),
         ({"faults": {"hdf5": "OSError: x"}}, "broken", "HDF5 cannot be used: OSError", "pip install"),
@@ -119,6 +120,25 @@ def test_a_keras_that_does_not_start_is_told_once():
     asked = facts(faults={"keras": "ImportError: no", "speed": "ImportError: no"})
     del asked["keras"]
     assert ["does not start" in one.what for one in findings_of(asked)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("backend", "versions", "do"),
+    [
+        (
+            "torch",
+            {"tensorflow": "2.21"},
+            "run on tensorflow, which is installed: KERAS_BACKEND=tensorflow featcache ..; "
+            "or pip install --force-reinstall keras torch",
+        ),
+        ("torch", {}, "pip install --force-reinstall keras torch"),
+        ("theano", {}, "set KERAS_BACKEND to tensorflow or jax or torch"),
+    ],
+)
+def test_only_a_backend_that_is_installed_is_advised(backend, versions, do):
+    asked = facts(faults={"keras": "ImportError: no"}, backend=backend, versions=versions)
+    del asked["keras"]
+    assert [one.do for one in findings_of(asked)] == [do]
 
 
 def test_what_is_broken_comes_first():
