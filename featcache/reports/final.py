@@ -81,7 +81,8 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
     In the run of each head, and beside the cache, lies a record before the first score is computed, so that a kill
     after somebody saw a score cannot lose it. Afterwards it holds the scores, too. If the block fails nobody saw
     any, and the record is withdrawn. Several heads in one block are one look at the data set. Where nothing can be
-    written beside the cache the record says so. Other splits leave no trace. Raises DiskFault if a run cannot be written, DataError without test images.
+    written beside the cache the record says so. Other splits leave no trace.
+    Raises DiskFault if a run cannot be written, DataError without test images.
     """
     scores: dict[str, Score] = {}
     looks: dict[Path, dict[str, Any]] = {}
