@@ -30,6 +30,7 @@ from featcache_cli.app import main as featcache
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "remove", "os.rmdir": "rmdir", "os.link": "link"}
 LONGEST_S = 300
+NOT_BEFORE_A_FORK = {"__main__", "onnxruntime", "tf2onnx"}  # its threads are not there after a fork, and waited for
 OLD = time.time() - 1000  # an index remembers no image that was written just now
 
 
@@ -166,7 +167,7 @@ class Place:
     def import_all(self) -> None:
         """Import what the last command had imported, so that the next ones start at once."""
         for name in (self.root / "modules").read_text().splitlines():
-            if name not in sys.modules and name != "__main__":
+            if name not in sys.modules and name.partition(".")[0] not in NOT_BEFORE_A_FORK:
                 with suppress(Exception):
                     import_module(name)
         gc.freeze()  # else every fork looks at, and so copies, all of that once more when it ends
