@@ -131,3 +131,18 @@ def test_labels_of_a_named_column_reach_scan_and_extract(cli, photos, tmp_path):
     assert document(cli, manifest, "--label-column", "Id")["classes"] == {"a": 2, "b": 2}
     options = ["--path-column", "Image", "--label-column", "Id", "-b", "pixels:size=8", "-o", tmp_path / "c.h5"]
     assert "Next: featcache sweep" in cli("extract", manifest, *options).out
+
+
+def test_sweeps_and_reports_name_the_classes_that_are_not_judged(cli, photos, tmp_path):
+    (photos / "rare").mkdir()
+    (photos / "rare" / "1.png").write_bytes((photos / "red/000.png").read_bytes() + b"x")
+    cache, run = tmp_path / "c.h5", tmp_path / "run"
+    assert cli("extract", photos, "-b", "pixels:size=8", "-o", cache, "-q").code == 0
+    for options in (["--cv", "3"], []):
+        swept = cli("sweep", cache, "--heads", "ridge", *options, "-o", run, "--force", "--json", "-q")
+        assert json.loads(swept.out)["unjudged"] == ["rare"], swept.err
+    for command in (["show", run], ["report", run]):
+        assert json.loads(cli(*command, "--json").out)["unjudged"] == ["rare"]
+        assert "1 of 4 classes have no validation image and are not judged: rare." in " ".join(
+            cli(*command).out.split()
+        )
