@@ -28,6 +28,16 @@ IDENTITY = "identity"  # the view that changes nothing
 
 DECODE_VERSION = "pillow/1"  # raise when the same bytes would give other pixels: every cached row then misses
 DRAFT_VERSION = "pillow/1 draft"  # the same, with JPEGs decoded at reduced scale where the size allows it
+ALL_BITS = 16  # of a channel of a 16-bit image: white is 65535 unless `bits` says another
+
+
+def with_bits(decode: str, bits: int) -> str:
+    """Return the decoder that takes 2**bits - 1 for the white of 16-bit images.
+
+    >>> with_bits(DECODE_VERSION, 12), with_bits(DECODE_VERSION, 16)
+    ('pillow/1 bits=12', 'pillow/1')
+    """
+    return decode if bits == ALL_BITS else f"{decode} bits={bits}"
 
 
 class ImageRow(NamedTuple):
@@ -127,7 +137,20 @@ class Preprocess:
     size: int  # pixels; images become size x size
     resize: Resize = "stretch"
     mode: Mode = "tf"
-    decode: str = DECODE_VERSION  # or DRAFT_VERSION
+    decode: str = DECODE_VERSION  # or DRAFT_VERSION; behind either " bits=12", where the white of 16-bit images is 4095
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether JPEGs are decoded at reduced scale."""
+        return "draft" in self.decode.split()
+
+    @property
+    def bits(self) -> int:
+        """How many bits of a 16-bit channel hold the image: white is 2**bits - 1."""
+        for word in self.decode.split():
+            if word.startswith("bits="):
+                return int(word.removeprefix("bits="))
+        return ALL_BITS
 
 
 @dataclass(frozen=True)

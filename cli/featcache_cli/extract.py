@@ -52,6 +52,10 @@ def command(
     decode: Annotated[
         str, typer.Option("--decode", help="exact, or draft: large JPEGs at reduced scale, which is faster.")
     ] = "exact",
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", help="Of 16-bit images, how many are in use: 12 where 4095 is white. [default: 16]"),
+    ] = None,
     batch: Annotated[str, typer.Option("--batch", help="Images through the backbone at once, or auto.")] = "auto",
     layout: Annotated[
         str | None, typer.Option("--layout", help="file: one CACHE.h5; parts: a folder. [default: file]")
@@ -94,11 +98,13 @@ def forecast(expected: Estimate) -> str:
     """Return the estimate as a person reads it."""
     from featcache.reports.text import printable
 
-    return (
+    lines = [
         f"{expected.images} images: {expected.hits} cached, {expected.missing} to compute in about "
-        f"{expected.seconds:.0f} s.\n{printable(expected.cache)} would grow by {expected.bytes / 1e6:.1f} MB; "
-        f"its disk has {expected.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(expected.taps)}"
-    )
+        f"{expected.seconds:.0f} s.",
+        f"{printable(expected.cache)} would grow by {expected.bytes / 1e6:.1f} MB; "
+        f"its disk has {expected.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(expected.taps)}",
+    ]
+    return "\n".join([*lines, *(f"{note}." for note in expected.notes)])
 
 
 def document(done: Extracted) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def document(done: Extracted) -> dict[str, Any]:
         "without_label": list(done.stray),
         "groups": asdict(done.groups),
         "remarks": list(done.remarks),
+        "notes": list(done.notes),
         "taps": [
             {"tap": one.tap, "width": one.width, "precision": one.precision, "engine": one.engine} for one in done.taps
         ],
@@ -127,7 +134,7 @@ def name_failures(done: Extracted) -> None:
 
     for one in done.failed:
         say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
-    for remark in done.remarks:
+    for remark in (*done.remarks, *done.notes):
         say(printable(remark))
 
 

@@ -90,6 +90,7 @@ def document(found: Images) -> dict[str, Any]:
         "crossing": found.crossing,
         "groups": asdict(found.groups),
         "remarks": list(found.remarks),
+        "notes": found.notes,
         "gaps": found.gaps,
         "one_image": found.singles,
         "without_label": list(found.stray),
@@ -120,6 +121,7 @@ def text(found: Images) -> str:
         lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
     lines.append(f"{len(found.unreadable)} unreadable" + (":" if found.unreadable else "."))
     lines += [f"  {printable(one.path)}: {one.status}, {printable(one.reason)}" for one in found.unreadable]
+    lines += [f"{note}." for note in found.notes]
     lines.append(f"{len(found.duplicates)} images are there more than once" + (":" if found.duplicates else "."))
     lines += [f"  {'  '.join(map(printable, same))}" for same in found.duplicates]
     if found.crossing:

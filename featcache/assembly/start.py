@@ -188,3 +188,9 @@ def _require_one_size(taps: Sequence[Tap]) -> None:
         raise UsageError(
             f"One model takes images of one size, but tap {said}. Extract both at one: featcache extract --size"
         )
+    bits = {tap.preprocess.bits: tap.name for tap in taps}
+    if len(bits) > 1:
+        said = " and ".join(f"'{name}' takes {number} bits" for number, name in bits.items())
+        raise UsageError(
+            f"One model takes 16-bit images of one range, but tap {said}. Extract both at one: featcache extract --bits"
+        )

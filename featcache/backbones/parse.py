@@ -12,8 +12,8 @@ from featcache.backbones.build import check_size
 from featcache.backbones.registry import Entry, get
 from featcache.errors import UsageError
 from featcache.spec import (
+    ALL_BITS,
     DECODE_VERSION,
-    DRAFT_VERSION,
     IDENTITY,
     BackboneSpec,
     Dtype,
@@ -89,7 +89,8 @@ class Request:
             str(self.pooling): self.pooling != default_pooling(self.spec.name),
             str(self.precision): self.precision != "float32",
             f"stored={self.dtype}": self.dtype != "float32",
-            "draft": self.preprocess.decode == DRAFT_VERSION,
+            "draft": self.preprocess.is_draft,
+            f"bits={self.preprocess.bits}": self.preprocess.bits != ALL_BITS,
         }
         return "".join(f":{part}" for part, is_unusual in said.items() if is_unusual)
 

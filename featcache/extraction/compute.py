@@ -81,10 +81,13 @@ class Findings:
     digests: dict[str, str]  # {path: digest as decoded}; a file may change after the scan
     bad: dict[str, Failure]  # {digest: why such bytes give no row}
     unread: dict[str, Failure]  # {path: why its bytes cannot be had}
+    kinds: dict[str, frozenset[str]] = field(default_factory=dict)  # {path: kinds} of images that are of any
     computed: int = 0  # images that went through a backbone, once for each backbone
 
     def usable(self, one: Decoded) -> bool:
         """Note what became of an image; tell whether it has pixels."""
+        if one.kinds:
+            self.kinds[one.row.path] = one.kinds
         if not isinstance(one.pixels, Failure):
             if self.digests[one.row.path] != one.row.digest:  # else the text that is there stays: memory
                 self.digests[one.row.path] = one.row.digest

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -51,10 +52,12 @@ from featcache.files import remove
 from featcache.images.decode import parse_views
 from featcache.images.groups import Groups
 from featcache.images.index import is_index
+from featcache.images.kinds import notes
 from featcache.images.manifest import Images, scan
 from featcache.outputs import Kind, check_output, check_unread
 from featcache.plan import Plan, make_plan
 from featcache.spec import (
+    ALL_BITS,
     DECODE_VERSION,
     DRAFT_VERSION,
     Failure,
@@ -67,11 +70,13 @@ from featcache.spec import (
     Tick,
     canonical_json,
     silent,
+    with_bits,
 )
 from featcache.spec import choose as one_of
 
 ENGINES = ("auto", "keras", "openvino")
 DECODERS = {"exact": DECODE_VERSION, "draft": DRAFT_VERSION}
+LEAST_BITS = 8
 LAYOUTS = ("file", "parts")
 TIMED_BATCHES = 2
 MAX_ROUNDS = 3
@@ -89,6 +94,7 @@ class Options:
     pool: str | None = None
     resize: str = "stretch"
     decode: str = "exact"
+    bits: int | None = None
     views: str = "1"
     precision: str = "float32"
     dtype: str = "float32"
@@ -117,11 +123,19 @@ class Options:
             resize=self.resize,
             precision=self.precision,
             dtype=self.dtype,
-            decode=DECODERS[one_of("--decode", self.decode, DECODERS)],
+            decode=with_bits(DECODERS[one_of("--decode", self.decode, DECODERS)], self._num_bits),
             views=parse_views(self.views),
             trust=self.trust,
         )
         return list(dict.fromkeys(_plain_pixels(one) for one in found))
+
+    @property
+    def _num_bits(self) -> int:
+        """Return how many bits of 16-bit images are in use. Raises UsageError."""
+        bits = ALL_BITS if self.bits is None else self.bits
+        if bits not in range(LEAST_BITS, ALL_BITS + 1):
+            raise UsageError(f"--bits takes a whole number from {LEAST_BITS} to {ALL_BITS}; got {bits!r}")
+        return int(bits)
 
     @property
     def batch_size(self) -> int | None:
@@ -157,6 +171,7 @@ class Extracted:
     stray: tuple[str, ...]  # images beside the class folders: no label, left out
     groups: Groups
     remarks: tuple[str, ...]  # on groups, tables and splits that are not what one may expect
+    notes: tuple[str, ...] = ()  # on kinds of images that were decoded and may not look as they are meant to
 
     @property
     def images_per_s(self) -> float:
@@ -179,6 +194,7 @@ class Estimate:
     free_bytes: int  # on the disk of the cache
     seconds: float  # of computing, from two batches of the missing images
     taps: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # as of Extracted, on the images that were timed
 
 
 def extract(
@@ -192,6 +208,7 @@ def extract(
     pool: str | None = None,
     resize: str = "stretch",
     decode: str = "exact",
+    bits: int | None = None,
     views: str = "1",
     precision: str = "float32",
     dtype: str = "float32",
@@ -217,7 +234,8 @@ def extract(
     "package.module:function"; trust: run the code that such a file carries. tap: layers, "top" for the last, "auto" for
     one per block, of your own model also by place (-2) or by the end of a name. weights: "imagenet",
     "none" (random) or a file. pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.
-    decode: exact, or draft (large JPEGs at reduced scale, faster). views: "1", "flip", a number or names: fixed
+    decode: exact, or draft (large JPEGs at reduced scale, faster). bits: how many bits of 16-bit images are in use
+    (12: white is 4095, and all above it); None or 16 for all. views: "1", "flip", a number or names: fixed
     augmentations, each a tap of its own. precision: of the forward pass; dtype: of what is stored. engine: auto,
     keras or openvino. device: "auto" (all GPUs there are), cpu, gpu or names: "gpu:0,gpu:1". batch: "auto" or images at
     once on each. layout: "file", or "parts" for a folder.
@@ -407,6 +425,7 @@ class Job:
             stray=self.images.stray,
             groups=self.images.groups,
             remarks=(*self.images.remarks, *apart(self.images)),
+            notes=self._notes(),
         )
 
     def estimate(self) -> Estimate:
@@ -423,7 +442,13 @@ class Job:
             free_bytes=_free_bytes(self.out),
             seconds=sum(timings),
             taps=tuple(tap.name for tap in self.taps.values()),
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """Return what to say of the images that were decoded."""
+        counts = Counter(kind for kinds in self.found.kinds.values() for kind in kinds)
+        return tuple(notes(counts, len(self.images.rows), self.wanted[0].preprocess.bits))
 
     def _wait(self) -> None:
         self.progress(Tick("wait", 0, 0, f"Another extraction is at work on {self.out}; waiting for it to end"))

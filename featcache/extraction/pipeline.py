@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from featcache.arrays import Pixels
-from featcache.images.decode import Undecodable, decode_views
+from featcache.images.decode import Undecodable, decode_picture
 from featcache.images.sources import Source
 from featcache.spec import IDENTITY, Failure, ImageRow, Preprocess
 
@@ -27,6 +27,7 @@ class Decoded:
     row: ImageRow
     pixels: Pixels | Failure  # of the first view
     others: tuple[Pixels, ...] = ()  # of the other views
+    kinds: frozenset[str] = frozenset()  # what of it is shown otherwise than it may be meant: see `images.kinds`
 
 
 class Decoder:
@@ -102,7 +103,7 @@ def read_one(source: Source, row: ImageRow, preprocess: Preprocess, views: Seque
     try:
         data = source.read(row.path)
         digest = hashlib.sha256(data).hexdigest()
-        pixels, *others = decode_views(data, preprocess, views, digest)
+        (pixels, *others), kinds = decode_picture(data, preprocess, views, digest)
     except Undecodable as error:
         return Decoded(row._replace(digest=digest), Failure(row.path, digest, error.status, error.reason))
-    return Decoded(row._replace(digest=digest), pixels, tuple(others))
+    return Decoded(row._replace(digest=digest), pixels, tuple(others), kinds)

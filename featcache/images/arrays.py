@@ -32,6 +32,12 @@ HEADERS: dict[tuple[int, int], Callable[[Any], Header]] = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 PAIRS = (("x", "y"), ("X", "y"), ("images", "labels"))
+# What makes uint8 or uint16 of other kinds of numbers, without a value that wraps round
+_INTEGERS = (
+    "x.astype('uint8') if all are 0 to 255; x.astype('uint16') if all are 0 to 65535 (extract with bits=12 if 4095 is "
+    "white); else scale them: np.interp(x, (x.min(), x.max()), (0, 255)).astype('uint8')"
+)
+CURES = {"f": "(x * 255).astype('uint8') if they are 0 to 1", "i": _INTEGERS, "u": _INTEGERS, "b": "x * np.uint8(255)"}
 KEYS = "x_train, y_train, x_val, y_val, x_test, y_test; or x, y; or images, labels"
 
 
@@ -225,7 +231,7 @@ def _check(stack: Stack | Stored, where: str) -> None:
     """Raise DataError, saying what to do, if these are no images as they are."""
     shape, dtype = stack.shape, stack.dtype
     if dtype.kind != "u" or dtype.itemsize > 2:
-        cure = "(x * 255).astype('uint8') if they are 0 to 1" if dtype.kind == "f" else "x.astype('uint8')"
+        cure = CURES.get(dtype.kind, "they are no numbers of pixels")
         raise DataError(f"{where} holds {dtype}, images are uint8 or uint16, 0 being black. Convert them: {cure}")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape[1:]:
         first = len(shape) == 4 and shape[1] in (1, 3)

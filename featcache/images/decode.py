@@ -2,33 +2,50 @@
 
 Pillow decodes and resizes (bilinear, antialiased). EXIF orientation is applied, 16 bit is scaled rather
 than clipped, transparency is laid on white, of an animation the first frame is taken. Whatever cannot be
-decoded raises Undecodable with a status and a reason; no file makes anything else happen.
+decoded, or Pillow would decode to another picture, raises Undecodable with a status and a reason; no file makes
+anything else happen. What is shown otherwise than it may be meant is noted by kind (`kinds`).
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from math import ceil
 from threading import Lock
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2, TiffImageFile
 
 from featcache.arrays import Pixels
 from featcache.images.augment import augmented
+from featcache.images.depth import (
+    Values,
+    eight_bit,
+    is_plain_ppm,
+    is_sixteen_bit,
+    note_colours,
+    ppm_values,
+    read_low_bytes,
+    scaled_colours,
+)
+from featcache.images.kinds import ALPHA_TIFF, BANDS, FRAMES, PAGES, TRANSPARENT
 from featcache.images.views import Frame, frame_of, parse_views
-from featcache.spec import DRAFT_VERSION, IDENTITY, Preprocess
+from featcache.spec import ALL_BITS, DRAFT_VERSION, IDENTITY, Preprocess
 
 __all__ = [
     "MAX_PIXELS",
+    "Picture",
     "Undecodable",
-    "checked_size",
+    "check_image",
     "decode",
+    "decode_picture",
     "decode_views",
     "parse_views",
     "thumbnail",
@@ -41,6 +58,13 @@ LARGE_PIXELS = 2**25  # 100 MB as RGB
 # on one thread (flowers17, MobileNetV2: cosine of the features .998, accuracy .936 for .935).
 DRAFT_GAP = 1.0
 _ONE_LARGE = Lock()
+# Tags of TIFF
+SUBFILE, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES, PLANES, NUMBER_FORMAT = 254, 258, 262, 277, 284, 339
+NUMBER_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+SAVE_PLANES = "save it interleaved (GDAL: INTERLEAVE=PIXEL) or compressed"
+REDUCED_OR_MASK = 1 | 4  # of SUBFILE: such a page belongs to the picture of another
+MOST_PAGES = 64  # that are looked at
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 
 # Pillow would also open EPS, and hand it to Ghostscript, which runs it as a program
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "HEIF")
@@ -54,6 +78,8 @@ with suppress(ImportError):  # featcache[heif]
 # warns as well, without saying which.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# What Pillow logs of files that it does not read would go to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class Undecodable(Exception):
@@ -63,6 +89,13 @@ class Undecodable(Exception):
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+
+
+class Picture(NamedTuple):
+    """The pixels of each view of an image, and the kinds (`kinds`) that it is of."""
+
+    views: list[Pixels]  # (size, size, 3) uint8
+    kinds: frozenset[str]
 
 
 def decode(data: bytes, preprocess: Preprocess) -> Pixels:
@@ -76,20 +109,26 @@ def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], dige
     The image is decoded once; a draft once for each crop, since the scale that is enough for it is its own.
     digest: SHA-256 of `data`, which decides what the crops show.
     """
+    return decode_picture(data, preprocess, views, digest).views
+
+
+def decode_picture(data: bytes, preprocess: Preprocess, views: Sequence[str], digest: str) -> Picture:
+    """Return what `decode_views` returns, with the kinds of the image. Raises Undecodable."""
     frames = [frame_of(view, digest) for view in views]
     parts = list({frame[:4]: frame for frame in frames}.values())
-    together = [[part] for part in parts] if preprocess.decode == DRAFT_VERSION else [parts]
-    shown = {part[:4]: pixels for some in together for part, pixels in _shown(data, preprocess, some)}
+    together = [[part] for part in parts] if preprocess.is_draft else [parts]
+    kinds: set[str] = set()
+    shown = {part[:4]: pixels for some in together for part, pixels in _shown(data, preprocess, some, kinds)}
     cut = [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
-    return [augmented(pixels, view, digest) for pixels, view in zip(cut, views, strict=True)]
+    return Picture([augmented(pixels, view, digest) for pixels, view in zip(cut, views, strict=True)], frozenset(kinds))
 
 
-def _shown(data: bytes, preprocess: Preprocess, frames: Sequence[Frame]) -> list[tuple[Frame, Pixels]]:
+def _shown(data: bytes, preprocess: Preprocess, frames: Sequence[Frame], kinds: set[str]) -> list[tuple[Frame, Pixels]]:
     image = _opened(data)
-    if preprocess.decode == DRAFT_VERSION:
+    if preprocess.is_draft:
         _draft(image, preprocess, frames[0])
     with _room_for(image), _undecodable():
-        upright = _loaded(image)
+        upright = _loaded(image, data, preprocess.bits, kinds)
         return [(frame, np.asarray(_resized(_cut(upright, frame), preprocess))) for frame in frames]
 
 
@@ -97,41 +136,42 @@ def upright_rgb(data: bytes) -> Image.Image:
     """Return the whole image, upright and in RGB. Raises Undecodable."""
     image = _opened(data)
     with _undecodable():
-        return _loaded(image)
+        return _loaded(image, data, ALL_BITS, set())
 
 
-def thumbnail(data: bytes, side: int) -> tuple[Pixels, tuple[int, int]]:
+def thumbnail(data: bytes, side: int, bits: int = ALL_BITS) -> tuple[Pixels, tuple[int, int]]:
     """Return the whole image stretched to (side, side) uint8 greys, and its (width, height) as shown.
 
-    JPEGs are decoded at reduced scale, still twice as large as is asked for. Raises Undecodable.
+    JPEGs are decoded at reduced scale, still twice as large as is asked for. bits: as of `Preprocess`. Raises
+    Undecodable.
     """
     image = _opened(data)
     size = image.size
     _draft(image, Preprocess(2 * side, decode=DRAFT_VERSION), Frame())
     stored = image.size
     with _room_for(image), _undecodable():
-        upright = _loaded(image)
+        upright = _loaded(image, data, bits, set())
         size = size[::-1] if upright.size != stored else size  # EXIF turned it by 90 degrees
         twice = upright.convert("L").resize((2 * side, 2 * side), Image.Resampling.BILINEAR)
         return np.asarray(twice.reduce(2)), size
 
 
-def checked_size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) of an image that decodes, as it is stored. Raises Undecodable."""
+def check_image(data: bytes) -> tuple[tuple[int, int], frozenset[str]]:
+    """Return (width, height) of an image that decodes, as it is stored, and its kinds. Raises Undecodable."""
     image = _opened(data)
-    size = image.size
+    size, kinds = image.size, set[str]()
     with _room_for(image), _undecodable():
-        _loaded(image)
-    return size
+        _loaded(image, data, ALL_BITS, kinds)
+    return size, frozenset(kinds)
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes) -> ImageFile:
     if not data:
         raise Undecodable("empty", "the file has no bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        raise Undecodable("unknown_format", "not an image in a format that Pillow reads") from error
+        raise Undecodable("unknown_format", _unknown(data)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Undecodable("too_big", _one_line(error)) from error
     except Exception as error:
@@ -139,7 +179,44 @@ def _opened(data: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Undecodable("too_big", f"{width} x {height} pixels, more than {MAX_PIXELS}")
+    if isinstance(image, TiffImageFile) and _is_misread(image):
+        raise Undecodable("unreadable", f"Pillow misreads {_layout(image.tag_v2)}, in separate planes; {SAVE_PLANES}")
     return image
+
+
+def _unknown(data: bytes) -> str:
+    """Return why Pillow knows no such format, with what a TIFF says of itself."""
+    reason = "not an image in a format that Pillow reads"
+    if data[:4] in PREFIXES:
+        with suppress(Exception):  # the directory may be damaged in any way
+            directory = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+            file = io.BytesIO(data)
+            file.seek(directory.next)
+            directory.load(file)
+            return f"Pillow does not read {_layout(directory)}; save it as grey or RGB of 8 or 16 bits"
+    return reason
+
+
+def _layout(directory: ImageFileDirectory_v2) -> str:
+    """Return what a page of a TIFF holds: 'a TIFF with 13 bands of 16 bits (unsigned)'."""
+    bits = directory.get(BITS_PER_SAMPLE, (1,))
+    bands = directory.get(SAMPLES, len(bits))
+    number = NUMBER_FORMATS.get(directory.get(NUMBER_FORMAT, (1,))[0], "unknown numbers")
+    kind = number + (", white is zero" if directory.get(PHOTOMETRIC) == 0 else "")
+    return f"a TIFF with {bands} band{'' if bands == 1 else 's'} of {max(bits)} bits ({kind})"
+
+
+def _is_misread(image: TiffImageFile) -> bool:
+    """Return whether Pillow would read separate, uncompressed planes as if their values had 8 bits.
+
+    Of the name of how the values lie ("RGB;16L") it takes one letter for each plane.
+    """
+    if image.tag_v2.get(PLANES, 1) == 1 or not image.tile or image.tile[0].codec_name != "raw":
+        return False
+    bits = set(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+    is_native_float = image.mode == "F" and image.tag_v2.prefix == b"II" and image.tag_v2.get(PHOTOMETRIC) != 0
+    is_bytes = (bits == {8} or image.mode == "1") and image.tag_v2.get(PHOTOMETRIC) != 0
+    return not is_bytes and not is_native_float
 
 
 @contextmanager
@@ -147,6 +224,8 @@ def _undecodable() -> Iterator[None]:
     """Raise Undecodable whatever happens: Pillow's plugins raise almost anything on damaged files."""
     try:
         yield
+    except Undecodable:
+        raise
     except Image.DecompressionBombError as error:
         raise Undecodable("too_big", _one_line(error)) from error
     except MemoryError as error:
@@ -171,9 +250,56 @@ def _draft(image: Image.Image, preprocess: Preprocess, frame: Frame) -> None:
     image.draft(None, (ceil(share * width), ceil(share * height)))
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    image.load()
-    return _rgb(_upright(image))
+def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.Image:
+    is_sixteen = is_sixteen_bit(image, data)
+    if is_sixteen and bits < ALL_BITS and not image.mode.startswith("I"):
+        shown = _rgb(scaled_colours(_colour_values(image, data), bits, kinds), False, bits, kinds)
+    else:
+        image.load()
+        upright = _upright(image)
+        if is_sixteen and not image.mode.startswith("I"):
+            note_colours(upright, kinds)
+        shown = _rgb(upright, is_sixteen, bits, kinds)
+    _note_structure(image, kinds)
+    return shown
+
+
+def _colour_values(image: ImageFile, data: bytes) -> Values:
+    """Return the (H, W, C) values of a 16-bit colour image, upright. Raises Undecodable."""
+    if is_plain_ppm(image):
+        return ppm_values(image, data)
+    again = _opened(data)
+    if not read_low_bytes(again):
+        raise Undecodable(
+            "unreadable",
+            "Pillow reads only the high bytes of such a 16-bit image; extract it without --bits, or save it as grey or "
+            "RGB without transparency",
+        )
+    high, low = np.asarray(_upright(image)), np.asarray(_upright(again))
+    return high.astype(np.uint16) << 8 | low.astype(np.uint16)
+
+
+def _note_structure(image: ImageFile, kinds: set[str]) -> None:
+    """Note what the file holds beside the bands and the page that are shown. Leaves the image at another page."""
+    if isinstance(image, TiffImageFile):
+        if image.tag_v2.get(SAMPLES, 1) > len(image.getbands()):
+            kinds.add(BANDS)
+        if _has_pages(image):
+            kinds.add(PAGES)
+    elif image.format in ANIMATED and getattr(image, "is_animated", False):
+        kinds.add(FRAMES)
+
+
+def _has_pages(image: TiffImageFile) -> bool:
+    """Return whether another page is no mask and no smaller form of the first, as in pyramids."""
+    first = image.width * image.height
+    with suppress(Exception):  # EOFError behind the last page, and anything on damaged ones
+        for number in range(1, MOST_PAGES):
+            image.seek(number)
+            is_apart = not int(image.tag_v2.get(SUBFILE, 0)) & REDUCED_OR_MASK
+            if is_apart and 3 * image.width * image.height > first:
+                return True
+    return False
 
 
 def _cut(image: Image.Image, frame: Frame) -> Image.Image:
@@ -197,34 +323,18 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        is_wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-        return Image.fromarray(_eight_bit(np.asarray(image), is_wide, image.info.get("transparency"))).convert("RGB")
+        return Image.fromarray(eight_bit(image, is_sixteen, bits, kinds)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() != (255, 255):
+            kinds.add(ALPHA_TIFF if isinstance(image, TiffImageFile) else TRANSPARENT)
         page = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(page, layer).convert("RGB")
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     return image.convert("RGB")
-
-
-def _eight_bit(values: np.ndarray[Any, Any], is_wide: bool, transparent: object) -> Pixels:
-    """Scale grey values of more than 8 bits, and make the one value that stands for transparency white.
-
-    16 bit (`is_wide`) by its range; 32 bit and floats by the least of 1, 255 and 65535 that holds them, else from their
-    least to their largest. What is not finite becomes black.
-    """
-    wide = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    tops = (65535.0,) if is_wide else (1.0, 255.0, 65535.0)
-    low, high = wide.min(), wide.max()
-    if low >= 0 and high <= 65535:
-        low, high = 0.0, next(top for top in tops if high <= top)
-    scaled = np.rint((wide - low) / (high - low or 1.0) * 255)
-    if isinstance(transparent, int):
-        scaled[values == transparent] = 255
-    return np.asarray(scaled, dtype=np.uint8)
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

@@ -9,18 +9,19 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import ImagesChanged, TooFewClasses, UsageError
 from featcache.images.arrays import memory_arrays
-from featcache.images.decode import Undecodable, checked_size
+from featcache.images.decode import Undecodable, check_image
 from featcache.images.groups import Groups, rule_of, summary
 from featcache.images.groups import check as check_groups
 from featcache.images.groups import remarks as group_remarks
 from featcache.images.index import Index
+from featcache.images.kinds import notes
 from featcache.images.listing import Layout, Listing
 from featcache.images.sources import IN_MEMORY, Source, is_table, list_source
 from featcache.images.splits import assign, carve
@@ -28,9 +29,17 @@ from featcache.images.tables import require_files
 from featcache.spec import Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
 
 Size = tuple[int, int]
+Seen = tuple[Size, frozenset[str]]  # an image's size and kinds
 NUM_THREADS = 8
 BLOCK = 32  # images that a thread reads at a time
 TICK_S = 0.1
+
+
+class Checked(NamedTuple):
+    """What the images are like: how many there are of each size, and of each kind."""
+
+    sizes: Counter[Size]
+    kinds: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Images:
     others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
     given: frozenset[str] = frozenset()  # paths whose split folders or a manifest give; of others a hash decides
     remarks: tuple[str, ...] = ()  # on what `group_from` does not do, and on what a table says and is not used
+    kinds: Mapping[str, int] = field(default_factory=dict)  # {kind: count}, when checked: see `images.kinds`
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
@@ -91,6 +101,11 @@ class Images:
             for split in self.splits
             if (name, split) not in found
         ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of images that may not look as they are meant to: '8 of 8 images have several pages: ..'."""
+        return notes(self.kinds, len(self.rows))
 
     def require_classes(self) -> Images:
         """Return self; raise TooFewClasses if a classifier cannot be trained on these labels."""
@@ -148,7 +163,7 @@ def scan(
     if group_from is not None:
         check_groups(group_from, listing.files, group_names)
     remembered = Index(index, source)
-    digests, failures, sizes = _read_all(remembered, [file.path for file in listing.files], check, rehash, progress)
+    digests, failures, checked = _read_all(remembered, [file.path for file in listing.files], check, rehash, progress)
     remembered.save()
     if not digests and isinstance(root, (str, Path)) and is_table(Path(root)):
         require_files(Path(root), listing.files)
@@ -168,7 +183,8 @@ def scan(
         split_spec=spec,
         unreadable=tuple(failures),
         stray=tuple(listing.stray),
-        sizes=sizes,
+        sizes=dict(checked.sizes) if check else None,
+        kinds=dict(checked.kinds),
         others=dict(sorted(listing.others.items())),
         remarks=(
             *listing.remarks,
@@ -214,11 +230,11 @@ def _listed(
 
 def _read_all(
     index: Index, paths: list[str], check: bool, rehash: bool, progress: Progress
-) -> tuple[dict[str, str], list[Failure], Mapping[Size, int] | None]:
-    """Return the digests of all that can be read, why the others cannot, and how many there are of each size."""
+) -> tuple[dict[str, str], list[Failure], Checked]:
+    """Return the digests of all that can be read, why the others cannot, and what the images are like."""
     digests = {} if check or rehash else index.known(paths)
     failures: list[Failure] = []
-    sizes: Counter[Size] = Counter()
+    checked = Checked(Counter(), Counter())
     unread = [path for path in paths if path not in digests]
     said = time.perf_counter()
     for done, (path, digest, found) in enumerate(_in_threads(index, unread, check), 1 + len(digests)):
@@ -227,15 +243,17 @@ def _read_all(
         if isinstance(found, Failure):
             failures.append(found)
         else:
-            sizes[found] += 1
+            size, kinds = found
+            checked.sizes[size] += 1
+            checked.kinds.update(kinds)
         if time.perf_counter() - said > TICK_S:
             said = time.perf_counter()
             progress(Tick("scan", done, len(paths)))
     progress(Tick("scan", len(paths), len(paths)))
-    return digests, failures, dict(sizes) if check else None
+    return digests, failures, checked
 
 
-def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[str, str, Size | Failure]]:
+def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[str, str, Seen | Failure]]:
     """Read a block of images at a time on each thread, and give them in order."""
     if not paths:
         return
@@ -248,10 +266,10 @@ def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[s
         threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_one(index: Index, path: str, check: bool) -> tuple[str, str, Size | Failure]:
+def _read_one(index: Index, path: str, check: bool) -> tuple[str, str, Seen | Failure]:
     digest = ""
     try:
         data, digest = index.read(path)
-        return path, digest, checked_size(data) if check else (0, 0)
+        return path, digest, check_image(data) if check else ((0, 0), frozenset())
     except Undecodable as error:
         return path, digest, Failure(path, digest, error.status, error.reason)

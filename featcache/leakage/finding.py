@@ -50,7 +50,7 @@ def leaks(
     laps = _Laps()
     features = features_of(cache, distinct, name)
     laps("reading features")
-    seen, notes = _seen(cache, distinct, images, progress)
+    seen, notes = _seen(cache, distinct, images, cache.taps[name].preprocess.bits, progress)
     laps("reading images")
     found = search(features, seen, [row.split for row in distinct], given, laps)
     pairs = [*_copies(contents), *_pairs(found, distinct, contents)]
@@ -135,7 +135,7 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
 
 
 def _seen(
-    cache: Cache, rows: Sequence[ImageRow], images: str | Path | None, progress: Progress
+    cache: Cache, rows: Sequence[ImageRow], images: str | Path | None, bits: int, progress: Progress
 ) -> tuple[Thumbnails, list[str]]:
     """Return what the images look like, and what is to be said of those that are gone."""
     try:
@@ -144,7 +144,7 @@ def _seen(
         if images is not None:
             raise
         return Thumbnails.none(len(rows)), [f"Only features are compared: {' '.join(str(error).split())}"]
-    found = thumbnails(source, rows, progress)
+    found = thumbnails(source, rows, bits, progress)
     lost = len(rows) - int(found.seen.sum())
     where = cache.root if images is None else images
     said = f"{lost} of {len(rows)} images are not in {where} any more, or are others now: only features are compared"

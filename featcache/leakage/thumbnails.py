@@ -38,15 +38,18 @@ class Thumbnails:
         return cls(np.zeros(shape, np.uint8), np.zeros((count, 2), np.int64), np.zeros(count, np.bool_))
 
 
-def thumbnails(source: Source, rows: Sequence[ImageRow], progress: Progress) -> Thumbnails:
-    """Return what the images look like; whatever cannot be read, or is not what was cached, is not seen."""
+def thumbnails(source: Source, rows: Sequence[ImageRow], bits: int, progress: Progress) -> Thumbnails:
+    """Return what the images look like; whatever cannot be read, or is not what was cached, is not seen.
+
+    bits: of 16-bit images, as the features were made of them.
+    """
     found = Thumbnails.none(len(rows))
     said = time.perf_counter()
 
     def read(start: int) -> int:
         for number in range(start, min(start + BLOCK, len(rows))):
             try:
-                found.greys[number], found.sizes[number] = thumbnail(read_image(source, rows[number]), SIDE)
+                found.greys[number], found.sizes[number] = thumbnail(read_image(source, rows[number]), SIDE, bits)
                 found.seen[number] = True
             except (Undecodable, DataError):
                 continue

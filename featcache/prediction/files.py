@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from featcache.errors import EnvironmentFault, UsageError
 from featcache.files import disk_faults, writing
+from featcache.images.kinds import notes
 from featcache.images.manifest import Images
 from featcache.outputs import Kind, check_output, check_unread
 from featcache.prediction.models import open_classifier
@@ -82,6 +83,7 @@ def predict_to(
             tally.add(one)
             for add in (*adds, seen):
                 add(one)
+        tally.notes += tuple(notes(rows.kinds, tally.rows, classifier.preprocess.bits))
         check()  # somebody may have put a file there meanwhile
     return tally
 

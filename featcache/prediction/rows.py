@@ -133,6 +133,7 @@ class Rows:
         self.known = {*classifier.classes}
         reference = classifier.reference
         self.threshold = None if reference is None or reject is None else reference.threshold(reject)
+        self.kinds: Counter[str] = Counter()  # of the images so far
 
     def of(self, found: Gathered, progress: Progress) -> Iterator[Prediction]:
         """Yield a prediction for each of these images."""
@@ -141,6 +142,7 @@ class Rows:
             shown = [(one.pixels, *one.others) for one in batch if not isinstance(one.pixels, Failure)]
             judged = iter(self._judged(shown))
             for one in batch:
+                self.kinds.update(one.kinds)
                 true = one.row.label if one.row.label in self.known else ""
                 if isinstance(one.pixels, Failure):
                     yield Prediction(one.row.path, (), true, one.pixels.status, one.pixels.reason)

@@ -12,7 +12,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import DataError, UsageError
 from featcache.images.sources import Source
 from featcache.leakage import Doubt, Doubts, Leaks, Pair, doubts, leaks
-from featcache.reports.pictures import picture
+from featcache.reports.pictures import bits_of, picture
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress
 
@@ -61,7 +61,11 @@ def pairs_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[s
     """Return the first pairs with both pictures."""
     rows = _by_path(cache)
     return [
-        {"pair": pair, "sides": [_side(rows[path], source) for path in (pair.a, pair.b)], "splits": _splits(pair)}
+        {
+            "pair": pair,
+            "sides": [_side(rows[path], source, bits_of(cache)) for path in (pair.a, pair.b)],
+            "splits": _splits(pair),
+        }
         for pair in checks.pairs[:SHOWN]
     ]
 
@@ -71,7 +75,7 @@ def doubts_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[
     rows = _by_path(cache)
     return [
         {"label": printable(one.label), "suggested": printable(one.suggested), "doubt": one}
-        | _side(rows[one.path], source)
+        | _side(rows[one.path], source, bits_of(cache))
         for one in checks.doubts[:SHOWN]
     ]
 
@@ -80,8 +84,8 @@ def _by_path(cache: Cache) -> dict[str, ImageRow]:
     return {row.path: row for row in cache.rows}
 
 
-def _side(row: ImageRow, source: Source | None) -> dict[str, Any]:
-    return {"data": picture(source, row), "path": printable(row.path)}
+def _side(row: ImageRow, source: Source | None, bits: int) -> dict[str, Any]:
+    return {"data": picture(source, row, bits), "path": printable(row.path)}
 
 
 def _splits(pair: Pair) -> str:

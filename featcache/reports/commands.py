@@ -11,7 +11,7 @@ from featcache.backbones.parse import default_pooling
 from featcache.cache.reader import Cache
 from featcache.heads.estimators import is_own_class
 from featcache.images.sources import IN_MEMORY
-from featcache.spec import DRAFT_VERSION, IDENTITY, BackboneSpec, SplitSpec, Tap
+from featcache.spec import ALL_BITS, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
 
 USUAL = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact", "views": IDENTITY}
@@ -63,9 +63,11 @@ def _of_tap(tap: Tap) -> Iterator[tuple[str, Any]]:
     yield "size", how.size
     if tap.pooling != default_pooling(spec.name):
         yield "pool", tap.pooling
-    decode = "draft" if how.decode == DRAFT_VERSION else "exact"
+    decode = "draft" if how.is_draft else "exact"
     asked = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode, "views": tap.view}
     yield from ((name, value) for name, value in asked.items() if value != USUAL[name])
+    if how.bits != ALL_BITS:
+        yield "bits", how.bits
 
 
 def _of_split(cache: Cache) -> Iterator[tuple[str, Any]]:

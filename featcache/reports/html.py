@@ -32,7 +32,7 @@ from featcache.reports.checks import checked, doubts_of, pairs_of
 from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.judged import Judged
-from featcache.reports.pictures import picture, sheet
+from featcache.reports.pictures import bits_of, picture, sheet
 from featcache.reports.table import looks_text, settings_of, unjudged_text
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
@@ -153,7 +153,7 @@ class Report:
         said, classes = self.judged.said, self.judged.classes
         return [
             {
-                "data": picture(self.source, self.judged.rows[at]),
+                "data": picture(self.source, self.judged.rows[at], bits_of(self.cache)),
                 "path": printable(self.judged.rows[at].path),
                 "true": classes[said.truth[at]],
                 "predicted": classes[said.predicted[at]],
@@ -183,7 +183,7 @@ class Report:
             }
             for row, (x, y) in zip(shown, at, strict=True)
         ]
-        pictures = sheet(self.source, shown, self.progress)
+        pictures = sheet(self.source, shown, bits_of(self.cache), self.progress)
         colours = {
             "class": plots.palette(self.classes),
             "split": plots.palette(splits),

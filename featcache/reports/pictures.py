@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Pixels
+from featcache.cache.reader import Cache
 from featcache.errors import ImagesChanged
 from featcache.extraction.pipeline import num_threads
 from featcache.images.decode import Undecodable, decode
 from featcache.images.manifest import read_image
 from featcache.images.sources import Source
-from featcache.spec import DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent
+from featcache.spec import ALL_BITS, DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent, with_bits
 
 THUMBNAIL, LARGE = 48, 160  # pixels
 SHEET_BYTES = 2_400_000  # of the sheet as text
@@ -35,14 +36,16 @@ class Sheet:
     size: int = THUMBNAIL
 
 
-def sheet(source: Source | None, rows: Sequence[ImageRow], progress: Progress = silent) -> Sheet | None:
+def sheet(
+    source: Source | None, rows: Sequence[ImageRow], bits: int = ALL_BITS, progress: Progress = silent
+) -> Sheet | None:
     """Return the thumbnails of these images in their order; None without any. Grey is what is gone."""
     if source is None or not rows:
         return None
     columns = int(np.ceil(np.sqrt(len(rows))))
     cells = np.full((len(rows), THUMBNAIL, THUMBNAIL, 3), GREY, np.uint8)
     with ThreadPoolExecutor(num_threads()) as threads:
-        for at, pixels in enumerate(threads.map(partial(_pixels, source, THUMBNAIL, "crop"), rows)):
+        for at, pixels in enumerate(threads.map(partial(_pixels, source, THUMBNAIL, "crop", bits), rows)):
             if pixels is not None:
                 cells[at] = pixels
             progress(Tick("thumbnails", at + 1, len(rows)))
@@ -54,6 +57,11 @@ def sheet(source: Source | None, rows: Sequence[ImageRow], progress: Progress = 
     return Sheet(data, columns)
 
 
+def bits_of(cache: Cache) -> int:
+    """Return how many bits of 16-bit images the features of a cache were made of; the fewest of several."""
+    return min((tap.preprocess.bits for tap in cache.taps.values()), default=ALL_BITS)
+
+
 def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
     """Return images (N, size, size, 3) as one, line by line; fill: of the places that are left."""
     size = cells.shape[1]
@@ -62,15 +70,15 @@ def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
     return grid.reshape(lines, columns, size, size, 3).swapaxes(1, 2).reshape(lines * size, columns * size, 3)
 
 
-def picture(source: Source | None, row: ImageRow) -> str | None:
+def picture(source: Source | None, row: ImageRow, bits: int = ALL_BITS) -> str | None:
     """Return one image as a data URI, whole on a square; None if it is gone or another now."""
-    pixels = None if source is None else _pixels(source, LARGE, "pad", row)
+    pixels = None if source is None else _pixels(source, LARGE, "pad", bits, row)
     return None if pixels is None else _data(pixels, 75)
 
 
-def _pixels(source: Source, size: int, resize: Resize, row: ImageRow) -> Pixels | None:
+def _pixels(source: Source, size: int, resize: Resize, bits: int, row: ImageRow) -> Pixels | None:
     try:
-        return decode(read_image(source, row), Preprocess(size, resize, decode=DRAFT_VERSION))
+        return decode(read_image(source, row), Preprocess(size, resize, decode=with_bits(DRAFT_VERSION, bits)))
     except (OSError, ImagesChanged, Undecodable):
         return None
 

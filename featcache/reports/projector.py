@@ -18,7 +18,7 @@ from featcache.extraction.pipeline import num_threads
 from featcache.images.manifest import Images
 from featcache.reports.pictures import THUMBNAIL, tiled
 from featcache.reports.text import printable
-from featcache.spec import ImageRow, Preprocess
+from featcache.spec import DECODE_VERSION, ImageRow, Preprocess, with_bits
 from featcache.sweeps import Chosen
 
 MOST = (
@@ -44,8 +44,9 @@ def points_of(chosen: Chosen, images: Images | str | Path | None = None) -> Poin
     cache, source = chosen.run.cache(), image_source(chosen, images)
     rows = [row for split in ("train", "val") for row in chosen.run.rows(cache, split)]
     rows = sorted(rows, key=lambda row: row.digest)[:MOST]
+    preprocess = Preprocess(THUMBNAIL, "crop", decode=with_bits(DECODE_VERSION, chosen.preprocess.bits))
     with ThreadPoolExecutor(num_threads()) as threads:
-        thumbnails = load_pixels(source, rows, Preprocess(THUMBNAIL, resize="crop"), threads)
+        thumbnails = load_pixels(source, rows, preprocess, threads)
     return Points(chosen.trial.tap, rows, chosen.features(rows), thumbnails)
 
 

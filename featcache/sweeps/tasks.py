@@ -45,7 +45,7 @@ class Task:
     folds: tuple[tuple[Classes, Classes], ...]
     num_train: int
     streamed: bool = False  # X lies on the disk
-    is_one_model: bool = True  # its taps take images of one size
+    is_one_model: bool = True  # its taps take images of one size and as many bits
 
     @property
     def rounds(self) -> tuple[tuple[Classes, Classes], ...]:
@@ -215,8 +215,9 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
     folds: tuple[tuple[Classes, Classes], ...] = ((everything[: len(train)], everything[len(train) :]),)
     if asked.cv:
         folds = () if asked.cv == LOO else _folds(train, y, asked)
-    sizes = {(cache.taps[name].preprocess.size, cache.taps[name].preprocess.resize) for name in names}
-    return Task(tap, X, y, folds, len(train), streamed, len(sizes) == 1)
+    preprocesses = [cache.taps[name].preprocess for name in names]
+    inputs = {(preprocess.size, preprocess.resize, preprocess.bits) for preprocess in preprocesses}
+    return Task(tap, X, y, folds, len(train), streamed, len(inputs) == 1)
 
 
 def one_of_each_unit(rows: Sequence[ImageRow]) -> list[ImageRow]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from images.pictures import CORNERS, TURNED, corners_of, four_corners, is_near, png_chunk, saved
 from PIL import Image, features
 
-from featcache.images.decode import Undecodable, checked_size, decode, upright_rgb
+from featcache.images.decode import Undecodable, check_image, decode, upright_rgb
 from featcache.spec import Preprocess
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
@@ -130,7 +130,7 @@ def test_lab_is_converted():
 
 
 def test_a_format_is_known_by_its_bytes_not_by_its_name():
-    assert checked_size(saved(four_corners(), "PNG")) == (48, 32)
+    assert check_image(saved(four_corners(), "PNG")) == ((48, 32), frozenset())
 
 
 def test_a_truncated_jpeg_is_called_truncated():

@@ -135,9 +135,9 @@ class Drafts:
     def __init__(self, monkeypatch):
         self.sizes, loaded = [], decoding._loaded
 
-        def noting(image):
+        def noting(image, *how):
             self.sizes.append(image.size)
-            return loaded(image)
+            return loaded(image, *how)
 
         monkeypatch.setattr(decoding, "_loaded", noting)
 
