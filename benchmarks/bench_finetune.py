@@ -30,7 +30,7 @@ import featcache as fc
 from featcache.assembly import Start
 from featcache.assembly.assemble import backbones_of, logits_of
 from featcache.assembly.certificate import load_pixels
-from featcache.backbones.build import all_layers
+from featcache.backbones.noise import all_layers
 from featcache.heads.softmax import DenseSoftmax
 from featcache.images.sources import open_source
 from featcache.reports.final import head_score, model_score

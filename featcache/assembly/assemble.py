@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Floats
-from featcache.backbones.build import Backbone, entering, freeze_noise, pooled
+from featcache.backbones.build import Backbone, entering, pooled
+from featcache.backbones.noise import freeze_noise
 from featcache.errors import ShapeMismatch
 from featcache.heads import layers as kinds
 from featcache.spec import Preprocess, Tap

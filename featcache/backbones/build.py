@@ -24,6 +24,7 @@ import numpy as np
 
 from featcache.backbones import glyphnet, inventory, own, saved, weights
 from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolved
+from featcache.backbones.noise import without_noise
 from featcache.backbones.registry import SIZES, Entry, get, trained_size
 from featcache.backend import start_keras
 from featcache.errors import UsageError, WeightsMismatch
@@ -115,10 +116,12 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     except Exception as error:  # layers of other kinds, such as quantized ones, raise what they like
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"'{spec.name}' cannot compute in {precision}: {reason}") from error
+    # The digests are those of the model as it is in the file.
+    digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))
+    model = without_noise(model)
     model.trainable = False
     network = own.headless(model)
     _finish_in_float32(network)
-    digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))
     return Backbone(spec, network, *digests, model, source)
 
 
@@ -182,29 +185,6 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
     else:
         pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
     return pool[pooling]()(maps)  # no name: several taps may pool in one way
-
-
-def freeze_noise(network: Any) -> None:
-    """Make a network compute in training what it computes in inference, whatever is unfrozen later.
-
-    Batch normalisation stays on its stored statistics only if its layers are frozen themselves, and frozen
-    networks still drop out: `training=False` at the call protects from neither in Keras 3.15.
-    """
-    import keras
-
-    for layer in all_layers(network):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
-        elif isinstance(layer, keras.layers.Dropout):
-            layer.rate = 0.0
-
-
-def all_layers(network: Any) -> list[Any]:
-    """Return every layer, those of nested models too, in order."""
-    found = []
-    for layer in network.layers:
-        found += all_layers(layer) if hasattr(layer, "layers") else [layer]
-    return found
 
 
 def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:

@@ -32,9 +32,9 @@ def main(names: list[str]) -> None:
         try:
             found["facts"] = SECTIONS[name]()
         except BaseException as error:  # whatever a broken library raises
-            found["fault"] = _reason(
-                error.__cause__ if isinstance(error, EnvironmentFault) and error.__cause__ else error
-            )
+            # What featcache says of it repeats the advice that `findings` gives.
+            is_ours = isinstance(error, EnvironmentFault)
+            found["fault"] = _reason(error.__cause__ if is_ours and error.__cause__ else error)
         out.write(json.dumps(found) + "\n")
         out.flush()
 

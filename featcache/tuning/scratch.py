@@ -9,7 +9,8 @@ from typing import Any
 
 from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, assemble, logits_of
-from featcache.backbones.build import all_layers, build, reproducibly
+from featcache.backbones.build import build, reproducibly
+from featcache.backbones.noise import all_layers
 from featcache.images.manifest import Images
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen

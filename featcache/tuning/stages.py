@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featcache.backbones.blocks import block_names, blocks, first_of
-from featcache.backbones.build import all_layers
+from featcache.backbones.noise import all_layers
 from featcache.errors import UsageError
 
 GRADUAL = "gradual"

@@ -6,7 +6,8 @@ import pytest
 
 from featcache.assembly.assemble import Part, assemble, backbones_of, head_layers, logits_of
 from featcache.assembly.certificate import certify
-from featcache.backbones.build import all_layers, feature_model
+from featcache.backbones.build import feature_model
+from featcache.backbones.noise import all_layers
 from featcache.errors import ShapeMismatch
 from featcache.heads.layers import dense, make_head
 from featcache.heads.logits import softmax

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featcache.backbones.build import all_layers, build, check_size, feature_model, freeze_noise
+from featcache.backbones.build import build, check_size, feature_model
+from featcache.backbones.noise import all_layers, freeze_noise
 from featcache.backbones.parse import requests
 from featcache.backbones.registry import get
 from featcache.errors import UnknownBlock, UsageError

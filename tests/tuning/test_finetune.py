@@ -12,7 +12,7 @@ from featcache.assembly.assemble import backbones_of, head_layers
 from featcache.assembly.certificate import load_pixels
 from featcache.assembly.modelfile import read_reference
 from featcache.assembly.reference import reference_of_head, reference_of_model
-from featcache.backbones.build import all_layers
+from featcache.backbones.noise import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
 from featcache.images.sources import open_source
 from featcache.sweeps import Run, compare
