@@ -266,7 +266,11 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            shutil.rmtree(folder, ignore_errors=True)  # Ctrl-C came in the middle of it
+            raise
 
 
 def place_folder(made: Path, path: Path) -> None:

@@ -406,6 +406,20 @@ def test_a_temporary_folder_goes_at_the_end_whatever_happens(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["deep"]
 
 
+def test_a_temporary_folder_goes_even_if_its_removal_is_stopped(tmp_path, monkeypatch):
+    real, stops = os.rmdir, [KeyboardInterrupt()]
+
+    def rmdir(*arguments, **options):
+        if stops:
+            raise stops.pop()
+        real(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path / "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nobody_else_may_look_into_what_lies_in_the_place_of_the_system(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with temporary_folder() as folder:
