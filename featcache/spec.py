@@ -26,7 +26,9 @@ Origin = Literal["registry", "file", "import"]
 SPLITS = ("train", "val", "test")
 IDENTITY = "identity"  # the view that changes nothing
 
-DECODE_VERSION = "pillow/1"  # raise when the same bytes would give other pixels: every cached row then misses
+# Raise it when the same bytes would give other pixels: every cached row then misses. It stayed when white-is-zero and
+# no-data values of 16 bits and more were mended: such files gave no picture, and all other rows are as they were.
+DECODE_VERSION = "pillow/1"
 DRAFT_VERSION = "pillow/1 draft"  # the same, with JPEGs decoded at reduced scale where the size allows it
 ALL_BITS = 16  # of a channel of a 16-bit image: white is 65535 unless `bits` says another
 

@@ -160,6 +160,7 @@ def _facts(kind: Format, origin: Origin, int8: bool) -> dict[str, Any]:
         "output": {"name": OUTPUT, "shape": [kind.batch, len(origin.classes)]},
         "resize": preprocess.resize,
         "size": preprocess.size,
+        "bits": preprocess.bits,
         "made_by": {name: version(name) for name in ("featcache", "keras", "tensorflow")},
     }
 

@@ -35,7 +35,7 @@ from featcache.images.depth import (
     read_low_bytes,
     scaled_colours,
 )
-from featcache.images.kinds import ALPHA_TIFF, BANDS, FRAMES, PAGES, TRANSPARENT
+from featcache.images.kinds import ALPHA_TIFF, BANDS, COARSE, FRAMES, PAGES, TRANSPARENT
 from featcache.images.views import Frame, frame_of, parse_views
 from featcache.spec import ALL_BITS, DRAFT_VERSION, IDENTITY, Preprocess
 
@@ -224,8 +224,6 @@ def _undecodable() -> Iterator[None]:
     """Raise Undecodable whatever happens: Pillow's plugins raise almost anything on damaged files."""
     try:
         yield
-    except Undecodable:
-        raise
     except Image.DecompressionBombError as error:
         raise Undecodable("too_big", _one_line(error)) from error
     except MemoryError as error:
@@ -252,31 +250,32 @@ def _draft(image: Image.Image, preprocess: Preprocess, frame: Frame) -> None:
 
 def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.Image:
     is_sixteen = is_sixteen_bit(image, data)
-    if is_sixteen and bits < ALL_BITS and not image.mode.startswith("I"):
-        shown = _rgb(scaled_colours(_colour_values(image, data), bits, kinds), False, bits, kinds)
+    is_colour = is_sixteen and not image.mode.startswith("I")
+    if is_colour and (bits < ALL_BITS or is_plain_ppm(image)):
+        shown = _rgb(scaled_colours(_colour_values(image, data, kinds), bits, kinds), False, bits, kinds)
     else:
         image.load()
         upright = _upright(image)
-        if is_sixteen and not image.mode.startswith("I"):
+        if is_colour:
             note_colours(upright, kinds)
         shown = _rgb(upright, is_sixteen, bits, kinds)
     _note_structure(image, kinds)
     return shown
 
 
-def _colour_values(image: ImageFile, data: bytes) -> Values:
-    """Return the (H, W, C) values of a 16-bit colour image, upright. Raises Undecodable."""
+def _colour_values(image: ImageFile, data: bytes, kinds: set[str]) -> Values:
+    """Return the (H, W, C) uint16 values of a 16-bit colour image, upright; note where only their high bytes are."""
     if is_plain_ppm(image):
         return ppm_values(image, data)
     again = _opened(data)
-    if not read_low_bytes(again):
-        raise Undecodable(
-            "unreadable",
-            "Pillow reads only the high bytes of such a 16-bit image; extract it without --bits, or save it as grey or "
-            "RGB without transparency",
-        )
-    high, low = np.asarray(_upright(image)), np.asarray(_upright(again))
-    return high.astype(np.uint16) << 8 | low.astype(np.uint16)
+    has_low = read_low_bytes(again)
+    high: Values = np.asarray(_upright(image)).astype(np.uint16)
+    if has_low:
+        low: Values = np.asarray(_upright(again)).astype(np.uint16)
+        high = high << 8 | low
+        return high
+    kinds.add(COARSE)
+    return high * np.uint16(257)
 
 
 def _note_structure(image: ImageFile, kinds: set[str]) -> None:

@@ -7,6 +7,7 @@ order: value = 256 * high + low.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -38,7 +39,7 @@ def is_sixteen_bit(image: ImageFile, data: bytes) -> bool:
     rawmode = _rawmode(image)
     if isinstance(image, PpmImageFile) and rawmode in ("L", "RGB"):
         return _maximum(image) == 65535
-    return ";16" in rawmode and not rawmode.endswith("S")
+    return ";16" in rawmode and not rawmode.endswith("S") and image.mode != "CMYK"
 
 
 def is_plain_ppm(image: ImageFile) -> bool:
@@ -49,7 +50,10 @@ def is_plain_ppm(image: ImageFile) -> bool:
 def ppm_values(image: ImageFile, data: bytes) -> Values:
     """Return the (H, W, 3) uint16 values of a PPM of 16 bits. Raises ValueError if the file is cut off."""
     shape = (image.height, image.width, 3)
-    return np.frombuffer(data, ">u2", int(np.prod(shape)), image.tile[0].offset).reshape(shape).astype(np.uint16)
+    size, offset = math.prod(shape), image.tile[0].offset
+    if len(data) < offset + 2 * size:
+        raise ValueError("the file is truncated")
+    return np.frombuffer(data, ">u2", size, offset).reshape(shape).astype(np.uint16)
 
 
 def read_low_bytes(image: ImageFile) -> bool:
@@ -70,11 +74,13 @@ def read_low_bytes(image: ImageFile) -> bool:
 def scaled_colours(values: Values, bits: int, kinds: set[str]) -> Image.Image:
     """Return 16-bit colours as 8-bit ones, white being 2**bits - 1; transparency always has 16 bits."""
     top = 2**bits - 1
-    _note_bits(int(values[..., :3].max()), bits, kinds)
+    has_alpha = values.shape[2] in (2, 4)
+    colours = values[..., :-1] if has_alpha else values
+    _note_bits(int(colours.max()), bits, kinds)
     table = np.rint(np.minimum(np.arange(65536), top) * (255 / top)).astype(np.uint8)
     scaled = table[values]
-    if values.shape[2] == 4:
-        scaled[..., 3] = values[..., 3] >> 8
+    if has_alpha:
+        scaled[..., -1] = values[..., -1] >> 8
     return Image.fromarray(scaled)
 
 

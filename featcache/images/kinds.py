@@ -17,6 +17,7 @@ FRAMES = "frames"
 NUMBERS = "numbers"
 NO_DATA = "no data"
 CLIPPED = "clipped"
+COARSE = "coarse"
 BITS = "bits="
 
 SENTENCES = {
@@ -26,6 +27,8 @@ SENTENCES = {
     BANDS: "have more bands than are read: only the grey, or red, green and blue, is",
     PAGES: "have several pages: only the first is read",
     FRAMES: "are animations: only the first frame is read",
+    COARSE: "have 16 bits a channel of which only the upper 8 can be read: under --bits their levels are coarse. Save "
+    "them as grey or RGB without transparency",
     NUMBERS: "hold signed, 32-bit or floating-point numbers: white is the least of 1, 255 and 65,535 that holds an "
     "image, else each is stretched from its least to its largest value",
     NO_DATA: "have places without data (not finite, GDAL's nodata, or -9999 and the like): these are black",

@@ -1,6 +1,11 @@
 import json
 import shutil
 
+import numpy as np
+from PIL import Image
+
+from featcache.cache.reader import Cache
+
 
 def document(cli, *arguments):
     found = cli("scan", *arguments, "--json")
@@ -146,3 +151,36 @@ def test_sweeps_and_reports_name_the_classes_that_are_not_judged(cli, photos, tm
         assert "1 of 4 classes have no validation image and are not judged: rare." in " ".join(
             cli(*command).out.split()
         )
+
+
+def test_scan_and_extract_tell_of_twelve_bits_in_sixteen_and_bits_mends_it(cli, photos, tmp_path):
+    for path in photos.glob("*/*.png"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 16).save(path)
+    count = len(list(photos.glob("*/*.png")))
+    told = f"{count} of {count} images have 16 bits a channel but use only the lowest 12"
+    found = cli("scan", photos)
+    assert told in found.out
+    assert "Extract with --bits 12." in found.out
+    assert document(cli, photos)["notes"][0].startswith(told)
+
+    extract = ("extract", photos, "-b", "pixels:size=8", "-o", tmp_path / "c.h5")
+    assert told in cli(*extract, "--dry-run").out
+    assert told in cli(*extract).err
+    mended = cli(*extract, "--bits", "12", "--json")
+    assert (mended.code, json.loads(mended.out)["notes"]) == (0, [])
+    cache = Cache.open(tmp_path / "c.h5")
+    dark, light = (cache.features(cache.usable(), f"pixels:size=8/top{bits}") for bits in ("", ":bits=12"))
+    assert dark.max() * 8 < light.max()
+    again = cli(*extract, "--bits", "16")
+    assert "0 computed" in again.out
+
+
+def test_bits_out_of_range_are_refused(cli, photos, tmp_path):
+    refused = cli("extract", photos, "-b", "pixels:size=8", "-o", tmp_path / "c.h5", "--bits", "3")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--bits takes a whole number from 8 to 16; got 3" in refused.err
+
+
+def test_scan_says_nothing_of_ordinary_images(cli, photos):
+    assert document(cli, photos)["notes"] == []

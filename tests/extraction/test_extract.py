@@ -198,7 +198,7 @@ def test_the_same_bad_bytes_are_not_tried_again(with_bad, out, monkeypatch):
     def tried(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("featcache.extraction.pipeline.decode_views", tried)
+    monkeypatch.setattr("featcache.extraction.pipeline.decode_picture", tried)
     again = extract(with_bad, PIXELS, out=out)
     assert (len(again.report.failed), again.report.computed, out.stat().st_mtime_ns) == (3, 0, stamp)
 

@@ -32,13 +32,13 @@ def out(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Return how often each image was decoded."""
-    times, decode = Count(), pipeline.decode_views
+    times, decode = Count(), pipeline.decode_picture
 
     def counting(data, preprocess, views, digest):
         times[digest] += 1
         return decode(data, preprocess, views, digest)
 
-    monkeypatch.setattr(pipeline, "decode_views", counting)
+    monkeypatch.setattr(pipeline, "decode_picture", counting)
     return times
 
 
@@ -246,7 +246,7 @@ def test_a_lack_of_memory_is_not_held_against_an_image(photos, out, monkeypatch)
         raise Undecodable("no_memory", "no memory for it")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "decode_views", full)
+        patched.setattr(pipeline, "decode_picture", full)
         with pytest.raises(NoImages, match="no memory for it"):
             extract(photos, PIXELS, out=out)
     assert extract(photos, PIXELS, out=out).failures == ()

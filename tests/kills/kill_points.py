@@ -21,7 +21,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from kills.victims import STAGES, VICTIMS, WITH_KERAS, comparable
+from kills.victims import LOOK, STAGES, VICTIMS, WITH_KERAS, comparable
 from leakage.conftest import copy, write_pictures
 from tiny import write_images
 
@@ -174,8 +174,10 @@ class Place:
 
 
 def _without_number(name: str) -> str:
-    """Return the name of a file; of a file of events without the second and the process in it."""
+    """Return the name of a file, without the time and the process that are in some."""
     folder, _, last = name.rpartition("/")
+    if LOOK.search(name):
+        return f"{folder}/look"
     return f"{folder}/tfevents" if "tfevents" in last else name
 
 
@@ -194,10 +196,9 @@ def stop_everywhere(place: Place, victim, number: int, most: int) -> dict[str, o
         exits.append(stopped)
         problems += [f"{where}: {what}" for what in wrong_when_stopped(place, stopped, code, number)]
         problems += [f"{where}: {what}" for what in wrong_after(place, victim, code, whole)]
-    if victim.again:
-        place.fill(victim.stage)
-        place.run(victim.command)
-        problems += [f"run twice: {what}" for what in wrong_after(place, victim, code, whole)]
+    place.fill(victim.stage)
+    place.run(victim.command)
+    problems += [f"run twice: {what}" for what in wrong_after(place, victim, code, whole)]
     return {"name": victim.name, "operations": len(operations), "stopped": points, "exits": exits, "problems": problems}
 
 

@@ -13,6 +13,7 @@ from .victims import VICTIMS, WITH_KERAS
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of a process")
 TESTS = Path(__file__).parents[1]
 ALL = [victim.name for victim in VICTIMS + WITH_KERAS]
+SLOW = {victim.name for victim in WITH_KERAS}
 QUICK = ["extract in parts", "sweep", "report for TensorBoard", "merge", "cache as npz"]
 
 
@@ -41,7 +42,7 @@ def test_a_killed_command_can_be_run_again_and_leaves_nothing_behind(name, kille
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ALL)
 def test_a_command_that_is_killed_anywhere_can_be_run_again_and_leaves_nothing_behind(name, tmp_path):
-    [found] = stopped(tmp_path, "KILL", 12 if name in {one.name for one in WITH_KERAS} else 40, name).values()
+    [found] = stopped(tmp_path, "KILL", 5 if name in SLOW else 30, name).values()
     assert found["problems"] == []
     assert -9 in found["exits"]
 
@@ -51,6 +52,6 @@ def test_a_command_that_is_killed_anywhere_can_be_run_again_and_leaves_nothing_b
 @pytest.mark.parametrize("how", ["INT", "TERM"])
 @pytest.mark.parametrize("name", ALL)
 def test_a_command_that_is_stopped_anywhere_exits_130_leaves_no_litter_and_can_be_run_again(name, how, tmp_path):
-    [found] = stopped(tmp_path, how, 4, name).values()
+    [found] = stopped(tmp_path, how, 1 if name in SLOW else 4, name).values()
     assert found["problems"] == []
     assert 130 in found["exits"]

@@ -30,7 +30,7 @@ def small():
 @pytest.mark.parametrize(
     "how",
     [
-        {"backbone": PIXELS, "decode": "draft", "split": "60/40", "seed": 3},
+        {"backbone": PIXELS, "decode": "draft", "bits": 12, "split": "60/40", "seed": 3},
         {"backbone": [PIXELS, TOY], "views": "flip", "dtype": "float16"},
         {"backbone": "glyphnet", "tap": "block_3_add,top", "pool": "max", "resize": "crop", "precision": "bfloat16"},
         {"backbone": "my_small_net:small:mode=unit", "tap": "late"},
