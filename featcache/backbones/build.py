@@ -46,10 +46,15 @@ class Backbone:
     source: str | None = None  # `weights.source` of what was loaded; None where a function of the user's made it
 
     def cut(self, layer: str) -> Any:
-        """Return the network up to the named layer; "top" is the whole. Raises UnknownBlock with near names."""
+        """Return the network up to the named layer; "top" is the whole.
+
+        Raises UnknownBlock with near names; UsageError for the top of a user's own model that ends in unknown scores.
+        """
         import keras
 
         if layer == "top":
+            if self.whole is not None:
+                own.check_top(self.whole, self.spec.name)
             return self.network
         beyond = self.whole is not None and layer not in outputs_of(self.network)
         owner = self.spec.name if self.spec.origin == "registry" else self.spec.weights

@@ -72,7 +72,7 @@ def import_model(
         members[LINEAGES] = Lineages(lineage, lineage).to_bytes()
     data, again = _written(cut, members, trust)
     num_weights = _equal_weights(again, path)
-    against, original = _original(path, layer, trust)
+    against, original = _original(path, tap, layer, trust)
     difference = None if original is None else _difference(again, original, path, against)
     check_output(target, IMPORTED, inputs=[path], force=force)
     write_whole(target, data)
@@ -104,7 +104,9 @@ def _cut(model: Any, tap: str, path: Path) -> tuple[str, Any]:
 
     layer = resolved(model, tap, str(path))
     if layer == "top":
-        layer = own.last_of(own.headless(model))
+        own.check_top(model, str(path))
+        cut = own.headless(model)
+        return own.last_of(cut), cut
     return layer, keras.Model(model.inputs[0], output_of(model, layer, str(path)), name=model.name)
 
 
@@ -132,8 +134,8 @@ def _equal_weights(model: Any, path: Path) -> int:
     return ours.total()
 
 
-def _original(path: Path, layer: str, trust: bool) -> tuple[str, Callable[[Any], Any] | None]:
-    """Return what runs the original up to a layer, and how; or how that could be had, and None."""
+def _original(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Callable[[Any], Any] | None]:
+    """Return what runs the original up to a tap's layer, and how; or how that could be had, and None."""
     from featcache.backbones import legacy
 
     content = legacy.read(path)
@@ -143,7 +145,7 @@ def _original(path: Path, layer: str, trust: bool) -> tuple[str, Callable[[Any],
         import keras
 
         model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
-        whole = keras.Model(model.inputs[0], output_of(model, layer, str(path)))
+        _, whole = _cut(model, tap, path)
     except Exception:  # what Keras 3 cannot read
         return "Keras 3 cannot run it. Install Keras 2 beside it and import again: pip install tf_keras", None
     return "the file as Keras 3 reads it", lambda images: keras.ops.convert_to_numpy(whole(images, training=False))

@@ -25,6 +25,7 @@ from typing import Any, get_args
 import numpy as np
 
 from featcache.backbones import saved
+from featcache.backbones.graph import bottlenecks
 from featcache.backbones.registry import is_name
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError
@@ -39,7 +40,10 @@ _FUNCTION = re.compile(r"(?P<path>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(?P<options>.
 _AUGMENTING = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop")  # leave pixels between 0 and 255
 _LEAST_MEAN = 4.0  # a Normalization about less takes something smaller than 0..255, too
 _LARGEST_SCALE = 1 / 16  # a Rescaling of more takes something smaller than 0..255
-_SCORES = ("softmax", "sigmoid", "linear", "log_softmax")  # activations that make a last Dense a classifier
+_SOFTMAX = ("softmax", "log_softmax")
+_PROBABILITIES = (*_SOFTMAX, "sigmoid")  # activations that tell scores from features
+_SCORES = (*_PROBABILITIES, "linear")  # activations that make a last Dense a classifier
+_PROPOSED = 5  # layers that are named where the classifier is not found
 
 
 @dataclass(frozen=True)
@@ -137,19 +141,79 @@ def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:
 
 
 def headless(model: Any) -> Any:
-    """Return the model without its classifier: up to what enters a last Dense layer, if it ends in one.
+    """Return the model without its classifier: up to what enters the layer that makes its scores.
 
-    Whatever only turns scores into other scores may follow that layer.
+    That is a last Dense layer, or a convolution whose output becomes probabilities; it may stand in a nested model.
     """
     import keras
 
-    layers = keras.layers
-    last, before = _made_by(model.outputs[0])
-    while isinstance(last, (layers.Softmax, layers.Dropout)) or (isinstance(last, layers.Activation) and _scores(last)):
-        last, before = _made_by(before)
-    if not isinstance(last, layers.Dense) or not _scores(last):
+    classifier, features, _ = _classifier(model)
+    if classifier is None:
         return model
-    return keras.Model(model.inputs[0], before, name=model.name)
+    if isinstance(classifier, keras.Model):
+        # Under another name: that of the nested model stands for what the whole of it gives.
+        inner = headless(classifier)
+        features = keras.Model(inner.inputs[0], inner.outputs[0], name=f"{classifier.name}_top")(features)
+    return keras.Model(model.inputs[0], features, name=model.name)
+
+
+def check_top(model: Any, owner: str) -> None:
+    """Raise UsageError if a model gives probabilities and nothing tells what it makes them of. owner: for messages."""
+    classifier, _, is_softmax = _classifier(model)
+    if classifier is None and is_softmax:
+        layers = ",".join(bottlenecks(model)[1:-1][-_PROPOSED:])
+        raise UsageError(
+            f"'{owner}' ends in probabilities, and featcache does not find the layer that makes them. Name the layer "
+            f"whose output are the features, one of: --tap {layers}"
+        )
+
+
+def _classifier(model: Any) -> tuple[Any, Any, bool]:
+    """Return the layer that makes a model's scores, the tensor that enters it, and whether a softmax follows.
+
+    None for the layer if the model ends in none. It is a nested model if the layer is inside.
+    """
+    import keras
+
+    layer, entering = _made_by(model.outputs[0])
+    activations = {_activation(layer)}
+    while entering is not None and _follows_scores(layer, not activations.isdisjoint(_PROBABILITIES)):
+        layer, entering = _made_by(entering)
+        activations.add(_activation(layer))
+    are_probabilities = not activations.isdisjoint(_PROBABILITIES)
+    is_softmax = not activations.isdisjoint(_SOFTMAX)
+
+    if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
+        inner, _, inner_softmax = _classifier(layer)
+        return layer if inner is not None else None, entering, is_softmax or inner_softmax
+    if isinstance(layer, keras.layers.Dense) and (are_probabilities or _activation(layer) in _SCORES):
+        return layer, entering, is_softmax
+    if isinstance(layer, (keras.layers.Conv2D, keras.layers.SeparableConv2D)) and are_probabilities:
+        return layer, entering, is_softmax
+    return None, None, is_softmax
+
+
+def _follows_scores(layer: Any, are_probabilities: bool) -> bool:
+    """Return whether a layer only makes other scores of scores. are_probabilities: it does of those behind it."""
+    import keras
+
+    layers = keras.layers
+    if isinstance(layer, layers.Dropout) or _is_softmax(layer):
+        return True
+    if isinstance(layer, layers.Activation):
+        return are_probabilities or _activation(layer) in _SCORES
+    # These make features of features as well, so they count only between scores and their probabilities.
+    pooling = (layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+    shaping = (layers.Flatten, layers.Reshape, layers.Rescaling, layers.ReLU, layers.BatchNormalization)
+    return are_probabilities and isinstance(layer, (*pooling, *shaping))
+
+
+def _activation(layer: Any) -> str:
+    return "softmax" if _is_softmax(layer) else getattr(getattr(layer, "activation", None), "__name__", "")
+
+
+def _is_softmax(layer: Any) -> bool:
+    return type(layer).__name__ in ("Softmax", "LogSoftmax")  # layers, and bare operations of the graph
 
 
 def last_of(model: Any) -> str:
@@ -174,11 +238,18 @@ def at_policy(model: Any, policy: str) -> Any:
 
 def architecture(model: Any) -> str:
     """Return the SHA-256 of a model's configuration: without its name and without the precision it was saved in."""
+    import keras
+
     config = json.loads(model.to_json())
     config.pop("compile_config", None)
     config["config"].pop("name", None)
     code = _code_of(model)
-    return digest_of([_without_dtypes(config), code] if code else _without_dtypes(config))
+    content = [_without_dtypes(config), code] if code else _without_dtypes(config)
+    classifier, _, _ = _classifier(model)
+    if classifier is None or isinstance(classifier, keras.layers.Dense):
+        return digest_of(content)
+    # Earlier versions took the scores of such a model for its "top".
+    return digest_of([content, {"top": classifier.name}])
 
 
 def _code_of(model: Any) -> list[str]:
@@ -200,10 +271,6 @@ def _without_dtypes(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: _without_dtypes(value) for key, value in config.items() if key != "dtype"}
     return [_without_dtypes(one) for one in config] if isinstance(config, list) else config
-
-
-def _scores(layer: Any) -> bool:
-    return getattr(layer.activation, "__name__", "") in _SCORES
 
 
 def _made_by(tensor: Any) -> tuple[Any, Any]:

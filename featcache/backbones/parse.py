@@ -194,6 +194,11 @@ def _own_request(
     if not size:
         raise UsageError(f"'{spec.name}' takes images of any size; say which: {spec.name}:size=224, or --size")
     mode = options.get("mode") or said.mode
+    if said.mode and mode in get_args(Mode) and mode != said.mode:
+        raise UsageError(
+            f"'{spec.name}' takes pixels of 0 to 255, since it begins with a layer that scales them or takes whole "
+            f"numbers; got mode={mode}, which would scale them twice. Leave it out, or say mode={said.mode}"
+        )
     if mode is None:
         raise UsageError(
             f"How do pixels enter '{spec.name}'? Say it behind the name: mode=tf (-1..1), mode=unit (0..1), mode=torch "

@@ -352,6 +352,78 @@ def test_top_is_what_enters_the_classifier(ending, layer, functional):
     assert np.allclose(own.headless(model)(pixels), reference(pixels))
 
 
+def classifying(*layers, taking=(7, 7, 8), name="head"):
+    return keras.Sequential([keras.Input(taking), *layers], name=name)
+
+
+L = keras.layers
+SCORES = {
+    "nested": lambda: [classifying(L.GlobalAveragePooling2D(name="features"), L.Dense(3, "softmax"))],
+    "nested twice": lambda: [
+        classifying(classifying(L.GlobalAveragePooling2D(name="features"), L.Dense(3, "softmax"), name="inner"))
+    ],
+    "nested logits": lambda: [classifying(L.GlobalAveragePooling2D(name="features"), L.Dense(3)), L.Softmax()],
+    "convolution": lambda: [L.Activation("relu", name="features"), L.Conv2D(3, 1, activation="softmax")],
+    "SqueezeNet": lambda: [
+        L.Dropout(0.5, name="features"),
+        L.Conv2D(3, 1),
+        L.ReLU(),
+        L.GlobalAveragePooling2D(),
+        L.Activation("softmax"),
+    ],
+    "map": lambda: [L.Activation("relu", name="features"), L.Conv2D(3, 1), L.Softmax()],
+    "temperature": lambda: [L.Flatten(name="features"), L.Dense(3), L.Rescaling(2.0), L.Softmax()],
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_top_is_never_the_old_probabilities(name):
+    ending = SCORES[name]()
+    model = layered(L.Conv2D(8, 3, strides=2, name="conv"), *ending)
+    before = model.get_layer("conv").output
+    for layer in ending:
+        while isinstance(layer, keras.Sequential):
+            layer = layer.layers[0]
+        before = layer(before)
+        if layer.name == "features":
+            break
+    reference = keras.Model(model.inputs[0], before)
+    pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    assert np.allclose(own.headless(model)(pixels), reference(pixels))
+
+
+def test_a_nested_classifier_is_a_tap_by_its_name(photos, tmp_path):
+    model = layered(L.Rescaling(1 / 255), L.Conv2D(8, 3, strides=2), *SCORES["nested"]())
+    model.save(tmp_path / "mine.keras")
+    cache = extract(photos, str(tmp_path / "mine.keras"), tap="top,head", out=tmp_path / "c.h5")
+    top, head = (cache.features(cache.rows, f"mine/{layer}") for layer in ("top", "head"))
+    assert (top.shape[1], head.shape[1]) == (8, 3)
+    assert np.allclose(head.sum(axis=1), 1, atol=1e-5)
+    assert handoff(sweep(cache, "ridge", taps=["mine/top"], out=tmp_path / "run").best).certificate.passed
+
+
+def test_scores_that_nothing_known_makes_are_refused_with_the_layers_to_choose(tmp_path):
+    image = keras.Input((16, 16, 3))
+    pooled = L.GlobalAveragePooling2D(name="pool")(L.Conv2D(6, 3, name="conv")(L.Rescaling(1 / 255)(image)))
+    scores = L.Maximum(name="most")([L.Dense(3)(pooled), L.Dense(3)(pooled)])
+    keras.Model(image, L.Softmax()(scores)).save(tmp_path / "mine.keras")
+    with pytest.raises(
+        UsageError, match=r"^'mine' ends in probabilities, .* one of: --tap rescaling.*,conv,pool,most$"
+    ):
+        built(str(tmp_path / "mine.keras")).cut("top")
+    assert built(str(tmp_path / "mine.keras")).cut("pool").outputs[0].shape == (None, 6)
+
+
+def test_a_mode_that_would_scale_pixels_twice_is_refused(tmp_path):
+    network(rescaling=True).save(tmp_path / "mine.keras")
+    message = (
+        r"^'mine' takes pixels of 0 to 255, .*got mode=tf, which would scale them twice. Leave it out, or say mode=in"
+    )
+    with pytest.raises(UsageError, match=message):
+        requests(f"{tmp_path / 'mine.keras'}:mode=tf")
+    assert requests(f"{tmp_path / 'mine.keras'}:mode=inside")[0].preprocess.mode == "inside"
+
+
 def test_a_file_of_weights_is_no_model(tmp_path):
     network().save_weights(tmp_path / "w.weights.h5")
     with pytest.raises(NotAModel, match=r"w.weights.h5 holds weights and no model. Name their backbone: -b NAME"):
