@@ -228,7 +228,9 @@ def wrong_after(place: Place, victim, code: int, whole: dict[str, object]) -> li
 def chosen(operations: list[str], most: int) -> list[int]:
     """Return the numbers of operations to stop at, spread evenly; of the many writes of HDF5 a few."""
     numbers = [at for at, line in enumerate(operations, 1) if not line.startswith("write") or at % 8 == 1]
-    step = max(1.0, (len(numbers) - 1) / max(1, most - 1))
+    if most == 1:
+        return [numbers[len(numbers) // 2]]
+    step = max(1.0, (len(numbers) - 1) / (most - 1))
     return sorted({numbers[min(round(index * step), len(numbers) - 1)] for index in range(min(most, len(numbers)))})
 
 
