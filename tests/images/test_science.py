@@ -91,9 +91,8 @@ def test_white_is_zero_is_turned_round_whatever_the_bits(values):
         (np.zeros((4, 4), np.float64), "1 band of 64 bits (floating-point)"),
     ],
 )
-def test_a_tiff_that_pillow_does_not_read_is_refused_by_its_layout(page, what, capfd):
+def test_a_tiff_that_pillow_does_not_read_is_refused_by_its_layout(page, what):
     assert what in reason_of(tiff(page))
-    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("empty", [-9999.0, -32768.0, float(np.finfo(np.float32).min), np.nan, np.inf])
