@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, Quiet, Trust, emit, progress, say
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress, say
 from featcache_cli.scan import AllowOutside, GroupFrom, Split, Where
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def text(done: Extracted) -> str:
         f"{done.seconds:.1f} s{rate}",
         table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
         f"Cache: {printable(done.cache)}",
-        f"Next: featcache sweep {printable(done.cache)}, after featcache leaks if images may be there twice",
+        f"Next: featcache sweep {in_shell(done.cache)}, after featcache leaks if images may be there twice",
     ]
     if done.stray:
         lines.insert(1, f"{len(done.stray)} images beside the class folders have no label and are left out")
