@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ TRUE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "hi
 
 # Keras has others, which only infer: featcache trains on what it runs
 BACKENDS = ("tensorflow", "jax", "torch")
+_UNKNOWN_CODE = re.compile(r"(?:Could not locate \w+|Unknown [\w ]+:) '(?P<name>[^']+)'")
 _NEEDED = f"featcache runs on {', '.join(BACKENDS)}"
 
 # Settings of keras.json that change features without changing weights: floatx and epsilon the numbers,
@@ -122,6 +124,17 @@ def _check_settings() -> None:
                 f"Keras is set to {name}={value}, with which the same weights give other features; featcache needs "
                 f"{needed}. Change it in {keras_home() / 'keras.json'}, or call keras.config.set_{name}({needed!r})"
             )
+
+
+def unknown_code(error: Exception) -> str | None:
+    """Return the class or function that Keras lacks to load a model; None if it is not that."""
+    match = _UNKNOWN_CODE.search(str(error))
+    return match["name"] if match else None
+
+
+def innermost_reason(error: Exception) -> str:
+    """Return why Keras cannot load a model, in one line: the last of the reasons that it nests."""
+    return " ".join(str(error).rpartition("Exception encountered:")[2].split())[:200]
 
 
 @contextmanager

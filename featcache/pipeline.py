@@ -10,6 +10,7 @@ from typing import Any
 from featcache.assembly import handoff
 from featcache.assembly.modelfile import MODEL
 from featcache.cache.reader import Cache
+from featcache.errors import TooFewClasses
 from featcache.extraction import Extracted, extract
 from featcache.extraction.job import CACHE
 from featcache.images.embedded import write_digits
@@ -21,6 +22,7 @@ from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import free_folder
+from featcache.sweeps.tasks import MIN_SELECT
 from featcache.tuning import Tuned, finetune, from_scratch
 
 SHOTS = 5
@@ -117,6 +119,7 @@ def quickstart(
     _check_folder(folder, [] if images is None else [Path(images)], force)
     root = write_digits(folder / "digits", force=force) if images is None else Path(images)
     manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
+    _require_validation(manifest, root)
     taps, extracted = _extract(manifest, backbone or course.backbone, course, folder / "features.h5", force, progress)
     halves = [_half(taps, course, shots, folder, seed, progress) for shots in _shots(taps.cache)]
     first = halves[0]
@@ -145,6 +148,17 @@ def _check_folder(folder: Path, read: list[Path], force: bool) -> None:
     for name in ("head.keras", "model.keras", f"model-{SHOTS}-per-class.keras"):
         check_output(folder / name, MODEL, inputs=read, force=force)
     check_output(folder / "report.html", REPORT, inputs=read, force=force)
+
+
+def _require_validation(manifest: Images, root: Path) -> None:
+    """Raise TooFewClasses if next to no image is left to choose on, before anything is computed."""
+    num_val = manifest.splits.get("val", 0)
+    if num_val < MIN_SELECT:
+        raise TooFewClasses(
+            f"{root} has {num_val} validation images, and quickstart chooses on at least {MIN_SELECT}. Add images, or "
+            "give more of them to validation: --split 50/50/0. Or choose by cross-validation, step by step: featcache "
+            "extract, then featcache sweep --cv 5"
+        )
 
 
 def _extract(

@@ -10,7 +10,7 @@ import typer
 
 from featcache_cli import complete
 from featcache_cli.base import App
-from featcache_cli.output import Force, Json, Quiet, Trust, emit, progress
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress
 
 if TYPE_CHECKING:
     from featcache.backbones.fetch import Fetched
@@ -115,10 +115,11 @@ def _imported(file: str, found: Imported) -> str:
         compared = (
             f"largest difference of outputs on {IMAGES} random images {found.difference:.1e} (against {found.against})"
         )
+    backbone = in_shell(f"{found.model}:mode=MODE")
     return (
         f"{file} up to '{found.layer}': {found.weights} weight arrays equal to the file's; {compared}.\n"
         f"Model: {found.model}\n"
-        f"Next: featcache extract IMAGES -b {found.model}:mode=MODE --tap {found.layer} -o CACHE.h5"
+        f"Next: featcache extract IMAGES -b {backbone} --tap {in_shell(found.layer)} -o CACHE.h5"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, Quiet, Trust, emit, progress, say
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress, say
 from featcache_cli.scan import AllowOutside, GroupFrom, LabelColumn, PathColumn, Split, Where
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def text(done: Extracted, classes: Sequence[str]) -> str:
         counts(done),
         table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
         f"Cache: {printable(done.cache)}",
-        _next(printable(done.cache), classes),
+        _next(in_shell(done.cache), classes),
     ]
     if done.stray:
         lines.insert(1, f"{len(done.stray)} images beside the class folders have no label and are left out")

@@ -9,7 +9,7 @@ import typer
 
 from featcache import trust
 from featcache_cli.handoff import Moved, Trial
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, progress
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -117,7 +117,7 @@ def command(
     emit(
         json,
         document(tuned),
-        lambda: f"{text(tuned)}\nModel: {tuned.path}\nNext: featcache predict {tuned.path} IMAGES",
+        lambda: f"{text(tuned)}\nModel: {tuned.path}\nNext: featcache predict {in_shell(tuned.path)} IMAGES",
     )
 
 

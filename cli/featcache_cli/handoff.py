@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache import trust
-from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, say
+from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, in_shell, say
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
@@ -40,9 +40,9 @@ def command(
     if not chosen.trial.handoff and not quiet:
         say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
     certificate = handoff(chosen, out, images=images, force=force).certificate
-    after = f"predict {out} IMAGES"
+    after = f"predict {in_shell(out)} IMAGES"
     if not chosen.refit:
-        after = f"finetune {trial} -o tuned.keras{allow_flags(chosen.own_code)}"
+        after = f"finetune {in_shell(trial)} -o tuned.keras{allow_flags(chosen.own_code)}"
     emit(
         json,
         document(out, certificate),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Json, Quiet, emit, in_shell, progress
 
 if TYPE_CHECKING:
     from featcache.leakage import Doubts, Fixed, Leaks
@@ -193,13 +193,10 @@ def _ends(pair: Any) -> list[tuple[str, str]]:
 
 
 def _remedy(found: Leaks) -> list[str]:
-    from featcache.reports.text import printable
 
     if not found.crossing_groups and not any(pair.crosses for pair in found.pairs):
         return []
-    return [
-        f"Next: featcache leaks {printable(str(found.cache))} --fix   puts such images into one group and one split"
-    ]
+    return [f"Next: featcache leaks {in_shell(found.cache)} --fix   puts such images into one group and one split"]
 
 
 def _doubts(doubted: Doubts) -> list[str]:

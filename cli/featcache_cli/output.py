@@ -48,6 +48,17 @@ def allow_flags(names: Sequence[str]) -> str:
     return "".join(f" --allow {quote(name)}" for name in names)
 
 
+def in_shell(value: object) -> str:
+    """Return a path, or what else a command takes, as it is copied into a shell.
+
+    >>> in_shell("my photos.h5")
+    "'my photos.h5'"
+    """
+    from featcache.reports.text import printable
+
+    return printable(quote(str(value)))
+
+
 def say(text: str) -> None:
     """Print a remark on stderr."""
     sys.stderr.write(text + "\n")

@@ -12,7 +12,7 @@ from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Force, Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress
 from featcache_cli.scan import GroupFrom, Seed, Split
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def text(done: Quickstart) -> str:
         *_remarks(done),
         f"Models: {done.folder / 'head.keras'} and {done.folder / 'model.keras'}; all in {done.seconds:.0f} s",
         f"To look at and to send: {done.report}",
-        f"Next: featcache predict {done.folder / 'model.keras'} IMAGES",
+        f"Next: featcache predict {in_shell(done.folder / 'model.keras')} IMAGES",
     ]
     return "\n".join(lines)
 

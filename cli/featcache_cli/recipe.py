@@ -12,7 +12,7 @@ from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
-from featcache_cli.output import Force, Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress
 
 if TYPE_CHECKING:
     from featcache.recipes import Named, Naming, Trained, Training
@@ -149,7 +149,7 @@ def text(done: Trained) -> str:
         "These images also chose the epoch: expect a little less on new ones.",
         *_warning(done),
         f"Model: {printable(str(done.tuned.path))}; all in {done.seconds:.0f} s",
-        f"Next: featcache predict {printable(str(done.tuned.path))} IMAGES",
+        f"Next: featcache predict {in_shell(done.tuned.path)} IMAGES",
     ]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import typer
 from featcache import trust
 from featcache.errors import UnknownHead, UsageError
 from featcache_cli.config import set_by_file, set_by_run
-from featcache_cli.output import Allow, Json, Quiet, allow_flags, emit, progress, say
+from featcache_cli.output import Allow, Json, Quiet, allow_flags, emit, in_shell, progress, say
 
 if TYPE_CHECKING:
     from featcache.sweeps import Run
@@ -171,11 +171,12 @@ def text(run: Run) -> str:
     from featcache.reports.table import trials_table
 
     which = _next(run)
+    trial = in_shell(f"{run.path}@{which}")
     return "\n".join(
         [
             trials_table(run, limit=20),
             f"Run: {run.path}",
-            f"Next: featcache handoff {run.path}@{which} -o model.keras{allow_flags(run[which].own_code)}",
+            f"Next: featcache handoff {trial} -o model.keras{allow_flags(run[which].own_code)}",
         ]
     )
 

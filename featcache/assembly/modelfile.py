@@ -11,12 +11,13 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from featcache.assembly.reference import Reference
 from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.backbones.lineage import Lineages
-from featcache.backend import start_keras
+from featcache.backend import innermost_reason, start_keras, unknown_code
 from featcache.errors import NotAModel, UsageError
 from featcache.files import disk_faults, matching, raise_if_of_the_system, temporary_folder, write_whole
 from featcache.outputs import Kind, check_output
@@ -79,7 +80,12 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
         return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files
         raise_if_of_the_system(path, error)
-        raise NotAModel(f"Keras cannot load {path}: {' '.join(str(error).split())[:200]}") from error
+        if name := unknown_code(error):
+            raise NotAModel(
+                f"{path} has code of yours in it, {name}, which Keras does not find. In Python, import the module that "
+                "defines it before the model is loaded"
+            ) from error
+        raise NotAModel(f"Keras cannot load {path}: {innermost_reason(error)}") from error
 
 
 def is_ours(path: Path) -> bool:
@@ -113,7 +119,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         others = [one.name for one in matching(path.parent, "*.keras")]
         near = did_you_mean(path.name, others)
-        raise NotAModel(f"No model at {path}{near}. Make one: featcache handoff RUN@best -o {path}") from error
+        make = f"featcache handoff RUN@best -o {quote(str(path))}"
+        raise NotAModel(f"No model at {path}{near}. Make one: {make}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise_if_of_the_system(path, error)
         raise NotAModel(

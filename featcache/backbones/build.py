@@ -27,7 +27,7 @@ from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolv
 from featcache.backbones.noise import without_noise
 from featcache.backbones.registry import SIZES, Entry, get, trained_size
 from featcache.backend import start_keras
-from featcache.errors import UsageError, WeightsMismatch
+from featcache.errors import NotAModel, UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
 DEVIATIONS = (0.229, 0.224, 0.225)  # of ImageNet's pixels, RGB, 0..1
@@ -116,10 +116,13 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
         model = own.load(spec, size, trust)
     if model.inputs[0].shape[1] not in (None, size):
         raise UsageError(f"'{spec.name}' takes images of {model.inputs[0].shape[1]} pixels; got size {size}")
+    own.check_not_quantized(model, spec.weights)
     try:
         model = own.at_policy(model, _policy(precision))
-    except Exception as error:  # layers of other kinds, such as quantized ones, raise what they like
+    except Exception as error:  # layers of a user's own raise what they like
         reason = " ".join(str(error).split())[:200]
+        if precision == "float32":  # which nobody asked for
+            raise NotAModel(f"{spec.weights} cannot be built again to compute in {precision}: {reason}") from error
         raise UsageError(f"'{spec.name}' cannot compute in {precision}: {reason}") from error
     # The digests are those of the model as it is in the file.
     digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))

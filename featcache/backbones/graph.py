@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
+from shlex import quote
 from typing import Any
 
 from featcache.backbones.blocks import block_ends
@@ -31,9 +32,8 @@ def output_of(network: Any, name: str, owner: str) -> Any:
     found = outputs_of(network)
     if name not in found:
         near = did_you_mean(name, found)
-        raise UnknownBlock(
-            f"Backbone '{owner}' has no layer '{name}'{near}. Show all: featcache backbones show {owner} --layers"
-        )
+        show = f"featcache backbones show {quote(owner)} --layers"
+        raise UnknownBlock(f"Backbone '{owner}' has no layer '{name}'{near}. Show all: {show}")
     if len(found[name]) != 1:
         raise UsageError(f"Layer '{name}' of backbone '{owner}' gives {len(found[name])} outputs; a tap reads one")
     return found[name][0]
@@ -52,7 +52,7 @@ def resolved(network: Any, asked: str, owner: str) -> str:
         if not -len(names) <= int(asked) < len(names):
             raise UnknownBlock(
                 f"Backbone '{owner}' has {len(names)} layers, so --tap takes 0 to {len(names) - 1}, or -1 for the "
-                f"last; got {asked}. Show all: featcache backbones show {owner} --layers"
+                f"last; got {asked}. Show all: featcache backbones show {quote(owner)} --layers"
             )
         return names[int(asked)]
     found = [name for name in names if _means(asked, name)]

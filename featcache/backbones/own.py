@@ -27,7 +27,7 @@ import numpy as np
 from featcache.backbones import saved
 from featcache.backbones.graph import bottlenecks
 from featcache.backbones.registry import is_name
-from featcache.backend import start_keras
+from featcache.backend import innermost_reason, start_keras, unknown_code
 from featcache.errors import NotAModel, UsageError
 from featcache.files import raise_if_of_the_system
 from featcache.spec import BackboneSpec, Mode, Resize, choose, digest_of
@@ -131,6 +131,8 @@ def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:
     import keras
 
     model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights), trust)
+    if isinstance(model, keras.Sequential) and not model.inputs:
+        _check_inputs(spec, [])
     if not isinstance(model, keras.Model) or len(getattr(model, "inputs", None) or ()) == 0:
         raise NotAModel(f"{spec.weights} is no Keras model with a known input (functional or sequential)")
     if len(model.outputs) != 1:
@@ -219,6 +221,16 @@ def _is_softmax(layer: Any) -> bool:
 def last_of(model: Any) -> str:
     """Return the name of the layer that a model ends in."""
     return str(_made_by(model.outputs[0])[0].name)
+
+
+def check_not_quantized(model: Any, path: str) -> None:
+    """Raise NotAModel if layers keep their weights in a coarser type: featcache computes from float32 weights."""
+    modes = {str(getattr(layer, "quantization_mode", None)) for layer in model._flatten_layers()} - {"None"}
+    if modes:
+        raise NotAModel(
+            f"{path} is quantized ({', '.join(sorted(modes))}), and featcache computes from the weights before that. "
+            "Save the model before model.quantize()"
+        )
 
 
 def at_policy(model: Any, policy: str) -> Any:
@@ -318,7 +330,7 @@ def _of_keras_3(path: Path, trust: bool) -> Any:
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         raise_if_of_the_system(path, error)
-        reason = " ".join(str(error).split())
+        cause, reason = error, " ".join(str(error).split())
     else:
         _check_no_folder(path, model)
         return model
@@ -326,7 +338,12 @@ def _of_keras_3(path: Path, trust: bool) -> Any:
         raise _carries_code(path)
     if "No model config found" in reason:
         raise NotAModel(f"{path} holds weights and no model. Name their backbone: -b NAME --weights {path}")
-    raise NotAModel(f"Keras cannot load {path}: {reason[:200]}")
+    if name := unknown_code(cause):
+        raise NotAModel(
+            f"{path} has code of yours in it, {name}, which Keras does not find. Load the model in a function of a "
+            "module that defines it, and name that function: -b package.module:function"
+        )
+    raise NotAModel(f"Keras cannot load {path}: {innermost_reason(cause)}")
 
 
 def _check_no_folder(path: Path, model: Any) -> None:
@@ -376,6 +393,11 @@ def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
 
 def _check_inputs(spec: BackboneSpec, shapes: list[tuple[int | None, ...]]) -> None:
     """Raise NotAModel unless the model takes one batch of square RGB images."""
+    if not shapes:
+        raise NotAModel(
+            f"{spec.weights} was never built, so nothing tells what it takes. Build it before you save it: "
+            "model.build((None, 224, 224, 3))"
+        )
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3:
         raise NotAModel(
             f"{spec.weights} takes {' and '.join(map(str, shapes))}; a backbone takes one batch of RGB images, "

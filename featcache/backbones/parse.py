@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from featcache.backbones import own
 from featcache.backbones.build import check_size
-from featcache.backbones.registry import Entry, get
+from featcache.backbones.registry import Entry, get, is_name
 from featcache.errors import UsageError
 from featcache.spec import (
     ALL_BITS,
@@ -114,7 +114,7 @@ def requests(
     >>> [request.taps("")[0].name for request in requests("mobilenet_v2:alpha=0.35,pixels:size=8")]
     ['mobilenet_v2:alpha=0.35/top', 'pixels:size=8/top']
     """
-    texts = _listed(backbones)
+    texts = _backbones(backbones)
     layers = tuple(_listed(tap))
     if not texts or not layers:
         raise UsageError("Name at least one backbone and one tap, such as -b mobilenet_v2 --tap top")
@@ -239,6 +239,25 @@ def _value(key: str, text: str) -> Any:
         return text
     default = DEFAULTS.get(key)
     return number if isinstance(default, float) or not number.is_integer() else int(number)
+
+
+def _backbones(names: str | Sequence[str]) -> list[str]:
+    """Return the backbones of a list: a comma stands between two, unless it is part of the path of a file."""
+    parts, found = _listed(names), list[str]()
+    if not isinstance(names, str):
+        return parts
+    while parts:
+        lengths = [1, *range(len(parts), 1, -1)]
+        files = [length for length in lengths if _is_file(",".join(parts[:length]))]
+        length = files[0] if files and not is_name(parts[0].partition(":")[0]) else 1
+        found.append(",".join(parts[:length]))
+        del parts[:length]
+    return found
+
+
+def _is_file(text: str) -> bool:
+    own_model = own.parse(text)
+    return own_model is not None and own_model[0].origin == "file" and Path(own_model[0].weights).exists()
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:

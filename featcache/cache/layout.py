@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import h5py
@@ -141,7 +142,7 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
             raise NotACache(_no_cache_but(path))
         begun = path.is_dir() or bool(part_files(path)) or parts_folder(path).is_dir()
         how = "An extraction was begun; finish it" if begun else "Make one"
-        raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {path}")
+        raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {quote(str(path))}")
     with _source_of(table) as source:
         if source.read(len(SIGNATURE)) != SIGNATURE:
             raise NotACache(
@@ -158,10 +159,10 @@ def _no_cache_but(folder: Path) -> str:
     try:
         made_from = json.loads((folder / "run.json").read_bytes())["settings"]["cache"]
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{folder} is a folder, no cache. Of images make one: featcache extract {folder} -o CACHE.h5; give that"
-    return (
-        f"{folder} is the folder of a run, no cache (featcache show {folder}). It was made from {made_from}: give that"
-    )
+        make = f"featcache extract {quote(str(folder))} -o CACHE.h5"
+        return f"{folder} is a folder, no cache. Of images make one: {make}; give that"
+    show = f"featcache show {quote(str(folder))}"
+    return f"{folder} is the folder of a run, no cache ({show}). It was made from {made_from}: give that"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 from featcache.cache import parts
 from featcache.cache.reader import Cache
@@ -89,7 +90,7 @@ def check_table(cache: str | Path, out: str | Path, images: str | Path | None = 
     if root.name == IN_MEMORY.name or root.is_file():
         raise UsageError(
             f"The images of {opened.path} are in {root}, and a table can only name files. Fix the cache itself: "
-            f"featcache leaks {opened.path} --fix"
+            f"featcache leaks {quote(str(opened.path))} --fix"
         )
     read = [opened.path, *(root / row.path for row in opened.rows)] if path.exists() else []
     check_output(path, TABLE, inputs=read, force=force)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from string import ascii_uppercase
 
 import numpy as np
@@ -46,7 +47,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
         short, where = shortened(dict.fromkeys(trial.tap for trial in ranked))
         rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
     more = len(ranked) - len(rows)
-    rest = [f"{more} more: featcache show {run.path}"] if more else []
+    rest = [f"{more} more: featcache show {quote(str(run.path))}"] if more else []
     spare = [name for name in ("MB", "width", "std", "fit s") if name in shown]
     return "\n".join([*map(wrapped, where), table(list(shown), rows, spare=spare), *rest, *map(wrapped, _notes(run))])
 
@@ -105,7 +106,8 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
         lines += [f"The test split was opened {looks_text(run)} before; --final shows what it says."]
     else:
         head = "" if run.refitted is None else "@refit"
-        lines += [f"The test split was not read. When everything is decided: featcache report {run.path}{head} --final"]
+        report = f"featcache report {quote(f'{run.path}{head}')} --final"
+        lines += [f"The test split was not read. When everything is decided: {report}"]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -228,8 +229,8 @@ _DO: dict[tuple[bool, bool], tuple[str, ...]] = {
 
 def _commands(cache: Cache, best: Depth, large: bool, similar: bool) -> tuple[str, ...]:
     run = free_folder(cache.path.with_suffix(".run"))
-    sweep = f"featcache sweep {cache.path} --tap {best.tap} -o {run}"
+    sweep = f"featcache sweep {quote(str(cache.path))} --tap {quote(best.tap)} -o {quote(str(run))}"
     if not large:
         return (f"{sweep} --heads ridge,lda,logreg,svm --cv 5",)
-    finetune = f"featcache finetune {run}@best -o model.keras --unfreeze"
+    finetune = f"featcache finetune {quote(f'{run}@best')} -o model.keras --unfreeze"
     return (sweep, f"{finetune} {'last' if similar else 'all'}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     """
     runs = [one.run if isinstance(one, Chosen) else one.chosen.run for one in (a, b)]
     if _same(a, b):
-        raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {runs[0].path}")
+        raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {quote(str(runs[0].path))}")
     chosen = choose("--metric", metric or runs[0].settings.metric, METRICS)
     of_trials = isinstance(a, Chosen) and isinstance(b, Chosen)
     (rows, first), (other_rows, second) = (

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from featcache.cache.reader import Cache
@@ -181,7 +182,7 @@ def _begun(path: Path, fresh: Run, force: bool) -> Run:
     differ = _differences(there, fresh)
     if differ and not force:
         raise _NotFree(
-            f"{path} holds a run already, with other {', '.join(differ)} (featcache show {path}). "
+            f"{path} holds a run already, with other {', '.join(differ)} (featcache show {quote(str(path))}). "
             "Give another -o, or none for the next free name; --force replaces it"
         )
     if differ:

@@ -17,6 +17,7 @@ from featcache.assembly.modelfile import save_model
 from featcache.backbones.lineage import Lineage, Lineages
 from featcache.cache import layout
 from featcache.cache.rows import content_digest
+from featcache.files import write_sealed
 from featcache.spec import Tap
 from featcache.sweeps import Run
 from featcache.sweeps.records import write_record
@@ -45,7 +46,7 @@ def change_run(run, change):
     """Write run.json again after `change(facts)`."""
     facts = json.loads((run / "run.json").read_text())
     change(facts)
-    (run / "run.json").write_text(json.dumps(facts))
+    write_sealed(run / "run.json", facts)  # whoever can write a run can write its checksum, too
 
 
 def name_head(run, head, params):
