@@ -15,9 +15,11 @@ import inspect
 import json
 import os
 import re
+import sys
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -130,8 +132,11 @@ def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:
     start_keras()
     import keras
 
-    model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights), trust)
-    if isinstance(model, keras.Sequential) and not model.inputs:
+    # Keras warns of how the model was written, and a function may print; standard output is for results.
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore", UserWarning)
+        model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights), trust)
+    if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
         _check_inputs(spec, [])
     if not isinstance(model, keras.Model) or len(getattr(model, "inputs", None) or ()) == 0:
         raise NotAModel(f"{spec.weights} is no Keras model with a known input (functional or sequential)")

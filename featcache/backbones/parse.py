@@ -247,9 +247,10 @@ def _backbones(names: str | Sequence[str]) -> list[str]:
     if not isinstance(names, str):
         return parts
     while parts:
-        lengths = [1, *range(len(parts), 1, -1)]
-        files = [length for length in lengths if _is_file(",".join(parts[:length]))]
-        length = files[0] if files and not is_name(parts[0].partition(":")[0]) else 1
+        length = 1
+        if not is_name(parts[0].partition(":")[0]):
+            ends = range(1, len(parts) + 1)
+            length = next((end for end in ends if _is_file(",".join(parts[:end]))), 1)
         found.append(",".join(parts[:length]))
         del parts[:length]
     return found

@@ -122,7 +122,8 @@ def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:
         if isinstance(error, OSError) and error.errno in _DISK:
             return DiskFault(f"The ImageNet weights of '{spec.name}' cannot be written to {file}: {error.strerror}")
         if not file.exists() and (isinstance(error, (OSError, HTTPException)) or _NO_DOWNLOAD in reason):
-            return WeightsMissing(_missing(spec, file, reason.partition(": ")[2] or type(error).__name__))
+            cause = reason.partition(": ")[2].removeprefix("None -- ")  # Keras has no HTTP status there
+            return WeightsMissing(_missing(spec, file, cause or type(error).__name__))
         raise_if_of_the_system(file, error)
         broken = damage(file) if file.exists() else None
         if broken or isinstance(error, OSError) or _NO_HASH in reason:

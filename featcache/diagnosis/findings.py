@@ -54,7 +54,8 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 def _keras(facts: Facts) -> Iterator[Finding]:
     faults, backend = facts["faults"], facts.get("backend", "tensorflow")
     if fault := faults.get("keras"):
-        do = f"pip install --force-reinstall keras {backend}"
+        is_there = facts["versions"].get(backend) is not None
+        do = f"pip install --force-reinstall keras {backend}" if is_there else f"pip install {backend}"
         if backend not in GPU_BUILDS:
             do = f"set KERAS_BACKEND to {' or '.join(GPU_BUILDS)}"
         if "SIGILL" in fault:

@@ -424,6 +424,54 @@ def test_a_mode_that_would_scale_pixels_twice_is_refused(tmp_path):
     assert requests(f"{tmp_path / 'mine.keras'}:mode=inside")[0].preprocess.mode == "inside"
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have")
+def test_a_quantized_model_is_refused_as_what_it_is(tmp_path):
+    model = network(rescaling=True)
+    model.quantize("int8")
+    model.save(tmp_path / "mine.keras")
+    with pytest.raises(NotAModel, match=r"mine.keras is quantized \(int8\), .*Save .* before model.quantize\(\)"):
+        built(str(tmp_path / "mine.keras"))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_model_that_was_never_built_is_refused_with_how_to_build_it(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    model = keras.Sequential([keras.layers.Conv2D(4, 3)])
+    model.save(path)
+    with pytest.raises(NotAModel, match=r"was never built, .*model.build\(\(None, 224, 224, 3\)\)$"):
+        requests(f"{path}:mode=tf")
+
+
+@keras.saving.register_keras_serializable("shop")
+class Swish(keras.layers.Layer):
+    """A layer of the user's."""
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_layer_that_keras_does_not_find_is_named_with_what_to_do(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"mine{suffix}"
+    layered(keras.layers.Rescaling(1 / 255), Swish()).save(path)
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "shop>Swish")
+    with pytest.raises(NotAModel, match=r"has code of yours in it, .*Swish, which .*: -b package.module:function$"):
+        built(str(path))
+
+
+def test_a_path_may_have_a_comma(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mo,dels", "mo,dels/more,"):
+        Path(name).mkdir()
+        network(rescaling=True).save(f"{name}/mine.keras")
+    network(rescaling=True).save("one.keras")
+    asked = requests("one.keras,mo,dels/mine.keras:mode=inside,glyphnet,mo,dels/more,/mine.keras:size=16,pixels:size=8")
+    assert [Path(one.spec.weights).parent.name for one in asked if one.spec.origin == "file"] == [
+        tmp_path.name,
+        "mo,dels",
+        "more,",
+    ]
+    assert [one.spec.name for one in asked if one.spec.origin == "registry"] == ["glyphnet", "pixels"]
+
+
 def test_a_file_of_weights_is_no_model(tmp_path):
     network().save_weights(tmp_path / "w.weights.h5")
     with pytest.raises(NotAModel, match=r"w.weights.h5 holds weights and no model. Name their backbone: -b NAME"):
@@ -477,6 +525,22 @@ def test_a_function_that_raises_is_refused_in_one_line(photos, tmp_path, monkeyp
     Path("raising.py").write_text("def net():\n    raise ValueError('boom\\nand more')\n")
     with pytest.raises(NotAModel, match=r"^-b raising:net: the function raised ValueError: boom and more$"):
         extract(photos, "raising:net", out="c.h5")
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_a_function_prints_and_keras_warns_of_does_not_mix_with_results(
+    photos, tmp_path, monkeypatch, capsys, recwarn
+):
+    monkeypatch.chdir(tmp_path)
+    Path("talking.py").write_text(
+        "import keras\n"
+        "def net():\n"
+        "    print('hello')\n"
+        "    return keras.Sequential([keras.layers.Rescaling(1 / 255, input_shape=(8, 8, 3))])\n"
+    )
+    extract(photos, "talking:net", out="c.h5")
+    assert capsys.readouterr().out == ""
+    assert [str(one.message) for one in recwarn if "input_shape" in str(one.message)] == []
 
 
 def test_other_code_of_a_layer_is_another_tap(photos, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -295,6 +296,33 @@ def test_the_next_command_is_named(cli, photos, tmp_path):
     cache = tmp_path / "c.h5"
     assert f"Next: featcache sweep {cache}" in cli("extract", photos, "-o", cache, "-b", "pixels:size=8").out
     assert "Next: featcache handoff" in cli("sweep", cache, "--heads", "ridge").out
+
+
+def test_the_next_command_can_be_copied_whatever_a_path_is_called(cli, photos, tmp_path, monkeypatch):
+    """Each command is the one that the command before names."""
+    monkeypatch.chdir(tmp_path)
+    cache, names = tmp_path / "my photos.h5", iter(["1", "2"])
+    done = cli("extract", photos, "-o", cache, "-b", "glyphnet")
+    following = []
+    for more in (["--heads", "ridge"], [], ["--epochs", "1"]):
+        command = shlex.split(done.out.splitlines()[-1].removeprefix("Next: featcache ").partition(", after")[0])
+        command = [f"my {next(names)}.keras" if word.endswith(".keras") else word for word in command]
+        following.append(command[:2])
+        done = cli(*command, *more)
+        assert done.code == 0, done.err
+    assert following == [
+        ["sweep", str(cache)],
+        ["handoff", f"{tmp_path / 'my photos.run'}@best"],
+        ["finetune", f"{tmp_path / 'my photos.run'}@best"],
+    ]
+    assert done.out.splitlines()[-1] == "Next: featcache predict 'my 2.keras' IMAGES"
+
+
+def test_a_quickstart_with_too_little_to_choose_on_says_what_it_takes_itself(cli, tmp_path):
+    done = cli("quickstart", write_images(tmp_path / "photos", 2), "-o", tmp_path / "q", "-b", "glyphnet")
+    assert done.code == 4
+    assert "validation images, and quickstart chooses on at least 2. Add images, or give more of them" in done.err
+    assert "--split 50/50/0" in done.err
 
 
 def test_settings_come_from_a_file_and_flags_win(cli, toy, tmp_path):

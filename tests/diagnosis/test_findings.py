@@ -128,10 +128,10 @@ def test_a_keras_that_does_not_start_is_told_once():
         (
             "torch",
             {"tensorflow": "2.21"},
-            "run on tensorflow, which is installed: KERAS_BACKEND=tensorflow featcache ..; "
-            "or pip install --force-reinstall keras torch",
+            "run on tensorflow, which is installed: KERAS_BACKEND=tensorflow featcache ..; or pip install torch",
         ),
-        ("torch", {}, "pip install --force-reinstall keras torch"),
+        ("torch", {"torch": "2.9"}, "pip install --force-reinstall keras torch"),
+        ("jax", {}, "pip install jax"),
         ("theano", {}, "set KERAS_BACKEND to tensorflow or jax or torch"),
     ],
 )
