@@ -566,6 +566,7 @@ def write_sealed(path: Path, facts: Mapping[str, Any], unchanged: Callable[[], b
     unchanged: see `writing`.
     """
     plain = json.loads(json.dumps(facts))  # the digest is of the facts as they are read again
+    plain.pop(SEAL, None)  # of the file that they were read from
     text = json.dumps({**plain, SEAL: _digest_of(plain)}, indent=2, ensure_ascii=True) + "\n"
     with writing(path, unchanged) as sink:
         sink.write(text.encode())
