@@ -103,9 +103,20 @@ def test_writing_for_tensorboard_imports_no_tensorflow(toy_run, tmp_path):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_logs_that_are_there_are_not_mixed_with_new_ones(logs, toy_run):
-    with pytest.raises(UsageError, match=f"{logs} is there already. Delete it or name"):
-        write_tensorboard(toy_run, logs.parent)
+def test_logs_that_are_there_are_not_mixed_with_new_ones(toy_run, tmp_path):
+    for _ in range(2):
+        logs = write_tensorboard(toy_run, tmp_path)
+        assert len(list(logs.glob("events.out.tfevents.*"))) == 1
+    assert len(list(logs.glob("trials/*/events.out.tfevents.*"))) == len(toy_run.ranked)
+
+
+def test_a_folder_of_the_user_in_the_place_of_logs_is_kept(toy_run, tmp_path):
+    mine = tmp_path / toy_run.path.name / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match=r"is there already and is no log of featcache for TensorBoard, so it is kept"):
+        write_tensorboard(toy_run, tmp_path)
+    assert mine.read_text() == "mine"
 
 
 def test_images_that_have_moved_are_asked_for_before_anything_is_written(toy_run, tmp_path, monkeypatch):
