@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -276,10 +277,14 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 def place_folder(made: Path, path: Path) -> None:
     """Rename a `temporary_folder` beside `path`, or a folder in it, so that `path` is never there in part.
 
-    A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was.
+    A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was. After a kill
+    between the two renames it lies beside, as .old-NAME, until the next call has put another in its place.
     """
-    old = path.with_name(_temporary_name(path))
+    old = path.with_name(f".old-{path.name}")  # no litter: after a kill between the renames it is all there is
     try:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(old, ignore_errors=True)
         for entry in (*made.rglob("*"), made):
             _sync(entry)
         replaces = path.exists()
@@ -542,8 +547,23 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """
     import numpy as np  # not above: see `write_arrays`
 
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+    content = path.read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        for member in file.zip.infolist():
+            with file.zip.open(member) as stream:
+                _check_length(stream, member.file_size)
         return {name: file[name] for name in file.files}
+
+
+def _check_length(stream: Any, size: int) -> None:
+    """Raise ValueError if an .npy file of this size declares more numbers than it holds: memory is asked for first."""
+    from numpy.lib import format as npy
+
+    read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    declared = math.prod(shape) * dtype.itemsize
+    if declared > size:
+        raise ValueError(f"an array of {declared} bytes is declared in {size} bytes")
 
 
 def write_json(path: Path, value: object) -> None:

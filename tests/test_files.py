@@ -1,14 +1,17 @@
 import errno
+import io
 import os
 import re
 import stat
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import featcache
@@ -22,6 +25,7 @@ from featcache.files import (
     file_digest,
     make_folder,
     place_folder,
+    read_arrays,
     read_json,
     remove,
     remove_litter,
@@ -528,3 +532,37 @@ def test_every_temporary_folder_has_a_name_that_tells_whose_it_is():
         assert not re.search(r"TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile", module.read_text("utf-8")), (
             module
         )
+
+
+def test_a_header_that_declares_more_than_the_file_holds_is_damage_not_a_lack_of_memory(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**50,)})
+    with zipfile.ZipFile(tmp_path / "head.npz", "w") as archive:
+        archive.writestr("kernel.npy", header.getvalue() + bytes(64))
+    with pytest.raises(ValueError, match="is declared in"):
+        read_arrays(tmp_path / "head.npz")
+
+
+@pytest.mark.parametrize("rename", ["first", "second"])
+def test_a_kill_while_a_folder_takes_its_place_loses_neither(rename, tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").write_bytes(b"")
+    killed = (
+        "import os, sys; from pathlib import Path; from featcache.files import place_folder, temporary_folder\n"
+        "real, left = os.rename, [int(sys.argv[2])]\n"
+        "def rename(*paths):\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]: os._exit(9)\n"
+        "    real(*paths)\n"
+        "os.rename = rename\n"
+        "with temporary_folder(Path(sys.argv[1])) as folder: place_folder(folder, Path(sys.argv[1]))\n"
+    )
+    number = {"first": "1", "second": "2"}[rename]
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "x"), number])
+    assert done.returncode == 9
+    remove_litter(tmp_path)
+    assert [path.name for path in tmp_path.rglob("old")] == ["old"]
+    with temporary_folder(tmp_path / "x") as folder:
+        (folder / "new").write_bytes(b"")
+        place_folder(folder, tmp_path / "x")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["x", "x/new"]

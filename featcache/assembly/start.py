@@ -24,7 +24,7 @@ from featcache.images.sources import Source, open_source
 from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps import Chosen
 
-NO_FILES = ("imagenet", "embedded", "none")
+NO_FILES = ("", "imagenet", "embedded", "none")  # what weights may be instead of a file
 UNSUPERVISED = (Affine, Squares, Unit)  # layers of a head that know no labels
 ARRAYS = ("kernel", "bias", "scale", "offset", "support")  # of the layers of a head
 
@@ -70,8 +70,9 @@ class Start:
     @property
     def files(self) -> list[Path]:
         """Return what is read to make the model: the cache, and the backbones' own files."""
-        own = [Path(tap.backbone.weights) for tap in self.chosen.taps if tap.backbone.weights not in NO_FILES]
-        return [self.chosen.run.cache().path, *own]
+        backbones = [tap.backbone for tap in self.chosen.taps]
+        own = [one.weights for one in backbones if one.origin != "import" and one.weights not in NO_FILES]
+        return [self.chosen.run.cache().path, *map(Path, own)]
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) from cached features: the estimator's own, or those of the head that it taught."""

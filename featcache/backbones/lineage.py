@@ -19,6 +19,7 @@ import numpy as np
 
 from featcache.backbones import saved
 from featcache.backbones.own import FACTS
+from featcache.files import raise_if_of_the_system
 from featcache.spec import BackboneSpec, ImageRow
 
 MEMBER = "featcache_lineage.npz"  # in a .keras file, or in the folder of a SavedModel
@@ -99,6 +100,7 @@ def lineages_in(path: Path) -> Lineages | None:
     """Return the lineages that a model carries; None of one that featcache did not write, of which nothing is known.
 
     Of a model of an earlier featcache, or a damaged record, nothing is known either, but that something trained it.
+    Raises DiskFault where the system does not let the file be read: that must not pass for a model of others.
     """
     try:
         if path.is_dir():
@@ -107,7 +109,8 @@ def lineages_in(path: Path) -> Lineages | None:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 is_ours, data = FACTS in names, archive.read(MEMBER) if MEMBER in names else None
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile) as error:
+        raise_if_of_the_system(path, error)
         return None
     if data is None:
         return UNRECORDED if is_ours else None

@@ -8,7 +8,6 @@ that a second extraction needs neither Keras nor the network.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -21,13 +20,12 @@ from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
 from featcache.backend import keras_backend, keras_home
 from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
-from featcache.files import file_digest, raise_if_of_the_system
+from featcache.files import DISK_ERRORS, file_digest, raise_if_of_the_system
 from featcache.spec import BackboneSpec
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAD = 52  # bytes that hold its superblock, and less than any HDF5 file with something in it
 _END_AT = {0: 40, 1: 44, 2: 28, 3: 28}  # where it says how long the file is, by its version
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _NO_DOWNLOAD, _NO_HASH, _DOWNLOADING = "URL fetch failure", "Incomplete or corrupted file", "Downloading data"  # Keras
 
 
@@ -119,7 +117,7 @@ def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:
     """Return what to raise where Keras could not build the backbone: it raises all sorts, plain Exception too."""
     file, reason = file_of(spec, size), " ".join(str(error).split())
     if spec.weights == "imagenet" and file is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return DiskFault(f"The ImageNet weights of '{spec.name}' cannot be written to {file}: {error.strerror}")
         if not file.exists() and (isinstance(error, (OSError, HTTPException)) or _NO_DOWNLOAD in reason):
             cause = reason.partition(": ")[2].removeprefix("None -- ")  # Keras has no HTTP status there

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.layout import is_cache, state
+from featcache.cache.layout import state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import by_tap
 from featcache.errors import DataError, EnvironmentFault, UsageError
-from featcache.files import again, disk_faults, remove, writing
+from featcache.files import again, disk_faults, writing
 from featcache.outputs import Kind, check_output
 from featcache.spec import Failure, ImageRow, canonical_json, unit_of
 
@@ -82,8 +82,6 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
     images = _united(caches)
     failures = _failures(caches, images)
     joined = {path: given for cache in caches for path, given in cache.joined.items()}
-    if out.exists() and not is_cache(out):
-        remove(out)  # it was checked that it may go
     write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, joined)
 
 

@@ -47,6 +47,7 @@ from featcache.files import (
     ByteSource,
     Overtaken,
     Sink,
+    cannot_read,
     make_folder,
     matching,
     overtake,
@@ -95,6 +96,16 @@ def is_cache(path: Path) -> bool:
             return text_of(opened, "format") == FORMAT
     except FAULTS:
         return True  # whoever reads it says what is damaged
+
+
+def is_foreign(table: Path) -> bool:
+    """Return whether a file that is there is no cache. Raises DiskFault, or Overtaken if it is gone."""
+    try:
+        return not is_cache(table)
+    except FileNotFoundError as error:
+        raise Overtaken(table) from error
+    except OSError as error:
+        raise cannot_read(table, error) from error
 
 
 def table_of(cache: Path) -> Path:
@@ -288,9 +299,15 @@ def _fill(file: Any, fill: Fill) -> None:
 
 
 def state(table: Path) -> str | None:
-    """Return the digest of all that a file of a cache holds, as it says itself; None where there is no file."""
+    """Return the digest of all that a file of a cache holds, as it says itself; None where there is no file.
+
+    Of a file that is no cache, which --force may replace, it tells which file it is.
+    """
     if not table.exists():
         return None
+    if is_foreign(table):
+        found = table.stat()
+        return f"no cache: {found.st_ino} {found.st_size} {found.st_mtime_ns}"
     with reading(table) as file:
         return state_in(file)
 

@@ -94,7 +94,8 @@ def damaged_taps(cache: Path) -> list[Piece]:
 
 def _pieces_of_table(cache: Path) -> list[Piece]:
     table = table_of(cache)
-    return pieces_in(table) if table.exists() else []
+    is_replaced = not cache.is_dir() and table.exists() and layout.is_foreign(table)
+    return pieces_in(table) if table.exists() and not is_replaced else []
 
 
 def _damaged_in(pieces: Sequence[Piece]) -> list[Piece]:

@@ -32,7 +32,7 @@ from featcache.backbones.devices import check_kinds
 from featcache.backbones.lineage import lineage_of
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
-from featcache.cache.layout import INDEX_NAME, is_begun, is_cache, part_files, table_of
+from featcache.cache.layout import INDEX_NAME, is_begun, is_cache, is_foreign, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
 from featcache.errors import (
@@ -48,7 +48,6 @@ from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, T
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
 from featcache.extraction.stored import apart, as_stored, kept_apart
-from featcache.files import remove
 from featcache.images.decode import parse_views
 from featcache.images.groups import Groups
 from featcache.images.index import is_index
@@ -249,16 +248,22 @@ def extract(
     given = dict(locals())
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     out, index = Path(out), _index_of(Path(out), options.layout)
+    replaces = False
     if os.path.lexists(out) and not out.is_dir():
         read = [Path(request.spec.weights) for request in options.requests()]
         read += [] if isinstance(images, Images) else [Path(images)]
-        check_output(out, CACHE, inputs=[path for path in read if path.is_file()], force=force)
-    if out.is_file() and not is_cache(out):
+        inputs = [path for path in read if path.is_file()]
+        replaces = out.is_file() and not is_cache(out)
+        if out.is_file() and not replaces:
+            for path in inputs:  # not whether it can be written: there may be nothing to write
+                check_unread(out, path)
+        else:
+            check_output(out, CACHE, inputs=inputs, force=force)
+    if replaces:
         images = _scanned(images, None, options, index, progress)
         for row in images.rows:
             check_unread(out, images.root / row.path)
-        remove(out)  # only now: before it, nothing may have been there to extract
-    job = Job(images, out, options, index, progress)
+    job = Job(images, out, options, index, progress, replaces=replaces)
     cache = job.run()
     cache = replace(cache, report=job.report(time.perf_counter() - started))
     if cache.failures and strict:
@@ -291,9 +296,17 @@ class Job:
     """One extraction: the rows at hand, and what was learnt on the way."""
 
     def __init__(
-        self, images: Images | str | Path, out: Path, options: Options, index: Path | None, progress: Progress
+        self,
+        images: Images | str | Path,
+        out: Path,
+        options: Options,
+        index: Path | None,
+        progress: Progress,
+        *,
+        replaces: bool = False,
     ) -> None:
-        self.out, self.options, self.progress = out, options, progress
+        """Look at what there is. replaces: the cache takes the place of a file that is none, once it is whole."""
+        self.out, self.options, self.progress, self.replaces = out, options, progress, replaces
         self.wanted = options.requests()
         self.batch = options.batch_size
         one_of("--engine", options.engine, ENGINES)
@@ -304,7 +317,7 @@ class Job:
         if aside := parts.set_aside(out):
             progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
         self.damaged: frozenset[str] = frozenset()  # fingerprints of taps in CACHE.h5, as far as it was compared
-        self.earlier = Cache.open(out) if table_of(out).exists() else None
+        self.earlier = self._cache_so_far()
         self.scanned = _scanned(images, self.earlier, options, index, progress)
         self.images, self.joined = as_stored(self.scanned, self.earlier)
         if self.earlier is not None and not _shared(self.earlier.rows, self.images.rows):
@@ -361,9 +374,15 @@ class Job:
         self._read_table()
         return True
 
+    def _cache_so_far(self) -> Cache | None:
+        """Return the cache as it is now, if there is one."""
+        if not table_of(self.out).exists() or (self.replaces and is_foreign(self.out)):
+            return None
+        return Cache.open(self.out)
+
     def _read_table(self) -> None:
         """Take over the splits and groups that the cache has now."""
-        earlier = Cache.open(self.out) if table_of(self.out).exists() else None
+        earlier = self._cache_so_far()
         if earlier != self.earlier:
             self.earlier = earlier
             self.images, self.joined = as_stored(self.scanned, earlier)

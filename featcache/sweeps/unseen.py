@@ -11,7 +11,9 @@ import json
 from collections.abc import Sequence
 
 from featcache.backbones.lineage import IMAGE_ROLE, Role, lineage_of
+from featcache.backbones.weights import source
 from featcache.cache.reader import Cache, stored_rows
+from featcache.extraction.engines import weights_source_of
 from featcache.spec import ImageRow
 
 EXCLUDED: dict[str, frozenset[Role]] = {"val": frozenset({"trained"}), "test": frozenset({"trained", "chose"})}
@@ -31,6 +33,12 @@ def roles(cache: Cache, rows: Sequence[ImageRow], tap: str) -> list[Role]:
     # Rows of an earlier featcache do not say it, but the model that they come from may say it by now.
     lineage = lineage_of(described.backbone, described.layer) if unrecorded else None
     if lineage is not None:
+        # A model that unknown images trained may be written again, with its record. Where nothing is said of the rows,
+        # another model may lie at that path by now, which tells nothing of them.
+        now = source(described.backbone, described.preprocess.size)
+        is_same = [weights_source_of(maker) == now for maker in makers]
+        of_same = {digest for digest, number in zip(digests, made_by.tolist(), strict=True) if is_same[number]}
+        unrecorded = [digest for digest in unrecorded if role_of[digest] == "unknown" or digest in of_same]
         role_of |= {digest: lineage.role(digest) for digest in unrecorded}
     return [role_of.get(row.digest) or "none" for row in rows]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rot import flip_feature
 
 from featcache.cache import parts
 from featcache.cache.check import verify
@@ -229,3 +230,16 @@ def test_a_full_disk_while_exporting_keeps_the_old_file(tmp_path, monkeypatch, s
 def test_what_scenes_make_is_known():
     assert MAKE[SCENE_TOP.fingerprint] is top
     assert maps(DIGESTS[:1]).shape == (1, 2, 1, 2)
+
+
+def test_force_keeps_the_old_file_where_a_merge_fails(tmp_path):
+    make(tmp_path / "a.h5", 0, 5)
+    (tmp_path / "merged.h5").write_bytes(b"mine")
+    whole = (tmp_path / "a.h5").read_bytes()
+    flip_feature(tmp_path / "a.h5")
+    with pytest.raises(NotACache):
+        merge_caches([tmp_path / "a.h5"], tmp_path / "merged.h5", force=True)
+    assert (tmp_path / "merged.h5").read_bytes() == b"mine"
+    (tmp_path / "a.h5").write_bytes(whole)
+    merged = merge_caches([tmp_path / "a.h5"], tmp_path / "merged.h5", force=True)
+    assert len(merged.rows) == 5

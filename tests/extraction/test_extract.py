@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import TOY, write_images
 
 from featcache.cache.reader import Cache
-from featcache.errors import NoImages, UnknownBackbone, UnreadableImages, UsageError
+from featcache.errors import DiskFault, NoImages, UnknownBackbone, UnreadableImages, UsageError
 from featcache.extraction import extract
 from featcache.extraction.engines import PixelEngine
 from featcache.images.manifest import scan
@@ -317,3 +317,30 @@ def test_a_file_that_is_no_cache_is_not_overwritten(photos, out):
     with pytest.raises(UsageError, match=r"is there already and is no cache of featcache, so it is kept"):
         extract(photos, PIXELS, out=out)
     assert out.read_text() == "my thesis"
+
+
+def test_force_keeps_the_old_file_until_the_new_cache_is_there(photos, tmp_path):
+    old = tmp_path / "c.h5"
+    old.write_bytes(b"mine")
+    with pytest.raises(UsageError):
+        extract(photos, "pixels:size=4", out=old)
+    with pytest.raises(UnknownBackbone):
+        extract(photos, "pixel:size=4", out=old, force=True)
+    with pytest.raises(UsageError):
+        extract(photos, "glyphnet", tap="nowhere", out=old, force=True)
+    assert old.read_bytes() == b"mine"
+    cache = extract(photos, "pixels:size=4", out=old, force=True)
+    assert len(cache.rows) == 36
+    assert not list(tmp_path.glob("c.h5.parts/part*"))
+
+
+def test_an_extraction_with_nothing_to_do_needs_no_place_to_write(photos, tmp_path, monkeypatch):
+    first = extract(photos, "pixels:size=4", out=tmp_path / "c.h5")
+
+    def refused(path):
+        raise DiskFault(f"Cannot write {path}: Read-only file system. Choose another place")
+
+    monkeypatch.setattr("featcache.outputs.check_writable", refused)
+    again = extract(photos, "pixels:size=4", out=tmp_path / "c.h5")
+    assert again.report.computed == 0
+    assert again.rows == first.rows

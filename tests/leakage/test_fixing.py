@@ -198,7 +198,7 @@ def no_locks(monkeypatch):
     def refused(*args, **options):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(parts.FileLock, "acquire", refused)
+    monkeypatch.setattr("featcache.locks.FileLock.acquire", refused)
 
 
 def places_of_moved(cache):

@@ -1,5 +1,6 @@
 """Images that trained a backbone are never left out for it, and never choose or judge a head on it."""
 
+import errno
 import json
 import shutil
 import zipfile
@@ -11,12 +12,13 @@ import pytest
 from tiny import TOY, write_images
 
 from featcache.assembly import handoff
+from featcache.assembly.start import Start
 from featcache.backbones.importing import import_model
 from featcache.backbones.lineage import IMAGE_ROLE, MEMBER, lineages_in
 from featcache.cache import layout
 from featcache.cache.exchange import merge_caches
 from featcache.cache.reader import Cache, stored_rows
-from featcache.errors import DataError, UsageError
+from featcache.errors import DataError, DiskFault, UsageError
 from featcache.exporting import export
 from featcache.extraction import extract
 from featcache.leakage import doubts, fix, leaks
@@ -330,3 +332,28 @@ def test_folds_of_one_backbone_are_as_before(scene, tmp_path):
     [maker] = stored_rows(scene.cache.path)[scene.cache.tap().fingerprint].makers
     assert set(json.loads(maker)) == {"engine", "featcache", "numpy", "pillow", "weights_source"}
     assert np.isfinite(sweep(scene.cache, "ridge", cv="loo", out=tmp_path / "run").best.trial.score)
+
+
+def test_a_tuned_model_at_the_path_of_another_says_nothing_of_its_rows(scene, tmp_path):
+    path = tmp_path / "mine.keras"
+    keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3)]).save(path)
+    cache = extract(scene.photos, str(path), out=tmp_path / "c.h5")
+    shutil.copy(scene.tuned, path)
+    assert set(roles(cache, cache.rows, cache.tap().name)) == {"none"}
+
+
+def test_a_record_that_the_system_does_not_let_be_read_is_no_missing_one(tmp_path, monkeypatch):
+    def refused(*args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert lineages_in(tmp_path / "gone.keras") is None
+    monkeypatch.setattr("zipfile.ZipFile", refused)
+    with pytest.raises(DiskFault, match="Too many open files"):
+        lineages_in(tmp_path / "tuned.keras")
+
+
+def test_only_files_of_the_user_are_inputs_of_a_model(scene, tmp_path):
+    cache = extract(scene.photos, "pixels:size=4", out=tmp_path / "pixels.h5")
+    assert Start(sweep(cache, "ridge", out=tmp_path / "run").best).files == [cache.path]
+    best = sweep(scene.features, "ridge", taps=["tuned/top"], out=tmp_path / "tuned.run").best
+    assert Start(best).files == [scene.features.path, scene.tuned]
