@@ -303,10 +303,11 @@ def place_folder(made: Path, path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written later. Raises DiskFault if it cannot be written there."""
+    """Raise DiskFault if a file cannot be written there later. Folders that are missing are left to who writes it."""
     path = _behind_links(path)
+    place = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
-        handle, temporary = _temporary(path)
+        handle, temporary = _temporary(place / path.name)
         os.close(handle)
         os.unlink(temporary)
     except OSError as error:

@@ -147,3 +147,11 @@ def test_what_a_library_raises_on_a_full_disk_is_a_disk_fault(file, failure):
 def test_what_a_library_raises_for_other_reasons_stays(file):
     with pytest.raises(KeyError, match="tensor"), disk_faults(file):
         raise KeyError("tensor")
+
+
+def test_checking_makes_no_folder(tmp_path):
+    check_output(tmp_path / "a" / "b" / "c.txt", NOTE)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").write_bytes(b"a file")
+    with pytest.raises(DiskFault):
+        check_output(tmp_path / "a" / "b" / "c.txt", NOTE)

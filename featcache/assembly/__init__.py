@@ -34,12 +34,12 @@ def handoff(
     """
     start = Start(chosen)
     if out is not None:
-        check_model_path(Path(out), None, inputs=start.files, force=force)
+        check_model_path(Path(out), start.facts, inputs=start.files, force=force)
     model = start.model()
     model.certificate = certified(model, start, image_source(chosen, images))
     model.class_names = chosen.run.classes
     if out is not None:
-        check_model_path(Path(out), None, inputs=start.files, force=force)  # the proof may have taken minutes
+        check_model_path(Path(out), start.facts, inputs=start.files, force=force)  # the proof may have taken minutes
         facts = start.facts | {"certificate": asdict(model.certificate)}
         save_model(model, Path(out), facts, start.lineages(), reference_of_head(start))
     return model

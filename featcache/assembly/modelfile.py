@@ -25,6 +25,7 @@ from featcache.spec import did_you_mean
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
+OF_START = ("run", "trial", "start")  # the facts that tell from which head a fine-tuning began
 
 
 def save_model(
@@ -43,31 +44,36 @@ def save_model(
         write_whole(path, file.read_bytes())
 
 
-def kind_of(training: Mapping[str, Any] | None) -> Kind:
-    """Return the kind of a model as an output. training: the options of its fine-tuning; None: it was handed off.
+def kind_of(facts: Mapping[str, Any]) -> Kind:
+    """Return the kind of a model as an output. facts: those of the model; without "finetuned" it was handed off.
 
-    A fine-tuning takes hours, so one with other options is another kind: neither it nor a handoff replaces it.
+    A fine-tuning takes hours, so one with other options or of another head is another kind: neither it nor a handoff
+    replaces it.
     """
+    training = facts.get("finetuned")
 
     def is_ours(path: Path) -> bool:
-        there = read_facts(path).get("finetuned")
-        if training is None or there is None:
-            return training is there
-        # an option that an earlier featcache did not have was at its default
-        return all(there.get(name, value) == value for name, value in training.items())
+        there = read_facts(path)
+        if training is None or there.get("finetuned") is None:
+            return training is there.get("finetuned")
+        begins = {name: facts[name] for name in OF_START if name in facts}
+        return _is_same(there, begins) and _is_same(there["finetuned"], training)
 
     if training is None:
         return Kind("model that featcache handed off", is_ours)
-    return Kind("model that was fine-tuned with these options", is_ours)
+    return Kind("model that was fine-tuned with these options from this head", is_ours)
 
 
-def check_model_path(
-    path: Path, training: Mapping[str, Any] | None, *, inputs: Iterable[Path] = (), force: bool = False
-) -> None:
-    """Raise UsageError or DiskFault unless a model may be written there. training: see `kind_of`."""
+def _is_same(there: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Return whether facts are those that are there; what an earlier featcache did not have was at its default."""
+    return all(there.get(name, value) == value for name, value in facts.items())
+
+
+def check_model_path(path: Path, facts: Mapping[str, Any], *, inputs: Iterable[Path] = (), force: bool = False) -> None:
+    """Raise UsageError or DiskFault unless a model may be written there. facts: see `kind_of`."""
     if path.suffix != ".keras":
         raise UsageError(f"-o takes a file name that ends in .keras, as Keras wants it; got {path}")
-    check_output(path, kind_of(training), inputs=inputs, force=force)
+    check_output(path, kind_of(facts), inputs=inputs, force=force)
 
 
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:

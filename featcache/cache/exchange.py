@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.layout import state
+from featcache.cache.layout import looks_beside, state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import by_tap
 from featcache.errors import DataError, EnvironmentFault, UsageError
-from featcache.files import again, disk_faults, writing
+from featcache.files import again, disk_faults, matching, write_whole, writing
 from featcache.outputs import Kind, check_output
 from featcache.spec import Failure, ImageRow, canonical_json, unit_of
 
@@ -27,7 +27,8 @@ FORMATS = (".npz", ".parquet")
 def merge_caches(sources: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Cache:
     """Write one cache with the images and rows of all these caches, and return it.
 
-    An image stands in it once; the root is that of the first. force: replace what lies at `out` even if it is not a
+    An image stands in it once; the root is that of the first. Looks at the test images of any count as looks at those
+    of the merged one. force: replace what lies at `out` even if it is not a
     cache of which the merged one holds everything. Raises DataError if two caches are arranged or split by other rules
     or disagree about an image, NotACache if one is damaged, UsageError if something else lies at `out`.
     """
@@ -82,7 +83,15 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
     images = _united(caches)
     failures = _failures(caches, images)
     joined = {path: given for cache in caches for path, given in cache.joined.items()}
+    _copy_looks(sources, out)  # before the cache, so that a kill in between forgets none
     write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, joined)
+
+
+def _copy_looks(sources: Sequence[Path], out: Path) -> None:
+    """Record beside a cache, too, what is recorded beside its sources: that their test images were looked at."""
+    for source in sources:
+        for record in matching(looks_beside(source), "*.json"):
+            write_whole(looks_beside(out) / record.name, record.read_bytes())
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:

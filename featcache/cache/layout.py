@@ -118,6 +118,11 @@ def parts_folder(cache: Path) -> Path:
     return cache if cache.is_dir() else cache.with_name(cache.name + PARTS_SUFFIX)
 
 
+def looks_beside(cache: Path) -> Path:
+    """Return the folder in which all looks at the test split of a cache are recorded."""
+    return cache / "looks" if cache.is_dir() else cache.with_name(f"{cache.name}.looks")
+
+
 def part_files(cache: Path) -> list[Path]:
     """Return the parts of a cache, as they were at one moment.
 

@@ -111,7 +111,7 @@ def _check_free(kind: Format, path: Path, model: str | Path, read: Sequence[Path
     output = Kind(f"{kind.name} export of featcache", kind.is_ours, is_folder=not kind.suffix)
     if kind.name == "keras":
         facts = read_facts(Path(model)) if Path(model).is_file() else {}
-        output = kind_of(facts.get("finetuned"))
+        output = kind_of(facts)
     inputs = [Path(model), *read]
     check_output(path, output, inputs=inputs, force=force)
     for weights in _beside(path):

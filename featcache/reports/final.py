@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.assembly import image_source, load_model
 from featcache.assembly.assemble import logits_of
+from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, UsageError
 from featcache.files import remove
@@ -16,7 +17,7 @@ from featcache.images.manifest import Images
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import OF_LABELS, Score, score
-from featcache.sweeps.records import LOOKS, looks_beside, new_look, read_record, write_record
+from featcache.sweeps.records import LOOKS, new_look, read_record, write_record
 from featcache.sweeps.run import digest_of_rows, features_of, single_taps
 from featcache.sweeps.unseen import judging
 from featcache.tuning.data import ImageSet
@@ -95,6 +96,8 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
         for file in looks:
             with suppress(DiskFault):
                 remove(file)
+            with suppress(OSError):  # other looks are in it
+                file.parent.rmdir()
         raise
     for file, look in looks.items():
         write_record(file, look | {"scores": {name: list(found) for name, found in scores.items()}})
@@ -127,8 +130,8 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
         looks[beside] = look
     except DiskFault as error:
         look = look | {"only_in_run": str(error)}
-    write_record(own, look)
     looks[own] = look
+    write_record(own, look)
 
 
 def _rows(run: Run, cache: Cache, split: str) -> list[ImageRow]:

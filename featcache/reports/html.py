@@ -223,17 +223,18 @@ REPORT = Kind("report of featcache", is_report)
 def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None, *, force: bool = False) -> None:
     """Raise now what `write_report` would raise: DiskFault, ImagesChanged, UsageError if something else lies there."""
     path = Path(out)
-    check_output(path, REPORT, inputs=_files_read(run, path), force=force)
-    _source(run.best if run.ranked else None, images)
+    source = _source(run.best if run.ranked else None, images)
+    check_output(path, REPORT, inputs=_files_read(run, path, source), force=force)
 
 
-def _files_read(run: Run, out: Path) -> list[Path]:
+def _files_read(run: Run, out: Path, source: Source | None) -> list[Path]:
     """Return what a report is made of, if there is a file that it could replace: the run, its cache, its images."""
     if not out.is_file():
         return []
     cache = run.cache()
-    archive = [cache.root] if cache.root.is_file() else []
-    return [run.path, cache.path, *archive, *(cache.root / row.path for row in cache.rows)]
+    root = cache.root if source is None or source.location is None else source.location
+    archive = [root] if root.is_file() else []
+    return [run.path, cache.path, *archive, *(root / row.path for row in cache.rows)]
 
 
 def write_report(
@@ -261,7 +262,7 @@ def write_report(
     moved = None if isinstance(images, Images) else images
     report = Report(run, head, source, final, bool(named and named.refit), moved, progress)
     page = render(report).encode("utf-8", "replace")
-    check_output(path, REPORT, inputs=_files_read(run, path), force=force)
+    check_output(path, REPORT, inputs=_files_read(run, path, source), force=force)
     write_whole(path, page)
     return path
 

@@ -6,11 +6,13 @@ FOLDER/RUN/trials/NUMBER/   one session per trial: its settings, its scores at s
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from featcache.assembly import image_source
 from featcache.errors import EnvironmentFault
 from featcache.files import place_folder, temporary_folder
 from featcache.heads.estimators import family_of
@@ -19,6 +21,11 @@ from featcache.outputs import Kind, check_output
 from featcache.reports.projector import points_of, write_projector
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run, Trial
+
+OF_LOGS = re.compile(  # what `write_tensorboard` writes, in the folder of a run
+    r"(trials/\d+/)?events\.out\.tfevents\.\d+\.featcache|trials(/\d+)?"
+    r"|projector_config\.pbtxt|features\.tsv|metadata\.tsv|images\.png"
+)
 
 
 def write_tensorboard(
@@ -42,7 +49,13 @@ def write_tensorboard(
         raise EnvironmentFault(f"--tensorboard needs it ({error}): pip install 'featcache[tensorboard]'") from error
     target = folder / run.path.name
     cache = run.cache()
-    check_output(target, LOGS, inputs=[run.path, cache.path], around=[cache.root], force=force)
+    check_output(
+        target,
+        LOGS,
+        inputs=[run.path, cache.path],
+        around=[image_source(run.best, images).location or cache.root],
+        force=force,
+    )
     points = points_of(run.best, images)
     scored = run.ranked
     metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
@@ -58,8 +71,9 @@ def write_tensorboard(
 
 
 def is_logs(folder: Path) -> bool:
-    """Return whether a folder holds logs that `write_tensorboard` wrote."""
-    return any(folder.glob("events.out.tfevents.*.featcache"))
+    """Return whether a folder holds logs that `write_tensorboard` wrote, and nothing else."""
+    entries = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    return any(folder.glob("events.out.tfevents.*.featcache")) and all(map(OF_LOGS.fullmatch, entries))
 
 
 LOGS = Kind("log of featcache for TensorBoard", is_logs, is_folder=True)

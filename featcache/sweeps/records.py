@@ -21,11 +21,6 @@ TUNED = "tuned"  # folder of a run
 RESTORE = "Restore it, or remove it if what it recorded may be forgotten"
 
 
-def looks_beside(cache: Path) -> Path:
-    """Return the folder in which all looks at the test split of a cache are recorded."""
-    return cache / "looks" if cache.is_dir() else cache.with_name(f"{cache.name}.looks")
-
-
 def new_look() -> tuple[str, str]:
     """Return the name of the file of a look, which no other look has, and the time in it."""
     now = datetime.datetime.now(datetime.UTC)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
+from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UnknownHead
 from featcache.files import check_seal, read_json, write_sealed, write_whole
@@ -125,6 +126,9 @@ class Run:
     images_digest: str = ""  # of the contents and labels of the training and validation images
     planned: int = 0  # trials; with fewer there, the sweep was stopped
     refitted: int | None = None  # the trial whose head was fitted again on train and val
+    recorded: tuple[str, ...] = field(
+        default=(), repr=False, compare=False
+    )  # those of `tuned` with a record of their own
     unjudged: tuple[str, ...] = ()  # classes without an image that chose, so that scores say nothing about them
 
     def __repr__(self) -> str:
@@ -223,16 +227,17 @@ class Run:
 
     def _with_records(self) -> Run:
         """Return the run with what is recorded in files of its folder. Raises NotARun if one of them is damaged."""
-        tuned = dict.fromkeys([*self.tuned, *records.read_tuned(self.path)])
+        recorded = records.read_tuned(self.path)
+        tuned = dict.fromkeys([*self.tuned, *recorded])
         looks = records.read_looks(self.path / records.LOOKS)
-        return replace(self, tuned=tuple(tuned), test_opened=(*self.test_opened, *looks))
+        return replace(self, tuned=tuple(tuned), recorded=tuple(recorded), test_opened=(*self.test_opened, *looks))
 
     def looks(self) -> list[dict[str, Any]]:
         """Return every look at the test split of this run's cache that is recorded, of other runs too, oldest first.
 
         Raises NotARun if a record is damaged.
         """
-        beside = records.read_looks(records.looks_beside(self._cache_path()))
+        beside = records.read_looks(looks_beside(self._cache_path()))
         names = {look["record"] for look in beside}
         own = [look for look in self.test_opened if look.get("record") not in names]
         return sorted([*own, *beside], key=lambda look: str(look.get("at", "")))
@@ -244,13 +249,14 @@ class Run:
         """
         path = self.path / "run.json"
         facts = {"format": RUN_FORMAT, **asdict(self)}
-        del facts["path"]
+        del facts["path"], facts["recorded"]
         if not self.unjudged:
             del facts["unjudged"]  # earlier versions do not know it
         if replaces:
             # Before run.json, which says how far the sweep is: if it is killed in between, it writes both again.
             write_whole(self.path / "trials.csv", _csv(self.trials).encode())
         # Only what an earlier version wrote into run.json stays there; the rest has files of its own.
+        facts["tuned"] = [file for file in self.tuned if file not in self.recorded]
         facts["test_opened"] = [look for look in self.test_opened if "record" not in look]
         write_sealed(path, facts, unchanged=lambda: replaces or not path.exists())
 

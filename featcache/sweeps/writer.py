@@ -39,7 +39,6 @@ from featcache.sweeps.run import (
     single_taps,
 )
 
-SAVE_EVERY_S = 2.0  # at most
 SAVE_SHARE = 0.1  # of the time that goes to writing run.json; of a short run every group of trials is written at once
 LOCK = ".lock"
 BEGINNING = b'{\n  "format": '  # of every run.json
@@ -109,7 +108,8 @@ class Writer:
         """Write down what was tried."""
         together = sorted([*self.run.trials, *trials], key=lambda trial: trial.trial)
         self.run = replace(self.run, trials=tuple(together))
-        if time.perf_counter() - self._saved > min(SAVE_EVERY_S, self._save_s / SAVE_SHARE):
+        # No upper bound: run.json holds all trials, so that thousands take seconds to write, and more each time.
+        if time.perf_counter() - self._saved > self._save_s / SAVE_SHARE:
             self.save()
 
     def save(self) -> None:
@@ -159,6 +159,8 @@ def _claim(path: Path, fresh: Run, force: bool = False) -> Iterator[Run]:
 
     Raises UsageError if another sweep is at work there, or the folder holds something else.
     """
+    if path.exists() and not path.is_dir():
+        raise _NotFree(f"{path} is there already and is no run, so it is kept. Give another -o")
     if not (path / "run.json").exists() and (others := _strangers(path)):
         raise _NotFree(f"{path} is there already and is no run: it holds {others[0]}. Give another -o")
     with _alone(path):
@@ -190,15 +192,16 @@ def _begun(path: Path, fresh: Run, force: bool) -> Run:
         return fresh
     if there.ranked or len(there.trials) < there.planned:
         return there
-    return replace(fresh, tuned=there.tuned)  # all of it was tried and failed: anew
+    return replace(fresh, tuned=there.tuned, recorded=there.recorded)  # all of it was tried and failed: anew
 
 
 def _replace(fresh: Run) -> None:
     """Replace the run in a folder: its files only. Records of looks at test stay, and so does what else lies there."""
+    fresh.save()
+    # After run.json, so that a run that is not replaced keeps what is recorded of it.
     for record in matching(fresh.path / records.TUNED, "*.json"):  # of trials that are gone
         remove(record)
-    fresh.save()
-    # After run.json, which no longer names any of them: a kill in between leaves files that nobody reads.
+    # It no longer names any of these: a kill in between leaves files that nobody reads.
     for stale in (head_file(fresh.path, "*"), predictions_file(fresh.path, "*")):
         for file in matching(stale.parent, "*.npz") + matching(stale.parent, "*.skops"):
             remove(file)

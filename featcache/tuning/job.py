@@ -68,10 +68,11 @@ def finetune(
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
-    check_model_path(path, recipe.to_json(), inputs=Start(chosen).files, force=force)
+    tuning = _Tuning(chosen, recipe, image_source(chosen, images), progress)
+    check_model_path(path, tuning.facts, inputs=tuning.start.files, force=force)
     for name in ("", *asked):
         check_output(state_file(path, name), STATE, force=force)
-    tuned = _Tuning(chosen, recipe, image_source(chosen, images), progress).run(path, state_file(path), resume, logs)
+    tuned = tuning.run(path, state_file(path), resume, logs)
     tuned.save()
     again = None if resume is not False else False  # one that had not begun when it was stopped has no state yet
     states = {name: state_file(path, name) for name in asked}
@@ -88,11 +89,16 @@ class _Tuning:
         self.chosen, self.recipe, self.source, self.progress = chosen, recipe, source, progress
         self.start = Start(chosen)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what travels inside MODEL.keras beside its certificate."""
+        return self.start.facts | {"finetuned": self.recipe.to_json()}
+
     def run(
         self, path: Path | None, keep: Path, resume: bool | None, logs: str | Path | None = None, name: str = "train"
     ) -> Tuned:
         """Train, writing the best model to `path`, if there is one, and the state to `keep`. name: of the progress."""
-        facts = self.start.facts | {"finetuned": self.recipe.to_json()}
+        facts = self.facts
         state = State.find(keep, facts, resume)
         if state is not None and state.is_over:
             note = f"this training is finished ({keep}) and shown again; --no-resume begins anew"
@@ -133,6 +139,8 @@ class _Tuning:
         found = train(task, self.recipe, self.progress, state)
         model.certificate, model.class_names = certificate, self.chosen.run.classes
         if path is not None and read_reference(path) is None:
+            if found.best.epoch == 0:  # it is the head as it was handed over: no image has trained the backbone
+                lineages = self.start.lineages()
             reference = reference_of_model(model, self.start, self.source)
             save_model(model, path, facts | {"certificate": asdict(certificate)}, lineages, reference)
         return Tuned(

@@ -227,7 +227,7 @@ def test_a_handoff_does_not_replace_hours_of_fine_tuning_nor_they_each_other(cli
     assert cli(*tune).code == 0
     before = Path("m.keras").read_bytes()
     refused(cli("handoff", f"{place.run}@best", "-o", "m.keras"), "m.keras", "no model that featcache handed off")
-    refused(cli(*tune, "--lr", 0.1), "m.keras", "no model that was fine-tuned with these options")
+    refused(cli(*tune, "--lr", 0.1), "m.keras", "no model that was fine-tuned with these options from this head")
     assert Path("m.keras").read_bytes() == before
     assert cli(*tune, "--lr", 0.1, "--force").code == 0
 
@@ -263,3 +263,50 @@ def test_a_table_cannot_name_what_lies_in_an_archive(cli, place):
     extract(Path("photos.zip"), "pixels:size=8", out="z.h5")
     refused(cli("leaks", "z.h5", "--fix-to", "t.csv"), "photos.zip, and a table can only name files", "z.h5 --fix")
     assert not Path("t.csv").exists()
+
+
+def test_logs_for_tensorboard_with_a_file_of_the_user_among_them_are_kept(cli, place):
+    command = CASES["report --tensorboard"].command(place)
+    assert cli(*command, "-q").code == 0
+    for name in ("logs/c.run/mine.txt", "logs/c.run/trials/1/mine.txt"):
+        mine = put(Path(name))
+        refused(cli(*command, "-q"), "logs/c.run is there already", "--force")
+        assert mine.read_bytes() == MINE
+        mine.unlink()
+    assert cli(*command, "-q").code == 0
+
+
+def test_a_report_and_logs_keep_the_images_that_have_moved(cli, place):
+    moved = shutil.copytree(place.photos, Path("moved") / place.run.name)
+    image = moved / "red/000.png"
+    before = image.read_bytes()
+    for command in (["--html", image], ["--tensorboard", "moved"]):
+        refused(cli("report", place.run, *command, "--images", moved, "--force", "-q"), "because this command uses")
+        assert image.read_bytes() == before
+
+
+def test_a_fine_tuning_of_another_head_is_kept(cli, place):
+    grid = {"ridge": {"alpha": [100.0]}}
+    other = sweep(place.cache, "ridge", grid=grid, out=place.home / "other.run")
+    tune = ["-o", "t.keras", "--epochs", 1, "-q"]
+    assert cli("finetune", f"{place.run}@best", *tune).code == 0
+    before = Path("t.keras").read_bytes()
+    refused(cli("finetune", f"{other.path}@best", *tune), "t.keras is there already", "from this head")
+    assert Path("t.keras").read_bytes() == before
+
+
+def test_a_file_of_the_user_is_no_run(cli, place):
+    mine = put(Path("labels.csv"))
+    for force in ([], ["--force"]):
+        refused(
+            cli("sweep", place.cache, "-o", "labels.csv", *force, "-q"), "labels.csv is there already and is no run"
+        )
+        assert mine.read_bytes() == MINE
+
+
+def test_a_merged_cache_remembers_who_looked_at_its_test_images(cli, place):
+    for name in ("test-a.json", "test-b.json"):
+        put(Path(f"{place.cache}.looks", name), name.encode())
+    assert cli("cache", "merge", place.cache, "-o", "merged.h5").code == 0
+    assert sorted(path.name for path in Path("merged.h5.looks").iterdir()) == ["test-a.json", "test-b.json"]
+    assert Path("merged.h5.looks/test-a.json").read_bytes() == b"test-a.json"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, NotARun, UsageError
 from featcache.reports.final import final_scores, head_score, model_score, opening
 from featcache.reports.table import text_report
 from featcache.sweeps import Run, sweep
 from featcache.sweeps.metrics import Score
-from featcache.sweeps.records import looks_beside
 from featcache.sweeps.run import digest_of_rows
 from featcache.tuning import finetune
 
@@ -254,3 +254,14 @@ def test_heads_that_are_judged_together_are_one_look_at_the_data_set(own_run):
         scores["both"] = head_score(own_run.best)
     for run in (Run.open(own_run.path), Run.open(other.path)):
         assert (len(run.test_opened), len(run.looks())) == (1, 1)
+
+
+def test_a_look_that_failed_leaves_no_folders(run):
+    with pytest.raises(ZeroDivisionError), opening([run.best]):
+        raise ZeroDivisionError
+    assert not (run.path / "records").exists()
+    assert not looks_beside(run.cache().path).exists()
+    look(run)
+    with pytest.raises(ZeroDivisionError), opening([run.best]):
+        raise ZeroDivisionError
+    assert len(Run.open(run.path).looks()) == 1

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from featcache.cache.layout import looks_beside
 from featcache.errors import DataError, DiskFault, NotARun, UsageError
 from featcache.sweeps import Run, sweep, writer
-from featcache.sweeps.records import LOOKS, TUNED, looks_beside, write_record
+from featcache.sweeps.records import LOOKS, TUNED, write_record
 
 from ..cache.disk import Disk, grow
 from .conftest import TAP, edited
@@ -38,7 +39,7 @@ def test_run_json_is_the_first_file_in_the_folder_of_a_run(photos):
     with disk.watching():
         sweep(photos, **ASKED)
     renamed = [effect[2] for effect in disk.log if effect[0] == "rename"]
-    assert renamed[:2] == ["photos.run/run.json", "photos.run/trials.csv"]
+    assert renamed[0] == "photos.run/run.json"
     assert any(name.startswith("photos.run/heads/") for name in renamed)
 
 
@@ -220,3 +221,45 @@ def test_streamed_features_for_which_the_disk_has_no_room_are_one_line(photos, m
     with pytest.raises(DiskFault, match=r"Cannot keep 0 MB of features .*No space left on device\. Free some space"):
         sweep(photos, "ridge", taps=[TAP], memory=1.0)
     assert names(photos.path.parent) == ["photos.h5"]
+
+
+def test_a_run_that_is_written_again_does_not_take_over_what_has_records(photos):
+    out = photos.path.with_name("daily.run")
+    run = sweep(photos, **ASKED, out=out)
+    replace(run, tuned=("old.keras",)).save()  # as earlier versions wrote it
+    record = out / TUNED / "x.json"
+    write_record(record, {"file": "x.keras", "at": ""})
+    Run.open(out).save()
+    assert Run.open(out).tuned == ("old.keras", "x.keras")
+    record.unlink()
+    assert Run.open(out).tuned == ("old.keras",)
+
+
+def test_a_run_that_could_not_be_replaced_keeps_its_records(photos, monkeypatch):
+    out = photos.path.with_name("daily.run")
+    sweep(photos, **ASKED, out=out)
+    write_record(out / TUNED / "x.json", {"file": "x.keras", "at": ""})
+
+    def fails(self, *, replaces=True):
+        raise DiskFault("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save", fails)
+        with pytest.raises(DiskFault):
+            sweep(photos, "knn", taps=[TAP], out=out, force=True)
+    assert Run.open(out).tuned == ("x.keras",)
+
+
+def test_writing_that_is_slow_is_done_rarely(photos, monkeypatch):
+    monkeypatch.setattr(writer, "SAVE_SHARE", 1e-9)  # as if writing took long
+    saves = []
+    save = Run.save
+
+    def counted(self, *, replaces=True):
+        saves.append(len(self.trials))
+        save(self, replaces=replaces)
+
+    monkeypatch.setattr(Run, "save", counted)
+    run = sweep(photos, "ridge,knn", taps=[TAP], jobs=1)
+    assert saves[-1] == len(run.trials)
+    assert len(saves) <= 3  # begun, the first group, the end

@@ -112,7 +112,7 @@ def test_a_stopped_run_of_other_images_is_not_touched(hard, tmp_path, monkeypatc
 
 
 def test_a_run_is_written_while_it_is_made(hard, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(writer, "SAVE_SHARE", 1e9)
     seen = []
     keep = writer.Writer.add
 
