@@ -33,7 +33,7 @@ from featcache.tuning import finetune
 from .conftest import edit
 
 CLEAN = f"{TOY}/top"
-HOW = {"unfreeze": "last", "epochs": 1, "learning_rate": 1e-3, "batch": 32}
+HOW = {"unfreeze": "last", "epochs": 1, "learning_rate": 1e-4, "batch": 32}
 
 
 class Scene(NamedTuple):
@@ -297,6 +297,17 @@ def test_fine_tuning_of_a_linear_head_alone_trains_no_features(scene, tmp_path):
     best = sweep(scene.cache, "ridge", out=tmp_path / "run").best
     finetune(best, tmp_path / "tuned.keras", **(HOW | {"unfreeze": "none"}))
     assert lineages_in(tmp_path / "tuned.keras").features.trained == frozenset()
+
+
+def test_the_head_as_handed_over_trains_no_features_if_no_epoch_was_better(scene, tmp_path):
+    best = sweep(scene.cache, "ridge", out=tmp_path / "run").best
+    tuned = finetune(best, tmp_path / "tuned.keras", **(HOW | {"learning_rate": 1e3}))
+    assert tuned.best.epoch == 0
+    lineages = lineages_in(tmp_path / "tuned.keras")
+    assert lineages.features.trained == frozenset()
+    assert lineages.scores.trained == numbers(scene.cache.usable("train"))
+    cache = extract(scene.photos, str(tmp_path / "tuned.keras"), out=tmp_path / "c.h5")
+    assert sweep(cache, "ridge", cv=3, out=tmp_path / "cv.run").trials
 
 
 def test_a_cut_of_a_tuned_model_carries_its_record(scene, tmp_path):
