@@ -278,9 +278,9 @@ def place_folder(made: Path, path: Path) -> None:
     """Rename a `temporary_folder` beside `path`, or a folder in it, so that `path` is never there in part.
 
     A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was. After a kill
-    between the two renames it lies beside, as .old-NAME, until the next call has put another in its place.
+    between the two renames it lies beside, as .featcache-old-NAME, until the next call has put another in its place.
     """
-    old = path.with_name(f".old-{path.name}")  # no litter: after a kill between the renames it is all there is
+    old = path.with_name(f".featcache-old-{path.name}")  # no litter: after a kill between the renames it is all there is
     try:
         if old.exists() and not path.exists():
             os.rename(old, path)
