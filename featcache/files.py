@@ -280,7 +280,8 @@ def place_folder(made: Path, path: Path) -> None:
     A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was. After a kill
     between the two renames it lies beside, as .featcache-old-NAME, until the next call has put another in its place.
     """
-    old = path.with_name(f".featcache-old-{path.name}")  # no litter: after a kill between the renames it is all there is
+    # not the name of litter: after a kill between the renames it is all there is
+    old = path.with_name(f".featcache-old-{path.name}")
     try:
         if old.exists() and not path.exists():
             os.rename(old, path)
