@@ -277,7 +277,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 def place_folder(made: Path, path: Path) -> None:
     """Rename a `temporary_folder` beside `path`, or a folder in it, so that `path` is never there in part.
 
-    A folder that is at `path` already is replaced. Raises DiskFault; the old folder is then where it was. After a kill
+    What is at `path` already is replaced. Raises DiskFault; the old folder is then where it was. After a kill
     between the two renames it lies beside, as .featcache-old-NAME, until the next call has put another in its place.
     """
     # not the name of litter: after a kill between the renames it is all there is
@@ -285,7 +285,7 @@ def place_folder(made: Path, path: Path) -> None:
     try:
         if old.exists() and not path.exists():
             os.rename(old, path)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_entry(old)
         for entry in (*made.rglob("*"), made):
             _sync(entry)
         replaces = path.exists()
@@ -298,9 +298,18 @@ def place_folder(made: Path, path: Path) -> None:
                 os.rename(old, path)
             raise
         _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_entry(old)
     except OSError as error:
         raise _fault("write", path, error) from error
+
+
+def _remove_entry(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, if it is there and can be removed."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
@@ -392,10 +401,7 @@ def remove_litter(folder: Path) -> None:
             is_gone = match["host"] == _host() and not _alive(int(match["process"]))
             if not is_gone and time.time() - _last_change(litter) <= LITTER_S:
                 continue
-            if litter.is_dir() and not litter.is_symlink():
-                shutil.rmtree(litter, ignore_errors=True)
-            else:
-                litter.unlink()
+            _remove_entry(litter)
 
 
 @contextmanager
