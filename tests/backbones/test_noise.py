@@ -9,7 +9,7 @@ from featcache.backbones import own
 from featcache.backbones.build import build
 from featcache.backbones.noise import freeze_noise, without_noise
 from featcache.backbones.parse import requests
-from featcache.errors import NotAModel
+from featcache.errors import NotAModel, ParityFailed
 from featcache.extraction import extract
 from featcache.sweeps import sweep
 from featcache.tuning import finetune
@@ -76,6 +76,14 @@ class Block(L.Layer):
 
     def call(self, x):
         return x + self.drop(self.norm(self.conv(x)))
+
+
+@keras.saving.register_keras_serializable("noise")
+class Halving(L.Layer):
+    """Crops in training, and in inference does something that is not nothing, so nothing stands for it."""
+
+    def call(self, x, training=None):
+        return x[:, :4, :4] if training else x / 2
 
 
 def attended(x):
@@ -155,6 +163,13 @@ def test_features_are_known_by_the_model_as_it_is_in_the_file(tmp_path):
     backbone = build(request.spec, 16, "avg")
     assert backbone.architecture == own.architecture(model)
     assert len(backbone.whole.weights) < len(model.weights)
+
+
+def test_a_layer_that_changes_sizes_in_training_is_named(photos, tmp_path):
+    model_with(inside=Halving(name="halving")).save(tmp_path / "own.keras")
+    run = sweep(extract(photos, str(tmp_path / "own.keras"), out=tmp_path / "c.h5"), "ridge", out=tmp_path / "run")
+    with pytest.raises(ParityFailed, match=r"The first that diverges: layer 'halving' of .*, in training"):
+        handoff(run.best)
 
 
 def test_layers_that_need_the_crop_are_refused_in_one_line(tmp_path):

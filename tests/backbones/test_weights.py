@@ -50,7 +50,8 @@ def mine(tmp_path_factory):
 
 def test_without_network_the_message_says_which_file_to_put_where(home, no_network):
     message = (
-        r"^No network, and the ImageNet weights of 'mobilenet_v2' are not on this machine \(.*not known\). .*"
+        r"^No network, and the ImageNet weights of 'mobilenet_v2' are not on this machine "
+        r"\(\[Errno -2\] Name or service not known\)\. .*"
         rf"put {FILE} into "
         rf"{home}/models \(KERAS_HOME is {home}\); "
         r"or use -b glyphnet \(needs no download\) or --weights none \(random\)$"
