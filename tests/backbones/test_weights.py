@@ -221,6 +221,7 @@ def official(request, home, monkeypatch):
     return spec, file
 
 
+@pytest.mark.slow
 def test_a_network_computes_what_keras_computes_with_the_same_file(official, monkeypatch):
     spec, file = official
     monkeypatch.setattr(MODULE.file_utils, "get_file", lambda name, *rest, **options: str(file.parent / name))

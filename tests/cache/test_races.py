@@ -266,6 +266,7 @@ def read_whole(cache, number):
     assert np.array_equal(opened.features(there, MAPS.name), maps(digests).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 @pytest.mark.usefixtures("_fast")
 def test_a_reader_sees_whole_states_wherever_it_pauses(tmp_path, folder):
@@ -349,6 +350,7 @@ def with_group(cache, name, number):
     return lambda: parts.merge_decided(cache, decide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 @pytest.mark.usefixtures("_fast")
 def test_what_is_decided_about_images_is_never_lost_unseen(tmp_path, folder):

@@ -299,6 +299,7 @@ def test_the_next_command_is_named(cli, photos, tmp_path):
     assert "Next: featcache handoff" in cli("sweep", cache, "--heads", "ridge").out
 
 
+@pytest.mark.slow
 def test_the_next_command_can_be_copied_whatever_a_path_is_called(cli, photos, tmp_path, monkeypatch):
     """Each command is the one that the command before names."""
     monkeypatch.chdir(tmp_path)
@@ -758,6 +759,7 @@ def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, own_run, tmp_pa
     refused(cli("finetune", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "t.keras"), 2, "Use RUN@best")
 
 
+@pytest.mark.slow
 def test_json_of_a_fine_tuning_with_controls(cli, run, tmp_path):
     model = tmp_path / "t.keras"
     done = cli("finetune", f"{run}@8", "-o", model, "--epochs", "1", "--controls", "frozen", "--json")

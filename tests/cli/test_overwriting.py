@@ -222,6 +222,7 @@ def test_pipes_stay_pipes(cli, place):
     assert Path("pipe").is_fifo()
 
 
+@pytest.mark.slow
 def test_a_handoff_does_not_replace_hours_of_fine_tuning_nor_they_each_other(cli, place):
     tune = ["finetune", f"{place.run}@best", "-o", "m.keras", "--epochs", 1, "-q"]
     assert cli(*tune).code == 0

@@ -43,6 +43,7 @@ def test_one_seed_makes_two_fits_equal(name, fitted):
     assert (decision_logits(again, X) == decision_logits(fitted(name, 3), X)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("forest", "boosting")])  # take long
 def test_fits_that_run_at_once_do_not_disturb_each_other(name):
     """Fewer images than features: there liblinear's dual solver draws from one generator for all threads."""

@@ -140,6 +140,7 @@ def test_an_option_that_cannot_be_meant_is_refused(options, message, perfect, tm
         finetune(perfect, tmp_path / "t.keras", **options)
 
 
+@pytest.mark.slow
 def test_neighbours_are_taught_to_a_dense_head_and_that_is_tuned(toy_run, tmp_path):
     knn = next(toy_run[trial.trial] for trial in toy_run.trials if trial.head == "knn")
     tuned = finetune(knn, tmp_path / "t.keras", epochs=1)
@@ -184,6 +185,7 @@ def test_from_scratch_starts_at_random_and_trains_everything(weak, scratch):
     assert (tuned.certificate, tuned.path) == (None, None)
 
 
+@pytest.mark.slow
 def test_training_from_scratch_is_a_fair_control(tuned_run):
     """Moving statistics of batch normalisation that lag behind would judge a good network by its first guess."""
     chosen = tuned_run.best_handoff

@@ -39,6 +39,7 @@ def fresh(weak, tmp_path):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["last", *(pytest.param(one, marks=SLOW) for one in ("none", "block_3", "3", "gradual:block_3"))]
 )
@@ -52,6 +53,7 @@ def test_the_same_weights_come_out_as_of_training_the_whole(what, fresh, tmp_pat
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_goes_through_the_backbone_once(fresh, tmp_path, monkeypatch):
     seen = []
     forward = KerasEngine.forward
@@ -64,6 +66,7 @@ def test_what_is_frozen_goes_through_the_backbone_once(fresh, tmp_path, monkeypa
     assert sum(seen) == computed
 
 
+@pytest.mark.slow
 def test_activations_are_a_cache_like_any_other(fresh, tmp_path):
     tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     cache = Cache.open(fresh.run.path / "prefix.h5")
@@ -208,6 +211,7 @@ def test_controls_that_were_stopped_go_on_and_give_the_same(fresh, tmp_path, mon
         assert np.array_equal(found.controls[name].val_logits, control.val_logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, pytest.param(False, marks=SLOW)])
 def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path):
     how = HOW | {"epochs": 4, "unfreeze": "last", "augment": "light", "views": 2, "prefix": cached, "lr_decay": 0.5}
@@ -240,6 +244,7 @@ def test_a_state_of_another_training_is_refused(fresh, tmp_path):
         finetune(fresh, path, resume=True, **HOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=SLOW)])
 def test_at_reduced_precision_it_trains_and_the_model_stays_float32(precision, fresh, tmp_path):
     tuned = finetune(fresh, tmp_path / "a.keras", unfreeze="last", precision=precision, **HOW)
@@ -311,6 +316,7 @@ def test_with_augmented_views_training_images_are_not_computed_as_they_are(fresh
     assert {row.digest for row in Cache.open(fresh.run.path / "prefix.h5").rows} == {row.digest for row in val}
 
 
+@pytest.mark.slow
 def test_the_same_command_again_keeps_the_better_model_and_trains_nothing(fresh, tmp_path, monkeypatch):
     first = finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     (tmp_path / "a.keras").unlink()
@@ -356,6 +362,7 @@ def test_heads_of_other_layers_stay_in_float32_at_reduced_precision(toy, tmp_pat
     assert "mixed_bfloat16" in {layer.dtype_policy.name for layer in twin._flatten_layers()}
 
 
+@pytest.mark.slow
 def test_a_model_with_normalisation_inside_a_model_inside_is_tuned(toy, tmp_path):
     keras.utils.set_random_seed(0)
     layers = keras.layers
