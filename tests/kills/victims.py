@@ -54,7 +54,7 @@ VICTIMS = [
     Victim("final report", "run", ("report", "r.run", "--final", "--html", "page.html")),
     Victim("report for TensorBoard", "run", ("report", "r.run", "--tensorboard", "logs")),
     Victim("leaks, mended", "leaky cache", ("leaks", "c.h5", "--fix")),
-    Victim("leaks, as a table", "leaky cache", ("leaks", "c.h5", "--fix-to", "images.csv")),
+    Victim("leaks, as a table", "leaky cache", ("leaks", "c.h5", "--fix-to", "images.csv", "--force")),
     Victim("merge", "two caches", ("cache", "merge", "one.h5", "two.h5", "-o", "both.h5")),
     Victim("cache as npz", "cache", ("cache", "export", "c.h5", "-o", "c.npz")),
     Victim("cache as parquet", "cache", ("cache", "export", "c.h5", "-o", "c.parquet")),
