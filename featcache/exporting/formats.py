@@ -31,7 +31,16 @@ from featcache.extraction.openvino_engine import import_openvino
 from featcache.files import temporary_folder
 
 LABELS = "labels.txt"
-OF_SAVEDMODEL = {"saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", MEMBER}
+OF_SAVEDMODEL = {
+    "saved_model.pb",
+    "fingerprint.pb",
+    "keras_metadata.pb",
+    "variables",
+    "assets",
+    "assets.extra",
+    MEMBER,
+    LINEAGES,
+}
 Facts = Mapping[str, Any]
 
 
