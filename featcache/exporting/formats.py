@@ -63,7 +63,10 @@ class Format:
         """Raise EnvironmentFault, with what to install, if something is missing."""
         for name in self.needs:
             try:
-                import_module(name)
+                if name == "openvino":
+                    import_openvino()  # not by its name, which would report every export to its makers
+                else:
+                    import_module(name)
             except ImportError as error:
                 raise EnvironmentFault(
                     f"Exporting to {self.name} needs {name.partition('.')[0]} ({error}). "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import pytest
 
@@ -23,11 +22,6 @@ class Result(NamedTuple):
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
     """Return a function that runs `featcache` with these arguments."""
     handler = signal.getsignal(signal.SIGTERM)
-
-    def leave(code: int) -> NoReturn:
-        raise SystemExit(code)  # this process goes on, whatever threads of a library are still there
-
-    monkeypatch.setattr(os, "_exit", leave)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["featcache", *map(str, arguments)])

@@ -62,6 +62,7 @@ COMMANDS = {
     "export savedmodel": (200, "export m.keras --to savedmodel -o {}/s"),
     "export litert": (100, "export m.keras --to litert -o {}/s.tflite"),
     "export onnx": (100, "export m.keras --to onnx -o {}/s.onnx"),
+    "export openvino": (100, "export m.keras --to openvino -o {}/s.xml"),
     "extract": (20, "extract photos -b pixels:size=8 -o {}/y.h5"),
     "cache merge": (20, "cache merge c.h5 -o {}/y.h5"),
     "cache export npz": (20, "cache export c.h5 -o {}/f.npz"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -329,3 +330,13 @@ def test_a_folder_that_was_exported_is_replaced(tmp_path):
         (made / f"{text}.txt").write_text(text)
         job._place(made, tmp_path / "m")
     assert sorted(one.name for one in (tmp_path / "m").iterdir()) == ["featcache.json", "new.txt"]
+
+
+def test_an_export_to_openvino_reports_nothing_to_its_makers():
+    code = (
+        "import sys; from featcache.exporting.formats import FORMATS\n"
+        "FORMATS['openvino'].require()\n"
+        "print('openvino' in sys.modules, sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True None\n"
