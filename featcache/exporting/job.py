@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,7 +26,6 @@ from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
 
 NUM_IMAGES = 64
-FLOAT_BYTES = 4
 OTHER_SIZE = 4  # images that are also compared at another size, where any size is taken
 TOLERANCE = 1e-4  # of probabilities
 LEAST_AGREEMENT = 0.9  # share of images on which 8 bits name the model's class
@@ -143,7 +140,6 @@ def _made(kind: Format, origin: Origin, sample: Sample, made: Path, int8: bool) 
 
     def write() -> None:
         with disk_faults(path):
-            _require_room(made.parent, origin.model.count_params() * (1 if int8 else FLOAT_BYTES))
             kind.write(origin, made, _facts(kind, origin, int8), pixels)
 
     def read() -> Runner:
@@ -152,12 +148,6 @@ def _made(kind: Format, origin: Origin, sample: Sample, made: Path, int8: bool) 
 
     _tried(kind, "cannot be made", write)
     return _tried(kind, f"is not one that {kind.runtime} loads", read)
-
-
-def _require_room(folder: Path, num_bytes: int) -> None:
-    """Raise OSError if a disk cannot hold the weights: OpenVINO would cut the file off, and crash when it maps it."""
-    if shutil.disk_usage(folder).free < num_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _facts(kind: Format, origin: Origin, int8: bool) -> dict[str, Any]:
