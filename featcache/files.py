@@ -217,8 +217,7 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
                 raise Overtaken(path)
             _rename(temporary, path)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
+            _remove_temporary(temporary)
             raise
         _sync(path.parent)
     except OSError as error:
@@ -267,11 +266,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-        except KeyboardInterrupt:
-            shutil.rmtree(folder, ignore_errors=True)  # Ctrl-C came in the middle of it
-            raise
+        _remove_temporary(folder)
 
 
 def place_folder(made: Path, path: Path) -> None:
@@ -312,14 +307,25 @@ def _remove_entry(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _remove_temporary(path: Path) -> None:
+    """Remove a temporary file or folder, also if Ctrl-C comes in the middle of it."""
+    try:
+        _remove_entry(path)
+    except KeyboardInterrupt:
+        _remove_entry(path)
+        raise
+
+
 def check_writable(path: Path) -> None:
     """Raise DiskFault if a file cannot be written there later. Folders that are missing are left to who writes it."""
     path = _behind_links(path)
     place = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
         handle, temporary = _temporary(place / path.name)
-        os.close(handle)
-        os.unlink(temporary)
+        try:
+            os.close(handle)
+        finally:
+            _remove_temporary(temporary)
     except OSError as error:
         raise _fault("write", path, error) from error
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from tiny import TOY, write_images
 
+from featcache import trust
 from featcache.cache.reader import Cache
 from featcache.extraction import extract
 from featcache.sweeps import Run, sweep
@@ -21,6 +22,12 @@ settings.register_profile("featcache", deadline=None)  # how fast the machine is
 settings.load_profile("featcache")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a test allows: it holds for the process, which the tests of many files share in an order by chance."""
+    monkeypatch.setattr(trust, "_ALLOWED", set(trust._ALLOWED))
 
 
 @pytest.fixture

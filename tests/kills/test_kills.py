@@ -52,6 +52,7 @@ def test_a_command_that_is_killed_anywhere_can_be_run_again_and_leaves_nothing_b
 @pytest.mark.parametrize(
     ("how", "name"), [*(("INT", name) for name in ALL), *(("TERM", name) for name in ALL if name not in SLOW)]
 )
-def test_a_command_that_is_stopped_anywhere_leaves_no_litter_and_can_be_run_again(how, name, tmp_path):
+def test_a_command_that_is_stopped_anywhere_exits_130_leaves_no_litter_and_can_be_run_again(how, name, tmp_path):
     [found] = stopped(tmp_path, how, 1 if name in SLOW else 4, name).values()
-    assert found["problems"] == []  # among them an exit code other than 130 of a command that had not ended yet
+    assert found["problems"] == []
+    assert 130 in found["exits"]
