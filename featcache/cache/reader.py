@@ -83,11 +83,28 @@ class Cache:
     def vectors(self) -> tuple[str, ...]:
         """Names of the taps that hold one vector for each image as it is: no views, no spatial maps.
 
-        A tap of which images have no row, since an extraction was given up, is not among them.
+        A tap of which images have no row is not among them, see `incomplete`.
         """
+        return tuple(name for name, lacking in self._lacking.items() if not lacking)
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """What to say of each tap of vectors that is not among `vectors`.
+
+        One is left where an extraction was given up, or where images were added and extracted for another backbone.
+        """
+        return tuple(
+            f"Tap '{name}' lacks features of {lacking} of {len(self.usable())} images, so it is left out. "
+            "Bring it up to date: featcache extract"
+            for name, lacking in self._lacking.items()
+            if lacking
+        )
+
+    @cached_property
+    def _lacking(self) -> dict[str, int]:
         named = [name for name, tap in self.taps.items() if tap.view == IDENTITY and tap.pooling != "none"]
         digests, stored = [row.digest for row in self.usable()], stored_rows(self.path)
-        return tuple(name for name in named if not stored[self.taps[name].fingerprint].lack(digests))
+        return {name: stored[self.taps[name].fingerprint].lack(digests) for name in named}
 
     def usable(self, split: str | None = None, shots: int | None = None) -> list[ImageRow]:
         """Return the images that have features, of one split, and at most `shots` of each class.

@@ -89,6 +89,8 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     if not cache.vectors:
         raise UsageError(f"{cache.path} has no vectors, only spatial maps or unfinished taps. Extract with --pool avg")
+    for note in cache.incomplete:
+        progress(Tick("advise", 0, 0, note))
     labelled = [row for row in cache.usable("train") if row.label]
     reasons = {tap: why_not_left_out(cache, labelled, tap) for tap in cache.vectors}
     left_out = [reason for reason in reasons.values() if reason]  # what the numbers are not about, and why

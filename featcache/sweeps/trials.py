@@ -102,6 +102,8 @@ def sweep(
     )
     _check(asked)
     train, val = images_of(cache, asked)
+    for note in () if taps else cache.incomplete:
+        progress(Tick("sweep", 0, 0, note))
     _note_on_shots(asked.shots, train, progress)
     for note in notes_on_val(cache, asked) if not asked.cv else ():
         progress(Tick("sweep", 0, 0, note))
@@ -159,10 +161,8 @@ def _taps(cache: Cache, taps: str | Sequence[str] | None) -> tuple[str, ...]:
         chosen = tuple("+".join(cache.tap(one).name for one in taps_in(cache, name)) for name in names)
     single = list(dict.fromkeys(one for name in chosen for one in taps_in(cache, name)))
     maps = [name for name in single if name not in cache.vectors and cache.taps[name].pooling == "none"]
-    begun = [name for name, tap in cache.taps.items() if tap.pooling != "none" and name not in cache.vectors]
-    if not chosen and begun:
-        lacking = ", ".join(begun)
-        raise UsageError(f"{cache.path} lacks images in tap '{lacking}'. Bring it up to date: featcache extract")
+    if not chosen and cache.incomplete:
+        raise UsageError(f"{cache.path} has no tap to sweep. {cache.incomplete[0]}")
     if maps or not chosen:
         raise UsageError(
             f"{cache.path} has no vectors to sweep in tap '{', '.join(maps or cache.taps)}'. Extract with --pool"

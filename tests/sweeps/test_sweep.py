@@ -12,13 +12,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
+from tiny import write_images
 
 from featcache.cache.exchange import export
 from featcache.cache.reader import Cache
 from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
+from featcache.extraction import extract
 from featcache.heads.dense_keras import KerasEngine
 from featcache.heads.estimators import FAMILIES
-from featcache.sweeps import sweep, tasks
+from featcache.sweeps import Run, sweep, tasks
+from featcache.sweeps.advising import advise
 
 from .conftest import TAP, edited, rewrite, with_rows
 
@@ -365,6 +368,23 @@ def test_every_tap_is_tried_unless_some_are_named(toy, tmp_path):
     assert {trial.tap for trial in run.trials} == set(toy.taps)
     assert [trial.trial for trial in run.trials] == list(range(1, 11))
     assert {trial.width for trial in run.trials} == {256, 192}
+
+
+def test_a_tap_that_lacks_images_is_left_out_and_said(tmp_path):
+    """A photo was added, and extracted for one of two backbones."""
+    photos = write_images(tmp_path / "photos")
+    last = sorted(photos.glob("*/*.png"))[0]
+    away = last.rename(tmp_path / last.name)
+    out = tmp_path / "photos.h5"
+    extract(photos, ["pixels:size=8", "pixels:size=4"], out=out)
+    away.rename(last)
+    cache = extract(photos, "pixels:size=8", out=out)
+    note = "Tap 'pixels:size=4/top' lacks features of 1 of 36 images, so it is left out. Bring it up to date: "
+    said = []
+    sweep(cache, "centroid", progress=lambda tick: said.append(tick.note))
+    advise(out, progress=lambda tick: said.append(tick.note))
+    assert said.count(note + "featcache extract") == 2
+    assert Run.open(tmp_path / "photos.run").settings.taps == ("pixels:size=8/top",)
 
 
 def test_progress_counts_every_setting(hard, tmp_path):
