@@ -1,4 +1,8 @@
-"""Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
+"""Files that are whole or absent: written under a temporary name in the same folder, then renamed.
+
+The name of a temporary file tells the machine, the process, and the file that it will become. So the next command
+removes what a killed process left, and one process can see that another is writing the same file.
+"""
 
 from __future__ import annotations
 
@@ -24,36 +28,36 @@ from typing import Any, TypeVar
 
 from featcache.errors import DataError, DiskFault, FeatcacheError, UsageError
 
-LITTER_S = 86_400  # a temporary file older than a day belongs to nobody
+LITTER_S = 86_400  # after a day, a temporary file of another machine is litter
 TEMPORARY = re.compile(r"\.tmp-(?P<host>[^+]*)\+(?P<process>\d+)\+(?P<of>[0-9a-f]{8})\+[0-9a-f]{8}")
 ATTEMPTS = 20
-FIRST_WAIT_S, LAST_WAIT_S = 0.001, 0.5  # in all 5.5 s of waiting
+FIRST_WAIT_S, LAST_WAIT_S = 0.001, 0.5  # all attempts together wait 5.5 s
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
-LEAST_FREE_BYTES = 2**20  # where a library has failed and less is free, that is why
+LEAST_FREE_BYTES = 2**20  # with less free space, a full disk is taken as the cause of a library's failure
 CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-SEAL = "digest"  # the name under which a sealed file has the digest of all its other facts
-TIDIED_AWAY = errno.ENOENT  # by another process, which has merged the part that was in the folder
-OF_THE_SYSTEM = {  # what a machine may lack or forbid for a while; it says nothing about the bytes of a file
+SEAL = "digest"  # the key of a sealed file that holds the digest of all its other facts
+TIDIED_AWAY = errno.ENOENT  # another process has merged the part and removed its folder
+OF_THE_SYSTEM = {  # what a machine may lack or forbid for a while, which says nothing about the bytes of a file
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EBUSY),
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
     *(errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
 }
-NUMBER_IN_TEXT = re.compile(r"\berrno (?:= )?(\d+)", re.IGNORECASE)  # so HDF5 and some others tell it
+NUMBER_IN_TEXT = re.compile(r"\berrno (?:= )?(\d+)", re.IGNORECASE)  # as HDF5 and some other libraries write it
 T = TypeVar("T")
 
 
 class Overtaken(DataError):
-    """Another process has replaced or removed a file that was being worked on: look again."""
+    """Another process has replaced or removed a file in use: read it again."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} was replaced by another process again and again. Run the command once more")
 
 
 def again(work: Callable[[], T]) -> T:
-    """Return what `work` returns, done anew when other processes replace the files under it. Raises Overtaken.
+    """Return what `work` returns. Repeat it while it raises Overtaken; raise Overtaken after ATTEMPTS.
 
-    It waits longer from one attempt to the next, since another process may be removing thousands of parts one by one.
+    Each wait is longer than the last, since another process may be removing thousands of parts one by one.
     """
     for attempt in range(ATTEMPTS - 1):
         with suppress(Overtaken):
@@ -63,9 +67,9 @@ def again(work: Callable[[], T]) -> T:
 
 
 class Sink:
-    """A file under a temporary name, as HDF5 writes to it: a failure is kept for `check`, not raised.
+    """A temporary file that HDF5 writes to. It keeps a failure for `check` and does not raise it.
 
-    HDF5 crashes the process when a write fails (h5py#914), so after the first failure everything is swallowed.
+    HDF5 crashes the process when a write fails (h5py#914), so after the first failure the Sink ignores all writes.
     """
 
     def __init__(self, handle: int) -> None:
@@ -74,7 +78,7 @@ class Sink:
         self._position = self._size = 0
 
     def fail(self, error: BaseException) -> None:
-        """Touch the file no more; `check` raises the first of these errors."""
+        """Stop writing to the file; `check` raises the first error that was given here."""
         self.failure = self.failure or error
 
     def check(self) -> None:
@@ -83,32 +87,34 @@ class Sink:
             raise self.failure
 
     def write(self, data: Any) -> int:
-        """Write all of the bytes at the position."""
-        left = memoryview(data).cast("B")
-        size = len(left)
+        """Write all bytes at the position."""
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
         try:
             if self.failure is None:
                 os.lseek(self.handle, self._position, os.SEEK_SET)
-            while self.failure is None and len(left):
-                left = left[os.write(self.handle, left) :]
-        except BaseException as error:  # of a signal's handler too
+            while self.failure is None and len(remaining):
+                num_written = os.write(self.handle, remaining)
+                remaining = remaining[num_written:]
+        except BaseException as error:  # a signal handler may raise here, too
             self.fail(error)
         self._position += size
         self._size = max(self._size, self._position)
         return size
 
     def read(self, size: int = -1) -> bytes:
-        """Return `size` bytes from the position, zeros where there are none."""
-        size = max(self._size - self._position, 0) if size < 0 else size
-        found = b""
+        """Return `size` bytes from the position, filled up with zeros."""
+        if size < 0:
+            size = max(self._size - self._position, 0)
+        data = b""
         try:
             if self.failure is None:
                 os.lseek(self.handle, self._position, os.SEEK_SET)
-                found = os.read(self.handle, size)
-        except BaseException as error:  # of a signal's handler too
+                data = os.read(self.handle, size)
+        except BaseException as error:  # a signal handler may raise here, too
             self.fail(error)
         self._position += size
-        return found.ljust(size, b"\0")
+        return data.ljust(size, b"\0")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position."""
@@ -124,7 +130,7 @@ class Sink:
         try:
             if self.failure is None:
                 os.ftruncate(self.handle, size)
-        except BaseException as error:  # of a signal's handler too
+        except BaseException as error:  # a signal handler may raise here, too
             self.fail(error)
         self._size = size
         return size
@@ -134,10 +140,10 @@ class Sink:
 
 
 class ByteSource:
-    """A file as HDF5 reads it, in one piece or through `h5py.File(source)`: what the system refuses is no damage.
+    """A file to read at once or through `h5py.File(source)`. It tells errors of the system from damaged files.
 
-    HDF5 and h5py hide a failed read behind errors of their own, or take it for "there is no such thing". So the first
-    failure is kept, and DiskFault is raised at the end of the block, whatever came of what was not read.
+    HDF5 and h5py hide a failed read behind other errors, or treat it as a missing object. So the ByteSource keeps the
+    first failure and raises DiskFault at the end of its block, whatever HDF5 made of that failure.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,24 +169,26 @@ class ByteSource:
             raise cannot_read(self.path, self.failure) from self.failure
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer from the position; with zeros where the file has nothing."""
-        room = memoryview(buffer).cast("B")
-        size = len(room)
+        """Fill the buffer from the position, and with zeros behind the end of the file."""
+        remaining = memoryview(buffer).cast("B")
+        size = len(remaining)
         try:
-            while len(room) and (count := os.preadv(self._handle, [room], self._position)):
-                room = room[count:]
+            while len(remaining) and (count := os.preadv(self._handle, [remaining], self._position)):
+                remaining = remaining[count:]
                 self._position += count
         except OSError as error:
             self.failure = self.failure or error
             raise
-        room[:] = bytes(len(room))
+        remaining[:] = bytes(len(remaining))
         return size
 
     def read(self, size: int = -1) -> bytes:
-        """Return `size` bytes from the position, or all that follow."""
-        found = bytearray(max(self._size - self._position, 0) if size < 0 else size)
-        self.readinto(found)
-        return bytes(found)
+        """Return `size` bytes from the position, or all bytes that follow it."""
+        if size < 0:
+            size = max(self._size - self._position, 0)
+        buffer = bytearray(size)
+        self.readinto(buffer)
+        return bytes(buffer)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position."""
@@ -194,12 +202,12 @@ class ByteSource:
 
 @contextmanager
 def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterator[Sink]:
-    """Give a Sink whose content becomes `path` as a whole at the end: afterwards it holds the old or all of the new.
+    """Give a Sink whose content replaces `path` at the end, so that `path` holds all of the old or all of the new.
 
-    unchanged: asked right before the new file takes its name; if not, Overtaken is raised and nothing changed. So it is
-    if another process has called `overtake` since.
-    Raises DiskFault (full disk, no permission); the old file is then untouched and no litter remains. Raises UsageError
-    for a device or a pipe.
+    unchanged: called right before the new file takes its name. If it returns False, or if another process has called
+    `overtake` meanwhile, Overtaken is raised and `path` stays as it is.
+    Raises DiskFault (full disk, no permission); the old file then stays untouched and no temporary file remains. Raises
+    UsageError for a device or a pipe.
     """
     require_regular(path)
     path = _behind_links(path)
@@ -210,6 +218,7 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
                 sink = Sink(handle)
                 yield sink
                 sink.check()
+                # The bytes must be on the disk before the name: after a power loss the file would be empty otherwise.
                 os.fsync(handle)
             finally:
                 os.close(handle)
@@ -225,23 +234,23 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` so that `path` holds either its old content or all of the new, after any crash.
+    """Write `data` so that `path` holds all of its old or all of its new content, even after a crash.
 
-    Raises DiskFault (full disk, no permission); the old file is then untouched and no litter remains.
+    Raises DiskFault (full disk, no permission); the old file then stays untouched and no temporary file remains.
     """
     with writing(path) as sink:
         sink.write(data)
 
 
 def require_regular(path: Path) -> None:
-    """Raise UsageError if a path leads to a device or a pipe, such as /dev/null: a file must not take its place."""
+    """Raise UsageError if a path leads to a device or a pipe, such as /dev/null, which a file must not replace."""
     folder = Path(os.path.realpath(path.parent))
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        mode = stat.S_IFREG  # nothing is there yet
+        mode = stat.S_IFREG  # the file does not exist yet
     is_regular = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    # /dev/stdout may lead to a file that the shell has open, which a new file would not become
+    # /dev/stdout may lead to a regular file that the shell has open; the shell would never see a file that replaces it.
     if not is_regular or folder == Path("/dev") or folder.parts[:2] == ("/", "proc"):
         raise UsageError(f"{path} is a device or a pipe; featcache writes whole files. Give the name of a file")
 
@@ -250,8 +259,8 @@ def require_regular(path: Path) -> None:
 def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     """Give an empty folder that is removed at the end, for writers that cannot write to a Sink.
 
-    beside: what is made there; the folder then lies next to it, so that it can be renamed. Without it, the folder lies
-    where the system keeps temporary files. After a kill the next command that writes there removes it.
+    beside: a path that the content will be renamed to; the folder is made next to it. By default it is made where the
+    system keeps temporary files. After a kill, the next command that writes in the same place removes the folder.
     Raises DiskFault if it cannot be made.
     """
     place = Path(tempfile.gettempdir()) if beside is None else beside.parent
@@ -270,12 +279,12 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 
 
 def place_folder(made: Path, path: Path) -> None:
-    """Rename a `temporary_folder` beside `path`, or a folder in it, so that `path` is never there in part.
+    """Rename a `temporary_folder` beside `path`, or a folder in it, to `path`, so that `path` is never incomplete.
 
-    What is at `path` already is replaced. Raises DiskFault; the old folder is then where it was. After a kill
-    between the two renames it lies beside, as .featcache-old-NAME, until the next call has put another in its place.
+    Replaces a file or folder at `path`. Raises DiskFault; the old folder is then back in its place. After a kill
+    between the two renames the old folder remains as .featcache-old-NAME until the next call has replaced it.
     """
-    # not the name of litter: after a kill between the renames it is all there is
+    # This is not the name of a temporary file: after a kill between the renames, no other copy exists.
     old = path.with_name(f".featcache-old-{path.name}")
     try:
         if old.exists() and not path.exists():
@@ -299,7 +308,7 @@ def place_folder(made: Path, path: Path) -> None:
 
 
 def _remove_entry(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds, if it is there and can be removed."""
+    """Remove a file, or a folder with its content, if it exists and can be removed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -308,7 +317,7 @@ def _remove_entry(path: Path) -> None:
 
 
 def _remove_temporary(path: Path) -> None:
-    """Remove a temporary file or folder, also if Ctrl-C comes in the middle of it."""
+    """Remove a temporary file or folder, even if Ctrl-C comes in between."""
     try:
         _remove_entry(path)
     except KeyboardInterrupt:
@@ -317,7 +326,7 @@ def _remove_temporary(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise DiskFault if a file cannot be written there later. Folders that are missing are left to who writes it."""
+    """Raise DiskFault if a file cannot be written at `path` later. Does not make missing folders."""
     path = _behind_links(path)
     place = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
@@ -331,43 +340,44 @@ def check_writable(path: Path) -> None:
 
 
 def being_written(path: Path) -> bool:
-    """Tell whether anyone has a temporary file that is to become `path`."""
+    """Return whether any process has a temporary file that will become `path`."""
     path = _behind_links(path)
     try:
-        matches = (TEMPORARY.fullmatch(name) for name in os.listdir(path.parent))
+        names = os.listdir(path.parent)
     except OSError:
-        return True  # for all that one can see
-    return any(match["of"] == _tag(path) for match in matches if match)
+        return True  # the folder cannot be read, so there may be such a file
+    return any(_is_temporary_of(name, path) for name in names)
 
 
 def overtake(path: Path) -> None:
-    """Remove the temporary files that others have for `path`, so that they cannot rename them over it.
+    """Remove the temporary files that other processes have for `path`, so that they cannot rename them to `path`.
 
-    Whoever has written `path` calls it: others who asked `unchanged` before that, and rename after it, look again.
+    A process calls it after it has written `path`. Another process that called `unchanged` before, and renames after,
+    then fails with Overtaken and reads `path` again.
     """
     path = _behind_links(path)
-    for litter in matching(path.parent, ".tmp-*"):
-        match = TEMPORARY.fullmatch(litter.name)
-        if match and match["of"] == _tag(path):
+    for temporary in matching(path.parent, ".tmp-*"):
+        if _is_temporary_of(temporary.name, path):
             with suppress(OSError):
-                litter.unlink()
+                temporary.unlink()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, so that it is there after a power loss too. Raises DiskFault."""
+    """Make a folder and its missing parents, so that they survive a power loss. Raises DiskFault."""
     try:
-        missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+        missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
         folder.mkdir(parents=True, exist_ok=True)
-        for one in missing or [folder]:  # one that is there may be another's, who has not come to this line yet
-            _sync(one.parent)
+        # If the folder exists, another process may have made it and not have reached this line yet.
+        for path in missing or [folder]:
+            _sync(path.parent)
     except OSError as error:
         raise _fault("make the folder", folder, error) from error
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a folder that match, sorted; none if the folder is gone, even just now.
+    """Return the files of a folder that match a pattern, sorted; none if the folder does not exist.
 
-    Raises DiskFault if the folder cannot be listed: a file that is not seen is not gone.
+    Raises DiskFault if the folder cannot be listed: that does not mean that its files are gone.
     """
     try:
         names = os.listdir(folder)
@@ -379,7 +389,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there. Raises DiskFault."""
+    """Remove a file if it exists. Raises DiskFault."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -395,26 +405,25 @@ def rename(path: Path, new: Path) -> None:
 
 
 def remove_litter(folder: Path) -> None:
-    """Remove temporary files and folders of processes that are gone: of this machine at once, of others after a day."""
+    """Remove temporary files and folders of ended processes: at once on this machine, after a day if from another."""
     entries: list[Path] = []
     with suppress(DiskFault):
         entries = matching(folder, ".tmp-*")
-    for litter in entries:
-        match = TEMPORARY.fullmatch(litter.name)
+    for entry in entries:
+        match = TEMPORARY.fullmatch(entry.name)
         if match is None:
             continue
         with suppress(OSError):
-            is_gone = match["host"] == _host() and not _alive(int(match["process"]))
-            if not is_gone and time.time() - _last_change(litter) <= LITTER_S:
-                continue
-            _remove_entry(litter)
+            has_ended = match["host"] == _host() and not _alive(int(match["process"]))
+            if has_ended or time.time() - _last_change(entry) > LITTER_S:
+                _remove_entry(entry)
 
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Raise DiskFault where a library fails because `path` cannot be written or a disk is full.
+    """Raise DiskFault if a library fails because `path` cannot be written or a disk is full.
 
-    Libraries raise exceptions of their own, which name the reason in their text, or do not name it.
+    Libraries raise their own exceptions, which may or may not contain the reason.
     """
     try:
         yield
@@ -428,7 +437,7 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 
 def _fault_behind(error: BaseException, path: Path) -> OSError | None:
-    """Return what the system said, as far as one can see: in the exceptions, in their texts, or on the disks."""
+    """Return the error of the system that caused `error`: from the chain of exceptions, their texts, or the disks."""
     cause: BaseException | None = error
     while cause is not None:
         for number in DISK_ERRORS:
@@ -443,15 +452,15 @@ def _fault_behind(error: BaseException, path: Path) -> OSError | None:
 
 
 def cannot_read(path: Path, error: BaseException) -> DiskFault:
-    """Return the error for a file that the system does not give now, which says nothing about its bytes."""
+    """Return the error for a file that the system cannot read now, which says nothing about its bytes."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return DiskFault(f"Cannot read {path}: {reason}. It stays as it is; run the command again")
 
 
 def raise_if_of_the_system(path: Path, error: BaseException) -> None:
-    """Raise DiskFault if it was the system that failed, not the content of a file: to ask before it is called damaged.
+    """Raise DiskFault if the system failed, and not the content of the file. Call it before you call a file damaged.
 
-    Libraries wrap what the system says in errors of their own, so all that led to the error is looked at.
+    Libraries wrap errors of the system in their own, so the whole chain of exceptions counts.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -467,34 +476,34 @@ def raise_if_of_the_system(path: Path, error: BaseException) -> None:
 def _remove_litter_once(folder: str) -> None:
     """Remove the litter of a folder when this process first writes there.
 
-    Not at every write: a folder may hold 100,000 images, and a sweep writes thousands of heads into one.
+    It does not repeat this at every write: a folder may hold 100,000 images, and a sweep writes thousands of heads.
     """
     remove_litter(Path(folder))
 
 
 def _last_change(litter: Path) -> float:
-    """Return the time of the last change of a file, or in a folder and all that it holds."""
+    """Return the time of the last change of a file, or of a folder and everything in it."""
     return max(entry.lstat().st_mtime for entry in (litter, *litter.rglob("*")))
 
 
-def _fault(what: str, path: Path, error: OSError) -> DiskFault:
+def _fault(action: str, path: Path, error: OSError) -> DiskFault:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    do = "Free some space or choose another place" if is_full else "Choose another place"
-    return DiskFault(f"Cannot {what} {path}: {error.strerror or error}. {do}")
+    advice = "Free some space or choose another place" if is_full else "Choose another place"
+    return DiskFault(f"Cannot {action} {path}: {error.strerror or error}. {advice}")
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """Create a file beside `path`, under a name that tells whose it is and what it is to become."""
+    """Create a temporary file beside `path`; return its handle and its path."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    for left in reversed(range(ATTEMPTS)):
+    for attempts_left in reversed(range(ATTEMPTS)):
         if not path.parent.is_dir():
             make_folder(path.parent)
         _remove_litter_once(os.path.abspath(path.parent))
         temporary = path.parent / _temporary_name(path)
         try:
             return os.open(temporary, flags, 0o666), temporary
-        except (FileNotFoundError, FileExistsError):  # another process has just tidied the folder away
-            if not left:
+        except (FileNotFoundError, FileExistsError):  # another process has just removed the empty folder
+            if not attempts_left:
                 raise
     raise AssertionError
 
@@ -503,14 +512,19 @@ def _rename(temporary: Path, path: Path) -> None:
     try:
         os.replace(temporary, path)
     except FileNotFoundError as error:
-        if path.parent.is_dir():  # so it is the temporary file that is gone
+        if path.parent.is_dir():  # then the temporary file is missing: another process has called `overtake`
             raise Overtaken(path) from error
         raise
 
 
 def _temporary_name(path: Path) -> str:
-    """Return a new name that tells the machine, the process, and what the file or folder is to become."""
+    """Return a new name that tells the machine, the process, and the file or folder that it will become."""
     return f".tmp-{_host()}+{os.getpid()}+{_tag(path)}+{secrets.token_hex(4)}"
+
+
+def _is_temporary_of(name: str, path: Path) -> bool:
+    match = TEMPORARY.fullmatch(name)
+    return match is not None and match["of"] == _tag(path)
 
 
 def _tag(path: Path) -> str:
@@ -518,20 +532,21 @@ def _tag(path: Path) -> str:
 
 
 def _behind_links(path: Path) -> Path:
-    """Return the file itself, so that a link to it stays a link."""
+    """Return the file behind a link, so that the link stays a link when the file is replaced."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @cache
 def _host() -> str:
-    """Return the name of this machine, and of this container: elsewhere a process number means another process."""
-    space = 0
+    """Return a name of this machine and container. In another one, the same process number is another process."""
+    namespace = 0
     with suppress(OSError):
-        space = os.stat("/proc/self/ns/pid").st_ino
-    return f"{platform.node()}-{space}".replace("/", "_").replace("+", "_")
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    return f"{platform.node()}-{namespace}".replace("/", "_").replace("+", "_")
 
 
 def _alive(process: int) -> bool:
+    """Return whether a process of this machine is running; True if nobody can tell."""
     if os.name != "posix":
         return True
     try:
@@ -544,7 +559,7 @@ def _alive(process: int) -> bool:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> int:
-    """Write arrays as an .npz file, whole or not at all, and return its bytes."""
+    """Write arrays as an .npz file, whole or not at all, and return its size in bytes."""
     import numpy as np  # not above: `featcache doctor` uses this module where NumPy is broken
 
     buffer = io.BytesIO()
@@ -555,9 +570,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> int:
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """Return all arrays of an .npz file: each is checked as it is read, so none that is damaged can be missing.
+    """Return all arrays of an .npz file. It reads each of them at once, so that damage shows here.
 
-    Raises whatever a damaged file makes of NumPy and zipfile.
+    Raises whatever NumPy and zipfile raise on a damaged file.
     """
     import numpy as np  # not above: see `write_arrays`
 
@@ -570,11 +585,16 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def _check_length(stream: Any, size: int) -> None:
-    """Raise ValueError if an .npy file of this size declares more numbers than it holds: memory is asked for first."""
+    """Raise ValueError if an .npy file of this size declares more numbers than it holds.
+
+    NumPy would allocate memory for all of them before it reads the first.
+    """
     from numpy.lib import format as npy
 
-    read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    if npy.read_magic(stream) == (1, 0):
+        shape, _, dtype = npy.read_array_header_1_0(stream)
+    else:
+        shape, _, dtype = npy.read_array_header_2_0(stream)
     declared = math.prod(shape) * dtype.itemsize
     if declared > size:
         raise ValueError(f"an array of {declared} bytes is declared in {size} bytes")
@@ -586,7 +606,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, what: type[DataError] = DataError) -> Any:
-    """Return the content of a JSON file; raise `what` naming the file if it is missing or damaged."""
+    """Return the content of a JSON file. Raises `what`, with the path, if the file is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -595,19 +615,22 @@ def read_json(path: Path, what: type[DataError] = DataError) -> Any:
 
 
 def write_sealed(path: Path, facts: Mapping[str, Any], unchanged: Callable[[], bool] = lambda: True) -> None:
-    """Write facts as JSON with a digest of them, whole or not at all: `check_seal` then notices any change.
+    """Write facts as JSON with a digest of them, whole or not at all, so that `check_seal` notices any change.
 
     unchanged: see `writing`.
     """
-    plain = json.loads(json.dumps(facts))  # the digest is of the facts as they are read again
-    plain.pop(SEAL, None)  # of the file that they were read from
+    plain = json.loads(json.dumps(facts))  # the digest covers the facts as a reader will see them
+    plain.pop(SEAL, None)  # the seal of the file that the facts were read from
     text = json.dumps({**plain, SEAL: _digest_of(plain)}, indent=2, ensure_ascii=True) + "\n"
     with writing(path, unchanged) as sink:
         sink.write(text.encode())
 
 
 def check_seal(facts: dict[str, Any], path: Path, what: type[DataError], do: str) -> dict[str, Any]:
-    """Return the facts of `write_sealed` without their digest. Raises `what`, with what to do, if they are others."""
+    """Return the facts of `write_sealed` without their digest. Raises `what` if they do not match it.
+
+    do: what the user should do then.
+    """
     plain = {name: value for name, value in facts.items() if name != SEAL}
     if facts.get(SEAL) != _digest_of(plain):
         raise what(f"{path} was changed after it was written, or is damaged: it does not match its digest. {do}")
@@ -619,7 +642,10 @@ def _digest_of(facts: Mapping[str, Any]) -> str:
 
 
 def reserve(handle: int, num_bytes: int) -> None:
-    """Have the disk keep room for an empty file: what is mapped cannot say later that there is none. Raises OSError."""
+    """Reserve the space of an empty file on the disk. Raises OSError if there is not enough.
+
+    A process that writes to a mapped file without that space is killed (SIGBUS), with no error to report.
+    """
     try:
         os.posix_fallocate(handle, 0, num_bytes)
     except (AttributeError, OSError) as error:
@@ -629,11 +655,11 @@ def reserve(handle: int, num_bytes: int) -> None:
 
 
 def _fill(handle: int, num_bytes: int) -> None:
-    """Write zeros, which takes the room on any file system."""
+    """Write zeros, which takes the space on any file system."""
     zeros = bytes(2**20)
-    left = num_bytes
-    while left:
-        left -= os.write(handle, zeros[:left])
+    remaining = num_bytes
+    while remaining:
+        remaining -= os.write(handle, zeros[:remaining])
 
 
 def file_digest(path: Path) -> str:
@@ -643,7 +669,7 @@ def file_digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Make a file, or what was renamed or made in a folder, durable, where the file system can do that."""
+    """Make a file, or the names in a folder, survive a power loss, if the file system can do that."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:

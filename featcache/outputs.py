@@ -1,13 +1,13 @@
-"""The one rule for what a command writes over.
+"""The one rule for what a command may overwrite.
 
-    at the path lies                              it is
-    nothing, or an empty file or folder           written
-    an earlier output of the very same kind       replaced: scripts run every day under fixed names
-    anything else                                 kept, unless the user says --force
-    what the command itself reads                 kept, even with --force
-    a folder where a file belongs, a device, a pipe: kept, even with --force
+    at the path there is                          the command
+    nothing, or an empty file or folder           writes its output
+    an earlier output of the same kind            replaces it: scripts run every day under fixed names
+    anything else                                 keeps it, unless the user says --force
+    a file that the command itself reads          keeps it, even with --force
+    a folder in place of a file, a device, a pipe keeps it, even with --force
 
-Every format tells its own files by something inside them, not by their names: see the `Kind`s.
+Each `Kind` recognises its files by their content, not by their names.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Kind:
     """One kind of output: what it is called, and how to recognise it."""
 
     name: str  # "report of featcache"
-    is_ours: Callable[[Path], bool]  # asked about a file, or a folder, that is there; may raise what its reader raises
+    is_ours: Callable[[Path], bool]  # of an existing file or folder; may raise what its reader raises
     is_folder: bool = False
-    otherwise: str = ""  # what to say of any other file, if not that it "is no report of featcache"
+    otherwise: str = ""  # says what any other file is, in place of "is no report of featcache"
 
 
 def check_output(
     path: Path, kind: Kind, *, inputs: Iterable[Path] = (), around: Iterable[Path] = (), force: bool = False
 ) -> None:
-    """Raise UsageError if what lies at `path` is to be kept, DiskFault if nothing can be written there.
+    """Raise UsageError if the file or folder at `path` must be kept, DiskFault if nothing can be written there.
 
-    To be called before the long work, and once more before the file takes its name. inputs: what the command reads; a
-    folder among them stands for all that it holds. around: folders of which only a part is read; a folder at `path` may
-    not hold them. force: replace files of any other origin, too.
+    Call it before the long work, and again before the file takes its name. inputs: what the command reads; a folder
+    stands for everything in it. around: folders of which the command reads only a part; a folder at `path` must not
+    contain them. force: also replace files that are not of this kind.
     """
     require_regular(path)
     if path.is_dir() and not kind.is_folder:
@@ -55,7 +55,7 @@ def check_output(
 
 
 def _check_kept(path: Path, kind: Kind, inputs: list[Path], force: bool) -> None:
-    """Raise UsageError if what is there is to be kept."""
+    """Raise UsageError if the existing file or folder at `path` must be kept."""
     may_go = _is_empty(path) or _is_ours(path, kind)
     for read in inputs:
         check_unread(path, read)
@@ -64,28 +64,29 @@ def _check_kept(path: Path, kind: Kind, inputs: list[Path], force: bool) -> None
         if is_inside or is_around:
             raise _is_read(path, read)
     if not may_go and not force:
-        what = kind.otherwise or f"is no {kind.name}"
+        description = kind.otherwise or f"is no {kind.name}"
         raise UsageError(
-            f"{path} is there already and {what}, so it is kept. Give another name, or --force to replace it"
+            f"{path} is there already and {description}, so it is kept. Give another name, or --force to replace it"
         )
 
 
 def check_unread(path: Path, read: Path) -> None:
-    """Raise UsageError if a path to write is a file that the command reads, also by another name."""
+    """Raise UsageError if the output is a file that the command reads, even under another name."""
     with suppress(OSError, ValueError):
         if os.path.samefile(path, read):
             raise _is_read(path, read)
 
 
 def _is_read(path: Path, read: Path) -> UsageError:
-    what = "it" if path == read else str(read)
+    """Return the error for an output that would replace what the command reads."""
+    used = "it" if path == read else str(read)
     return UsageError(
-        f"{path} is kept, even with --force, because this command uses {what}. Give another name for the output"
+        f"{path} is kept, even with --force, because this command uses {used}. Give another name for the output"
     )
 
 
 def _is_empty(path: Path) -> bool:
-    """Return whether nothing is lost: an empty file, an empty folder, or a link to a place where there is nothing."""
+    """Return whether nothing would be lost: an empty file or folder, or a link to a path that does not exist."""
     if path.is_dir():
         return not any(path.iterdir())
     return not path.exists() or path.stat().st_size == 0
@@ -94,10 +95,10 @@ def _is_empty(path: Path) -> bool:
 def _is_ours(path: Path, kind: Kind) -> bool:
     try:
         return path.is_dir() == kind.is_folder and kind.is_ours(path)
-    except Exception:  # readers raise almost anything about files of others
+    except Exception:  # readers raise almost anything on files of other programs
         return False
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    """Return whether a path lies in a folder, also behind links."""
+    """Return whether a path lies in a folder, even behind links."""
     return folder.is_dir() and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents

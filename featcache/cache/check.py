@@ -1,4 +1,4 @@
-"""Is a cache what was written, and does it have the features of this file?"""
+"""Answer two questions about a cache: is it undamaged, and does it have the features of this file?"""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from featcache.files import again, file_digest
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found: an empty tuple of problems means that every byte is what was written."""
+    """The result of `verify`: without problems, every byte is what was written."""
 
     files: int
-    rows: int  # of all taps together
+    rows: int  # in all taps together
     problems: tuple[str, ...]
 
 
 def verify(path: str | Path) -> Verified:
-    """Read all of a cache, and of the parts beside it, and compare it with the digests it was written with.
+    """Read all of a cache and of its parts, and compare everything with the stored digests.
 
-    Raises NotACache where there is none, or CacheVersion.
+    Raises NotACache if there is no cache, or CacheVersion.
     """
     return again(lambda: _verify(Path(path)))
 
@@ -34,45 +34,51 @@ def verify(path: str | Path) -> Verified:
 def _verify(cache: Path) -> Verified:
     table = layout.table_of(cache)
     if not table.exists():
-        Cache.open(cache)  # says what is missing
-    rows, problems = 0, list[str]()
+        Cache.open(cache)  # raises, and says what to do
+    num_rows = 0
+    problems: list[str] = []
     files = [table, *layout.part_files(cache)]
     for file in files:
         try:
-            rows += _verified(file)
+            num_rows += _verified_rows(file)
         except NotACache as error:
             problems.append(str(error))
     if cache.is_dir() and not problems:
         problems += lost_rows(cache)
-    return Verified(len(files), rows, tuple(problems))
+    return Verified(len(files), num_rows, tuple(problems))
 
 
 def lost_rows(cache: Path) -> list[str]:
-    """Return which taps of a folder of parts have fewer rows than when it was finished: a part is gone."""
+    """Return a sentence for each tap of a folder of parts that has fewer rows than at the last merge."""
+    # Read the counts first: rows that another process adds in between then do no harm.
     counts = layout.counted_rows(cache)
     stored = stored_rows(cache)
-    there = {fingerprint: len(stored[fingerprint].at) if fingerprint in stored else 0 for fingerprint in counts}
-    return [
-        f"{cache} has lost {counts[one] - there[one]} of {counts[one]} rows of tap "
-        f"'{stored[one].tap.name if one in stored else one[:12]}': a part is gone. Run featcache extract again"
-        for one in counts
-        if there[one] < counts[one]
-    ]
+    sentences: list[str] = []
+    for fingerprint, num_before in counts.items():
+        num_now, name = 0, fingerprint[:12]
+        if fingerprint in stored:
+            num_now, name = len(stored[fingerprint].at), stored[fingerprint].tap.name
+        if num_now < num_before:
+            sentences.append(
+                f"{cache} has lost {num_before - num_now} of {num_before} rows of tap '{name}': a part is gone. "
+                "Run featcache extract again"
+            )
+    return sentences
 
 
-def _verified(file: Path) -> int:
-    """Return the number of rows; raise NotACache if one of them, or anything beside them, is not what was written."""
-    with layout.reading_all_of_part(file) if is_part(file) else opened(file) as found:
-        layout.check_complete(found, file)
-        rows = compared_rows(found, file)
+def _verified_rows(file: Path) -> int:
+    """Return the number of rows in a file. Raises NotACache if anything in it does not match its digest."""
+    with layout.reading_all_of_part(file) if is_part(file) else opened(file) as hdf5:
+        layout.check_complete(hdf5, file)
+        num_rows = compared_rows(hdf5, file)
     if not is_part(file):
-        Cache.open(file)
-    return rows
+        Cache.open(file)  # compares the table of images
+    return num_rows
 
 
 @dataclass(frozen=True)
 class TapAnswer:
-    """Whether one tap has the features of a file, and why."""
+    """Whether one tap has the features of a file, and the reason."""
 
     tap: str
     hit: bool
@@ -81,44 +87,47 @@ class TapAnswer:
 
 @dataclass(frozen=True)
 class Why:
-    """What a cache knows of one file."""
+    """What a cache knows about one file."""
 
     digest: str
-    same: tuple[str, ...]  # images of the cache with the same bytes
+    same: tuple[str, ...]  # paths of images in the cache with the same bytes
     taps: tuple[TapAnswer, ...]
 
 
 def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = None) -> Why:
-    """Return for every tap whether an extraction would compute this file, and why. Raises DataError.
+    """Return for every tap whether an extraction would compute this file, and the reason. Raises DataError.
 
-    file: a path, or the path of an image as the cache has it. read: gives the bytes of such a one where the images
-    are no files, as in an archive.
+    file: a path, or the path of an image in the cache. read: returns the bytes of an image in the cache that is not a
+    file, as in an archive.
     """
     path, digest = _digest(cache, Path(file), read)
     same = tuple(row.path for row in cache.rows if row.digest == digest)
-    failed = next((one for one in cache.failures if one.digest == digest), None)
+    failure = next((failure for failure in cache.failures if failure.digest == digest), None)
     answers = []
     for rows in stored_rows(cache.path).values():
-        if digest in rows.at:
-            answers.append(TapAnswer(rows.tap.name, True, "its bytes are those that a row was computed from"))
-        elif failed is not None:
-            answers.append(TapAnswer(rows.tap.name, False, f"it was skipped: {failed.status}, {failed.reason}"))
+        is_hit = digest in rows.at
+        if is_hit:
+            reason = "its bytes are those that a row was computed from"
+        elif failure is not None:
+            reason = f"it was skipped: {failure.status}, {failure.reason}"
         else:
-            answers.append(TapAnswer(rows.tap.name, False, _missing(cache, path, bool(same))))
+            reason = _why_missing(cache, path, bool(same))
+        answers.append(TapAnswer(rows.tap.name, is_hit, reason))
     return Why(digest, same, tuple(answers))
 
 
-def _missing(cache: Cache, path: Path, known: bool) -> str:
-    if known:
+def _why_missing(cache: Cache, path: Path, is_known: bool) -> str:
+    """Return why a tap lacks an image. is_known: the cache has an image with the same bytes."""
+    if is_known:
         return "this tap was last brought up to date before the image came"
-    before = [row for row in cache.rows if (cache.root / row.path).absolute() == path.absolute()]
-    if before:
-        return f"it has other bytes than when it was extracted: edited since (then {before[0].digest[:12]})"
+    for row in cache.rows:
+        if (cache.root / row.path).absolute() == path.absolute():
+            return f"it has other bytes than when it was extracted: edited since (then {row.digest[:12]})"
     return "no image with its bytes was extracted"
 
 
 def _digest(cache: Cache, file: Path, read: Callable[[str], bytes] | None) -> tuple[Path, str]:
-    """Return where the image lies and the digest of its bytes."""
+    """Return the path of the image and the digest of its bytes."""
     for path in (file, cache.root / file):
         if path.is_file():
             try:

@@ -1,4 +1,4 @@
-"""Caches for others: two machines' caches become one, and one becomes a NumPy or a Parquet file."""
+"""Exchange features: merge the caches of several machines into one, and export a cache to a NumPy or Parquet file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from featcache.cache.layout import looks_beside, state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
-from featcache.cache.rows import by_tap
+from featcache.cache.rows import Piece, by_tap
 from featcache.errors import DataError, EnvironmentFault, UsageError
 from featcache.files import again, disk_faults, matching, write_whole, writing
 from featcache.outputs import Kind, check_output
@@ -27,10 +27,10 @@ FORMATS = (".npz", ".parquet")
 def merge_caches(sources: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Cache:
     """Write one cache with the images and rows of all these caches, and return it.
 
-    An image stands in it once; the root is that of the first. Looks at the test images of any count as looks at those
-    of the merged one. force: replace what lies at `out` even if it is not a
-    cache of which the merged one holds everything. Raises DataError if two caches are arranged or split by other rules
-    or disagree about an image, NotACache if one is damaged, UsageError if something else lies at `out`.
+    Each image appears once. The root is the root of the first cache. A look at the test images of any source counts as
+    a look at the test images of the merged cache. force: replace any file at `out`; otherwise only a cache is replaced,
+    and only if the sources hold everything in it. Raises DataError if two caches are arranged or split by different
+    rules or disagree about an image, NotACache if a cache is damaged, UsageError if another file is at `out`.
     """
     out = Path(out)
     paths = [Path(source) for source in sources]
@@ -43,7 +43,7 @@ def merge_caches(sources: Sequence[str | Path], out: str | Path, *, force: bool 
 
 
 def _part_of(sources: Sequence[Path]) -> Callable[[Path], bool]:
-    """Return what tells whether a cache has nothing that these have not: an earlier merge of them has not."""
+    """Return a function: whether these sources hold everything in a cache, as they do for their earlier merge."""
 
     def is_ours(path: Path) -> bool:
         caches = [Cache.open(source) for source in sources]
@@ -53,16 +53,19 @@ def _part_of(sources: Sequence[Path]) -> Callable[[Path], bool]:
         return (
             images.issuperset(earlier.rows)
             and joined.issuperset(earlier.joined.items())
-            and _features(sources).issuperset(_features([path]))
+            and _row_keys(sources).issuperset(_row_keys([path]))
         )
 
     return is_ours
 
 
-def _features(caches: Sequence[Path]) -> set[tuple[str, str]]:
+def _row_keys(caches: Sequence[Path]) -> set[tuple[str, str]]:
     """Return (fingerprint, digest) of every row of these caches."""
-    stored = [rows for cache in caches for rows in stored_rows(cache).values()]
-    return {(rows.tap.fingerprint, digest) for rows in stored for digest in rows.at}
+    keys: set[tuple[str, str]] = set()
+    for cache in caches:
+        for fingerprint, rows in stored_rows(cache).items():
+            keys.update((fingerprint, digest) for digest in rows.at)
+    return keys
 
 
 def _merge(sources: Sequence[Path], out: Path) -> None:
@@ -71,9 +74,12 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
     for other in caches[1:]:
         if (other.split_spec, other.layout) != (first.split_spec, first.layout):
             raise DataError(
-                f"{other.path} is split or arranged by another rule than {first.path}. Extract one of them anew"
+                f"{other.path} is split or arranged by another rule than {first.path}. Extract one of them again"
             )
-    pieces = [piece for cache in caches for rows in stored_rows(cache.path).values() for piece in rows.pieces]
+    pieces: list[Piece] = []
+    for cache in caches:
+        for rows in stored_rows(cache.path).values():
+            pieces += rows.pieces
     facts: dict[str, str | bytes] = {
         "root": os.fsencode(first.root),
         "layout": first.layout,
@@ -83,40 +89,52 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
     images = _united(caches)
     failures = _failures(caches, images)
     joined = {path: given for cache in caches for path, given in cache.joined.items()}
-    _copy_looks(sources, out)  # before the cache, so that a kill in between forgets none
+    # Copy the looks before the cache appears, so that a kill in between loses none.
+    _copy_looks(sources, out)
     write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, joined)
 
 
 def _copy_looks(sources: Sequence[Path], out: Path) -> None:
-    """Record beside a cache, too, what is recorded beside its sources: that their test images were looked at."""
+    """Copy the records of looks at the test images from beside the sources to beside the merged cache."""
     for source in sources:
         for record in matching(looks_beside(source), "*.json"):
             write_whole(looks_beside(out) / record.name, record.read_bytes())
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:
-    found: dict[str, tuple[ImageRow, Path]] = {}
-    split_of: dict[str, tuple[str, ImageRow, Path]] = {}
+    """Return each image of these caches once, sorted by path. Raises DataError if two caches contradict each other."""
+    first_by_path: dict[str, tuple[ImageRow, Path]] = {}
+    first_by_unit: dict[str, tuple[ImageRow, Path]] = {}  # unit: what must stay in one split, a content or a group
     for cache in caches:
         for row in cache.rows:
-            known, source = found.setdefault(row.path, (row, cache.path))
+            known, source = first_by_path.setdefault(row.path, (row, cache.path))
             if known != row:
-                what = "another image" if known.digest != row.digest else "labelled, grouped or split otherwise"
-                raise DataError(f"{row.path} is {what} in {cache.path} than in {source}. Bring one of them up to date")
-            for unit in {row.digest, unit_of(row)} if row.split else ():
-                split, copy, source = split_of.setdefault(unit, (row.split, row, cache.path))
-                if split != row.split and source != cache.path:
+                change = "another image" if known.digest != row.digest else "labelled, grouped or split otherwise"
+                raise DataError(
+                    f"{row.path} is {change} in {cache.path} than in {source}. Bring one of them up to date"
+                )
+            if not row.split:
+                continue
+            for unit in {row.digest, unit_of(row)}:
+                mate, source = first_by_unit.setdefault(unit, (row, cache.path))
+                if mate.split != row.split and source != cache.path:
                     raise DataError(
-                        f"{row.path} is {row.split} in {cache.path}, and its copy or group mate {copy.path} is {split} "
-                        f"in {source}: it would stand in both. Take one of them away, and bring its cache up to date"
+                        f"{row.path} is {row.split} in {cache.path}, and its copy or group mate {mate.path} is "
+                        f"{mate.split} in {source}: it would stand in both. Take one of them away, and bring its cache "
+                        "up to date"
                     )
-    return sorted((row for row, _ in found.values()), key=lambda row: os.fsencode(row.path))
+    return sorted((row for row, _ in first_by_path.values()), key=lambda row: os.fsencode(row.path))
 
 
 def _failures(caches: Sequence[Cache], images: Sequence[ImageRow]) -> Mapping[str, Failure]:
-    """Return the failures of images that every cache which has them could not use."""
-    used = {row.path for cache in caches for row in cache.usable()}
-    return {one.path: one for cache in caches for one in cache.failures if one.path not in used}
+    """Return the failures of images that no cache could use."""
+    usable = {row.path for cache in caches for row in cache.usable()}
+    failures: dict[str, Failure] = {}
+    for cache in caches:
+        for failure in cache.failures:
+            if failure.path not in usable:
+                failures[failure.path] = failure
+    return failures
 
 
 def export(
@@ -125,8 +143,8 @@ def export(
     """Write features with labels, splits, paths and digests to a .npz or .parquet file; return the number of rows.
 
     .npz: X (N, D) float32, y (N,) int64 (-1 without a label), classes, path, label, group, split, digest.
-    .parquet: the same as columns, `features` a list of floats. force: replace what lies at `out` even if it is no
-    earlier export. Raises UsageError, UnknownTap, EnvironmentFault.
+    .parquet: the same as columns, `features` as a list of floats. force: replace a file at `out` that is not an earlier
+    export. Raises UsageError, UnknownTap, EnvironmentFault.
     """
     out = Path(out)
     if out.suffix not in FORMATS:
@@ -173,5 +191,5 @@ EXPORTS = {".npz": Kind("export of a cache", _is_npz), ".parquet": Kind("export 
 
 
 def _text(value: str) -> str:
-    """Return a text that any reader can decode: undecodable bytes of names as \\xNN."""
+    """Return a text that any reader can decode, with undecodable bytes of names as \\xNN."""
     return os.fsencode(value).decode("utf-8", "backslashreplace")

@@ -14,12 +14,12 @@
     /taps/<tap>              attributes: tap (JSON: how the rows were made), fingerprint, provenance (JSON list),
                              content_digest (SHA-256 of tap, provenance, digest, made_by and features)
 
-Attributes are bytes of fixed length, but for the number format_version. Rows of a tap are joined to images by
-digest; an image with status other than "ok" has no row.
+Attributes are bytes of fixed length, except the number format_version. Digests join the rows of a tap to the images;
+an image with a status other than "ok" has no row.
 
-CACHE.h5 is one such file. A cache may also be a folder: `cache.h5` with the images, and parts with the rows. A part
-is a file without /images, named by the SHA-256 of its bytes. While an extraction into CACHE.h5 runs, its parts
-are in CACHE.h5.parts.
+CACHE.h5 is one such file. A cache may also be a folder: `cache.h5` holds the images, and parts hold the rows. A part
+is a file without /images whose name contains the SHA-256 of its bytes. While an extraction into CACHE.h5 runs, its
+parts are in CACHE.h5.parts.
 
 To change the format: raise FORMAT_VERSION, keep reading every earlier version, write a golden file of the
 new version with tests/cache/make_golden.py and add its row to tests/cache/test_golden.py.
@@ -60,7 +60,7 @@ FORMAT = "featcache"
 FORMAT_VERSION = 1
 PARTS_SUFFIX = ".parts"
 TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
-INDEX_NAME = "index.json"  # and the file with the times of the images' files
+INDEX_NAME = "index.json"  # in a folder of parts: sizes, times and digests of the image files
 LOCK_NAME = ".lock"
 DAMAGED = ".damaged"  # the suffix of a part that was set aside
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
@@ -87,7 +87,7 @@ Fill = Callable[[Any], None]
 
 
 def is_cache(path: Path) -> bool:
-    """Return whether a file is a cache, of any version, or an HDF5 file that is too damaged to tell."""
+    """Return whether a file is a cache of any version, or an HDF5 file that is too damaged to tell."""
     with path.open("rb") as file:
         if file.read(len(SIGNATURE)) != SIGNATURE:
             return False
@@ -95,11 +95,11 @@ def is_cache(path: Path) -> bool:
         with h5py.File(path, "r", locking=False) as opened:
             return text_of(opened, "format") == FORMAT
     except FAULTS:
-        return True  # whoever reads it says what is damaged
+        return True  # reading it as a cache will say what is damaged
 
 
 def is_foreign(table: Path) -> bool:
-    """Return whether a file that is there is no cache. Raises DiskFault, or Overtaken if it is gone."""
+    """Return whether an existing file is something other than a cache. Raises DiskFault, or Overtaken if it is gone."""
     try:
         return not is_cache(table)
     except FileNotFoundError as error:
@@ -114,35 +114,40 @@ def table_of(cache: Path) -> Path:
 
 
 def parts_folder(cache: Path) -> Path:
-    """Return the folder that holds the rows which are not in the file of the images."""
+    """Return the folder of the parts: rows that are not in the file with the images."""
     return cache if cache.is_dir() else cache.with_name(cache.name + PARTS_SUFFIX)
 
 
 def looks_beside(cache: Path) -> Path:
-    """Return the folder in which all looks at the test split of a cache are recorded."""
+    """Return the folder that records every look at the test split of a cache."""
     return cache / "looks" if cache.is_dir() else cache.with_name(f"{cache.name}.looks")
 
 
 def part_files(cache: Path) -> list[Path]:
     """Return the parts of a cache, as they were at one moment.
 
-    A listing may miss a new part and the old ones that it replaced; two that agree miss nothing.
+    One listing may miss both a new part and the old parts that it replaced; two equal listings miss nothing.
     """
     folder = parts_folder(cache)
-    found, before = matching(folder, "part-*.h5"), None
-    while found != before:
-        found, before = matching(folder, "part-*.h5"), found
-    return found
+    previous_listing = None
+    listing = matching(folder, "part-*.h5")
+    while listing != previous_listing:
+        previous_listing = listing
+        listing = matching(folder, "part-*.h5")
+    return listing
 
 
 def is_begun(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what an extraction writes there before its first part."""
-    others = [path.name for path in folder.iterdir() if path.suffix != DAMAGED and not TEMPORARY.fullmatch(path.name)]
-    return {*others} <= {INDEX_NAME, LOCK_NAME}
+    """Return whether a folder holds only what an extraction writes there before its first part."""
+    for path in folder.iterdir():
+        is_ours = path.name in (INDEX_NAME, LOCK_NAME) or path.suffix == DAMAGED
+        if not is_ours and not TEMPORARY.fullmatch(path.name):
+            return False
+    return True
 
 
 def hdf5_version() -> str:
-    """Return the version of the HDF5 library that reads and writes."""
+    """Return the version of the HDF5 library in use."""
     return str(h5py.version.hdf5_version)
 
 
@@ -150,19 +155,15 @@ def hdf5_version() -> str:
 def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
     """Open a file of a cache for reading. Raises NotACache, CacheVersion or DiskFault, naming the file.
 
-    state: what `state_in` the file was; Overtaken is raised if it is another one now.
+    state: the state that the file had when it was last read; Overtaken is raised if it has changed since.
     """
     table = table_of(path)
     if not table.is_file():
-        if path.is_dir() and not part_files(path) and not (is_begun(path) and any(path.iterdir())):
-            raise NotACache(_no_cache_but(path))
-        begun = path.is_dir() or bool(part_files(path)) or parts_folder(path).is_dir()
-        how = "An extraction was begun; finish it" if begun else "Make one"
-        raise NotACache(f"No cache at {path}. {how}: featcache extract IMAGES -o {quote(str(path))}")
+        raise _no_cache(path)
     with _source_of(table) as source:
         if source.read(len(SIGNATURE)) != SIGNATURE:
             raise NotACache(
-                f"{path} is not an HDF5 file, so no featcache cache. Make one: featcache extract IMAGES -o CACHE.h5"
+                f"{path} is not an HDF5 file, so it is no cache. Make one: featcache extract IMAGES -o CACHE.h5"
             )
         with _checked(source, table) as opened:
             if state not in (None, state_in(opened)):
@@ -170,15 +171,24 @@ def reading(path: Path, state: str | None = None) -> Iterator[h5py.File]:
             yield opened
 
 
-def _no_cache_but(folder: Path) -> str:
-    """Return what a folder is that is given as a cache, and what to give instead."""
+def _no_cache(path: Path) -> NotACache:
+    """Return the error for a path that holds no cache, with what to do about it."""
+    extract = f"featcache extract IMAGES -o {quote(str(path))}"
+    if not parts_folder(path).is_dir():
+        return NotACache(f"No cache at {path}. Make one: {extract}")
+    if not path.is_dir() or part_files(path) or (is_begun(path) and any(path.iterdir())):
+        return NotACache(f"No cache at {path}. An extraction was begun; finish it: {extract}")
     try:
-        made_from = json.loads((folder / "run.json").read_bytes())["settings"]["cache"]
+        cache_of_run = json.loads((path / "run.json").read_bytes())["settings"]["cache"]
     except (OSError, ValueError, KeyError, TypeError):
-        make = f"featcache extract {quote(str(folder))} -o CACHE.h5"
-        return f"{folder} is a folder, no cache. Of images make one: {make}; give that"
-    show = f"featcache show {quote(str(folder))}"
-    return f"{folder} is the folder of a run, no cache ({show}). It was made from {made_from}: give that"
+        return NotACache(
+            f"{path} is a folder, not a cache. If it holds images, make a cache of them and give that: "
+            f"featcache extract {quote(str(path))} -o CACHE.h5"
+        )
+    return NotACache(
+        f"{path} is the folder of a run, not a cache (featcache show {quote(str(path))}). "
+        f"Give the cache that the run was made from: {cache_of_run}"
+    )
 
 
 @contextmanager
@@ -190,15 +200,15 @@ def reading_part(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def reading_all_of_part(path: Path) -> Iterator[h5py.File]:
-    """Read a part into memory and open it, if its bytes are those that its name tells. Raises what `reading_part` does.
+    """Read a part into memory, compare its bytes with its name, and open it. Raises what `reading_part` raises.
 
-    So NotACache is proof: the disk gave all bytes, and they are not what was written.
+    NotACache is proof of damage here: the disk gave all bytes, and they are not the bytes that were written.
     """
     with _source_of(path) as source:
         data = source.read()
     if path.name != part_name(data):
         raise NotACache(
-            f"{path} is damaged: its bytes are not those that its name tells. "
+            f"{path} is damaged: its bytes do not match its name. "
             "Compute its rows again: run featcache extract with the images that it was made from"
         )
     with _checked(io.BytesIO(data), path) as opened:
@@ -215,7 +225,7 @@ def _source_of(path: Path) -> ByteSource:
 
 @contextmanager
 def _checked(source: ByteSource | io.BytesIO, path: Path) -> Iterator[h5py.File]:
-    """Open what was read as HDF5. What the system refuses meanwhile, the ByteSource reports at its end."""
+    """Open a source as HDF5. Errors of the system are not damage: the ByteSource reports them when it closes."""
     try:
         with _opened(source) as file:
             _check_version(file, path)
@@ -226,10 +236,10 @@ def _checked(source: ByteSource | io.BytesIO, path: Path) -> Iterator[h5py.File]
 
 
 def _opened(source: ByteSource | io.BytesIO) -> h5py.File:
-    """Return the source as an open HDF5 file; of an error only what it says, not where in h5py it was raised.
+    """Return the source as an open HDF5 file. Errors come without the traceback inside h5py.
 
-    The frames there hold what HDF5 calls into Python with. Where they outlive the interpreter, as those of an error
-    that nobody catches do, HDF5 makes that call at the end of the process and crashes it.
+    The frames of that traceback hold the objects through which HDF5 calls back into Python. If an error that nobody
+    catches keeps them alive until the interpreter ends, HDF5 makes such a call then and crashes the process.
     """
     try:
         return h5py.File(source, "r")
@@ -242,7 +252,7 @@ def _opened(source: ByteSource | io.BytesIO) -> h5py.File:
 
 
 def damaged(path: Path, why: object) -> NotACache:
-    """Return the error for a file whose content cannot be what was written."""
+    """Return the error for a file whose content is not what was written."""
     reason = " ".join(str(why).split())[:300] or type(why).__name__
     return NotACache(f"{path} is damaged: {reason}. Move it away and run featcache extract again")
 
@@ -253,7 +263,7 @@ def part_name(data: bytes | memoryview) -> str:
 
 
 def write_part(folder: Path, fill: Fill) -> Path:
-    """Build an HDF5 file in memory, write it whole or not at all under the name of its content, and return its path."""
+    """Build an HDF5 file in memory, write it whole or not at all under the hash of its bytes, and return its path."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         _fill(file, fill)
@@ -266,20 +276,21 @@ def write_part(folder: Path, fill: Fill) -> Path:
 def write_table(path: Path, before: str | None, fill: Callable[[Any, Callable[[], None]], None]) -> str:
     """Write an HDF5 file through plain file operations, in bounded memory, whole or not at all; return its state.
 
-    `fill(file, check)` calls `check` now and then, which raises once the disk has failed: HDF5 itself must never
-    notice, since it crashes the process on a full disk (h5py#914). Nor must it notice Ctrl-C, hence the thread.
-    before: what `state` of the path must still be at the end, or Overtaken is raised and nothing changed. Overtaken is
-    raised too if another has replaced the new file at once. So of two that read the same file only one writes it, and
-    the other looks again; that takes no lock.
+    `fill(file, check)` calls `check` now and then, which raises once the disk has failed. HDF5 itself must not notice
+    the failure, since it crashes the process on a full disk (h5py#914).
+    before: the state that the path must still have at the end; otherwise Overtaken is raised and nothing is changed.
+    Overtaken is also raised if another process replaces the new file at once. So if two processes read the same file,
+    only one of them writes it and the other reads it again, without any lock.
     """
-    with writing(path, lambda: state(path) == before) as sink, ThreadPoolExecutor(1) as aside:
-        building = aside.submit(_build, sink, fill)
+    # HDF5 runs in another thread: Python raises Ctrl-C in the main thread, and an interrupted write crashes HDF5 too.
+    with writing(path, lambda: state(path) == before) as sink, ThreadPoolExecutor(1) as hdf5_thread:
+        building = hdf5_thread.submit(_build, sink, fill)
         try:
             written = building.result()
         except BaseException as error:
             sink.fail(error)
             raise
-    # another may have asked for the state before our file took its name, and not have renamed its own yet
+    # Another process may have compared the state before our file took its name, and rename its own file after.
     overtake(path)
     if state(path) != written:
         raise Overtaken(path)
@@ -292,7 +303,7 @@ def _build(sink: Sink, fill: Callable[[Any, Callable[[], None]], None]) -> str:
             _fill(file, lambda opened: fill(opened, sink.check))
             return state_in(file)
     except Exception:
-        sink.check()
+        sink.check()  # if the disk failed, that is the error to report, not what HDF5 made of it
         raise
 
 
@@ -300,30 +311,31 @@ def _fill(file: Any, fill: Fill) -> None:
     put_text(file, "format", FORMAT)
     file.attrs["format_version"] = FORMAT_VERSION
     fill(file)
+    # Last: it covers all groups that `fill` has written.
     put_text(file, "content_digest", held_digest(file, Path(file.name)))
 
 
 def state(table: Path) -> str | None:
-    """Return the digest of all that a file of a cache holds, as it says itself; None where there is no file.
+    """Return the digest that a file of a cache stores of its content; None if there is no file.
 
-    Of a file that is no cache, which --force may replace, it tells which file it is.
+    For a file that is no cache, which --force may replace, the state identifies the file.
     """
     if not table.exists():
         return None
     if is_foreign(table):
-        found = table.stat()
-        return f"no cache: {found.st_ino} {found.st_size} {found.st_mtime_ns}"
+        facts = table.stat()
+        return f"no cache: {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
     with reading(table) as file:
         return state_in(file)
 
 
 def state_in(file: Any) -> str:
-    """Return the digest of all that an open file holds, as it says itself."""
+    """Return the digest that an open file stores of its content."""
     return text_of(file, "content_digest")
 
 
 def counted_rows(cache: Path) -> dict[str, int]:
-    """Return {fingerprint: images with a row} of a folder of parts when it was finished; nothing of other caches."""
+    """Return {fingerprint: images with a row} as of the last merge of a folder of parts; {} for other caches."""
     if not table_of(cache).exists():
         return {}
     with reading(cache) as file:
@@ -332,43 +344,46 @@ def counted_rows(cache: Path) -> dict[str, int]:
 
 
 def check_complete(file: Any, path: Path) -> None:
-    """Raise NotACache if a tap or the images are missing from the file, or not those that it says it holds."""
+    """Raise NotACache if the file lacks a tap or the images, or if they do not match its digest."""
     if state_in(file) != held_digest(file, path):
         raise damaged(path, "it does not hold the taps and images that were written")
 
 
 def held_digest(file: Any, path: Path) -> str:
     """Return the SHA-256 of the names and content digests of the images and of all taps."""
-    groups = [file["images"]] if "images" in file else []
-    held = [(group.name, text_of(group, "content_digest")) for group in [*groups, *tap_groups(file, path)]]
-    return hashlib.sha256(os.fsencode(repr(held))).hexdigest()
+    groups = tap_groups(file, path)
+    if "images" in file:
+        groups.insert(0, file["images"])
+    digests = [(group.name, text_of(group, "content_digest")) for group in groups]
+    return hashlib.sha256(os.fsencode(repr(digests))).hexdigest()
 
 
 def tap_groups(file: Any, path: Path) -> list[Any]:
-    """Return the groups of all taps in an open file, sorted by name; links out of the file are not followed."""
-    found: dict[str, Any] = {}
+    """Return the groups of all taps in an open file, sorted by name. Does not follow links out of the file."""
+    groups: dict[str, Any] = {}
 
     def visit(name: str, group: Any) -> None:
         if "fingerprint" in group.attrs:
-            found[name] = group
+            groups[name] = group
 
     if "taps" in file:
         own_group(file, "taps", path).visititems(visit)
-    return [found[name] for name in sorted(found)]
+    return [groups[name] for name in sorted(groups)]
 
 
 def strings(values: list[bytes]) -> np.ndarray[Any, Any]:
-    """Return fixed-length bytes, which every HDF5 reader understands."""
-    return np.array(values, dtype=f"S{max(map(len, values), default=1) or 1}")
+    """Return a column of fixed-length bytes, which every HDF5 reader understands."""
+    width = max(map(len, values), default=1)
+    return np.array(values, dtype=f"S{max(width, 1)}")
 
 
 def put_text(node: Any, name: str, text: str | bytes) -> None:
-    """Write an attribute as bytes of fixed length: HDF5 can crash the process on a damaged one of variable length."""
+    """Write an attribute as bytes of fixed length, since a damaged text of variable length can crash HDF5."""
     node.attrs[name] = np.bytes_(text if isinstance(text, bytes) else text.encode())
 
 
 def text_of(node: Any, name: str) -> str:
-    """Return an attribute that `put_text` wrote, or "" if there is none of that kind."""
+    """Return an attribute that `put_text` wrote, or "" if there is none."""
     if name not in node.attrs:
         return ""
     attribute = node.attrs.get_id(name)
@@ -391,29 +406,33 @@ def images_digest(group: Any) -> str:
 
 
 def own_group(parent: Any, name: str, path: Path) -> Any:
-    """Return the group `name` of `parent`; raise NotACache if there is none, or a link that may lead out."""
+    """Return the group `name` of `parent`. Raises NotACache if it is missing or a link that may lead elsewhere."""
     link = parent.get(name, getlink=True)
     group = parent.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(group, h5py.Group):
-        raise NotACache(f"{path} has no group '{name}' of its own. It is damaged or no featcache cache")
+        raise NotACache(f"{path} has no group '{name}' in the file itself. It is damaged or not a cache of featcache")
     return group
 
 
 def plain(group: Any, name: str, kind: str, ranks: tuple[int, ...], path: Path) -> Any:
-    """Return the dataset `name` of `group` if it is what the format says; raise NotACache if not.
+    """Return the dataset `name` of `group`. Raises NotACache if it does not follow the format.
 
-    Refused: links out of the file, external or virtual storage, filters, object types, other ranks, and shapes
+    It refuses links out of the file, external or virtual storage, filters, object types, other ranks, and shapes
     that are declared but not stored.
     """
     link = group.get(name, getlink=True)
     dataset = group.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset):
-        raise NotACache(f"{path} has no dataset '{group.name}/{name}' of its own. It is damaged or no featcache cache")
-    contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS  # so no filter makes much of little
-    if not contiguous or dataset.external is not None or dataset.dtype.kind != kind or dataset.ndim not in ranks:
+        raise NotACache(
+            f"{path} has no dataset '{group.name}/{name}' in the file itself. It is damaged or not a cache of featcache"
+        )
+    # Contiguous storage has no filters, so that a few stored bytes cannot unpack into a huge array.
+    is_contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+    is_plain = is_contiguous and dataset.external is None
+    if not is_plain or dataset.dtype.kind != kind or dataset.ndim not in ranks:
         raise NotACache(f"{path}: dataset '{dataset.name}' is not a plain {ranks[0]}-dimensional array of the format")
-    stored = dataset.id.get_offset()  # None: nowhere
-    if dataset.nbytes and (stored is None or stored + dataset.nbytes > dataset.file.id.get_filesize()):
+    offset = dataset.id.get_offset()  # None if nothing is stored
+    if dataset.nbytes and (offset is None or offset + dataset.nbytes > dataset.file.id.get_filesize()):
         raise NotACache(f"{path}: dataset '{dataset.name}' declares {dataset.nbytes} bytes that it does not hold")
     return dataset
 
@@ -421,14 +440,12 @@ def plain(group: Any, name: str, kind: str, ranks: tuple[int, ...], path: Path) 
 def _check_version(file: Any, path: Path) -> None:
     if text_of(file, "format") != FORMAT:
         raise NotACache(
-            f"{path} is an HDF5 file, but not one of featcache. Make one: featcache extract IMAGES -o CACHE.h5"
+            f"{path} is an HDF5 file, but not a cache of featcache. Make one: featcache extract IMAGES -o CACHE.h5"
         )
     number = file.attrs.get_id("format_version")
     if number.dtype.kind not in "iu" or number.shape != ():
-        raise NotACache(f"{path} is damaged: its format version is no number. Run featcache extract again")
+        raise NotACache(f"{path} is damaged: its format version is not a number. Run featcache extract again")
     version = int(file.attrs["format_version"])
     if version != FORMAT_VERSION:
-        raise CacheVersion(
-            f"{path} has cache format {version}; this featcache reads {FORMAT_VERSION}. "
-            + ("Upgrade featcache" if version > FORMAT_VERSION else "Extract again with -o NEW.h5")
-        )
+        advice = "Upgrade featcache" if version > FORMAT_VERSION else "Extract again with -o NEW.h5"
+        raise CacheVersion(f"{path} has cache format {version}; this featcache reads {FORMAT_VERSION}. {advice}")

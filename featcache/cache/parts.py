@@ -1,20 +1,23 @@
 """Commit rows as they are computed, so that a kill costs at most the batches in flight.
 
 A part is a small HDF5 file with the rows of one batch for every tap of one backbone. It is built in memory,
-appears whole, under the hash of its bytes, and is never changed. When all rows are there, `merge` writes the one
-CACHE.h5 and removes the parts; in a cache that is a folder of parts, `merge` writes its table of images only.
+written whole under a name that contains the hash of its bytes, and never changed. When all rows are computed,
+`merge` writes them into the one CACHE.h5 and removes the parts. In a cache that is a folder of parts, `merge` writes
+only the table of images.
 
-Any number of extractions may work on one cache, on machines that share a disk: parts never collide, and of a
-merge that another one overtook the parts stay until a later merge has them. The lock only saves work.
+Several extractions may work on one cache, even on machines that share a disk. Their parts never collide. If another
+process replaces CACHE.h5 while this one merges, the parts stay until a later merge has copied them. The lock only
+saves work.
 
-What is copied is compared with its digest first, so that damage never gets a digest that vouches for it:
+Rows are compared with their digest before they are copied, so that damaged rows never get a digest that vouches
+for them:
 
-- A part that is proven damaged (the disk gave all of its bytes, and they are not those that its name tells) is set
-  aside: it is renamed, and an extraction computes its rows again. In a folder of parts it stays there, and the folder
-  remembers how many rows it had, until they are all back or somebody deletes the file.
-- A tap of CACHE.h5 that is damaged stops a merge. An extraction leaves its rows out and computes them again; if it
-  does not ask for that tap, it has `merge` copy the tap as it stands, under the digest that it does not match. So
-  nobody can read the tap, `verify` reports it as before, and no other backbone has to wait until it is mended.
+- A part is proven damaged if the disk gave all of its bytes and their hash is not the one in its name. Such a part is
+  set aside: it is renamed, and an extraction computes its rows again. In a folder of parts the renamed file stays,
+  and the folder remembers how many rows it had, until all of them are back or somebody deletes the file.
+- A damaged tap of CACHE.h5 stops a merge. An extraction leaves the rows of that tap out and computes them again. If
+  the extraction does not ask for that tap, `merge` copies the tap as it is, with the digest that it does not match.
+  Nobody can then read the tap, `verify` still reports it, and other backbones need not wait until it is mended.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ from featcache.files import Overtaken, again, being_written, remove_litter
 from featcache.locks import locked
 from featcache.spec import Failure, ImageRow, Tap, canonical_json
 
-SMALL_BYTES = 16 * 2**20  # parts below this are put together when a folder of parts is finished
-PART_BYTES = 64 * 2**20
+SMALL_BYTES = 16 * 2**20  # smaller parts are put together when a folder of parts is finished
+PART_BYTES = 64 * 2**20  # of the parts that they become
 ANY = ""  # no table has this state
 
 
@@ -57,8 +60,11 @@ class ImageTable(NamedTuple):
 def commit(
     cache: Path, taps: Sequence[Tap], digests: Sequence[str], features: Sequence[Features], provenance: str
 ) -> Path:
-    """Write one part: for each tap its (M, D) features of the M images with these digests."""
-    made_by = np.zeros(len(digests), np.uint8)
+    """Write the features of M images as one part, and return its path.
+
+    digests: of the M images. features: one array for each tap, (M, D) or (M, h, w, C).
+    """
+    made_by = np.zeros(len(digests), np.uint8)  # `provenance` is the only maker of these rows
 
     def fill(file: Any) -> None:
         for tap, array in zip(taps, features, strict=True):
@@ -68,34 +74,41 @@ def commit(
 
 
 def read_rows(cache: Path, *, whole: bool = False, checked: bool = False) -> dict[str, TapRows]:
-    """Return {fingerprint: rows} of the cache and its parts together; parts that are damaged are set aside.
+    """Return {fingerprint: rows} of the cache and its parts together, and set damaged parts aside.
 
-    whole: read large parts of a folder whole, too; the small ones always are. checked: leave the damaged taps of
-    CACHE.h5 out, which takes reading it all. Raises DiskFault where the system does not let a file be read.
+    whole: read and compare all bytes of large parts in a folder; all other parts are always read that way.
+    checked: leave out the damaged taps of CACHE.h5, which means reading all of it. Raises DiskFault if the system
+    cannot read a file.
     """
     return again(lambda: _read_rows(cache, whole, checked))
 
 
 def _read_rows(cache: Path, whole: bool, checked: bool) -> dict[str, TapRows]:
-    listed = part_files(cache)  # before the table: what is merged meanwhile is in it
+    # List the parts before reading the table: a part that another process merges in between is then in the table.
+    listed_parts = part_files(cache)
     pieces = _pieces_of_table(cache)
     if checked:
         damaged = {piece.tap.fingerprint for piece in _damaged_in(pieces)}
         pieces = [piece for piece in pieces if piece.tap.fingerprint not in damaged]
-    for part in listed:
-        pieces += _pieces_or_aside(part, whole or _is_read_whole(part, cache))
+    for part in listed_parts:
+        # Parts beside CACHE.h5 will be copied into it, and small parts of a folder into larger ones.
+        will_be_copied = part.parent != cache or _size(part) < SMALL_BYTES
+        pieces += _pieces_or_aside(part, whole or will_be_copied)
     return by_tap(pieces)
 
 
 def damaged_taps(cache: Path) -> list[Piece]:
-    """Return the taps of CACHE.h5 whose rows are not those that were written; reads all of them."""
+    """Return the taps of CACHE.h5 whose rows do not match their digest. Reads all rows."""
     return again(lambda: _damaged_in(_pieces_of_table(cache)))
 
 
 def _pieces_of_table(cache: Path) -> list[Piece]:
     table = table_of(cache)
-    is_replaced = not cache.is_dir() and table.exists() and layout.is_foreign(table)
-    return pieces_in(table) if table.exists() and not is_replaced else []
+    if not table.exists():
+        return []
+    if not cache.is_dir() and layout.is_foreign(table):
+        return []  # --force will replace this file
+    return pieces_in(table)
 
 
 def _damaged_in(pieces: Sequence[Piece]) -> list[Piece]:
@@ -109,20 +122,21 @@ def _damaged_in(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def make_folder(cache: Path) -> None:
-    """Make the folder of a cache that stays in parts. Raises DiskFault."""
+    """Make the folder of a cache that is a folder of parts. Raises DiskFault."""
     files.make_folder(cache)
 
 
 def state(cache: Path) -> tuple[str | None, tuple[Path, ...]]:
-    """Return what every merge and every commit changes."""
+    """Return a value that differs after every merge and every commit."""
     return layout.state(table_of(cache)), tuple(part_files(cache))
 
 
 @contextmanager
 def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
-    """Keep other extractions off this cache while the block runs; if one is at work, call `wait` first and give True.
+    """Keep other extractions off this cache while the block runs. Gives True if another extraction was at work.
 
-    Only saves work: where the file system cannot lock, the block runs at once. What was read before may have changed.
+    Calls `wait` before it waits for that extraction; the cache may then have changed. The lock only saves work: where
+    the file system cannot lock, the block runs at once.
     """
     make_folder(parts_folder(cache))
     try:
@@ -133,7 +147,7 @@ def lock(cache: Path, wait: Callable[[], None]) -> Iterator[bool]:
 
 
 def tidy(cache: Path) -> None:
-    """Remove what a killed extraction left of a cache that is whole; not while another one is at work on it."""
+    """Remove what a killed extraction left beside a finished cache, unless another extraction is at work on it."""
 
     def leave_alone() -> NoReturn:
         raise BlockingIOError
@@ -176,31 +190,41 @@ def merge(
 def merge_decided(cache: Path, decide: Callable[[], ImageTable], damaged: Collection[str] = ()) -> Cache:
     """Merge the images that `decide` returns, which reads the table as it is.
 
-    If another process replaces that table before the new one is there, nothing is written and `decide` is asked again:
-    what others have put into the table is never lost unseen. damaged: as for `merge`.
+    If another process replaces the table meanwhile, nothing is written and `decide` is called again, so that what
+    others wrote into the table is never lost. damaged: as for `merge`.
     """
 
     def merged() -> Cache:
-        before = layout.state(table_of(cache))  # before `decide` reads it, so that every change is noticed
+        # Take the state before `decide` reads the table, so that no later change goes unnoticed.
+        before = layout.state(table_of(cache))
         return merge(cache, *decide(), before, damaged)
 
     return again(merged)
 
 
 def _merged(cache: Path, images: ImageTable, before: str | None, damaged: Collection[str]) -> Cache:
-    table, folder = table_of(cache), cache.is_dir()
-    counts = _compacted(cache, images.rows) if folder else {}
-    parts = [] if folder else part_files(cache)  # others may commit more meanwhile; those stay for their merge
+    table = table_of(cache)
+    is_folder = cache.is_dir()
+    counts: dict[str, int] = {}
+    parts: list[Path] = []
+    rows: dict[str, TapRows] = {}
+    kept: list[Piece] = []
+    if is_folder:
+        counts = _compacted(cache, images.rows)
+    else:
+        parts = part_files(cache)  # parts that others commit after this line stay for a later merge
     try:
-        rows, kept = ({}, []) if folder else _rows_to_merge(cache, parts, damaged)
+        if not is_folder:
+            rows, kept = _rows_to_merge(cache, parts, damaged)
         written = write_cache(
             table, before, rows.values(), images.rows, images.failures, images.facts, counts, images.joined, kept
         )
     except NotACache as error:
+        # Rows that do not match while another process replaces the table are no damage.
         if layout.state(table) != before:
             raise Overtaken(table) from error
         raise
-    del rows  # of many images they take some memory
+    del rows  # the digests of many images take memory that `Cache.open` needs
     opened = Cache.open(cache)
     _remove_merged(_without_taps(parts, kept), table, written)
     return opened
@@ -209,7 +233,7 @@ def _merged(cache: Path, images: ImageTable, before: str | None, damaged: Collec
 def _rows_to_merge(
     cache: Path, parts: Sequence[Path], damaged: Collection[str]
 ) -> tuple[dict[str, TapRows], list[Piece]]:
-    """Return {fingerprint: rows} that are whole, and the damaged taps that stay as they are. Raises NotACache."""
+    """Return {fingerprint: rows} to write, and the damaged taps of CACHE.h5 to copy as they are. Raises NotACache."""
     pieces: list[Piece] = []
     broken: list[Piece] = []
     for piece in _pieces_of_table(cache):
@@ -227,26 +251,33 @@ def _rows_to_merge(
         if rows is None or not rows.at.keys() >= set(piece.digests):
             kept.append(piece)
 
-    # What parts have of a tap that stays as it is waits in them: its rows cannot stand beside damaged ones.
+    # New rows cannot stand beside the damaged rows of the same tap, so they stay in their parts.
     waiting = {piece.tap.fingerprint for piece in kept}
-    whole = [piece for piece in pieces if piece.tap.fingerprint not in waiting]
-    return by_tap(whole, [piece.tap.name for piece in kept]), kept
+    ready = [piece for piece in pieces if piece.tap.fingerprint not in waiting]
+    names_of_kept = [piece.tap.name for piece in kept]
+    return by_tap(ready, names_of_kept), kept
 
 
 def _without_taps(parts: Sequence[Path], kept: Sequence[Piece]) -> list[Path]:
-    """Return the parts that have no rows of these taps."""
+    """Return the parts that hold no rows of the kept taps."""
     waiting = {piece.tap.fingerprint for piece in kept}
     if not waiting:
         return list(parts)
-    return [part for part in parts if waiting.isdisjoint(piece.tap.fingerprint for piece in pieces_in(part))]
+    removable: list[Path] = []
+    for part in parts:
+        fingerprints = {piece.tap.fingerprint for piece in pieces_in(part)}
+        if waiting.isdisjoint(fingerprints):
+            removable.append(part)
+    return removable
 
 
 def _remove_merged(parts: Sequence[Path], table: Path, written: str) -> None:
-    """Remove parts whose rows are in the table, unless another merge may replace the table by one without them.
+    """Remove parts whose rows are in the table, unless another merge may still replace the table with older rows.
 
-    Another merge asks whether the table is still what it read right before it replaces it. Where it asked before our
-    table took its name, and replaces it after, its temporary file was there all the time from before to after. So
-    if there is none now, it has either replaced the table already, which shows, or it will ask later.
+    Right before another merge replaces the table, it compares the table's state with the state that it read. It may
+    have compared before our table took its name and rename its own file after. Its temporary file then exists during
+    all of that time. So if there is no temporary file now, the other merge has either replaced the table already,
+    which the state shows, or it will compare later and see our table.
     """
     remove_litter(table.parent)
     if being_written(table):
@@ -268,10 +299,10 @@ def write_cache(
     joined: Mapping[str, str] | None = None,
     kept: Sequence[Piece] = (),
 ) -> str:
-    """Write a whole cache: its images, and every row of these taps; return its state. before: see `write_table`.
+    """Write a cache with these images and all rows of these taps, and return its state. before: see `write_table`.
 
-    counts: of a folder of parts, {fingerprint: images with a row} of what lies in them. kept: damaged taps that stay.
-    Raises NotACache if rows are not those that were written.
+    counts: only for a folder of parts, {fingerprint: images with a row} in its parts. kept: damaged taps to copy as
+    they are. Raises NotACache if rows do not match their digest.
     """
 
     def fill(file: Any, check: Callable[[], None]) -> None:
@@ -285,13 +316,13 @@ def write_cache(
 
 
 def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
-    """Write these rows of a tap, read block by block."""
+    """Write the rows of a tap for these images, block by block."""
     makers, made_by = rows.made_by(digests)
     write_tap(file, rows.tap, digests, rows.shape, makers, made_by, rows.blocks(digests), check)
 
 
 def in_order(rows: TapRows, images: Sequence[ImageRow]) -> list[str]:
-    """Return the digests of a tap's rows: in the order of the images, then those of images that are gone."""
+    """Return the digests of a tap's rows in the order of the images, then the digests of images that are gone."""
     present = dict.fromkeys(row.digest for row in images if row.digest in rows.at)
     return [*present, *sorted(rows.at.keys() - present.keys())]
 
@@ -327,32 +358,28 @@ def _fill_images(
     layout.put_text(group, "content_digest", layout.images_digest(group))
 
 
-def _is_read_whole(part: Path, cache: Path) -> bool:
-    """Tell whether a part is always read whole: all that are to be merged, and the small ones of a folder."""
-    return part.parent != cache or _size(part) < SMALL_BYTES
-
-
-def _pieces_or_aside(part: Path, whole: bool) -> list[Piece]:
-    """Return what a part has; nothing, and rename it, if it is proven damaged. Raises DiskFault."""
+def _pieces_or_aside(part: Path, compare_bytes: bool) -> list[Piece]:
+    """Return what a part holds; rename it and return nothing if it is proven damaged. Raises DiskFault."""
     with suppress(NotACache):
-        return pieces_in(part, whole=whole)
+        return pieces_in(part, whole=compare_bytes)
+    # A failure proves damage only when all bytes were read and compared with the name.
     try:
-        return pieces_in(part, whole=True)  # all of its bytes are the proof
+        return pieces_in(part, whole=True)
     except NotACache:
-        with suppress(OSError):  # another has done it, or nobody can
+        with suppress(OSError):  # another process has renamed it already, or nobody may rename here
             os.replace(part, part.with_suffix(DAMAGED))
         return []
 
 
 def set_aside(cache: Path) -> list[Path]:
-    """Return the parts that were found damaged and renamed, so that their rows are computed anew."""
+    """Return the damaged parts that were renamed, so that their rows are computed again."""
     return files.matching(parts_folder(cache), f"part-*{DAMAGED}")
 
 
 def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
     """Put the small parts of a folder together; return {fingerprint: images with a row} of all its parts.
 
-    While a damaged part lies there whose rows are not back, the numbers are those that they were with it.
+    While a damaged part lies in the folder, no number falls below what it was before the damage.
     """
     small = [part for part in part_files(cache) if _size(part) < SMALL_BYTES]
     if len(small) > 1:
@@ -368,8 +395,8 @@ def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
 
 
 def _compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow]) -> None:
-    """Write parts of about PART_BYTES with all rows of these small ones, then remove them. Raises NotACache."""
-    kept: set[Path] = set()
+    """Write the rows of small parts into parts of about PART_BYTES, then remove the small ones. Raises NotACache."""
+    new_parts: set[Path] = set()
     pieces: list[Piece] = []
     for part in small:
         pieces += pieces_in(part, whole=True)
@@ -378,9 +405,9 @@ def _compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow]) -> 
         step = max(1, PART_BYTES // max(1, rows.row_bytes))
         for start in range(0, len(digests), step):
             fill = partial(write_rows, rows=rows, digests=digests[start : start + step])
-            kept.add(layout.write_part(cache, fill))
+            new_parts.add(layout.write_part(cache, fill))
     for part in small:
-        if part not in kept:
+        if part not in new_parts:  # equal bytes have equal names
             files.remove(part)
 
 
@@ -392,11 +419,14 @@ def _size(part: Path) -> int:
 
 
 def _tidy(cache: Path) -> None:
-    """Remove what killed processes left, and the folder of the parts once nothing is in it."""
+    """Remove temporary files of killed processes, and the folder of the parts once it is empty."""
     folder = parts_folder(cache)
-    for place in (folder, cache.parent):
-        remove_litter(place)
+    remove_litter(folder)
+    remove_litter(cache.parent)
+    if folder == cache:
+        return
     with suppress(OSError):
-        if folder != cache and all(one.name == LOCK_NAME for one in folder.iterdir()):
+        names = {path.name for path in folder.iterdir()}
+        if names <= {LOCK_NAME}:
             (folder / LOCK_NAME).unlink(missing_ok=True)
             folder.rmdir()

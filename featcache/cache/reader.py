@@ -1,9 +1,10 @@
-"""Read a cache: which taps it holds, and their features as arrays."""
+"""Read a cache: its images, its taps, and their features as arrays."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,9 +23,9 @@ from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, 
 
 @dataclass(frozen=True)
 class Cache:
-    """An open description of one CACHE.h5; features are read when asked for.
+    """The description of one CACHE.h5. Features stay on the disk until a method reads them.
 
-    `rows` are the images of the last extraction, with their labels and splits; `failures` those without features.
+    `rows` are the images of the last extraction with their labels and splits; `failures` are images without features.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Cache:
             if layout.images_digest(group) != layout.text_of(group, "content_digest"):
                 raise layout.damaged(path, "its images are not those that were written")
             rows, failures = _images(columns)
+            # This compares the digests of the groups with the file's; rows are compared when somebody reads them.
             layout.check_complete(file, path)
             taps = [described(group, path) for group in layout.tap_groups(file, path)]
             spec = SplitSpec(**json.loads(layout.text_of(group, "split_spec")))
@@ -71,7 +73,7 @@ class Cache:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the class index."""
+        """Class names, in the order of the class index."""
         return tuple(sorted({row.label for row in self.rows if row.label}))
 
     @property
@@ -81,17 +83,17 @@ class Cache:
 
     @cached_property
     def vectors(self) -> tuple[str, ...]:
-        """Names of the taps that hold one vector for each image as it is: no views, no spatial maps.
+        """Names of the taps with one vector for every usable image: no views, no spatial maps.
 
-        A tap of which images have no row is not among them, see `incomplete`.
+        Taps that lack the row of an image are left out: see `incomplete`.
         """
         return tuple(name for name, lacking in self._lacking.items() if not lacking)
 
     @property
     def incomplete(self) -> tuple[str, ...]:
-        """What to say of each tap of vectors that is not among `vectors`.
+        """A sentence for each tap that `vectors` leaves out because it lacks rows.
 
-        One is left where an extraction was given up, or where images were added and extracted for another backbone.
+        Such a tap remains if an extraction was given up, or if new images were extracted only for another backbone.
         """
         return tuple(
             f"Tap '{name}' lacks features of {lacking} of {len(self.usable())} images, so it is left out. "
@@ -102,15 +104,20 @@ class Cache:
 
     @cached_property
     def _lacking(self) -> dict[str, int]:
-        named = [name for name, tap in self.taps.items() if tap.view == IDENTITY and tap.pooling != "none"]
-        digests, stored = [row.digest for row in self.usable()], stored_rows(self.path)
-        return {name: stored[self.taps[name].fingerprint].lack(digests) for name in named}
+        """{name: number of usable images without a row} of every tap of vectors."""
+        digests = [row.digest for row in self.usable()]
+        stored = stored_rows(self.path)
+        lacking: dict[str, int] = {}
+        for name, tap in self.taps.items():
+            if tap.view == IDENTITY and tap.pooling != "none":
+                lacking[name] = stored[tap.fingerprint].lack(digests)
+        return lacking
 
     def usable(self, split: str | None = None, shots: int | None = None) -> list[ImageRow]:
-        """Return the images that have features, of one split, and at most `shots` of each class.
+        """Return the images that have features: all or of one split, and at most `shots` of each class.
 
-        Which ones `shots` keeps is decided by digest: the same few whenever it is asked, more when more are asked.
-        Raises UsageError if there can be no such split.
+        Digests decide which images `shots` keeps: the same images every time, and more `shots` only add images.
+        Raises UsageError if no split has this name.
         """
         if split is not None:
             choose("split", split, SPLITS)
@@ -124,25 +131,26 @@ class Cache:
         return [row for row in rows if row.path in kept]
 
     def tap(self, name: str | None = None) -> Tap:
-        """Return a tap by its name, or by the layer at its end where only one ends so, or the only one.
+        """Return a tap by its name, or by the layer at its end if only one tap ends so; without a name, the only tap.
 
-        Raises UnknownTap naming those there are.
+        Raises UnknownTap with the names of all taps.
         """
-        plain = [tap for tap in self.taps.values() if tap.view == IDENTITY]
-        if name is None and len(plain) == 1:
-            return plain[0]
-        ends = [tap for tap in self.taps.values() if name and tap.name.endswith(f"/{name}")]
-        if name is not None and name in self.taps:
+        if name is None:
+            matches = [tap for tap in self.taps.values() if tap.view == IDENTITY]
+            problem = "several taps"
+        elif name in self.taps:
             return self.taps[name]
-        if len(ends) == 1:
-            return ends[0]
-        wanted = f"no tap '{name}'{did_you_mean(name, self.taps)}" if name and not ends else "several taps"
-        raise UnknownTap(f"{self.path} has {wanted}; choose one of: {', '.join(self.taps)}")
+        else:
+            matches = [tap for tap in self.taps.values() if tap.name.endswith(f"/{name}")]
+            problem = "several taps" if matches else f"no tap '{name}'{did_you_mean(name, self.taps)}"
+        if len(matches) == 1:
+            return matches[0]
+        raise UnknownTap(f"{self.path} has {problem}; choose one of: {', '.join(self.taps)}")
 
     def features(self, rows: Sequence[ImageRow], tap: str | None = None) -> Features:
-        """Return the (N, D) float32 features of these images, in their order; (N, h, w, C) of a tap without pooling.
+        """Return the (N, D) float32 features of these images, in their order; (N, h, w, C) for a tap without pooling.
 
-        Raises UnknownTap if the tap has no row for one of them, NotACache if its rows are not those that were written.
+        Raises UnknownTap if the tap lacks the row of an image, NotACache if its rows do not match their digest.
         """
         return self._read(rows, [row.digest for row in rows], self.tap(tap))
 
@@ -157,23 +165,26 @@ class Cache:
         except KeyError:
             pass
         missing = [row.path for row in rows if stored is None or row.digest not in stored.at]
-        such = f", such as {missing[0]}" if missing else ""
+        example = f", such as {missing[0]}" if missing else ""
         raise UnknownTap(
-            f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{such}. "
+            f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{example}. "
             "Bring it up to date: featcache extract"
         )
 
     def views(self, tap: str | None = None) -> list[str]:
         """Return the names of a tap and of its views: 'mobilenet_v2/top', 'mobilenet_v2/top@hflip' ..."""
         wanted = self.tap(tap)
-        return [
-            tap.name for tap in self.taps.values() if replace(tap, view=wanted.view).fingerprint == wanted.fingerprint
-        ]
+        names: list[str] = []
+        for other in self.taps.values():
+            differs_only_in_view = replace(other, view=wanted.view).fingerprint == wanted.fingerprint
+            if differs_only_in_view:
+                names.append(other.name)
+        return names
 
     def check(self, tap: str) -> None:
-        """Raise NotACache if the rows of a tap are not those that were written; whatever reads features does the same.
+        """Raise NotACache if the rows of a tap do not match their digest, as every method that reads features does.
 
-        Reads all of them, once in a process while the file stays as it is.
+        Reads all rows, once in a process while the file does not change.
         """
         fingerprint = self.tap(tap).fingerprint
         again(lambda: _stored_rows(self.path, fingerprint)[fingerprint].check())
@@ -185,32 +196,35 @@ class Cache:
 
     @cached_property
     def _labelled(self) -> tuple[list[ImageRow], Any, Classes]:
-        """The labelled images, their digests (N,) as a column holds them, and their class indices (N,)."""
+        """The labelled images, their digests (N,) in the dtype of a stored column, and their class indices (N,)."""
         rows = [row for row in self.usable() if row.label]
-        return rows, np.array([row.digest for row in rows], f"S{layout.DIGEST_WIDTH}"), self.labels(rows)
+        digests = np.array([row.digest for row in rows], f"S{layout.DIGEST_WIDTH}")
+        return rows, digests, self.labels(rows)
 
     def arrays(
         self, split: str | None = None, tap: str | None = None, *, views: bool = False
     ) -> tuple[Features, Classes]:
-        """Return (X, y) of the labelled images of one split: (N, D) float32 and (N,) int64.
+        """Return (X, y) of the labelled images, all or of one split: (N, D) float32 and (N,) int64.
 
-        views: with the rows of every view of the tap below one another, so V * N of them.
+        views: return the rows of all V views of the tap, one view after another: (V * N, D) and (V * N,).
         """
         rows, digests, y = self._labelled
         if split is not None:
-            wanted = choose("split", split, SPLITS)
-            chosen = np.flatnonzero([row.split == wanted for row in rows])
-            rows, digests, y = [rows[at] for at in chosen.tolist()], digests[chosen], y[chosen]
+            choose("split", split, SPLITS)
+            in_split = np.array([row.split == split for row in rows], bool)
+            rows = [row for row in rows if row.split == split]
+            digests, y = digests[in_split], y[in_split]
         names = self.views(tap) if views else [self.tap(tap).name]
-        if len(names) == 1:
-            return self._read(rows, digests, self.tap(names[0])), y.copy()
-        return np.concatenate([self._read(rows, digests, self.tap(name)) for name in names]), np.tile(y, len(names))
+        arrays = [self._read(rows, digests, self.tap(name)) for name in names]
+        if len(arrays) == 1:
+            return arrays[0], y.copy()
+        return np.concatenate(arrays), np.tile(y, len(arrays))
 
 
 def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:
-    """Return {fingerprint: rows} of a finished cache, of all taps or one: of its one file, or its folder of parts.
+    """Return {fingerprint: rows} of a finished cache, a file or a folder of parts, for all taps or only one.
 
-    Reading their features raises Overtaken if the file is replaced meanwhile: see `files.again`.
+    Reading their features raises Overtaken if another process replaces the file meanwhile: see `files.again`.
     """
     return again(lambda: _stored_rows(path, fingerprint))
 
@@ -221,16 +235,21 @@ def _stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRow
 
 
 def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:
-    by_class: dict[str, list[ImageRow]] = {}
+    """Return the first `shots` images of each class, in the order of their digests."""
+    few: list[ImageRow] = []
+    counts = Counter[str]()
     for row in sorted(rows, key=lambda row: row.digest):
-        by_class.setdefault(row.label, []).append(row)
-    return [row for of_class in by_class.values() for row in of_class[:shots]]
+        if counts[row.label] < shots:
+            few.append(row)
+        counts[row.label] += 1
+    return few
 
 
 def _texts(dataset: Any) -> list[str]:
+    """Return a column as texts. Equal values share one text, which saves memory: a label is stored for every image."""
     values = dataset[()].tolist()
-    known = {value: os.fsdecode(value) for value in set(values)}  # one text for all images of a class
-    return [known[value] for value in values]
+    texts = {value: os.fsdecode(value) for value in set(values)}
+    return [texts[value] for value in values]
 
 
 def _joined(group: Any, paths: list[str], path: Path) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""The rows of one tap, wherever they lie: in the one file of a cache, in its parts, or in both.
+"""The rows of one tap, wherever they are stored: in the one file of a cache, in its parts, or in both.
 
-Planning needs only which images have rows, so features stay on the disk until they are asked for, and then
-pass through memory in blocks.
+Planning needs to know only which images have rows. Features therefore stay on the disk until somebody reads them, and
+then pass through memory in blocks.
 
 No feature leaves this module unchecked. The digest of a tap covers all of its rows in a file, so the first read of any
-of them reads and compares all, once in a process for a file as it is.
+row compares all rows with that digest. A process does this once for a file that does not change.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from featcache.spec import Dtype, Tap, canonical_json
 
 BLOCK_BYTES = 4 * 2**20
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
-Digests = Sequence[str] | npt.NDArray[np.bytes_]  # of images, as texts or as a column of a file holds them
+Digests = Sequence[str] | npt.NDArray[np.bytes_]  # of images, as texts or as a column of a file
 MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
-checked_taps: set[tuple[Any, ...]] = set()  # those that this process has compared with their digests
+checked_taps: set[tuple[Any, ...]] = set()  # taps that this process has compared with their digests: see `check_tap`
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,21 @@ class Piece:
 
     @classmethod
     def read(cls, group: Any, source: Path) -> Piece:
-        """Read what there is of a tap, without its features; raise NotACache if it is not what the format says."""
+        """Read everything of a tap but its features. Raises NotACache if it does not follow the format."""
         features = layout.plain(group, "features", "f", FEATURE_RANKS, source)
         digests = layout.plain(group, "digest", "S", (1,), source)
         made_by = layout.plain(group, "made_by", "u", (1,), source)[()]
         tap = described(group, source)
         makers = _makers(layout.text_of(group, "provenance"))
-        agree = len(features) == len(digests) == len(made_by) and made_by.max(initial=0) < len(makers)
-        if not agree or tap.fingerprint != layout.text_of(group, "fingerprint") or features.dtype != tap.dtype:
+        lengths_agree = len(features) == len(digests) == len(made_by)
+        makers_are_listed = made_by.max(initial=0) < len(makers)
+        fingerprint = layout.text_of(group, "fingerprint")
+        is_described = tap.fingerprint == fingerprint and tap.dtype == features.dtype
+        if not (lengths_agree and makers_are_listed and is_described):
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
         column = digests[()]
         if column.view(np.int8).min(initial=0) < 0:
-            raise NotACache(f"{source}: tap '{group.name}' has rows of images that cannot be")
+            raise NotACache(f"{source}: tap '{group.name}' has digests of images that are not ASCII")
         return cls(source, group.name, tap, column, features.shape[1:], makers, made_by, layout.state_in(group.file))
 
     def __len__(self) -> int:
@@ -70,47 +73,49 @@ class Piece:
 
     @cached_property
     def digests(self) -> list[str]:
-        """The images of the rows."""
-        text, width = self.column.tobytes().decode("ascii"), self.column.dtype.itemsize
-        return [text[at : at + width].rstrip("\0") for at in range(0, len(text), width)]
+        """The digest of the image of each row."""
+        text = self.column.tobytes().decode("ascii")
+        width = self.column.dtype.itemsize
+        return [text[start : start + width].rstrip("\0") for start in range(0, len(text), width)]
 
     def is_of(self, digests: Digests) -> bool:
-        """Tell whether the rows are of exactly these images in this order; quick, and sure only when it says yes."""
+        """Return whether the rows belong to exactly these images in this order. Quick; a False may be wrong."""
         width = self.column.dtype.itemsize
         if isinstance(digests, np.ndarray):
             return bool(digests.dtype == self.column.dtype and digests.tobytes() == self.column.tobytes())
         if len(digests) != len(self) or set(map(len, digests)) != {width}:
             return False
-        for start in range(0, len(self), 1000):  # small blocks stay in the processor's cache
-            some = "".join(digests[start : start + 1000]).encode("utf-8", "surrogateescape")
-            if some != self.column[start : start + 1000].tobytes():
+        # Small blocks stay in the processor's cache.
+        for start in range(0, len(self), 1000):
+            block = "".join(digests[start : start + 1000]).encode("utf-8", "surrogateescape")
+            if block != self.column[start : start + 1000].tobytes():
                 return False
         return True
 
 
 class TapRows:
-    """All rows of one tap. Of an image that was computed twice the first row counts."""
+    """All rows of one tap. If an image was computed twice, its first row counts."""
 
     def __init__(self, pieces: Sequence[Piece], name: str | None = None) -> None:
         self.pieces = tuple(pieces)
         self.tap = pieces[0].tap if name is None else replace(pieces[0].tap, name=name)
         self.shape = pieces[0].shape
-        self._starts = [0, *accumulate(len(piece) for piece in pieces)]
+        self._starts = [0, *accumulate(len(piece) for piece in pieces)]  # number of the first row of each piece
         if any(piece.shape != self.shape for piece in pieces):
-            raise NotACache(f"{pieces[0].source}: tap '{self.tap.name}' has rows of different widths. Extract it anew")
+            raise NotACache(f"{pieces[0].source}: tap '{self.tap.name}' has rows of different widths. Extract it again")
 
     @cached_property
     def at(self) -> Mapping[str, int]:
-        """Where the row of each digest is, counted through all pieces."""
-        found: dict[str, int] = {}
+        """{digest: number of its row}, counted through all pieces."""
+        numbers: dict[str, int] = {}
         for start, piece in zip(self._starts, self.pieces, strict=False):
             for number, digest in enumerate(piece.digests, start):
-                found.setdefault(digest, number)
-        return found
+                numbers.setdefault(digest, number)
+        return numbers
 
     @property
     def digests(self) -> Iterable[str]:
-        """The images that have a row."""
+        """The digests of the images that have a row."""
         return self.at.keys()
 
     def lack(self, digests: Sequence[str]) -> int:
@@ -126,101 +131,115 @@ class TapRows:
 
     @property
     def makers(self) -> tuple[str, ...]:
-        """What computed these rows, each once, sorted."""
+        """What computed these rows: each maker once, sorted."""
         return tuple(sorted({maker for piece in self.pieces for maker in piece.makers}))
 
     def made_by(self, digests: Sequence[str]) -> tuple[tuple[str, ...], Any]:
-        """Return what computed these rows, each once, sorted; and which of them each row, (N,) uint8."""
-        index = {maker: number for number, maker in enumerate(self.makers)}
-        every = [np.array([index[one] for one in piece.makers], np.int64)[piece.made_by] for piece in self.pieces]
-        used, made_by = np.unique(np.concatenate(every)[self._numbers(digests)], return_inverse=True)
+        """Return the makers of the rows of these images, sorted, and for each row its index in them, (N,) uint8."""
+        makers = self.makers
+        index = {maker: number for number, maker in enumerate(makers)}
+        by_piece = []
+        for piece in self.pieces:
+            indices = np.array([index[maker] for maker in piece.makers], np.int64)
+            by_piece.append(indices[piece.made_by])
+        of_all_rows = np.concatenate(by_piece)
+
+        used, made_by = np.unique(of_all_rows[self._numbers(digests)], return_inverse=True)
         if len(used) > MAX_MAKERS:
-            raise NotACache(f"Tap '{self.tap.name}' was computed by {len(used)} kinds of software. Extract it anew")
-        return tuple(self.makers[one] for one in used), made_by.astype(np.uint8)
+            raise NotACache(f"Tap '{self.tap.name}' was computed by {len(used)} kinds of software. Extract it again")
+        return tuple(makers[number] for number in used), made_by.astype(np.uint8)
 
     def features(self, digests: Digests) -> Features:
         """Return the rows of these images in their order, (N, D) or (N, h, w, C) float32.
 
-        Raises KeyError if one of them has no row, NotACache if the rows are not those that were written.
+        Raises KeyError if an image has no row, NotACache if the rows do not match their digest.
         """
         out = np.empty((len(digests), *self.shape), np.float32)
         self._read(self._numbers(digests), out)
         return out
 
     def blocks(self, digests: Sequence[str]) -> Iterator[Features]:
-        """Yield the same rows as they are stored, a few megabytes at a time. Raises NotACache as `features` does."""
+        """Yield the same rows in the stored dtype, a few megabytes at a time. Raises NotACache as `features` does."""
         step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
         numbers = self._numbers(digests)
         for start in range(0, len(numbers), step):
-            out = np.empty((len(numbers[start : start + step]), *self.shape), self.tap.dtype)
-            self._read(numbers[start : start + step], out)
+            block_numbers = numbers[start : start + step]
+            out = np.empty((len(block_numbers), *self.shape), self.tap.dtype)
+            self._read(block_numbers, out)
             yield out
 
     def _numbers(self, digests: Digests) -> Any:
+        """Return the number of the row of each image, (N,) int64. Raises KeyError."""
         if len(self.pieces) == 1 and self.pieces[0].is_of(digests):
             return np.arange(len(digests))
-        at, names = self.at, digests.astype(str).tolist() if isinstance(digests, np.ndarray) else digests
-        return np.array([at[digest] for digest in names], np.int64)
+        numbers = self.at
+        texts = digests.astype(str).tolist() if isinstance(digests, np.ndarray) else digests
+        return np.array([numbers[digest] for digest in texts], np.int64)
 
     def _read(self, numbers: Any, out: Features) -> None:
+        """Fill `out` with the rows of these numbers."""
         for start, end, piece in zip(self._starts, self._starts[1:], self.pieces, strict=False):
             places = np.flatnonzero((numbers >= start) & (numbers < end))
             if len(places):
+                # Check and read through one open file: another process may replace the file in between.
                 with opened(piece.source, piece.state) as file:
                     check_tap(file[piece.group], piece.source)
                     _take(file[piece.group]["features"], numbers[places] - start, out, places)
 
     def check(self) -> None:
-        """Raise NotACache if the rows are not those that were written."""
+        """Raise NotACache if the rows do not match their digest."""
         for piece in self.pieces:
             with opened(piece.source, piece.state) as file:
                 check_tap(file[piece.group], piece.source)
 
 
 def is_part(path: Path) -> bool:
-    """Tell a part from the file with the images."""
+    """Return whether a file is a part, and not the file with the images."""
     return path.name.startswith("part-")
 
 
 def opened(source: Path, state: str | None = None) -> AbstractContextManager[h5py.File]:
-    """Open a part or the file with the images. Raises NotACache, or Overtaken if its state is another by now."""
+    """Open a part or the file with the images. Raises NotACache, or Overtaken if its state has changed."""
     return layout.reading_part(source) if is_part(source) else layout.reading(source, state)
 
 
 def pieces_in(source: Path, fingerprint: str | None = None, *, whole: bool = False) -> list[Piece]:
-    """Return what one file holds of each tap, or of one. Raises NotACache, or Overtaken if a part is gone.
+    """Return what one file holds of each tap, or only of one tap. Raises NotACache, or Overtaken if a part is gone.
 
-    whole: read all of a part first, and refuse it if its bytes are not those that its name tells.
+    whole: `source` is a part; read all of it first, and refuse it if its bytes do not match its name.
     """
     with layout.reading_all_of_part(source) if whole else opened(source) as file:
         groups = layout.tap_groups(file, source)
-        wanted = [one for one in groups if fingerprint in (None, described(one, source).fingerprint)]
-        return [Piece.read(group, source) for group in wanted]
+        if fingerprint is not None:
+            groups = [group for group in groups if described(group, source).fingerprint == fingerprint]
+        return [Piece.read(group, source) for group in groups]
 
 
 def by_tap(pieces: Iterable[Piece], names: Iterable[str] = ()) -> dict[str, TapRows]:
-    """Return {fingerprint: rows}. Of two taps of one name the first keeps it, the other gets its fingerprint behind.
+    """Return {fingerprint: rows}. If two taps have the same name, the second gets its fingerprint as a suffix.
 
-    names: those that other taps have already.
+    names: names that other taps use already.
     """
-    found: dict[str, list[Piece]] = {}
+    pieces_of_tap: dict[str, list[Piece]] = {}
     for piece in pieces:
-        found.setdefault(piece.tap.fingerprint, []).append(piece)
-    taken = set(names)
+        pieces_of_tap.setdefault(piece.tap.fingerprint, []).append(piece)
+
+    used_names = set(names)
     rows: dict[str, TapRows] = {}
-    for fingerprint, of_tap in found.items():
-        name = of_tap[0].tap.name
-        name = f"{name.split('#')[0]}#{fingerprint[:6]}" if name in taken else name
-        taken.add(name)
-        rows[fingerprint] = TapRows(of_tap, name)
+    for fingerprint, tap_pieces in pieces_of_tap.items():
+        name = tap_pieces[0].tap.name
+        if name in used_names:
+            name = f"{name.split('#')[0]}#{fingerprint[:6]}"
+        used_names.add(name)
+        rows[fingerprint] = TapRows(tap_pieces, name)
     return rows
 
 
 def described(group: Any, source: Path) -> Tap:
-    """Return the tap that a group says it is. Raises NotACache."""
+    """Return the tap that a group describes. Raises NotACache."""
     try:
         tap = Tap.from_json(layout.text_of(group, "tap"))
-        tap.to_json()  # refuses what has no fingerprint either
+        tap.to_json()  # raises for values that cannot have a fingerprint
     except (DataError, UsageError) as error:
         raise NotACache(f"{source}: '{group.name}' is damaged. {error}") from error
     if group.name != f"/taps/{tap.name}" or tap.dtype not in get_args(Dtype):
@@ -230,13 +249,13 @@ def described(group: Any, source: Path) -> Tap:
 
 def _makers(text: str) -> tuple[str, ...]:
     """Return each entry of a JSON list of objects as JSON. Raises ValueError."""
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError("what made the rows is not a list")
+    entries = json.loads(text)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("the provenance of the rows is not a list of objects")
     try:
-        return tuple(canonical_json(one) for one in found)
+        return tuple(canonical_json(entry) for entry in entries)
     except UsageError as error:
-        raise ValueError("what made the rows is not JSON") from error
+        raise ValueError("the provenance of the rows is not JSON") from error
 
 
 def write_tap(
@@ -249,14 +268,19 @@ def write_tap(
     blocks: Iterable[Features],
     check: Any = lambda: None,
 ) -> None:
-    """Write one tap, its features block by block."""
+    """Write one tap, its features block by block.
+
+    shape: of one row. made_by: (M,) index in `makers` for each row. check: called after each block; see
+    `layout.write_table`.
+    """
     group = file.create_group(f"taps/{tap.name}")
-    names = np.array(digests, f"S{max(map(len, digests), default=1)}")
+    width = max(map(len, digests), default=1)
+    column = np.array(digests, f"S{width}")
     provenance = f"[{','.join(makers)}]"
-    group.create_dataset("digest", data=names)
+    group.create_dataset("digest", data=column)
     group.create_dataset("made_by", data=made_by)
     features = group.create_dataset("features", (len(digests), *shape), tap.dtype)
-    hashed = _content(tap, provenance, names, made_by)
+    hashed = _content(tap, provenance, column, made_by)
     start = 0
     for block in blocks:
         stored = np.ascontiguousarray(block, dtype=tap.dtype)
@@ -271,7 +295,7 @@ def write_tap(
 
 
 def content_digest(group: Any, source: Path) -> str:
-    """Return the SHA-256 of what a tap holds now, which `write_tap` noted in its attribute content_digest."""
+    """Return the SHA-256 of what a tap holds now; `write_tap` stored it as the attribute content_digest."""
     digests = layout.plain(group, "digest", "S", (1,), source)[()]
     made_by = layout.plain(group, "made_by", "u", (1,), source)[()]
     hashed = _content(described(group, source), layout.text_of(group, "provenance"), digests, made_by)
@@ -283,9 +307,9 @@ def content_digest(group: Any, source: Path) -> str:
 
 
 def check_tap(group: Any, source: Path) -> None:
-    """Raise NotACache if the rows of a tap are not those that were written. Reads all of them, once in a process.
+    """Raise NotACache if the rows of a tap do not match their digest. Reads all rows, once in a process.
 
-    A file that was changed or replaced since is read again: its time, or its state, is another.
+    It reads a file again that was changed or replaced since: its time or its state differs then.
     """
     file = os.stat(source)
     key = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, layout.state_in(group.file), group.name)
@@ -295,16 +319,16 @@ def check_tap(group: Any, source: Path) -> None:
 
 
 def compare_tap(group: Any, source: Path) -> None:
-    """Raise NotACache if the rows of a tap are not those that were written. Reads all of them."""
+    """Raise NotACache if the rows of a tap do not match their digest. Reads all rows."""
     if content_digest(group, source) != layout.text_of(group, "content_digest"):
         raise NotACache(
-            f"{source} is damaged: the rows of tap '{group.name}' are not those that were written. "
+            f"{source} is damaged: the rows of tap '{group.name}' do not match their digest. "
             "Compute them again: repeat the featcache extract that made them, with --rehash"
         )
 
 
 def compared_rows(file: Any, source: Path) -> int:
-    """Return how many rows of all taps an open file has. Raises NotACache if they are not those that were written."""
+    """Return how many rows an open file has in all taps. Raises NotACache if they do not match their digests."""
     rows = 0
     for group in layout.tap_groups(file, source):
         compare_tap(group, source)
@@ -313,7 +337,7 @@ def compared_rows(file: Any, source: Path) -> int:
 
 
 def copy_tap(file: Any, piece: Piece, check: Any = lambda: None) -> None:
-    """Write a damaged tap as it stands, under the digest that it does not match, so that it stays known as damaged."""
+    """Copy a damaged tap as it is, with the digest that it does not match, so that readers still see the damage."""
     copy = file.create_group(piece.group)
     with opened(piece.source, piece.state) as source:
         group = source[piece.group]
@@ -329,25 +353,28 @@ def copy_tap(file: Any, piece: Piece, check: Any = lambda: None) -> None:
 
 
 def _content(tap: Tap, provenance: str, digests: Any, made_by: Any) -> Any:
-    return hashlib.sha256(
-        b"\0".join([tap.to_json().encode(), provenance.encode(), digests.tobytes(), np.uint8(made_by).tobytes()])
-    )
+    """Return the hash of a tap so far: everything but its features, which the caller adds in their order."""
+    parts = [tap.to_json().encode(), provenance.encode(), digests.tobytes(), np.uint8(made_by).tobytes()]
+    return hashlib.sha256(b"\0".join(parts))
 
 
 def _take(features: h5py.Dataset, rows: Any, out: Features, places: Any) -> None:
-    """Copy features[rows] to out[places]; at once where both run on, else through blocks in the order of the file."""
-    if _runs_on(rows) and _runs_on(places) and features.dtype == out.dtype:
+    """Copy features[rows] to out[places]: in one read if both are consecutive, else in blocks in the file's order."""
+    if _are_consecutive(rows) and _are_consecutive(places) and features.dtype == out.dtype:
         features.read_direct(out, np.s_[rows[0] : rows[-1] + 1], np.s_[places[0] : places[-1] + 1])
         return
     order = np.argsort(rows, kind="stable")
     rows, places = rows[order], places[order]
     step = max(1, BLOCK_BYTES // max(1, out[:1].nbytes))
     for start in range(int(rows[0]), int(rows[-1]) + 1, step):
+        # rows[low:high] lie in this block. Read the range that spans them, then pick them in memory: h5py reads a
+        # range much faster than a list of rows.
         low, high = np.searchsorted(rows, [start, start + step])
         if low < high:
-            first = int(rows[low])
-            out[places[low:high]] = features[first : int(rows[high - 1]) + 1][rows[low:high] - first]
+            first, last = int(rows[low]), int(rows[high - 1])
+            block = features[first : last + 1]
+            out[places[low:high]] = block[rows[low:high] - first]
 
 
-def _runs_on(numbers: Any) -> bool:
+def _are_consecutive(numbers: Any) -> bool:
     return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())

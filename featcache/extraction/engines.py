@@ -1,4 +1,4 @@
-"""Who computes: a function from (N, size, size, 3) uint8 to one (N, D) float32 array per tap."""
+"""Engines compute features: from (N, size, size, 3) uint8 pixels to one (N, D) float32 array per tap."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from featcache.extraction.batches import Batched
 from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
 from featcache.spec import Precision, Tap, canonical_json
 
-BATCH = 32  # on CPUs more images at once are not faster, for networks of photographs
-OPENVINO_BATCH = 4  # the feature maps of a few images stay in the CPU's own memory: 1.25 times as fast as 32
+BATCH = 32  # on CPUs larger batches are not faster, for networks of photographs
+OPENVINO_BATCH = 4  # the feature maps of a few images stay in the CPU's cache: 1.25 times as fast as 32
 MAX_BATCH = 1024
 SMALL_SIZE = 64  # pixels
-CHEAPER = 0.15
-FASTER = 1.1
+CHEAPER = 0.15  # share of the time per image that a doubled batch must save
+FASTER = 1.1  # times as fast as Keras, for OpenVINO to be chosen
 WORTH_GROWING = 2000  # images
 WORTH_TIMING = 4 * BATCH  # images
 WORTH_TRYING_S = 20.0  # of Keras; converting and timing OpenVINO takes about five
 TINY = 1e-30  # so that rows of zeros agree with rows of zeros
-# least cosine of a row, largest difference in standard deviations, against Keras at float32
+# Against Keras at float32: the smallest cosine of a row, and the largest difference in standard deviations.
 LIMITS: dict[Precision, tuple[float, float]] = {
     "float32": (0.99999, 1e-3),
     "bfloat16": (0.95, float("inf")),
@@ -41,13 +41,13 @@ LIMITS: dict[Precision, tuple[float, float]] = {
 
 
 class Engine(Protocol):
-    """One forward pass. `name` says what really computed."""
+    """Something that computes a forward pass. `name` says what really computed."""
 
     name: str
 
     @property
     def batch(self) -> int:
-        """How many images go through at once."""
+        """Images per forward pass."""
         ...
 
     def forward(self, batch: Pixels) -> list[Features]:
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 
 class PixelEngine:
-    """Raw pixels, scaled to 0..1 and laid in a row: the control that every backbone has to beat."""
+    """Raw pixels, scaled to 0..1 and flattened: the control that every backbone must beat."""
 
     name = "numpy"
 
@@ -69,7 +69,7 @@ class PixelEngine:
 
 
 class KerasEngine(Batched):
-    """The backbone in Keras, on whichever backend Keras runs, on one of `devices`."""
+    """The backbone in Keras, on the backend that Keras uses, on one of `devices`."""
 
     def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, device: str = USUAL) -> None:
         super().__init__(f"keras {version('keras')} {keras_backend()}", batch)
@@ -78,12 +78,12 @@ class KerasEngine(Batched):
             self._model = feature_model(backbone, list(taps))
 
     def on(self, device: str) -> KerasEngine:
-        """Return the same on another device."""
-        found = copy.copy(self)
-        found._device = device
+        """Return the same engine on another device."""
+        engine = copy.copy(self)
+        engine._device = device
         with on_device(device):
-            found._model = copied(self._model)
-        return found
+            engine._model = copied(self._model)
+        return engine
 
     def compute(self, batch: Pixels) -> list[Features]:
         """Return one array per layer for exactly `self.batch` images."""
@@ -103,14 +103,14 @@ class SeveralDevices:
 
     @property
     def batch(self) -> int:
-        """Images through all devices at once."""
+        """Images per forward pass on all devices together."""
         return sum(engine.batch for engine in self._engines)
 
     def forward(self, batch: Pixels) -> list[Features]:
-        """Return one float32 array per layer, of all images in their order."""
-        shares = [some for some in np.array_split(batch, len(self._engines)) if len(some)]
-        done = self._threads.map(lambda engine, some: engine.forward(some), self._engines, shares)
-        return [np.concatenate(arrays) for arrays in zip(*done, strict=True)]
+        """Return one float32 array per layer, with all images in their order."""
+        shares = [share for share in np.array_split(batch, len(self._engines)) if len(share)]
+        outputs = self._threads.map(lambda engine, share: engine.forward(share), self._engines, shares)
+        return [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
 
 
 def choose(
@@ -126,27 +126,33 @@ def choose(
 ) -> Engine:
     """Return the engine that computes these taps of one view.
 
-    build_at: gives the backbone at a precision. sample: some of the images, to try engines on. engine: "auto" takes
-    OpenVINO if it is installed, if it is faster, and if it agrees with Keras at float32; the check is made of an
-    engine that is asked for, too. num_images: how many are to come; trying takes seconds, so few are not worth it.
-    Raises EnvironmentFault if what is asked for cannot be had.
+    build_at: returns the backbone at a precision. sample: a few of the images, to try engines on. engine: "auto" takes
+    OpenVINO if it is installed, faster than Keras, and agrees with Keras at float32; "openvino" must agree, too.
+    num_images: how many images will come; trying engines takes seconds, which is not worth it for a few.
+    Raises EnvironmentFault if the requested engine or device is missing or does not agree.
     """
-    precision, size, names = taps[0].precision, batch or BATCH, devices(device)
+    precision = taps[0].precision
+    keras_batch = batch or BATCH
+    names = devices(device)
 
-    def usual(at_hand: KerasEngine | None = None) -> Engine:
-        fits = at_hand is not None and precision == "float32"
-        found = at_hand if at_hand and fits else KerasEngine(build_at(precision), taps, size, names[0])
-        found = found if batch else _grown(found, sample, num_images, on_cpu(names))
-        return found if len(names) == 1 else SeveralDevices(found, names)
+    def keras_engine(exact: KerasEngine | None = None) -> Engine:
+        """Return Keras at the precision of the taps on all devices; `exact` is Keras at float32, if it was built."""
+        if exact is not None and precision == "float32":
+            first = exact
+        else:
+            first = KerasEngine(build_at(precision), taps, keras_batch, names[0])
+        if batch is None:
+            first = _grown(first, sample, num_images, on_cpu(names))
+        return first if len(names) == 1 else SeveralDevices(first, names)
 
-    worth_it = num_images >= WORTH_TIMING and is_installed() and on_cpu(names)
-    if engine == "keras" or (engine == "auto" and not worth_it):
-        return usual()
+    can_gain = num_images >= WORTH_TIMING and is_installed() and on_cpu(names)
+    if engine == "keras" or (engine == "auto" and not can_gain):
+        return keras_engine()
     backbone = build_at("float32")
-    exact = KerasEngine(backbone, taps, size, names[0])
-    usual_s = 0.0 if engine == "openvino" else seconds_per_image(exact, sample)
-    if engine == "auto" and usual_s * num_images < WORTH_TRYING_S:
-        return usual(exact)
+    exact = KerasEngine(backbone, taps, keras_batch, names[0])
+    keras_s = 0.0 if engine == "openvino" else seconds_per_image(exact, sample)
+    if engine == "auto" and keras_s * num_images < WORTH_TRYING_S:
+        return keras_engine(exact)
     try:
         fast = OpenVINOEngine(backbone, taps, batch or OPENVINO_BATCH, precision)
         agreement = agree(exact.forward(sample), fast.forward(sample), precision)
@@ -154,35 +160,38 @@ def choose(
         if engine == "openvino":
             raise
         say(f"{error}. Computing with Keras")
-        return usual(exact)
+        return keras_engine(exact)
     if engine == "openvino":
         return fast
-    slow = usual(exact)
+    slow = keras_engine(exact)
     if slow is not exact:
-        usual_s = seconds_per_image(slow, sample)
-    gain = usual_s / seconds_per_image(fast, sample)
+        keras_s = seconds_per_image(slow, sample)
+    gain = keras_s / seconds_per_image(fast, sample)
     say(f"OpenVINO is {gain:.1f} times as fast as Keras on these images and {agreement}")
     return fast if gain >= FASTER else slow
 
 
 def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision) -> str:
-    """Return how far features are from those of Keras at float32; raise EnvironmentFault if it is too far."""
+    """Return how far features are from those of Keras at float32. Raises EnvironmentFault if they are too far."""
     cosines, differences = [], []
     for ours, theirs in zip(exact, other, strict=True):
-        a, b = (np.reshape(array, (len(array), -1)).astype(np.float64) for array in (ours, theirs))
+        a = np.reshape(ours, (len(ours), -1)).astype(np.float64)
+        b = np.reshape(theirs, (len(theirs), -1)).astype(np.float64)
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosines.append(((a * b).sum(axis=1) + TINY) / (norms + TINY))
         differences.append(np.abs(a - b).max() / (a.std() + TINY))
-    cosine, apart = np.min(cosines), np.max(differences)  # NaN if there is any
-    least, most = LIMITS[precision]
-    found = f"agrees with it at float32: cosine {cosine:.6f}, at most {apart:.1e} standard deviations apart"
-    if not (cosine >= least and apart <= most):
-        raise EnvironmentFault(f"OpenVINO does not agree with Keras: {found.partition(': ')[2]}")
-    return found
+    cosine, difference = np.min(cosines), np.max(differences)
+    min_cosine, max_difference = LIMITS[precision]
+    numbers = f"cosine {cosine:.6f}, at most {difference:.1e} standard deviations apart"
+    # Both numbers are NaN if any feature is, and a comparison with NaN is False.
+    is_close = cosine >= min_cosine and difference <= max_difference
+    if not is_close:
+        raise EnvironmentFault(f"OpenVINO does not agree with Keras: {numbers}")
+    return f"agrees with it at float32: {numbers}"
 
 
 def seconds_per_image(engine: Engine, sample: Pixels) -> float:
-    """Return how long an image takes, the better of two tries, once everything is compiled."""
+    """Return the time per image: the better of two tries, after a first one that compiles everything."""
     images = np.resize(sample, (max(engine.batch, BATCH), *sample.shape[1:]))
     engine.forward(images)
     times = []
@@ -194,24 +203,25 @@ def seconds_per_image(engine: Engine, sample: Pixels) -> float:
 
 
 def _grown(engine: KerasEngine, sample: Pixels, num_images: int, is_cpu: bool) -> KerasEngine:
-    """Double the batch while images get cheaper: on a GPU, and for tiny images, where calls cost most."""
+    """Double the batch while the time per image falls: on a GPU, and for tiny images, where the calls cost most."""
     if num_images < WORTH_GROWING or (sample.shape[1] > SMALL_SIZE and is_cpu):
         return engine
-    per_image = seconds_per_image(engine, sample)
+    best_s = seconds_per_image(engine, sample)
     while engine.batch < min(MAX_BATCH, num_images // 4):
-        engine.batch = tried = engine.batch * 2
-        now = seconds_per_image(engine, sample)
-        if engine.batch < tried:  # out of memory: it has halved itself
+        doubled = engine.batch * 2
+        engine.batch = doubled
+        doubled_s = seconds_per_image(engine, sample)
+        if engine.batch < doubled:  # out of memory: the engine has halved its batch
             break
-        if now > per_image * (1 - CHEAPER):
+        if doubled_s > best_s * (1 - CHEAPER):
             engine.batch //= 2
             break
-        per_image = now
+        best_s = doubled_s
     return engine
 
 
 def provenance(engine: Engine, source: str | None) -> str:
-    """Return what made the rows, as JSON: engine, versions, and the source of the weights that were loaded."""
+    """Return what made the rows as JSON: engine, versions, and the source of the loaded weights."""
     return canonical_json(
         {
             "engine": engine.name,
@@ -224,11 +234,11 @@ def provenance(engine: Engine, source: str | None) -> str:
 
 
 def with_role(provenance_json: str, role: Role) -> str:
-    """Return the same of rows whose images had this role when the backbone itself was trained."""
+    """Return the provenance of rows whose images had this role when the backbone itself was trained."""
     return canonical_json({**json.loads(provenance_json), IMAGE_ROLE: role})
 
 
 def weights_source_of(provenance_json: str) -> str | None:
-    """Return the source of the weights that `provenance` wrote."""
+    """Return the source of the weights from the JSON of `provenance`."""
     source = json.loads(provenance_json).get("weights_source")
     return None if source is None else str(source)

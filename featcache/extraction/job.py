@@ -1,11 +1,11 @@
 """Plan -> cache: compute what is missing, commit every batch, merge at the end.
 
-A kill at any moment costs the batches in flight (one that is computed, one that is written): every batch becomes a
-part, and the same command goes on from the parts that are there.
+A kill at any moment costs only the two batches in flight, one being computed and one being written: every batch becomes
+a part, and the same command continues from the parts that it finds.
 
-Before rows are copied into a new CACHE.h5 they are compared with their digests. What is damaged of the taps that are
-asked for is computed again; damaged taps of other backbones stay as they are (see `cache.parts`). An extraction that
-has nothing to do copies nothing and compares nothing, unless `rehash` asks it to trust nothing that is stored.
+Rows are compared with their digests before they are copied into a new CACHE.h5. Damaged rows of the requested taps are
+computed again; damaged taps of other backbones stay as they are (see `cache.parts`). An extraction with nothing to do
+copies and compares nothing, unless `rehash` tells it to check everything that is stored.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,15 @@ ENGINES = ("auto", "keras", "openvino")
 DECODERS = {"exact": DECODE_VERSION, "draft": DRAFT_VERSION}
 LEAST_BITS = 8
 LAYOUTS = ("file", "parts")
-TIMED_BATCHES = 2
-MAX_ROUNDS = 3
+TIMED_BATCHES = 2  # of each backbone, for an estimate
+MAX_ROUNDS = 3  # of passes, if images change while they are read
 PIXEL_BATCH = 256
+VIEW = attrgetter("view")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to extract: everything but the images and the place, with the meanings of `extract`."""
+    """How to extract: every option of `extract` except the images and the output, with the same meaning."""
 
     backbone: str | Sequence[str] = "mobilenet_v2"
     tap: str | Sequence[str] = "top"
@@ -112,8 +114,9 @@ class Options:
     trust: bool = False
 
     def requests(self) -> list[Request]:
-        """Return the backbones that are asked for, each once. Raises UsageError, UnknownBackbone."""
-        found = requests(
+        """Return the requested backbones, each once. Raises UsageError, UnknownBackbone."""
+        decoder = DECODERS[one_of("--decode", self.decode, DECODERS)]
+        parsed = requests(
             self.backbone,
             tap=self.tap,
             weights=self.weights,
@@ -122,15 +125,15 @@ class Options:
             resize=self.resize,
             precision=self.precision,
             dtype=self.dtype,
-            decode=with_bits(DECODERS[one_of("--decode", self.decode, DECODERS)], self._num_bits),
+            decode=with_bits(decoder, self._num_bits),
             views=parse_views(self.views),
             trust=self.trust,
         )
-        return list(dict.fromkeys(_plain_pixels(one) for one in found))
+        return list(dict.fromkeys(_plain_pixels(request) for request in parsed))
 
     @property
     def _num_bits(self) -> int:
-        """Return how many bits of 16-bit images are in use. Raises UsageError."""
+        """The number of bits in use in 16-bit images. Raises UsageError."""
         bits = ALL_BITS if self.bits is None else self.bits
         if bits not in range(LEAST_BITS, ALL_BITS + 1):
             raise UsageError(f"--bits takes a whole number from {LEAST_BITS} to {ALL_BITS}; got {bits!r}")
@@ -147,7 +150,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TapReport:
-    """One tap of an extraction."""
+    """One tap that was extracted."""
 
     tap: str
     width: int  # numbers per image
@@ -161,20 +164,20 @@ class Extracted:
 
     cache: str
     images: int
-    hits: int  # images of which nothing had to be computed
-    computed: int  # images that went through a backbone, once for each backbone
+    hits: int  # images with all their rows in the cache before
+    computed: int  # images that went through a backbone, counted once for each backbone
     failed: tuple[Failure, ...]
     taps: tuple[TapReport, ...]
     seconds: float
-    others: Mapping[str, int]  # files that are no images by their suffix: how many of each
+    others: Mapping[str, int]  # {suffix: number of files} that are not images
     stray: tuple[str, ...]  # images beside the class folders: no label, left out
     groups: Groups
-    remarks: tuple[str, ...]  # on groups, tables and splits that are not what one may expect
-    notes: tuple[str, ...] = ()  # on kinds of images that were decoded and may not look as they are meant to
+    remarks: tuple[str, ...]  # on unexpected groups, tables and splits
+    notes: tuple[str, ...] = ()  # on kinds of images whose pixels may not look as intended
 
     @property
     def images_per_s(self) -> float:
-        """Return how many images were computed per second, from start to merged cache."""
+        """Images computed per second, from the start to the merged cache."""
         return self.computed / self.seconds
 
 
@@ -188,12 +191,12 @@ class Estimate:
     cache: str
     images: int
     hits: int
-    missing: int  # images to compute, once for each backbone
-    bytes: int  # that the cache would grow by
+    missing: int  # images to compute, counted once for each backbone
+    bytes: int  # added to the cache
     free_bytes: int  # on the disk of the cache
-    seconds: float  # of computing, from two batches of the missing images
+    seconds: float  # of computing, estimated from two batches of the missing images
     taps: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # as of Extracted, on the images that were timed
+    notes: tuple[str, ...] = ()  # as in Extracted, on the images that were timed
 
 
 def extract(
@@ -229,37 +232,56 @@ def extract(
 ) -> Cache:
     """Return the cache at `out` with the features of these images; compute only what is missing.
 
-    backbone: names of `featcache backbones list`, with options: "mobilenet_v2:alpha=0.35"; a model file, or
-    "package.module:function"; trust: run the code that such a file carries. tap: layers, "top" for the last, "auto" for
-    one per block, of your own model also by place (-2) or by the end of a name. weights: "imagenet",
-    "none" (random) or a file. pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.
-    decode: exact, or draft (large JPEGs at reduced scale, faster). bits: how many bits of 16-bit images are in use
-    (12: white is 4095, and all above it); None or 16 for all. views: "1", "flip", a number or names: fixed
-    augmentations, each a tap of its own. precision: of the forward pass; dtype: of what is stored. engine: auto,
-    keras or openvino. device: "auto" (all GPUs there are), cpu, gpu or names: "gpu:0,gpu:1". batch: "auto" or images at
-    once on each. layout: "file", or "parts" for a folder.
+    backbone: names from `featcache backbones list`, with options as in "mobilenet_v2:alpha=0.35"; a model file, or
+    "package.module:function". trust: run the code that a model file contains.
+    tap: layers. "top" is the last layer, "auto" takes one per block. A layer of your own model may also be given by its
+    position (-2) or by the end of its name. weights: "imagenet", "none" (random) or a file.
+    pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.
+    decode: exact, or draft (large JPEGs at reduced scale, faster).
+    bits: the number of bits in use in 16-bit images: with 12, white is 4095 and everything above; None or 16 for all.
+    views: "1", "flip", a number or names: fixed augmentations, each stored as another tap.
+    precision: of the forward pass. dtype: of the stored features. engine: auto, keras or openvino.
+    device: "auto" (all GPUs), cpu, gpu or names: "gpu:0,gpu:1". batch: images at once on each device, or "auto".
+    layout: "file", or "parts" for a folder.
     split, group_from, seed, allow_outside, label_column, path_column: as in `scan`; a cache keeps the splits it has.
-    rehash: read every image again, even if its size and time are those of the index, and compare every stored row with
-    its digest. force: replace a file at `out` that is no cache. `cache.report` tells what was done.
+    rehash: read every image again, even if its size and time match the index, and compare every stored row with its
+    digest. strict: raise UnreadableImages if an image cannot be used, after all others are cached.
+    force: replace a file at `out` that is no cache. `cache.report` holds what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault, NotACache if a cache is damaged and cannot
-    be mended; under `strict` UnreadableImages, after everything else was cached.
+    be mended.
     """
     started = time.perf_counter()
-    given = dict(locals())
-    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
-    out, index = Path(out), _index_of(Path(out), options.layout)
-    replaces = False
-    if os.path.lexists(out) and not out.is_dir():
-        read = [Path(request.spec.weights) for request in options.requests()]
-        read += [] if isinstance(images, Images) else [Path(images)]
-        inputs = [path for path in read if path.is_file()]
-        replaces = out.is_file() and not is_cache(out)
-        if out.is_file() and not replaces:
-            for path in inputs:  # not whether it can be written: there may be nothing to write
-                check_unread(out, path)
-        else:
-            check_output(out, CACHE, inputs=inputs, force=force)
+    options = Options(
+        backbone=backbone,
+        tap=tap,
+        weights=weights,
+        size=size,
+        pool=pool,
+        resize=resize,
+        decode=decode,
+        bits=bits,
+        views=views,
+        precision=precision,
+        dtype=dtype,
+        engine=engine,
+        device=device,
+        batch=batch,
+        layout=layout,
+        split=split,
+        group_from=group_from,
+        seed=seed,
+        allow_outside=allow_outside,
+        label_column=label_column,
+        path_column=path_column,
+        rehash=rehash,
+        strict=strict,
+        trust=trust,
+    )
+    out = Path(out)
+    index = _index_of(out, layout)
+    replaces = _replaces_other_file(images, out, options, force)
     if replaces:
+        # None of the images may be the file that is replaced, and only a scan knows which images are read.
         images = _scanned(images, None, options, index, progress)
         for row in images.rows:
             check_unread(out, images.root / row.path)
@@ -285,15 +307,16 @@ def estimate(
 ) -> Estimate:
     """Return what `extract` with the same options would do, and how long it would take; write nothing.
 
-    Two batches of the images that are missing go through each backbone to tell the time.
+    Two batches of the missing images go through each backbone to measure the time.
     """
-    asked = Options(backbone=backbone, **options)
-    index = _index_of(Path(out), asked.layout)
-    return Job(images, Path(out), asked, index if index.exists() else None, progress).estimate()
+    settings = Options(backbone=backbone, **options)
+    index = _index_of(Path(out), settings.layout)
+    index_to_read = index if index.exists() else None  # without one, the scan would create it
+    return Job(images, Path(out), settings, index_to_read, progress).estimate()
 
 
 class Job:
-    """One extraction: the rows at hand, and what was learnt on the way."""
+    """One extraction: which rows are cached, and what was learnt about the images on the way."""
 
     def __init__(
         self,
@@ -305,34 +328,48 @@ class Job:
         *,
         replaces: bool = False,
     ) -> None:
-        """Look at what there is. replaces: the cache takes the place of a file that is none, once it is whole."""
-        self.out, self.options, self.progress, self.replaces = out, options, progress, replaces
-        self.wanted = options.requests()
+        """Read the cache and scan the images. replaces: `out` is another file, which the finished cache replaces."""
+        self.out = out
+        self.options = options
+        self.progress = progress
+        self.replaces = replaces
+        self.requests = options.requests()
         self.batch = options.batch_size
         one_of("--engine", options.engine, ENGINES)
         check_kinds(options.device)
         self.in_parts = _in_parts(out, options.layout)
-        self.seen = parts.state(out)  # before anything of it is read
-        self.cached: dict[str, TapRows] = parts.read_rows(out, whole=options.rehash)  # sets damaged parts aside
-        if aside := parts.set_aside(out):
-            progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
-        self.damaged: frozenset[str] = frozenset()  # fingerprints of taps in CACHE.h5, as far as it was compared
+
+        # Take the state before reading anything, so that `_look_again` notices every later change.
+        self.seen = parts.state(out)
+        self.cached: dict[str, TapRows] = parts.read_rows(out, whole=options.rehash)
+        if damaged_parts := parts.set_aside(out):
+            note = f"Damaged parts of {out}, whose rows are computed again: {len(damaged_parts)}"
+            progress(Tick("aside", 0, 0, note))
+        self.damaged: frozenset[str] = frozenset()  # fingerprints of damaged taps in CACHE.h5, once it was compared
         self.earlier = self._cache_so_far()
         self.scanned = _scanned(images, self.earlier, options, index, progress)
         self.images, self.joined = as_stored(self.scanned, self.earlier)
-        if self.earlier is not None and not _shared(self.earlier.rows, self.images.rows):
-            replaced = f"{len(self.earlier.rows)} images of {self.earlier.root} by {len(self.images.rows)} others"
-            progress(Tick("images", 0, 0, f"{out}: replacing the table of {replaced}; the features of both are kept"))
-        if note := kept_apart(self.scanned, self.images):
-            progress(Tick("images", 0, 0, note))
-        self.found = Findings(
+        self._report_changes()
+
+        self.findings = Findings(
             digests={row.path: row.digest for row in self.images.rows},
             bad={} if options.rehash else _known_bad(self.earlier),
             unread={failure.path: failure for failure in self.images.unreadable if not failure.digest},
         )
-        self.hits: int | None = None  # images of which nothing had to be computed
-        self.needed = 0  # bytes of what is to be computed, as far as that is known
-        self.taps: dict[str, Tap] = {}  # {fingerprint: tap} of everything that is asked for, in order
+        self.hits: int | None = None  # images that had all their rows when the job began
+        self.needed = 0  # bytes of the rows to compute, as far as known
+        self.taps: dict[str, Tap] = {}  # {fingerprint: tap} of all requested taps, in order
+
+    def _report_changes(self) -> None:
+        """Report if the scan shares no image with the cache, or if images stay in other splits than it gave them."""
+        if self.earlier is not None:
+            earlier_digests = {row.digest for row in self.earlier.rows}
+            if earlier_digests.isdisjoint(row.digest for row in self.images.rows):
+                replaced = f"{len(self.earlier.rows)} images of {self.earlier.root} by {len(self.images.rows)} others"
+                note = f"{self.out}: replacing the table of {replaced}; the features of both are kept"
+                self.progress(Tick("images", 0, 0, note))
+        if note := kept_apart(self.scanned, self.images):
+            self.progress(Tick("images", 0, 0, note))
 
     def run(self) -> Cache:
         """Compute and commit the missing rows of all backbones, merge, and return the cache."""
@@ -340,20 +377,23 @@ class Job:
         todo = self._targets()
         if self.options.rehash:
             todo = self._without_damaged(todo)
-        if self.earlier is not None and not any(target.missing for _, target in todo) and self._is_said(self.earlier):
+        has_all_rows = not any(target.missing for _, target in todo)
+        if self.earlier is not None and has_all_rows and self._is_up_to_date(self.earlier):
             parts.tidy(self.out)
             return self.earlier
         if self.in_parts:
             parts.make_folder(self.out)
-        with parts.lock(self.out, self._wait):
-            if self._look_again():  # another one may have computed what is missing here
+        with parts.lock(self.out, self._report_wait):
+            # Another extraction may have computed these rows while this one waited for the lock.
+            if self._look_again():
                 todo = self._targets()
             todo = self._without_damaged(todo)
-            for _ in range(MAX_ROUNDS):  # more than one only where images changed or went meanwhile
-                for of_pass in self._passes(todo):
-                    of_pass.run()
+            # One round is enough unless images change or disappear while they are read.
+            for _ in range(MAX_ROUNDS):
+                for image_pass in self._passes(todo):
+                    image_pass.run()
                 self.cached = parts.read_rows(self.out, checked=True)
-                if not self._lacking():
+                if not self._lacks_rows():
                     break
                 todo = self._targets()
             if not self.cached:
@@ -365,7 +405,7 @@ class Job:
             return parts.merge_decided(self.out, self._table, self.damaged)
 
     def _look_again(self) -> bool:
-        """Read the cache once more if another process has changed it since; return whether it has."""
+        """Read the cache again if another process has changed it; return whether it has."""
         state = parts.state(self.out)
         if state == self.seen:
             return False
@@ -375,40 +415,39 @@ class Job:
         return True
 
     def _cache_so_far(self) -> Cache | None:
-        """Return the cache as it is now, if there is one."""
+        """Return the cache as it is now, or None."""
         if not table_of(self.out).exists() or (self.replaces and is_foreign(self.out)):
             return None
         return Cache.open(self.out)
 
     def _read_table(self) -> None:
-        """Take over the splits and groups that the cache has now."""
+        """Give the images the splits and groups that the cache has now."""
         earlier = self._cache_so_far()
         if earlier != self.earlier:
             self.earlier = earlier
             self.images, self.joined = as_stored(self.scanned, earlier)
 
     def _table(self) -> parts.ImageTable:
-        """Return the table of images to write in place of the one that is there."""
-        self._read_table()  # while images were computed, others may have put some into other groups and splits
+        """Return the table of images to write in place of the stored one."""
+        self._read_table()  # while this job computed, another process may have changed groups and splits
         return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.joined)
 
     def _without_damaged(self, todo: list[tuple[Request, Target]]) -> list[tuple[Request, Target]]:
-        """Return what the backbones lack when the damaged taps of CACHE.h5 are left out, and say which they are.
+        """Return what the backbones lack when the damaged taps of CACHE.h5 are left out, and report those taps.
 
-        Raises NotACache if one that is asked for has rows of images that are not at hand: they would be lost.
+        Raises NotACache if a requested tap has rows of images that are not at hand: those rows would be lost.
         """
         damaged = {piece.tap.fingerprint: piece for piece in parts.damaged_taps(self.out)}
-        at_hand = {row.digest for row in self._wanted_rows()}
+        at_hand = {row.digest for row in self._readable_rows()}
         for fingerprint, piece in damaged.items():
-            is_asked_for = fingerprint in self.taps
-            gone = set(piece.digests) - at_hand if is_asked_for else set[str]()
-            if gone:
-                raise NotACache(
-                    f"{self.out} is damaged: {len(piece)} rows of tap '{piece.tap.name}' must be computed again, and "
-                    f"{len(gone)} of their images are not in {self.images.root}. Put them back, or move {self.out} "
-                    "away and extract again"
-                )
-            if is_asked_for:
+            if fingerprint in self.taps:
+                gone = set(piece.digests) - at_hand
+                if gone:
+                    raise NotACache(
+                        f"{self.out} is damaged: {len(piece)} rows of tap '{piece.tap.name}' must be computed again, "
+                        f"and {len(gone)} of their images are not in {self.images.root}. Put them back, or move "
+                        f"{self.out} away and extract again"
+                    )
                 note = f"its {len(piece)} rows are computed again"
             else:
                 note = "it stays as it is until the extraction that made it is repeated with --rehash"
@@ -421,8 +460,8 @@ class Job:
         self.hits = None
         return self._targets()
 
-    def _is_said(self, earlier: Cache) -> bool:
-        """Tell whether the cache says all that there is to say."""
+    def _is_up_to_date(self, earlier: Cache) -> bool:
+        """Return whether the stored table is already up to date, and all rows are in the one file."""
         if part_files(self.out) and not self.in_parts:
             return False
         said = earlier.rows, {one.path: one for one in earlier.failures}, os.fsencode(earlier.root)
@@ -431,12 +470,12 @@ class Job:
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
         failed = tuple(self._failures().values())
-        taps = tuple(_report(self.cached[one]) for one in self.taps if one in self.cached)
+        taps = tuple(_report(self.cached[fingerprint]) for fingerprint in self.taps if fingerprint in self.cached)
         return Extracted(
             cache=str(self.out),
             images=len(self._rows()),
             hits=self.hits or 0,
-            computed=self.found.computed,
+            computed=self.findings.computed,
             failed=failed,
             taps=taps,
             seconds=seconds,
@@ -450,7 +489,7 @@ class Job:
     def estimate(self) -> Estimate:
         """Return what `run` would do, timed on a few batches."""
         todo = self._targets()
-        timings = [of_pass.time(TIMED_BATCHES) for of_pass in self._passes(todo)]
+        seconds = sum(image_pass.time(TIMED_BATCHES) for image_pass in self._passes(todo))
         missing = sum(len(target.missing) for _, target in todo)
         return Estimate(
             cache=str(self.out),
@@ -459,123 +498,154 @@ class Job:
             missing=missing,
             bytes=sum(target.row_bytes * len(target.missing) for _, target in todo),
             free_bytes=_free_bytes(self.out),
-            seconds=sum(timings),
+            seconds=seconds,
             taps=tuple(tap.name for tap in self.taps.values()),
             notes=self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:
-        """Return what to say of the images that were decoded."""
-        counts = Counter(kind for kinds in self.found.kinds.values() for kind in kinds)
-        return tuple(notes(counts, len(self.images.rows), self.wanted[0].preprocess.bits))
+        """Return remarks on the kinds of images that were decoded."""
+        counts = Counter[str]()
+        for kinds in self.findings.kinds.values():
+            counts.update(kinds)
+        return tuple(notes(counts, len(self.images.rows), self.requests[0].preprocess.bits))
 
-    def _wait(self) -> None:
+    def _report_wait(self) -> None:
         self.progress(Tick("wait", 0, 0, f"Another extraction is at work on {self.out}; waiting for it to end"))
 
-    def _lacking(self) -> bool:
-        """Tell whether an image that can be used has no row in a tap that is asked for."""
-        rows = [row.digest for row in self._wanted_rows() if row.digest not in self.found.bad]
-        have = [self.cached[one].at.keys() if one in self.cached else set[str]() for one in self.taps]
-        return any(digest not in digests for digest in rows for digests in have)
+    def _lacks_rows(self) -> bool:
+        """Return whether a requested tap lacks the row of a usable image."""
+        digests = [row.digest for row in self._readable_rows() if row.digest not in self.findings.bad]
+        for fingerprint in self.taps:
+            rows = self.cached.get(fingerprint)
+            num_lacking = len(digests) if rows is None else rows.lack(digests)
+            if num_lacking:
+                return True
+        return False
 
-    def _wanted_rows(self) -> list[ImageRow]:
-        """Return the images whose bytes can be had, as they were last read."""
-        digests, unread = self.found.digests, self.found.unread
+    def _readable_rows(self) -> list[ImageRow]:
+        """Return the images whose bytes could be read, with the digests of those bytes."""
+        digests, unread = self.findings.digests, self.findings.unread
         return [row._replace(digest=digests[row.path]) for row in self.images.rows if row.path not in unread]
 
     def _targets(self) -> list[tuple[Request, Target]]:
-        """Return what every backbone lacks; views that lack other images than the first are targets of their own."""
+        """Return what every backbone lacks. Views that lack different images of one backbone become several targets."""
         todo: list[tuple[Request, Target]] = []
-        rows, lacking = self._wanted_rows(), set[str]()
-        for request in self.wanted:
-            weights_digest, architecture, source, backbone = self._weights(request)
-            layers = None
-            if request.layers == ("auto",):
-                backbone = backbone or _built(request)
-                layers = backbone.auto_layers()
-            elif not self._knows(request, weights_digest, architecture):
-                backbone = backbone or _built(request)
-                layers = backbone.layers(request.layers)
-            taps = request.taps(weights_digest, architecture, layers)
+        rows = self._readable_rows()
+        lacking: set[str] = set()
+        for request in self.requests:
+            taps, source, backbone = self._taps(request)
             self.taps |= {tap.fingerprint: tap for tap in taps}
             broken = self._broken(taps)
-            plans = [make_plan(rows, list(of_view), self.cached, broken) for _, of_view in groupby(taps, _view)]
-            lacking.update(row.digest for plan in plans for row in plan.missing)
-            todo += [(request, target) for target in self._grouped(request, plans, backbone, source)]
+            plans: list[Plan] = []
+            for _, taps_of_view in groupby(taps, VIEW):
+                plan = make_plan(rows, list(taps_of_view), self.cached, broken)
+                lacking.update(row.digest for row in plan.missing)
+                plans.append(plan)
+            for target in self._grouped(request, plans, backbone, source):
+                todo.append((request, target))
         if self.hits is None:
             settled = [row for row in rows if row.digest not in lacking]
-            self.hits = sum(row.digest not in self.found.bad for row in settled)
+            self.hits = sum(row.digest not in self.findings.bad for row in settled)
         return todo
 
-    def _knows(self, request: Request, weights_digest: str, architecture: str) -> bool:
-        """Tell whether the layers asked for are surely names: those of the registry, and of taps that are there."""
-        of_model = [rows.tap for rows in self.cached.values() if rows.tap.architecture == architecture]
-        names = {"top", *(tap.layer for tap in of_model if tap.weights_digest == weights_digest)}
-        return request.spec.origin == "registry" or names.issuperset(request.layers)
+    def _taps(self, request: Request) -> tuple[list[Tap], str | None, Backbone | None]:
+        """Return the taps of a request, the source of their weights, and the backbone if it had to be built."""
+        weights_digest, architecture, source, backbone = self._weights(request)
+        layers = None
+        if request.layers == ("auto",):
+            backbone = backbone or _built(request)
+            layers = backbone.auto_layers()
+        elif not self._knows_layers(request, weights_digest, architecture):
+            backbone = backbone or _built(request)
+            layers = backbone.layers(request.layers)
+        return request.taps(weights_digest, architecture, layers), source, backbone
+
+    def _knows_layers(self, request: Request, weights_digest: str, architecture: str) -> bool:
+        """Return whether all requested layers are exact names, so that the backbone need not be built to find them.
+
+        The registry takes only names. For your own model, names of cached taps are known.
+        """
+        if request.spec.origin == "registry":
+            return True
+        names = {"top"}
+        for rows in self.cached.values():
+            if (rows.tap.architecture, rows.tap.weights_digest) == (architecture, weights_digest):
+                names.add(rows.tap.layer)
+        return names.issuperset(request.layers)
 
     def _broken(self, taps: Sequence[Tap]) -> frozenset[str]:
-        """Return the digests that give no row in these taps: undecodable, or not fit for one of them."""
+        """Return the digests of images that give no row in these taps: undecodable, or not finite in one of them."""
         names = {tap.name for tap in taps}
-        bad = self.found.bad.values()
-        return frozenset(one.digest for one in bad if one.status != "nonfinite" or tap_of(one.reason) in names)
+        broken: set[str] = set()
+        for failure in self.findings.bad.values():
+            if failure.status != "nonfinite" or tap_of(failure.reason) in names:
+                broken.add(failure.digest)
+        return frozenset(broken)
 
     def _grouped(
         self, request: Request, plans: Sequence[Plan], backbone: Backbone | None, source: str | None
     ) -> list[Target]:
-        """Return one target for all views that lack the same images; they share one engine.
+        """Return one target for each set of missing images, with all views that lack it; they share one engine.
 
-        source: where the weights of the taps came from, known together with their digest.
+        source: of the weights of the taps.
         """
-        started: list[Started] = []
-        groups: dict[frozenset[str], list[Tap]] = {}
+        started: list[Started] = []  # the shared engine, once it runs
+        taps_by_missing: dict[frozenset[str], list[Tap]] = {}
         for plan in plans:
-            groups.setdefault(frozenset(row.path for row in plan.missing), []).extend(plan.taps)
-        most = max(map(len, groups))
+            missing = frozenset(row.path for row in plan.missing)
+            taps_by_missing.setdefault(missing, []).extend(plan.taps)
+        num_images = max(map(len, taps_by_missing))
 
         def start(sample: Pixels) -> Started:
             if not started:
-                engine = self._engine(request, plans[0].taps, backbone, sample, most)
-                layers = dict.fromkeys(tap.layer for plan in plans for tap in plan.taps)
+                engine = self._engine(request, plans[0].taps, backbone, sample, num_images)
+                layers = {tap.layer for plan in plans for tap in plan.taps}
                 lineages = {layer: lineage_of(request.spec, layer) for layer in layers}
                 started.append(Started(engine, provenance(engine, source), lineages))
             return started[0]
 
-        return [
-            Target({view: list(of_view) for view, of_view in groupby(taps, _view)}, missing, start, self._check_space)
-            for missing, taps in groups.items()
-        ]
+        targets: list[Target] = []
+        for missing, taps in taps_by_missing.items():
+            taps_by_view = {view: list(taps_of_view) for view, taps_of_view in groupby(taps, VIEW)}
+            targets.append(Target(taps_by_view, missing, start, self._check_space))
+        return targets
 
     def _passes(self, todo: Iterable[tuple[Request, Target]]) -> list[Pass]:
-        """Return one pass for each kind of pixels: backbones that take the same are fed from one decoding."""
-        kinds: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
+        """Return one pass for each kind of pixels: backbones that take the same pixels share one decoding."""
+        targets_by_pixels: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
         for request, target in todo:
             if target.missing:
-                kinds.setdefault((replace(request.preprocess, mode="unit"), tuple(target.taps)), []).append(target)
-        return [self._pass(preprocess, targets) for (preprocess, _), targets in kinds.items()]
+                # The network's own scaling comes after decoding, so it does not matter here.
+                pixels = replace(request.preprocess, mode="unit")
+                views = tuple(target.taps)
+                targets_by_pixels.setdefault((pixels, views), []).append(target)
+        return [self._pass(pixels, targets) for (pixels, _), targets in targets_by_pixels.items()]
 
     def _pass(self, preprocess: Preprocess, targets: Sequence[Target]) -> Pass:
         lacking = frozenset[str]().union(*(target.missing for target in targets))
         rows = [row for row in self.images.rows if row.path in lacking]
         batch = self.batch or FIRST_BATCH
         source = self.images.source
-        return Pass(self.out, source, rows, preprocess, targets, self.found, self.progress, self._said, batch)
+        return Pass(self.out, source, rows, preprocess, targets, self.findings, self.progress, self._counts, batch)
 
-    def _said(self) -> str:
-        return f"{self.hits or 0} cached, {len(self.found.bad) + len(self.found.unread)} failed"
+    def _counts(self) -> str:
+        """Return the note beside the progress bar."""
+        return f"{self.hits or 0} cached, {len(self.findings.bad) + len(self.findings.unread)} failed"
 
     def _weights(self, request: Request) -> tuple[str, str, str | None, Backbone | None]:
-        """Return the digests of weight values and architecture, and the source of the values.
+        """Return the digests of weights and architecture, the source of the weights, and the backbone if it was built.
 
-        Last comes the backbone, if it took building to know them: then the source is the one that was loaded.
+        It is built only if no cached tap has weights from the same source. The source is then the one that was loaded.
         """
         spec, size = request.spec, request.preprocess.size
         source = weights_of.source(spec, size)
         if spec.name == "pixels":
             return NO_WEIGHTS, "", source, None
         for rows in self.cached.values():
-            made_by = rows.tap.backbone
-            same = (made_by.origin, made_by.name, made_by.options) == (spec.origin, spec.name, spec.options)
-            if same and source is not None and source in map(weights_source_of, rows.makers):
+            cached = rows.tap.backbone
+            is_same = (cached.origin, cached.name, cached.options) == (spec.origin, spec.name, spec.options)
+            if is_same and source is not None and source in map(weights_source_of, rows.makers):
                 return rows.tap.weights_digest, rows.tap.architecture, source, None
         if source is None and spec.origin == "registry":
             self.progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
@@ -613,20 +683,36 @@ class Job:
         )
 
     def _engine_name(self, tap: Tap) -> str:
-        """Return the engine to use: what was begun, and what is not float32, goes on with the engine it has."""
+        """Return the engine to use.
+
+        A tap keeps the engine that made its rows if an extraction of it was interrupted, or if it is not float32: in
+        low precision, engines differ too much to be mixed.
+        """
         rows = self.cached.get(tap.fingerprint)
         if self.options.engine != "auto" or rows is None:
             return self.options.engine
-        begun = [maker for piece in rows.pieces if is_part(piece.source) for maker in piece.makers]
-        makers = begun or (rows.makers if tap.precision != "float32" else ())
-        return str(json.loads(makers[0])["engine"]).split()[0] if makers else "auto"
+        makers: list[str] = []
+        for piece in rows.pieces:
+            if is_part(piece.source):
+                makers += piece.makers
+        if not makers and tap.precision != "float32":
+            makers += rows.makers
+        if not makers:
+            return "auto"
+        return str(json.loads(makers[0])["engine"]).split()[0]
 
     def _check_space(self, nbytes: int) -> None:
-        """Raise DiskFault if the disk cannot hold what is to come: the parts, and the merged file beside them."""
+        """Raise DiskFault if the disk cannot hold the rows to come, as parts and then in the merged file beside them.
+
+        nbytes: of the rows of another target.
+        """
         self.needed += nbytes
-        nbytes, table = self.needed, table_of(self.out)
-        there = table.stat().st_size if table.exists() and not self.in_parts else 0
-        needed = nbytes + (0 if self.in_parts else nbytes + there)
+        needed = self.needed
+        if not self.in_parts:
+            # Until the merged file replaces the old one, the disk holds both, and the parts.
+            table = table_of(self.out)
+            old_bytes = table.stat().st_size if table.exists() else 0
+            needed += self.needed + old_bytes
         free = _free_bytes(self.out)
         if needed > free:
             raise DiskFault(
@@ -635,15 +721,21 @@ class Job:
             )
 
     def _rows(self) -> tuple[ImageRow, ...]:
-        digests = self.found.digests
+        """Return all images, sorted by path, with the digests of the bytes that were read."""
+        digests = self.findings.digests
         rows = [row._replace(digest=digests[row.path]) for row in self.images.rows]
-        rows += [ImageRow(path, "", "", "", "") for path in self.found.unread if path not in digests]
+        rows += [ImageRow(path, "", "", "", "") for path in self.findings.unread if path not in digests]
         return tuple(sorted(rows, key=lambda row: os.fsencode(row.path)))
 
     def _failures(self) -> dict[str, Failure]:
-        bad = self.found.bad
-        found = {row.path: bad[row.digest]._replace(path=row.path) for row in self._rows() if row.digest in bad}
-        return dict(sorted({**found, **self.found.unread}.items(), key=lambda item: os.fsencode(item[0])))
+        """Return {path: why that image has no row}, sorted by path."""
+        failures: dict[str, Failure] = {}
+        for row in self._rows():
+            failure = self.findings.bad.get(row.digest)
+            if failure is not None:
+                failures[row.path] = failure._replace(path=row.path)
+        failures |= self.findings.unread
+        return {path: failures[path] for path in sorted(failures, key=os.fsencode)}
 
     def _facts(self) -> dict[str, str | bytes]:
         return {
@@ -655,14 +747,14 @@ class Job:
 
 
 def _built(request: Request, at_hand: Backbone | None = None, precision: Precision = "float32") -> Backbone:
-    """Return the backbone at a precision: the one at hand, which is float32, or a new one."""
+    """Return the backbone at a precision: `at_hand`, which is float32, or a new one."""
     if at_hand is not None and precision == "float32":
         return at_hand
     return build(request.spec, request.preprocess.size, request.pooling, precision, request.trust)
 
 
 def _plain_pixels(request: Request) -> Request:
-    """Return the request with each layer once, and for raw pixels as what they are: no layers, no network."""
+    """Return the request with each layer once; raw pixels get the only tap that they can have. Raises UsageError."""
     layers = tuple(dict.fromkeys(request.layers))
     if request.spec.name != "pixels":
         return replace(request, layers=layers)
@@ -676,70 +768,85 @@ def _report(rows: TapRows) -> TapReport:
     return TapReport(rows.tap.name, int(np.prod(rows.shape)), rows.tap.precision, ", ".join(engines))
 
 
-def _shared(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> bool:
-    """Tell whether an image is in both."""
-    return not {row.digest for row in before}.isdisjoint(row.digest for row in now)
-
-
-def _view(tap: Tap) -> str:
-    return tap.view
+def _replaces_other_file(images: Images | str | Path, out: Path, options: Options, force: bool) -> bool:
+    """Return whether the cache will replace a file at `out` that is no cache. Raises UsageError if that file stays."""
+    if not os.path.lexists(out) or out.is_dir():
+        return False
+    read = [Path(request.spec.weights) for request in options.requests()]
+    if not isinstance(images, Images):
+        read.append(Path(images))
+    inputs = [path for path in read if path.is_file()]
+    if out.is_file() and is_cache(out):
+        # Do not ask yet whether a cache can be written: there may be nothing to write.
+        for path in inputs:
+            check_unread(out, path)
+        return False
+    check_output(out, CACHE, inputs=inputs, force=force)
+    return out.is_file()
 
 
 def _in_parts(out: Path, layout: str | None) -> bool:
-    """Tell whether the cache is, or is to be, a folder of parts. Raises UsageError if it is the other kind."""
+    """Return whether the cache is, or will be, a folder of parts. Raises UsageError if `layout` contradicts it."""
     if layout is not None:
         one_of("--layout", layout, LAYOUTS)
     if not out.exists():
         return layout == "parts"
     has_no_rows = out.is_dir() and not table_of(out).exists() and not part_files(out)
     if has_no_rows and not (is_begun(out) and is_index(_index_of(out, layout))):
-        raise UsageError(f"{out} is a folder, and no cache. Give -o the name of a file, such as {out.name}.h5")
+        raise UsageError(f"{out} is a folder, not a cache. Give -o the name of a file, such as {out.name}.h5")
     if layout is not None and (layout == "parts") != out.is_dir():
-        raise UsageError(
-            f"{out} is a {'folder of parts' if out.is_dir() else 'file'}; for --layout {layout} use another -o"
-        )
+        kind = "folder of parts" if out.is_dir() else "file"
+        raise UsageError(f"{out} is a {kind}; for --layout {layout} use another -o")
     return out.is_dir()
 
 
 def _index_of(out: Path, layout: str | None) -> Path:
-    """Return where the index of file times lies: beside the cache, or in its folder."""
+    """Return the path of the index of image files: beside the cache, or in its folder."""
     in_parts = out.is_dir() or layout == "parts"
     return out / INDEX_NAME if in_parts else out.with_name(f"{out.name}.index")
 
 
 def _free_bytes(out: Path) -> int:
+    """Return the free bytes on the disk of a cache that need not exist yet."""
     folder = next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
     return shutil.disk_usage(folder).free
 
 
 def _known_bad(earlier: Cache | None) -> dict[str, Failure]:
-    """Return what is known to give no row, if this decoder found it; a lack of memory is no fault of an image."""
-    failures = earlier.failures if earlier is not None and earlier.decode == _decoder() else ()
-    return {failure.digest: failure for failure in failures if failure.digest and failure.status != "no_memory"}
+    """Return {digest: failure} of images that the same decoder could not use before.
+
+    A lack of memory is not the image's fault, so such an image is tried again.
+    """
+    if earlier is None or earlier.decode != _decoder():
+        return {}
+    return {failure.digest: failure for failure in earlier.failures if failure.digest and failure.status != "no_memory"}
 
 
 def _decoder() -> str:
-    """Return what decides which images can be decoded."""
-    return f"{DECODE_VERSION} pillow {version('pillow')}{' heif' if find_spec('pillow_heif') else ''}"
+    """Return the versions that decide which images can be decoded."""
+    heif = " heif" if find_spec("pillow_heif") else ""
+    return f"{DECODE_VERSION} pillow {version('pillow')}{heif}"
 
 
 def _scanned(
     images: Images | str | Path, earlier: Cache | None, options: Options, index: Path | None, progress: Progress
 ) -> Images:
-    """Return the manifest, split by the rule of the cache unless told otherwise."""
-    if not isinstance(images, Images):
-        of_cache = SplitSpec() if earlier is None else earlier.split_spec
-        spec = of_cache if options.split is None else SplitSpec.parse(options.split, of_cache.seed)
-        spec = spec if options.seed is None else replace(spec, seed=options.seed)
-        images = scan(
-            images,
-            split=spec,
-            group_from=options.group_from,
-            allow_outside=options.allow_outside,
-            label_column=options.label_column,
-            path_column=options.path_column,
-            index=index,
-            rehash=options.rehash,
-            progress=progress,
-        )
-    return images
+    """Return the manifest, split by the rule of the cache unless the options give another."""
+    if isinstance(images, Images):
+        return images
+    spec = SplitSpec() if earlier is None else earlier.split_spec
+    if options.split is not None:
+        spec = SplitSpec.parse(options.split, spec.seed)
+    if options.seed is not None:
+        spec = replace(spec, seed=options.seed)
+    return scan(
+        images,
+        split=spec,
+        group_from=options.group_from,
+        allow_outside=options.allow_outside,
+        label_column=options.label_column,
+        path_column=options.path_column,
+        index=index,
+        rehash=options.rehash,
+        progress=progress,
+    )

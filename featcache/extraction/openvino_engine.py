@@ -1,7 +1,7 @@
 """OpenVINO as an engine: the same network, compiled for the CPU (pip install featcache[openvino]).
 
-Left alone it computes in bfloat16 on CPUs that can, without saying so (measured: features 0.4 off on a scale of
-1.8), so the precision is always set, and what really ran is read back from the compiled network.
+By default OpenVINO computes in bfloat16 on CPUs that can, without a message (measured: features 0.4 off on a scale of
+1.8). So this engine always sets the precision, and reads back from the compiled network which precision really runs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from featcache.files import temporary_folder
 from featcache.spec import Precision, Tap
 
 NAMES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-HEAVY = frozenset(["Convolution", "FullyConnected", "MatMul"])  # layers that tell in which precision a network runs
+HEAVY = frozenset(["Convolution", "FullyConnected", "MatMul"])  # layers whose precision counts
 
 
 def is_installed() -> bool:
-    """Tell whether the package is there, without importing it."""
+    """Return whether OpenVINO is installed, without importing it."""
     return find_spec("openvino") is not None
 
 
 def import_openvino() -> Any:
-    """Return the package, which is kept from reporting every conversion to its makers."""
+    """Return the package, without its telemetry, which would report every conversion to its makers."""
+    # A None in sys.modules makes the import of this package fail, and OpenVINO then works without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -39,12 +40,14 @@ def import_openvino() -> Any:
 
 
 class OpenVINOEngine(Batched):
-    """The backbone compiled by OpenVINO for the CPU. Raises EnvironmentFault if it cannot compute as asked."""
+    """The backbone compiled by OpenVINO for the CPU. Raises EnvironmentFault if it cannot compute in `precision`."""
 
     def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, precision: Precision) -> None:
         core, network = _converted(feature_model(backbone, list(taps)))
         super().__init__(f"openvino {version('openvino')} CPU", batch)
-        self._precision, self._core, self._network = precision, core, network
+        self._precision = precision
+        self._core = core
+        self._network = network
         self._compiled = self._compile(batch)
 
     def resized(self, batch: int) -> None:
@@ -54,17 +57,18 @@ class OpenVINOEngine(Batched):
     def compute(self, batch: Pixels) -> list[Features]:
         """Return one array per layer for exactly `self.batch` images."""
         outputs = self._compiled(batch, share_inputs=True)
-        return [np.array(outputs[at], dtype=np.float32) for at in range(len(outputs))]
+        return [np.array(outputs[index], dtype=np.float32) for index in range(len(outputs))]
 
     def _compile(self, batch: int) -> Any:
         shape = list(self._network.input(0).partial_shape)
         self._network.reshape([batch, *(dimension.get_length() for dimension in shape[1:])])
         hints = {"INFERENCE_PRECISION_HINT": NAMES[self._precision], "PERFORMANCE_HINT": "LATENCY"}
         compiled = self._core.compile_model(self._network, "CPU", hints)
-        ran = _precisions(compiled)
-        if ran != {NAMES[self._precision]}:
+        precisions = _precisions(compiled)
+        if precisions != {NAMES[self._precision]}:
+            names = ", ".join(sorted(precisions)) or "nothing"
             raise EnvironmentFault(
-                f"OpenVINO computes in {', '.join(sorted(ran)) or 'nothing'} on this CPU, not in {self._precision}. "
+                f"OpenVINO computes in {names} on this CPU, not in {self._precision}. "
                 "Use --engine keras, or --precision float32"
             )
         return compiled
@@ -75,25 +79,24 @@ def _converted(model: Any) -> tuple[Any, Any]:
     if not is_installed():
         raise EnvironmentFault("OpenVINO is not installed. Install it: pip install 'featcache[openvino]'")
     openvino = import_openvino()
-
     with temporary_folder() as folder:
         path = folder / "network.xml"
         try:
             model.export(str(path), format="openvino", verbose=False)
-        except Exception as error:  # converters raise almost anything on a layer that they do not know
+        except Exception as error:  # converters raise almost anything on an unknown layer
             reason = " ".join(str(error).split())[:200]
             raise EnvironmentFault(f"OpenVINO cannot convert this network: {reason}. Use --engine keras") from error
         core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # the file goes
+        core.set_property({"ENABLE_MMAP": False})  # the file is removed below, so its weights must be in memory
         network = core.read_model(path)
     return core, network
 
 
 def _precisions(compiled: Any) -> set[str]:
     """Return the precisions in which the heavy layers of a compiled network run."""
-    found = set()
+    precisions = set()
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
         if "layerType" in facts and str(facts["layerType"].astype(str)) in HEAVY:
-            found.add(str(facts["runtimePrecision"].astype(str)))
-    return found
+            precisions.add(str(facts["runtimePrecision"].astype(str)))
+    return precisions

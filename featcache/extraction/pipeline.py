@@ -1,4 +1,4 @@
-"""Files -> pixels: read, hash and decode on threads, a bounded number of images ahead of who consumes them."""
+"""Files -> pixels: threads read, hash and decode a bounded number of images ahead of their consumer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from featcache.spec import IDENTITY, Failure, ImageRow, Preprocess
 
 MAX_THREADS = 32
 AHEAD_BATCHES = 3
-AHEAD_BYTES = 256 * 2**20  # of decoded pixels, whatever the batch
+AHEAD_BYTES = 256 * 2**20  # of decoded pixels, however large the batch
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image as it was read: its row with the digest of the bytes that were decoded, and its pixels."""
+    """One image: its row with the digest of the bytes that were decoded, and its pixels."""
 
     row: ImageRow
     pixels: Pixels | Failure  # of the first view
     others: tuple[Pixels, ...] = ()  # of the other views
-    kinds: frozenset[str] = frozenset()  # what of it is shown otherwise than it may be meant: see `images.kinds`
+    kinds: frozenset[str] = frozenset()  # reasons why its pixels may not look as intended: see `images.kinds`
 
 
 class Decoder:
-    """Yields the images in order, decoded by threads that work ahead; `close` stops them.
+    """Yields the images in order. Threads decode them ahead; `close` stops the threads.
 
-    At most AHEAD_BATCHES batches wait, which bounds the memory whatever the number of images; `batch` may be
-    changed on the way.
+    At most AHEAD_BATCHES batches wait, which bounds the memory for any number of images. `batch` may change on the way.
     """
 
     def __init__(
@@ -46,7 +45,9 @@ class Decoder:
         batch: int = 32,
     ) -> None:
         self.batch = batch
-        self._source, self._preprocess, self._views = source, preprocess, tuple(views)
+        self._source = source
+        self._preprocess = preprocess
+        self._views = tuple(views)
         self._waiting = iter(rows)
         self._ahead: deque[Future[Decoded]] = deque()
         self._threads = ThreadPoolExecutor(num_threads(), thread_name_prefix="decode")
@@ -63,42 +64,45 @@ class Decoder:
         return decoded
 
     def take(self) -> list[Decoded]:
-        """Return the next batch; the last one is shorter, then they are empty."""
+        """Return the next batch. The last batch may be shorter; after it, batches are empty."""
         return list(islice(self, self.batch))
 
     def close(self) -> None:
-        """Stop the threads; what was decoded ahead is dropped."""
+        """Stop the threads and drop the images that were decoded ahead."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self) -> None:
-        fitting = AHEAD_BYTES // (3 * self._preprocess.size**2 * len(self._views))
-        room = min(AHEAD_BATCHES * self.batch, max(fitting, 2 * num_threads())) - len(self._ahead)
-        self._ahead.extend(self._threads.submit(self._one, row) for row in islice(self._waiting, max(0, room)))
-
-    def _one(self, row: ImageRow) -> Decoded:
-        return read_one(self._source, row, self._preprocess, self._views)
+        """Give the threads as many more images as may be decoded ahead."""
+        image_bytes = 3 * self._preprocess.size**2 * len(self._views)
+        max_in_memory = max(AHEAD_BYTES // image_bytes, 2 * num_threads())  # enough to keep every thread busy
+        max_ahead = min(AHEAD_BATCHES * self.batch, max_in_memory)
+        num_more = max(0, max_ahead - len(self._ahead))
+        for row in islice(self._waiting, num_more):
+            self._ahead.append(self._threads.submit(read_one, self._source, row, self._preprocess, self._views))
 
 
 def decoded_batches(
     source: Source, rows: Iterable[ImageRow], preprocess: Preprocess, batch: int, views: Sequence[str] = (IDENTITY,)
 ) -> Iterator[list[Decoded]]:
-    """Yield the images in order, `batch` at a time, decoded by threads that work ahead."""
+    """Yield the images in order, `batch` at a time. Threads decode them ahead."""
     decoder = Decoder(source, rows, preprocess, views, batch)
     try:
-        while batch_of := decoder.take():
-            yield batch_of
+        while images := decoder.take():
+            yield images
     finally:
         decoder.close()
 
 
 def num_threads() -> int:
-    """Return how many threads decode: one for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
+    """Return the number of decoding threads: one for each core that this process may use."""
+    num_cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        num_cores = len(os.sched_getaffinity(0))
+    return min(num_cores, MAX_THREADS)
 
 
 def read_one(source: Source, row: ImageRow, preprocess: Preprocess, views: Sequence[str] = (IDENTITY,)) -> Decoded:
-    """Read one file once: the bytes that are hashed are the bytes that are decoded."""
+    """Read one image once, so that the digest describes the very bytes that are decoded."""
     digest = ""
     try:
         data = source.read(row.path)

@@ -1,9 +1,9 @@
-"""Compute rows of a cache again, and say why a tap that is asked for is not there."""
+"""Compute rows of a cache again and compare them, and explain why a requested tap is missing."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featcache import files
-from featcache.arrays import Features
+from featcache.arrays import Features, Pixels
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import NO_WEIGHTS, build
 from featcache.backbones.parse import Request
@@ -27,9 +27,10 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}  # in standard de
 
 @dataclass(frozen=True)
 class Recomputed:
-    """How far rows that were computed again are from those in the cache.
+    """How far rows that were computed again are from the rows in the cache.
 
-    difference: the largest, in standard deviations of the tap's features. changed: images that are gone or others.
+    difference: the largest one, in standard deviations of the tap's features. changed: images that are gone or have
+    other bytes now.
     """
 
     tap: str
@@ -38,14 +39,14 @@ class Recomputed:
     changed: tuple[str, ...]
 
     def agrees(self, precision: str) -> bool:
-        """Tell whether the rows are the same up to what machines and versions differ by."""
+        """Return whether the rows agree up to the differences between machines and versions."""
         return not self.changed and self.difference <= TOLERANCE[precision]
 
 
 def recompute(cache: Cache, num_images: int = 32, seed: int = 0) -> list[Recomputed]:
-    """Compute some images of every tap again, with the engine at hand, and compare.
+    """Compute some images of every tap again, with the engine of this machine, and compare the rows.
 
-    Raises ImagesChanged if the images lie elsewhere, WeightsMissing, WeightsMismatch.
+    Raises ImagesChanged if the images have moved, WeightsMissing, WeightsMismatch.
     """
     source = open_source(cache.root)
     return [_recomputed(cache, rows, source, num_images, seed) for rows in stored_rows(cache.path).values()]
@@ -53,21 +54,24 @@ def recompute(cache: Cache, num_images: int = 32, seed: int = 0) -> list[Recompu
 
 def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, seed: int) -> Recomputed:
     tap = rows.tap
-    there = [row for row in cache.usable() if row.digest in rows.at]
-    some = random.Random(seed).sample(there, min(num_images, len(there)))
-    decoded = [read_one(source, row, tap.preprocess, [tap.view]) for row in some]
-    same = [
-        (row, one.pixels)
-        for row, one in zip(some, decoded, strict=True)
-        if not isinstance(one.pixels, Failure) and one.row.digest == row.digest
-    ]
-    changed = tuple(sorted({row.path for row in some} - {row.path for row, _ in same}))
-    if not same:
-        return Recomputed(tap.name, 0, 0.0, changed)
-    again = _forward(tap, np.stack([pixels for _, pixels in same]))
-    digests = [row.digest for row, _ in same]
-    stored = files.again(lambda: stored_rows(cache.path, tap.fingerprint)[tap.fingerprint].features(digests))
-    return Recomputed(tap.name, len(same), _difference(stored, again.astype(tap.dtype).astype(np.float32)), changed)
+    candidates = [row for row in cache.usable() if row.digest in rows.at]
+    sample = random.Random(seed).sample(candidates, min(num_images, len(candidates)))
+    digests: list[str] = []
+    pixels: list[Pixels] = []
+    changed: set[str] = set()
+    for row in sample:
+        decoded = read_one(source, row, tap.preprocess, [tap.view])
+        if isinstance(decoded.pixels, Failure) or decoded.row.digest != row.digest:
+            changed.add(row.path)
+        else:
+            digests.append(row.digest)
+            pixels.append(decoded.pixels)
+    difference = 0.0
+    if pixels:
+        computed = _forward(tap, np.stack(pixels)).astype(tap.dtype).astype(np.float32)  # rounded as when stored
+        stored = files.again(lambda: stored_rows(cache.path, tap.fingerprint)[tap.fingerprint].features(digests))
+        difference = float(np.abs(stored - computed).max() / max(float(stored.std()), 1e-12))
+    return Recomputed(tap.name, len(pixels), difference, tuple(sorted(changed)))
 
 
 def _forward(tap: Tap, pixels: Any) -> Features:
@@ -77,48 +81,64 @@ def _forward(tap: Tap, pixels: Any) -> Features:
     return choose(build_at, [tap], pixels, num_images=len(pixels)).forward(pixels)[0]
 
 
-def _difference(stored: Features, again: Features) -> float:
-    return float(np.abs(stored - again).max() / max(float(stored.std()), 1e-12))
-
-
 def lacking(request: Request, cache: Cache) -> list[str]:
-    """Return one sentence for each tap of a request that the cache lacks: in what the nearest one differs.
+    """Return one sentence for each requested tap that the cache lacks: how it differs from the nearest cached tap.
 
-    Weights are told apart by their source, so that no network is built, but for --tap auto.
+    Weights are compared by their source, so that no network has to be built, except for --tap auto and for layers of
+    your own model that are no names of cached taps.
     """
     source = weights_of.source(request.spec, request.preprocess.size)
     stored = list(stored_rows(cache.path).values())
-    known = [one.tap for one in stored if source is not None and source in map(weights_source_of, one.makers)]
-    digest, architecture = (known[0].weights_digest, known[0].architecture) if known else (NO_WEIGHTS, "")
+    with_source: list[Tap] = []  # the cached taps with weights from this source
+    for rows in stored:
+        if source is not None and source in map(weights_source_of, rows.makers):
+            with_source.append(rows.tap)
+    digest, architecture = NO_WEIGHTS, ""
+    if with_source:
+        digest, architecture = with_source[0].weights_digest, with_source[0].architecture
+
     layers = None
+    known_layers = {"top", *(tap.layer for tap in with_source)}
     if request.layers == ("auto",):
         layers = build(request.spec, request.preprocess.size, request.pooling).auto_layers()
-    elif request.spec.origin != "registry" and not {"top", *(tap.layer for tap in known)}.issuperset(request.layers):
+    elif request.spec.origin != "registry" and not known_layers.issuperset(request.layers):
         layers = build(request.spec, request.preprocess.size, request.pooling).layers(request.layers)
-    found = {one.tap.fingerprint for one in stored}
-    wanted = [tap for tap in request.taps(digest, architecture, layers) if tap.fingerprint not in found]
-    return [f"no tap '{tap.name}': {_nearest(tap, [one.tap for one in stored])}" for tap in wanted]
+
+    taps = {rows.tap.fingerprint: rows.tap for rows in stored}
+    sentences: list[str] = []
+    for tap in request.taps(digest, architecture, layers):
+        if tap.fingerprint not in taps:
+            sentences.append(f"no tap '{tap.name}': {_nearest(tap, list(taps.values()))}")
+    return sentences
 
 
-def _nearest(wanted: Tap, taps: Sequence[Tap]) -> str:
-    differences = {tap.name: _differing(wanted, tap) for tap in taps}
-    name = min(differences, key=lambda one: len(differences[one]))
+def _nearest(requested: Tap, taps: Sequence[Tap]) -> str:
+    """Return the tap that differs in the fewest facts, and these facts."""
+    differences = {tap.name: _differences(requested, tap) for tap in taps}
+    name = min(differences, key=lambda name: len(differences[name]))
     return f"'{name}' differs in {'; '.join(differences[name])}"
 
 
-def _differing(wanted: Tap, tap: Tap) -> list[str]:
-    asked, there = _flat(asdict(wanted)), _flat(asdict(tap))
-    return [
-        f"{name} ({there.get(name)}, asked for {asked.get(name)})" for name in asked if asked[name] != there.get(name)
-    ]
+def _differences(requested: Tap, cached: Tap) -> list[str]:
+    cached_facts = _facts(cached)
+    sentences: list[str] = []
+    for name, value in _facts(requested).items():
+        cached_value = cached_facts.get(name)
+        if value != cached_value:
+            sentences.append(f"{name} ({cached_value}, asked for {value})")
+    return sentences
 
 
-def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    backbone, preprocess = fields["backbone"], fields["preprocess"]
-    said = {
-        "backbone": backbone["name"],
-        "options": dict(backbone["options"]),
-        "weights": fields["weights_digest"][:12],
+def _facts(tap: Tap) -> dict[str, Any]:
+    """Return how the rows of a tap are made, by the names that a user knows."""
+    facts = {
+        "backbone": tap.backbone.name,
+        "options": dict(tap.backbone.options),
+        "weights": tap.weights_digest[:12],
+        "layer": tap.layer,
+        "pooling": tap.pooling,
+        "view": tap.view,
+        "precision": tap.precision,
+        "dtype": tap.dtype,
     }
-    rest = ("layer", "pooling", "view", "precision", "dtype")
-    return said | {name: fields[name] for name in rest} | dict(preprocess)
+    return facts | asdict(tap.preprocess)

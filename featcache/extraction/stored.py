@@ -1,10 +1,11 @@
-"""What a cache has decided about images stays so when they are scanned again: splits, and groups of `leaks --fix`."""
+"""Images keep the splits that a cache gave them, and the groups of `leaks --fix`, when they are scanned again."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
@@ -14,9 +15,9 @@ from featcache.spec import SPLITS, ImageRow, SplitSpec, unit_of, units_of
 
 
 def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[str, str]]:
-    """Return the manifest with the groups and splits that the cache has, and what each joined image's group was.
+    """Return the manifest with the groups and splits of the cache, and {path: group of the scan} of joined images.
 
-    Raises UsageError if another split, or other groups, are asked for.
+    Raises UsageError if the scan uses another rule for splits or groups.
     """
     if earlier is None:
         return images, {}
@@ -27,25 +28,29 @@ def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[st
         )
     _check_groups(images, earlier)
     rows = _with_joined_groups(images.rows, earlier)
-    joined = {row.path: old.group for row, old in zip(rows, images.rows, strict=True) if row.group != old.group}
-    return replace(images, rows=_with_stored_splits(rows, images.given - joined.keys(), earlier)), joined
+    joined: dict[str, str] = {}
+    for row, scanned in zip(rows, images.rows, strict=True):
+        if row.group != scanned.group:
+            joined[row.path] = scanned.group
+    # `leaks --fix` decides on the splits of joined images, even where a folder or a table gives another split.
+    given = images.given - joined.keys()
+    return replace(images, rows=_with_stored_splits(rows, given, earlier)), joined
 
 
 def kept_apart(scanned: Images, stored: Images) -> str:
-    """Return a sentence on the images that stay in another split than their folder or manifest says, or ""."""
-    moved = [
-        (old.split, new.split)
-        for old, new in zip(scanned.rows, stored.rows, strict=True)
-        if old.path in scanned.given and old.split != new.split
-    ]
-    if not moved:
+    """Return a sentence on the images that stay in another split than their folder or manifest gives them, or ""."""
+    moves = Counter[tuple[str, str]]()
+    for old, new in zip(scanned.rows, stored.rows, strict=True):
+        if old.path in scanned.given and old.split != new.split:
+            moves[old.split, new.split] += 1
+    if not moves:
         return ""
-    which = ", ".join(f"{count} of {old} in {new}" for (old, new), count in sorted(Counter(moved).items()))
-    return f"Where `featcache leaks --fix` has put them, and not where their folders say, stay {which}"
+    counts = ", ".join(f"{count} of {old} in {new}" for (old, new), count in sorted(moves.items()))
+    return f"Images stay where `featcache leaks --fix` has put them, and not where their folders say: {counts}"
 
 
 def apart(images: Images) -> list[str]:
-    """Return a sentence on groups, and one on copies, that stand in several splits and should not."""
+    """Return a sentence on groups, and one on copies, that are in several splits and should be in one."""
     remarks = []
     if crossing := crossing_remark(images.rows, images.given):
         remarks.append(f"{crossing}. Put each group into one split: featcache leaks CACHE --fix")
@@ -53,7 +58,7 @@ def apart(images: Images) -> list[str]:
         split_of = {row.path: row.split for row in images.rows}
         first = copies[0][0]
         other = next(path for path in copies[0] if split_of[path] != split_of[first])
-        is_given = any(path in images.given for paths in copies for path in paths)
+        is_given = not images.given.isdisjoint(chain.from_iterable(copies))
         why = "folders or a table give the splits" if is_given else "stored splits never move"
         remarks.append(
             f"{len(copies)} images have copies in several splits, such as {first} and {other}, since {why}: scores on "
@@ -63,19 +68,35 @@ def apart(images: Images) -> list[str]:
 
 
 def _with_joined_groups(rows: Sequence[ImageRow], earlier: Cache) -> tuple[ImageRow, ...]:
-    """Return the rows in the groups that `leaks --fix` has made: by content, and with all of the group they were in."""
-    of_content = {row.digest: row.group for row in earlier.rows if row.path in earlier.joined}
-    of_group = {earlier.joined[row.path]: row.group for row in earlier.rows if earlier.joined.get(row.path)}
-    of_group |= {row.group: of_content[row.digest] for row in rows if row.group and row.digest in of_content}
-    return tuple(row._replace(group=of_content.get(row.digest) or of_group.get(row.group) or row.group) for row in rows)
+    """Return the rows in the groups that `leaks --fix` made. An image is recognised by its content or by its group."""
+    merged_by_digest: dict[str, str] = {}
+    merged_by_group: dict[str, str] = {}
+    for row in earlier.rows:
+        original_group = earlier.joined.get(row.path)
+        if original_group is None:
+            continue  # `leaks --fix` did not touch this image
+        merged_by_digest[row.digest] = row.group
+        if original_group:
+            merged_by_group[original_group] = row.group
+
+    # A group that gained a merged image moves as a whole: its members must stay together.
+    for row in rows:
+        if row.group and row.digest in merged_by_digest:
+            merged_by_group[row.group] = merged_by_digest[row.digest]
+
+    merged: list[ImageRow] = []
+    for row in rows:
+        group = merged_by_digest.get(row.digest) or merged_by_group.get(row.group) or row.group
+        merged.append(row._replace(group=group))
+    return tuple(merged)
 
 
 def _check_groups(images: Images, earlier: Cache) -> None:
-    """Raise UsageError if the groups are made by another rule, which would move images to other splits."""
-    stored = {(row.path, row.digest): earlier.joined.get(row.path, row.group) for row in earlier.rows}
+    """Raise UsageError if another rule makes the groups, since that would move images to other splits."""
+    stored_groups = {(row.path, row.digest): earlier.joined.get(row.path, row.group) for row in earlier.rows}
     for row in images.rows:
-        group = stored.get((row.path, row.digest), row.group)
-        # caches of 0.1.0 have the folder of the split in the names of `parent`
+        group = stored_groups.get((row.path, row.digest), row.group)
+        # In caches of version 0.1.0, groups of `parent` have the folder of the split in their names.
         if row.group not in (group, without_split(group)):
             raise UsageError(
                 f"{earlier.path} has {row.path} in {_group(group)}, and splits never move; asked for "
@@ -84,41 +105,43 @@ def _check_groups(images: Images, earlier: Cache) -> None:
 
 
 def _with_stored_splits(rows: Sequence[ImageRow], given: frozenset[str], earlier: Cache) -> tuple[ImageRow, ...]:
-    """Return the rows with the splits that the cache has, except those whose split folders or a manifest give.
+    """Return the rows with the splits of the cache, except rows whose splits come from folders or a manifest (`given`).
 
-    An image that is stored keeps its split, and copies of it get the same. Others go where their group is, or groups
-    that share an image with it: where those stand in several splits, to train, else to val.
-    A group under a new name is known by its images. Raises UsageError if it has some of several splits.
+    A stored image keeps its split, and its copies get the same. A new image goes to the split of its group, or of
+    groups that share an image with it. If these are in several splits, it goes to train if that is one of them, else to
+    val. A group under a new name is recognised by its images. Raises UsageError if they are in several splits.
     """
     stored = [row for row in earlier.rows if row.split]
-    of_place = {(row.path, row.digest): row.split for row in stored}
-    of_member = {(row.group, row.digest): row.split for row in stored}
-    of_content: dict[str, set[str]] = {}
-    of_group: dict[str, set[str]] = {}
-    of_unit: dict[str, set[str]] = {}
+    split_by_place = {(row.path, row.digest): row.split for row in stored}
+    split_by_member = {(row.group, row.digest): row.split for row in stored}
+    splits_by_digest: dict[str, set[str]] = {}
+    splits_by_group: dict[str, set[str]] = {}
+    splits_by_unit: dict[str, set[str]] = {}
     units = units_of([*stored, *rows])
     for unit, row in zip(units, stored, strict=False):
-        of_content.setdefault(row.digest, set()).add(row.split)
-        of_group.setdefault(unit_of(row), set()).add(row.split)
-        of_unit.setdefault(unit, set()).add(row.split)
-    # where an image is still in its group, the same bytes elsewhere are a copy, and else the image itself, regrouped
-    in_place = {row.digest for row in rows if (row.group, row.digest) in of_member}
+        splits_by_digest.setdefault(row.digest, set()).add(row.split)
+        splits_by_group.setdefault(unit_of(row), set()).add(row.split)
+        splits_by_unit.setdefault(unit, set()).add(row.split)
+    # If an image is still in its group, the same bytes elsewhere are a copy; if not, they are the image itself in
+    # another group.
+    still_in_group = {row.digest for row in rows if (row.group, row.digest) in split_by_member}
 
     placed = []
     for unit, row in zip(units[len(stored) :], rows, strict=True):
         if not row.split or row.path in given:
             placed.append(row)
             continue
-        splits = of_content.get(row.digest)
-        if splits and row.digest not in in_place:
-            others = of_group.setdefault(unit_of(row), splits)
-            if splits.isdisjoint(others):
+        splits = splits_by_digest.get(row.digest)
+        if splits and row.digest not in still_in_group:
+            group_splits = splits_by_group.setdefault(unit_of(row), splits)
+            if splits.isdisjoint(group_splits):
                 raise UsageError(
                     f"{earlier.path} has {row.path} in {_listed(splits)}, and others of {_group(row.group)} in "
-                    f"{_listed(others)}, and splits never move. Keep the groups as they were, or use another -o"
+                    f"{_listed(group_splits)}, and splits never move. Keep the groups as they were, or use another -o"
                 )
-        own = of_place.get((row.path, row.digest)) or of_member.get((row.group, row.digest))
-        split = own or min(splits or of_unit.get(unit) or {row.split}, key=SPLITS.index)
+        stored_split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
+        candidates = splits or splits_by_unit.get(unit) or {row.split}
+        split = stored_split or min(candidates, key=SPLITS.index)
         placed.append(row._replace(split=split))
     return tuple(placed)
 

@@ -1,4 +1,4 @@
-"""Known taps of images that a cache has -> another cache: what training needs beside the features of a run."""
+"""Extract known taps of a cache's images into another cache: features that training needs beside those of a run."""
 
 from __future__ import annotations
 
@@ -25,32 +25,35 @@ def extract_taps(
     out: str | Path,
     progress: Progress = silent,
 ) -> Cache:
-    """Return the cache at `out` with these taps of images that another cache has; compute only what is missing.
+    """Return the cache at `out` with these taps of images from another cache; compute only what is missing.
 
-    Of one backbone and pooling every layer is read of every view that one of the taps reads.
-    rows: the images, of `cache`; source: where they lie. Computed by Keras, since training goes on from what it gives.
-    All features will be read, so that what is damaged is found, and computed again, here.
-    Raises as `extract` does, and ImagesChanged if an image is not what `cache` has.
+    Taps that share everything but layer and view become one request, which reads each of its layers in each of its
+    views. rows: the images, from `cache`. source: reads their bytes.
+    Raises what `extract` raises, and ImagesChanged if an image has other bytes now or is gone.
     """
-    wanted: dict[Request, Request] = {}
+    requests: dict[Request, Request] = {}  # {request without layers and views: the same with all of them}
     for tap in taps:
-        how = Request(tap.backbone, tap.preprocess, (), tap.pooling, tap.precision, tap.dtype, ())
-        so_far = wanted.get(how, how)
-        layers, views = dict.fromkeys((*so_far.layers, tap.layer)), dict.fromkeys((*so_far.views, tap.view))
-        wanted[how] = replace(how, layers=tuple(layers), views=tuple(views))
-    options = _Taps(engine="keras", rehash=True, of_taps=tuple(wanted.values()))
+        shared = Request(tap.backbone, tap.preprocess, (), tap.pooling, tap.precision, tap.dtype, ())
+        request = requests.get(shared, shared)
+        layers = dict.fromkeys((*request.layers, tap.layer))
+        views = dict.fromkeys((*request.views, tap.view))
+        requests[shared] = replace(shared, layers=tuple(layers), views=tuple(views))
+    # Training continues from what Keras computes. It will read all features, so damage is found and mended here.
+    options = _Taps(engine="keras", rehash=True, of_taps=tuple(requests.values()))
     layout: Any = cache.layout
-    there = Images(cache.root, source, layout, tuple(rows), cache.split_spec)
-    found = Job(there, Path(out), options, None, progress).run()
-    changed = {row.path for row in rows} - {row.path for row in found.usable() if row in set(rows)}
+    images = Images(cache.root, source, layout, tuple(rows), cache.split_spec)
+    extracted = Job(images, Path(out), options, None, progress).run()
+
+    unchanged = set(rows).intersection(extracted.usable())
+    changed = {row.path for row in set(rows) - unchanged}
     if changed:
         raise ImagesChanged(f"{min(changed)} is not the image that {cache.path} has, or is gone. Extract again")
-    return found
+    return extracted
 
 
 @dataclass(frozen=True)
 class _Taps(Options):
-    """Options of taps that are known already."""
+    """Options for requests that need no parsing."""
 
     of_taps: tuple[Request, ...] = ()
 

@@ -42,7 +42,7 @@ def test_a_folder_is_verified_with_its_parts(tmp_path):
     part.write_bytes(part.read_bytes()[:-1])
     found = verify(tmp_path / "cache")
     assert (found.files, len(found.problems)) == (4, 1)
-    assert f"{part} is damaged: its bytes are not those that its name tells" in found.problems[0]
+    assert f"{part} is damaged: its bytes do not match its name" in found.problems[0]
 
 
 @pytest.mark.parametrize("kept", [0, 1])
@@ -74,12 +74,12 @@ def test_features_in_another_order_are_noticed(path):
 
 def test_rows_of_other_images_are_noticed(path):
     change(path, f"taps/{TOP.name}/digest", lambda values: values[::-1])
-    assert "rows of tap '/taps/toy/top' are not those that were written" in verify(path).problems[0]
+    assert "rows of tap '/taps/toy/top' do not match their digest" in verify(path).problems[0]
 
 
 def test_rows_of_other_makers_are_noticed(path):
     change(path, f"taps/{MAPS.name}/made_by", lambda values: values[::-1] * 0)
-    assert "rows of tap '/taps/toy/maps' are not those that were written" in verify(path).problems[0]
+    assert "rows of tap '/taps/toy/maps' do not match their digest" in verify(path).problems[0]
 
 
 @pytest.mark.parametrize(

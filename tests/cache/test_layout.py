@@ -52,13 +52,13 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path, content):
 def test_a_folder_of_images_is_no_cache_and_is_extracted(content, tmp_path):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    with pytest.raises(NotACache, match=rf"{tmp_path} is a folder, no cache\..* featcache extract {tmp_path} -o CACHE"):
+    with pytest.raises(NotACache, match=rf"{tmp_path} is a folder, not a cache\..* extract {tmp_path} -o CACHE"):
         Cache.open(tmp_path)
 
 
 def test_the_folder_of_a_run_is_no_cache_and_names_the_one_it_was_made_from(tmp_path):
     (tmp_path / "run.json").write_text('{"settings": {"cache": "/data/photos.h5"}}')
-    with pytest.raises(NotACache, match=r"is the folder of a run, no cache .* made from /data/photos\.h5: give that"):
+    with pytest.raises(NotACache, match=r"is the folder of a run, not a cache .* made from: /data/photos\.h5"):
         Cache.open(tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_the_folder_of_a_run_is_no_cache_and_names_the_one_it_was_made_from(tmp_
 def test_an_hdf5_file_of_someone_else_is_refused(tmp_path, attributes):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         file.attrs.update(attributes)
-    with pytest.raises(NotACache, match=r"model.h5 is (an HDF5 file, but not one of featcache|damaged)"):
+    with pytest.raises(NotACache, match=r"model.h5 is (an HDF5 file, but not a cache of featcache|damaged)"):
         Cache.open(tmp_path / "model.h5")
 
 
@@ -97,7 +97,7 @@ def test_a_truncated_file_is_refused(path):
 def test_a_group_that_leads_elsewhere_is_refused(path, name, link):
     write(path.with_name("other.h5"))
     replace(path, name, lambda group, last: group.__setitem__(last, link))
-    with pytest.raises(NotACache, match=rf"cache.h5 has no group '{name}' of its own"):
+    with pytest.raises(NotACache, match=rf"cache.h5 has no group '{name}' in the file itself"):
         Cache.open(path)
 
 
@@ -113,7 +113,7 @@ def test_a_part_is_no_cache(path):
 def test_a_dataset_that_leads_elsewhere_is_refused(path, name, link):
     write(path.with_name("other.h5"))
     replace(path, name, lambda group, last: group.__setitem__(last, link))
-    with pytest.raises(NotACache, match=rf"cache.h5 has no dataset '/{name}' of its own"):
+    with pytest.raises(NotACache, match=rf"cache.h5 has no dataset '/{name}' in the file itself"):
         read_all(path)
 
 
@@ -152,7 +152,7 @@ def test_a_dataset_that_is_no_plain_array_is_refused(path, make):
 
 def test_a_group_in_the_place_of_a_dataset_is_refused(path):
     replace(path, "images/split", a_group)
-    with pytest.raises(NotACache, match=r"no dataset '/images/split' of its own"):
+    with pytest.raises(NotACache, match=r"no dataset '/images/split' in the file itself"):
         Cache.open(path)
 
 

@@ -17,7 +17,7 @@ from featcache.errors import DiskFault, NotACache
 from .disk import Disk, FailAt, tree
 from .scenes import DIGESTS, FACTS, IMAGES, MAPS, TOP, all_of, commit, merge, rows_of, top
 
-ROTTEN = r"is damaged: the rows of tap '/taps/toy/top' are not those that were written. Compute them again: .*--rehash"
+ROTTEN = r"is damaged: the rows of tap '/taps/toy/top' do not match their digest. Compute them again: .*--rehash"
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_damaged_tap_that_stays_is_copied_with_its_damage(path):
     part = commit(path, 0, 3)  # some of its rows, but not all
     parts.merge(path, IMAGES[::-1], {}, FACTS, damaged=[TOP.fingerprint])
     [problem] = [one for one in verify(path).problems if "c.h5 is damaged" in one]
-    assert "tap '/taps/toy/top' are not those that were written" in problem
+    assert "tap '/taps/toy/top' do not match their digest" in problem
     cache = Cache.open(path)
     assert [row.path for row in cache.rows] == [row.path for row in IMAGES[::-1]]
     assert cache.features(cache.usable(), MAPS.name).shape == (9, 2, 1, 2)
@@ -153,7 +153,7 @@ def test_small_parts_are_compared_before_they_are_put_together(tmp_path):
     part = commit(cache, 4, 9)
     flip_feature(part, "maps")
     before = tree(cache)
-    with pytest.raises(NotACache, match=r"part-.*\.h5 is damaged: its bytes are not those that its name tells"):
+    with pytest.raises(NotACache, match=r"part-.*\.h5 is damaged: its bytes do not match its name"):
         merge(cache)
     assert tree(cache) == before
 

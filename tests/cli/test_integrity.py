@@ -13,7 +13,7 @@ from featcache.extraction import extract
 from featcache.sweeps import Run, sweep
 
 TAP = f"{TOY}/top"
-REFUSED = f"is damaged: the rows of tap '/taps/{TAP}' are not those that were written. Compute them again: repeat the"
+REFUSED = f"is damaged: the rows of tap '/taps/{TAP}' do not match their digest. Compute them again: repeat the"
 COMMANDS = [
     "cache verify {cache}",
     "cache verify {cache} --recompute 4",

@@ -98,4 +98,4 @@ def test_a_clean_cache_says_so(cli, toy):
 def test_a_run_is_no_cache(cli, toy_run):
     done = cli("leaks", toy_run.path)
     assert (done.code, done.err.count("\n")) == (4, 1)
-    assert "is the folder of a run, no cache" in done.err
+    assert "is the folder of a run, not a cache" in done.err

@@ -1,5 +1,6 @@
 """Nothing is computed twice, no image kills a job, and what is stored is what the backbone says."""
 
+import inspect
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from tiny import TOY, write_images
 
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NoImages, UnknownBackbone, UnreadableImages, UsageError
-from featcache.extraction import extract
+from featcache.extraction import Options, extract, job
 from featcache.extraction.engines import PixelEngine
 from featcache.images.manifest import scan
+
+from .counting import Killed
 
 PIXELS = "pixels:size=8"
 
@@ -28,6 +31,29 @@ def rows_of(path, tap):
     with h5py.File(path) as file:
         group = file["taps"][tap]
         return dict(zip(group["digest"][()].tolist(), group["features"][()].tolist(), strict=True))
+
+
+# Options
+
+
+def test_every_option_reaches_the_job_under_the_default_of_options(photos, out, monkeypatch):
+    """`extract` lists its options for editors and readers, so it could forget to pass one on."""
+    parameters = dict(inspect.signature(extract).parameters)
+    names = parameters.keys() - {"images", "out", "force", "progress"}
+    assert {name: parameters[name].default for name in names} == vars(Options())
+
+    values = {name: object() for name in names}
+    jobs = []
+
+    class FakeJob:
+        def __init__(self, images, out, options, *_, **__):
+            jobs.append(vars(options))
+            raise Killed
+
+    monkeypatch.setattr(job, "Job", FakeJob)
+    with pytest.raises(Killed):
+        extract(photos, out=out, **values)
+    assert jobs == [values]
 
 
 # Nothing is computed twice

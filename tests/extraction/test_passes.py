@@ -265,7 +265,7 @@ def test_raw_pixels_are_what_they_are(photos, out):
 
 
 def test_a_folder_that_is_no_cache_stays_as_it_is(photos, tmp_path):
-    with pytest.raises(UsageError, match=r"photos is a folder, and no cache. Give -o .* such as photos.h5"):
+    with pytest.raises(UsageError, match=r"photos is a folder, not a cache. Give -o .* such as photos.h5"):
         extract(photos, PIXELS, out=photos)
     before = sorted(photos.iterdir())
     estimate(photos, PIXELS, out=tmp_path / "new", layout="parts")
@@ -290,7 +290,7 @@ def test_a_folder_of_parts_that_was_stopped_before_its_first_part_is_gone_on_wit
 def test_a_folder_with_an_index_of_others_is_no_cache(photos, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"site is a folder, and no cache"):
+    with pytest.raises(UsageError, match=r"site is a folder, not a cache"):
         extract(photos, PIXELS, out=tmp_path / "site")
     assert (tmp_path / "site" / "index.json").read_text() == "{}"
 

@@ -79,7 +79,7 @@ def test_a_later_extraction_of_the_same_folders_does_not_undo_it(layout, leaky, 
     said = []
     again = extracted(leaky, tmp_path, progress=said.append)
     assert (again.rows, again.joined) == (fixed.rows, fixed.joined)
-    assert "not where their folders say, stay 2 of test in train, 1 of test in val, 1 of val in train" in said[-1].note
+    assert "not where their folders say: 2 of test in train, 1 of test in val, 1 of val in train" in said[-1].note
     write_pictures(leaky / "train", 1, first=90)
     shutil.copy(leaky / "train/iris/a.jpg", leaky / "test/iris/another.jpg")
     more = split_of(extracted(leaky, tmp_path))

@@ -149,7 +149,7 @@ def test_features_that_are_not_those_that_were_written_are_not_swept(hard, tmp_p
     shutil.copy(hard.path, path)
     with h5py.File(path, "r+") as file:
         file["taps"][TAP]["features"][0, 0] += 1
-    with pytest.raises(NotACache, match=r"bad.h5 is damaged: the rows of tap '/taps/glyphnet.* are not those"):
+    with pytest.raises(NotACache, match=r"bad.h5 is damaged: the rows of tap '/taps/glyphnet.* do not match"):
         sweep(path, "ridge", taps=[TAP], out=tmp_path / "run")
     with pytest.raises(NotACache, match=r"bad.h5 is damaged"):
         export(Cache.open(path), tmp_path / "out.npz", TAP)
