@@ -47,7 +47,8 @@ from featcache.errors import (
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
-from featcache.extraction.stored import apart, as_stored, kept_apart
+from featcache.extraction.reviewing import read_decisions
+from featcache.extraction.stored import apart, as_stored, kept_apart, review_remarks
 from featcache.images.decode import parse_views
 from featcache.images.groups import Groups
 from featcache.images.index import is_index
@@ -110,6 +111,7 @@ class Options:
     rehash: bool = False
     strict: bool = False
     trust: bool = False
+    apply: str | Path | None = None
 
     def requests(self) -> list[Request]:
         """Return the backbones that are asked for, each once. Raises UsageError, UnknownBackbone."""
@@ -224,6 +226,7 @@ def extract(
     rehash: bool = False,
     strict: bool = False,
     trust: bool = False,
+    apply: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Cache:
@@ -240,7 +243,8 @@ def extract(
     once on each. layout: "file", or "parts" for a folder.
     split, group_from, seed, allow_outside, label_column, path_column: as in `scan`; a cache keeps the splits it has.
     rehash: read every image again, even if its size and time are those of the index, and compare every stored row with
-    its digest. force: replace a file at `out` that is no cache. `cache.report` tells what was done.
+    its digest. apply: a table that `leaks --labels --csv` wrote and somebody reviewed; its labels stay with the cache.
+    force: replace a file at `out` that is no cache. `cache.report` tells what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault, NotACache if a cache is damaged and cannot
     be mended; under `strict` UnreadableImages, after everything else was cached.
     """
@@ -252,6 +256,7 @@ def extract(
     if os.path.lexists(out) and not out.is_dir():
         read = [Path(request.spec.weights) for request in options.requests()]
         read += [] if isinstance(images, Images) else [Path(images)]
+        read += [] if apply is None else [Path(apply)]
         inputs = [path for path in read if path.is_file()]
         replaces = out.is_file() and not is_cache(out)
         if out.is_file() and not replaces:
@@ -317,9 +322,10 @@ class Job:
         if aside := parts.set_aside(out):
             progress(Tick("aside", 0, 0, f"Damaged parts of {out}, whose rows are computed anew: {len(aside)}"))
         self.damaged: frozenset[str] = frozenset()  # fingerprints of taps in CACHE.h5, as far as it was compared
+        self.decisions = None if options.apply is None else read_decisions(options.apply)
         self.earlier = self._cache_so_far()
         self.scanned = _scanned(images, self.earlier, options, index, progress)
-        self.images, self.joined = as_stored(self.scanned, self.earlier)
+        self.images, self.changes = as_stored(self.scanned, self.earlier, self.decisions)
         if self.earlier is not None and not _shared(self.earlier.rows, self.images.rows):
             replaced = f"{len(self.earlier.rows)} images of {self.earlier.root} by {len(self.images.rows)} others"
             progress(Tick("images", 0, 0, f"{out}: replacing the table of {replaced}; the features of both are kept"))
@@ -381,16 +387,16 @@ class Job:
         return Cache.open(self.out)
 
     def _read_table(self) -> None:
-        """Take over the splits and groups that the cache has now."""
+        """Take over the splits, groups and reviewed labels that the cache has now."""
         earlier = self._cache_so_far()
         if earlier != self.earlier:
             self.earlier = earlier
-            self.images, self.joined = as_stored(self.scanned, earlier)
+            self.images, self.changes = as_stored(self.scanned, earlier, self.decisions)
 
     def _table(self) -> parts.ImageTable:
         """Return the table of images to write in place of the one that is there."""
         self._read_table()  # while images were computed, others may have put some into other groups and splits
-        return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.joined)
+        return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.changes)
 
     def _without_damaged(self, todo: list[tuple[Request, Target]]) -> list[tuple[Request, Target]]:
         """Return what the backbones lack when the damaged taps of CACHE.h5 are left out, and say which they are.
@@ -425,8 +431,9 @@ class Job:
         """Tell whether the cache says all that there is to say."""
         if part_files(self.out) and not self.in_parts:
             return False
-        said = earlier.rows, {one.path: one for one in earlier.failures}, os.fsencode(earlier.root)
-        return said == (self._rows(), self._failures(), self._facts()["root"])
+        failures = {failure.path: failure for failure in earlier.failures}
+        stored = earlier.rows, earlier.changes.reviews, failures, os.fsencode(earlier.root)
+        return stored == (self._rows(), self.changes.reviews, self._failures(), self._facts()["root"])
 
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
@@ -443,7 +450,7 @@ class Job:
             others=self.images.others,
             stray=self.images.stray,
             groups=self.images.groups,
-            remarks=(*self.images.remarks, *apart(self.images)),
+            remarks=(*self.images.remarks, *apart(self.images), *review_remarks(self.images, self.changes)),
             notes=self._notes(),
         )
 

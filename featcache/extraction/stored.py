@@ -1,4 +1,4 @@
-"""What a cache has decided about images stays so when they are scanned again: splits, and groups of `leaks --fix`."""
+"""What a cache has decided about images stays when they are scanned again: splits, groups, and reviewed labels."""
 
 from __future__ import annotations
 
@@ -6,20 +6,56 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from featcache.cache.changes import UNCHANGED, Changes, later, with_review, without_review
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
+from featcache.extraction.reviewing import Decisions, reviews_of
 from featcache.images.groups import crossing_remark, without_split
 from featcache.images.manifest import Images
 from featcache.spec import SPLITS, ImageRow, SplitSpec, unit_of, units_of
 
 
-def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[str, str]]:
-    """Return the manifest with the groups and splits that the cache has, and what each joined image's group was.
+def as_stored(images: Images, earlier: Cache | None, decisions: Decisions | None = None) -> tuple[Images, Changes]:
+    """Return the manifest with the groups, splits and reviewed labels that the cache has, and what that changed.
 
-    Raises UsageError if another split, or other groups, are asked for.
+    decisions: a table of new reviews. Raises UsageError if another split, or other groups, are asked for, DataError if
+    a decision cannot be meant.
     """
-    if earlier is None:
-        return images, {}
+    changes = UNCHANGED
+    if earlier is not None:
+        unreviewed = replace(earlier, rows=without_review(earlier.rows, earlier.changes))
+        images, changes = _in_stored_splits(images, unreviewed)
+    reviews = changes.reviews
+    if decisions is not None:
+        reviews = later(reviews, reviews_of(decisions, images.rows, reviews))
+    rows, changes = with_review(images.rows, changes, reviews)
+    return replace(images, rows=rows), changes
+
+
+def review_remarks(images: Images, changes: Changes) -> list[str]:
+    """Return a sentence on the labels that are as a review left them, and one on reviews of images edited since."""
+    given = {(row.digest, changes.relabelled.get(row.path, row.label)) for row in images.rows}
+    counts = Counter(review.outcome for review in changes.reviews if (review.digest, review.label) in given)
+    remarks = []
+    if counts:
+        outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("changed", "dropped", "kept"))
+        remarks.append(f"Labels are as reviewed: {outcomes}. To take that back: featcache leaks CACHE --unapply")
+    label_of = {row.path: row.label for row in images.rows}
+    edited = [
+        review.path
+        for review in changes.reviews
+        if (review.digest, review.label) not in given and label_of.get(review.path) == review.label
+    ]
+    if edited:
+        remarks.append(
+            f"{len(edited)} images are other files than when their labels were reviewed, such as {edited[0]}, so these "
+            "have the labels of their folders or table again"
+        )
+    return remarks
+
+
+def _in_stored_splits(images: Images, earlier: Cache) -> tuple[Images, Changes]:
+    """Return the manifest in the groups and splits of a cache that nobody reviewed, with its changes."""
     if images.split_spec != earlier.split_spec:
         raise UsageError(
             f"{earlier.path} is split {_spelt(earlier.split_spec)}, and splits never move; asked for "
@@ -28,7 +64,8 @@ def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[st
     _check_groups(images, earlier)
     rows = _with_joined_groups(images.rows, earlier)
     joined = {row.path: old.group for row, old in zip(rows, images.rows, strict=True) if row.group != old.group}
-    return replace(images, rows=_with_stored_splits(rows, images.given - joined.keys(), earlier)), joined
+    changes = earlier.changes._replace(joined=joined, moved=_moved(images, joined, earlier))
+    return replace(images, rows=_with_stored_splits(rows, images.given - joined.keys(), earlier)), changes
 
 
 def kept_apart(scanned: Images, stored: Images) -> str:
@@ -36,7 +73,7 @@ def kept_apart(scanned: Images, stored: Images) -> str:
     moved = [
         (old.split, new.split)
         for old, new in zip(scanned.rows, stored.rows, strict=True)
-        if old.path in scanned.given and old.split != new.split
+        if old.path in scanned.given and new.split and old.split != new.split
     ]
     if not moved:
         return ""
@@ -68,6 +105,19 @@ def _with_joined_groups(rows: Sequence[ImageRow], earlier: Cache) -> tuple[Image
     of_group = {earlier.joined[row.path]: row.group for row in earlier.rows if earlier.joined.get(row.path)}
     of_group |= {row.group: of_content[row.digest] for row in rows if row.group and row.digest in of_content}
     return tuple(row._replace(group=of_content.get(row.digest) or of_group.get(row.group) or row.group) for row in rows)
+
+
+def _moved(images: Images, joined: Mapping[str, str], earlier: Cache) -> dict[str, str]:
+    """Return the split that each joined image had before `leaks --fix`; a new one has that of its folder or bytes."""
+    moved = earlier.changes.moved
+    by_place = {(row.path, row.digest): moved[row.path] for row in earlier.rows if row.path in moved}
+    by_content = {digest: split for (_, digest), split in by_place.items()}
+    splits: dict[str, str] = {}
+    for row in images.rows:
+        if row.path in joined:
+            otherwise = row.split if row.path in images.given else by_content.get(row.digest, row.split)
+            splits[row.path] = by_place.get((row.path, row.digest), otherwise)
+    return splits
 
 
 def _check_groups(images: Images, earlier: Cache) -> None:

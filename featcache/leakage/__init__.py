@@ -1,7 +1,7 @@
 """Images that show the same within and across splits, groups that keep them together, and labels that look wrong."""
 
 from featcache.leakage.finding import leaks
-from featcache.leakage.fixing import Fixed, Move, check_table, fix, write_table
+from featcache.leakage.fixing import Fixed, Move, Unfixed, check_table, fix, unfix, write_table
 from featcache.leakage.labels import Doubt, Doubts, doubts
 from featcache.leakage.results import KINDS, Leaks, Pair, Thresholds
 
@@ -14,9 +14,11 @@ __all__ = [
     "Move",
     "Pair",
     "Thresholds",
+    "Unfixed",
     "check_table",
     "doubts",
     "fix",
     "leaks",
+    "unfix",
     "write_table",
 ]
