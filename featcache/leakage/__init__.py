@@ -4,6 +4,7 @@ from featcache.leakage.finding import leaks
 from featcache.leakage.fixing import Fixed, Move, Unfixed, check_table, fix, unfix, write_table
 from featcache.leakage.labels import Doubt, Doubts, doubts
 from featcache.leakage.results import KINDS, Leaks, Pair, Thresholds
+from featcache.leakage.reviewing import Relabelled, Reviewed, apply_review, check_doubts_table, unapply, write_doubts
 
 __all__ = [
     "KINDS",
@@ -13,12 +14,18 @@ __all__ = [
     "Leaks",
     "Move",
     "Pair",
+    "Relabelled",
+    "Reviewed",
     "Thresholds",
     "Unfixed",
+    "apply_review",
+    "check_doubts_table",
     "check_table",
     "doubts",
     "fix",
     "leaks",
+    "unapply",
     "unfix",
+    "write_doubts",
     "write_table",
 ]
