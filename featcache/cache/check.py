@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.cache import layout
+from featcache.cache.changes import Review
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import compared_rows, is_part, opened
 from featcache.errors import DataError, NotACache
@@ -86,6 +87,7 @@ class Why:
     digest: str
     same: tuple[str, ...]  # images of the cache with the same bytes
     taps: tuple[TapAnswer, ...]
+    reviews: tuple[Review, ...] = ()  # what was decided about labels of images with the same bytes
 
 
 def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = None) -> Why:
@@ -105,7 +107,8 @@ def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = No
             answers.append(TapAnswer(rows.tap.name, False, f"it was skipped: {failed.status}, {failed.reason}"))
         else:
             answers.append(TapAnswer(rows.tap.name, False, _missing(cache, path, bool(same))))
-    return Why(digest, same, tuple(answers))
+    reviews = tuple(review for review in cache.changes.reviews if review.digest == digest)
+    return Why(digest, same, tuple(answers), reviews)
 
 
 def _missing(cache: Cache, path: Path, known: bool) -> str:

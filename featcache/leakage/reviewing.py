@@ -134,6 +134,6 @@ def csv_line(cells: Sequence[str]) -> bytes:
     """Return the bytes of one line: those of a path are as on the disk."""
     text = io.StringIO()
     # before Python 3.13 csv does not quote a bare \r by itself
-    quoting = csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(cells)
+    is_quoted = any("\r" in cell for cell in cells)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL).writerow(cells)
     return os.fsencode(text.getvalue())

@@ -30,7 +30,7 @@ from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.judged import Judged
 from featcache.reports.pictures import bits_of, picture, sheet
-from featcache.reports.table import looks_text, settings_of, unjudged_text
+from featcache.reports.table import looks_text, reviewed_text, settings_of, unjudged_text
 from featcache.reports.templates import render_page
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
@@ -87,10 +87,12 @@ class Report:
             "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
             "looks": looks_text(run),
+            "test_reviewed": reviewed_text(run),
             "has_test": "test" in self.cache.splits,
             "how": _how(run),
             "less_is_better": run.settings.metric in LOWER_IS_BETTER,
             "final_command": f"featcache report {quote(f'{run.path}{head}')} --final",
+            "review_command": f"featcache leaks {quote(str(self.cache.path))} --labels --html labels.html",
             "fix_command": f"featcache leaks {quote(str(self.cache.path))} --fix",
             "facts": self._facts(),
             "taps": self._taps(),
