@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +46,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
         }
         for one in stored
     ]
+    outcomes = Counter(review.outcome for review in found.changes.reviews)
     facts = {
         "cache": str(cache),
         "root": str(found.root),
@@ -52,6 +54,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
         "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in found.failures],
         "classes": list(found.classes),
         "splits": dict(found.splits),
+        "reviewed": dict(outcomes),
         "split_spec": asdict(found.split_spec),
         "taps": taps,
     }
@@ -71,6 +74,8 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
             ]
             for one in stored
         ]
+        reviewed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        head += f"\nLabels reviewed: {reviewed}" if reviewed else ""
         return "\n".join([head, table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows)])
 
     emit(json, facts, text)
@@ -175,13 +180,19 @@ def why_command(
         )
         for request in asked.requests():
             missing += lacking(request, opened)
-    facts = {"file": str(file), **asdict(found), "lacking": missing}
+    reviews = [review._asdict() | {"outcome": review.outcome} for review in found.reviews]
+    facts = {"file": str(file), **asdict(found), "reviews": reviews, "lacking": missing}
 
     def text() -> str:
         names = ", ".join(map(printable, found.same)) or "none"
         lines = [f"{printable(str(file))}: {found.digest[:12]}; images of the cache with these bytes: {names}"]
         lines += [f"{'hit ' if one.hit else 'miss'}  {one.tap}: {printable(one.reason)}" for one in found.taps]
-        return "\n".join([*lines, *(f"miss  {one}" for one in missing)])
+        lines += [f"miss  {one}" for one in missing]
+        for review in found.reviews:
+            change = f" to '{review.new_label}'" if review.outcome == "changed" else ""
+            reviewed = f"Label '{review.label}' was {review.outcome}{change} by a review on {review.at[:10]}"
+            lines.append(printable(reviewed))
+        return "\n".join(lines)
 
     emit(json, facts, text)
 

@@ -66,6 +66,9 @@ def command(
     allow_outside: AllowOutside = False,
     label_column: LabelColumn = None,
     path_column: PathColumn = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Labels as a reviewed CSV of featcache leaks --labels decides.")
+    ] = None,
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Read every image again, and check every row; compute damaged ones again.")
     ] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from featcache_cli import review
 from featcache_cli.output import Json, Quiet, emit, in_shell, progress
 
 if TYPE_CHECKING:
@@ -36,15 +37,30 @@ def command(
     fix_to: Annotated[
         Path | None, typer.Option("--fix-to", help="Write that to a CSV (path, label, split, group), not to the cache.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="With --fix-to: replace a file that is there.")] = False,
+    unfix: Annotated[bool, typer.Option("--unfix", help="Take back all that --fix did to the cache.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Also list labels that look wrong.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="With --labels: write all to a CSV; fill its column decision.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="With --labels: write a page to decide by eye, which saves that CSV.")
+    ] = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Give the cache the labels that a reviewed CSV decides.")
+    ] = None,
+    unapply: Annotated[
+        bool, typer.Option("--unapply", help="Take back all decisions of --apply: labels are those of the folders.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --fix-to, --csv, --html: replace a file that is there.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Find images that show the same within and across splits: copies, re-encoded, resized, turned, near duplicates.
 
     Exit code 3 if test (or val, where there is no test) shares images or groups with another split, and --fix is not
-    given.
+    given. With --apply, --unapply or --unfix nothing is compared.
 
     Example: featcache leaks photos.h5
     """
@@ -52,17 +68,25 @@ def command(
     from featcache.leakage import check_table, doubts, fix, leaks, write_table
     from featcache.reports.commands import flags_of
 
+    if apply is not None or unapply or unfix:
+        review.check_alone({"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html})
+        review.change(cache, apply, unapply, unfix, json, quiet)
+        return
+    review.check_files(cache, labels, csv, html, images, force)
     if fix_to is not None:
         check_table(cache, fix_to, images, force=force)
+    files = review.Files(cache, csv, html)
     stays = True
     with progress(quiet) as draw:
         found = leaks(cache, tap=tap, threshold=threshold, images=images, progress=draw)
         doubted = doubts(found, tap=tap, progress=draw) if labels else None
+        if doubted is not None:
+            review.write_files(doubted, files, images, force, draw)
         if fix_to is not None:
             stays = write_table(found, fix_to, images, force=force)
         fixed = fix(found, progress=draw) if repair else None
     table = None if fix_to is None else _Table(fix_to, stays, flags_of([Cache.open(found.cache).taps[found.tap]]))
-    emit(json, document(found, doubted, fixed, table), lambda: text(found, doubted, fixed, table))
+    emit(json, document(found, doubted, fixed, table, files), lambda: text(found, doubted, fixed, table, files))
     if found.contaminated and fixed is None:
         raise typer.Exit(CONTAMINATED)
 
@@ -82,7 +106,9 @@ class _Table(NamedTuple):
         return f"featcache extract {quote(str(self.path))}{outside} {self.flags} -o {out}"
 
 
-def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None = None) -> dict[str, Any]:
+def document(
+    found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None, files: review.Files
+) -> dict[str, Any]:
     """Return the result as it stands in JSON."""
     pairs = [{**asdict(pair), "splits": [*pair.splits]} for pair in found.pairs]
     counts = [{"splits": [*splits], **kinds} for splits, kinds in found.counts.items()]
@@ -103,8 +129,9 @@ def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _
     if doubted is not None:
         facts["labels"] = [asdict(one) for one in doubted.doubts]
         facts["labels_judged"] = {
-            name: getattr(doubted, name) for name in ("images", "unjudged", "accuracy", "tap", "seconds")
+            name: getattr(doubted, name) for name in ("images", "unjudged", "reviewed", "accuracy", "tap", "seconds")
         }
+        facts["labels_files"] = files.to_json()
     if fixed is not None:
         facts["fixed"] = {**asdict(fixed), "cache": str(fixed.cache)}
     if table is not None:
@@ -112,12 +139,12 @@ def document(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _
     return facts
 
 
-def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None = None) -> str:
+def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None, files: review.Files) -> str:
     """Return the result as a person reads it."""
     from featcache.reports.text import printable
 
     lines = [*_what_was_compared(found), "", *_pairs(found), _verdict(found)]
-    lines += [] if doubted is None else ["", *_doubts(doubted)]
+    lines += [] if doubted is None else ["", *_doubts(doubted), *review.next_lines(doubted, files)]
     if table is not None:
         lines += [f"Table: {printable(str(table.path))}", f"Next: {printable(table.command)}"]
     elif fixed is None:
@@ -200,22 +227,31 @@ def _remedy(found: Leaks) -> list[str]:
 
 
 def _doubts(doubted: Doubts) -> list[str]:
-    from featcache.reports.text import table
+    from featcache.reports.text import printable, table
 
     lines = [
         f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression on {doubted.tap} "
         "that had seen neither the image nor a copy of it "
         f"(accuracy {doubted.accuracy:.3f}, {doubted.seconds:.1f} s)."
     ]
+    if doubted.reviewed:
+        lines.append(f"{doubted.reviewed} more were reviewed, so they are not listed again.")
+    for photo in doubted.photos_of_two_labels[:LISTED]:
+        places = " and ".join(f"{path} ({label})" for path, label in photo)
+        lines.append(printable(f"One photo under {len({label for _, label in photo})} labels: {places}"))
     if doubted.unjudged:
         lines.append(f"{doubted.unjudged} images were not judged: their classes have too few others.")
     rows = [
-        [one.path, one.label, one.suggested, f"{one.probability:.3f}", f"{one.of_suggested:.3f}"]
-        for one in doubted.doubts[:LISTED]
+        [doubt.path, doubt.label, doubt.suggested or "-", _share(doubt.probability), _share(doubt.of_suggested)]
+        for doubt in doubted.doubts[:LISTED]
     ]
     more = len(doubted.doubts) - len(rows)
     lines += [table(["image", "label", "rather", "p(label)", "p(rather)"], rows)] if rows else []
-    return lines + ([f"{more} more: --json lists all."] if more else [])
+    return lines + ([f"{more} more: --json lists all."] if more > 0 else [])
+
+
+def _share(probability: float | None) -> str:
+    return "-" if probability is None else f"{probability:.3f}"
 
 
 def _fixed(fixed: Fixed) -> list[str]:
@@ -234,4 +270,5 @@ def _fixed(fixed: Fixed) -> list[str]:
     lines += [f"Nothing left: {'; '.join(map(printable, fixed.emptied))}."] if fixed.emptied else []
     if fixed.moved:
         lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
+        lines.append(f"To take it back: featcache leaks {in_shell(fixed.cache)} --unfix")
     return lines

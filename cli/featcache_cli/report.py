@@ -75,6 +75,7 @@ def command(
         "test": judged[0] if judged else None,  # of the head
         "tests": judged,  # and of the fine-tuned model
         "looks": opened.looks(),  # at the test split, of all runs on this cache
+        "test_reviews": [review._asdict() for review in opened.test_reviews()],  # labels of it that were changed
     }
     said = [f"Report: {printable(str(html))}"] if html else []
     said += [f"TensorBoard: tensorboard --logdir {tensorboard}"] if tensorboard else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.cache import layout
+from featcache.cache.changes import Review
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import compared_rows, is_part, opened
 from featcache.errors import DataError, NotACache
@@ -92,6 +93,7 @@ class Why:
     digest: str
     same: tuple[str, ...]  # paths of images in the cache with the same bytes
     taps: tuple[TapAnswer, ...]
+    reviews: tuple[Review, ...] = ()  # what was decided about labels of images with the same bytes
 
 
 def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = None) -> Why:
@@ -113,7 +115,8 @@ def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = No
         else:
             reason = _why_missing(cache, path, bool(same))
         answers.append(TapAnswer(rows.tap.name, is_hit, reason))
-    return Why(digest, same, tuple(answers))
+    reviews = tuple(review for review in cache.changes.reviews if review.digest == digest)
+    return Why(digest, same, tuple(answers), reviews)
 
 
 def _why_missing(cache: Cache, path: Path, is_known: bool) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.cache.changes import Changes, Review, later, with_review, without_review
 from featcache.cache.layout import looks_beside, state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
@@ -48,11 +49,13 @@ def _part_of(sources: Sequence[Path]) -> Callable[[Path], bool]:
     def is_ours(path: Path) -> bool:
         caches = [Cache.open(source) for source in sources]
         earlier = Cache.open(path)
-        images = {row for cache in caches for row in cache.rows}
+        images = {row for cache in caches for row in without_review(cache.rows, cache.changes)}
         joined = {item for cache in caches for item in cache.joined.items()}
+        reviews = {review for cache in caches for review in cache.changes.reviews}
         return (
-            images.issuperset(earlier.rows)
+            images.issuperset(without_review(earlier.rows, earlier.changes))
             and joined.issuperset(earlier.joined.items())
+            and reviews.issuperset(earlier.changes.reviews)
             and _row_keys(sources).issuperset(_row_keys([path]))
         )
 
@@ -86,12 +89,14 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
         "split_spec": canonical_json(asdict(first.split_spec)),
         "decode": first.decode if all(one.decode == first.decode for one in caches) else "",  # failures: try again
     }
-    images = _united(caches)
-    failures = _failures(caches, images)
-    joined = {path: given for cache in caches for path, given in cache.joined.items()}
+    united = _united(caches)
+    failures = _failures(caches, united)
+    joined = {path: group for cache in caches for path, group in cache.changes.joined.items()}
+    moved = {path: split for cache in caches for path, split in cache.changes.moved.items()}
+    images, changes = with_review(united, Changes(joined, moved), _reviews(caches))
     # Copy the looks before the cache appears, so that a kill in between loses none.
     _copy_looks(sources, out)
-    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, joined)
+    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, changes)
 
 
 def _copy_looks(sources: Sequence[Path], out: Path) -> None:
@@ -106,7 +111,7 @@ def _united(caches: Sequence[Cache]) -> list[ImageRow]:
     first_by_path: dict[str, tuple[ImageRow, Path]] = {}
     first_by_unit: dict[str, tuple[ImageRow, Path]] = {}  # unit: what must stay in one split, a content or a group
     for cache in caches:
-        for row in cache.rows:
+        for row in without_review(cache.rows, cache.changes):
             known, source = first_by_path.setdefault(row.path, (row, cache.path))
             if known != row:
                 change = "another image" if known.digest != row.digest else "labelled, grouped or split otherwise"
@@ -124,6 +129,20 @@ def _united(caches: Sequence[Cache]) -> list[ImageRow]:
                         "up to date"
                     )
     return sorted((row for row, _ in first_by_path.values()), key=lambda row: os.fsencode(row.path))
+
+
+def _reviews(caches: Sequence[Cache]) -> tuple[Review, ...]:
+    """Return what was decided about labels in any of the caches. Raises DataError if two decide otherwise."""
+    source_of: dict[tuple[str, str], tuple[Review, Path]] = {}
+    for cache in caches:
+        for review in cache.changes.reviews:
+            known, source = source_of.setdefault((review.digest, review.label), (review, cache.path))
+            if known.new_label != review.new_label:
+                raise DataError(
+                    f"{review.path}, labelled '{review.label}', was {known.outcome} by the review of {source} and "
+                    f"{review.outcome} by that of {cache.path}. Decide alike in both: featcache leaks --apply FILE"
+                )
+    return later((), (review for review, _ in source_of.values()))
 
 
 def _failures(caches: Sequence[Cache], images: Sequence[ImageRow]) -> Mapping[str, Failure]:

@@ -4,8 +4,11 @@
                              content digests of /images and of every tap)
     /images/path             (N,) bytes, relative to the root, as the file system spells them
     /images/label, group, split, digest, status, reason     (N,) bytes, UTF-8
-    /images/given_group      (N,) bytes, only where `leaks --fix` has put images into larger groups: "=" and the group
-                             that folder or manifest gave each of those; empty for all others
+    /images/given_group, given_split    (N,) bytes, only where `leaks --fix` has put images into larger groups: "=" and
+                             the group and split that each of those had before; empty for all others
+    /images/given_label, dropped_from   (N,) bytes, only where a review has changed labels: "=" and the label that
+                             folder or manifest gives such an image, and the split that a dropped image was in
+    /images/reviews          (R,) bytes, only where labels were reviewed: JSON, see `changes.Review`
     /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; in a folder of parts
                              rows_of (JSON: how many images each tap has rows of, by fingerprint)
     /taps/<tap>/features     (M, D) or (M, h, w, C), float32 or float16, contiguous
@@ -64,7 +67,13 @@ INDEX_NAME = "index.json"  # in a folder of parts: sizes, times and digests of t
 LOCK_NAME = ".lock"
 DAMAGED = ".damaged"  # the suffix of a part that was set aside
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
-GIVEN_GROUP = "given_group"
+COLUMNS_OF_CHANGES = {  # in the file, each only where it is needed: see `changes.Changes`
+    "given_group": "joined",
+    "given_split": "moved",
+    "given_label": "relabelled",
+    "dropped_from": "dropped",
+}
+REVIEWS = "reviews"
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
 ROWS_OF = "rows_of"
 MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
@@ -395,7 +404,8 @@ def text_of(node: Any, name: str) -> str:
 def images_digest(group: Any) -> str:
     """Return the SHA-256 of the images' columns and facts as they stand in the file."""
     hashed = hashlib.sha256()
-    for name in (*IMAGE_COLUMNS, *({GIVEN_GROUP} & group.keys())):
+    optional = [name for name in (*COLUMNS_OF_CHANGES, REVIEWS) if name in group]
+    for name in (*IMAGE_COLUMNS, *optional):
         column = group[name]
         hashed.update(f"{name} {column.dtype} {column.shape}\0".encode())
         hashed.update(column[()].tobytes())

@@ -34,6 +34,7 @@ import numpy as np
 from featcache import files
 from featcache.arrays import Features
 from featcache.cache import layout
+from featcache.cache.changes import UNCHANGED, Changes
 from featcache.cache.check import lost_rows
 from featcache.cache.layout import DAMAGED, LOCK_NAME, part_files, parts_folder, table_of
 from featcache.cache.reader import Cache
@@ -54,7 +55,7 @@ class ImageTable(NamedTuple):
     rows: Sequence[ImageRow]
     failures: Mapping[str, Failure]  # {path: why that image has no row}
     facts: Mapping[str, str | bytes]  # of the images as a whole
-    joined: Mapping[str, str]  # see `Cache`
+    changes: Changes = UNCHANGED
 
 
 def commit(
@@ -162,20 +163,20 @@ def merge(
     images: Sequence[ImageRow],
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
-    joined: Mapping[str, str] | None = None,
+    changes: Changes = UNCHANGED,
     before: str | None = ANY,
     damaged: Collection[str] = (),
 ) -> Cache:
     """Write the images, and the rows of the parts, into the cache's one file; return the cache.
 
     Rows stand in the order of the images, then by digest, so that the bytes of the file do not depend on
-    how often the extraction was interrupted. failures: {path: why that image has no row}. joined: see `Cache`.
+    how often the extraction was interrupted. failures: {path: why that image has no row}.
     damaged: fingerprints of taps that may be damaged; see above for what becomes of them.
     before: `layout.state` of the table that the images were decided on; if it is another one by now, Overtaken is
     raised. With ANY the images replace whatever table is there.
     Raises NotACache, and changes nothing, if rows of another tap are not those that were written.
     """
-    table = ImageTable(images, failures, facts, joined or {})
+    table = ImageTable(images, failures, facts, changes)
     if before == ANY:
         merged = again(lambda: _merged(cache, table, layout.state(table_of(cache)), damaged))
     else:
@@ -217,7 +218,7 @@ def _merged(cache: Path, images: ImageTable, before: str | None, damaged: Collec
         if not is_folder:
             rows, kept = _rows_to_merge(cache, parts, damaged)
         written = write_cache(
-            table, before, rows.values(), images.rows, images.failures, images.facts, counts, images.joined, kept
+            table, before, rows.values(), images.rows, images.failures, images.facts, counts, images.changes, kept
         )
     except NotACache as error:
         # Rows that do not match while another process replaces the table are no damage.
@@ -296,7 +297,7 @@ def write_cache(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
     counts: Mapping[str, int] | None = None,
-    joined: Mapping[str, str] | None = None,
+    changes: Changes = UNCHANGED,
     kept: Sequence[Piece] = (),
 ) -> str:
     """Write a cache with these images and all rows of these taps, and return its state. before: see `write_table`.
@@ -306,7 +307,7 @@ def write_cache(
     """
 
     def fill(file: Any, check: Callable[[], None]) -> None:
-        _fill_images(file, images, failures, facts, counts, joined or {})
+        _fill_images(file, images, failures, facts, counts, changes)
         for tap_rows in sorted(rows, key=lambda one: one.tap.name):
             write_rows(file, tap_rows, in_order(tap_rows, images), check)
         for piece in kept:
@@ -333,7 +334,7 @@ def _fill_images(
     failures: Mapping[str, Failure],
     facts: Mapping[str, str | bytes],
     counts: Mapping[str, int] | None,
-    joined: Mapping[str, str],
+    changes: Changes,
 ) -> None:
     group = file.create_group("images")
     for key in layout.IMAGE_FACTS:
@@ -352,9 +353,14 @@ def _fill_images(
     }
     for name in layout.IMAGE_COLUMNS:
         group.create_dataset(name, data=layout.strings([os.fsencode(columns[name](row)) for row in images]))
-    if joined:
-        given = [f"={joined[row.path]}" if row.path in joined else "" for row in images]
-        group.create_dataset(layout.GIVEN_GROUP, data=layout.strings([os.fsencode(text) for text in given]))
+    for name, field_name in layout.COLUMNS_OF_CHANGES.items():
+        had = getattr(changes, field_name)
+        texts = [f"={had[row.path]}" if row.path in had else "" for row in images]
+        if any(texts):
+            group.create_dataset(name, data=layout.strings([os.fsencode(text) for text in texts]))
+    if changes.reviews:
+        reviews = [review.to_json().encode() for review in changes.reviews]
+        group.create_dataset(layout.REVIEWS, data=layout.strings(reviews))
     layout.put_text(group, "content_digest", layout.images_digest(group))
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
+from featcache.cache.changes import UNCHANGED, Changes, Review
 from featcache.cache.rows import Digests, TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
@@ -36,9 +37,7 @@ class Cache:
     split_spec: SplitSpec
     decode: str  # version of the decoder that found the failures
     layout: str = "classes"  # of the images: classes, splits, flat ...
-    joined: Mapping[str, str] = field(
-        default_factory=dict
-    )  # {path: the group it had} of those in groups of `leaks --fix`
+    changes: Changes = UNCHANGED  # what `leaks --fix` and reviews of labels changed
     report: Any = None  # what the extraction that returned this cache did
 
     def __repr__(self) -> str:
@@ -56,7 +55,7 @@ class Cache:
                 raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
             group = layout.own_group(file, "images", path)
             columns = [_texts(layout.plain(group, name, "S", (1,), path)) for name in layout.IMAGE_COLUMNS]
-            joined = _joined(group, columns[0], path)
+            changes = _changes(group, columns[0], path)
             if layout.images_digest(group) != layout.text_of(group, "content_digest"):
                 raise layout.damaged(path, "its images are not those that were written")
             rows, failures = _images(columns)
@@ -69,12 +68,17 @@ class Cache:
             arranged = layout.text_of(group, "layout")
         if path.is_dir():
             taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
-        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged, joined)
+        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged, changes)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the class index."""
         return tuple(sorted({row.label for row in self.rows if row.label}))
+
+    @property
+    def joined(self) -> Mapping[str, str]:
+        """The group that an image had before, {path: group}, of those in groups of `leaks --fix`."""
+        return self.changes.joined
 
     @property
     def splits(self) -> Mapping[str, int]:
@@ -252,11 +256,13 @@ def _texts(dataset: Any) -> list[str]:
     return [texts[value] for value in values]
 
 
-def _joined(group: Any, paths: list[str], path: Path) -> dict[str, str]:
-    if layout.GIVEN_GROUP not in group:
-        return {}
-    given = _texts(layout.plain(group, layout.GIVEN_GROUP, "S", (1,), path))
-    return {path: text[1:] for path, text in zip(paths, given, strict=True) if text}
+def _changes(group: Any, paths: list[str], path: Path) -> Changes:
+    columns: dict[str, dict[str, str]] = {}
+    for name, field_name in layout.COLUMNS_OF_CHANGES.items():
+        texts = _texts(layout.plain(group, name, "S", (1,), path)) if name in group else []
+        columns[field_name] = {path: text[1:] for path, text in zip(paths, texts, strict=bool(texts)) if text}
+    stored = _texts(layout.plain(group, layout.REVIEWS, "S", (1,), path)) if layout.REVIEWS in group else []
+    return Changes(**columns, reviews=tuple(map(Review.from_json, stored)))
 
 
 def _images(columns: list[list[str]]) -> tuple[tuple[ImageRow, ...], tuple[Failure, ...]]:

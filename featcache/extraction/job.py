@@ -48,7 +48,8 @@ from featcache.errors import (
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Started, Target, tap_of
 from featcache.extraction.engines import Engine, PixelEngine, provenance, weights_source_of
 from featcache.extraction.engines import choose as choose_engine
-from featcache.extraction.stored import apart, as_stored, kept_apart
+from featcache.extraction.reviewing import read_decisions
+from featcache.extraction.stored import apart, as_stored, kept_apart, review_remarks
 from featcache.images.decode import parse_views
 from featcache.images.groups import Groups
 from featcache.images.index import is_index
@@ -112,6 +113,7 @@ class Options:
     rehash: bool = False
     strict: bool = False
     trust: bool = False
+    apply: str | Path | None = None
 
     def requests(self) -> list[Request]:
         """Return the requested backbones, each once. Raises UsageError, UnknownBackbone."""
@@ -227,6 +229,7 @@ def extract(
     rehash: bool = False,
     strict: bool = False,
     trust: bool = False,
+    apply: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Cache:
@@ -246,6 +249,7 @@ def extract(
     split, group_from, seed, allow_outside, label_column, path_column: as in `scan`; a cache keeps the splits it has.
     rehash: read every image again, even if its size and time match the index, and compare every stored row with its
     digest. strict: raise UnreadableImages if an image cannot be used, after all others are cached.
+    apply: a table that `leaks --labels --csv` wrote and somebody reviewed; its labels stay with the cache.
     force: replace a file at `out` that is no cache. `cache.report` holds what was done.
     Raises NoImages, UsageError, WeightsMissing, WeightsMismatch, DiskFault, NotACache if a cache is damaged and cannot
     be mended.
@@ -276,6 +280,7 @@ def extract(
         rehash=rehash,
         strict=strict,
         trust=trust,
+        apply=apply,
     )
     out = Path(out)
     index = _index_of(out, layout)
@@ -346,9 +351,10 @@ class Job:
             note = f"Damaged parts of {out}, whose rows are computed again: {len(damaged_parts)}"
             progress(Tick("aside", 0, 0, note))
         self.damaged: frozenset[str] = frozenset()  # fingerprints of damaged taps in CACHE.h5, once it was compared
+        self.decisions = None if options.apply is None else read_decisions(options.apply)
         self.earlier = self._cache_so_far()
         self.scanned = _scanned(images, self.earlier, options, index, progress)
-        self.images, self.joined = as_stored(self.scanned, self.earlier)
+        self.images, self.changes = as_stored(self.scanned, self.earlier, self.decisions)
         self._report_changes()
 
         self.findings = Findings(
@@ -421,16 +427,16 @@ class Job:
         return Cache.open(self.out)
 
     def _read_table(self) -> None:
-        """Give the images the splits and groups that the cache has now."""
+        """Give the images the splits, groups and reviewed labels that the cache has now."""
         earlier = self._cache_so_far()
         if earlier != self.earlier:
             self.earlier = earlier
-            self.images, self.joined = as_stored(self.scanned, earlier)
+            self.images, self.changes = as_stored(self.scanned, earlier, self.decisions)
 
     def _table(self) -> parts.ImageTable:
         """Return the table of images to write in place of the stored one."""
-        self._read_table()  # while this job computed, another process may have changed groups and splits
-        return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.joined)
+        self._read_table()  # while this job computed, another process may have changed groups, splits and labels
+        return parts.ImageTable(self._rows(), self._failures(), self._facts(), self.changes)
 
     def _without_damaged(self, todo: list[tuple[Request, Target]]) -> list[tuple[Request, Target]]:
         """Return what the backbones lack when the damaged taps of CACHE.h5 are left out, and report those taps.
@@ -464,8 +470,9 @@ class Job:
         """Return whether the stored table is already up to date, and all rows are in the one file."""
         if part_files(self.out) and not self.in_parts:
             return False
-        said = earlier.rows, {one.path: one for one in earlier.failures}, os.fsencode(earlier.root)
-        return said == (self._rows(), self._failures(), self._facts()["root"])
+        failures = {failure.path: failure for failure in earlier.failures}
+        stored = earlier.rows, earlier.changes.reviews, failures, os.fsencode(earlier.root)
+        return stored == (self._rows(), self.changes.reviews, self._failures(), self._facts()["root"])
 
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
@@ -482,7 +489,7 @@ class Job:
             others=self.images.others,
             stray=self.images.stray,
             groups=self.images.groups,
-            remarks=(*self.images.remarks, *apart(self.images)),
+            remarks=(*self.images.remarks, *apart(self.images), *review_remarks(self.images, self.changes)),
             notes=self._notes(),
         )
 
@@ -775,6 +782,8 @@ def _replaces_other_file(images: Images | str | Path, out: Path, options: Option
     read = [Path(request.spec.weights) for request in options.requests()]
     if not isinstance(images, Images):
         read.append(Path(images))
+    if options.apply is not None:
+        read.append(Path(options.apply))
     inputs = [path for path in read if path.is_file()]
     if out.is_file() and is_cache(out):
         # Do not ask yet whether a cache can be written: there may be nothing to write.

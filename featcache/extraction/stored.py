@@ -1,4 +1,4 @@
-"""Images keep the splits that a cache gave them, and the groups of `leaks --fix`, when they are scanned again."""
+"""What a cache has decided about images stays when they are scanned again: splits, groups, and reviewed labels."""
 
 from __future__ import annotations
 
@@ -7,20 +7,56 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from featcache.cache.changes import UNCHANGED, Changes, later, with_review, without_review
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
+from featcache.extraction.reviewing import Decisions, reviews_of
 from featcache.images.groups import crossing_remark, without_split
 from featcache.images.manifest import Images
 from featcache.spec import SPLITS, ImageRow, SplitSpec, unit_of, units_of
 
 
-def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[str, str]]:
-    """Return the manifest with the groups and splits of the cache, and {path: group of the scan} of joined images.
+def as_stored(images: Images, earlier: Cache | None, decisions: Decisions | None = None) -> tuple[Images, Changes]:
+    """Return the manifest with the groups, splits and reviewed labels of the cache, and what they changed.
 
-    Raises UsageError if the scan uses another rule for splits or groups.
+    decisions: a table of new reviews. Raises UsageError if the scan uses another rule for splits or groups, and
+    DataError if a decision makes no sense.
     """
-    if earlier is None:
-        return images, {}
+    changes = UNCHANGED
+    if earlier is not None:
+        unreviewed = replace(earlier, rows=without_review(earlier.rows, earlier.changes))
+        images, changes = _in_stored_splits(images, unreviewed)
+    reviews = changes.reviews
+    if decisions is not None:
+        reviews = later(reviews, reviews_of(decisions, images.rows, reviews))
+    rows, changes = with_review(images.rows, changes, reviews)
+    return replace(images, rows=rows), changes
+
+
+def review_remarks(images: Images, changes: Changes) -> list[str]:
+    """Return a sentence on the labels that are as a review left them, and one on reviews of images edited since."""
+    given = {(row.digest, changes.relabelled.get(row.path, row.label)) for row in images.rows}
+    counts = Counter(review.outcome for review in changes.reviews if (review.digest, review.label) in given)
+    remarks = []
+    if counts:
+        outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("changed", "dropped", "kept"))
+        remarks.append(f"Labels are as reviewed: {outcomes}. To take that back: featcache leaks CACHE --unapply")
+    label_of = {row.path: row.label for row in images.rows}
+    edited = [
+        review.path
+        for review in changes.reviews
+        if (review.digest, review.label) not in given and label_of.get(review.path) == review.label
+    ]
+    if edited:
+        remarks.append(
+            f"{len(edited)} images are other files than when their labels were reviewed, such as {edited[0]}, so these "
+            "have the labels of their folders or table again"
+        )
+    return remarks
+
+
+def _in_stored_splits(images: Images, earlier: Cache) -> tuple[Images, Changes]:
+    """Return the manifest in the groups and splits of a cache that nobody reviewed, with its changes."""
     if images.split_spec != earlier.split_spec:
         raise UsageError(
             f"{earlier.path} is split {_spelt(earlier.split_spec)}, and splits never move; asked for "
@@ -32,16 +68,17 @@ def as_stored(images: Images, earlier: Cache | None) -> tuple[Images, Mapping[st
     for row, scanned in zip(rows, images.rows, strict=True):
         if row.group != scanned.group:
             joined[row.path] = scanned.group
+    changes = earlier.changes._replace(joined=joined, moved=_moved(images, joined, earlier))
     # `leaks --fix` decides on the splits of joined images, even where a folder or a table gives another split.
     given = images.given - joined.keys()
-    return replace(images, rows=_with_stored_splits(rows, given, earlier)), joined
+    return replace(images, rows=_with_stored_splits(rows, given, earlier)), changes
 
 
 def kept_apart(scanned: Images, stored: Images) -> str:
     """Return a sentence on the images that stay in another split than their folder or manifest gives them, or ""."""
     moves = Counter[tuple[str, str]]()
     for old, new in zip(scanned.rows, stored.rows, strict=True):
-        if old.path in scanned.given and old.split != new.split:
+        if old.path in scanned.given and new.split and old.split != new.split:
             moves[old.split, new.split] += 1
     if not moves:
         return ""
@@ -89,6 +126,19 @@ def _with_joined_groups(rows: Sequence[ImageRow], earlier: Cache) -> tuple[Image
         group = merged_by_digest.get(row.digest) or merged_by_group.get(row.group) or row.group
         merged.append(row._replace(group=group))
     return tuple(merged)
+
+
+def _moved(images: Images, joined: Mapping[str, str], earlier: Cache) -> dict[str, str]:
+    """Return the split that each joined image had before `leaks --fix`; a new one has that of its folder or bytes."""
+    moved = earlier.changes.moved
+    by_place = {(row.path, row.digest): moved[row.path] for row in earlier.rows if row.path in moved}
+    by_content = {digest: split for (_, digest), split in by_place.items()}
+    splits: dict[str, str] = {}
+    for row in images.rows:
+        if row.path in joined:
+            otherwise = row.split if row.path in images.given else by_content.get(row.digest, row.split)
+            splits[row.path] = by_place.get((row.path, row.digest), otherwise)
+    return splits
 
 
 def _check_groups(images: Images, earlier: Cache) -> None:

@@ -44,6 +44,8 @@ LABEL_LIKE = (
     *("categoryname", "categories", "categoryid", "species", "breed", "variety", "genus", "family", "diagnosis", "dx"),
     *("type", "kind", "tag", "tags", "y", "name", "id"),
 )
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
+NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 ONES = ("1", "1.0", "true")
 ZEROS = ("0", "0.0", "false")
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters at least: C:/ is a drive
@@ -141,6 +143,24 @@ def _near_file(folder: Path, path: str) -> str:
                 if os.path.isfile(folder / f"{before}{tail}{suffix}"):
                     return f"{before}{tail}{suffix}"
     return ""
+
+
+def read_text_table(path: Path) -> tuple[list[str], list[Row]]:
+    """Return the columns and rows of a CSV or TSV file with paths, as any spreadsheet writes it.
+
+    Raises DataError, NoImages if it is empty.
+    """
+    table = _text(path, None)
+    return table.columns, list(table.rows)
+
+
+def safe_cell(text: str) -> str:
+    """Return a text as a cell that no spreadsheet runs as a formula. Numbers such as -1 are none.
+
+    >>> safe_cell("=1+1"), safe_cell("-1"), safe_cell("rose")
+    ("'=1+1", '-1', 'rose')
+    """
+    return f"'{text}" if text.startswith(FORMULA_STARTS) and not NUMBER.fullmatch(text) else text
 
 
 def _as_file(cell: str, folder: Path) -> str:

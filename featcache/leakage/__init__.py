@@ -1,9 +1,10 @@
 """Images that show the same within and across splits, groups that keep them together, and labels that look wrong."""
 
 from featcache.leakage.finding import leaks
-from featcache.leakage.fixing import Fixed, Move, check_table, fix, write_table
+from featcache.leakage.fixing import Fixed, Move, Unfixed, check_table, fix, unfix, write_table
 from featcache.leakage.labels import Doubt, Doubts, doubts
 from featcache.leakage.results import KINDS, Leaks, Pair, Thresholds
+from featcache.leakage.reviewing import Relabelled, Reviewed, apply_review, check_doubts_table, unapply, write_doubts
 
 __all__ = [
     "KINDS",
@@ -13,10 +14,18 @@ __all__ = [
     "Leaks",
     "Move",
     "Pair",
+    "Relabelled",
+    "Reviewed",
     "Thresholds",
+    "Unfixed",
+    "apply_review",
+    "check_doubts_table",
     "check_table",
     "doubts",
     "fix",
     "leaks",
+    "unapply",
+    "unfix",
+    "write_doubts",
     "write_table",
 ]

@@ -11,18 +11,19 @@ import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from featcache.cache import parts
+from featcache.cache.changes import UNCHANGED, with_review, without_review
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.files import write_whole
 from featcache.images.sources import IN_MEMORY
 from featcache.leakage.results import ORDER, Leaks
+from featcache.leakage.rewriting import Table, rewrite
 from featcache.outputs import Kind, check_output
-from featcache.spec import ImageRow, Progress, Tick, canonical_json, digest_of, silent, units_of
+from featcache.spec import ImageRow, Progress, digest_of, silent, units_of
 
 NAME = "same:"  # how the groups are called that were joined
 
@@ -34,6 +35,16 @@ class Move:
     path: str
     before: str
     after: str
+
+
+@dataclass(frozen=True)
+class Unfixed:
+    """What was taken back."""
+
+    cache: Path
+    images: int  # that had been put together
+    moved: tuple[Move, ...]
+    splits: Mapping[str, int]  # images in each split now
 
 
 @dataclass(frozen=True)
@@ -54,23 +65,32 @@ def fix(found: Leaks, *, progress: Progress = silent) -> Fixed:
     Waits for an extraction that is at work on the cache. Runs that were made before see that the images are others.
     Raises NotACache if a tap of it is damaged, DiskFault if it cannot be written.
     """
-    path = found.cache
-    cache = Cache.open(path)
+    before, after = rewrite(found.cache, lambda cache: rows_of(found, cache), progress)
+    return _fixed(before, after)
 
-    def fixed_table() -> parts.ImageTable:
-        # an extraction that finished since is kept, where no lock holds it off too
-        nonlocal cache
-        cache = Cache.open(path)
-        rows, joined = rows_of(found, cache)
-        failures = {failure.path: failure for failure in cache.failures}
-        return parts.ImageTable(rows, failures, facts_of(cache), joined)
 
-    with parts.lock(path, lambda: progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))):
-        table = fixed_table()
-        if table.rows != cache.rows:
-            parts.merge_decided(path, fixed_table)
-    rows, joined = rows_of(found, cache)
-    return _fixed(cache, rows, joined)
+def unfix(cache: str | Path, *, progress: Progress = silent) -> Unfixed:
+    """Take all that `fix` did to a cache back: images have the groups and splits that they had before.
+
+    Raises UsageError if nobody knows these, NotACache if a tap of it is damaged, DiskFault if it cannot be written.
+    """
+    before, after = rewrite(Path(cache), _unfixed, progress)
+    return Unfixed(before.path, len(before.joined), _moves(before, after), _splits(after))
+
+
+def _unfixed(cache: Cache) -> Table:
+    joined, moved = cache.changes.joined, cache.changes.moved
+    unknown = joined.keys() - moved.keys()
+    if unknown:
+        raise UsageError(
+            f"{cache.path} was fixed by an earlier featcache, which did not record the splits from before. Bring it up "
+            "to date (featcache extract), or extract into another -o, and try again"
+        )
+    rows = [
+        row._replace(group=joined.get(row.path, row.group), split=moved.get(row.path, row.split))
+        for row in without_review(cache.rows, cache.changes)
+    ]
+    return with_review(rows, UNCHANGED, cache.changes.reviews)
 
 
 def _never(path: Path) -> bool:
@@ -123,8 +143,8 @@ def _way(start: Path, root: Path) -> str:
     return "" if way == os.curdir else way.replace(os.sep, "/")
 
 
-def rows_of(found: Leaks, cache: Cache) -> tuple[tuple[ImageRow, ...], dict[str, str]]:
-    """Return the images in joined groups, each in one split, and what the group of each joined image was before."""
+def rows_of(found: Leaks, cache: Cache) -> Table:
+    """Return the images in joined groups, each in one split, and what each joined image had before."""
     set_of = sets_of(found, cache.rows)
     members: dict[str, list[ImageRow]] = {}
     for unit, row in zip(set_of, cache.rows, strict=True):
@@ -139,13 +159,18 @@ def rows_of(found: Leaks, cache: Cache) -> tuple[tuple[ImageRow, ...], dict[str,
             group_of[unit] = NAME + digest_of(sorted({row.digest for row in of_unit}))[:16]
             split_of[unit] = min(splits, key=ORDER.__getitem__, default="")
 
-    rows, joined = [], dict(cache.joined)
+    rows: list[ImageRow] = []
+    joined, moved, dropped = dict(cache.changes.joined), dict(cache.changes.moved), dict(cache.changes.dropped)
     for unit, row in zip(set_of, cache.rows, strict=True):
         if unit in group_of:
-            joined.setdefault(row.path, row.group)
+            if row.path not in joined:
+                joined[row.path] = row.group
+                moved[row.path] = dropped.get(row.path, row.split)
+            if row.path in dropped:  # when the review is taken back, it comes into the split of the others
+                dropped[row.path] = split_of[unit] or dropped[row.path]
             row = row._replace(group=group_of[unit], split=split_of[unit] if row.split else "")
         rows.append(row)
-    return tuple(rows), joined
+    return tuple(rows), cache.changes._replace(joined=joined, moved=moved, dropped=dropped)
 
 
 def sets_of(found: Leaks, rows: Sequence[ImageRow]) -> list[str]:
@@ -168,25 +193,24 @@ def sets_of(found: Leaks, rows: Sequence[ImageRow]) -> list[str]:
     return [top(unit) for unit in units]
 
 
-def facts_of(cache: Cache) -> dict[str, str | bytes]:
-    """Return what a cache says of its images as a whole, for `parts.merge`."""
-    return {
-        "root": os.fsencode(cache.root),
-        "layout": cache.layout,
-        "split_spec": canonical_json(asdict(cache.split_spec)),
-        "decode": cache.decode,
-    }
-
-
-def _fixed(before: Cache, rows: Sequence[ImageRow], joined: Mapping[str, str]) -> Fixed:
-    pairs = list(zip(before.rows, rows, strict=True))
-    groups = Counter(row.group for row in rows if row.path in joined)
-    had, have = ({(row.label, row.split) for row in some if row.label} for some in (before.rows, rows))
+def _fixed(before: Cache, after: Cache) -> Fixed:
+    groups = Counter(row.group for row in after.rows if row.path in after.joined)
+    had, have = ({(row.label, row.split) for row in some.rows if row.label} for some in (before, after))
     return Fixed(
         cache=before.path,
         groups=len(groups),
         images=sum(groups.values()),
-        moved=tuple(Move(new.path, old.split, new.split) for old, new in pairs if old.split != new.split),
-        splits=dict(sorted(Counter(row.split for row in rows if row.split).items(), key=lambda one: ORDER[one[0]])),
+        moved=_moves(before, after),
+        splits=_splits(after),
         emptied=tuple(f"{label} has no {split} image" for label, split in sorted(had - have) if split),
     )
+
+
+def _moves(before: Cache, after: Cache) -> tuple[Move, ...]:
+    pairs = zip(before.rows, after.rows, strict=True)
+    return tuple(Move(new.path, old.split, new.split) for old, new in pairs if old.split != new.split)
+
+
+def _splits(cache: Cache) -> Mapping[str, int]:
+    counts = Counter(row.split for row in cache.rows if row.split)
+    return dict(sorted(counts.items(), key=lambda item: ORDER[item[0]]))

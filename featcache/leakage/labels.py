@@ -5,11 +5,14 @@ same: five folds over sets of images. Its strength is the one of three with the 
 that the probabilities can be believed. A class counts as possible for an image if it is given at least the probability
 that images labelled so get in the mean. A label is doubted where the most probable possible class is another one.
 
-The doubted stand in the order of the margin: probability of the label less that of the likeliest other class.
+The doubted stand in the order of the margin: probability of the label less that of the likeliest other class. Before
+them stand photos that are there under two labels, byte for byte: one of these is wrong, whatever the regression thinks.
+What somebody has reviewed is not listed again.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from featcache.arrays import Classes, Features, Floats
+from featcache.cache.changes import without_review
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses, UsageError
 from featcache.heads.logits import softmax
@@ -43,13 +47,16 @@ class Doubt:
     path: str
     label: str
     split: str
-    suggested: str
-    probability: float  # of the label
-    of_suggested: float
+    suggested: str  # for a photo under two labels the more probable of them, which may be this one; "" if not judged
+    probability: float | None  # of the label; None of a photo under two labels that could not be judged
+    of_suggested: float | None
+    same_photo: tuple[tuple[str, str], ...] = ()  # (path, label) of the same bytes under other labels
 
     @property
     def margin(self) -> float:
-        """Return how much more probable the label is than the suggested class."""
+        """Return how much more probable the label is than the suggested class; not a number if it was not judged."""
+        if self.probability is None or self.of_suggested is None:
+            return math.nan
         return self.probability - self.of_suggested
 
 
@@ -64,6 +71,13 @@ class Doubts:
     tap: str  # whose features judged
     doubts: tuple[Doubt, ...]
     seconds: float
+    reviewed: int = 0  # that look wrong and are not listed, because somebody has decided about them
+
+    @property
+    def photos_of_two_labels(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        """Return for each photo that is there under several labels its (path, label), sorted."""
+        photos = {tuple(sorted([(one.path, one.label), *one.same_photo])) for one in self.doubts if one.same_photo}
+        return tuple(sorted(photos))
 
 
 def doubts(
@@ -92,22 +106,64 @@ def doubts(
     if not len(judged):
         raise TooFewClasses(f"{cache.path} has too few images for doubts: all images of each class show the same")
     p, labels = probabilities[judged], y[judged]
+    place_of = {row.path: place for place, row in enumerate(rows)}
+    others_of = _same_photos(rows)
     listed = [
-        Doubt(
-            *(rows[at].path, rows[at].label, rows[at].split, names[other]),
-            *(float(probabilities[at, y[at]]), float(probabilities[at, other])),
-        )
-        for at, other in ((judged[at], other) for at, other in doubted(p, labels))
+        _of_two_labels(rows[place_of[path]], others, probabilities[place_of[path]], names)
+        for path, others in others_of.items()
     ]
+    for place, other in doubted(p, labels):
+        at = judged[place]
+        row = rows[at]
+        if row.path not in others_of:
+            values = float(probabilities[at, y[at]]), float(probabilities[at, other])
+            listed.append(Doubt(row.path, row.label, row.split, names[other], *values))
+    decided = _decided(cache)
+    open_doubts = tuple(doubt for doubt in listed if doubt.path not in decided)
     return Doubts(
         images=len(judged),
         unjudged=len(rows) - len(judged),
         accuracy=float((p.argmax(axis=1) == labels).mean()),
         strength=strength,
         tap=name,
-        doubts=tuple(listed),
+        doubts=open_doubts,
         seconds=round(time.perf_counter() - began, 3),
+        reviewed=len(listed) - len(open_doubts),
     )
+
+
+def _same_photos(rows: Sequence[ImageRow]) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Return {path: (path, label) of the same bytes under other labels}, those of one photo one after the other."""
+    copies: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        copies.setdefault(row.digest, []).append(row)
+    return {
+        row.path: tuple((other.path, other.label) for other in photo if other.label != row.label)
+        for photo in copies.values()
+        if len({row.label for row in photo}) > 1
+        for row in photo
+    }
+
+
+def _of_two_labels(
+    row: ImageRow, others: tuple[tuple[str, str], ...], probabilities: Floats, names: Sequence[str]
+) -> Doubt:
+    """Return what is known of a photo that is there under several labels. probabilities: (K,), of the classes."""
+    if not np.isfinite(probabilities[0]):
+        return Doubt(row.path, row.label, row.split, "", None, None, others)
+    probability_of = dict(zip(names, probabilities.tolist(), strict=True))
+    labels = sorted({row.label, *(label for _, label in others)})
+    suggested = max(labels, key=probability_of.__getitem__)
+    return Doubt(
+        row.path, row.label, row.split, suggested, probability_of[row.label], probability_of[suggested], others
+    )
+
+
+def _decided(cache: Cache) -> set[str]:
+    """Return the paths of the images about whose label somebody has decided."""
+    decided = {(review.digest, review.label) for review in cache.changes.reviews}
+    given = without_review(cache.rows, cache.changes)
+    return {row.path for row in given if (row.digest, row.label) in decided}
 
 
 def _judge(cache: Cache, rows: Sequence[ImageRow], found: Leaks, tap: str | None) -> str:

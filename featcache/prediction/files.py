@@ -22,14 +22,13 @@ from featcache.errors import EnvironmentFault, UsageError
 from featcache.files import disk_faults, writing
 from featcache.images.kinds import notes
 from featcache.images.manifest import Images
+from featcache.images.tables import safe_cell
 from featcache.outputs import Kind, check_output, check_unread
 from featcache.prediction.models import open_classifier
 from featcache.prediction.places import Gathered, Place, gather
 from featcache.prediction.rows import Prediction, Rows, Tally
 from featcache.spec import ImageRow, Progress, silent
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such a cell
-NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 ROW_GROUP = 4096  # rows that Parquet keeps together
 LONGEST_HEADER = 2**20
 HEADER = re.compile(
@@ -253,8 +252,7 @@ def _cell(value: Any) -> str:
     """Return a cell of a CSV file that is not a path. Numbers such as -1 are no formulas."""
     if isinstance(value, float):
         return f"{value:.6f}"
-    text = value or ""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) and not NUMBER.fullmatch(text) else text
+    return safe_cell(value or "")
 
 
 def _text(value: str) -> str:

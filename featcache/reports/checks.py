@@ -74,7 +74,12 @@ def doubts_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[
     """Return the first doubted labels with their pictures."""
     rows = _by_path(cache)
     return [
-        {"label": printable(one.label), "suggested": printable(one.suggested), "doubt": one}
+        {
+            "label": printable(one.label),
+            "suggested": printable(one.suggested),
+            "same": ", ".join(printable(f"{path} ({label})") for path, label in one.same_photo),
+            "doubt": one,
+        }
         | _side(rows[one.path], source, bits_of(cache))
         for one in checks.doubts[:SHOWN]
     ]

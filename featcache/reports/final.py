@@ -121,6 +121,8 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
     }
     if num_labelled > len(rows):
         look["left_out"] = num_labelled - len(rows)  # images that trained or chose a backbone
+    if reviews := run.test_reviews():
+        look["reviewed"] = len(reviews)  # labels of test images that a review changed
     judged = {row.label for row in rows}
     if unjudged := [name for name in run.classes if name not in judged]:
         look["unjudged"] = unjudged

@@ -5,14 +5,11 @@ It runs its own script only, whose digest stands in its content security policy;
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
-from importlib.resources import files as resources
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -33,7 +30,8 @@ from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
 from featcache.reports.judged import Judged
 from featcache.reports.pictures import bits_of, picture, sheet
-from featcache.reports.table import looks_text, settings_of, unjudged_text
+from featcache.reports.table import looks_text, reviewed_text, settings_of, unjudged_text
+from featcache.reports.templates import render_page
 from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
@@ -89,10 +87,12 @@ class Report:
             "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
             "final": self.final,
             "looks": looks_text(run),
+            "test_reviewed": reviewed_text(run),
             "has_test": "test" in self.cache.splits,
             "how": _how(run),
             "less_is_better": run.settings.metric in LOWER_IS_BETTER,
             "final_command": f"featcache report {quote(f'{run.path}{head}')} --final",
+            "review_command": f"featcache leaks {quote(str(self.cache.path))} --labels --html labels.html",
             "fix_command": f"featcache leaks {quote(str(self.cache.path))} --fix",
             "facts": self._facts(),
             "taps": self._taps(),
@@ -269,23 +269,8 @@ def write_report(
 
 def render(report: Report) -> str:
     """Return the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    script = _text("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    kept = Environment(
-        loader=PackageLoader("featcache.reports", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    kept.filters |= {"interval": _interval, "share": lambda value: f"{value:.3f}"}
-    svg = Markup  # plots are our own, and escape what they show
-    return kept.get_template("page.html").render(
-        **report.context(), script=Markup(script), style=Markup(_text("page.css")), digest=digest, svg=svg
-    )
+    filters = {"interval": _interval, "share": lambda value: f"{value:.3f}"}
+    return render_page("page.html", script="page.js", styles=("page.css",), context=report.context(), filters=filters)
 
 
 def _maker(text: str) -> str:
@@ -350,7 +335,3 @@ def _versions() -> str:
 def _interval(score: Any) -> str:
     value, low, high = score
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _text(name: str) -> str:
-    return resources("featcache.reports").joinpath("page", name).read_text("utf-8")

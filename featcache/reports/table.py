@@ -87,7 +87,7 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
         trials_table(run, limit=15),
         "",
     ]
-    looks = run.looks()
+    looks, reviewed = run.looks(), reviewed_text(run)
     if final is not None:
         rows = [[name, interval(*found)] for name, found in final.items()]
         lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
@@ -108,6 +108,7 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
         head = "" if run.refitted is None else "@refit"
         report = f"featcache report {quote(f'{run.path}{head}')} --final"
         lines += [f"The test split was not read. When everything is decided: {report}"]
+    lines += [wrapped(reviewed)] if reviewed else []
     return "\n".join(lines)
 
 
@@ -122,7 +123,19 @@ def looks_text(run: Run) -> str:
     if set(runs) - {str(run.path), str(run.path.resolve())}:
         text += f" ({', '.join(printable(Path(path).name) for path in runs)})"
     others = {look["images"] for look in looks if "images" in look}
-    return f"{text}, in part with other images in it" if len(others) > 1 else text
+    return f"{text}, in part with other images or labels in it" if len(others) > 1 else text
+
+
+def reviewed_text(run: Run) -> str:
+    """Return a sentence on test labels that a review changed, before or after somebody looked at test; "" if none."""
+    reviews, looks = run.test_reviews(), run.looks()
+    if not reviews:
+        return ""
+    first_look = min((str(look["at"]) for look in looks if "at" in look), default="")
+    num_later = sum(bool(first_look) and review.at > first_look for review in reviews)
+    after = f", {num_later} of them after it was first opened" if num_later else ""
+    images = "1 test image was" if len(reviews) == 1 else f"{len(reviews)} test images were"
+    return f"By a review of labels {images} changed or dropped{after}: scores on test depend on these decisions."
 
 
 def settings_of(trial: Trial) -> str:

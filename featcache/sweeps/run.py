@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
+from featcache.cache.changes import Review
 from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
-from featcache.errors import NotARun, UnknownHead
+from featcache.errors import DataError, NotARun, UnknownHead
 from featcache.files import check_seal, read_json, write_sealed, write_whole
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
@@ -241,6 +242,15 @@ class Run:
         names = {look["record"] for look in beside}
         own = [look for look in self.test_opened if look.get("record") not in names]
         return sorted([*own, *beside], key=lambda look: str(look.get("at", "")))
+
+    def test_reviews(self) -> list[Review]:
+        """Return the reviews that changed labels of test images, oldest first; none if the cache is gone."""
+        try:
+            reviews = Cache.open(self._cache_path()).changes.reviews
+        except DataError:
+            return []
+        changed = [review for review in reviews if review.split == "test" and review.outcome != "kept"]
+        return sorted(changed, key=lambda review: review.at)
 
     def save(self, *, replaces: bool = True) -> None:
         """Write run.json and trials.csv.

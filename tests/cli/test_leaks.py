@@ -99,3 +99,67 @@ def test_a_run_is_no_cache(cli, toy_run):
     done = cli("leaks", toy_run.path)
     assert (done.code, done.err.count("\n")) == (4, 1)
     assert "is the folder of a run, not a cache" in done.err
+
+
+@pytest.fixture
+def doubtful(cache, tmp_path):
+    """Return the cache with an image in a wrong folder."""
+    shutil.move(tmp_path / "photos/train/red/003.png", tmp_path / "photos/train/blue/wrong.png")
+    return extract(tmp_path / "photos", "pixels:size=8", out=cache).path
+
+
+def test_labels_are_written_for_review_and_the_reviewed_table_is_taken(cli, doubtful, tmp_path):
+    table, page = tmp_path / "labels.csv", tmp_path / "labels.html"
+    done = cli("leaks", doubtful, "--labels", "--csv", table, "--html", page)
+    assert (done.code, page.exists()) == (3, True)  # of the copies in test
+    assert f"Labels to review: {table}. Fill its column decision: accept, keep, drop or change:CLASS" in done.out
+    assert f"Next: featcache leaks {doubtful} --apply {table}" in done.out
+    header, first, *_ = table.read_text().splitlines()
+    assert (header, first[:27]) == ("path,label,suggestion,probability,decision", "train/blue/wrong.png,blue,r")
+    table.write_text(f"{header}\n{first}accept\n")
+    applied = json.loads(cli("leaks", doubtful, "--labels", "--apply", table, "--json").out)
+    assert (applied["decisions"], applied["dropped"], applied["of_test"]) == (1, 0, 0)
+    assert applied["relabelled"] == [
+        {"path": "train/blue/wrong.png", "before": "blue", "after": "red", "split": "train"}
+    ]
+    done = cli("extract", tmp_path / "photos", "-o", doubtful, "-b", "pixels:size=8")
+    assert "0 computed" in done.out
+    assert "Labels are as reviewed: 1 changed, 0 dropped, 0 kept." in done.err
+    assert "Labels reviewed: 1 changed" in cli("cache", "info", doubtful).out
+    told = cli("cache", "why", doubtful, tmp_path / "photos/train/blue/wrong.png").out
+    assert "Label 'blue' was changed to 'red' by a review on " in told
+    done = cli("leaks", doubtful, "--unapply")
+    assert (done.code, "1 decisions about labels" in done.out) == (0, True)
+
+
+def test_a_bad_row_is_one_line_with_file_and_line(cli, cache, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,suggestion,probability,decision\ntrain/red/999.png,red,blue,,accept\n")
+    for done in (
+        cli("leaks", cache, "--apply", table),
+        cli("extract", tmp_path / "photos", "-o", cache, "-b", "pixels:size=8", "--apply", table),
+    ):
+        assert (done.code, done.out, done.err.count("\n")) == (4, "", 1)
+        assert f"featcache: {table}, line 2: no image is called 'train/red/999.png'" in done.err
+
+
+def test_a_fix_is_taken_back(cli, cache):
+    assert f"To take it back: featcache leaks {cache} --unfix" in cli("leaks", cache, "--fix").out
+    done = cli("leaks", cache, "--unfix")
+    assert (done.code, "Images now: 38 train, 6 val, 12 test." in done.out) == (0, True)
+    assert "Nothing in" in cli("leaks", cache, "--unfix").out
+    assert cli("leaks", cache).code == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--csv", "l.csv"], "--csv takes the labels that look wrong. Add --labels"),
+        (["--labels", "--csv", "l.txt"], "Labels to review are written to a file that ends in .csv; got l.txt"),
+        (["--apply", "l.csv", "--fix"], "--apply, --unapply and --unfix go without --fix. Give one after the other"),
+        (["--unapply", "--unfix"], "--apply, --unapply and --unfix go one at a time. Leave the others out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_once(cli, toy, options, message):
+    done = cli("leaks", toy.path, *options)
+    assert (done.code, done.out, message in done.err) == (2, "", True)

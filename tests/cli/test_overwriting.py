@@ -75,6 +75,8 @@ CASES = {
     "report --html": Case("r.html", lambda at: ["report", at.run, "--html", "r.html"]),
     "report --tensorboard": Case("logs/c.run", lambda at: ["report", at.run, "--tensorboard", "logs"]),
     "leaks --fix-to": Case("f.csv", lambda at: ["leaks", at.cache, "--fix-to", "f.csv"], replaces_its_own=False),
+    "leaks --csv": Case("l.csv", lambda at: ["leaks", at.cache, "--labels", "--csv", "l.csv"]),
+    "leaks --html": Case("l.html", lambda at: ["leaks", at.cache, "--labels", "--html", "l.html"]),
     "backbones import": Case("i.keras", lambda at: ["backbones", "import", GOLDEN / "sequential.h5", "-o", "i.keras"]),
 }
 EXPORTS = {

@@ -43,13 +43,13 @@ def test_adding_images_never_moves_a_stored_one(nothing, before, more, data):
     first = assign(rows_of(before), SPEC)
     together = data.draw(st.permutations(rows_of(before) + rows_of(more, len(before))))
     images = replace(nothing, rows=tuple(assign(together, SPEC)), given=frozenset())
-    after, joined = as_stored(images, stored(first))
+    after, changes = as_stored(images, stored(first))
     splits = {row.path: row.split for row in after.rows}
     assert {row.path: splits[row.path] for row in first} == {row.path: row.split for row in first}
     split_of = {}
     for row in after.rows:
         assert split_of.setdefault(row.digest, row.split) == row.split  # copies stay together even then
-    assert joined == {}
+    assert changes.joined == {}
     again, _ = as_stored(replace(images, rows=tuple(assign(together, SPEC))), stored(after.rows))
     assert again.rows == after.rows
 

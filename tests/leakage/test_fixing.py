@@ -16,7 +16,7 @@ from featcache.extraction import Options, extract
 from featcache.extraction.job import Job
 from featcache.images.manifest import scan
 from featcache.leakage import fix, leaks, write_table
-from featcache.leakage.fixing import facts_of
+from featcache.leakage.rewriting import facts_of
 from featcache.spec import silent, unit_of
 from featcache.sweeps import Run, sweep
 

@@ -1,0 +1,169 @@
+"""The part of `featcache leaks` that has labels reviewed, changes them, and takes changes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from featcache.errors import UsageError
+from featcache.spec import Progress
+from featcache_cli.output import emit, in_shell, progress
+
+if TYPE_CHECKING:
+    from featcache.leakage import Doubts, Reviewed, Unfixed
+
+LISTED = 20
+
+
+class Files(NamedTuple):
+    """What was written for somebody to review labels."""
+
+    cache: Path
+    csv: Path | None
+    html: Path | None
+
+    @property
+    def command(self) -> str:
+        """Return what takes the reviewed table."""
+        from featcache.reports.review_page import saved_as
+
+        table = saved_as(self.cache) if self.csv is None else self.csv
+        return f"featcache leaks {in_shell(self.cache)} --apply {in_shell(table)}"
+
+    def to_json(self) -> dict[str, str]:
+        """Return the files by their options, and the command after them."""
+        files = {name: str(path) for name, path in (("csv", self.csv), ("html", self.html)) if path is not None}
+        return files | ({"next": self.command} if files else {})
+
+
+def check_files(
+    cache: Path, labels: bool, csv: Path | None, html: Path | None, images: Path | None, force: bool
+) -> None:
+    """Raise UsageError or DiskFault now if the files of a review cannot be written."""
+    from featcache.leakage import check_doubts_table
+    from featcache.reports.review_page import check_review_page
+
+    if not labels and (csv is not None or html is not None):
+        raise UsageError(f"{'--csv' if html is None else '--html'} takes the labels that look wrong. Add --labels")
+    if csv is not None:
+        check_doubts_table(cache, csv, force=force)
+    if html is not None:
+        check_review_page(cache, html, images, force=force)
+
+
+def write_files(doubted: Doubts, files: Files, images: Path | None, force: bool, draw: Progress) -> None:
+    """Write the files that were asked for."""
+    from featcache.leakage import write_doubts
+    from featcache.reports.review_page import write_review_page
+
+    if files.csv is not None:
+        write_doubts(doubted, files.cache, files.csv, force=force)
+    if files.html is not None:
+        write_review_page(doubted, files.cache, files.html, images=images, force=force, progress=draw)
+
+
+def next_lines(doubted: Doubts, files: Files) -> list[str]:
+    """Return what to do with labels that look wrong."""
+    from featcache.reports.review_page import saved_as
+    from featcache.reports.text import printable
+
+    if not doubted.doubts:
+        return []
+    if files.csv is None and files.html is None:
+        return [f"To act on them: featcache leaks {in_shell(files.cache)} --labels --html labels.html"]
+    lines = []
+    if files.csv is not None:
+        decisions = "accept, keep, drop or change:CLASS"
+        lines.append(f"Labels to review: {printable(str(files.csv))}. Fill its column decision: {decisions}")
+    if files.html is not None:
+        name = printable(saved_as(files.cache))
+        lines.append(f"Page: {printable(str(files.html))}. Open it in a browser; it saves {name}")
+    return [*lines, f"Next: {files.command}"]
+
+
+def check_alone(others: Mapping[str, object]) -> None:
+    """Raise UsageError if another job is asked for beside a change."""
+    for option, value in others.items():
+        if value:
+            raise UsageError(f"--apply, --unapply and --unfix go without {option}. Give one after the other")
+
+
+def change(cache: Path, apply: Path | None, unapply: bool, unfix: bool, json: bool, quiet: bool) -> None:
+    """Do what was asked of these three, and print it. Raises UsageError if it was more than one."""
+    if (apply is not None) + unapply + unfix > 1:
+        raise UsageError("--apply, --unapply and --unfix go one at a time. Leave the others out")
+    with progress(quiet) as draw:
+        if unfix:
+            _unfix(cache, json, draw)
+        else:
+            _review(cache, apply, json, draw)
+
+
+def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
+    from featcache.leakage import apply_review, unapply
+
+    done = unapply(cache, progress=draw) if file is None else apply_review(cache, file, progress=draw)
+    facts = {
+        "cache": str(done.cache),
+        "decisions": done.decisions,
+        "undecided": done.undecided,
+        "relabelled": [asdict(image) for image in done.relabelled],
+        "dropped": len(done.dropped),
+        "of_test": len(done.of_test),
+        "looks": done.looks,
+    }
+    emit(json, facts, lambda: _reviewed(done, file))
+
+
+def _reviewed(done: Reviewed, file: Path | None) -> str:
+    from featcache.reports.text import printable, table, wrapped
+
+    name = printable(str(done.cache))
+    changed = len(done.relabelled)
+    if file is None:
+        lines = [f"{done.decisions} decisions about labels in {name} taken back; labels of {changed} images changed."]
+    else:
+        lines = [
+            f"{done.decisions} decisions of {printable(str(file))} are in {name}: "
+            f"labels of {changed} images changed, {len(done.dropped)} of them dropped."
+        ]
+    if done.undecided:
+        lines.append(f"{done.undecided} rows have no decision yet.")
+    if done.relabelled:
+        rows = [[image.path, image.before, image.after or "(dropped)", image.split] for image in done.relabelled]
+        rows = [[path, before or "(dropped)", after, split] for path, before, after, split in rows]
+        lines.append(table(["image", "was", "is", "split"], rows[:LISTED]))
+        lines += [f"{changed - LISTED} more: --json lists all."] if changed > LISTED else []
+    if done.of_test:
+        seen = f", after the test split was opened {done.looks} times: those looks stay recorded" if done.looks else ""
+        lines.append(wrapped(f"{len(done.of_test)} of these images are in test{seen}. Reports say so."))
+    if done.relabelled:
+        lines.append(f"Runs from before have other labels. Sweep again: featcache sweep {in_shell(done.cache)}")
+    if file is not None and done.decisions:
+        lines.append(f"To take it back: featcache leaks {in_shell(done.cache)} --unapply")
+    return "\n".join(lines)
+
+
+def _unfix(cache: Path, json: bool, draw: Progress) -> None:
+    from featcache.leakage import unfix
+
+    done = unfix(cache, progress=draw)
+    emit(json, {"unfixed": asdict(done) | {"cache": str(done.cache)}}, lambda: _unfixed(done))
+
+
+def _unfixed(done: Unfixed) -> str:
+    from featcache.reports.text import printable, table
+
+    name = printable(str(done.cache))
+    if not done.images:
+        return f"Nothing in {name} was put together by --fix."
+    lines = [f"{done.images} images of {name} have the groups and splits from before --fix; {len(done.moved)} moved."]
+    if done.moved:
+        rows = [[move.path, move.before, move.after] for move in done.moved]
+        lines.append(table(["image", "was in", "is in"], rows[:LISTED]))
+        lines += [f"{len(rows) - LISTED} more: --json lists all."] if len(rows) > LISTED else []
+    lines.append("Images now: " + ", ".join(f"{count} {split}" for split, count in done.splits.items()) + ".")
+    lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
+    return "\n".join(lines)
