@@ -103,7 +103,7 @@ class Training:
         if step == "sweep":
             options["prepare"] = "none"
         given = {name: value for name, value in options.items() if value is not None}
-        return given | self.more.get(step, {})
+        return {**given, **self.more.get(step, {})}
 
     def commands(self, backbone: str, images: str, folder: Path) -> list[str]:
         """Return its steps as they are typed. backbone: that of the recipe, or the user's model."""
