@@ -17,10 +17,11 @@ from featcache.assembly import load_model
 from featcache.errors import DataError, NoImages, UsageError, WeightsMismatch, WeightsMissing
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import scan
-from featcache.recipes import RECIPES, Naming, Training, cifar, find, run_recipe, weights_of
+from featcache.recipes import RECIPES, Naming, Training, cifar, find, parse_settings, run_recipe, weights_of
 from featcache.sweeps import Run
 from featcache.tuning import Recipe
 
+QUICK = {"extract": {"backbone": "pixels:size=8", "pool": None, "size": None, "weights": None}}
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -90,18 +91,96 @@ def test_its_settings_are_those_that_the_rooms_take(name):
 def test_the_set_ups_are_those_of_the_tutorials():
     flowers, hotdog, photos, cifar10, own = (one for one in RECIPES.values() if isinstance(one, Training))
     assert (flowers.backbone, flowers.head, flowers.pool) == ("inception_v3", "mlp:1024", "avg")
-    assert (flowers.tune["optimizer"], flowers.tune["learning_rate"]) == ("adagrad", 1e-4)
+    assert [flowers.fit[name] for name in ("batch_size", "epochs", "steps_per_epoch")] == [64, 2, 800]
+    assert [flowers.tune[name] for name in ("batch", "epochs", "steps_per_epoch")] == [64, 2, 800]
+    assert [flowers.tune[name] for name in ("optimizer", "learning_rate")] == ["adagrad", 1e-4]
+    assert [flowers.tune[name] for name in ("unfreeze", "augment")] == ["mixed0", "tutorial"]
+    assert flowers.class_weight == "balanced"
     assert (hotdog.backbone, hotdog.pool, hotdog.head, hotdog.controls) == (
         "resnet50_v2",
         "flatten",
         "softmax",
         ("scratch",),
     )
+    assert [hotdog.tune[name] for name in ("batch", "epochs", "steps_per_epoch")] == [32, 3, 10]
+    assert hotdog.test_as_val
     assert (photos.head, photos.fit["dropout"], photos.split) == ("mlp:1024-512", 0.2, "80/20")
-    assert photos.tune["unfreeze"] == "8"
+    assert photos.tune["unfreeze"] == "4"
     assert (cifar10.size, cifar10.head, sum(cifar10.per_class.values()) * 10) == (139, "mlp:512", 12_000)
-    assert (own.tap, own.head, own.fit["optimizer"], own.fit["momentum"]) == ("flatten_1", "mlp:1024", "sgd", 0.9)
-    assert own.tune["patience"] < own.tune["epochs"]
+    assert (own.tap, own.head, own.split) == ("flatten_1", "mlp:1024", "90/10")
+    for step, batch in ((own.fit, "batch_size"), (own.tune, "batch")):
+        assert [step[name] for name in ("optimizer", "learning_rate", "momentum")] == ["sgd", 1e-3, 0.9]
+        assert [step[name] for name in (batch, "epochs", "patience")] == [64, 200, 10]
+    assert own.fit["nesterov"]
+
+
+def test_the_last_8_layers_of_the_whole_mobilenet_model_are_4_of_the_backbone():
+    from featcache.backbones.build import build
+    from featcache.spec import BackboneSpec
+
+    network = build(BackboneSpec("mobilenet_v2", weights="none"), 32, "avg").network
+    last = int(RECIPES["flower-photos"].tune["unfreeze"])
+    assert [layer.name.partition("2d")[0] for layer in network.layers[-last:]] == [
+        "Conv_1",
+        "Conv_1_bn",
+        "out_relu",
+        "global_average_pooling",
+    ]
+
+
+# Other options
+
+
+def test_every_option_of_a_step_can_be_set_and_is_printed():
+    texts = ["scan.group_from=parent", "extract.size=160", "sweep.metric=macro_f1", "head.dropout=0.5"]
+    texts += ["finetune.lr=3e-5", "finetune.unfreeze=8", "finetune.controls=frozen"]
+    recipe = find("flowers").with_settings(parse_settings(texts))
+    assert (recipe.size, recipe.fit["dropout"], recipe.tune["unfreeze"]) == (160, 0.5, "8")
+    extract, sweep, finetune = recipe.commands("inception_v3", "my photos", Path("out"))
+    assert extract.startswith("featcache extract 'my photos' -o out/features.h5 -b inception_v3")
+    assert " --size 160 " in extract
+    assert " --group-from parent" in extract
+    assert " --metric macro_f1 " in sweep
+    assert " --class-weight balanced " in sweep
+    assert "--grid mlp:1024.dropout=0.5" in sweep
+    assert "--unfreeze 8 --epochs 2 --lr 3e-05" in finetune
+    assert finetune.endswith("--controls frozen")
+    assert find("flowers").size == 299
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs=5", r"--set takes STEP.OPTION=VALUE, such as finetune.epochs=5; got 'epochs=5'"),
+        ("finetun.epochs=5", r"--set takes scan, extract, sweep, head, finetune; .* \(did you mean finetune\?\)"),
+        ("head.epoch=5", r"--set head takes .*did you mean epochs"),
+        ("extract.out=x", r"--set extract takes backbone, tap"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named(text, message):
+    with pytest.raises(UsageError, match=message):
+        find("flowers").with_settings(parse_settings([text]))
+
+
+def test_imagenet_takes_random_weights_and_another_number_of_classes():
+    recipe = find("imagenet").with_settings(parse_settings(["predict.weights=none", "predict.top=5"]))
+    assert (recipe.weights, recipe.top) == ("none", 5)
+    with pytest.raises(UsageError, match=r"--set predict.weights takes imagenet, none; got 'nothing'"):
+        find("imagenet").with_settings(parse_settings(["predict.weights=nothing"]))
+
+
+@pytest.mark.slow
+def test_images_of_a_test_folder_are_validation_where_the_tutorial_says_so(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / "photos" / split, per_class=4)
+        (tmp_path / "photos" / split / "red").rename(tmp_path / f"red-{split}")
+    done = run_recipe("hotdog", tmp_path / "photos", tmp_path / "out", small=True, settings=QUICK)
+    assert {(row.path.partition("/")[0], row.split) for row in done.images.rows} == {
+        ("train", "train"),
+        ("test", "val"),
+    }
+    assert done.run.num_select == 6
+    assert "test folder as validation" in "\n".join(done.commands)
 
 
 def test_small_heads_have_as_many_layers():
@@ -128,6 +207,8 @@ def test_own_model_makes_a_model_itself_and_cuts_it_at_flatten_1(tmp_path):
     assert (tmp_path / "own" / "model.hdf5").exists()
     assert done.head.taps[0].layer == "flatten_1"
     assert any("mean NOTHING" in tick.note for tick in said)
+    assert any(tick.note.startswith("featcache finetune ") for tick in said)
+    assert [tick.note for tick in said if tick.note in done.commands] == list(done.commands)
     again = run_recipe("own-model", out=tmp_path / "own", small=True)
     assert (again.extracted.hits, again.extracted.computed) == (90, 0)
     assert again.head.trial == done.head.trial
@@ -158,16 +239,18 @@ def test_flower_photos_trains_the_last_8_layers(tmp_path):
     assert check(done, tmp_path) == ["head on frozen features", "fine-tuned, last 8 layers"]
     assert done.images.splits.keys() == {"train", "val"}
     assert done.tuned.unfrozen == "block_16"
-    assert "--unfreeze block_16" in done.tuned.notes[0]
 
 
 @pytest.mark.slow
-def test_flowers_says_which_blocks_the_tutorials_layers_are(tmp_path):
+def test_flowers_trains_all_but_the_first_18_layers(tmp_path):
     done = run_recipe("flowers", out=tmp_path, small=True)
     check(done, tmp_path)
-    assert done.tuned.unfrozen == "mixed9"
-    assert "inside block mixed6" in done.layers[0]
-    assert "Layer 249 of 312 is where block mixed9 begins" in done.layers[1]
+    assert done.tuned.unfrozen == "mixed0"
+    layers = done.tuned.model.get_layer("inception_v3").layers
+    assert [layer.name.partition("_")[0] for layer in layers[17:18]] == ["max"]
+    trains = [bool(layer.trainable_weights) for layer in layers]
+    assert trains.index(True) == 18
+    assert done.run.settings.class_weight == "balanced"
 
 
 @pytest.mark.slow

@@ -45,6 +45,9 @@ def command(
         float | None, typer.Option("--clip", help="Largest gradient norm of a learning-rate group.")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images per step.")] = 32,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option("--steps-per-epoch", help="Steps of an epoch. [default: each image once]")
+    ] = None,
     patience: Annotated[int, typer.Option("--patience", help="Epochs without improvement before it stops.")] = 3,
     class_weight: Annotated[
         str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
@@ -98,6 +101,7 @@ def command(
             warmup=warmup,
             clip=clip,
             batch=batch,
+            steps_per_epoch=steps_per_epoch,
             patience=patience,
             class_weight=class_weight,
             label_smoothing=label_smoothing,

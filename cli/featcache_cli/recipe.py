@@ -46,6 +46,15 @@ def command(
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Most epochs of fine-tuning. [default: the recipe's]")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STEP.OPTION=VALUE",
+            help="Change an option of scan, extract, sweep, head or finetune (of imagenet: predict), as in "
+            "finetune.lr=1e-5. Repeat it for several.",
+        ),
+    ] = None,
     small: Annotated[
         bool, typer.Option("--small", help="Try the same path in seconds: random weights, few images, no real figures.")
     ] = False,
@@ -56,14 +65,23 @@ def command(
 
     Example: featcache recipe flower-photos photos/ -o flower-photos
     """
-    from featcache.recipes import Named, run_recipe
+    from featcache.recipes import Named, parse_settings, run_recipe
 
     if name == LIST:
         emit(json, listed(), list_text)
         return
     with progress(quiet) as draw:
         done = run_recipe(
-            name, images, out, model=model, tap=tap, epochs=epochs, small=small, force=force, progress=draw
+            name,
+            images,
+            out,
+            model=model,
+            tap=tap,
+            epochs=epochs,
+            settings=parse_settings(changes or ()),
+            small=small,
+            force=force,
+            progress=draw,
         )
     if isinstance(done, Named):
         emit(json, named_document(done), lambda: named_text(done))
@@ -119,7 +137,7 @@ def document(done: Trained) -> dict[str, Any]:
         "head": {"head": done.head.trial.head, "setting": dict(done.head.trial.params)},
         "finetune": finetune_command.document(done.tuned),
         "table": [asdict(line) for line in done.table],
-        "layers": list(done.layers),
+        "commands": list(done.commands),
         "advice": None if done.advice is None else advise_command.document(done.advice),
         "seconds": round(done.seconds, 1),
     }
@@ -127,7 +145,7 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import interval, printable, table
+    from featcache.reports.text import interval, printable, table, wrapped
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
@@ -137,8 +155,10 @@ def text(done: Trained) -> str:
         f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
         + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
         extract_command.counts(done.extracted),
-        *([done.recipe.note] if done.recipe.note else []),
-        *done.layers,
+        *([wrapped(done.recipe.note, indent=0)] if done.recipe.note else []),
+        "",
+        "Step by step:",
+        *map(printable, done.commands),
         *advice,
         "",
         "Fine-tuning from the head:",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.images.groups import Groups
@@ -52,6 +52,10 @@ def command(
     allow_outside: AllowOutside = False,
     label_column: LabelColumn = None,
     path_column: PathColumn = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write one HTML file with a few images of each class to look at.")
+    ] = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -61,6 +65,10 @@ def command(
     """
     from featcache.images.manifest import scan
 
+    if html is not None:
+        from featcache.reports.gallery import check_gallery
+
+        check_gallery(images, html, force=force)
     with progress(quiet) as draw:
         found = scan(
             images,
@@ -75,7 +83,18 @@ def command(
         )
     if found.layout != "flat":
         found.require_classes()
-    emit(json, document(found), lambda: text(found))
+    page = "" if html is None else _write_page(found, html, force, quiet)
+    emit(json, document(found) | {"html": None if html is None else str(html)}, lambda: text(found) + page)
+
+
+def _write_page(found: Images, html: Path, force: bool, quiet: bool) -> str:
+    """Write the page and return the line that says where it is."""
+    from featcache.reports.gallery import write_gallery
+    from featcache.reports.text import printable
+
+    with progress(quiet) as draw:
+        write_gallery(found, html, force=force, progress=draw)
+    return f"\nTo look at: {printable(str(html))}"
 
 
 def document(found: Images) -> dict[str, Any]:

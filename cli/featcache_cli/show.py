@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.errors import DataError
+from featcache.errors import DataError, UsageError
 from featcache_cli.output import Json, emit, say
 
 if TYPE_CHECKING:
+    from featcache.assembly.summary import LayerSummary, ModelSummary
     from featcache.sweeps import Run, Trial
+
+MODELS = (".keras", ".h5", ".hdf5")
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3.")],
+    run: Annotated[str, typer.Argument(help="RUN, RUN@best or RUN@3; or a model: MODEL.keras.")],
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw the score against each tap and each parameter instead of the table.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show the table of trials of a run, or one trial.
+    """Show the table of trials of a run, or one trial; of a model its layers, shapes, parameters and what trains.
 
     Example: featcache show photos.run@best
     """
+    if Path(run).suffix.lower() in MODELS and not Path(run).is_dir():
+        _show_model(run, plot, json)
+        return
     from featcache.reports.table import trials_table
     from featcache.reports.text import fields
     from featcache.sweeps.run import open_named
@@ -42,6 +50,44 @@ def command(
         emit(json, facts, lambda: fields(facts))
     else:
         emit(json, document(opened), lambda: trials_table(opened))
+
+
+def _show_model(name: str, plot: bool, json: bool) -> None:
+    from featcache.assembly.summary import summarize
+
+    if plot:
+        raise UsageError(f"--plot draws the scores of a run; {name} is a model. Leave it out")
+    model = summarize(name)
+    emit(json, asdict(model), lambda: _model_text(model))
+
+
+def _model_text(model: ModelSummary) -> str:
+    """Return a model as a person reads it, a line for each layer; layers of a nested model are indented."""
+    from featcache.reports.text import printable, table, wrapped
+
+    rows = [
+        [". " * layer.depth + layer.name, layer.kind, _shape(layer), f"{layer.parameters:,}", _trains(layer)]
+        for layer in model.layers
+    ]
+    lines = [table(["layer", "kind", "gives", "parameters", "trains"], rows)]
+    lines.append(f"{model.parameters:,} parameters, of which {model.trainable:,} train.")
+    if model.classes:
+        lines.append(wrapped(f"{len(model.classes)} classes: {', '.join(map(printable, model.classes))}"))
+    return "\n".join(lines)
+
+
+def _shape(layer: LayerSummary) -> str:
+    if layer.shape is None:
+        return "several"
+    return " x ".join("?" if side is None else str(side) for side in layer.shape)
+
+
+def _trains(layer: LayerSummary) -> str:
+    if not layer.parameters:
+        return ""
+    if 0 < layer.trainable < layer.parameters:
+        return f"{layer.trainable:,}"
+    return "yes" if layer.trainable else "no"
 
 
 def document(run: Run) -> dict[str, Any]:

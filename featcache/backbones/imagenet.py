@@ -49,16 +49,17 @@ def imagenet_files(backbone: str = "vgg16") -> list[Path]:
     return [keras_home() / "models" / weights, keras_home() / "models" / CLASS_INDEX]
 
 
-def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False) -> Classifier:
-    """Return a network of `keras.applications` with its top. random: random weights, small images, numbers for names.
+def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> Classifier:
+    """Return a network of `keras.applications` with its top.
 
+    random: random weights, and numbers for names where the names are not on this machine. small: small images, too.
     Raises WeightsMissing saying which files to put where, WeightsMismatch if one is damaged, UsageError.
     """
     files, request = imagenet_files(backbone), _request(backbone)
     start_keras()
     import keras
 
-    entry, size = get(request.spec.name), SMALL if random else request.preprocess.size
+    entry, size = get(request.spec.name), SMALL if small else request.preprocess.size
     options = dict(request.spec.options) | {"input_shape": (size, size, 3)}
     if random:
         with reproducibly(0):
@@ -67,7 +68,8 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False) -> Cla
         if size not in (entry.size, *SIZES.get(entry.module, ())):
             raise UsageError(f"'{entry.name}' with its top takes images of {entry.size} pixels; got size {size}")
         network = _downloaded(lambda: _with_top(entry, files[0], options), files[0], files)
-    names = [f"class {number}" for number in range(NUM_CLASSES)] if random else class_names(files)
+    has_names = not small and (not random or (keras_home() / "models" / CLASS_INDEX).exists())
+    names = class_names([] if random else files) if has_names else [f"class {number}" for number in range(NUM_CLASSES)]
     preprocess = Preprocess(size, mode=request.preprocess.mode)
     pixels = keras.Input((size, size, 3), dtype="uint8")
     ready = entering(network, keras.ops.cast(pixels, "float32"), preprocess)

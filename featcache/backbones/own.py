@@ -184,10 +184,10 @@ def _classifier(model: Any) -> tuple[Any, Any, bool]:
 
     layer, entering = _made_by(model.outputs[0])
     activations = {_activation(layer)}
-    while entering is not None and _follows_scores(layer, not activations.isdisjoint(_PROBABILITIES)):
+    are_probabilities = _gives_probabilities(model)
+    while entering is not None and _follows_scores(layer, are_probabilities):
         layer, entering = _made_by(entering)
         activations.add(_activation(layer))
-    are_probabilities = not activations.isdisjoint(_PROBABILITIES)
     is_softmax = not activations.isdisjoint(_SOFTMAX)
 
     if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
@@ -198,6 +198,22 @@ def _classifier(model: Any) -> tuple[Any, Any, bool]:
     if isinstance(layer, (keras.layers.Conv2D, keras.layers.SeparableConv2D)) and are_probabilities:
         return layer, entering, is_softmax
     return None, None, is_softmax
+
+
+def _gives_probabilities(model: Any) -> bool:
+    """Return whether the output is probabilities: as they are, as the mean of a map of them, or in another shape."""
+    import keras
+
+    layers = keras.layers
+    pooling = (layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+    layer, entering = _made_by(model.outputs[0])
+    while entering is not None and isinstance(layer, (*pooling, layers.Flatten, layers.Reshape, layers.Dropout)):
+        layer, entering = _made_by(entering)
+    if isinstance(layer, layers.Activation) and _activation(layer) == "linear" and entering is not None:
+        layer, entering = _made_by(entering)  # gives the numbers another type, under mixed precision
+    if isinstance(layer, keras.Model):
+        return _gives_probabilities(layer)
+    return _activation(layer) in _PROBABILITIES
 
 
 def _follows_scores(layer: Any, are_probabilities: bool) -> bool:

@@ -126,8 +126,10 @@ def _course(recipe: Recipe, knobs: Knobs, seeds: Sequence[int], data: Data) -> _
     held = [held_out(seed, index) if recipe.patience is not None else index[:0] for seed in seeds]
     num_rows = len(index) - len(held[0])  # as many are held out of each class by any seed
     batch = min(recipe.batch_size, num_rows)
-    per_epoch = num_rows // batch
-    steps = max(MIN_STEPS, recipe.epochs * per_epoch)
+    per_epoch = recipe.steps_per_epoch or num_rows // batch
+    steps = recipe.epochs * per_epoch
+    if recipe.steps_per_epoch is None:
+        steps = max(MIN_STEPS, steps)
     streams = []
     for seed, rows in zip(seeds, held, strict=True):
         order = mini_batches(seed, num_rows, batch, steps)

@@ -32,6 +32,7 @@ class Recipe:
     nesterov: bool
     schedule: str  # "cosine" or "constant"
     patience: int | None
+    steps_per_epoch: int | None
     class_weight: str | None
     engine: str  # "numpy" or "keras"
 

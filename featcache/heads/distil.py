@@ -30,6 +30,7 @@ RECIPE = Recipe(
     nesterov=False,
     schedule="cosine",
     patience=None,
+    steps_per_epoch=None,
     class_weight=None,
     engine="numpy",
 )

@@ -59,8 +59,8 @@ def _values(text: str, asked: str) -> list[Any]:
     if between is None and ".." in text:
         raise UsageError(f"--grid: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{asked}'")
     if between is None:
-        return [_value(one.strip()) for one in text.split(",") if one.strip()]
-    first, last, count = _value(between["first"]), _value(between["last"]), int(between["count"])
+        return [parse_value(one.strip()) for one in text.split(",") if one.strip()]
+    first, last, count = parse_value(between["first"]), parse_value(between["last"]), int(between["count"])
     if not all(isinstance(one, (int, float)) and 0 < one < float("inf") for one in (first, last)) or count < 2:
         raise UsageError(f"--grid: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{asked}'")
     found = [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
@@ -68,7 +68,12 @@ def _values(text: str, asked: str) -> list[Any]:
     return [int(value) for value in found] if whole else found
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return the number, True, False or None that a text is, else the text.
+
+    >>> parse_value("8"), parse_value("1e-4"), parse_value("none"), parse_value("sgd")
+    (8, 0.0001, None, 'sgd')
+    """
     for kind in (int, float):
         try:
             return kind(text)

@@ -26,7 +26,8 @@ ON_ACCELERATOR = 64  # times as many units
 
 
 BELOW = {"learning_rate": np.inf, "weight_decay": np.inf, "momentum": 1, "dropout": 1, "label_smoothing": 1}
-LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "patience": 1}
+LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "patience": 1, "steps_per_epoch": 1}
+OR_NONE = ("patience", "steps_per_epoch")  # may be None
 CHOICES: dict[str, tuple[Any, ...]] = {
     "class_weight": (None, "balanced"),
     "optimizer": ("adamw", "sgd"),
@@ -42,7 +43,8 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     learning_rate: at the start, falling to 0 along a cosine unless the schedule is "constant". weight_decay: decoupled
     from the gradient, on kernels. momentum, nesterov: SGD's. dropout: of what the last layer takes.
     patience: hold out a tenth of each class, and stop after so many epochs in which its log loss was no better; the
-    head is that of the best epoch. class_weight "balanced": weigh each sample by the inverse frequency of its class.
+    head is that of the best epoch. steps_per_epoch: of each epoch; None: as many as the images make, and 300 steps in
+    all at least. class_weight "balanced": weigh each sample by the inverse frequency of its class.
     engine: "numpy", "keras", or "auto", Keras if it runs already and has an accelerator.
     """
 
@@ -63,6 +65,7 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         nesterov: bool = False,
         schedule: str = "cosine",
         patience: int | None = None,
+        steps_per_epoch: int | None = None,
         engine: str = "auto",
     ) -> None:
         self.hidden = hidden
@@ -79,6 +82,7 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.nesterov = nesterov
         self.schedule = schedule
         self.patience = patience
+        self.steps_per_epoch = steps_per_epoch
         self.engine = engine
 
     def fit(self, X: Floats, y: Classes) -> DenseSoftmax:
@@ -140,6 +144,7 @@ def family(head: DenseSoftmax) -> Recipe:
         nesterov=head.nesterov,
         schedule=head.schedule,
         patience=head.patience,
+        steps_per_epoch=head.steps_per_epoch,
         class_weight=head.class_weight,
         engine=engine_of(head.engine),
     )
@@ -197,7 +202,7 @@ def check(head: DenseSoftmax) -> None:
             raise ValueError(f"{name} is a number from 0{limit}; got {value!r}")
     for name, least in LEAST.items():
         value = getattr(head, name)
-        if not ((isinstance(value, WHOLE) and value >= least) or (name, value) == ("patience", None)):
+        if not ((isinstance(value, WHOLE) and value >= least) or (value is None and name in OR_NONE)):
             raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
     for name, known in CHOICES.items():
         if getattr(head, name) not in known:

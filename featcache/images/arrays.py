@@ -22,7 +22,7 @@ from featcache.errors import DataError, NoImages
 from featcache.images.archives import BROKEN, Held, damaged, data_offset, unpacked
 from featcache.images.decode import Undecodable
 from featcache.images.folder import Stamp, reason_of, stamp_of
-from featcache.images.listing import Listed, Listing
+from featcache.images.listing import Listed, Listing, normalize_name, remarks_on_labels
 from featcache.spec import SPLITS
 
 AnyArray = npt.NDArray[Any]
@@ -89,14 +89,20 @@ class ArraySource:
 
     def listing(self) -> Listing:
         """Return all images with their labels, splits and groups."""
-        files = []
+        files: list[Listed] = []
+        spellings: dict[str, set[str]] = {}  # {label: how the arrays write it}
         for name, part in self._parts.items():
-            paths = [f"{name}/{number:06d}" if name else f"{number:06d}" for number in range(part.images.shape[0])]
-            files += [Listed(*facts) for facts in zip(paths, part.labels, part.splits, part.groups, strict=True)]
+            for number, facts in enumerate(zip(part.labels, part.splits, part.groups, strict=True)):
+                path = f"{name}/{number:06d}" if name else f"{number:06d}"
+                label, split, group = facts
+                files.append(Listed(path, normalize_name(label), split, normalize_name(group)))
+                if label.strip():
+                    spellings.setdefault(normalize_name(label), set()).add(label)
         files.sort()
+        remarks = tuple(remarks_on_labels(spellings, "the arrays" if self.location is None else self.location.name))
         if any(file.split for file in files):
-            return Listing("splits", files, [])
-        return Listing("classes" if any(file.label for file in files) else "flat", files, [])
+            return Listing("splits", files, [], remarks=remarks)
+        return Listing("classes" if spellings else "flat", files, [], remarks=remarks)
 
     def read(self, path: str) -> bytes:
         """Return one image as the bytes of a PGM or PPM file."""

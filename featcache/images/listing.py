@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -133,6 +133,43 @@ def is_image(path: str) -> bool:
     (True, False, False)
     """
     return os.path.splitext(path)[1].lower() in SUFFIXES and not _is_hidden(path)
+
+
+def normalize_name(text: str) -> str:
+    """Return a label or a group without blanks around it and in Unicode's composed form, so that it has one spelling.
+
+    >>> normalize_name("cafe\u0301 ") == "caf\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def remarks_on_labels(spellings: Mapping[str, Collection[str]], where: str) -> Iterator[str]:
+    """Yield a sentence on labels that are written in several ways and are one class, and on those that may be.
+
+    spellings: {label: how it was written}. Case can be meant, as in tables of letters, so that it tells classes apart.
+    """
+    several = [sorted(written) for _, written in sorted(spellings.items()) if len(written) > 1]
+    if several:
+        names = ", ".join(ascii(spelling) for spelling in several[0])
+        yield (
+            f"{names} of {where} look the same and are one class{_more_such(several)}: they differ only in blanks at "
+            "their ends, or in how Unicode writes a letter"
+        )
+    labels_of: dict[str, list[str]] = {}
+    for label in sorted(spellings):
+        labels_of.setdefault(label.casefold(), []).append(label)
+    alike = [labels for labels in labels_of.values() if len(labels) > 1]
+    if alike:
+        names = ", ".join(f"'{label}'" for label in alike[0])
+        yield (
+            f"The labels {names} of {where} differ only in case and are different classes{_more_such(alike)}. If one "
+            "class is meant, write it in one way"
+        )
+
+
+def _more_such(sets: list[list[str]]) -> str:
+    return f" ({len(sets) - 1} more such)" if len(sets) > 1 else ""
 
 
 def _is_hidden(path: str) -> bool:

@@ -5,8 +5,9 @@ manifest's folder; what leads out of it is refused unless it is allowed. Where n
 that add up to 1 in each row give them.
 
 Spreadsheets write tables in many ways: with semicolons or tabs instead of commas, as UTF-16, with backslashes in paths
-and blanks around values. What can have one meaning only is read. Bytes that are not UTF-8 are kept where a file of that
-name exists; elsewhere each code page would give another name, so the table is refused.
+and blanks around values. What can have one meaning only is read: labels and groups that look the same are the same.
+Bytes that are not UTF-8 are kept where a file of that name exists; elsewhere each code page would give another name, so
+the table is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import io
 import os
 import posixpath
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from featcache.errors import DataError, EnvironmentFault, NoImages
 from featcache.files import raise_if_of_the_system
-from featcache.images.listing import SPLIT_NAMES, SUFFIXES, Listed, Listing
+from featcache.images.listing import SPLIT_NAMES, SUFFIXES, Listed, Listing, normalize_name, remarks_on_labels
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 OTHER_DELIMITERS = (",", ";", "\t")  # Excel takes the list separator of the country
@@ -80,8 +80,11 @@ def list_table(
 
     door = _Door(path.parent, allow_outside)
     files: dict[str, Listed] = {}
+    spellings: dict[str, set[str]] = {}  # {label: how the cells write it}
     for where, cells in rows:
-        values = {name: _cell_at(cells, place) for name, place in at.items() if name != "path"}
+        values = {name: normalize_name(_cell_at(cells, place)) for name, place in at.items() if name != "path"}
+        if values.get("label"):
+            spellings.setdefault(values["label"], set()).add(cells[at["label"]])
         values["path"] = _as_file(cells[at["path"]] if at["path"] < len(cells) else "", path.parent)
         for place in hot:
             if _cell_at(cells, place).lower() in ONES:
@@ -98,7 +101,7 @@ def list_table(
     labels = {file.label for file in listed}
     remarks = [
         *_remarks_on_columns(table.columns, rows, at, hot, path.name),
-        *_remarks_on_labels(labels, path),
+        *remarks_on_labels(spellings, path.name),
         *_remarks_on_rows(listed, path.name),
     ]
     if any(file.split for file in listed):
@@ -244,33 +247,6 @@ def _remarks_on_columns(
         if len(places) > 1 and odd:
             names = ", ".join(columns[place] for place in places)
             yield f"The 0/1 columns {names} are no labels, since they do not add up to 1 in each row, as in {odd[0]}"
-
-
-def _remarks_on_labels(labels: Iterable[str], path: Path) -> Iterator[str]:
-    """Yield a sentence on labels that differ in case only. Raises DataError if only Unicode writes them in two ways.
-
-    Case can be meant, as in tables of letters.
-    """
-    text_of: dict[str, str] = {}
-    for label in sorted(labels):
-        other = text_of.setdefault(unicodedata.normalize("NFC", label), label)
-        if other != label:
-            raise DataError(
-                f"The labels {other!a} and {label!a} in {path} differ only in how Unicode writes them. Write both in "
-                "the same way"
-            )
-
-    spellings: dict[str, list[str]] = {}
-    for text, label in text_of.items():
-        spellings.setdefault(text.casefold(), []).append(label)
-    alike = [labels for labels in spellings.values() if len(labels) > 1]
-    if alike:
-        names = ", ".join(f"'{label}'" for label in alike[0])
-        more = f", and {len(alike) - 1} more such sets" if len(alike) > 1 else ""
-        yield (
-            f"The labels {names} of {path.name} differ only in case and are different classes{more}. If one class is "
-            "meant, write it in one way"
-        )
 
 
 def _remarks_on_rows(files: Sequence[Listed], table: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The set-ups of five tutorials, each run as it stands: extraction, exactly its head, fine-tuning, a table."""
 
+from featcache.recipes.options import parse_settings
 from featcache.recipes.run import MEANINGLESS, Line, Named, Trained, run_recipe, weights_of
 from featcache.recipes.settings import RECIPES, Naming, Training, find
 
@@ -12,6 +13,7 @@ __all__ = [
     "Trained",
     "Training",
     "find",
+    "parse_settings",
     "run_recipe",
     "weights_of",
 ]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featcache.assembly.assemble import backbones_of
 from featcache.assembly.modelfile import MODEL
 from featcache.backbones import tutorials
 from featcache.backbones.imagenet import imagenet_classifier, imagenet_files
@@ -21,11 +20,11 @@ from featcache.images.manifest import Images, scan
 from featcache.outputs import check_output
 from featcache.prediction import Prediction, predictions
 from featcache.recipes import cifar
+from featcache.recipes.options import Settings
 from featcache.recipes.settings import Naming, Training, find
 from featcache.spec import BackboneSpec, ImageRow, Progress, Tick, silent
 from featcache.sweeps import Advice, Chosen, Run, advise, sweep
 from featcache.tuning import Tuned, finetune
-from featcache.tuning.stages import place
 from featcache.tuning.state import STATE
 
 MEANINGLESS = "--small: random weights, a handful of images, hardly any training. The figures mean NOTHING"
@@ -56,7 +55,7 @@ class Trained:
     head: Chosen
     tuned: Tuned
     table: tuple[Line, ...]
-    layers: tuple[str, ...]  # what the tutorials' layer numbers stand for
+    commands: tuple[str, ...]  # its steps as they are typed
     advice: Advice | None
     seconds: float
 
@@ -79,6 +78,7 @@ def run_recipe(
     model: str | None = None,
     tap: str | None = None,
     epochs: int | None = None,
+    settings: Settings | None = None,
     small: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -86,19 +86,24 @@ def run_recipe(
     """Run the recipe of that name on these images and return what it did; all that it makes lies in `out`.
 
     model, tap: of "own-model", the file and the layer to cut at. epochs: most epochs of fine-tuning, instead of the
-    recipe's. small: the same path in seconds, with random weights and few images (the embedded digits if there are
-    none), to try it. force: replace files in `out` that stand where the recipe writes and are not its own.
+    recipe's. settings: other options of its steps, as in {"finetune": {"learning_rate": 1e-5}, "head": {"epochs": 5}};
+    the steps are scan, extract, sweep, head and finetune, of "imagenet" predict. small: the same path in seconds, with
+    random weights and few images (the embedded digits if there are none), to try it. force: replace files in `out` that
+    stand where the recipe writes and are not its own.
     The same call again computes no feature twice and goes on where it was stopped.
     Raises UsageError, NoImages (which data to put where), WeightsMissing (which weights), DataError.
     """
     recipe = find(name)
+    if small and isinstance(recipe, Training):
+        recipe = recipe.small()
+    recipe = recipe.with_settings(settings or {})
     _check(recipe, images, model, tap, epochs, small)
     folder = Path(out if out is not None else name)
     if small:
         progress(Tick("small", 0, 0, MEANINGLESS))
     if isinstance(recipe, Naming):
         return _name(recipe, images, folder, small, force, progress)
-    recipe = replace(recipe.small() if small else recipe, tap=tap or recipe.tap).with_epochs(epochs)
+    recipe = replace(recipe, tap=tap or recipe.tap).with_epochs(epochs)
     return _Job(recipe, folder, model, small, force, progress).run(images)
 
 
@@ -148,32 +153,30 @@ class _Job:
         recipe, progress = self.recipe, self.progress
         for name, kind in (("features.h5", CACHE), ("model.keras", MODEL), ("model.state", STATE)):
             check_output(self.folder / name, kind, force=self.force)
-        manifest = self._images(images)
-        cache = extract(
-            manifest,
-            self._backbone(),
-            out=self.folder / "features.h5",
-            tap=[recipe.tap, *recipe.also],
-            weights=recipe.weights,
-            size=recipe.size,
-            pool=recipe.pool,
-            force=self.force,
-            progress=progress,
-        )
+        place = _place(recipe, images, self.folder, self.small, self.force)
+        commands = recipe.commands(self._backbone(), str(place), self.folder)
+        for line in (f"{recipe.name}, step by step:", *commands):
+            progress(Tick("recipe", 0, 0, line))
+        manifest = self._images(place, is_given=images is not None)
+        how = recipe.options("extract") | {"backbone": self._backbone()}
+        cache = extract(manifest, out=self.folder / "features.h5", force=self.force, progress=progress, **how)
         advice = advise(cache, progress=progress) if recipe.advice else None
         run = sweep(
             cache,
-            recipe.head,
             taps=[cache.report.taps[0].tap],
-            prepare="none",
             grid={recipe.head: {name: [value] for name, value in recipe.fit.items()}},
             out=self.folder / "head.run",
             progress=progress,
+            **recipe.options("sweep"),
         )
         head = run.best_handoff
-        how = {"patience": recipe.tune["epochs"], **recipe.tune}
         tuned = finetune(
-            head, self.folder / "model.keras", controls=recipe.controls, force=True, progress=progress, **how
+            head,
+            self.folder / "model.keras",
+            controls=recipe.controls,
+            force=True,
+            progress=progress,
+            **recipe.options("finetune"),
         )
         return Trained(
             recipe=recipe,
@@ -185,7 +188,7 @@ class _Job:
             head=head,
             tuned=tuned,
             table=_table(recipe, cache.report, run, head, tuned),
-            layers=_layers(recipe, tuned),
+            commands=tuple(commands),
             advice=advice,
             seconds=time.perf_counter() - started,
         )
@@ -195,17 +198,18 @@ class _Job:
             return self.recipe.backbone or str(self.model)
         return str(tutorials.write_small_model(self.folder / "model.hdf5"))
 
-    def _images(self, images: str | Path | None) -> Images:
-        """Return the manifest of the recipe's images."""
+    def _images(self, place: Path, is_given: bool) -> Images:
+        """Return the manifest of the recipe's images. is_given: by the user."""
         recipe = self.recipe
-        place_ = _place(recipe, images, self.folder, self.small, self.force)
-        manifest = scan(place_, split=recipe.split, progress=self.progress).require_classes()
-        if images is None and recipe.num_classes:
+        manifest = scan(place, progress=self.progress, **recipe.options("scan")).require_classes()
+        if recipe.test_as_val:
+            manifest = _test_as_val(manifest)
+        if not is_given and recipe.num_classes:
             labels = list(manifest.classes)[: recipe.num_classes]
             manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.label in labels))
         if recipe.num_classes not in (None, len(manifest.classes)):
             raise DataError(
-                f"Recipe '{recipe.name}' is about {recipe.num_classes} classes; {place_} has {len(manifest.classes)}: "
+                f"Recipe '{recipe.name}' is about {recipe.num_classes} classes; {place} has {len(manifest.classes)}: "
                 f"{', '.join(manifest.classes)}"
             )
         return replace(manifest, rows=_few(manifest.rows, recipe.per_class))
@@ -220,6 +224,16 @@ def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, s
     path = Path(images) if images is not None else cifar.at_home()
     folder.mkdir(parents=True, exist_ok=True)
     return cifar.as_arrays(path, folder / "cifar10.npz", num_train=10_000, num_val=2_000)
+
+
+def _test_as_val(images: Images) -> Images:
+    """Return the images with those of a test folder as validation, and all others in training, where there is one."""
+    is_test = [row.split == "test" and row.path in images.given for row in images.rows]
+    if not any(is_test):
+        return images
+    splits = ["val" if test else "train" for test in is_test]
+    rows = [row._replace(split=split) for row, split in zip(images.rows, splits, strict=True)]
+    return replace(images, rows=tuple(rows), given=frozenset(row.path for row in rows))
 
 
 def _few(rows: tuple[ImageRow, ...], per_class: Mapping[str, int]) -> tuple[ImageRow, ...]:
@@ -251,25 +265,11 @@ def _line(name: str, way: Tuned) -> Line:
     return Line(name, best.value, (best.low, best.high), len(way.trained), way.seconds)
 
 
-def _layers(recipe: Training, tuned: Tuned) -> tuple[str, ...]:
-    """Say what block each of the tutorials' layer numbers stands for."""
-    if not recipe.layers:
-        return ()
-    names = [layer.name for layer in backbones_of(tuned.model)[0].layers]
-    return tuple(_layer(names, number) for number in recipe.layers)
-
-
-def _layer(names: list[str], number: int) -> str:
-    """Say where a cut at this layer lies."""
-    block, note = place(names, f"{number}:")
-    return note or f"Layer {number} of {len(names)} is where block {block} begins: --unfreeze {block}"
-
-
 def _name(
     recipe: Naming, images: str | Path | None, folder: Path, small: bool, force: bool, progress: Progress
 ) -> Named:
     started = time.perf_counter()
-    network = imagenet_classifier(random=small)
+    network = imagenet_classifier(random=small or recipe.weights == "none", small=small)
     where = _place(recipe, images, folder, small, force)
     found = _one_of_each(scan(where)) if small else where
     named = predictions(network.model, network.names, network.preprocess, found, top=recipe.top, progress=progress)

@@ -21,7 +21,7 @@ from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.spec import ALL_BITS, DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent, with_bits
 
-THUMBNAIL, LARGE = 48, 160  # pixels
+THUMBNAIL, SMALL, LARGE = 48, 112, 160  # pixels
 SHEET_BYTES = 2_400_000  # of the sheet as text
 QUALITIES = (70, 50, 30, 10)
 GREY = 128
@@ -74,6 +74,12 @@ def picture(source: Source | None, row: ImageRow, bits: int = ALL_BITS) -> str |
     """Return one image as a data URI, whole on a square; None if it is gone or another now."""
     pixels = None if source is None else _pixels(source, LARGE, "pad", bits, row)
     return None if pixels is None else _data(pixels, 75)
+
+
+def small_picture(source: Source, row: ImageRow) -> str | None:
+    """Return one image as a smaller data URI, for a grid of many; None if it is gone or another now."""
+    pixels = _pixels(source, SMALL, "pad", ALL_BITS, row)
+    return None if pixels is None else _data(pixels, 60)
 
 
 def _pixels(source: Source, size: int, resize: Resize, bits: int, row: ImageRow) -> Pixels | None:

@@ -35,6 +35,7 @@ class Recipe:
     warmup: float = 0.05  # share of all steps in which the learning rate rises
     clip: float | None = None  # largest norm of the gradient of each learning-rate group
     batch: int = 32
+    steps_per_epoch: int | None = None  # an epoch of so many steps, however many images there are; None: of all images
     patience: int = 3  # epochs without a better validation score before it stops
     class_weight: str | None = None
     label_smoothing: float = 0.0
@@ -49,7 +50,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise UsageError if a value is none that it can have."""
-        for name in ("epochs", "batch", "patience", "views"):
+        for name in ("epochs", "batch", "steps_per_epoch", "patience", "views"):
             _from_one(name, getattr(self, name))
         for name in ("learning_rate", "head_lr", "lr_decay", "clip"):
             _above_zero(name, getattr(self, name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -195,8 +195,7 @@ class _Running:
 
     def _one_epoch(self, number: int) -> None:
         began = time.perf_counter()
-        rng = np.random.default_rng((self.recipe.seed, number))
-        loss, seen = self._steps(rng.permutation(len(self.task.train_set)), number)
+        loss, seen = self._steps(number)
         rate = rate_at(self.task.groups[0], self.recipe, self._step(), self.steps)
         if not math.isfinite(loss):
             return self._diverged("loss", number, self._step() + math.ceil(seen / self.recipe.batch) - 1)
@@ -215,15 +214,30 @@ class _Running:
             self.stopped = f"no better validation score for {self.recipe.patience} of them in a row"
         self._keep()
 
-    def _steps(self, order: Classes, number: int) -> tuple[float, int]:
-        """Train once over the images, or until time is up; return the mean loss and how many were seen.
+    def _batches(self, number: int) -> Iterator[tuple[Any, Classes]]:
+        """Yield the batches of an epoch, all of one size, so that one shape is compiled.
 
-        All batches have one size, so that one shape is compiled: of 50 images in batches of at most 32 two times 25;
-        what does not divide evenly, less than one image per batch, waits for another epoch.
+        50 images in batches of at most 32 make two of 25; what does not divide evenly, less than one image per batch,
+        waits for another epoch. With `steps_per_epoch`, batches are full, and the images are gone through as often as
+        that takes, each time in another order and, if views are new in every epoch, in new views.
         """
-        size = len(order) // self.num_batches
-        losses, num_classes = [], self.task.model.outputs[0].shape[-1]
-        for inputs, labels in self.task.train_set.batches(order[: size * self.num_batches], size, number):
+        count = len(self.task.train_set)
+        size = count // self.num_batches
+        if self.recipe.steps_per_epoch is not None:
+            size = min(self.recipe.batch, count)
+        of_pass = min(self.num_batches, count // size)
+        num_passes = math.ceil(self.num_batches / of_pass)
+        for at in range(num_passes):
+            number_of_pass = (number - 1) * num_passes + at + 1
+            order = np.random.default_rng((self.recipe.seed, number_of_pass)).permutation(count)
+            steps = min(of_pass, self.num_batches - at * of_pass)
+            yield from self.task.train_set.batches(order[: size * steps], size, number_of_pass)
+
+    def _steps(self, number: int) -> tuple[float, int]:
+        """Train for an epoch, or until time is up; return the mean loss and how many images were seen."""
+        losses, seen, num_classes = [], 0, self.task.model.outputs[0].shape[-1]
+        for inputs, labels in self._batches(number):
+            seen += len(labels)
             wanted = np.eye(num_classes, dtype=np.float32)[labels] if self.recipe.label_smoothing else labels
             weights = self.class_weights[labels]
             losses.append(float(self.trainer.train_on_batch(inputs, wanted, sample_weight=weights)))
@@ -231,7 +245,7 @@ class _Running:
             if not math.isfinite(losses[-1]) or self.clock.is_up:
                 break
             self.trainer.reset_metrics()
-        return float(np.mean(losses)), size * len(losses)
+        return float(np.mean(losses)), seen
 
     def _diverged(self, what: str, number: int, step: int) -> None:
         self.is_over = True
@@ -259,7 +273,7 @@ class _Running:
         import keras
 
         recipe = self.recipe
-        self.num_batches = math.ceil(len(self.task.train_set) / recipe.batch)
+        self.num_batches = recipe.steps_per_epoch or math.ceil(len(self.task.train_set) / recipe.batch)
         self.steps = self.num_batches * recipe.epochs
         self.class_weights = _class_weights(self.task.train_set.labels, recipe.class_weight)
         kinds = keras.losses

@@ -371,6 +371,16 @@ SCORES = {
         L.GlobalAveragePooling2D(),
         L.Activation("softmax"),
     ],
+    "pooled map": lambda: [
+        L.Activation("relu", name="features"),
+        L.Conv2D(3, 1, activation="softmax"),
+        L.GlobalAveragePooling2D(),
+    ],
+    "pooled map, nested": lambda: [
+        classifying(L.Activation("relu", name="features"), L.Conv2D(3, 1, activation="softmax")),
+        L.GlobalAveragePooling2D(),
+    ],
+    "another type": lambda: [L.Flatten(name="features"), L.Dense(3, "softmax"), L.Activation("linear")],
     "map": lambda: [L.Activation("relu", name="features"), L.Conv2D(3, 1), L.Softmax()],
     "temperature": lambda: [L.Flatten(name="features"), L.Dense(3), L.Rescaling(2.0), L.Softmax()],
 }

@@ -184,3 +184,10 @@ def test_bits_out_of_range_are_refused(cli, photos, tmp_path):
 
 def test_scan_says_nothing_of_ordinary_images(cli, photos):
     assert document(cli, photos)["notes"] == []
+
+
+def test_a_page_of_images_is_written(cli, photos, tmp_path):
+    done = cli("scan", str(photos), "--html", str(tmp_path / "look.html"), "--json")
+    assert json.loads(done.out)["html"] == str(tmp_path / "look.html")
+    assert (tmp_path / "look.html").stat().st_size < 300_000
+    assert "To look at: " in cli("scan", str(photos), "--html", str(tmp_path / "look.html")).out

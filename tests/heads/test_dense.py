@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.heads import dense, softmax
 from featcache.heads.dense import MIN_STEPS, held_out, initial_kernels, mini_batches
-from featcache.heads.dense_steps import Batch, batch_of, forward, gradients
+from featcache.heads.dense_steps import Batch, NumpyEngine, batch_of, forward, gradients
 from featcache.heads.paths import Fold, together, try_all
 from featcache.heads.softmax import DenseSoftmax, chunks, family, train_together
 
@@ -136,6 +136,16 @@ def test_every_parameter_of_a_head_makes_another(hidden):
     X, y = problem()
     plain, *others = trained(X, y, {}, *OWN, hidden=hidden)
     assert min(differ(plain, other) for other in others) > 1e-2
+
+
+@pytest.mark.parametrize(("steps", "least"), [(None, 300), (3, 6), (400, 800)])
+def test_a_head_trains_for_so_many_steps(steps, least, monkeypatch):
+    counted = []
+    step = NumpyEngine.step
+    monkeypatch.setattr(NumpyEngine, "step", lambda self, *more: counted.append(1) or step(self, *more))
+    head = head_of(epochs=2, steps_per_epoch=steps).fit(*problem())
+    assert len(counted) == least
+    assert head.n_epochs_ == 2 or steps is None
 
 
 def test_a_seed_changes_the_first_weights_and_the_mini_batches():

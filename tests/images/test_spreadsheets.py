@@ -3,12 +3,14 @@
 import importlib
 import shutil
 
+import numpy as np
 import pytest
 
 from featcache.errors import DataError, NoImages, UsageError
 from featcache.extraction import extract
 from featcache.images.manifest import scan
 
+PIXELS = "pixels:size=8"
 ROWS = [(f"{label}/{number:03d}.png", label) for label in ("blue", "red") for number in range(3)]
 
 
@@ -70,7 +72,7 @@ def test_a_column_of_another_name_is_named_or_told(written, photos):
     assert (labels_of(images), images.remarks) == (ROWS, ())
     with pytest.raises(DataError, match=r"no column 'Class' for --label-column; it has Width, ClassId, img, Roi"):
         scan(table, path_column="img", label_column="Class")
-    cache = extract(table, "pixels:size=8", out=photos / "c.h5", path_column="img", label_column="ClassId")
+    cache = extract(table, PIXELS, out=photos / "c.h5", path_column="img", label_column="ClassId")
     assert cache.classes == ("blue", "red")
 
 
@@ -128,22 +130,43 @@ def test_rows_without_a_label_are_counted(written, photos):
     table = written("path,label", lambda path, label: f"{path}, {label if path[-5] != '0' else ''}")
     told = "2 of 6 rows of m.csv have no label, such as blue/000.png: these images neither train nor judge"
     assert scan(table).remarks == (told,)
-    assert told in extract(table, "pixels:size=8", out=photos / "c.h5").report.remarks
+    assert told in extract(table, PIXELS, out=photos / "c.h5").report.remarks
 
 
 def test_a_list_of_paths_has_nothing_to_tell(written):
     assert scan(written("path,split", lambda path, label: f"{path},train")).remarks == ()
 
 
-def test_labels_that_differ_in_case_are_told_and_in_unicode_refused(photos):
-    (photos / "m.csv").write_text("path,label\nred/000.png,Rose\nred/001.png,rose \nred/002.png,ROSE\n")
+def test_labels_that_differ_in_case_are_told(photos):
+    (photos / "m.csv").write_text("path,label\nred/000.png,Rose\nred/001.png,rose\nred/002.png,ROSE\n")
     images = scan(photos / "m.csv")
     assert images.classes == {"ROSE": 1, "Rose": 1, "rose": 1}
     [remark] = images.remarks
     assert remark.startswith("The labels 'ROSE', 'Rose', 'rose' of m.csv differ only in case and are different classes")
-    (photos / "m.csv").write_text("path,label\nred/000.png,caf\u00e9\nred/001.png,cafe\u0301\n")
-    with pytest.raises(DataError, match=r"The labels 'cafe\\u0301' and 'caf\\xe9' in .* differ only in how Unicode"):
-        scan(photos / "m.csv")
+
+
+SPELLINGS = ["caf\u00e9", "cafe\u0301", "caf\u00e9 "]
+ONE_CLASS = r"'cafe\u0301', 'caf\xe9', 'caf\xe9 ' of {} look the same and are one class: they differ only in blanks"
+
+
+def test_labels_and_groups_that_look_the_same_are_one_and_it_is_told(photos):
+    lines = [f"red/{number:03d}.png,{text},{text}" for number, text in enumerate(SPELLINGS)]
+    (photos / "m.csv").write_text("\n".join(["path,label,patient", *lines, "blue/000.png,b,b"]))
+    images = scan(photos / "m.csv", group_from="csv:patient")
+    assert images.classes == {"b": 1, "caf\u00e9": 3}
+    assert {row.group for row in images.rows} == {"b", "caf\u00e9"}
+    assert [remark for remark in images.remarks if remark.startswith(ONE_CLASS.format("m.csv"))]
+    assert any(
+        ONE_CLASS.format("m.csv") in line
+        for line in extract(photos / "m.csv", PIXELS, out=photos / "c.h5").report.remarks
+    )
+
+
+def test_labels_of_arrays_that_look_the_same_are_one_class():
+    images = scan(np.zeros((4, 8, 8), np.uint8), labels=[*SPELLINGS, "b"], groups=[*SPELLINGS, ""])
+    assert images.classes == {"b": 1, "caf\u00e9": 3}
+    assert images.groups.count == 1
+    assert images.remarks[0].startswith(ONE_CLASS.format("the arrays"))
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp1250", "shift-jis"])

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 
 import keras
 import numpy as np
@@ -173,6 +174,17 @@ def test_all_batches_have_one_size_and_hardly_an_image_waits(count, monkeypatch)
     assert len(set(seen)) == 1
     assert max(seen) <= 32
     assert 0 <= count - sum(seen) < len(seen)
+
+
+def test_an_epoch_of_so_many_steps_goes_through_the_images_again_in_another_order(monkeypatch):
+    seen = []
+    monkeypatch.setattr(keras.Model, "train_on_batch", lambda self, pixels, *more, **kw: seen.append(pixels) or 0.0)
+    history, _ = run_loop(small_model(), Recipe(batch=8, epochs=2, steps_per_epoch=4), images=20)
+    assert [len(pixels) for pixels in seen] == [8] * 8
+    assert [epoch.images for epoch in history] == [0, 32, 64]
+    passes = [np.concatenate(seen[at : at + 2]) for at in (0, 2, 4, 6)]  # 20 images make two full batches
+    assert all(len(np.unique(one, axis=0)) == 16 for one in passes)
+    assert all((one != other).any() for one, other in pairwise(passes))
 
 
 def test_logits_come_in_the_order_of_the_images_whatever_the_batch():
