@@ -1,10 +1,9 @@
-"""Group the layers of a backbone into its blocks, from the layer names alone.
+"""Group the layers of a backbone into its blocks, by the layer names alone.
 
-Fine-tuning unfreezes whole blocks, never half a residual or Inception block. Most families name
-every layer after the block it stands in ("block_16_expand"), so a name opens a block and what follows
-belongs to it. The Inceptions name the layer that closes a block ("mixed5"); the convolutions
-before it carry names such as "conv2d_56", whose numbers depend on what the session built earlier
-and are never read.
+Fine-tuning unfreezes whole blocks, never half a residual or Inception block. Most families name every layer after its
+block ("block_16_expand"). Such a name opens a block, and the layers after it belong to the block until another opens.
+The Inceptions name only the layer that closes a block ("mixed5"). The convolutions before it have names such as
+"conv2d_56", whose numbers depend on what the session built earlier, so they are ignored.
 """
 
 import difflib
@@ -16,7 +15,7 @@ from featcache.errors import UnknownBlock
 
 STEM = "stem"
 
-# (layer name, block name) of families whose names open a block
+# (pattern of a layer name, name of the block) for families whose names open a block
 _OPENING = (
     (r"(?:.*_)?((?:stage_\d+|downsampling)_block_\d+)(?:_|$)", r"\1"),  # ConvNeXt
     (r"(conv\d+_block\d+)(?:_|$)", r"\1"),  # ResNet, DenseNet
@@ -26,19 +25,19 @@ _OPENING = (
     (r"conv_(?:pad|dw|pw)_(\d+)(?:_|$)", r"block_\1"),  # MobileNet
     (r"(?:adjust|normal|reduction|separable_conv)_.*?_(stem_\d+|reduce_\d+|\d+)$", r"cell_\1"),  # NASNet
 )
-# the same of those whose names close one
+# the same for families whose names close a block
 _CLOSING = (
     (r"(mixed\d+|mixed_\d[a-z])$", r"\1"),  # InceptionV3, InceptionResNetV2
     (r"(block\d+_\d+)_(?:mixed|conv|ac)$", r"\1"),  # InceptionResNetV2
 )
-# what follows it in its block belongs to the next one, by its work if not by its name
+# The output of a NASNet cell. Layers behind it that carry the cell's name already work for the next cell.
 _OUTPUT = r"(?:normal|reduction)_concat_"  # NASNet
 
 
 def block_names(layer_names: Sequence[str]) -> list[str]:
-    """Return for every layer, in order, the block it belongs to; each block is one run of layers.
+    """Return the block of every layer, in order. The layers of a block follow each other.
 
-    Layers before the first block are "stem"; layers after the last one belong to it.
+    Layers before the first block belong to "stem", layers after the last block belong to that block.
 
     >>> block_names(["input", "Conv1", "block_1_expand", "re_lu", "block_2_expand", "out_relu"])
     ['stem', 'stem', 'block_1', 'block_1', 'block_2', 'block_2']
@@ -56,9 +55,9 @@ def blocks(layer_names: Sequence[str]) -> list[str]:
 
 
 def block_ends(layer_names: Sequence[str]) -> list[str]:
-    """Return for every block but the last the layer whose output the next block takes.
+    """Return, for every block but the last, the layer whose output enters the next block.
 
-    The stem is no block: edges and colours, averaged over an image, tell little that the first block does not.
+    The stem is left out: edges and colours, averaged over an image, add little to the first block's features.
 
     >>> block_ends(["input", "Conv1", "block_1_expand", "re_lu", "block_2_expand", "block_2_add", "block_3_expand"])
     ['re_lu', 'block_2_add']
@@ -72,18 +71,19 @@ def block_ends(layer_names: Sequence[str]) -> list[str]:
 
 
 def first_of(layer_names: Sequence[str], block: str) -> int:
-    """Return the index of the first layer of `block`, or of the layer of exactly that name.
+    """Return the index of the first layer of `block`, or of the layer with exactly that name.
 
-    Where a block and a layer share a name ("mixed5"), the block is meant.
+    If a block and a layer share a name ("mixed5"), the block is meant.
     Raises UnknownBlock.
 
     >>> first_of(["input", "block_1_expand", "block_2_expand", "out_relu"], "block_2")
     2
     """
     names = block_names(layer_names)
-    for candidates in (names, layer_names):
-        if block in candidates:
-            return candidates.index(block)
+    if block in names:
+        return names.index(block)
+    if block in layer_names:
+        return layer_names.index(block)
     known = list(dict.fromkeys(names))
     near = difflib.get_close_matches(block, known)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
@@ -91,19 +91,22 @@ def first_of(layer_names: Sequence[str], block: str) -> int:
 
 
 def _by_opening_names(layer_names: Sequence[str]) -> list[str]:
-    return _filled([_mark(name, _OPENING) for name in layer_names], first=STEM)
+    marks = [_mark(name, _OPENING) for name in layer_names]
+    return _filled(marks, first=STEM)
 
 
 def _by_closing_names(layer_names: Sequence[str]) -> list[str]:
     marks = [_mark(name, _CLOSING) for name in layer_names]
-    last = next(mark for mark in reversed(marks) if mark)
-    filled = _filled(marks[::-1], first=last)[::-1]
-    stem = _stem_length(layer_names[: marks.index(filled[0])])
-    return [STEM] * stem + filled[stem:]
+    last_block = next(mark for mark in reversed(marks) if mark)
+    # A name closes its block, so read backwards it opens it. What follows the last block belongs to it.
+    names = _filled(marks[::-1], first=last_block)[::-1]
+    first_end = marks.index(names[0])
+    stem_length = _stem_length(layer_names[:first_end])
+    return [STEM] * stem_length + names[stem_length:]
 
 
 def _mark(layer_name: str, rules: Sequence[tuple[str, str]]) -> str | None:
-    """Return the block that the name of the layer tells, None where it tells none."""
+    """Return the block that the name of the layer contains; None if it contains none."""
     for pattern, block in rules:
         if match := re.match(pattern, layer_name):
             return match.expand(block)
@@ -111,21 +114,30 @@ def _mark(layer_name: str, rules: Sequence[tuple[str, str]]) -> str | None:
 
 
 def _filled(marks: Sequence[str | None], first: str) -> list[str]:
-    """Return the marks with every None replaced by the mark before it, `first` where there is none."""
+    """Return the marks with every None replaced by the mark before it, and by `first` before the first mark."""
     return list(accumulate(marks, lambda block, mark: mark or block, initial=first))[1:]
 
 
 def _stem_length(layer_names: Sequence[str]) -> int:
-    """Return the number of layers up to the last max pooling: the first Inception block pools by average."""
-    return max((i + 1 for i, name in enumerate(layer_names) if name.startswith("max_pooling2d")), default=0)
+    """Return the number of layers up to the last max pooling, which ends the stem of an Inception.
+
+    The first Inception block itself pools by average.
+    """
+    length = 0
+    for number, name in enumerate(layer_names, start=1):
+        if name.startswith("max_pooling2d"):
+            length = number
+    return length
 
 
 def _untangled(names: Sequence[str]) -> list[str]:
-    """Return the names with every block begun only after the one before it has ended.
+    """Return the block names such that every block begins only after the block before it has ended.
 
-    Keras sorts layers by depth, so that in NASNet the first layers of a cell (activation and padding,
-    none with weights) stand among the last of the cell before it.
+    Keras sorts layers by depth. So in NASNet the first layers of a cell (activation and padding, without weights) lie
+    among the last layers of the cell before it. They are counted to that earlier cell.
     """
     order = list(dict.fromkeys(names))
-    ranks = accumulate((order.index(name) for name in reversed(names)), min)
-    return [order[rank] for rank in ranks][::-1]
+    ranks = [order.index(name) for name in names]
+    # No layer may have a later block than any layer behind it: the running minimum from the end.
+    untangled_ranks = list(accumulate(reversed(ranks), min))[::-1]
+    return [order[rank] for rank in untangled_ranks]

@@ -1,11 +1,11 @@
-"""A backbone's name -> a frozen Keras model from pixels to feature maps.
+"""Build a backbone: from its name to a frozen Keras model from pixels to feature maps.
 
-The network is the constructor's own, without its classifier. Pixels 0..255 become its input by the
-constructor's own `preprocess_input`, inside the graph.
+The network comes from its constructor in `keras.applications`, without the classifier. Pixels 0..255 become its input
+by the constructor's own `preprocess_input`, inside the graph.
 
-ImageNet weights are loaded from the file in KERAS_HOME that was checked and digested, by its path: told to find
-"imagenet" itself, Keras takes a file in /tmp/.keras where it cannot write to KERAS_HOME, and removes files with another
-digest.
+ImageNet weights are loaded by the path of the file in KERAS_HOME that was checked and digested. With
+weights="imagenet" Keras would take a file in /tmp/.keras if it cannot write to KERAS_HOME, and it would remove a file
+with another digest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
-DEVIATIONS = (0.229, 0.224, 0.225)  # of ImageNet's pixels, RGB, 0..1
+DEVIATIONS = (0.229, 0.224, 0.225)  # standard deviations of ImageNet's pixels, RGB, 0..1
 NO_WEIGHTS = hashlib.sha256().hexdigest()
 
 
@@ -42,56 +42,62 @@ class Backbone:
     network: Any  # keras.Model
     weights_digest: str  # SHA-256 of the weight values, in order
     architecture: str = ""  # SHA-256 of the configuration of a user's own model
-    whole: Any = None  # a user's own model with what `own.headless` took for its classifier
-    source: str | None = None  # `weights.source` of what was loaded; None where a function of the user's made it
+    full_model: Any = None  # a user's own model, with the classifier that `own.headless` removed
+    source: str | None = None  # `weights.source` of the loaded weights; None if the user's own function made them
 
     def cut(self, layer: str) -> Any:
-        """Return the network up to the named layer; "top" is the whole.
+        """Return the network up to the named layer, or all of it for "top".
 
-        Raises UnknownBlock with near names; UsageError for the top of a user's own model that ends in unknown scores.
+        Raises UnknownBlock with near names; UsageError for the top of a user's own model whose classifier is unknown.
         """
         import keras
 
         if layer == "top":
-            if self.whole is not None:
-                own.check_top(self.whole, self.spec.name)
+            if self.full_model is not None:
+                own.check_top(self.full_model, self.spec.name)
             return self.network
-        beyond = self.whole is not None and layer not in outputs_of(self.network)
+
+        model = self.network
+        if self.full_model is not None and layer not in outputs_of(self.network):
+            model = self.full_model  # the layer belongs to the classifier
         owner = self.spec.name if self.spec.origin == "registry" else self.spec.weights
-        output = output_of(self.whole if beyond else self.network, layer, owner)
+        output = output_of(model, layer, owner)
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_{layer}")
 
     def tapped(self, layers: Sequence[str], name: str) -> Any:
-        """Return the network up to the named layers, a list of outputs, in their order. Raises UnknownBlock."""
+        """Return one model with the outputs of all named layers, in their order. Raises UnknownBlock."""
         import keras
 
-        return keras.Model(self.network.inputs[0], [self.cut(layer).outputs[0] for layer in layers], name=name)
+        outputs = [self.cut(layer).outputs[0] for layer in layers]
+        return keras.Model(self.network.inputs[0], outputs, name=name)
 
     def auto_layers(self) -> list[str]:
-        """Return the layer that ends each block, and "top" for the last: what `--tap auto` reads."""
+        """Return the layers that `--tap auto` reads: the end of each block, and "top" for the last one."""
         return auto_layers(self.network)
 
-    def layers(self, asked: Iterable[str]) -> list[str]:
-        """Return the names of the layers that a user means: by name, place, or end of a name, in a model of his own.
+    def layers(self, texts: Iterable[str]) -> list[str]:
+        """Return the names of the layers that a user means, each once.
 
-        Raises UnknownBlock or UsageError where that is none or several.
+        In a user's own model, position or end of a name will do. Raises UnknownBlock or UsageError if a text means no
+        layer, or several.
         """
         if self.spec.origin == "registry":
-            return list(asked)
-        return list(dict.fromkeys(resolved(self.whole, one, self.spec.weights) for one in asked))
+            return list(texts)
+        names = [resolved(self.full_model, text, self.spec.weights) for text in texts]
+        return list(dict.fromkeys(names))
 
 
 def build(
     spec: BackboneSpec, size: int, pooling: Pooling, precision: Precision = "float32", trust: bool = False
 ) -> Backbone:
-    """Build the backbone for images of size x size, its "top" pooled as its constructor does it.
+    """Return the backbone for images of size x size. Its constructor pools "top".
 
-    ConvNeXt normalises after pooling, so pooling its last feature map would give other features. At reduced
-    precision the layers compute in it from the same float32 weights, as Keras' mixed precision does. trust: run the
-    code that a user's own file carries.
+    (ConvNeXt normalises after pooling, so pooling its last feature map here would give other features.) At a lower
+    precision the layers compute from the same float32 weights, as in Keras' mixed precision. trust: run the code that
+    a user's own file carries.
 
-    Raises UsageError (size or option that the constructor refuses), WeightsMissing (says which file to put
-    where), WeightsMismatch.
+    Raises UsageError for a size or option that the constructor refuses, WeightsMissing (which says where to put which
+    file), WeightsMismatch.
     """
     if spec.origin != "registry":
         return _own(spec, size, precision, trust)
@@ -99,7 +105,10 @@ def build(
     check_size(entry, size)
     start_keras()
     with _talking_to_stderr():
-        file = _imagenet_file(entry, spec, size) if spec.weights == "imagenet" else weights.file_of(spec, size)
+        if spec.weights == "imagenet":
+            file: Path | None = _imagenet_file(entry, spec, size)
+        else:
+            file = weights.file_of(spec, size)
         with _unchanged_source(spec, size) as source, reproducibly(spec.seed), computing_in(precision):
             network = _construct(entry, spec, size, pooling, file)
     network.trainable = False
@@ -119,12 +128,13 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     own.check_not_quantized(model, spec.weights)
     try:
         model = own.at_policy(model, _policy(precision))
-    except Exception as error:  # layers of a user's own raise what they like
+    except Exception as error:  # the user's own layers may raise anything
         reason = " ".join(str(error).split())[:200]
-        if precision == "float32":  # which nobody asked for
+        if precision == "float32":  # the default: the user did not ask for it
             raise NotAModel(f"{spec.weights} cannot be built again to compute in {precision}: {reason}") from error
         raise UsageError(f"'{spec.name}' cannot compute in {precision}: {reason}") from error
-    # The digests are those of the model as it is in the file.
+
+    # The digests describe the model as it is in the file, so take them before it changes.
     digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))
     model = without_noise(model)
     model.trainable = False
@@ -147,24 +157,28 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
     inner = backbone.tapped([tap.layer for tap in taps], "backbone")
     maps = inner(entering(inner, keras.ops.cast(pixels, "float32"), preprocess))
-    return keras.Model(pixels, [pooled(one, tap.pooling) for one, tap in zip(maps, taps, strict=True)])
+    features = [pooled(tap_maps, tap.pooling) for tap_maps, tap in zip(maps, taps, strict=True)]
+    return keras.Model(pixels, features)
 
 
 def copied(model: Any) -> Any:
-    """Return the model once more, with variables of its own of the same values, on the device of now."""
+    """Return a copy of the model whose variables live on the current device."""
     import keras
 
-    found = keras.models.clone_model(model, recursive=True)
-    found.set_weights(model.get_weights())
-    return found
+    clone = keras.models.clone_model(model, recursive=True)
+    clone.set_weights(model.get_weights())
+    return clone
 
 
 def entering(network: Any, pixels: Any, preprocess: Preprocess) -> Any:
-    """Return what enters the network for float pixels 0..255, whole numbers where it takes those."""
+    """Return the network's input for float pixels 0..255: rounded if it takes whole numbers."""
     import keras
 
-    ready, dtype = preprocessed(pixels, preprocess), network.inputs[0].dtype
-    return keras.ops.cast(keras.ops.round(ready), dtype) if "int" in dtype else ready
+    ready = preprocessed(pixels, preprocess)
+    dtype = network.inputs[0].dtype
+    if "int" in dtype:
+        return keras.ops.cast(keras.ops.round(ready), dtype)
+    return ready
 
 
 def preprocessed(pixels: Any, preprocess: Preprocess) -> Any:
@@ -179,7 +193,7 @@ def preprocessed(pixels: Any, preprocess: Preprocess) -> Any:
 
 
 def pooled(maps: Any, pooling: Pooling) -> Any:
-    """Return (N, D) features of (N, h, w, C) feature maps, in float32; the maps themselves for "none"."""
+    """Return the (N, D) features of (N, h, w, C) feature maps, or the maps themselves for "none"; always float32."""
     import keras
 
     if maps.dtype != "float32":
@@ -192,13 +206,13 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
         pool = {"avg": layers.GlobalAveragePooling1D, "max": layers.GlobalMaxPooling1D, "flatten": layers.Flatten}
     else:
         pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
-    return pool[pooling]()(maps)  # no name: several taps may pool in one way
+    return pool[pooling]()(maps)  # without a name, which two taps with the same pooling would share
 
 
 def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
-    """Return a network of `keras.applications` with the ImageNet weights of this file, as Keras builds it.
+    """Return a network of `keras.applications` with the ImageNet weights in this file, exactly as Keras builds it.
 
-    arguments: of its constructor, with input_shape=(size, size, 3).
+    arguments: go to its constructor, with input_shape=(size, size, 3).
     """
     import keras
 
@@ -208,8 +222,9 @@ def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
         network.load_weights(str(file))
         return network
     if entry.module in SIZES:
-        # MobileNet and MobileNetV2 are named after the size that their weights were trained at.
-        size, alpha = trained_size(entry, arguments["input_shape"][0]), arguments.get("alpha", 1.0)
+        # MobileNet and MobileNetV2 are named after the size of the images that trained their weights.
+        size = trained_size(entry, arguments["input_shape"][0])
+        alpha = arguments.get("alpha", 1.0)
         arguments["name"] = f"{entry.constructor.lower()}_{alpha:.2f}_{size}"
     return constructor(weights=str(file), **arguments)
 
@@ -217,7 +232,7 @@ def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
 def _scaled_again(network: Any) -> Any:
     """Return an EfficientNet with a second scaling behind its normalization.
 
-    Its ImageNet weights were trained with it, so Keras adds it for weights="imagenet", but not for a file.
+    Its ImageNet weights were trained with that scaling. Keras adds it for weights="imagenet", but not for a file.
     """
     import keras
 
@@ -234,7 +249,7 @@ def _scaled_again(network: Any) -> Any:
 
 @contextmanager
 def _talking_to_stderr() -> Iterator[None]:
-    """Pass on what Keras prints, and no warning that the weights were trained at another size."""
+    """Send what Keras prints to stderr, and hide its warning that the weights were trained at another size."""
     with redirect_stdout(weights.Chatter()), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
@@ -254,14 +269,14 @@ def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
         weights.check_download(file)
         constructor = getattr(keras.applications, entry.constructor)
         arguments = dict(spec.options) | {"include_top": False, "input_shape": (size, size, 3)}
-        # The network that Keras makes of it is not used: it is made again of the file that is checked and digested.
+        # This call is only for its download. The network that is used is built from the file, which is checked first.
         _or_fault(spec, size, lambda: constructor(weights="imagenet", **arguments))
     return file
 
 
 @contextmanager
 def _unchanged_source(spec: BackboneSpec, size: int) -> Iterator[str | None]:
-    """Give the source of the weights that are loaded meanwhile. Raises WeightsMismatch if it is another at the end."""
+    """Yield the source of the weights. Raises WeightsMismatch if the source changes while they are loaded."""
     source = weights.source(spec, size)
     yield source
     if weights.source(spec, size) != source:
@@ -269,7 +284,7 @@ def _unchanged_source(spec: BackboneSpec, size: int) -> Iterator[str | None]:
 
 
 def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, file: Path | None) -> Any:
-    """Return the network with the weights of a file, or random ones without."""
+    """Return the network with the weights in a file; with random weights if that is None."""
     import keras
 
     shape = (size, size, 3)
@@ -280,17 +295,18 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, fi
     arguments = dict(spec.options) | {
         "include_top": False,
         "input_shape": shape,
-        "pooling": None if pooling in ("flatten", "none") else pooling,
+        "pooling": None if pooling in ("flatten", "none") else pooling,  # constructors know only avg and max
     }
     if spec.weights == "imagenet" and file is not None:
         _check_file(entry, spec, size, file)
         return _or_fault(spec, size, lambda: pretrained(entry, file, **arguments))
     constructor = getattr(keras.applications, entry.constructor)
-    return _or_fault(spec, size, lambda: constructor(weights=None if file is None else str(file), **arguments))
+    path = None if file is None else str(file)
+    return _or_fault(spec, size, lambda: constructor(weights=path, **arguments))
 
 
 def _check_file(entry: Entry, spec: BackboneSpec, size: int, file: Path) -> None:
-    """Raise WeightsMismatch unless a file holds the ImageNet weights that Keras knows."""
+    """Raise WeightsMismatch unless the file holds Keras' own ImageNet weights."""
     fetch = f"featcache backbones fetch {weights.spelt(spec, size)}"
     use = f"--weights {file}"
     if entry.module == "efficientnet":
@@ -303,7 +319,7 @@ def _check_file(entry: Entry, spec: BackboneSpec, size: int, file: Path) -> None
 
 
 def _or_fault(spec: BackboneSpec, size: int, make: Callable[[], Any]) -> Any:
-    """Call what makes a network; say what is wrong with its weights in one line."""
+    """Return what `make` returns; turn any exception into one of ours, which says in one line what is wrong."""
     try:
         return make()
     except Exception as error:
@@ -311,26 +327,26 @@ def _or_fault(spec: BackboneSpec, size: int, make: Callable[[], Any]) -> Any:
 
 
 def _policy(precision: Precision) -> str:
-    """Return Keras' name for computing in this precision from float32 weights."""
+    """Return the name of Keras' policy that computes in this precision from float32 weights."""
     return precision if precision == "float32" else f"mixed_{precision}"
 
 
 def _finish_in_float32(network: Any) -> None:
-    """Pool in float32 where the network ends in its pooling, whatever it computes in before."""
+    """Let the layers that end the network (pooling and what follows it) compute in float32 at any precision."""
     import keras
 
     layers = keras.layers
-    after = (layers.LayerNormalization, layers.Dropout, layers.Flatten)
+    pooling = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+    after_pooling = (layers.LayerNormalization, layers.Dropout, layers.Flatten)
     for layer in reversed(network.layers):
-        if isinstance(layer, (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, *after)):
-            layer.dtype_policy = "float32"
-        else:
+        if not isinstance(layer, (*pooling, *after_pooling)):
             return
+        layer.dtype_policy = "float32"
 
 
 @contextmanager
 def computing_in(precision: Precision) -> Iterator[None]:
-    """Build layers that compute in this precision, with variables in float32."""
+    """Make new layers compute in this precision, with variables in float32."""
     import keras
 
     policy = keras.config.dtype_policy()
@@ -343,14 +359,15 @@ def computing_in(precision: Precision) -> Iterator[None]:
 
 @contextmanager
 def reproducibly(seed: int) -> Iterator[None]:
-    """Build as in a fresh process: initial weights from `seed`, automatic layer names counted from the start.
+    """Build networks as in a fresh process: initial weights from `seed`, automatic layer names counted from the start.
 
-    Keras draws the seeds of its initialisers from `random`, and names layers by what the process built before,
-    so that `conv2d_50` would be another layer each time. The caller's state is left as it was.
+    Keras draws the seeds of its initialisers from `random`, and numbers layers by what the process built before, so
+    `conv2d_50` would be another layer each time. The caller's state is restored at the end.
     """
     from keras.src.backend.common import global_state
 
-    state, names = random.getstate(), global_state.get_global_attribute("object_name_uids")
+    state = random.getstate()
+    names = global_state.get_global_attribute("object_name_uids")
     random.seed(seed)
     global_state.set_global_attribute("object_name_uids", None)
     try:
@@ -361,9 +378,9 @@ def reproducibly(seed: int) -> Iterator[None]:
 
 
 def _digest(network: Any) -> str:
-    """Return the SHA-256 of all weight values, in order; `NO_WEIGHTS` where there are none."""
-    hashed = hashlib.sha256()
+    """Return the SHA-256 of all weight values, in order; it is `NO_WEIGHTS` if there are none."""
+    digest = hashlib.sha256()
     for values in network.get_weights():
-        hashed.update(f"{values.shape}{values.dtype}".encode())
-        hashed.update(np.ascontiguousarray(values).data)
-    return hashed.hexdigest()
+        digest.update(f"{values.shape}{values.dtype}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a backbone is made of, for a user who chooses taps."""
+"""Describe a backbone and its layers to a user who chooses taps."""
 
 from __future__ import annotations
 
@@ -15,53 +15,68 @@ from featcache.backbones.weights import file_of
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that can be a tap."""
+    """A layer that can be a tap."""
 
     name: str
-    shape: tuple[int | None, ...]  # of what it gives for one image
+    shape: tuple[int | None, ...]  # of its output for one image
     block: str
-    auto: bool  # read by --tap auto
-    index: int | None = None  # its place, by which --tap can name it in a user's own model
+    auto: bool  # whether --tap auto reads it
+    index: int | None = None  # its position, by which --tap can name it in a user's own model
 
 
 def facts_of(request: Request) -> dict[str, Any]:
-    """Return what is known of a backbone, without Keras for those of the registry; a user's own model is built."""
+    """Return the facts about a backbone. Only a user's own model is built for them, the registry knows its own."""
     spec, size = request.spec, request.preprocess.size
+    facts = asdict(get(spec.name)) if spec.origin == "registry" else _facts_of_own(request)
     file = file_of(spec, size)
-    known = asdict(get(spec.name)) if spec.origin == "registry" else _of_own(request)
-    place = None if file is None else str(file)
-    return {**known, "size": size, "weights": place, "present": file is not None and file.exists()}
+    return {
+        **facts,
+        "size": size,
+        "weights": None if file is None else str(file),
+        "present": file is not None and file.exists(),
+    }
 
 
 def layers_of(request: Request) -> list[Layer]:
-    """Return the layers in order. A network of the registry is built with random weights: nothing is downloaded."""
-    backbone = _built(request)
-    network, proposed = backbone.network, backbone.auto_layers()
-    listed = backbone.whole or network
-    names = [one.name for one in operations(listed)]
-    tensors = outputs_of(listed)
-    found = [
-        Layer(name, tuple(tensors[name][0].shape[1:]), block, name in proposed, at if backbone.whole else None)
-        for at, (name, block) in enumerate(zip(names, block_names(names), strict=True))
-        if len(tensors[name]) == 1
-    ]
-    return [*found, Layer("top", tuple(network.outputs[0].shape[1:]), found[-1].block, True)]
+    """Return the layers in order. A backbone of the registry gets random weights, so nothing is downloaded."""
+    backbone = _build(request)
+    auto_layers = backbone.auto_layers()
+    model = backbone.full_model or backbone.network
+    names = [operation.name for operation in operations(model)]
+    outputs = outputs_of(model)
+
+    layers = []
+    for index, (name, block) in enumerate(zip(names, block_names(names), strict=True)):
+        if len(outputs[name]) != 1:
+            continue  # a shared layer, which cannot be a tap
+        layers.append(
+            Layer(
+                name=name,
+                shape=tuple(outputs[name][0].shape[1:]),
+                block=block,
+                auto=name in auto_layers,
+                index=index if backbone.full_model else None,
+            )
+        )
+    top = tuple(backbone.network.outputs[0].shape[1:])
+    return [*layers, Layer("top", top, layers[-1].block, auto=True)]
 
 
-def _of_own(request: Request) -> dict[str, Any]:
-    backbone = _built(request)
-    names = [one.name for one in operations(backbone.network)]
+def _facts_of_own(request: Request) -> dict[str, Any]:
+    backbone = _build(request)
+    names = [operation.name for operation in operations(backbone.network)]
     return {
         "name": request.spec.name,
         "mode": request.preprocess.mode,
         "params": backbone.network.count_params(),
         "width": backbone.network.outputs[0].shape[-1],
-        "layers": len(names) - 1,  # the input is none
+        "layers": len(names) - 1,  # without the input
         "blocks": len([block for block in blocks(names) if block != STEM]),
     }
 
 
-def _built(request: Request) -> Backbone:
+def _build(request: Request) -> Backbone:
     spec = request.spec
-    spec = replace(spec, weights="none") if spec.origin == "registry" and spec.weights else spec
+    if spec.origin == "registry" and spec.weights:  # raw pixels have none
+        spec = replace(spec, weights="none")
     return build(spec, request.preprocess.size, request.pooling, trust=request.trust)

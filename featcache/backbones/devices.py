@@ -1,4 +1,4 @@
-"""Where Keras computes: on which of the devices that its backend sees."""
+"""Choose the devices on which Keras computes, among those that its backend sees."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ from featcache.backend import keras_backend, start_keras
 from featcache.errors import EnvironmentFault
 from featcache.spec import choose
 
-USUAL = "auto"  # where Keras computes by itself
+USUAL = "auto"  # the device that Keras takes by default
 KINDS = (USUAL, "cpu", "gpu", "tpu")
 
 
-def check_kinds(asked: str) -> None:
-    """Raise UsageError if devices of no known kind are asked for; knows no Keras."""
-    for one in asked.split(","):
-        choose("--device", one.partition(":")[0], KINDS)
+def check_kinds(text: str) -> None:
+    """Raise UsageError if a text names a device of an unknown kind. Does not start Keras."""
+    for name in text.split(","):
+        choose("--device", name.partition(":")[0], KINDS)
 
 
-def devices(asked: str) -> list[str]:
-    """Return the devices that are asked for: "auto" all accelerators, "gpu" all GPUs, or names: "gpu:0,gpu:1".
+def devices(text: str) -> list[str]:
+    """Return the devices that a text names: "auto" means all accelerators, "gpu" all GPUs, "gpu:0,gpu:1" these two.
 
-    ["auto"] stands for the one device that Keras takes by itself. Raises EnvironmentFault if one is not there.
+    Returns ["auto"] if Keras' default device is the only choice. Raises EnvironmentFault for a missing device.
     """
-    check_kinds(asked)
+    check_kinds(text)
     start_keras()
-    listed, found = listed_devices(), list[str]()
-    for one in asked.split(","):
-        kind = one.partition(":")[0]
+    all_devices = listed_devices()
+    chosen: list[str] = []
+    for name in text.split(","):
+        kind = name.partition(":")[0]
         if kind == USUAL:
-            accelerators = [name for name in listed if not name.startswith("cpu")]
+            accelerators = [device for device in all_devices if not device.startswith("cpu")]
             return accelerators if len(accelerators) > 1 else [USUAL]
-        there = listed_devices(kind)
-        named = [one] if ":" in one else there
-        if not named or not set(named) <= set(there):
-            raise EnvironmentFault(f"--device {one} is not there; Keras on {keras_backend()} sees {', '.join(listed)}")
-        found += named
-    return list(dict.fromkeys(found))
+        available = listed_devices(kind)
+        requested = [name] if ":" in name else available
+        if not requested or not set(requested) <= set(available):
+            raise EnvironmentFault(
+                f"--device {name} is not there; Keras on {keras_backend()} sees {', '.join(all_devices)}"
+            )
+        chosen += requested
+    return list(dict.fromkeys(chosen))
 
 
 @contextmanager
 def on_device(name: str) -> Iterator[None]:
-    """Compute on one of `devices`."""
+    """Compute on one of `devices` within this context."""
     if name == USUAL:
         yield
         return
@@ -53,19 +56,21 @@ def on_device(name: str) -> Iterator[None]:
 
 
 def on_cpu(names: Sequence[str]) -> bool:
-    """Tell whether Keras computes on the CPU, on these devices."""
-    return all(name.startswith("cpu") for name in (listed_devices() if USUAL in names else names))
+    """Return whether all these devices are CPUs. "auto" stands for every device that Keras sees."""
+    if USUAL in names:
+        names = listed_devices()
+    return all(name.startswith("cpu") for name in names)
 
 
 def listed_devices(kind: str | None = None) -> list[str]:
-    """Return the devices of a kind, or the accelerators, the CPU if there is none. Keras 3.15 cannot list PyTorch's."""
+    """Return the devices of a kind; for None the accelerators, or the CPU if there are none."""
     import keras
 
-    if keras_backend() == "torch":
+    if keras_backend() == "torch":  # whose devices Keras 3.15 cannot list
         import torch
 
         gpus = [f"gpu:{number}" for number in range(torch.cuda.device_count())]
         return {"cpu": ["cpu:0"], "gpu": gpus, None: gpus or ["cpu:0"]}.get(kind, [])
-    with suppress(RuntimeError):  # of JAX, where there is none of the kind
+    with suppress(RuntimeError):  # JAX raises it if there is no device of this kind
         return list(keras.distribution.list_devices(kind))
     return []

@@ -1,7 +1,8 @@
-"""Where a built network can be read: the operations of its graph, in order, and what they give.
+"""List the places where a built network can be read: the operations of its graph, in order, and their outputs.
 
-Not every step is a layer: the sum that ends a block of ConvNeXt is the bare operation "add_3". And a model that is
-nested in another has two outputs, one of its own graph and one of the graph it stands in, which is meant here.
+Not every operation is a layer: the sum that ends a block of ConvNeXt is the bare operation "add_3". A model that is
+nested in another model has an output in its inner graph and one in the outer graph. Here it is the one in the outer
+graph.
 """
 
 from __future__ import annotations
@@ -16,110 +17,130 @@ from featcache.backbones.blocks import block_ends
 from featcache.errors import UnknownBlock, UsageError
 from featcache.spec import did_you_mean
 
-_PLACE = re.compile(r"-?\d+")
+_POSITION = re.compile(r"-?\d+")
 
 
 def operations(network: Any) -> list[Any]:
-    """Return the layers and bare operations of a functional or sequential network, each after what it takes."""
+    """Return the layers and bare operations of a functional or sequential network, each after its inputs."""
     return list(_functional(network).operations)
 
 
 def output_of(network: Any, name: str, owner: str) -> Any:
-    """Return the tensor that a layer gives in this network. owner: whose layers they are, for messages.
+    """Return the output tensor of a layer in this network. owner: the backbone's name, for messages.
 
-    Raises UnknownBlock with near names; UsageError if the layer gives several.
+    Raises UnknownBlock with near names; UsageError if the layer has several outputs.
     """
-    found = outputs_of(network)
-    if name not in found:
-        near = did_you_mean(name, found)
+    outputs = outputs_of(network)
+    if name not in outputs:
+        near = did_you_mean(name, outputs)
         show = f"featcache backbones show {quote(owner)} --layers"
         raise UnknownBlock(f"Backbone '{owner}' has no layer '{name}'{near}. Show all: {show}")
-    if len(found[name]) != 1:
-        raise UsageError(f"Layer '{name}' of backbone '{owner}' gives {len(found[name])} outputs; a tap reads one")
-    return found[name][0]
+    tensors = outputs[name]
+    if len(tensors) != 1:
+        raise UsageError(f"Layer '{name}' of backbone '{owner}' has {len(tensors)} outputs; a tap reads one")
+    return tensors[0]
 
 
-def resolved(network: Any, asked: str, owner: str) -> str:
-    """Return the name of the layer that a user means: its name, its place (-1: the last), or the end of its name.
+def resolved(network: Any, text: str, owner: str) -> str:
+    """Return the name of the layer that a user means by its name, its position (-1: the last) or the end of its name.
 
-    Keras numbers automatic names by what a session has built before, so `flatten` may mean `flatten_1`, too. What fits
-    no layer is returned as it is. Raises UsageError if it fits several, UnknownBlock if there is no such place.
+    Keras numbers automatic names by what a session has built before, so `flatten` may mean `flatten_1`, too. A text
+    that fits no layer is returned unchanged. Raises UsageError if it fits several, UnknownBlock for a position that
+    does not exist.
     """
-    names = [str(one.name) for one in operations(network)]
-    if asked in names or asked == "top":
-        return asked
-    if _PLACE.fullmatch(asked):
-        if not -len(names) <= int(asked) < len(names):
+    names = [str(operation.name) for operation in operations(network)]
+    if text in names or text == "top":
+        return text
+    if _POSITION.fullmatch(text):
+        position = int(text)
+        if not -len(names) <= position < len(names):
             raise UnknownBlock(
                 f"Backbone '{owner}' has {len(names)} layers, so --tap takes 0 to {len(names) - 1}, or -1 for the "
-                f"last; got {asked}. Show all: featcache backbones show {quote(owner)} --layers"
+                f"last; got {text}. Show all: featcache backbones show {quote(owner)} --layers"
             )
-        return names[int(asked)]
-    found = [name for name in names if _means(asked, name)]
-    if len(found) > 1:
-        raise UsageError(f"--tap {asked} may mean {', '.join(found)} of '{owner}'; name one of them")
-    return found[0] if found else asked
+        return names[position]
+    matches = [name for name in names if _means(text, name)]
+    if len(matches) > 1:
+        raise UsageError(f"--tap {text} may mean {', '.join(matches)} of '{owner}'; name one of them")
+    return matches[0] if matches else text
 
 
-def _means(asked: str, name: str) -> bool:
-    """Tell whether a text may mean a layer: by the end of its name, without its number, or as Keras 2 spelt it."""
-    numbered = name.startswith(f"{asked}_") and name[len(asked) + 1 :].isdecimal()
-    return numbered or name.endswith((f"_{asked}", f"/{asked}")) or name == asked.replace("/", "_")
+def _means(text: str, name: str) -> bool:
+    """Return whether a text may mean a layer: the end of its name, its name without number, or as Keras 2 wrote it."""
+    is_numbered = name.startswith(f"{text}_") and name[len(text) + 1 :].isdecimal()
+    is_end = name.endswith((f"_{text}", f"/{text}"))
+    return is_numbered or is_end or name == text.replace("/", "_")
 
 
 def outputs_of(network: Any) -> dict[str, list[Any]]:
-    """Return {name: the tensors it gives in this network} of every operation: one, unless it is shared."""
+    """Return {name: output tensors in this network} of every operation. A shared layer has one for each call."""
     nodes = _nodes(network)
-    return {one.name: [tensor for node in nodes[one] for tensor in node.output_tensors] for one in operations(network)}
+    outputs: dict[str, list[Any]] = {}
+    for operation in operations(network):
+        outputs[operation.name] = []
+        for node in nodes[operation]:
+            outputs[operation.name] += node.output_tensors
+    return outputs
 
 
 def auto_layers(network: Any) -> list[str]:
-    """Return the end of every block but the last, and "top"; where no block has a name, the end of every map size."""
-    ends = block_ends([one.name for one in operations(network)])
+    """Return the last layer of every block but the last block, and "top".
+
+    If the layer names tell no blocks, a block is all that has feature maps of one size.
+    """
+    ends = block_ends([operation.name for operation in operations(network)])
     return [*(ends or _ends_of_sizes(network)), "top"]
 
 
 def _ends_of_sizes(network: Any) -> list[str]:
-    """Return for every height x width of feature maps the last layer that everything runs through.
+    """Return, for every height x width of feature maps, the last layer that all paths run through.
 
-    But not for that of the images, nor for that of "top".
+    The sizes of the images and of "top" are left out.
     """
-    ends: dict[Any, str] = {}
     outputs = outputs_of(network)
+    ends: dict[Any, str] = {}
     for name in bottlenecks(network):
         if size := _size(outputs[name]):
             ends[size] = name
-    return [name for size, name in ends.items() if size not in (_size(network.inputs), _size(network.outputs))]
+    ends.pop(_size(network.inputs), None)
+    ends.pop(_size(network.outputs), None)
+    return list(ends.values())
 
 
 def _size(tensors: Sequence[Any]) -> Any:
-    """Return the height and width of feature maps, None of anything else."""
-    return tensors[0].shape[1:3] if len(tensors[0].shape) == 4 else None
+    """Return (height, width) of feature maps; None for other tensors."""
+    shape = tensors[0].shape
+    return shape[1:3] if len(shape) == 4 else None
 
 
 def bottlenecks(network: Any) -> list[str]:
-    """Return the names of the operations that no path from input to output goes around."""
+    """Return the names of the operations that every path from input to output runs through."""
     order = operations(network)
-    found, reach = [], 0  # reach: the last that takes what one before this gives
-    for at, (one, takers) in enumerate(zip(order, _takers(network, order), strict=True)):
-        if reach <= at:
-            found.append(one.name)
-        reach = max(reach, *takers, at)
-    return found
+    names = []
+    # The furthest operation that reads the output of an earlier one. If it lies behind an operation, then a path goes
+    # around that operation.
+    furthest_reader = 0
+    for position, (operation, readers) in enumerate(zip(order, _readers(network, order), strict=True)):
+        if furthest_reader <= position:
+            names.append(operation.name)
+        furthest_reader = max(furthest_reader, position, *readers)
+    return names
 
 
-def _takers(network: Any, order: Sequence[Any]) -> list[list[int]]:
-    """Return for every operation the positions of those that take what it gives."""
-    nodes, position = _nodes(network), {one: at for at, one in enumerate(order)}
-    takers: list[list[int]] = [[] for _ in order]
-    for one in order:
-        for parent in (parent for node in nodes[one] for parent in node.parent_nodes):
-            takers[position[parent.operation]].append(position[one])
-    return takers
+def _readers(network: Any, order: Sequence[Any]) -> list[list[int]]:
+    """Return for every operation the positions of the operations that read its output."""
+    nodes = _nodes(network)
+    positions = {operation: position for position, operation in enumerate(order)}
+    readers: list[list[int]] = [[] for _ in order]
+    for position, operation in enumerate(order):
+        for node in nodes[operation]:
+            for parent in node.parent_nodes:
+                readers[positions[parent.operation]].append(position)
+    return readers
 
 
 def _nodes(network: Any) -> dict[Any, list[Any]]:
-    """Return the calls of every operation within this network: one, unless it is shared."""
+    """Return {operation: its calls within this network}. A shared layer has several calls."""
     nodes: dict[Any, list[Any]] = {}
     for node in chain.from_iterable(_functional(network)._nodes_by_depth.values()):
         nodes.setdefault(node.operation, []).append(node)
@@ -127,5 +148,5 @@ def _nodes(network: Any) -> dict[Any, list[Any]]:
 
 
 def _functional(network: Any) -> Any:
-    """Return the graph of a network; a sequential one keeps it inside."""
+    """Return the graph of a network. A sequential model keeps a functional one inside."""
     return getattr(network, "_functional", None) or network

@@ -1,11 +1,12 @@
 """A user's own Keras model as a backbone: a file, or a function that returns one.
 
-A file is loaded in Keras' safe mode and not compiled, so nothing in it runs, unless the user trusts it. A function is
-called if the user named it (`featcache.trust`). What Keras 2
-wrote is made anew (`legacy`); a SavedModel is run as it is (`saved`). How pixels enter is known only where
-the model begins with it (a layer that scales 0..255, uint8 input) or where featcache wrote it; otherwise the user has
-to say, since a wrong guess would give worse features without a word. Of a .keras file all this is read without Keras,
-so that a second extraction needs neither Keras nor the model.
+A file is loaded in Keras' safe mode and not compiled, so none of its code runs unless the user trusts it. A function is
+called only if the user named it (`featcache.trust`). `legacy` rebuilds what Keras 2 wrote, `saved` runs a SavedModel.
+
+featcache knows how pixels enter a model only if the model shows it (its first layer scales 0..255, or its input is
+uint8) or if featcache wrote the model. Otherwise the user has to say, because a wrong guess would give worse features
+without an error. All this is read from a .keras file without Keras, so that a second extraction needs neither Keras
+nor the model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -36,21 +37,21 @@ from featcache.spec import BackboneSpec, Mode, Resize, choose, digest_of
 from featcache.trust import current_folder_last, how_to_allow, is_allowed
 
 FACTS = "featcache.json"  # in a model that featcache wrote
-_NAMED = re.compile(r"[\w-]+:\w+=.*", re.DOTALL)  # of the registry, with options: they may name a file too
+_NAMED = re.compile(r"[\w-]+:\w+=.*", re.DOTALL)  # a name of the registry with options, which may name a file, too
 _FILE = re.compile(r"(?P<path>.*?\.(?:keras|h5|hdf5))(?::(?P<options>.*))?", re.IGNORECASE | re.DOTALL)
 _FUNCTION = re.compile(r"(?P<path>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(?P<options>.*))?")
-_AUGMENTING = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop")  # leave pixels between 0 and 255
-_LEAST_MEAN = 4.0  # a Normalization about less takes something smaller than 0..255, too
-_LARGEST_SCALE = 1 / 16  # a Rescaling of more takes something smaller than 0..255
+_AUGMENTING = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop")  # layers that keep the range of pixels
+_LEAST_MEAN = 4.0  # a Normalization with a smaller mean takes other values than 0..255
+_LARGEST_SCALE = 1 / 16  # so does a Rescaling with a larger scale
 _SOFTMAX = ("softmax", "log_softmax")
-_PROBABILITIES = (*_SOFTMAX, "sigmoid")  # activations that tell scores from features
-_SCORES = (*_PROBABILITIES, "linear")  # activations that make a last Dense a classifier
-_PROPOSED = 5  # layers that are named where the classifier is not found
+_PROBABILITIES = (*_SOFTMAX, "sigmoid")  # only scores have these activations, never features
+_SCORES = (*_PROBABILITIES, "linear")  # a last Dense layer with one of these is a classifier
+_NUM_PROPOSED = 5  # layers that a message names if the classifier is not found
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model says of itself; None where it says nothing."""
+    """How a model takes its images; None for what it does not show."""
 
     size: int | None
     mode: Mode | None
@@ -58,7 +59,7 @@ class Facts:
 
 
 def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
-    """Return the model that a text names and the options behind it, or None if it names one of the registry.
+    """Return the user's own model that a text names and the options behind it; None if it names none.
 
     >>> parse("models/mine.keras:mode=tf:size=96")[1]
     ['mode=tf', 'size=96']
@@ -66,9 +67,9 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     'shop.networks:small'
     >>> parse("mobilenet_v2:weights=mine.h5")
     """
-    if found := _folder(text):
-        path, options = found
-        return BackboneSpec(path.name, (), str(path), origin="file"), options
+    if folder_and_options := _saved_folder(text):
+        folder, options = folder_and_options
+        return BackboneSpec(folder.name, (), str(folder), origin="file"), options
     if _NAMED.fullmatch(text):
         return None
     if match := _FILE.fullmatch(text):
@@ -82,9 +83,9 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     return spec, [part for part in (match["options"] or "").split(":") if part]
 
 
-def _folder(text: str) -> tuple[Path, list[str]] | None:
+def _saved_folder(text: str) -> tuple[Path, list[str]] | None:
     """Return the SavedModel that a text begins with and the options behind it; None if it names none."""
-    parts = text.split(":")
+    parts = text.split(":")  # a path may have colons in it, too, so try longer and longer ones
     for end in range(1, len(parts) + 1):
         path = ":".join(parts[:end])
         if path and not is_name(path) and saved.is_saved(Path(path)):
@@ -93,64 +94,67 @@ def _folder(text: str) -> tuple[Path, list[str]] | None:
 
 
 def _check_folder(text: str) -> None:
-    """Raise NotAModel if a text can only mean a folder, and it has no SavedModel in it."""
+    """Raise NotAModel if a text can only mean a folder and there is no SavedModel in it."""
     path = text.partition(":")[0]
     if os.sep in path and Path(path).is_dir():
         raise NotAModel(f"{path} is a folder without {saved.GRAPH}. Name a SavedModel, a .keras or an .h5 file")
 
 
 def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts:
-    """Return what the model says of itself. Raises NotAModel or UsageError in one line.
+    """Return how a model takes its images. Raises NotAModel or UsageError in one line.
 
-    size: what the user asks for, if anything. trust: run code that a file carries.
+    size: the size that the user requested, if any. trust: run code that a file carries.
     """
     path = Path(spec.weights)
-    config = _read(path, "config.json") if spec.origin == "file" else None
-    try:
-        found = None if config is None else _facts(spec, config)
-    except (KeyError, TypeError, IndexError, AttributeError):
-        found = None  # a configuration of another shape: Keras will know
-    found = found or _facts_of(spec, load(spec, size, trust))
-    ours = _read(path, FACTS) if spec.origin == "file" else None
+    config = _read_json(path, "config.json") if spec.origin == "file" else None
+    facts = None
+    if config is not None:
+        # A configuration that is built in another way is no error here: Keras may be able to load it.
+        with suppress(KeyError, TypeError, IndexError, AttributeError):
+            facts = _facts_in(spec, config)
+    if facts is None:
+        facts = _facts_of_model(spec, load(spec, size, trust))
+
+    ours = _read_json(path, FACTS) if spec.origin == "file" else None
     if ours is None:
-        return found
+        return facts
     preprocess = json.loads(ours["tap"])["preprocess"]
-    return Facts(preprocess["size"], found.mode, preprocess["resize"])
+    return Facts(preprocess["size"], facts.mode, preprocess["resize"])
 
 
 def mode_of(text: str) -> Mode:
-    """Return the way in which pixels enter a model, as a user writes it. Raises UsageError."""
-    found: Mode = choose("mode", text, get_args(Mode))
-    return found
+    """Return the mode that a user writes, which says how pixels enter a model. Raises UsageError."""
+    mode: Mode = choose("mode", text, get_args(Mode))
+    return mode
 
 
 def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:
-    """Return the model, anew each time. Raises NotAModel or UsageError in one line.
+    """Return a new instance of the model. Raises NotAModel or UsageError in one line.
 
-    trust: run code that a file carries, which is otherwise refused.
+    trust: run code that a file carries, which is refused otherwise.
     """
     start_keras()
     import keras
 
-    # Keras warns of how the model was written, and a function may print; standard output is for results.
+    # Keras warns how the model was written, and a function may print. Standard output is only for results.
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore", UserWarning)
         model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights), trust)
     if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
         _check_inputs(spec, [])
     if not isinstance(model, keras.Model) or len(getattr(model, "inputs", None) or ()) == 0:
-        raise NotAModel(f"{spec.weights} is no Keras model with a known input (functional or sequential)")
+        raise NotAModel(f"{spec.weights} is not a Keras model with a known input (functional or sequential)")
     if len(model.outputs) != 1:
         names = ", ".join(model.output_names)
-        raise NotAModel(f"{spec.weights} has {len(model.outputs)} outputs ({names}). Save the part that gives one")
-    _check_inputs(spec, [tuple(one.shape) for one in model.inputs])
+        raise NotAModel(f"{spec.weights} has {len(model.outputs)} outputs ({names}). Save a part with only one output")
+    _check_inputs(spec, [tuple(tensor.shape) for tensor in model.inputs])
     return model
 
 
 def headless(model: Any) -> Any:
-    """Return the model without its classifier: up to what enters the layer that makes its scores.
+    """Return the model without its classifier: up to the input of the layer that makes its scores.
 
-    That is a last Dense layer, or a convolution whose output becomes probabilities; it may stand in a nested model.
+    That layer is the last Dense layer, or a convolution whose output becomes probabilities. A nested model may hold it.
     """
     import keras
 
@@ -158,45 +162,47 @@ def headless(model: Any) -> Any:
     if classifier is None:
         return model
     if isinstance(classifier, keras.Model):
-        # Under another name: that of the nested model stands for what the whole of it gives.
+        # It needs another name: a tap of the nested model's name reads the output of the complete nested model.
         inner = headless(classifier)
         features = keras.Model(inner.inputs[0], inner.outputs[0], name=f"{classifier.name}_top")(features)
     return keras.Model(model.inputs[0], features, name=model.name)
 
 
 def check_top(model: Any, owner: str) -> None:
-    """Raise UsageError if a model gives probabilities and nothing tells what it makes them of. owner: for messages."""
+    """Raise UsageError if a model gives probabilities but its classifier is not found. owner: its name for messages."""
     classifier, _, is_softmax = _classifier(model)
     if classifier is None and is_softmax:
-        layers = ",".join(bottlenecks(model)[1:-1][-_PROPOSED:])
+        inner_layers = bottlenecks(model)[1:-1]
         raise UsageError(
             f"'{owner}' ends in probabilities, and featcache does not find the layer that makes them. Name the layer "
-            f"whose output are the features, one of: --tap {layers}"
+            f"whose output are the features, one of: --tap {','.join(inner_layers[-_NUM_PROPOSED:])}"
         )
 
 
 def _classifier(model: Any) -> tuple[Any, Any, bool]:
-    """Return the layer that makes a model's scores, the tensor that enters it, and whether a softmax follows.
+    """Return the layer that makes a model's scores, its input tensor, and whether a softmax follows.
 
-    None for the layer if the model ends in none. It is a nested model if the layer is inside.
+    The layer is None if the model does not end in scores, and a nested model if that contains the layer.
     """
     import keras
 
-    layer, entering = _made_by(model.outputs[0])
+    # Walk back from the output, past all layers that only turn scores into other scores.
+    layer, layer_input = _origin_of(model.outputs[0])
     activations = {_activation(layer)}
     are_probabilities = _gives_probabilities(model)
-    while entering is not None and _follows_scores(layer, are_probabilities):
-        layer, entering = _made_by(entering)
+    while layer_input is not None and _follows_scores(layer, are_probabilities):
+        layer, layer_input = _origin_of(layer_input)
         activations.add(_activation(layer))
     is_softmax = not activations.isdisjoint(_SOFTMAX)
 
     if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
-        inner, _, inner_softmax = _classifier(layer)
-        return layer if inner is not None else None, entering, is_softmax or inner_softmax
+        inner_classifier, _, inner_softmax = _classifier(layer)
+        classifier = None if inner_classifier is None else layer
+        return classifier, layer_input, is_softmax or inner_softmax
     if isinstance(layer, keras.layers.Dense) and (are_probabilities or _activation(layer) in _SCORES):
-        return layer, entering, is_softmax
+        return layer, layer_input, is_softmax
     if isinstance(layer, (keras.layers.Conv2D, keras.layers.SeparableConv2D)) and are_probabilities:
-        return layer, entering, is_softmax
+        return layer, layer_input, is_softmax
     return None, None, is_softmax
 
 
@@ -206,18 +212,18 @@ def _gives_probabilities(model: Any) -> bool:
 
     layers = keras.layers
     pooling = (layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
-    layer, entering = _made_by(model.outputs[0])
-    while entering is not None and isinstance(layer, (*pooling, layers.Flatten, layers.Reshape, layers.Dropout)):
-        layer, entering = _made_by(entering)
-    if isinstance(layer, layers.Activation) and _activation(layer) == "linear" and entering is not None:
-        layer, entering = _made_by(entering)  # gives the numbers another type, under mixed precision
+    layer, layer_input = _origin_of(model.outputs[0])
+    while layer_input is not None and isinstance(layer, (*pooling, layers.Flatten, layers.Reshape, layers.Dropout)):
+        layer, layer_input = _origin_of(layer_input)
+    if isinstance(layer, layers.Activation) and _activation(layer) == "linear" and layer_input is not None:
+        layer, layer_input = _origin_of(layer_input)  # gives the numbers another type, under mixed precision
     if isinstance(layer, keras.Model):
         return _gives_probabilities(layer)
     return _activation(layer) in _PROBABILITIES
 
 
 def _follows_scores(layer: Any, are_probabilities: bool) -> bool:
-    """Return whether a layer only makes other scores of scores. are_probabilities: it does of those behind it."""
+    """Return whether a layer turns scores into other scores. are_probabilities: the layers behind it make those."""
     import keras
 
     layers = keras.layers
@@ -225,52 +231,56 @@ def _follows_scores(layer: Any, are_probabilities: bool) -> bool:
         return True
     if isinstance(layer, layers.Activation):
         return are_probabilities or _activation(layer) in _SCORES
-    # These make features of features as well, so they count only between scores and their probabilities.
+    # These layers also occur between features, so they count only if probabilities follow.
     pooling = (layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
     shaping = (layers.Flatten, layers.Reshape, layers.Rescaling, layers.ReLU, layers.BatchNormalization)
     return are_probabilities and isinstance(layer, (*pooling, *shaping))
 
 
 def _activation(layer: Any) -> str:
-    return "softmax" if _is_softmax(layer) else getattr(getattr(layer, "activation", None), "__name__", "")
+    """Return the name of a layer's activation function, "" if it has none."""
+    if _is_softmax(layer):
+        return "softmax"
+    return getattr(getattr(layer, "activation", None), "__name__", "")
 
 
 def _is_softmax(layer: Any) -> bool:
-    return type(layer).__name__ in ("Softmax", "LogSoftmax")  # layers, and bare operations of the graph
+    return type(layer).__name__ in ("Softmax", "LogSoftmax")  # a layer or a bare operation
 
 
 def last_of(model: Any) -> str:
     """Return the name of the layer that a model ends in."""
-    return str(_made_by(model.outputs[0])[0].name)
+    layer, _ = _origin_of(model.outputs[0])
+    return str(layer.name)
 
 
 def check_not_quantized(model: Any, path: str) -> None:
-    """Raise NotAModel if layers keep their weights in a coarser type: featcache computes from float32 weights."""
+    """Raise NotAModel if the model is quantized, because featcache computes from float32 weights."""
     modes = {str(getattr(layer, "quantization_mode", None)) for layer in model._flatten_layers()} - {"None"}
     if modes:
         raise NotAModel(
-            f"{path} is quantized ({', '.join(sorted(modes))}), and featcache computes from the weights before that. "
-            "Save the model before model.quantize()"
+            f"{path} is quantized ({', '.join(sorted(modes))}), and featcache needs the float32 weights. Save the "
+            "model before model.quantize()"
         )
 
 
 def at_policy(model: Any, policy: str) -> Any:
-    """Return the model with all layers computing by this policy (Keras' name of it), from the same weights."""
+    """Return the model with all layers under this dtype policy, such as "mixed_bfloat16", and with the same weights."""
     import keras
 
     if all(layer.dtype_policy.name == policy for layer in model._flatten_layers(include_self=False)):
         return model
 
-    def again(layer: Any) -> Any:
+    def with_policy(layer: Any) -> Any:
         return layer.__class__.from_config(layer.get_config() | {"dtype": policy})
 
-    changed = keras.models.clone_model(model, clone_function=again, recursive=True)
-    changed.set_weights(model.get_weights())
-    return changed
+    clone = keras.models.clone_model(model, clone_function=with_policy, recursive=True)
+    clone.set_weights(model.get_weights())
+    return clone
 
 
 def architecture(model: Any) -> str:
-    """Return the SHA-256 of a model's configuration: without its name and without the precision it was saved in."""
+    """Return the SHA-256 of a model's configuration, without its name and the precision in which it was saved."""
     import keras
 
     config = json.loads(model.to_json())
@@ -281,36 +291,38 @@ def architecture(model: Any) -> str:
     classifier, _, _ = _classifier(model)
     if classifier is None or isinstance(classifier, keras.layers.Dense):
         return digest_of(content)
-    # Earlier versions took the scores of such a model for its "top".
+    # For such a model, earlier versions of featcache cached the scores as "top". Another digest keeps the two apart.
     return digest_of([content, {"top": classifier.name}])
 
 
 def _code_of(model: Any) -> list[str]:
-    """Return the source of the layers that are not Keras' own: what they compute stands nowhere else."""
-    kinds = {type(layer) for layer in model._flatten_layers()}
-    own_kinds = sorted(
-        (kind for kind in kinds if not kind.__module__.startswith("keras.")), key=lambda kind: kind.__name__
-    )
+    """Return the source of the user's own layer classes, because the configuration does not say what they compute."""
+    classes = {type(layer) for layer in model._flatten_layers()}
+    own_classes = [layer_class for layer_class in classes if not layer_class.__module__.startswith("keras.")]
+    own_classes.sort(key=lambda layer_class: layer_class.__name__)
     try:
-        return [inspect.getsource(kind) for kind in own_kinds]
+        return [inspect.getsource(layer_class) for layer_class in own_classes]
     except (OSError, TypeError) as error:
+        names = ", ".join(layer_class.__name__ for layer_class in own_classes)
         raise NotAModel(
-            f"The source of layer {', '.join(kind.__name__ for kind in own_kinds)} cannot be read, so nothing tells "
-            "when it changes. Define it in a module"
+            f"The source of layer {names} cannot be read, so featcache cannot notice when it changes. Define it in a "
+            "module"
         ) from error
 
 
 def _without_dtypes(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: _without_dtypes(value) for key, value in config.items() if key != "dtype"}
-    return [_without_dtypes(one) for one in config] if isinstance(config, list) else config
+    if isinstance(config, list):
+        return [_without_dtypes(item) for item in config]
+    return config
 
 
-def _made_by(tensor: Any) -> tuple[Any, Any]:
-    """Return the layer that makes a tensor of the graph, and the (first) tensor that enters it."""
+def _origin_of(tensor: Any) -> tuple[Any, Any]:
+    """Return the layer that makes a tensor of the graph, and its (first) input; None if it is the model's input."""
     layer, node, _ = tensor._keras_history
-    entering = layer._inbound_nodes[node].input_tensors
-    return layer, entering[0] if entering else None
+    inputs = layer._inbound_nodes[node].input_tensors
+    return layer, inputs[0] if inputs else None
 
 
 def _loaded(path: Path, trust: bool) -> Any:
@@ -318,32 +330,34 @@ def _loaded(path: Path, trust: bool) -> Any:
         return saved.load(path, trust)
     if not path.is_file():
         raise UsageError(f"There is no model file {path}")
-    model = _of_keras_2(path, trust)
-    return _of_keras_3(path, trust) if model is None else model
+    model = _load_keras_2(path, trust)
+    return _load_keras_3(path, trust) if model is None else model
 
 
-def _of_keras_2(path: Path, trust: bool) -> Any:
-    """Return the model of a file that Keras 2 wrote, None of another. Raises NotAModel in one line."""
+def _load_keras_2(path: Path, trust: bool) -> Any:
+    """Return the model of a file that Keras 2 wrote, None for any other file. Raises NotAModel in one line."""
     from featcache.backbones import legacy
 
     content = legacy.read(path)
+    if content is None:
+        return None
     try:
-        return None if content is None else legacy.model_of(content, trust)
+        return legacy.model_of(content, trust)
     except legacy.Code as error:
         raise _carries_code(path) from error
     except NotAModel as error:
-        raise NotAModel(f"{path} was written by Keras 2 and cannot be taken over: {error}") from error
+        raise NotAModel(f"{path} was written by Keras 2 and cannot be converted: {error}") from error
 
 
 def _carries_code(path: Path) -> NotAModel:
     return NotAModel(
         f"{path} carries code (a Lambda layer or the like), which featcache does not run unless told to trust the "
-        "file: --trust (of extract, backbones import and show). Or rebuild the model in a function of yours and name "
-        "that: package.module:function"
+        "file: --trust (of extract, backbones import and show). Or rebuild the model in a function and name that: "
+        "package.module:function"
     )
 
 
-def _of_keras_3(path: Path, trust: bool) -> Any:
+def _load_keras_3(path: Path, trust: bool) -> Any:
     import keras
 
     try:
@@ -351,24 +365,24 @@ def _of_keras_3(path: Path, trust: bool) -> Any:
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         raise_if_of_the_system(path, error)
-        cause, reason = error, " ".join(str(error).split())
+        cause, reason = error, " ".join(str(error).split())  # `error` itself ends with this block
     else:
         _check_no_folder(path, model)
         return model
     if not trust and ("unsafe" in reason or "safe_mode" in reason):
         raise _carries_code(path)
     if "No model config found" in reason:
-        raise NotAModel(f"{path} holds weights and no model. Name their backbone: -b NAME --weights {path}")
+        raise NotAModel(f"{path} holds weights but no model. Name their backbone: -b NAME --weights {path}")
     if name := unknown_code(cause):
         raise NotAModel(
-            f"{path} has code of yours in it, {name}, which Keras does not find. Load the model in a function of a "
-            "module that defines it, and name that function: -b package.module:function"
+            f"{path} has code of yours in it, {name}, which Keras does not find. Write a function that loads the "
+            "model, in the module that defines this code, and name it: -b package.module:function"
         )
     raise NotAModel(f"Keras cannot load {path}: {innermost_reason(cause)}")
 
 
 def _check_no_folder(path: Path, model: Any) -> None:
-    """Raise NotAModel if a part of the model lies in a folder elsewhere, which may change while the file does not."""
+    """Raise NotAModel if a part of the model is in another folder, which may change while the file stays the same."""
     import keras
 
     for layer in model._flatten_layers() if isinstance(model, keras.Model) else ():
@@ -384,30 +398,34 @@ def _called(path: str, size: int | None) -> Any:
 
     if not is_allowed(path):
         raise UsageError(
-            f"The backbone {path} is a function that a file names, and featcache calls no function for that. "
+            f"The backbone {path} is a function that a file names, and featcache calls only functions that you name. "
             f"{how_to_allow(path)}"
         )
     module, _, function = path.partition(":")
     with current_folder_last(), reproducibly(0):
         try:
-            found = getattr(importlib.import_module(module), function)
+            make_model = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"-b {path}: {error}. Name a function that can be imported from here") from error
-        arguments = _arguments(path, found, size)
+        arguments = _arguments(path, make_model, size)
         try:
-            return found(**arguments)
+            return make_model(**arguments)
         except Exception as error:  # whatever a user's function raises
             reason = " ".join(str(error).split())[:200]
             raise NotAModel(f"-b {path}: the function raised {type(error).__name__}: {reason}") from error
 
 
 def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
-    """Return what to call a function with: its size if it takes one. Raises UsageError if it takes something else."""
+    """Return the arguments for a user's function: size, if it takes one. Raises UsageError if it needs others."""
     parameters = inspect.signature(function).parameters if callable(function) else {}
-    needed = {one.name for one in parameters.values() if one.default is one.empty and one.kind.value in (0, 1, 3)}
-    if not callable(function) or needed - {"size"}:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = set()
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.kind not in variadic:
+            required.add(parameter.name)
+    if not callable(function) or required - {"size"}:
         raise UsageError(f"-b {path}: takes a function that returns a Keras model, without arguments or with size=")
-    if size is None and "size" in needed:
+    if size is None and "size" in required:
         raise UsageError(f"-b {path} takes images of any size; say which: {path}:size=224, or --size")
     return {"size": size} if size is not None and "size" in parameters else {}
 
@@ -416,7 +434,7 @@ def _check_inputs(spec: BackboneSpec, shapes: list[tuple[int | None, ...]]) -> N
     """Raise NotAModel unless the model takes one batch of square RGB images."""
     if not shapes:
         raise NotAModel(
-            f"{spec.weights} was never built, so nothing tells what it takes. Build it before you save it: "
+            f"{spec.weights} was never built, so its input is unknown. Build it before you save it: "
             "model.build((None, 224, 224, 3))"
         )
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3:
@@ -429,26 +447,31 @@ def _check_inputs(spec: BackboneSpec, shapes: list[tuple[int | None, ...]]) -> N
         raise NotAModel(f"{spec.weights} takes images of {height} x {width}; featcache makes them square")
 
 
-def _facts(spec: BackboneSpec, model: Mapping[str, Any]) -> Facts:
-    """Return what the configuration of a model says. Raises NotAModel, or KeyError and the like if it is another."""
-    layers = list(_flat(model["config"]["layers"]))
-    inputs = [one["config"] for one in model["config"]["layers"] if one["class_name"] == "InputLayer"]
-    _check_inputs(spec, [tuple(one["batch_shape"]) for one in inputs])
-    first = next((one for one in layers if not _AUGMENTING.fullmatch(one["class_name"])), None)
-    scaled = first is not None and _takes_bytes(first)
-    return Facts(inputs[0]["batch_shape"][1], "inside" if scaled or "int" in str(inputs[0]["dtype"]) else None, None)
+def _facts_in(spec: BackboneSpec, model: Mapping[str, Any]) -> Facts:
+    """Return what a model's configuration shows. Raises NotAModel; KeyError and the like if it is built otherwise."""
+    outer_layers = model["config"]["layers"]
+    layers = list(_flat(outer_layers))
+    inputs = [layer["config"] for layer in outer_layers if layer["class_name"] == "InputLayer"]
+    _check_inputs(spec, [tuple(config["batch_shape"]) for config in inputs])
+    [image] = inputs
+
+    computing = [layer for layer in layers if not _AUGMENTING.fullmatch(layer["class_name"])]
+    scales_itself = bool(computing) and _takes_bytes(computing[0])
+    mode: Mode | None = "inside" if scales_itself or "int" in str(image["dtype"]) else None
+    return Facts(image["batch_shape"][1], mode, None)
 
 
-def _facts_of(spec: BackboneSpec, model: Any) -> Facts:
-    """Return what a model says, also one whose configuration does not list its layers."""
+def _facts_of_model(spec: BackboneSpec, model: Any) -> Facts:
+    """Return what a loaded model shows. Its input tells, if its configuration does not list its layers."""
     try:
-        return _facts(spec, json.loads(model.to_json()))
+        return _facts_in(spec, json.loads(model.to_json()))
     except (KeyError, TypeError, IndexError, AttributeError, NotImplementedError):
-        return Facts(model.inputs[0].shape[1], "inside" if "int" in str(model.inputs[0].dtype) else None, None)
+        image = model.inputs[0]
+        return Facts(image.shape[1], "inside" if "int" in str(image.dtype) else None, None)
 
 
 def _flat(layers: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the configuration of every layer, those of nested models in place."""
+    """Yield the configuration of every layer; a nested model is replaced by its layers."""
     for layer in layers:
         if "layers" in layer["config"]:
             yield from _flat(layer["config"]["layers"])
@@ -457,17 +480,19 @@ def _flat(layers: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 
 def _takes_bytes(layer: Mapping[str, Any]) -> bool:
-    """Tell whether a first layer is one that is fed with pixels 0..255."""
+    """Return whether a first layer scales pixels 0..255."""
     config = layer["config"]
     if layer["class_name"] == "Rescaling":
-        scale = config["scale"]
-        return all(abs(one) <= _LARGEST_SCALE for one in (scale if isinstance(scale, list) else [scale]))
-    mean = config.get("mean")  # None where the layer was adapted: then the statistics are weights
-    return layer["class_name"] == "Normalization" and mean is not None and bool(np.max(mean) > _LEAST_MEAN)
+        scales = config["scale"] if isinstance(config["scale"], list) else [config["scale"]]
+        return all(abs(scale) <= _LARGEST_SCALE for scale in scales)
+    if layer["class_name"] == "Normalization":
+        mean = config.get("mean")  # None if the layer was adapted, for then its statistics are weights
+        return mean is not None and bool(np.max(mean) > _LEAST_MEAN)
+    return False
 
 
-def _read(path: Path, member: str) -> Any:
-    """Return a JSON member of a .keras file, None if there is none to be read."""
+def _read_json(path: Path, member: str) -> Any:
+    """Return a JSON member of a .keras file; None if the file or the member cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read(member))

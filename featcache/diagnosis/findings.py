@@ -1,4 +1,7 @@
-"""Facts -> what is broken, what would be slow, what to watch; each with what to do. Pure."""
+"""Facts -> findings: what is broken, what would be slow, what to watch, each with what to do.
+
+Every rule is a function that reads the facts and yields its findings. It touches neither the system nor a library.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ Kind = Literal["broken", "slow", "watch"]
 LITTLE_DISK = 1e9  # bytes; ImageNet weights take 4 MB to 1.4 GB
 LITTLE_MEMORY = 2e9  # TensorFlow alone takes 0.6
 MUCH_SWAP = 0.1  # of the memory
-PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # modules that are called otherwise than their package
-GPU_BUILDS = {  # of every backend that featcache runs on
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # modules whose package has another name
+GPU_BUILDS = {  # for each backend that featcache runs on
     "tensorflow": "pip install 'tensorflow[and-cuda]'",
     "jax": "pip install 'jax[cuda12]'",
     "torch": "install a CUDA build of PyTorch, see pytorch.org",
@@ -32,12 +35,15 @@ class Finding:
 
 def findings_of(facts: Facts) -> tuple[Finding, ...]:
     """Return what is broken, then what would be slow, then what to watch."""
-    found = [one for rule in _RULES for one in rule(facts)]
-    return tuple(one for kind in ("broken", "slow", "watch") for one in found if one.kind == kind)
+    findings: list[Finding] = []
+    for rule in _RULES:
+        findings += rule(facts)
+    order: tuple[Kind, ...] = ("broken", "slow", "watch")
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.kind)))
 
 
 def usable_cores(machine: Facts) -> float:
-    """Return how many cores' time there is: those that are allowed, or the quota of the container."""
+    """Return how many cores this process can keep busy: those it may run on, at most the container's quota."""
     allowed, quota = machine["cores_allowed"], machine["cores_quota"]
     return float(allowed if quota is None else min(allowed, quota))
 
@@ -52,70 +58,87 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 
 
 def _keras(facts: Facts) -> Iterator[Finding]:
-    faults, backend = facts["faults"], facts.get("backend", "tensorflow")
+    faults = facts["faults"]
+    backend = facts.get("backend", "tensorflow")
     if fault := faults.get("keras"):
-        is_there = facts["versions"].get(backend) is not None
-        do = f"pip install --force-reinstall keras {backend}" if is_there else f"pip install {backend}"
-        if backend not in GPU_BUILDS:
-            do = f"set KERAS_BACKEND to {' or '.join(GPU_BUILDS)}"
-        if "SIGILL" in fault:
-            do = f"this build of {backend} takes a processor with AVX: use another machine"
-        others = [name for name in GPU_BUILDS if facts["versions"].get(name) and name != backend]
-        if others:
-            do = f"run on {others[0]}, which is installed: KERAS_BACKEND={others[0]} featcache ..; or {do}"
+        do = _how_to_start_keras(backend, fault, facts["versions"])
         yield Finding("broken", f"Keras on {backend} does not start: {fault}", do)
     elif fault := faults.get("speed"):
-        yield Finding(
-            "broken", f"A network cannot be computed: {fault}", f"pip install --force-reinstall keras {backend}"
-        )
-    if "hdf5" in faults and not facts.get("packages", {}).get("h5py"):
-        yield Finding("broken", f"HDF5 cannot be used: {faults['hdf5']}", "pip install --force-reinstall h5py")
+        do = f"pip install --force-reinstall keras {backend}"
+        yield Finding("broken", f"Keras cannot run a network: {fault}", do)
+
+
+def _how_to_start_keras(backend: str, fault: str, versions: Facts) -> str:
+    if "SIGILL" in fault:
+        do = f"this build of {backend} needs a processor with AVX: use another machine"
+    elif backend not in GPU_BUILDS:
+        do = f"set KERAS_BACKEND to {' or '.join(GPU_BUILDS)}"
+    elif versions.get(backend) is None:
+        do = f"pip install {backend}"
+    else:
+        do = f"pip install --force-reinstall keras {backend}"
+
+    for other in GPU_BUILDS:
+        if other != backend and versions.get(other):
+            return f"run on {other}, which is installed: KERAS_BACKEND={other} featcache ..; or {do}"
+    return do
+
+
+def _hdf5(facts: Facts) -> Iterator[Finding]:
+    fault = facts["faults"].get("hdf5")
+    # `_packages` reports an h5py that cannot be imported.
+    if fault is not None and not facts.get("packages", {}).get("h5py"):
+        yield Finding("broken", f"HDF5 cannot be used: {fault}", "pip install --force-reinstall h5py")
 
 
 def _gpus(facts: Facts) -> Iterator[Finding]:
     keras = facts.get("keras")
     if not keras or not facts["gpus"] or any(name.startswith("gpu") for name in keras["devices"]):
         return
-    hidden = facts["settings"].get("CUDA_VISIBLE_DEVICES")
     do = GPU_BUILDS[keras["backend"]]
-    if hidden is not None and not hidden.strip("-1 "):
+    visible = facts["settings"].get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.strip("-1 "):  # empty or -1
         do = "unset CUDA_VISIBLE_DEVICES, which hides it"
     yield Finding("slow", f"There is a GPU ({facts['gpus'][0]}), but {keras['backend']} sees none", do)
 
 
 def _engine(facts: Facts) -> Iterator[Finding]:
-    keras, extra = facts.get("keras"), facts["extras"].get("openvino")
+    keras = facts.get("keras")
+    extra = facts["extras"].get("openvino")
     on_cpu = keras and all(name.startswith("cpu") for name in keras["devices"])
     if on_cpu and extra and not extra["installed"]:
-        what = (
-            "OpenVINO is missing: on CPUs it is up to 6 times as fast as Keras (MobileNetV2 2.5), not for EfficientNets"
+        yield Finding(
+            "slow",
+            "OpenVINO is missing: on CPUs it runs many networks up to 6 times as fast as Keras (MobileNetV2: 2.5), but "
+            "not EfficientNets",
+            f"{extra['install']}; --engine auto then takes the faster one",
         )
-        yield Finding("slow", what, f"{extra['install']}; --engine auto then takes what is faster")
 
 
 def _processor(facts: Facts) -> Iterator[Finding]:
     vectors = facts["machine"]["vectors"]
     if vectors is not None and "avx2" not in vectors and "x86" in facts["machine"]["system"]:
-        yield Finding(
-            "slow", "The processor has no AVX2, so networks take several times as long", "use another machine"
-        )
+        problem = "The processor has no AVX2, so networks take several times as long"
+        yield Finding("slow", problem, "use another machine")
     if facts["settings"].get("TF_ENABLE_ONEDNN_OPTS") == "0":
         yield Finding("slow", "TF_ENABLE_ONEDNN_OPTS=0 turns off TensorFlow's fast kernels", "unset it")
 
 
 def _cores(facts: Facts) -> Iterator[Finding]:
     machine = facts["machine"]
-    cores, all_cores = usable_cores(machine), machine["cores"]
-    threads = max((one["threads"] for one in facts.get("threads", [])), default=0)
+    all_cores = machine["cores"]
+    cores = usable_cores(machine)
     if cores < 2 and all_cores > 1:
-        what = f"This process may use {cores:g} of {all_cores} cores"
-        yield Finding("slow", what, "give the container or job more: docker run --cpus, srun --cpus-per-task")
-    if threads > math.ceil(cores):
-        whole = math.ceil(cores)
+        problem = f"This process may use {cores:g} of {all_cores} cores"
+        yield Finding("slow", problem, "give the container or job more: docker run --cpus, srun --cpus-per-task")
+
+    threads = max((pool["threads"] for pool in facts.get("threads", [])), default=0)
+    useful_threads = math.ceil(cores)
+    if threads > useful_threads:
         yield Finding(
             "slow",
-            f"Linear algebra runs {threads} threads on {cores:g} cores, which wait for one another",
-            f"export OMP_NUM_THREADS={whole} TF_NUM_INTRAOP_THREADS={whole}",
+            f"Linear algebra runs {threads} threads on {cores:g} cores, so they wait for each other",
+            f"export OMP_NUM_THREADS={useful_threads} TF_NUM_INTRAOP_THREADS={useful_threads}",
         )
     if threads == 1 and cores >= 2 and "OMP_NUM_THREADS" in facts["settings"]:
         yield Finding("slow", f"OMP_NUM_THREADS keeps linear algebra on one of {cores:g} cores", "unset it")
@@ -125,37 +148,46 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     machine = facts["machine"]
     total = machine["memory_limit_bytes"] or machine["memory_bytes"]
     free = machine["memory_free_bytes"]
-    if free is not None and min(free, total or free) < LITTLE_MEMORY:
-        what = f"Only {min(free, total or free) / 1e9:.1f} GB of memory are free"
-        yield Finding("slow", what, "end other programs; or a smaller --batch, and sweep --memory 500M")
-    if total and machine["swap_used_bytes"] > MUCH_SWAP * total:
-        what = f"{machine['swap_used_bytes'] / 1e9:.1f} GB are swapped out to the disk"
-        yield Finding("slow", what, "end programs that take much memory")
+    if free is not None and total:
+        free = min(free, total)  # Linux reports what the whole machine has free, even inside a container
+    if free is not None and free < LITTLE_MEMORY:
+        problem = f"Only {free / 1e9:.1f} GB of memory are free"
+        yield Finding("slow", problem, "close other programs, or use a smaller --batch, and sweep --memory 500M")
+
+    swapped = machine["swap_used_bytes"]
+    if total and swapped > MUCH_SWAP * total:
+        problem = f"{swapped / 1e9:.1f} GB are swapped out to the disk"
+        yield Finding("slow", problem, "close programs that need much memory")
 
 
 def _disks(facts: Facts) -> Iterator[Finding]:
     for disk in facts["disks"]:
-        said = f"{disk['folder']} ({disk['for']})"
-        other = "set KERAS_HOME to a folder elsewhere" if disk["for"] == "weights" else "write to another disk"
-        if disk["for"] == "temporary":
-            other = "set TMPDIR to a folder elsewhere"
+        folder = f"{disk['folder']} ({disk['for']})"
+        elsewhere = "write to another disk"
+        if disk["for"] == "weights":
+            elsewhere = "set KERAS_HOME to a folder on another disk"
+        elif disk["for"] == "temporary":
+            elsewhere = "set TMPDIR to a folder on another disk"
+
         if disk["free_bytes"] < LITTLE_DISK:
-            yield Finding("watch", f"{said} has only {disk['free_bytes'] / 1e6:.0f} MB free", f"free some, or {other}")
+            problem = f"{folder} has only {disk['free_bytes'] / 1e6:.0f} MB free"
+            yield Finding("watch", problem, f"free some space, or {elsewhere}")
         if not disk["writable"]:
-            yield Finding("watch", f"{said} cannot be written to", other)
+            yield Finding("watch", f"{folder} cannot be written to", elsewhere)
         if disk["network"] and disk["for"] == "current folder":
-            what = f"{said} is on a network file system ({disk['filesystem']})"
-            yield Finding("slow", what, "keep the cache on a local disk while it is made")
+            problem = f"{folder} is on a network file system ({disk['filesystem']})"
+            yield Finding("slow", problem, "keep the cache on a local disk while it is made")
 
 
 def _locking(facts: Facts) -> Iterator[Finding]:
-    found = facts.get("locking", "works")
+    state = facts.get("locking", "works")
+    # A folder that cannot be written to takes no lock either; `_disks` reports that.
     writable = all(disk["writable"] for disk in facts["disks"] if disk["for"] == "current folder")
-    if found != "works" and writable:
+    if state != "works" and writable:
         yield Finding(
             "watch",
-            f"Files in the current folder cannot be locked: {found}. Nothing gets lost, but two extractions into one "
-            "cache do the same work",
+            f"Files in the current folder cannot be locked: {state}. Nothing gets lost, but two extractions into one "
+            "cache both compute the same features",
             "run one at a time, or keep the cache on a local disk",
         )
 
@@ -163,18 +195,20 @@ def _locking(facts: Facts) -> Iterator[Finding]:
 def _weights(facts: Facts) -> Iterator[Finding]:
     fault = facts["faults"].get("weights")
     if fault and not any(facts.get("packages", {}).values()):
-        yield Finding("watch", f"The weights cannot be looked at: {fault}", "see to it that you may read KERAS_HOME")
-    for one in facts["weights"]:
-        if one["fault"] and one["backbones"][0] == "glyphnet":
-            yield Finding("broken", f"{one['file']} {one['fault']}", "pip install --force-reinstall featcache")
-        elif one["fault"]:
-            do = f"featcache backbones fetch {one['backbones'][0]}"
-            yield Finding("watch", f"The weights {one['file']} are damaged: the file {one['fault']}", do)
+        yield Finding("watch", f"The weights cannot be read: {fault}", "make KERAS_HOME readable for this user")
+    for file in facts["weights"]:
+        fault, backbone = file["fault"], file["backbones"][0]
+        if fault and backbone == "glyphnet":
+            yield Finding("broken", f"{file['file']} {fault}", "pip install --force-reinstall featcache")
+        elif fault:
+            problem = f"The weights {file['file']} are damaged: the file {fault}"
+            yield Finding("watch", problem, f"featcache backbones fetch {backbone}")
 
 
 _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _packages,
     _keras,
+    _hdf5,
     _weights,
     _gpus,
     _engine,

@@ -1,4 +1,7 @@
-"""Facts of the machine, from the standard library alone: nothing here needs what may be broken."""
+"""Facts of the machine, from the standard library alone, so that they are known where other libraries are broken.
+
+Linux tells them in files under /proc and /sys/fs/cgroup; on other systems most of them are None.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from featcache.files import temporary_folder
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "fuse.sshfs", "ceph", "glusterfs", "9p")
-VECTORS = ("avx", "avx2", "avx512f", "amx_bf16")  # that TensorFlow and oneDNN make use of
-ASKING_S = 10  # nvidia-smi takes long where a driver hangs
+VECTORS = ("avx", "avx2", "avx512f", "amx_bf16")  # instructions that TensorFlow and oneDNN use
+ASKING_S = 10  # nvidia-smi takes long when a driver hangs
 
 
 def machine() -> dict[str, Any]:
@@ -27,103 +30,118 @@ def machine() -> dict[str, Any]:
 
 
 def _cores() -> dict[str, Any]:
-    model, flags = _processor()
+    processor = _pairs(PROC / "cpuinfo")
+    vectors = None
+    if "flags" in processor:
+        flags = processor["flags"].split()
+        vectors = [name for name in VECTORS if name in flags]
+
+    cores = os.cpu_count() or 1
     return {
-        "processor": model,
-        "vectors": None if flags is None else [name for name in VECTORS if name in flags],
-        "cores": os.cpu_count() or 1,
-        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "processor": processor.get("model name", platform.processor()),
+        "vectors": vectors,
+        "cores": cores,
+        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
         "cores_quota": _quota(),
     }
 
 
-def _processor() -> tuple[str, set[str] | None]:
-    """Return the name of the processor and what it can, as Linux tells them."""
-    lines = _lines(PROC / "cpuinfo")
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = facts.get("flags")
-    return facts.get("model name", platform.processor()), None if flags is None else set(flags.split())
-
-
 def _quota() -> float | None:
-    """Return how many cores' time the container may use, of control groups version 2 or 1; None: all there are."""
+    """Return how many cores' time the container may use; None if it may use all of them."""
+    # Control groups version 2 write "QUOTA PERIOD" into one file, version 1 a number into each of two files.
     limits = " ".join(_lines(CGROUP / "cpu.max")).split()
     if not limits:
         limits = [*_lines(CGROUP / "cpu/cpu.cfs_quota_us"), *_lines(CGROUP / "cpu/cpu.cfs_period_us")]
     if len(limits) != 2 or limits[0] in ("max", "-1"):
         return None
-    return int(limits[0]) / int(limits[1])
+    quota, period = map(int, limits)
+    return quota / period
 
 
 def _memory() -> dict[str, Any]:
-    facts = {key: int(rest.split()[0]) * 1024 for key, _, rest in _pairs(PROC / "meminfo") if rest.split()}
-    limit = next(iter(_lines(CGROUP / "memory.max") or _lines(CGROUP / "memory/memory.limit_in_bytes")), "max")
-    total = facts.get("MemTotal")
+    sizes = {}
+    for name, text in _pairs(PROC / "meminfo").items():
+        if text:
+            sizes[name] = int(text.split()[0]) * 1024  # "16384 kB"
+    total = sizes.get("MemTotal")
+
+    # Without a limit, version 2 says "max" and version 1 a number that is larger than any memory.
+    limit = None
+    limits = _lines(CGROUP / "memory.max") or _lines(CGROUP / "memory/memory.limit_in_bytes")
+    if limits and limits[0].isdigit():
+        limit = int(limits[0])
+        if total is not None and limit >= total:
+            limit = None
+
     return {
         "memory_bytes": total,
-        "memory_free_bytes": facts.get("MemAvailable"),
-        "memory_limit_bytes": int(limit) if limit.isdigit() and (total is None or int(limit) < total) else None,
-        "swap_used_bytes": facts.get("SwapTotal", 0) - facts.get("SwapFree", 0),
+        "memory_free_bytes": sizes.get("MemAvailable"),
+        "memory_limit_bytes": limit,
+        "swap_used_bytes": sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0),
     }
 
 
 def gpus() -> list[str]:
-    """Return the NVIDIA GPUs that the driver knows, or the device files where it has no nvidia-smi."""
+    """Return the NVIDIA GPUs that nvidia-smi lists, or their device files if it is missing or fails."""
     if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         with suppress(OSError, subprocess.TimeoutExpired):
-            asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-            done = subprocess.run(asked, capture_output=True, text=True, timeout=ASKING_S)
-            if done.returncode == 0:
-                return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_S)
+            if answer.returncode == 0:
+                return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     return [str(path) for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def disks(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return for each folder what its file system is, and how many bytes are free; of one that is missing its parent's.
+    """Return the file system and the free bytes of each folder, or of the nearest parent of a missing one.
 
     folders: {what it is for: folder}.
     """
-    found = []
+    facts = []
     for purpose, folder in folders.items():
-        there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-        usage = shutil.disk_usage(there)
-        kind = filesystem(there)
-        found.append(
+        absolute = folder.absolute()
+        existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+        usage = shutil.disk_usage(existing)
+        kind = filesystem(existing)
+        facts.append(
             {
                 "for": purpose,
                 "folder": str(folder),
-                "exists": there == folder.absolute(),
-                "writable": os.access(there, os.W_OK),
+                "exists": existing == absolute,
+                "writable": os.access(existing, os.W_OK),
                 "free_bytes": usage.free,
                 "total_bytes": usage.total,
                 "filesystem": kind,
                 "network": kind is not None and kind.startswith(NETWORK),
             }
         )
-    return found
+    return facts
 
 
 def filesystem(folder: Path) -> str | None:
-    """Return the kind of file system that a folder is on, "ext4" or "nfs4", as Linux tells it."""
-    place, best, kind = folder.resolve(), Path(), None
+    """Return the kind of file system that a folder is on, as Linux calls it: "ext4" or "nfs4"."""
+    folder = folder.resolve()
+    deepest, kind = Path(), None
     for line in _lines(PROC / "self/mounts"):
-        _, mounted, name, *_ = line.split(" ")
-        at = Path(mounted.replace("\\040", " "))
-        if place.is_relative_to(at) and len(at.parts) >= len(best.parts):
-            best, kind = at, name
+        _, text, kind_here, *_ = line.split(" ")
+        mount = Path(text.replace("\\040", " "))
+        # Mounts lie within each other, and a later one hides an earlier one on the same folder.
+        if folder.is_relative_to(mount) and len(mount.parts) >= len(deepest.parts):
+            deepest, kind = mount, kind_here
     return kind
 
 
 def locking(folder: Path) -> str:
-    """Return "works", or why a lock in this folder does not keep others out."""
+    """Return "works", or why a lock in this folder does not keep other processes out."""
     from filelock import FileLock, Timeout
 
     from featcache.locks import NO_MARKERS
 
     try:
-        with temporary_folder(folder / "lock") as inside:
-            file = inside / "lock"
+        with temporary_folder(folder / "lock") as empty_folder:
+            file = empty_folder / "lock"
             with FileLock(file, timeout=0, **NO_MARKERS):
+                # Some network file systems give the lock to everybody who tries, so try it twice.
                 try:
                     with FileLock(file, timeout=0, **NO_MARKERS):
                         return "two held one lock at once"
@@ -140,5 +158,10 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _pairs(path: Path) -> list[tuple[str, str, str]]:
-    return [line.partition(":") for line in _lines(path)]
+def _pairs(path: Path) -> dict[str, str]:
+    """Return {key: value} of the lines "key: value" of a file."""
+    pairs = {}
+    for line in _lines(path):
+        key, _, value = line.partition(":")
+        pairs[key.strip()] = value.strip()
+    return pairs

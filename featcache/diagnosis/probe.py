@@ -1,7 +1,7 @@
-"""Facts that take libraries which may be broken, each on its own line of JSON: `python -m featcache.diagnosis.probe`.
+"""Print facts that need libraries which may be broken, a line of JSON each: `python -m featcache.diagnosis.probe`.
 
-A library can end the whole process (TensorFlow does with SIGILL on a CPU that lacks AVX), so `diagnose` runs this in a
-process of its own, and what was printed until then stays.
+A library can end the whole process (TensorFlow does with SIGILL on a CPU without AVX), so `diagnose` runs this module
+in a separate process. The lines that it printed until then are kept.
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ from typing import Any
 
 from featcache.errors import EnvironmentFault
 
-NEEDED = ("numpy", "scipy", "sklearn", "joblib", "PIL", "h5py")  # and Keras, which comes last
+NEEDED = ("numpy", "scipy", "sklearn", "joblib", "PIL", "h5py")  # Keras has a section, which comes later
 BATCH, TIMING_S = 16, 1.0
-NETWORK = "mobilenet_v2"  # what the speed is measured with: random weights are as fast as others
+NETWORK = "mobilenet_v2"  # the speed is measured with it; random weights are as fast as trained ones
 
 
 def main(names: list[str]) -> None:
-    """Print {"section": ..., "facts": ... or "fault": ...} of these sections, or of all, in their order."""
+    """Print {"section": ..., "facts": ... or "fault": ...} for these sections, or for all, in their order."""
+    # Libraries print to standard output too, even from C. From here on that goes to standard error.
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print what they like
+    os.dup2(2, 1)
     for name in names or list(SECTIONS):
-        found: dict[str, Any] = {"section": name}
+        section: dict[str, Any] = {"section": name}
         try:
-            found["facts"] = SECTIONS[name]()
+            section["facts"] = SECTIONS[name]()
         except BaseException as error:  # whatever a broken library raises
-            # What featcache says of it repeats the advice that `findings` gives.
-            is_ours = isinstance(error, EnvironmentFault)
-            found["fault"] = _reason(error.__cause__ if is_ours and error.__cause__ else error)
-        out.write(json.dumps(found) + "\n")
+            cause: BaseException = error
+            # featcache's own message would repeat the advice that `findings` gives.
+            if isinstance(error, EnvironmentFault) and error.__cause__ is not None:
+                cause = error.__cause__
+            section["fault"] = _reason(cause)
+        out.write(json.dumps(section) + "\n")
         out.flush()
 
 
 def packages() -> dict[str, str | None]:
-    """Return {package: why it cannot be imported}."""
-    return {name: _fault(name) for name in NEEDED}
-
-
-def _fault(name: str) -> str | None:
-    try:
-        import_module(name)
-    except BaseException as error:
-        return _reason(error)
-    return None
+    """Return {package: why it cannot be imported, None if it can}."""
+    faults: dict[str, str | None] = {}
+    for name in NEEDED:
+        faults[name] = None
+        try:
+            import_module(name)
+        except BaseException as error:
+            faults[name] = _reason(error)
+    return faults
 
 
 def _reason(error: BaseException) -> str:
@@ -64,35 +66,35 @@ def hdf5() -> str:
 
 
 def threads() -> list[dict[str, Any]]:
-    """Return the pools of threads of NumPy, SciPy and scikit-learn: which library, how many threads."""
+    """Return library and number of threads of each thread pool of NumPy, SciPy and scikit-learn."""
     from threadpoolctl import threadpool_info
 
     for name in ("numpy", "scipy.linalg", "sklearn"):
-        import_module(name)
-    return [{"library": one["internal_api"], "threads": one["num_threads"]} for one in threadpool_info()]
+        import_module(name)  # threadpoolctl sees only libraries that are loaded
+    return [{"library": pool["internal_api"], "threads": pool["num_threads"]} for pool in threadpool_info()]
 
 
 def weights() -> list[dict[str, Any]]:
-    """Return the files of ImageNet weights, and first the one that comes with featcache."""
+    """Return the weights that come with featcache, then the files of ImageNet weights."""
     from featcache.backbones.glyphnet import WEIGHTS
     from featcache.backbones.inventory import StoredWeights, stored_weights
 
-    missing = None if WEIGHTS.is_file() else "is missing"
-    size = WEIGHTS.stat().st_size if WEIGHTS.is_file() else 0
-    return [
-        asdict(one) for one in (StoredWeights(str(WEIGHTS), size, ("glyphnet",), missing, "none"), *stored_weights())
-    ]
+    if WEIGHTS.is_file():
+        embedded = StoredWeights(str(WEIGHTS), WEIGHTS.stat().st_size, ("glyphnet",), None, "none")
+    else:
+        embedded = StoredWeights(str(WEIGHTS), 0, ("glyphnet",), "is missing", "none")
+    return [asdict(file) for file in (embedded, *stored_weights())]
 
 
 def backend() -> str:
-    """Return the name of the backend that Keras will run on, whether or not it does."""
+    """Return the name of the backend that Keras is set to run on, even if it does not start."""
     from featcache.backend import keras_backend
 
     return keras_backend()
 
 
 def keras() -> dict[str, Any]:
-    """Return the version of Keras, its backend, and the devices that it sees."""
+    """Return the version of Keras, the name of its backend, and the devices that it sees."""
     from featcache.backbones.devices import listed_devices
     from featcache.backend import keras_backend, start_keras
 
@@ -113,21 +115,23 @@ def speed() -> dict[str, Any]:
     from featcache.backbones.parse import requests
     from featcache.extraction.engines import KerasEngine
 
-    [asked] = requests(NETWORK, weights="none")
-    size = asked.preprocess.size
-    engine = KerasEngine(build(asked.spec, size, asked.pooling), asked.taps(""), batch=BATCH)
-    sample = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
-    engine.forward(sample)  # compiles
-    images, began = 0, time.perf_counter()
-    while time.perf_counter() - began < TIMING_S:
-        engine.forward(sample)
-        images += BATCH
-    rate = images / (time.perf_counter() - began)
+    [request] = requests(NETWORK, weights="none")
+    size = request.preprocess.size
+    engine = KerasEngine(build(request.spec, size, request.pooling), request.taps(""), batch=BATCH)
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
+
+    engine.forward(images)  # compiles, which is not timed
+    num_images = 0
+    start = time.perf_counter()
+    while time.perf_counter() - start < TIMING_S:
+        engine.forward(images)
+        num_images += BATCH
+    rate = num_images / (time.perf_counter() - start)
     return {"backbone": f"{NETWORK} at {size} pixels", "engine": engine.name, "images_per_s": round(rate, 1)}
 
 
 def locking() -> str:
-    """Return "works", or why locks in the current folder do not keep others out."""
+    """Return "works", or why a lock in the current folder does not keep other processes out."""
     from featcache.diagnosis.machine import locking as locking_in
 
     return locking_in(Path.cwd())

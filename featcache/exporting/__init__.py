@@ -1,4 +1,4 @@
-"""Trained model -> a file for another runtime, proven: loaded again there, it gives the model's own probabilities."""
+"""Export a trained model to another runtime, and prove that the file gives the model's probabilities there."""
 
 from featcache.exporting.job import Exported, export
 

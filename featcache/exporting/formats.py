@@ -1,7 +1,7 @@
-"""The formats: how each is written, what travels inside it, and how its own runtime loads it again.
+"""The formats that a model can be exported to: how to write each file, and how its own runtime loads it again.
 
-A writer puts one file, or folder, under a given path; a reader returns what the runtime computes: (n, size, size, 3)
-uint8 -> (n, K) probabilities.
+A writer takes the model, the path to write to, the facts that go into the file, and the pixels to calibrate on when it
+quantises. A reader returns a function that runs the file: (n, size, size, 3) uint8 -> (n, K) probabilities.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from featcache.extraction.openvino_engine import import_openvino
 from featcache.files import temporary_folder
 
 LABELS = "labels.txt"
-OF_SAVEDMODEL = {
+ONNX_OPSET = 18
+SAVEDMODEL_ENTRIES = {  # what an exported folder may hold
     "saved_model.pb",
     "fingerprint.pb",
     "keras_metadata.pb",
@@ -46,25 +47,26 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """One format."""
+    """A file format, and the runtime that loads it."""
 
     name: str
     suffix: str  # "" for a folder
     write: Callable[[Origin, Path, Facts, Pixels | None], None]  # pixels to calibrate on, to quantise
     read: Callable[[Path], Runner]
-    is_ours: Callable[[Path], bool]  # whether featcache exported a file to this format; may raise for those of others
+    is_ours: Callable[[Path], bool]  # whether featcache exported this file; may raise for another program's file
     runtime: str  # the package that runs it
-    needs: tuple[str, ...] = ()  # modules beyond featcache's own
-    extra: str = ""  # of featcache, that brings them
+    needs: tuple[str, ...] = ()  # modules that featcache does not always install
+    extra: str = ""  # the extra of featcache that installs them
     any_size: bool = False  # takes images of any size
-    batch: int | None = None  # images at once, if it takes one number only
+    batch: int | None = None  # the only number of images that it takes at once; None: it takes any number
 
     def require(self) -> None:
-        """Raise EnvironmentFault, with what to install, if something is missing."""
+        """Raise EnvironmentFault, which says what to install, if a module is missing."""
         for name in self.needs:
             try:
+                # OpenVINO's converter reports its use to its makers unless it is imported in this way.
                 if name == "openvino":
-                    import_openvino()  # not by its name, which would report every export to its makers
+                    import_openvino()
                 else:
                     import_module(name)
             except ImportError as error:
@@ -79,21 +81,24 @@ class Format:
         return f"{self.runtime} {version(self.runtime)}"
 
     def shape(self, size: int, channels: int = 3) -> list[int | None]:
-        """Return the shape that it takes; None where any number is taken."""
+        """Return the shape (N, height, width, channels) that it takes; None for an axis that may have any length."""
         side = None if self.any_size else size
         return [self.batch, side, side, channels]
 
 
 def labels_text(facts: Facts) -> str:
-    """Return the class names, one on each line; what would break a line stands there as Python writes it."""
-    lines = [name if name.isprintable() else repr(name)[1:-1] for name in facts["classes"]]
-    return "".join(f"{line}\n" for line in lines)
+    """Return the class names, one on each line. A name with a line break in it is escaped as Python would write it."""
+    text = ""
+    for name in facts["classes"]:
+        line = name if name.isprintable() else repr(name)[1:-1]
+        text += f"{line}\n"
+    return text
 
 
 def _write_keras(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
-    given = Path(origin.name)
-    if given.is_file():
-        path.write_bytes(given.read_bytes())
+    model_file = Path(origin.name)
+    if model_file.is_file():
+        path.write_bytes(model_file.read_bytes())
     else:
         assert origin.chosen is not None
         save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(Start(origin.chosen)))
@@ -108,17 +113,18 @@ def _read_keras(path: Path) -> Runner:
 
 def _write_savedmodel(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
     write_saved_model(origin.model, str(path))
-    extra = path / "assets.extra"  # where TensorFlow leaves room for files that are not its own
-    extra.mkdir()
-    (extra / LABELS).write_text(labels_text(facts), "utf-8")
+    assets = path / "assets.extra"  # TensorFlow reserves this folder for files of others
+    assets.mkdir()
+    (assets / LABELS).write_text(labels_text(facts), "utf-8")
     (path / MEMBER).write_text(json.dumps(facts, indent=2))
     (path / LINEAGES).write_bytes(origin.lineages.to_bytes())
 
 
 def _is_savedmodel(path: Path) -> bool:
-    """Return whether a folder is an exported SavedModel, with no file of the user beside what was written."""
+    """Return whether featcache exported this folder and the user added no file to it."""
+    facts = json.loads((path / MEMBER).read_bytes())
     entries = {entry.name for entry in path.iterdir()}
-    return json.loads((path / MEMBER).read_bytes())["format"] == "savedmodel" and entries <= OF_SAVEDMODEL
+    return facts["format"] == "savedmodel" and entries <= SAVEDMODEL_ENTRIES
 
 
 def _read_savedmodel(path: Path) -> Runner:
@@ -129,10 +135,10 @@ def _read_savedmodel(path: Path) -> Runner:
 
 
 def _write_onnx(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
-    """Convert the graph with its constants in it.
+    """Convert the frozen graph, in which every captured value is a constant.
 
-    Keras' own export leaves constants that a graph captures (the ImageNet mean, EfficientNet's normalisation) as inputs
-    that nobody feeds.
+    Keras' own export turns captured values (the ImageNet mean, EfficientNet's normalisation) into inputs that nobody
+    feeds.
     """
     import tensorflow
     import tf2onnx
@@ -141,11 +147,15 @@ def _write_onnx(origin: Origin, path: Path, facts: Facts, calibration: Pixels | 
     model = of_one_size(origin.model, origin.preprocess)
     spec = tensorflow.TensorSpec(tuple(model.inputs[0].shape), "uint8", name=INPUT)
     traced = tensorflow.function(lambda image: model(image, training=False)).get_concrete_function(spec)
-    entry, end = traced.inputs[0].name, traced.outputs[0].name
-    frozen = tf2onnx.tf_loader.from_function(traced, [entry], [end])
-    names = {entry: INPUT, end: OUTPUT}
+    input_name, output_name = traced.inputs[0].name, traced.outputs[0].name
+    frozen = tf2onnx.tf_loader.from_function(traced, [input_name], [output_name])
     proto, _ = tf2onnx.convert.from_graph_def(
-        frozen, "featcache", input_names=[entry], output_names=[end], opset=ONNX_OPSET, tensors_to_rename=names
+        frozen,
+        "featcache",
+        input_names=[input_name],
+        output_names=[output_name],
+        opset=ONNX_OPSET,
+        tensors_to_rename={input_name: INPUT, output_name: OUTPUT},
     )
     helper.set_model_props(proto, {"classes": json.dumps(facts["classes"]), "featcache": json.dumps(facts)})
     checker.check_model(proto)
@@ -163,17 +173,17 @@ def _read_onnx(path: Path) -> Runner:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    inputs = [one.name for one in session.get_inputs()]
+    inputs = [tensor.name for tensor in session.get_inputs()]
     if inputs != [INPUT]:
-        raise ValueError(f"it asks for the inputs {', '.join(inputs)}")
+        raise ValueError(f"it needs the inputs {', '.join(inputs)}")
     return lambda pixels: np.asarray(session.run([OUTPUT], {INPUT: pixels})[0])
 
 
 def _write_litert(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
-    """Convert for one image at a time; labels and facts are files associated with the model, a zip archive behind it.
+    """Convert for one image at a time, and append labels and facts as a zip archive, where LiteRT's tools look.
 
-    Quantised, weights and activations have 8 bits, with ranges from the calibration images; the uint8 image is cast
-    before, so that pixels enter as they are.
+    calibration: quantise weights and activations to 8 bits, with ranges from these (n, size, size, 3) uint8 images.
+    The input stays uint8: the graph itself casts the pixels, so they are not quantised.
     """
     import tensorflow
 
@@ -184,7 +194,7 @@ def _write_litert(origin: Origin, path: Path, facts: Facts, calibration: Pixels 
         converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS]
         if calibration is not None:
             converter.optimizations = [lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ([one[None]] for one in calibration)
+            converter.representative_dataset = lambda: ([image[None]] for image in calibration)
             converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS_INT8, lite.OpsSet.TFLITE_BUILTINS]
         path.write_bytes(converter.convert())
     with zipfile.ZipFile(path, "a") as archive:
@@ -202,28 +212,31 @@ def _read_litert(path: Path) -> Runner:
 
     interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
-    entry, end = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    input_index = interpreter.get_input_details()[0]["index"]
+    output_index = interpreter.get_output_details()[0]["index"]
 
-    def one(pixels: Pixels) -> Floats:
-        interpreter.set_tensor(entry, pixels[None])
+    def run_image(image: Pixels) -> Floats:
+        interpreter.set_tensor(input_index, image[None])
         interpreter.invoke()
-        return np.array(interpreter.get_tensor(end)[0])
+        return np.array(interpreter.get_tensor(output_index)[0])  # a copy: the next image overwrites the tensor
 
-    return lambda pixels: np.stack([one(image) for image in pixels])
+    return lambda pixels: np.stack([run_image(image) for image in pixels])
 
 
 def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
-    """Convert, with weights in float32; class names stand where OpenVINO's Model API looks for them."""
+    """Convert with weights in float32, and store the class names where OpenVINO's Model API looks for them."""
     openvino = import_openvino()
     with temporary_folder() as folder:
         write_saved_model(of_one_size(origin.model, origin.preprocess), str(folder))
         converted = openvino.convert_model(str(folder))
-    end = next(one for one in converted.outputs if any(OUTPUT in name for name in one.names))
-    network = openvino.Model([end.get_node()], converted.get_parameters(), "featcache")
+    # The converter may add outputs and prefix their names, so look for ours.
+    output = next(port for port in converted.outputs if any(OUTPUT in name for name in port.names))
+    network = openvino.Model([output.get_node()], converted.get_parameters(), "featcache")
     network.inputs[0].set_names({INPUT})
     network.outputs[0].set_names({OUTPUT})
     network.set_rt_info("Classification", ["model_info", "model_type"])
-    network.set_rt_info(" ".join(name.replace(" ", "_") for name in facts["classes"]), ["model_info", "labels"])
+    labels = " ".join(name.replace(" ", "_") for name in facts["classes"])  # the Model API splits them at spaces
+    network.set_rt_info(labels, ["model_info", "labels"])
     network.set_rt_info(json.dumps(facts), ["featcache"])
     openvino.save_model(network, str(path), compress_to_fp16=False)
 
@@ -234,47 +247,60 @@ def _is_openvino(path: Path) -> bool:
 
 def _read_openvino(path: Path) -> Runner:
     openvino = import_openvino()
-    # left alone it computes in bfloat16 on CPUs that can
+    # By default OpenVINO computes in bfloat16 on CPUs that can, which would differ from the model.
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda pixels: np.array(compiled({INPUT: pixels})[OUTPUT])
 
 
-ONNX_OPSET = 18
-FORMATS = {
-    one.name: one
-    for one in (
-        Format("keras", ".keras", _write_keras, _read_keras, is_ours, "keras", any_size=True),
-        Format("savedmodel", "", _write_savedmodel, _read_savedmodel, _is_savedmodel, "tensorflow", any_size=True),
-        Format(
-            "litert",
-            ".tflite",
-            _write_litert,
-            _read_litert,
-            _is_litert,
-            "ai-edge-litert",
-            ("ai_edge_litert.interpreter",),
-            "litert",
-            batch=1,
-        ),
-        Format(
-            "onnx",
-            ".onnx",
-            _write_onnx,
-            _read_onnx,
-            _is_onnx,
-            "onnxruntime",
-            ("tf2onnx", "onnx", "onnxruntime"),
-            "onnx",
-        ),
-        Format(
-            "openvino",
-            ".xml",
-            _write_openvino,
-            _read_openvino,
-            _is_openvino,
-            "openvino",
-            ("openvino",),
-            "openvino",
-        ),
-    )
-}
+_FORMATS = (
+    Format(
+        name="keras",
+        suffix=".keras",
+        write=_write_keras,
+        read=_read_keras,
+        is_ours=is_ours,
+        runtime="keras",
+        any_size=True,
+    ),
+    Format(
+        name="savedmodel",
+        suffix="",
+        write=_write_savedmodel,
+        read=_read_savedmodel,
+        is_ours=_is_savedmodel,
+        runtime="tensorflow",
+        any_size=True,
+    ),
+    Format(
+        name="litert",
+        suffix=".tflite",
+        write=_write_litert,
+        read=_read_litert,
+        is_ours=_is_litert,
+        runtime="ai-edge-litert",
+        needs=("ai_edge_litert.interpreter",),
+        extra="litert",
+        batch=1,
+    ),
+    Format(
+        name="onnx",
+        suffix=".onnx",
+        write=_write_onnx,
+        read=_read_onnx,
+        is_ours=_is_onnx,
+        runtime="onnxruntime",
+        needs=("tf2onnx", "onnx", "onnxruntime"),
+        extra="onnx",
+    ),
+    Format(
+        name="openvino",
+        suffix=".xml",
+        write=_write_openvino,
+        read=_read_openvino,
+        is_ours=_is_openvino,
+        runtime="openvino",
+        needs=("openvino",),
+        extra="openvino",
+    ),
+)
+FORMATS = {file_format.name: file_format for file_format in _FORMATS}

@@ -1,4 +1,4 @@
-"""`--assert balanced_accuracy>=0.9`: what an exported file must reach, or it is not written."""
+"""`--assert balanced_accuracy>=0.9`: the score that an exported file must reach to be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featcache.errors import UsageError
 from featcache.spec import choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Score, score
 
-LEAST_PROBABILITY = 1e-7  # 8 bits round to 0, of which the logarithm is not finite
+LEAST_PROBABILITY = 1e-7  # 8-bit files round probabilities to 0, and log(0) is not finite
 _FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*")
 
 
@@ -23,9 +23,14 @@ class Gate:
     metric: Metric
     value: float
 
+    @property
+    def comparison(self) -> str:
+        """Return the sign between metric and value: "<=" where lower is better."""
+        return "<=" if self.metric in LOWER_IS_BETTER else ">="
+
     @classmethod
     def parse(cls, text: str) -> Gate:
-        """Read "accuracy>=0.9", or "log_loss<=0.3" where less is better. Raises UsageError.
+        """Read "accuracy>=0.9", or "log_loss<=0.3" for a metric where lower is better. Raises UsageError.
 
         >>> Gate.parse("accuracy >= 0.9")
         Gate(metric='accuracy', value=0.9)
@@ -38,22 +43,23 @@ class Gate:
         if match is None or value is None:
             raise UsageError(f"--assert takes a metric and a value, such as 'balanced_accuracy>=0.9'; got '{text}'")
         metric: Metric = choose("--assert", match[1], METRICS)
-        wanted = "<=" if metric in LOWER_IS_BETTER else ">="
-        if match[2] != wanted:
-            raise UsageError(f"Of {metric} {'less' if wanted == '<=' else 'more'} is better: {metric}{wanted}{value:g}")
-        return cls(metric, value)
+        gate = cls(metric, value)
+        if match[2] != gate.comparison:
+            better = "Lower" if metric in LOWER_IS_BETTER else "Higher"
+            raise UsageError(f"{better} {metric} is better, so --assert takes {gate}; got '{text}'")
+        return gate
 
     def __str__(self) -> str:
-        return f"{self.metric}{'<=' if self.metric in LOWER_IS_BETTER else '>='}{self.value:g}"
+        return f"{self.metric}{self.comparison}{self.value:g}"
 
-    def holds(self, found: Score) -> bool:
-        """Tell whether a score reaches the value; one that is no number does not."""
+    def holds(self, score: Score) -> bool:
+        """Return whether a score reaches the value. NaN does not."""
         if self.metric in LOWER_IS_BETTER:
-            return bool(found.value <= self.value)
-        return bool(found.value >= self.value)
+            return bool(score.value <= self.value)
+        return bool(score.value >= self.value)
 
 
-def judged(probabilities: Floats, labels: Classes, metric: Metric) -> Score:
+def score_probabilities(probabilities: Floats, labels: Classes, metric: Metric) -> Score:
     """Return the score of probabilities (N, K) on labels (N,)."""
     logits = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
     return score(labels, probabilities.argmax(axis=1), metric, logits)

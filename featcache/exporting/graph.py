@@ -1,4 +1,4 @@
-"""The model as other runtimes take it: images of one size, without the resizing that only TensorFlow knows."""
+"""Prepare a model for other runtimes: they take images of one size, because only TensorFlow has the resizing layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INPUT, OUTPUT = "image", "probabilities"
 
 
 def of_one_size(model: Any, preprocess: Preprocess, batch: int | None = None) -> Any:
-    """Return the model for (batch, size, size, 3) uint8; it shares every weight. batch: None for any number."""
+    """Return the model for (batch, size, size, 3) uint8, which shares all weights. batch: None for any number."""
     import keras
 
     rest = keras.Model(model.get_layer(RESIZE).output, model.output, name="rest")

@@ -1,4 +1,7 @@
-"""Export: write into a folder aside, load with the runtime, compare, judge, and only then put it in its place."""
+"""Export a model: write a temporary file, load it with its own runtime, compare it with the model, then rename it.
+
+Nothing lies at the output path before the file has passed every check, so a failed export leaves an earlier file alone.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from featcache.arrays import Floats
+from featcache.arrays import Floats, Pixels
 from featcache.assembly.modelfile import kind_of, read_facts
 from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
 from featcache.exporting.formats import FORMATS, Format
-from featcache.exporting.gates import Gate, judged
+from featcache.exporting.gates import Gate, score_probabilities
 from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
 from featcache.exporting.sample import Runner, Sample, sample_of
@@ -26,27 +29,27 @@ from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
 
 NUM_IMAGES = 64
-OTHER_SIZE = 4  # images that are also compared at another size, where any size is taken
-TOLERANCE = 1e-4  # of probabilities
-LEAST_AGREEMENT = 0.9  # share of images on which 8 bits name the model's class
+OTHER_SIZE = 4  # images that are also compared at another size, if the format takes any size
+TOLERANCE = 1e-4  # largest difference of a probability
+LEAST_AGREEMENT = 0.9  # share of images on which file and model must predict the same class
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file for another runtime, and how near it is to the model."""
+    """A file for another runtime, and how close it is to the model."""
 
     path: Path
     format: str
-    runtime: str  # what loaded it again
-    input: tuple[int | None, ...]  # the shape that it takes, uint8; None: any
+    runtime: str  # what loaded the file
+    input: tuple[int | None, ...]  # the shape of uint8 images that it takes; None for an axis of any length
     bytes: int
     sample: str  # which images it was compared on
     images: int
-    difference: float  # of probabilities, the largest
-    agreement: float  # share of the images on which both name the same class
+    difference: float  # the largest of all probabilities
+    agreement: float  # share of the images on which file and model predict the same class
     scores: Mapping[Metric, Score]  # of the file, on `judged_on` images
-    model_scores: Mapping[Metric, Score]  # of the model
+    model_scores: Mapping[Metric, Score]  # of the model, on the same images
     judged_on: int = 0
     gates: tuple[str, ...] = ()
 
@@ -65,99 +68,108 @@ def export(
     """Write a model in another format, once its own runtime has given the model's probabilities there.
 
     model: MODEL.keras or RUN@best. to: keras, savedmodel, litert, onnx or openvino. out: the file to write, or the
-    folder of a SavedModel. int8: quantise, of LiteRT. images: what to compare and judge on, instead of the validation
-    images of the run. run: where that is, if not beside the model. gates: such as "balanced_accuracy>=0.9".
-    force: replace what lies at `out` even if it is no earlier export to this format.
-    Raises ExportFailed (and writes nothing) if it cannot be converted, differs by more than 1e-4 on 64 images, or
-    misses a gate; EnvironmentFault if a package is missing; UsageError, NotAModel, NotARun, DataError.
+    folder of a SavedModel. int8: quantise (LiteRT only). images: compare and score on these images instead of the
+    run's validation images. run: the run that the model came from, if it is not beside the model. gates: scores that
+    the file must reach, such as "balanced_accuracy>=0.9". force: replace what lies at `out` even if it is no earlier
+    export to this format.
+    Raises ExportFailed (and writes nothing) if the model cannot be converted, differs by more than 1e-4 on 64 images,
+    or misses a gate; EnvironmentFault if a package is missing; UsageError, NotAModel, NotARun, DataError.
     """
-    kind: Format = FORMATS[choose("--to", to, FORMATS)]
-    asked = [Gate.parse(one) for one in gates]
+    file_format: Format = FORMATS[choose("--to", to, FORMATS)]
+    required = [Gate.parse(gate) for gate in gates]
     path = Path(out)
-    _check(kind, path, int8)
-    _check_free(kind, path, model, [], force)
+    _check_options(file_format, path, int8)
+    _check_output(file_format, path, model, [], force)
     start_keras()
     with quietly():
-        kind.require()
+        file_format.require()
+
     origin = open_origin(str(model), run)
     sample = sample_of(origin, images)
-    read = _files_of(origin, sample)
-    _check_free(kind, path, model, read, force)
-    judging = sample.labelled() if asked or int8 else None
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
+    inputs = _files_read(origin, sample)
+    _check_output(file_format, path, model, inputs, force)  # again: now it is known which files are read
+    labelled = sample.labelled() if required or int8 else None
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))  # replace the file that the link points to, not the link
+
     with disk_faults(path), temporary_folder(beside=path) as folder:
-        made = folder / path.name
-        runner = _made(kind, origin, sample, made, int8)
-        found = _compared(kind, origin, sample, runner, int8)
-        if judging is not None:
-            found = _judged(found, origin, judging, runner, asked)
-        _check_free(kind, path, model, read, force)
-        _place(made, path)
-    return replace(found, path=Path(out), bytes=_size(path))
+        temporary = folder / path.name
+        runner = _write_and_load(file_format, origin, sample, temporary, int8)
+        exported = _compare(file_format, origin, sample, runner, int8)
+        if labelled is not None:
+            exported = _score(exported, origin, labelled, runner, required)
+        # Converting takes minutes, in which another program may have written to the path.
+        _check_output(file_format, path, model, inputs, force)
+        _place(temporary, path)
+    return replace(exported, path=Path(out), bytes=_size(path))
 
 
-def _check(kind: Format, path: Path, int8: bool) -> None:
-    """Raise UsageError or EnvironmentFault for what cannot be meant, or cannot be done here."""
-    if path.suffix != kind.suffix and kind.suffix:
-        raise UsageError(f"--to {kind.name} takes an -o that ends in {kind.suffix}; got {path}")
-    if int8 and kind.name != "litert":
-        raise UsageError(f"--int8 goes with --to litert; got --to {kind.name}")
+def _check_options(file_format: Format, path: Path, int8: bool) -> None:
+    """Raise UsageError for options that contradict each other, EnvironmentFault for a backend that cannot export."""
+    if path.suffix != file_format.suffix and file_format.suffix:
+        raise UsageError(f"--to {file_format.name} takes an -o that ends in {file_format.suffix}; got {path}")
+    if int8 and file_format.name != "litert":
+        raise UsageError(f"--int8 goes with --to litert; got --to {file_format.name}")
     if keras_backend() != "tensorflow":
         raise EnvironmentFault(f"Keras exports from TensorFlow: KERAS_BACKEND=tensorflow (now {keras_backend()})")
 
 
-def _check_free(kind: Format, path: Path, model: str | Path, read: Sequence[Path], force: bool) -> None:
-    """Raise UsageError or DiskFault unless the file, and the one beside it, may be written."""
-    output = Kind(f"{kind.name} export of featcache", kind.is_ours, is_folder=not kind.suffix)
-    if kind.name == "keras":
+def _check_output(file_format: Format, path: Path, model: str | Path, others_read: Sequence[Path], force: bool) -> None:
+    """Raise UsageError or DiskFault unless the file, and the weights file beside it, may be written."""
+    kind = Kind(f"{file_format.name} export of featcache", file_format.is_ours, is_folder=not file_format.suffix)
+    if file_format.name == "keras":
         facts = read_facts(Path(model)) if Path(model).is_file() else {}
-        output = kind_of(facts)
-    inputs = [Path(model), *read]
-    check_output(path, output, inputs=inputs, force=force)
-    for weights in _beside(path):
-        of_ours = Kind(f"weights file of an earlier {path.name}", lambda _: kind.is_ours(path))
-        check_output(weights, of_ours, inputs=inputs, force=force)
+        kind = kind_of(facts)
+    inputs = [Path(model), *others_read]
+    check_output(path, kind, inputs=inputs, force=force)
+    for weights in _weights_beside(path):
+        kind = Kind(f"weights file of an earlier {path.name}", lambda _: file_format.is_ours(path))
+        check_output(weights, kind, inputs=inputs, force=force)
 
 
-def _files_of(origin: Origin, sample: Sample) -> list[Path]:
-    """Return what the export reads beside the model."""
-    home = sample.source.location or Path()
-    files = [home / row.path for row in sample.rows]
-    if home.is_file():
-        files = [home]
+def _files_read(origin: Origin, sample: Sample) -> list[Path]:
+    """Return the files that the export reads, apart from the model."""
+    images = sample.source.location or Path()
+    files = [images / row.path for row in sample.rows]
+    if images.is_file():  # an archive
+        files = [images]
     if origin.chosen is not None:
-        files += [origin.chosen.run.path, origin.chosen.run.cache().path]
+        run = origin.chosen.run
+        files += [run.path, run.cache().path]
     return files
 
 
-def _made(kind: Format, origin: Origin, sample: Sample, made: Path, int8: bool) -> Runner:
-    """Write the file and return what its runtime computes. Raises ExportFailed."""
-    pixels = None
+def _write_and_load(file_format: Format, origin: Origin, sample: Sample, temporary: Path, int8: bool) -> Runner:
+    """Write the temporary file, and return what its runtime computes. Raises ExportFailed."""
+    calibration = None
     if int8:
-        few = replace(sample, rows=sample.calibration)
-        pixels = few.first(len(few.rows), origin.preprocess)
-    path = made.parent.parent / made.name  # what it will be called
+        rows = sample.calibration
+        calibration = replace(sample, rows=rows).first(len(rows), origin.preprocess)
+    facts = _facts(file_format, origin, int8)
+    path = temporary.parent.parent / temporary.name  # messages name the file that the user asked for
 
     def write() -> None:
         with disk_faults(path):
-            kind.write(origin, made, _facts(kind, origin, int8), pixels)
+            file_format.write(origin, temporary, facts, calibration)
 
     def read() -> Runner:
-        with disk_faults(path):  # a full disk may have cut the file off without a word
-            return kind.read(made)
+        with disk_faults(path):  # some writers leave a short file on a full disk and report nothing
+            return file_format.read(temporary)
 
-    _tried(kind, "cannot be made", write)
-    return _tried(kind, f"is not one that {kind.runtime} loads", read)
+    _attempt(file_format, "cannot be made", write)
+    return _attempt(file_format, f"is not one that {file_format.runtime} loads", read)
 
 
-def _facts(kind: Format, origin: Origin, int8: bool) -> dict[str, Any]:
+def _facts(file_format: Format, origin: Origin, int8: bool) -> dict[str, Any]:
+    """Return what the file says about itself."""
     preprocess = origin.preprocess
+    shape = file_format.shape(preprocess.size)
     return {
         **origin.facts,
-        "format": kind.name,
+        "format": file_format.name,
         "int8": int8,
-        "input": {"name": INPUT, "shape": kind.shape(preprocess.size), "dtype": "uint8", "channels": "RGB"},
-        "output": {"name": OUTPUT, "shape": [kind.batch, len(origin.classes)]},
+        "input": {"name": INPUT, "shape": shape, "dtype": "uint8", "channels": "RGB"},
+        "output": {"name": OUTPUT, "shape": [file_format.batch, len(origin.classes)]},
         "resize": preprocess.resize,
         "size": preprocess.size,
         "bits": preprocess.bits,
@@ -165,74 +177,107 @@ def _facts(kind: Format, origin: Origin, int8: bool) -> dict[str, Any]:
     }
 
 
-def _compared(kind: Format, origin: Origin, sample: Sample, runner: Runner, int8: bool) -> Exported:
-    """Compare file and model on the first images. Raises ExportFailed, naming the image and class that differ most."""
-    pixels = sample.first(NUM_IMAGES, origin.preprocess)
-    found, wanted = _tried(kind, "does not run", lambda: runner(pixels)), _probabilities(origin)(pixels)
-    _check_same(kind, origin, sample, found, wanted, 1.0 if int8 else TOLERANCE)
-    if kind.any_size:
-        other = replace(origin.preprocess, size=origin.preprocess.size * 3 // 2)
-        pixels = sample.first(OTHER_SIZE, other)
-        again = _tried(kind, "does not run", lambda: runner(pixels))
-        _check_same(kind, origin, sample, again, _probabilities(origin)(pixels), TOLERANCE)
+def _compare(file_format: Format, origin: Origin, sample: Sample, runner: Runner, int8: bool) -> Exported:
+    """Compare file and model on the first images. Raises ExportFailed, which names the image that differs most."""
+    # In 8 bits any probability may move; then the predicted classes count, which `_score` compares.
+    tolerance = 1.0 if int8 else TOLERANCE
+    preprocess = origin.preprocess
+    of_file, of_model = _both_probabilities(file_format, origin, runner, sample.first(NUM_IMAGES, preprocess))
+    _check_same(file_format, origin, sample, of_file, of_model, tolerance)
+
+    if file_format.any_size:
+        # Such a file resizes the images itself, which images of the right size do not show.
+        larger = replace(preprocess, size=preprocess.size * 3 // 2)
+        resized = _both_probabilities(file_format, origin, runner, sample.first(OTHER_SIZE, larger))
+        _check_same(file_format, origin, sample, *resized, TOLERANCE)
+
     return Exported(
         path=Path(),
-        format=kind.name,
-        runtime=kind.ran_by,
-        input=tuple(kind.shape(origin.preprocess.size)),
+        format=file_format.name,
+        runtime=file_format.ran_by,
+        input=tuple(file_format.shape(preprocess.size)),
         bytes=0,
         sample=sample.name,
-        images=len(found),
-        difference=float(np.abs(found - wanted).max()),
-        agreement=float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+        images=len(of_file),
+        difference=float(np.abs(of_file - of_model).max()),
+        agreement=_agreement(of_file, of_model),
         scores={},
         model_scores={},
     )
 
 
-def _check_same(kind: Format, origin: Origin, sample: Sample, found: Floats, wanted: Floats, tolerance: float) -> None:
-    if found.shape != wanted.shape:
-        raise ExportFailed(f"The {kind.name} file gives {found.shape}, the model {wanted.shape}. Nothing was written")
-    apart = np.abs(found - wanted)
-    if apart.max() <= tolerance:
+def _both_probabilities(file_format: Format, origin: Origin, runner: Runner, pixels: Pixels) -> tuple[Floats, Floats]:
+    """Return the (n, K) probabilities of the file, and those of the model."""
+    of_file = _attempt(file_format, "does not run", lambda: runner(pixels))
+    return of_file, _model_runner(origin)(pixels)
+
+
+def _check_same(
+    file_format: Format, origin: Origin, sample: Sample, of_file: Floats, of_model: Floats, tolerance: float
+) -> None:
+    """Raise ExportFailed unless the probabilities of file and model have one shape and are equal up to `tolerance`."""
+    name = file_format.name
+    if of_file.shape != of_model.shape:
+        raise ExportFailed(f"The {name} file gives {of_file.shape}, the model {of_model.shape}. Nothing was written")
+    differences = np.abs(of_file - of_model)
+    if differences.max() <= tolerance:  # false if one of them is NaN
         return
-    image, at = divmod(int(np.argmax(np.nan_to_num(apart, nan=np.inf))), apart.shape[1])
+    worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
+    image, class_index = divmod(worst, differences.shape[1])
     raise ExportFailed(
-        f"The {kind.name} file does not give the model's probabilities: of {sample.rows[image].path}, class "
-        f"'{origin.classes[at]}', {found[image, at]:.6f} instead of {wanted[image, at]:.6f} (allowed {tolerance:g}). "
-        "Nothing was written"
+        f"The {name} file does not give the model's probabilities: for {sample.rows[image].path}, class "
+        f"'{origin.classes[class_index]}', it gives {of_file[image, class_index]:.6f} instead of "
+        f"{of_model[image, class_index]:.6f} (allowed {tolerance:g}). Nothing was written"
     )
 
 
-def _judged(found: Exported, origin: Origin, sample: Sample, runner: Runner, gates: Sequence[Gate]) -> Exported:
-    """Judge file and model on all labelled images. Raises ExportFailed if a gate is missed."""
-    of_file, of_model = sample.probabilities([runner, _probabilities(origin)], origin.preprocess)
-    metrics: list[Metric] = list(dict.fromkeys(["accuracy", *(gate.metric for gate in gates)]))
-    scores = {name: judged(of_file, sample.labels, name) for name in metrics}
-    agreement = float((of_file.argmax(axis=1) == of_model.argmax(axis=1)).mean())
-    count = len(sample.rows)
+def _score(exported: Exported, origin: Origin, sample: Sample, runner: Runner, gates: Sequence[Gate]) -> Exported:
+    """Score file and model on all labelled images. Raises ExportFailed if the file misses a gate."""
+    runners = [runner, _model_runner(origin)]
+    of_file, of_model = sample.probabilities(runners, origin.preprocess)
+
+    metrics: list[Metric] = ["accuracy"]
+    metrics += [gate.metric for gate in gates if gate.metric != "accuracy"]
+    scores = {metric: score_probabilities(of_file, sample.labels, metric) for metric in metrics}
+    model_scores = {metric: score_probabilities(of_model, sample.labels, metric) for metric in metrics}
+
+    num_images = len(sample.rows)
     for gate in gates:
-        if not gate.holds(scores[gate.metric]):
+        score = scores[gate.metric]
+        if not gate.holds(score):
             raise ExportFailed(
-                f"--assert {gate} is not met: {scores[gate.metric].value:.4f} on {count} of {sample.name}. "
-                "Nothing was written"
+                f"--assert {gate} is not met: {score.value:.4f} on {num_images} of {sample.name}. Nothing was written"
             )
+    agreement = _agreement(of_file, of_model)
     if agreement < LEAST_AGREEMENT:
         raise ExportFailed(
-            f"The {found.format} file names the model's class on {agreement:.1%} of {count} of {sample.name} only, "
-            f"less than {LEAST_AGREEMENT:.0%}. Nothing was written"
+            f"The {exported.format} file predicts the model's class on only {agreement:.1%} of {num_images} of "
+            f"{sample.name}, less than {LEAST_AGREEMENT:.0%}. Nothing was written"
         )
-    model_scores = {name: judged(of_model, sample.labels, name) for name in metrics}
-    said = tuple(map(str, gates))
-    return replace(found, scores=scores, model_scores=model_scores, judged_on=count, gates=said, agreement=agreement)
+    return replace(
+        exported,
+        scores=scores,
+        model_scores=model_scores,
+        judged_on=num_images,
+        gates=tuple(str(gate) for gate in gates),
+        agreement=agreement,
+    )
 
 
-def _probabilities(origin: Origin) -> Runner:
+def _agreement(of_file: Floats, of_model: Floats) -> float:
+    """Return the share of images on which both predict the same class."""
+    return float((of_file.argmax(axis=1) == of_model.argmax(axis=1)).mean())
+
+
+def _model_runner(origin: Origin) -> Runner:
     return lambda pixels: np.asarray(origin.model.predict_on_batch(pixels))
 
 
-def _tried(kind: Format, what: str, work: Callable[[], T]) -> T:
-    """Return what `work` returns; say in one line what is wrong if it fails: converters raise almost anything."""
+def _attempt(file_format: Format, failure: str, work: Callable[[], T]) -> T:
+    """Return what `work` returns. Raises ExportFailed with one line if it fails, for converters raise almost anything.
+
+    failure: what is then wrong with the file, such as "cannot be made".
+    """
     try:
         with quietly():
             return work()
@@ -241,23 +286,27 @@ def _tried(kind: Format, what: str, work: Callable[[], T]) -> T:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ExportFailed(
-            f"The {kind.name} file {what}: {reason}. Nothing was written; another --to may do"
+            f"The {file_format.name} file {failure}: {reason}. Nothing was written; another --to may work"
         ) from error
 
 
-def _place(made: Path, path: Path) -> None:
-    """Put what was made where it belongs, whole: a file, a file with its weights beside it, or a folder."""
-    if made.is_dir():
-        place_folder(made, path)
+def _place(temporary: Path, path: Path) -> None:
+    """Move the result to its path: a folder, or a file and the weights file beside it."""
+    if temporary.is_dir():
+        place_folder(temporary, path)
         return
-    for one in sorted(made.parent.iterdir()):  # the .bin of an .xml before it
-        write_whole(path.with_name(one.name), one.read_bytes())
+    # In the order of their names, which puts the .bin with the weights before the .xml that refers to it.
+    for file in sorted(temporary.parent.iterdir()):
+        write_whole(path.with_name(file.name), file.read_bytes())
 
 
 def _size(path: Path) -> int:
-    parts = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path, *_beside(path)]
-    return sum(one.stat().st_size for one in parts)
+    files = [path, *_weights_beside(path)]
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
-def _beside(path: Path) -> list[Path]:
+def _weights_beside(path: Path) -> list[Path]:
+    """Return the file in which OpenVINO keeps the weights of an .xml file; no other format has one."""
     return [path.with_suffix(".bin")] if path.suffix == ".xml" else []

@@ -48,7 +48,7 @@ def test_a_model_inside_a_model_is_read_where_it_stands():
 def test_a_layer_that_is_used_twice_is_no_tap():
     image, conv = keras.Input((16, 16, 3)), layers.Conv2D(3, 1, name="shared")
     network = keras.Model(image, conv(conv(image)))
-    with pytest.raises(UsageError, match=r"^Layer 'shared' of backbone 'mine' gives 2 outputs; a tap reads one$"):
+    with pytest.raises(UsageError, match=r"^Layer 'shared' of backbone 'mine' has 2 outputs; a tap reads one$"):
         output_of(network, "shared", "mine")
 
 

@@ -252,9 +252,14 @@ def edited(name, change, to):
         ("sequential.h5", '"tanh"', '{"class_name": "x"}', r"'hidden' \(Dense\) has activation={.*}, which Keras 3"),
         ("sequential.h5", '"tanh"', '"warp"', r"'hidden' \(Dense\) of Keras 2 does not fit Keras 3: .*warp"),
         ("functional.h5", '"nn.relu"', '"nn.erosion"', r"\(TFOpLambda\) computes tf.nn.erosion, which has no layer in"),
-        ("functional.h5", '"block/shared"', '"bn"', r"layer 'bn' takes what no layer of the model gives"),
+        ("functional.h5", '"block/shared"', '"bn"', r"layer 'bn' takes a tensor that no layer of the model makes"),
         ("functional.h5", '[["classifier", 0, 0]]', '[["gone", 0, 0]]', r"is not one that Keras 2 writes"),
-        ("functional.h5", '[["pool", 0, 0, {}]]', '[["gone", 0, 0, {}]]', r"takes what no layer of the model gives"),
+        (
+            "functional.h5",
+            '[["pool", 0, 0, {}]]',
+            '[["gone", 0, 0, {}]]',
+            r"takes a tensor that no layer of the model makes",
+        ),
         ("nested.h5", '"filters": 4', '"filters": 5', r"its array 'stem/conv/kernel:0' of layer .* is \(3, 3, 3, 4\)"),
         (
             "nested.h5",
@@ -266,7 +271,7 @@ def edited(name, change, to):
 )
 def test_what_keras_3_would_compute_otherwise_is_refused_by_name(tmp_path, name, old, new, message):
     path = edited(name, lambda text: text.replace(old, new), tmp_path)
-    with pytest.raises(NotAModel, match=rf"{name} was written by Keras 2 and cannot be taken over: .*{message}"):
+    with pytest.raises(NotAModel, match=rf"{name} was written by Keras 2 and cannot be converted: .*{message}"):
         loaded(path)
 
 
@@ -305,7 +310,7 @@ def another_layer(group):
     ("change", "message"),
     [
         (lose, r"layer 'stem/bn' \(BatchNormalization\) has 4 arrays in Keras 3, 3 in the file"),
-        (stray, r"its array 'odd/kernel:0' under 'base' is, by its name, of no layer of the model"),
+        (stray, r"the name of its array 'odd/kernel:0' under 'base' fits no layer of the model"),
         (extra, r"layer 'hidden' \(Dense\) has 2 arrays in Keras 3, 3 in the file"),
         (forget, r"it has no array for 'kernel' of layer 'hidden' \(Dense\)"),
         (another_layer, r"it has arrays of a layer 'concealed', which is not in its model"),
@@ -350,7 +355,7 @@ def test_calls_of_nested_models_may_be_counted_from_0_or_1(tmp_path):
         (
             "layers/dense/vars/1",
             "layers/dense_7/vars/1",
-            r"it has an array 'layers/dense_7/vars/1', which is of no layer",
+            r"it has an array 'layers/dense_7/vars/1', which belongs to no layer",
         ),
     ],
 )

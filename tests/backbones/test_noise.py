@@ -162,7 +162,7 @@ def test_features_are_known_by_the_model_as_it_is_in_the_file(tmp_path):
     [request] = requests(str(tmp_path / "own.keras"))
     backbone = build(request.spec, 16, "avg")
     assert backbone.architecture == own.architecture(model)
-    assert len(backbone.whole.weights) < len(model.weights)
+    assert len(backbone.full_model.weights) < len(model.weights)
 
 
 def test_a_layer_that_changes_sizes_in_training_is_named(photos, tmp_path):

@@ -146,7 +146,7 @@ def test_a_function_is_a_backbone(photos, tmp_path, monkeypatch):
     assert str(tmp_path) not in sys.path
     for name, error, reason in [
         ("deep", UsageError, "takes a function that returns a Keras model, without arguments or with size="),
-        ("nothing", NotAModel, "is no Keras model with a known input"),
+        ("nothing", NotAModel, "is not a Keras model with a known input"),
         ("none", UsageError, "has no attribute 'none'. Name a function"),
     ]:
         with pytest.raises(error, match=reason):
@@ -484,14 +484,14 @@ def test_a_path_may_have_a_comma(tmp_path, monkeypatch):
 
 def test_a_file_of_weights_is_no_model(tmp_path):
     network().save_weights(tmp_path / "w.weights.h5")
-    with pytest.raises(NotAModel, match=r"w.weights.h5 holds weights and no model. Name their backbone: -b NAME"):
+    with pytest.raises(NotAModel, match=r"w.weights.h5 holds weights but no model. Name their backbone: -b NAME"):
         requests(f"{tmp_path / 'w.weights.h5'}:mode=tf")
 
 
 def test_a_model_of_two_outputs_has_no_top(tmp_path):
     inputs = keras.Input((16, 16, 3))
     keras.Model(inputs, [keras.layers.Conv2D(2, 1, name=name)(inputs) for name in "ab"]).save(tmp_path / "two.keras")
-    with pytest.raises(NotAModel, match=r"two.keras has 2 outputs \(.*\). Save the part that gives one"):
+    with pytest.raises(NotAModel, match=r"two.keras has 2 outputs \(.*\). Save a part with only one output"):
         built(f"{tmp_path / 'two.keras'}:mode=tf")
 
 

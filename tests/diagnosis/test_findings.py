@@ -71,7 +71,7 @@ GPU = ["H200, 143771 MiB, 570"]
         ),
         ({"faults": {"keras": "ended by SIGILL"}, "keras": None}, "broken", "SIGILL", "a processor with AVX"),
         ({"faults": {"hdf5": "OSError: x"}}, "broken", "HDF5 cannot be used: OSError", "pip install"),
-        ({"faults": {"speed": "ValueError: x"}}, "broken", "network cannot be computed: ValueError", "pip install"),
+        ({"faults": {"speed": "ValueError: x"}}, "broken", "cannot run a network: ValueError", "pip install"),
         ({"weights": [GLYPHNET | {"fault": "is missing"}]}, "broken", "glyphnet.npz is missing", "pip install"),
         ({"gpus": GPU}, "slow", "There is a GPU (H200", "tensorflow[and-cuda]"),
         ({"gpus": GPU, "settings": {"CUDA_VISIBLE_DEVICES": "-1"}}, "slow", "sees none", "unset CUDA_VISIBLE_DEVICES"),
@@ -94,7 +94,7 @@ GPU = ["H200, 143771 MiB, 570"]
         ),
         ({"machine": {"memory_free_bytes": 1e9}}, "slow", "Only 1.0 GB of memory", "--batch"),
         ({"machine": {"memory_limit_bytes": 1.5e9}}, "slow", "Only 1.5 GB of memory", "--batch"),
-        ({"machine": {"swap_used_bytes": 9e9}}, "slow", "9.0 GB are swapped out", "end programs"),
+        ({"machine": {"swap_used_bytes": 9e9}}, "slow", "9.0 GB are swapped out", "close programs"),
         ({"disk": {"network": True, "filesystem": "nfs4"}}, "slow", "network file system (nfs4)", "local disk"),
         ({"disk": {"free_bytes": 5e8}}, "watch", "/photos (current folder) has only 500 MB free", "another disk"),
         ({"disk": {"for": "weights", "free_bytes": 5e8}}, "watch", "has only 500 MB free", "KERAS_HOME"),
@@ -102,7 +102,7 @@ GPU = ["H200, 143771 MiB, 570"]
         ({"disk": {"writable": False}, "locking": "no"}, "watch", "cannot be written to", "another disk"),
         ({"locking": "No locks available"}, "watch", "cannot be locked: No locks available", "one at a time"),
         ({"weights": [GLYPHNET, WEIGHTS]}, "watch", "has 1 of 9 bytes", "featcache backbones fetch vgg16"),
-        ({"faults": {"weights": "PermissionError: x"}}, "watch", "cannot be looked at: PermissionError", "KERAS_HOME"),
+        ({"faults": {"weights": "PermissionError: x"}}, "watch", "cannot be read: PermissionError", "KERAS_HOME"),
     ],
 )
 def test_what_is_wrong_is_named_with_what_to_do(changed, kind, what, do):
