@@ -63,6 +63,7 @@ def of_trial(trial: Trial) -> dict[str, Any]:
         "interval": None if trial.interval is None else list(trial.interval),
         "std": trial.std,
         "scores": dict(trial.scores),
+        "temperature": trial.temperature,
         "prepare": trial.prepare,
         "shots": None if trial.few is None else trial.few[0],
         "fit_s": trial.fit_s,

@@ -148,9 +148,11 @@ def _notes(run: Run) -> list[str]:
             )
         if ranked[1:]:
             notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
-    few_chose = run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select
-    if few_chose and _can_leave_out(run):
-        notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
+    if ranked and run.num_select < FEW_SELECT:
+        notes.append(_on_few(run))
+    silent = [str(trial.trial) for trial in ranked if trial.log_loss is None]
+    if silent:
+        notes.append(f"Trials that only name a class, so that no probabilities are calibrated: {', '.join(silent)}.")
     slow = [trial for trial in run.trials if not trial.converged]
     if slow:
         notes.append(
@@ -178,6 +180,13 @@ def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str
     more = f" and {len(unjudged) - NAMED} more" if len(unjudged) > NAMED else ""
     others = f"Scores are about the other {num_classes - len(unjudged)}."
     return f"{len(unjudged)} of {num_classes} classes have {cause} and are not judged: {names}{more}. {others}"
+
+
+def _on_few(run: Run) -> str:
+    """Return what few images decided, and what would take more."""
+    text = f"Only {run.num_select} images chose and calibrated the probabilities"
+    more = run.settings.cv is None and run.num_train > run.num_select and _can_leave_out(run)
+    return f"{text}; --cv 5 would choose on {run.num_train}." if more else f"{text}."
 
 
 def _can_leave_out(run: Run) -> bool:

@@ -752,6 +752,7 @@ def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, own_run, tmp_pa
     cli("sweep", own_run.settings.cache, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
     done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Next: featcache predict {tmp_path / 'm.keras'} IMAGES")
+    assert f"Probabilities were calibrated on {Run.open(tmp_path / 'run').num_select} images." in done.out
     assert f"report {tmp_path / 'run'}@refit --final" in cli("report", tmp_path / "run").out
     done = cli("report", f"{tmp_path / 'run'}@refit", "--final")
     assert (done.code, "(ridge, fitted on train and val)" in done.out) == (0, True)

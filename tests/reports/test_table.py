@@ -23,6 +23,10 @@ def run_of(*trials, **facts):
     return Run(Path("RUN"), settings, ("a", "b"), {}, 40, 10, trials, 0.1, **facts)
 
 
+def in_one_line(text):
+    return " ".join(text.split())
+
+
 def test_columns_are_aligned_and_numbers_stand_to_the_right():
     assert table(["name", "n"], [["a", 1], ["long", 1000]]).splitlines() == [
         "name     n",
@@ -66,7 +70,14 @@ def test_a_limit_shows_the_best_only():
 
 
 def test_a_choice_on_few_images_is_said_to_be_one():
-    assert "Only 10 images chose; --cv 5 would choose on 40." in trials_table(run_of(trial(1, 0.5)))
+    text = "Only 10 images chose and calibrated the probabilities"
+    assert f"{text}; --cv 5 would choose on 40." in in_one_line(trials_table(run_of(trial(1, 0.5))))
+    assert f"{text}. " in in_one_line(trials_table(run_of(trial(1, 0.5), cv=5)))
+
+
+def test_heads_without_probabilities_are_named():
+    shown = trials_table(run_of(trial(1, 0.5, log_loss=0.3), trial(2, 0.4)))
+    assert "Trials that only name a class, so that no probabilities are calibrated: 2." in in_one_line(shown)
 
 
 def test_ties_are_called_ties():
