@@ -24,7 +24,7 @@ def command(
 
     Example: featcache show photos.run@best
     """
-    from featcache.reports.table import trials_table
+    from featcache.reports.table import trial_fields, trials_table
     from featcache.reports.text import fields
     from featcache.sweeps.run import open_named
 
@@ -38,8 +38,7 @@ def command(
 
         typer.echo(plots(opened))
     elif chosen:
-        facts = of_trial(chosen.trial)
-        emit(json, facts, lambda: fields(facts))
+        emit(json, of_trial(chosen.trial), lambda: fields(trial_fields(chosen.trial)))
     else:
         emit(json, document(opened), lambda: trials_table(opened))
 

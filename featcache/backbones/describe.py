@@ -25,10 +25,16 @@ class Layer:
 
 
 def facts_of(request: Request) -> dict[str, Any]:
-    """Return what is known of a backbone, without Keras for those of the registry; a user's own model is built."""
+    """Return what is known of a backbone. A user's own model is built, and one of the registry that has options."""
     spec, size = request.spec, request.preprocess.size
     file = file_of(spec, size)
-    known = asdict(get(spec.name)) if spec.origin == "registry" else _of_own(request)
+    if spec.origin == "registry":
+        known = asdict(get(spec.name))
+        if spec.options:  # the registry has the numbers of the network without options
+            network = _built(request).network
+            known |= {"params": network.count_params(), "width": network.outputs[0].shape[-1]}
+    else:
+        known = _of_own(request)
     place = None if file is None else str(file)
     return {**known, "size": size, "weights": place, "present": file is not None and file.exists()}
 

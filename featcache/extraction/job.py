@@ -163,6 +163,7 @@ class Extracted:
     images: int
     hits: int  # images of which nothing had to be computed
     computed: int  # images that went through a backbone, once for each backbone
+    copies: int  # images that are copies of one that was computed
     failed: tuple[Failure, ...]
     taps: tuple[TapReport, ...]
     seconds: float
@@ -331,6 +332,7 @@ class Job:
             unread={failure.path: failure for failure in self.images.unreadable if not failure.digest},
         )
         self.hits: int | None = None  # images of which nothing had to be computed
+        self.lacking: set[str] = set()  # digests of the others
         self.needed = 0  # bytes of what is to be computed, as far as that is known
         self.taps: dict[str, Tap] = {}  # {fingerprint: tap} of everything that is asked for, in order
 
@@ -432,11 +434,13 @@ class Job:
         """Return what was done."""
         failed = tuple(self._failures().values())
         taps = tuple(_report(self.cached[one]) for one in self.taps if one in self.cached)
+        lacked = [row.digest for row in self._rows() if row.digest in self.lacking]
         return Extracted(
             cache=str(self.out),
             images=len(self._rows()),
             hits=self.hits or 0,
             computed=self.found.computed,
+            copies=len(lacked) - len(set(lacked)),
             failed=failed,
             taps=taps,
             seconds=seconds,
@@ -505,6 +509,7 @@ class Job:
         if self.hits is None:
             settled = [row for row in rows if row.digest not in lacking]
             self.hits = sum(row.digest not in self.found.bad for row in settled)
+            self.lacking = lacking
         return todo
 
     def _knows(self, request: Request, weights_digest: str, architecture: str) -> bool:

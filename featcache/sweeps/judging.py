@@ -44,7 +44,8 @@ def untried(planned: Planned, status: str) -> Trial:
 def judged_trial(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> Trial:
     """Return the trial; a classifier that raised has its reason instead of a score."""
     trial = untried(planned, outcome.reason or "ok")
-    trial = replace(trial, width=task.X.shape[1], fit_s=round(outcome.seconds, 3))
+    mean_s = outcome.seconds / outcome.rounds  # rounds run side by side: their sum may exceed the time of the sweep
+    trial = replace(trial, width=task.X.shape[1], fit_s=round(mean_s, 3))
     return trial if outcome.reason else replace(trial, **_judged(task, outcome, asked))
 
 

@@ -10,8 +10,11 @@ from sklearn.pipeline import make_pipeline as piped
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featcache.errors import ShapeMismatch, UsageError
-from featcache.heads.estimators import FAMILIES, make_pipeline
-from featcache.sweeps import Run, presets, sweep, tasks
+from featcache.heads.estimators import FAMILIES, Setting, make_pipeline
+from featcache.sweeps import Run, Settings, presets, sweep, tasks
+from featcache.sweeps.fitting import Outcome
+from featcache.sweeps.groups import Planned
+from featcache.sweeps.judging import judged_trial
 from featcache.sweeps.metrics import METRICS, better, score
 from featcache.sweeps.run import features_of, few_of
 
@@ -224,6 +227,13 @@ def test_scores_that_are_not_numbers_come_last():
     assert better("log_loss", 0.1) > better("log_loss", 0.2) > better("log_loss", np.nan)
     assert better("accuracy", 0.2) > better("accuracy", 0.1)
     assert np.isnan(score(np.array([0, 1]), np.array([0, 1]), "ece").value)
+
+
+def test_the_time_of_a_trial_is_that_of_one_fit():
+    task = tasks.Task(TAP, np.zeros((6, 2), np.float32), np.array([0, 1] * 3), (), 6)
+    planned = Planned(1, TAP, "standardise", None, Setting("ridge", {}, 0))
+    failed = Outcome(seconds=6.0, rounds=4, reason="ValueError: no")
+    assert judged_trial(task, planned, failed, Settings("c.h5", ("ridge",), (TAP,))).fit_s == 1.5
 
 
 @pytest.mark.parametrize("cv", [None, 3])
