@@ -117,6 +117,7 @@ def document(done: Extracted) -> dict[str, Any]:
         "images": done.images,
         "hits": done.hits,
         "computed": done.computed,
+        "copies": done.copies,
         "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in done.failed],
         "others": dict(done.others),
         "without_label": list(done.stray),
@@ -161,8 +162,9 @@ def text(done: Extracted, classes: Sequence[str]) -> str:
 def counts(done: Extracted) -> str:
     """Return how many images there were, and how fast they were computed."""
     rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
+    copies = f"{done.copies} {'copy' if done.copies == 1 else 'copies'}, " if done.copies else ""
     return (
-        f"{done.images} images: {done.hits} cached, {done.computed} computed, {len(done.failed)} skipped; "
+        f"{done.images} images: {done.hits} cached, {done.computed} computed, {copies}{len(done.failed)} skipped; "
         f"{done.seconds:.1f} s{rate}"
     )
 

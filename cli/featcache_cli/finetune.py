@@ -167,8 +167,13 @@ def text(tuned: Tuned) -> str:
     ]
     lines = [table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows)]
     lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
-    if any(one.mixture for one in tuned.history):
-        lines.append("3 x 0.1 are weights a tenth of the way from the start to epoch 3, judged on the same images.")
+    mixtures = [one for one in tuned.history if one.mixture is not None]
+    if mixtures:
+        first = mixtures[0]
+        lines.append(
+            f"{first.epoch} x {first.mixture:.1f} are weights {first.mixture:.0%} of the way from the start to epoch "
+            f"{first.epoch}, judged on the same images."
+        )
     if tuned.best.epoch == 0:
         lines.append("No epoch was better on validation than the head: the model is the head as it was handed over.")
     lines += tuned.notes

@@ -12,6 +12,7 @@ from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, i
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
+    from featcache.sweeps import Chosen
 
 Trial = Annotated[str, typer.Argument(metavar="RUN@TRIAL", help="RUN@best or RUN@3.")]
 Moved = Annotated[Path | None, typer.Option("--images", help="Where the images lie now, if they have moved.")]
@@ -46,7 +47,7 @@ def command(
     emit(
         json,
         document(out, certificate),
-        lambda: f"{text(certificate)}\nModel: {out}\nNext: featcache {after}",
+        lambda: f"{text(certificate)}\n{calibration(chosen)}\nModel: {out}\nNext: featcache {after}",
     )
 
 
@@ -73,3 +74,12 @@ def text(certificate: Certificate) -> str:
         return said
     taught = f"a dense one learnt from it: same class on {certificate.distilled:.1%} of the images that chose"
     return f"{said}\nThe head has no exact form in Keras; {taught}."
+
+
+def calibration(chosen: Chosen) -> str:
+    """Return on how many images the probabilities of a trial were calibrated."""
+    if chosen.trial.log_loss is None:
+        return f"Probabilities are not calibrated: {chosen.trial.head} only names a class."
+    if chosen.trial.temperature == 1:
+        return "Probabilities are not calibrated: the run is of an earlier featcache."
+    return f"Probabilities were calibrated on {chosen.run.num_select} images."

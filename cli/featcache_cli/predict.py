@@ -13,6 +13,7 @@ import typer
 from featcache_cli.output import Force, Json, Quiet, emit, progress, say
 
 if TYPE_CHECKING:
+    from featcache.assembly.reference import Threshold
     from featcache.prediction import Prediction, Tally
 
 LIST = "-"
@@ -36,7 +37,7 @@ def command(
     top: Annotated[int, typer.Option("--top", help="So many classes per image, at most all.")] = 1,
     reject: Annotated[
         float | None,
-        typer.Option("--reject", help="Call unknown what is stranger than all but this share of validation images."),
+        typer.Option("--reject", help="Call unknown what is stranger than all but this share of known images."),
     ] = None,
     views: Annotated[
         str, typer.Option("--views", help="Mean over views: flip, or a number (8: mirror image and six crops too).")
@@ -88,14 +89,16 @@ def command(
 
 def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]:
     """Return the result as it stands in JSON, without the rows."""
-    judged = tally.accuracy
+    judged, at = tally.accuracy, tally.threshold
     return {
         "rows": tally.rows,
         "statuses": dict(sorted(tally.by_status.items())),
         "num_failed": tally.failed,
         "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in tally.failures],
-        "unknown": None if tally.threshold is None else tally.unknown,
-        "threshold": tally.threshold,
+        "unknown": None if at is None else tally.unknown,
+        "threshold": None if at is None else at.value,
+        "threshold_images": None if at is None else at.images,
+        "known_unknown_rate": None if at is None else list(at.interval),
         "not_looked_at": dict(tally.others),
         "notes": list(tally.notes),
         "csv": None if csv is None else str(csv),
@@ -117,7 +120,7 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in tally.others.items())
         lines.append(f"Not looked at, by their names: {sum(tally.others.values())} files ({printable(kinds)})")
     if tally.threshold is not None:
-        lines.append(f"{tally.unknown} are unknown: stranger than {tally.threshold:.3f}")
+        lines += _on_unknown(tally.unknown, tally.threshold)
     if tally.accuracy is not None:
         lines.append(f"Against the classes that their folders name: accuracy {interval(*tally.accuracy)},")
         lines.append("which is too good if the model was trained, or its head chosen, on some of these images")
@@ -125,6 +128,16 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
         asked = tally.answered + tally.known_unknown
         lines.append(f"Not counted there: {tally.known_unknown} of these {asked} images, which were called unknown")
     return "\n".join(lines)
+
+
+def _on_unknown(unknown: int, threshold: Threshold) -> list[str]:
+    """Return how many images are unknown, and how far that can be trusted."""
+    low, high = threshold.interval
+    return [
+        f"{unknown} are unknown: stranger than {threshold.value:.3f}, as {threshold.exceeded} of the "
+        f"{threshold.images} known images are that set this",
+        f"Of new images of the known classes expect {low:.1%} to {high:.1%} (95 % interval) to be called unknown",
+    ]
 
 
 class _Shown:

@@ -32,7 +32,7 @@ def command(
     if Path(run).suffix.lower() in MODELS and not Path(run).is_dir():
         _show_model(run, plot, json)
         return
-    from featcache.reports.table import trials_table
+    from featcache.reports.table import trial_fields, trials_table
     from featcache.reports.text import fields
     from featcache.sweeps.run import open_named
 
@@ -46,8 +46,7 @@ def command(
 
         typer.echo(plots(opened))
     elif chosen:
-        facts = of_trial(chosen.trial)
-        emit(json, facts, lambda: fields(facts))
+        emit(json, of_trial(chosen.trial), lambda: fields(trial_fields(chosen.trial)))
     else:
         emit(json, document(opened), lambda: trials_table(opened))
 
@@ -109,6 +108,7 @@ def of_trial(trial: Trial) -> dict[str, Any]:
         "interval": None if trial.interval is None else list(trial.interval),
         "std": trial.std,
         "scores": dict(trial.scores),
+        "temperature": trial.temperature,
         "prepare": trial.prepare,
         "shots": None if trial.few is None else trial.few[0],
         "fit_s": trial.fit_s,

@@ -63,7 +63,9 @@ def command(
     class_weight: Annotated[
         str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
     ] = None,
-    shots: Annotated[int | None, typer.Option("--shots", help="At most so many images per class.")] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", help="At most so many images per class, of train and of val.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="A time such as 60s or 5m, spent on what is promising.")
     ] = None,

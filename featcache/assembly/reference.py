@@ -3,7 +3,8 @@
     strangeness = (d - mean of d) / deviation of d + (mean of l - l) / deviation of l
 
 d is the distance of its features from the nearest class, 1 minus the cosine to the mean direction of that class's
-training images; l is its largest logit. Means and deviations are those of the validation images.
+training images; l is its largest logit. Means and deviations are those of known images that did not train: validation
+images, and where these are few also training images, fold by fold, as a head sees them that was fitted on the others.
 
 Measured with MobileNetV2 and logistic regression that knew 12 of 17 flowers, over four draws of the 12. AUROC against
 the other 5 flowers, and against photos of insects: the largest probability .82 and .89, cosine to the fifth nearest
@@ -15,6 +16,7 @@ the test images of the known flowers did, 33 % of the unknown flowers and 91 % o
 from __future__ import annotations
 
 import io
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,49 +28,77 @@ from featcache.arrays import Classes, Floats
 from featcache.assembly.assemble import FEATURES, LOGITS
 from featcache.assembly.certificate import load_pixels
 from featcache.assembly.start import Start
-from featcache.errors import UsageError
+from featcache.errors import TooFewClasses, UsageError
+from featcache.heads.absorb import decision_logits
+from featcache.heads.estimators import make_pipeline
 from featcache.images.sources import Source
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen
+from featcache.sweeps.tasks import folds_of
+from featcache.sweeps.unseen import why_not_left_out
 
 PER_CLASS = 50  # training images; with 20 the AUROC was .82 instead of .84
 MOST_VAL = 5000  # validation images
+FEW_VAL = 100  # validation images below which training images that are left out count, too
+NUM_FOLDS = 5
 BATCH = 32
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """The strangeness above which an image is unknown, and the known images that set it."""
+
+    value: float
+    images: int
+    exceeded: int  # by how many of these images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the share of known images that exceed it.
+
+        That share has the distribution Beta(exceeded + 1, images - exceeded), whatever the distribution of strangeness,
+        because the threshold is the strangeness of one of these images.
+        """
+        from scipy.special import betaincinv
+
+        low, high = betaincinv(self.exceeded + 1, self.images - self.exceeded, [0.025, 0.975])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model gives for images of its classes that did not train it."""
+
+    distance: Floats  # (M,) from the nearest class
+    logit: Floats  # (M,) the largest
+
+
+@dataclass(frozen=True)
 class Reference:
-    """What a model's training and validation images looked like to it."""
+    """What images of the known classes look like to a model."""
 
     directions: Floats  # (K, D): of length 1, or 0 for a class without training images
     usual: Floats  # (2, 2): mean and deviation of the distance, and of the largest logit
-    seen: Floats  # (M,): the strangeness of the validation images, least first
+    seen: Floats  # (M,): the strangeness of known images that did not train, least first
 
     @classmethod
-    def of(cls, train: Floats, labels: Classes, num_classes: int, val: Floats, val_logits: Floats) -> Reference:
-        """Return the reference of features (N, D) with labels (N,), and of M validation images, M at least 1."""
-        unit = _unit(train)
-        directions = _unit(np.stack([unit[labels == at].sum(axis=0) for at in range(num_classes)]))
-        distance, logit = _distance(directions, val), val_logits.max(axis=1)
-        usual = np.array([[one.mean(), one.std() or 1.0] for one in (distance, logit)])
-        bare = cls(directions.astype(np.float32), usual, np.zeros(0))
-        return replace(bare, seen=np.sort(bare.strangeness(val, val_logits)))
+    def of(cls, directions: Floats, parts: Sequence[Known]) -> Reference:
+        """Return the reference of the classes' directions (K, D), and of M known images in all, M at least 1."""
+        distance, logit = (np.concatenate([getattr(part, name) for part in parts]) for name in ("distance", "logit"))
+        known = Known(distance, logit)
+        usual = np.array([[values.mean(), values.std() or 1.0] for values in (known.distance, known.logit)])
+        return cls(directions.astype(np.float32), usual, np.sort(_strangeness(usual, known)))
 
     def strangeness(self, features: Floats, logits: Floats) -> Floats:
         """Return (N,) of features (N, D) and logits (N, K); 0 is usual for the known classes."""
-        (distance, its_deviation), (logit, deviation) = self.usual
-        far = (_distance(self.directions, features) - distance) / its_deviation
-        return np.asarray(far + (logit - logits.max(axis=1)) / deviation)
+        return _strangeness(self.usual, known_of(self.directions, features, logits))
 
-    def threshold(self, rate: float) -> float:
-        """Return the strangeness that this share of the validation images exceeds, rounded down to whole images."""
+    def threshold(self, rate: float) -> Threshold:
+        """Return the threshold that this share of the known images exceeds, rounded down to whole images."""
         if not 0 < rate < 1:
             raise UsageError(f"--reject takes the share of known images that may be rejected, such as 0.02; got {rate}")
-        return float(self.seen[len(self.seen) - 1 - self.rejected(rate)])
-
-    def rejected(self, rate: float) -> int:
-        """Return how many of the validation images exceed the threshold of this rate."""
-        return int(rate * len(self.seen) + 1e-9)
+        exceeded = int(rate * len(self.seen) + 1e-9)
+        return Threshold(float(self.seen[len(self.seen) - 1 - exceeded]), len(self.seen), exceeded)
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads: an .npz file."""
@@ -83,29 +113,79 @@ class Reference:
             return cls(*(file[name] for name in cls.__dataclass_fields__))
 
 
+def directions_of(features: Floats, labels: Classes, num_classes: int) -> Floats:
+    """Return (K, D) the mean direction of each class, from features (N, D) with labels (N,)."""
+    unit = _unit(features)
+    return _unit(np.stack([unit[labels == at].sum(axis=0) for at in range(num_classes)]))
+
+
+def known_of(directions: Floats, features: Floats, logits: Floats) -> Known:
+    """Return what features (M, D) with logits (M, K) say, beside the directions (K, D) of the classes."""
+    return Known(1 - (_unit(features) @ directions.T).max(axis=1), logits.max(axis=1))
+
+
 def reference_of_head(start: Start) -> Reference | None:
-    """Return the reference of a model as it is handed over, from cached features; None without validation images.
+    """Return the reference of a model as it is handed over, from cached features; None without images to make it of.
 
     Of a head that was fitted on validation images too, it is what the head said before.
     """
     chosen = start.chosen
     train, val = _few(start)
-    if not val:
-        return None
-    before = Start(replace(chosen, refit=False)) if chosen.refit else start
-    labels, num_classes = chosen.run.cache().labels(train), len(chosen.run.classes)
-    return Reference.of(chosen.features(train), labels, num_classes, chosen.features(val), before.logits(val))
+    directions = directions_of(chosen.features(train), chosen.run.cache().labels(train), len(chosen.run.classes))
+    known = []
+    if val:
+        before = Start(replace(chosen, refit=False)) if chosen.refit else start
+        known.append(known_of(directions, chosen.features(val), before.logits(val)))
+    if len(val) < FEW_VAL:
+        known += _left_out(start)
+    return Reference.of(directions, known) if known else None
+
+
+def _left_out(start: Start) -> list[Known]:
+    """Return what the training images of each fold look like to a head that was fitted on the other folds.
+
+    Nothing where they cannot be left out, of a head that was fitted on few of them, and of one that teaches another.
+    """
+    chosen, trial = start.chosen, start.chosen.trial
+    cache, asked = chosen.run.cache(), chosen.run.settings
+    rows = start.rows("train")
+    if trial.few or not start.is_exact or any(why_not_left_out(cache, rows, tap.name) for tap in chosen.taps):
+        return []
+    X, y = chosen.features(rows), cache.labels(rows)
+    num_folds = min(NUM_FOLDS, int(np.bincount(y).max()))
+    if num_folds < 2:
+        return []
+    try:
+        folds = folds_of(rows, y, num_folds, asked.seed)
+    except TooFewClasses:
+        return []
+    known = []
+    for fit_on, held in folds:
+        estimator = make_pipeline(trial.head, trial.params, asked.class_weight, asked.seed, trial.prepare)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the sweep has told what did not converge
+                estimator.fit(X[fit_on], y[fit_on])
+        except Exception:  # fewer images than components, for one
+            return []
+        logits = decision_logits(estimator, X[held]) / trial.temperature
+        directions = directions_of(X[fit_on], y[fit_on], len(chosen.run.classes))
+        known.append(known_of(directions, X[held], logits))
+    return known
 
 
 def reference_of_model(model: Any, start: Start, source: Source) -> Reference | None:
-    """Return the reference of a model whose features have moved, from the images; None without validation images."""
+    """Return the reference of a model whose features have moved, from the images; None without validation images.
+
+    Training images cannot be left out of such a model, so few validation images stay few.
+    """
     train, val = _few(start)
     if not val:
         return None
     chosen, inside = start.chosen, inspected(model)
     of_train, of_val = (_outputs(inside, chosen, source, rows) for rows in (train, val))
-    labels, num_classes = chosen.run.cache().labels(train), len(chosen.run.classes)
-    return Reference.of(of_train[0], labels, num_classes, *of_val)
+    directions = directions_of(of_train[0], chosen.run.cache().labels(train), len(chosen.run.classes))
+    return Reference.of(directions, [known_of(directions, *of_val)])
 
 
 def inspected(model: Any) -> Any:
@@ -143,8 +223,9 @@ def _batches(inside: Any, chosen: Chosen, source: Source, rows: Sequence[ImageRo
         yield np.asarray(features)[: len(some)], np.asarray(logits)[: len(some)]
 
 
-def _distance(directions: Floats, features: Floats) -> Floats:
-    return np.asarray(1 - (_unit(features) @ directions.T).max(axis=1))
+def _strangeness(usual: Floats, known: Known) -> Floats:
+    (distance, its_deviation), (logit, deviation) = usual
+    return np.asarray((known.distance - distance) / its_deviation + (logit - known.logit) / deviation)
 
 
 def _unit(rows: Floats) -> Floats:

@@ -16,7 +16,7 @@ from featcache.assembly.assemble import Part, assemble
 from featcache.backbones.build import build
 from featcache.backbones.lineage import Lineage, Lineages, lineage_of
 from featcache.errors import ImagesChanged, NoImages, UsageError, WeightsMismatch
-from featcache.heads.absorb import exact_head, is_exact, unclipped_logits
+from featcache.heads.absorb import decision_logits, exact_head, is_exact
 from featcache.heads.distil import distilled
 from featcache.heads.layers import Affine, Head, Squares, Unit
 from featcache.images.manifest import Images
@@ -78,7 +78,7 @@ class Start:
         """Return (N, K) from cached features: the estimator's own, or those of the head that it taught."""
         features = self.chosen.features(rows)
         if self.is_exact:
-            return unclipped_logits(self.estimator, features) / self.chosen.trial.temperature
+            return decision_logits(self.estimator, features) / self.chosen.trial.temperature
         return self.head.logits(features)
 
     def agreement(self) -> float | None:

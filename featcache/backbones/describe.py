@@ -25,10 +25,14 @@ class Layer:
 
 
 def facts_of(request: Request) -> dict[str, Any]:
-    """Return the facts about a backbone. Only a user's own model is built for them, the registry knows its own."""
+    """Return the facts about a backbone. Only a user's own model is built for them, and a registry's with options."""
     spec, size = request.spec, request.preprocess.size
     facts = asdict(get(spec.name)) if spec.origin == "registry" else _facts_of_own(request)
     file = file_of(spec, size)
+    if spec.origin == "registry" and spec.options:
+        # The registry has the numbers of the network without options.
+        network = _build(request).network
+        facts |= {"params": network.count_params(), "width": network.outputs[0].shape[-1]}
     return {
         **facts,
         "size": size,

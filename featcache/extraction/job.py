@@ -168,6 +168,7 @@ class Extracted:
     images: int
     hits: int  # images with all their rows in the cache before
     computed: int  # images that went through a backbone, counted once for each backbone
+    copies: int  # images that are copies of a computed one
     failed: tuple[Failure, ...]
     taps: tuple[TapReport, ...]
     seconds: float
@@ -363,6 +364,7 @@ class Job:
             unread={failure.path: failure for failure in self.images.unreadable if not failure.digest},
         )
         self.hits: int | None = None  # images that had all their rows when the job began
+        self.lacking: set[str] = set()  # digests of the other images
         self.needed = 0  # bytes of the rows to compute, as far as known
         self.taps: dict[str, Tap] = {}  # {fingerprint: tap} of all requested taps, in order
 
@@ -478,11 +480,13 @@ class Job:
         """Return what was done."""
         failed = tuple(self._failures().values())
         taps = tuple(_report(self.cached[fingerprint]) for fingerprint in self.taps if fingerprint in self.cached)
+        lacked = [row.digest for row in self._rows() if row.digest in self.lacking]
         return Extracted(
             cache=str(self.out),
             images=len(self._rows()),
             hits=self.hits or 0,
             computed=self.findings.computed,
+            copies=len(lacked) - len(set(lacked)),
             failed=failed,
             taps=taps,
             seconds=seconds,
@@ -554,6 +558,7 @@ class Job:
         if self.hits is None:
             settled = [row for row in rows if row.digest not in lacking]
             self.hits = sum(row.digest not in self.findings.bad for row in settled)
+            self.lacking = lacking
         return todo
 
     def _taps(self, request: Request) -> tuple[list[Tap], str | None, Backbone | None]:

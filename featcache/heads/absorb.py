@@ -59,26 +59,20 @@ def layers_of(classifier: Any) -> Layers | None:
 def decision_logits(estimator: Any, features: Floats) -> Floats:
     """Return (N, K) logits as the estimator itself computes them, a binary score d as (-d/2, d/2).
 
-    Of an estimator that has no decision function they are those of its layers, or else its log-probabilities.
+    Of an estimator that has no decision function they are those of its layers, or else its log-probabilities. Of naive
+    Bayes they are the joint log-likelihoods less their mean: its probabilities are 0 in double precision for most
+    classes, so that their logarithms tell nothing.
     """
     steps, classifier = (estimator[:-1], estimator[-1]) if hasattr(estimator, "steps") else ((), estimator)
     if _is_centroid(classifier) or _is_perceptron(classifier):
         prepared = np.asarray(steps.transform(features) if steps else features)
         return two_columns(make_head(layers_of(classifier) or (), "").logits(prepared))
+    if _is_bayes(classifier):
+        joint = classifier.predict_joint_log_proba(steps.transform(features) if steps else features)
+        return np.asarray(joint - joint.mean(axis=1, keepdims=True))
     if hasattr(estimator, "decision_function"):
         return two_columns(np.asarray(estimator.decision_function(features), dtype=np.float64))
     return log_probabilities(np.asarray(estimator.predict_proba(features), dtype=np.float64))
-
-
-def unclipped_logits(estimator: Any, features: Floats) -> Floats:
-    """Return (N, K) logits as `decision_logits`, but of naive Bayes the joint log-likelihoods, less their mean.
-
-    Its probabilities are 0 in double precision for most classes, so that their logarithms tell nothing.
-    """
-    if not _is_bayes(estimator[-1]):
-        return decision_logits(estimator, features)
-    joint = estimator[-1].predict_joint_log_proba(estimator[:-1].transform(features) if estimator[:-1] else features)
-    return np.asarray(joint - joint.mean(axis=1, keepdims=True))
 
 
 def _is_dense(classifier: Any) -> bool:

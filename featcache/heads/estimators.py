@@ -22,7 +22,6 @@ class Family:
     name: str
     grid: tuple[Params, ...]
     make: Callable[[Params, str | None, int], Any]  # params, class_weight, seed -> classifier
-    probabilities: bool = True  # its logits are fitted as log-probabilities; if not they get a temperature
     in_keras: Callable[[Params], bool] = lambda params: False  # trained by Keras, so not on threads
 
 
@@ -123,15 +122,15 @@ NOT_SWEPT = ("class_weight", "seed", "random_state", "decision_function_shape") 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (  # from simple to complex
-        Family("centroid", ({},), _centroid, probabilities=False),
+        Family("centroid", ({},), _centroid),
         Family("gnb", _grid("var_smoothing", [1.0, 1e-2, 1e-9]), _gnb),
-        Family("ridge", _grid("alpha", [1e4, 1e3, 1e2, 1e1, 1.0]), _ridge, probabilities=False),
+        Family("ridge", _grid("alpha", [1e4, 1e3, 1e2, 1e1, 1.0]), _ridge),
         Family("lda", _grid("shrinkage", [0.9, 0.5, 0.1, 0.01]), _lda),
         Family("logreg", _grid("C", [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]), _logreg),
-        Family("svm", _grid("C", [1e-5, 1e-4, 1e-3, 1e-2]), _svm, probabilities=False),
+        Family("svm", _grid("C", [1e-5, 1e-4, 1e-3, 1e-2]), _svm),
         Family("softmax", _grid("learning_rate", [1e-3, 1e-2]), _softmax, in_keras=_in_keras),
         Family("knn", _grid("n_neighbors", [15, 5, 1]), _knn),
-        Family("rbf", _grid("C", [0.1, 1.0, 10.0, 100.0]), _rbf, probabilities=False),
+        Family("rbf", _grid("C", [0.1, 1.0, 10.0, 100.0]), _rbf),
         Family("forest", _grid("n_estimators", [300]), _forest),
         Family("mlp", _grid("learning_rate", [1e-3]), _softmax, in_keras=_in_keras),
         Family("mlpclassifier", _grid("alpha", [1e-2]), _perceptron),

@@ -89,7 +89,7 @@ def _ours(path: Path, reject: bool) -> Classifier:
     if reject and reference is None:
         raise DataError(
             f"{path} has nothing to tell strange images by: it is of an earlier featcache, its fine-tuning was "
-            "stopped, or its run has no validation images. Make it again: featcache handoff or finetune"
+            "stopped, or its run has no images that did not train it. Make it again: featcache handoff or finetune"
         )
     network, facts = load_model(path)
     network = network if reference is None else inspected(network)

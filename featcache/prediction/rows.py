@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Floats, Pixels
+from featcache.assembly.reference import Threshold
 from featcache.errors import UsageError
 from featcache.extraction.pipeline import Decoded, decoded_batches
 from featcache.images.manifest import Images
@@ -56,7 +57,7 @@ class Tally:
     right: int = 0
     others: Mapping[str, int] = field(default_factory=dict)  # files that were not looked at, by suffix
     notes: tuple[str, ...] = ()
-    threshold: float | None = None
+    threshold: Threshold | None = None
 
     def add(self, one: Prediction) -> None:
         """Count a prediction."""
@@ -98,7 +99,7 @@ def predict(
     the names of what lies in folders.
     model: a MODEL.keras of featcache or another Keras model; with imagenet=True a name such as "mobilenet_v2".
     top: how many classes, at most all. reject: call those images unknown that are stranger than all but this share
-    of the validation images. views: "flip", or a number: the mean over so many views of each image.
+    of the known images that set the threshold. views: "flip", or a number: the mean over so many views of each image.
     Raises NotAModel, NoImages, UsageError.
     """
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
@@ -156,7 +157,7 @@ class Rows:
             return Prediction(one.row.path, (), true, "nonfinite", "the model gives probabilities that are no numbers")
         best = np.argsort(-shares, kind="stable")[: self.top]
         top = tuple((self.classifier.classes[at], float(shares[at])) for at in best)
-        unknown = self.threshold is not None and strangeness is not None and not strangeness <= self.threshold
+        unknown = self.threshold is not None and strangeness is not None and not strangeness <= self.threshold.value
         return Prediction(one.row.path, top, true, strangeness=strangeness, unknown=unknown)
 
     def _judged(self, shown: list[tuple[Pixels, ...]]) -> Iterator[tuple[Floats, float | None]]:

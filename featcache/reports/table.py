@@ -41,6 +41,8 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     one_tap = len({trial.tap for trial in ranked}) == 1
     left_out = [*([] if folds else ["std"]), *(["tap", "width"] if one_tap else [])]
     shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    if limit is not None and len(ranked) == limit + 1:
+        limit = None  # a line that says "1 more" takes as much room as the trial
     rows = [[cell(trial) for cell in shown.values()] for trial in ranked[:limit]]
     where = [f"On {ranked[0].tap}, {ranked[0].width} features:"] if one_tap else []
     if not one_tap and not fits(list(shown), rows):
@@ -71,6 +73,32 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         tap: "+".join(f"{letters.get(name, name)}/{layer}".lstrip("/") for name, _, layer in some)
         for tap, some in parts.items()
     }, [said]
+
+
+def trial_fields(trial: Trial) -> dict[str, object]:
+    """Return what there is to know of one trial, as a person reads it."""
+    facts: dict[str, object] = {
+        "trial": trial.trial,
+        "tap": trial.tap,
+        "width": trial.width,
+        "head": trial.head,
+        "setting": settings_of(trial),
+        "status": trial.status,
+    }
+    if trial.status != "ok":
+        return facts
+    facts["score"] = interval(*trial.judged)
+    if trial.std is not None:
+        facts["std"] = f"{trial.std:.3f}"
+    known = {name: value for name, value in trial.scores.items() if value is not None}
+    return facts | {
+        "scores": ", ".join(f"{name} {value:.3f}" for name, value in known.items()),
+        "temperature": f"{trial.temperature:.3g}",
+        "fit s": f"{trial.fit_s:.2f}",
+        "MB": f"{trial.size / 1e6:.2f}" if trial.size else None,
+        "handoff": "exact" if trial.handoff else "taught",
+        "converged": trial.converged,
+    }
 
 
 def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool = True) -> str:
@@ -161,17 +189,15 @@ def _notes(run: Run) -> list[str]:
             )
         if ranked[1:]:
             notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
-    few_chose = run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select
-    if few_chose and _can_leave_out(run):
-        notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
+    silent = [str(trial.trial) for trial in ranked if trial.log_loss is None]
+    if silent:
+        notes.append(f"Trials that only name a class, so that no probabilities are calibrated: {', '.join(silent)}.")
     slow = [trial for trial in run.trials if not trial.converged]
     if slow:
         notes.append(
             f"{len(slow)} of {len(run.trials)} did not converge: {', '.join(str(trial.trial) for trial in slow)}."
         )
-    if run.unjudged:
-        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if run.settings.cv else "validation"))
-    notes += _small_sets(run)
+    notes += [*_on_images(run), *_small_sets(run)]
     dropped = sum(trial.dropped for trial in run.trials)
     if dropped:
         notes.append(f"{dropped} of {len(run.trials)} were dropped to keep within {run.settings.budget:g} s.")
@@ -191,6 +217,21 @@ def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str
     more = f" and {len(unjudged) - NAMED} more" if len(unjudged) > NAMED else ""
     others = f"Scores are about the other {num_classes - len(unjudged)}."
     return f"{len(unjudged)} of {num_classes} classes have {cause} and are not judged: {names}{more}. {others}"
+
+
+def _on_images(run: Run) -> list[str]:
+    """Return what to know of the images that trained and chose: how few they are, and which classes they lack."""
+    notes = []
+    if run.num_select < FEW_SELECT:
+        text = f"Only {run.num_select} images chose and calibrated the probabilities"
+        may_be_more = run.settings.cv is None and run.num_train > run.num_select and _can_leave_out(run)
+        notes.append(f"{text}; --cv 5 would choose on {run.num_train}." if may_be_more else f"{text}.")
+    if run.settings.shots is not None:
+        chose = "" if run.settings.cv else f", and at most {run.settings.shots} validation images chose"
+        notes.append(f"At most {run.settings.shots} images per class trained{chose} (--shots).")
+    if run.unjudged:
+        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if run.settings.cv else "validation"))
+    return notes
 
 
 def _can_leave_out(run: Run) -> bool:

@@ -12,7 +12,6 @@ import numpy as np
 from featcache.arrays import Classes, Floats
 from featcache.files import write_arrays
 from featcache.heads.absorb import is_exact
-from featcache.heads.estimators import FAMILIES, family_of
 from featcache.sweeps.fitting import Outcome
 from featcache.sweeps.groups import Planned
 from featcache.sweeps.metrics import METRICS, Said, fit_temperature, score_of, value_of
@@ -45,17 +44,17 @@ def untried(planned: Planned, status: str) -> Trial:
 def judged_trial(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> Trial:
     """Return the trial; a classifier that raised has its reason instead of a score."""
     trial = untried(planned, outcome.reason or "ok")
-    trial = replace(trial, width=task.X.shape[1], fit_s=round(outcome.seconds, 3))
-    return trial if outcome.reason else replace(trial, **_judged(task, planned, outcome, asked))
+    mean_s = outcome.seconds / outcome.rounds  # rounds run side by side: their sum may exceed the time of the sweep
+    trial = replace(trial, width=task.X.shape[1], fit_s=round(mean_s, 3))
+    return trial if outcome.reason else replace(trial, **_judged(task, outcome, asked))
 
 
-def _judged(task: Task, planned: Planned, outcome: Outcome, asked: Settings) -> dict[str, Any]:
+def _judged(task: Task, outcome: Outcome, asked: Settings) -> dict[str, Any]:
     """Return what the images that choose say of a trial."""
     truth = task.truth
     predicted, logits = _of_choosing(task, outcome)
-    temperature = 1.0
-    if logits is not None and _needs_temperature(planned.setting.head, outcome.estimator[-1]):
-        temperature = fit_temperature(logits, truth)
+    # Every head gets a temperature: what LDA and naive Bayes call probabilities is 0 or 1 for nearly every image.
+    temperature = 1.0 if logits is None else fit_temperature(logits, truth)
     said = Said.of(truth, predicted, None if logits is None else logits / temperature)
     found = score_of(said, asked.metric)
     every = {one: value_of(said, one) for one in METRICS}
@@ -86,11 +85,6 @@ def _of_choosing(task: Task, outcome: Outcome) -> tuple[Classes, Floats | None]:
 def _by_fold(task: Task, said: Said, asked: Settings) -> tuple[float, ...]:
     ends = np.cumsum([len(choose_on) for _, choose_on in task.folds])
     return tuple(value_of(said[at:to], asked.metric) for at, to in pairwise([0, *ends.tolist()]))
-
-
-def _needs_temperature(head: str, classifier: Any) -> bool:
-    family = family_of(head)
-    return not (family.probabilities if family.name in FAMILIES else hasattr(classifier, "predict_proba"))
 
 
 def _converged(classifier: Any) -> bool:

@@ -77,7 +77,7 @@ class Trial:
     status: str  # "ok" or the reason why it has no score
     score: float | None  # None where there is none
     interval: tuple[float, float] | None
-    fit_s: float
+    fit_s: float  # of one fit, the mean over folds
     handoff: bool
     converged: bool
     temperature: float

@@ -59,7 +59,7 @@ class Task:
 
     @property
     def choosing(self) -> Classes:
-        """Return the rows that choose, in the order in which they are judged: not all of train, see `_folds`."""
+        """Return the rows that choose, in the order in which they are judged: not all of train, see `folds_of`."""
         if self.folds:
             return np.concatenate([choose_on for _, choose_on in self.folds])
         return _in_company(self.y)
@@ -142,8 +142,12 @@ def choosing_rows(cache: Cache, train: list[ImageRow], val: list[ImageRow], aske
     if not asked.cv:
         return val
     y = cache.labels(train)
-    chosen_by = [_in_company(y)] if asked.cv == LOO else [choose_on for _, choose_on in _folds(train, y, asked)]
-    rows = [train[at] for at in np.sort(np.concatenate(chosen_by))]
+    if asked.cv == LOO:
+        chosen_by = _in_company(y)
+    else:
+        folds = folds_of(train, y, int(asked.cv), asked.seed)
+        chosen_by = np.concatenate([choose_on for _, choose_on in folds])
+    rows = [train[at] for at in np.sort(chosen_by)]
     if len({row.label for row in rows}) < 2:
         raise TooFewClasses(
             f"--cv {asked.cv} needs two classes with training images that can be left out, which others of their class "
@@ -214,7 +218,7 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
     everything = np.arange(len(rows))
     folds: tuple[tuple[Classes, Classes], ...] = ((everything[: len(train)], everything[len(train) :]),)
     if asked.cv:
-        folds = () if asked.cv == LOO else _folds(train, y, asked)
+        folds = () if asked.cv == LOO else folds_of(train, y, int(asked.cv), asked.seed)
     preprocesses = [cache.taps[name].preprocess for name in names]
     inputs = {(preprocess.size, preprocess.resize, preprocess.bits) for preprocess in preprocesses}
     return Task(tap, X, y, folds, len(train), streamed, len(inputs) == 1)
@@ -296,8 +300,8 @@ def _standardised_in_place(X: Features, num_train: int) -> tuple[Any, Features]:
     return scaler.set_params(copy=True), X
 
 
-def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Classes, Classes], ...]:
-    """Return the rows to fit on and to choose on of each fold.
+def folds_of(train: Sequence[ImageRow], y: Classes, num_folds: int, seed: int) -> tuple[tuple[Classes, Classes], ...]:
+    """Return the rows to fit on and to choose on of each fold. Raises TooFewClasses.
 
     A head cannot name a class that it never saw. So images of a class that training would lack stay in training, with
     their group: of a class of one image, in all folds. Such images choose nothing, which `Run.unjudged` tells.
@@ -309,9 +313,9 @@ def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Cl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a class has fewer images than there are folds
         if len(set(names)) == len(names):
-            splits = StratifiedKFold(asked.cv, shuffle=True, random_state=asked.seed).split(y, y)
+            splits = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(y, y)
         else:
-            splits = StratifiedGroupKFold(asked.cv, shuffle=True, random_state=asked.seed).split(y, y, units)
+            splits = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(y, y, units)
         folds = []
         for fit_on, choose_on in splits:
             unseen = ~np.isin(y[choose_on], y[fit_on])
@@ -319,7 +323,7 @@ def _folds(train: list[ImageRow], y: Classes, asked: Settings) -> tuple[tuple[Cl
             folds.append((np.sort(np.concatenate([fit_on, choose_on[stays]])), choose_on[~stays]))
     if not all(len(choose_on) for _, choose_on in folds):
         raise TooFewClasses(
-            f"--cv {asked.cv}: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
+            f"--cv {num_folds}: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
             "split"
         )
     return tuple(folds)

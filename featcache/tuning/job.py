@@ -15,7 +15,7 @@ from featcache.assembly import Start, image_source
 from featcache.assembly.assemble import Part, backbones_of, logits_of
 from featcache.assembly.certificate import certified, tolerance_of
 from featcache.assembly.modelfile import check_model_path, read_reference, save_model
-from featcache.assembly.reference import reference_of_model
+from featcache.assembly.reference import reference_of_head, reference_of_model
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
@@ -140,8 +140,9 @@ class _Tuning:
         model.certificate, model.class_names = certificate, self.chosen.run.classes
         if path is not None and read_reference(path) is None:
             if found.best.epoch == 0:  # it is the head as it was handed over: no image has trained the backbone
-                lineages = self.start.lineages()
-            reference = reference_of_model(model, self.start, self.source)
+                lineages, reference = self.start.lineages(), reference_of_head(self.start)
+            else:
+                reference = reference_of_model(model, self.start, self.source)
             save_model(model, path, facts | {"certificate": asdict(certificate)}, lineages, reference)
         return Tuned(
             model=model,

@@ -47,6 +47,7 @@ def unfreeze(network: Any, what: str) -> Unfrozen:
     num_weights = sum(math.prod(weight.shape) for weight in network.trainable_weights)
     block, note = place(names, what)
     if not num_weights and first < len(names):
+        block = ""
         note = (
             f"Nothing of the backbone trains from layer {first} of {len(names)} on: what has weights there stays frozen"
         )

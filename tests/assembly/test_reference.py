@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from featcache.assembly import handoff
 from featcache.assembly.modelfile import read_reference
-from featcache.assembly.reference import PER_CLASS, Reference, reference_of_head, reference_of_model
+from featcache.assembly.reference import (
+    PER_CLASS,
+    Reference,
+    directions_of,
+    known_of,
+    reference_of_head,
+    reference_of_model,
+)
 from featcache.assembly.start import Start, image_source
 from featcache.errors import NotAModel, UsageError
 
@@ -20,15 +27,30 @@ def made(seed=0, num_val=40, num_classes=3, width=8):
     train = centres[labels] + rng.normal(size=(len(labels), width))
     of_val = rng.integers(0, num_classes, num_val)
     val = centres[of_val] + rng.normal(size=(num_val, width))
-    return Reference.of(train, labels, num_classes, val, val[:, :num_classes]), centres
+    directions = directions_of(train, labels, num_classes)
+    return Reference.of(directions, [known_of(directions, val, val[:, :num_classes])]), centres
 
 
 @given(rate=st.floats(0.001, 0.999), num_val=st.integers(1, 200), seed=st.integers(0, 9))
 def test_the_threshold_rejects_that_share_of_the_validation_images(rate, num_val, seed):
     reference, _ = made(seed, num_val)
-    over = int((reference.seen > reference.threshold(rate)).sum())
-    assert over == reference.rejected(rate) <= rate * num_val + 1e-6
+    threshold = reference.threshold(rate)
+    over = int((reference.seen > threshold.value).sum())
+    assert over == threshold.exceeded <= rate * num_val + 1e-6
     assert over > rate * num_val - 1
+    assert threshold.images == num_val
+    low, high = threshold.interval
+    assert 0 < low < (over + 1) / (num_val + 1) < high < 1
+
+
+def test_the_share_of_new_images_that_exceed_a_threshold_lies_in_its_interval():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(400):
+        threshold = Reference(np.zeros((1, 1)), np.zeros((2, 2)), np.sort(rng.random(29))).threshold(0.05)
+        low, high = threshold.interval
+        inside.append(low <= 1 - threshold.value <= high)
+    assert 0.93 < np.mean(inside) < 0.97
 
 
 def test_what_points_elsewhere_is_stranger_than_what_the_model_knows():
@@ -36,7 +58,7 @@ def test_what_points_elsewhere_is_stranger_than_what_the_model_knows():
     strange = np.eye(8)[5:] * 10
     assert reference.strangeness(strange, strange[:, :3]).min() > reference.seen[-1]
     known = reference.strangeness(centres, centres[:, :3])
-    assert known.max() < reference.threshold(0.02)
+    assert known.max() < reference.threshold(0.02).value
 
 
 def test_what_the_head_is_unsure_of_is_stranger_too():
@@ -47,7 +69,8 @@ def test_what_the_head_is_unsure_of_is_stranger_too():
 
 def test_features_of_zeros_and_a_class_without_images_make_no_numbers_that_are_none():
     features = np.zeros((4, 5))
-    reference = Reference.of(features, np.array([0, 0, 2, 2]), 3, features, np.zeros((4, 3)))
+    directions = directions_of(features, np.array([0, 0, 2, 2]), 3)
+    reference = Reference.of(directions, [known_of(directions, features, np.zeros((4, 3)))])
     assert np.isfinite(reference.strangeness(features, np.zeros((4, 3)))).all()
 
 
@@ -64,15 +87,19 @@ def test_it_is_read_as_it_was_written():
         np.testing.assert_array_equal(getattr(again, name), value)
 
 
-def test_it_travels_in_the_model_and_says_of_images_what_it_says_of_cached_features(logreg, tmp_path):
+def test_it_travels_in_the_model_and_says_of_images_what_it_says_of_cached_features(logreg, tmp_path, monkeypatch):
     model = handoff(logreg, tmp_path / "m.keras")
     found = read_reference(tmp_path / "m.keras")
     start = Start(logreg)
     by_images = reference_of_model(model, start, image_source(logreg, None))
     np.testing.assert_allclose(found.directions, by_images.directions, atol=1e-5)
-    np.testing.assert_allclose(found.seen, by_images.seen, atol=1e-2)
     assert found.directions.shape == (3, logreg.trial.width)
-    assert len(found.seen) == len(start.rows("val"))
+    # Few validation images: training images, left out fold by fold, count too.
+    assert len(found.seen) == len(start.rows("val")) + len(start.rows("train"))
+    monkeypatch.setattr("featcache.assembly.reference.FEW_VAL", 0)
+    of_val = reference_of_head(start)
+    assert len(of_val.seen) == len(start.rows("val"))
+    np.testing.assert_allclose(of_val.seen, by_images.seen, atol=1e-2)
 
 
 def test_few_training_images_of_every_class_are_enough(logreg, monkeypatch):

@@ -40,6 +40,11 @@ def mine(tmp_path):
     return tmp_path / "mine.keras"
 
 
+def test_the_weights_that_are_counted_are_those_with_its_options(show):
+    code, out, _ = show("mobilenet:alpha=0.25", "--json")
+    assert (code, json.loads(out)["params"], json.loads(out)["width"]) == (0, 218_544, 256)
+
+
 def test_every_layer_that_is_listed_can_be_a_tap_and_those_of_auto_are_marked():
     [request] = requests("glyphnet")
     backbone, found = build(request.spec, 32, "avg"), layers_of(request)

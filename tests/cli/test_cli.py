@@ -173,6 +173,9 @@ def test_predict_without_a_file_prints_the_rows(cli, model, photos, tmp_path, mo
     done = cli("predict", model, photos, "--top", "2", "--reject", "0.5")
     assert done.out.count("path ") == 2
     assert done.out.count("unknown (") == facts["unknown"]
+    low, high = facts["known_unknown_rate"]
+    assert f"of the {facts['threshold_images']} known images are that set this" in done.out
+    assert f"expect {low:.1%} to {high:.1%} (95 % interval) to be called unknown" in done.out
     assert "36 images, 1 could not be read (1 unknown_format)" in done.out
     assert "Not looked at, by their names: 1 files (1 .txt)" in done.out
     assert "skipped red/009.png: unknown_format" in done.err
@@ -752,6 +755,7 @@ def test_a_refitted_head_is_handed_over_and_not_to_be_tuned(cli, own_run, tmp_pa
     cli("sweep", own_run.settings.cache, "-o", tmp_path / "run", "--heads", "ridge", "--tap", TAP, "--refit")
     done = cli("handoff", f"{tmp_path / 'run'}@refit", "-o", tmp_path / "m.keras")
     assert (done.code, done.out.splitlines()[-1]) == (0, f"Next: featcache predict {tmp_path / 'm.keras'} IMAGES")
+    assert f"Probabilities were calibrated on {Run.open(tmp_path / 'run').num_select} images." in done.out
     assert f"report {tmp_path / 'run'}@refit --final" in cli("report", tmp_path / "run").out
     done = cli("report", f"{tmp_path / 'run'}@refit", "--final")
     assert (done.code, "(ridge, fitted on train and val)" in done.out) == (0, True)

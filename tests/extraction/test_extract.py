@@ -121,6 +121,14 @@ def test_exchanging_the_contents_of_two_files_exchanges_their_features(photos, o
     assert found["blue/000.png"] == features["red/000.png"]
 
 
+def test_copies_are_computed_once_and_counted(photos, out, work):
+    for copy in ("blue/copy.png", "red/copy.png"):
+        (photos / copy).write_bytes((photos / "blue" / "000.png").read_bytes())
+    report = extract(photos, PIXELS, out=out).report
+    assert (report.images, report.computed, report.copies, work.images) == (38, 36, 2, 36)
+    assert extract(photos, PIXELS, out=out).report.copies == 0
+
+
 def test_editing_one_file_in_place_costs_one(photos, out, work):
     extract(photos, PIXELS, out=out)
     Image.new("RGB", (20, 16), "white").save(photos / "red" / "000.png")

@@ -3,7 +3,7 @@ import pytest
 from sklearn.naive_bayes import GaussianNB
 
 from featcache.errors import UsageError
-from featcache.heads.absorb import decision_logits, exact_head, is_exact, unclipped_logits
+from featcache.heads.absorb import decision_logits, exact_head, is_exact
 from featcache.heads.estimators import make_pipeline
 from featcache.heads.logits import softmax
 
@@ -23,7 +23,7 @@ def test_a_fitted_pipeline_becomes_layers_with_the_same_logits(name, num_classes
     X, _ = blobs(num_classes, seed=1)
     head = exact_head(estimator, "toy/top", temperature=0.37)
     assert head.logits(X).shape == (len(X), num_classes)
-    same(head.logits(X), unclipped_logits(estimator, X) / 0.37)
+    same(head.logits(X), decision_logits(estimator, X) / 0.37)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

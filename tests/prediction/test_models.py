@@ -135,7 +135,7 @@ def test_images_unlike_those_it_knows_are_unknown(model, tmp_path):
         (photos / "strange").mkdir(exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(photos / "strange" / f"{at}.png")
     rows = list(predict(model, photos, reject=0.2))
-    threshold = read_reference(model).threshold(0.2)
+    threshold = read_reference(model).threshold(0.2).value
     known, strange = ([one for one in rows if one.path.startswith("strange") == which] for which in (False, True))
     assert all(one.unknown == (one.strangeness > threshold) for one in rows)
     assert all((one.predicted == "unknown") == one.unknown for one in rows)

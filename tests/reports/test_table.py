@@ -5,22 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.reports.table import settings_of, text_report, trials_table
-from featcache.reports.text import printable, table
+from featcache.reports.table import settings_of, text_report, trial_fields, trials_table
+from featcache.reports.text import fields, printable, table
 from featcache.sweeps import Run, Settings, Trial
 from featcache.sweeps.metrics import Score
 
 
 def trial(number, score=0.9, **facts):
-    start = Trial(
-        number, "t/top", 4, "logreg", {"C": 0.01}, "ok", score, (score - 0.1, score), 0.1, True, True, 1.0, number
-    )
+    interval = None if score is None else (score - 0.1, score)
+    start = Trial(number, "t/top", 4, "logreg", {"C": 0.01}, "ok", score, interval, 0.1, True, True, 1.0, number)
     return replace(start, **facts)
 
 
 def run_of(*trials, **facts):
     settings = Settings("c.h5", ("logreg",), ("t/top",), cv=facts.pop("cv", None))
     return Run(Path("RUN"), settings, ("a", "b"), {}, 40, 10, trials, 0.1, **facts)
+
+
+def in_one_line(text):
+    return " ".join(text.split())
 
 
 def test_columns_are_aligned_and_numbers_stand_to_the_right():
@@ -59,14 +62,39 @@ def test_trials_come_best_first_with_their_settings():
 
 
 def test_a_limit_shows_the_best_only():
-    shown = trials_table(run_of(trial(1, 0.5), trial(2, 0.95)), limit=1)
+    three = run_of(trial(1, 0.5), trial(2, 0.95), trial(3, 0.4))
+    shown = trials_table(three, limit=1)
     assert "0.950" in shown
     assert "0.500" not in shown
-    assert "1 more: featcache show RUN" in shown
+    assert "2 more: featcache show RUN" in shown
+    assert " more" not in trials_table(three, limit=2)
+
+
+def test_one_trial_is_shown_in_the_words_of_the_table():
+    shown = fields(trial_fields(trial(2, 0.123456789, scores={"accuracy": 0.123456789, "ece": None})))
+    for line in ("setting      C=0.01", "score        0.123 [0.023, 0.123]", "scores       accuracy 0.123"):
+        assert line in shown.splitlines()
+    assert "handoff      exact" in shown
+    assert "handoff      taught" in fields(trial_fields(trial(2, handoff=False)))
+    assert shown.count("\n") > fields(trial_fields(trial(2, None, status="ValueError: no"))).count("\n") == 5
+
+
+@pytest.mark.parametrize(("cv", "chose"), [(None, ", and at most 3 validation images chose"), (5, "")])
+def test_images_that_shots_leaves_out_are_told(cv, chose):
+    run = run_of(trial(1), cv=cv)
+    shown = trials_table(replace(run, settings=replace(run.settings, shots=3)))
+    assert f"At most 3 images per class trained{chose} (--shots)." in in_one_line(shown)
 
 
 def test_a_choice_on_few_images_is_said_to_be_one():
-    assert "Only 10 images chose; --cv 5 would choose on 40." in trials_table(run_of(trial(1, 0.5)))
+    text = "Only 10 images chose and calibrated the probabilities"
+    assert f"{text}; --cv 5 would choose on 40." in in_one_line(trials_table(run_of(trial(1, 0.5))))
+    assert f"{text}." in in_one_line(trials_table(run_of(trial(1, 0.5), cv=5)))
+
+
+def test_heads_without_probabilities_are_named():
+    shown = trials_table(run_of(trial(1, 0.5, log_loss=0.3), trial(2, 0.4)))
+    assert "Trials that only name a class, so that no probabilities are calibrated: 2." in in_one_line(shown)
 
 
 def test_ties_are_called_ties():

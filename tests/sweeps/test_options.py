@@ -10,8 +10,11 @@ from sklearn.pipeline import make_pipeline as piped
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featcache.errors import ShapeMismatch, UsageError
-from featcache.heads.estimators import FAMILIES, make_pipeline
-from featcache.sweeps import Run, presets, sweep, tasks
+from featcache.heads.estimators import FAMILIES, Setting, make_pipeline
+from featcache.sweeps import Run, Settings, presets, sweep, tasks
+from featcache.sweeps.fitting import Outcome
+from featcache.sweeps.groups import Planned
+from featcache.sweeps.judging import judged_trial
 from featcache.sweeps.metrics import METRICS, better, score
 from featcache.sweeps.run import features_of, few_of
 
@@ -224,3 +227,26 @@ def test_scores_that_are_not_numbers_come_last():
     assert better("log_loss", 0.1) > better("log_loss", 0.2) > better("log_loss", np.nan)
     assert better("accuracy", 0.2) > better("accuracy", 0.1)
     assert np.isnan(score(np.array([0, 1]), np.array([0, 1]), "ece").value)
+
+
+def test_the_time_of_a_trial_is_that_of_one_fit():
+    task = tasks.Task(TAP, np.zeros((6, 2), np.float32), np.array([0, 1] * 3), (), 6)
+    planned = Planned(1, TAP, "standardise", None, Setting("ridge", {}, 0))
+    failed = Outcome(seconds=6.0, rounds=4, reason="ValueError: no")
+    assert judged_trial(task, planned, failed, Settings("c.h5", ("ridge",), (TAP,))).fit_s == 1.5
+
+
+@pytest.mark.parametrize("cv", [None, 3])
+def test_the_probabilities_of_every_head_are_calibrated(hard, tmp_path, cv):
+    """What some heads call probabilities is 0 or 1 for nearly every image, which says less than guessing."""
+    wide = edited(hard, tmp_path / "wide.h5", lambda file: with_rows(file, hard, _with_noise))
+    run = run_on(wide, tmp_path, "centroid,gnb,ridge,lda,logreg,svm,softmax,knn,rbf,mlp:8", cv=cv)
+    for trial in run.trials:
+        assert trial.temperature != 1, trial
+        assert trial.log_loss < np.log(3) + 0.05, trial
+
+
+def _with_noise(row, features):
+    """Return the features beside 200 that say nothing: more than there are images, so that every head overfits."""
+    rng = np.random.default_rng(int(row.digest[:8], 16))
+    return np.concatenate([features, rng.normal(0, 1, 200)]).astype(np.float32)

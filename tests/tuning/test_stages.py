@@ -40,7 +40,9 @@ def trained(network):
     ],
 )
 def test_what_is_named_trains_and_normalisation_never_does(what, convolutions, weights, network):
-    assert unfreeze(network, what).num_weights == weights
+    unfrozen = unfreeze(network, what)
+    assert unfrozen.num_weights == weights
+    assert bool(unfrozen.block) == bool(weights)  # a block of which nothing trains is not named
     assert trained(network) == convolutions
 
 

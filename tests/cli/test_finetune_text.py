@@ -1,0 +1,22 @@
+"""What `featcache finetune` prints of a training."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from featcache.sweeps.metrics import Score
+from featcache.tuning.train import Epoch
+from featcache_cli.finetune import text
+
+
+def tuned(*history, **facts):
+    start = Epoch(0, float("nan"), 0.5, Score(0.8, 0.7, 0.9), 0.1)
+    nothing = {"notes": (), "unfrozen": "", "prefix": "", "stopped": "", "controls": {}}
+    return SimpleNamespace(history=(start, *history), best=start, **{**nothing, **facts})
+
+
+@pytest.mark.parametrize(("epoch", "mixture", "share"), [(1, 0.1, "10%"), (4, 0.3, "30%")])
+def test_the_note_on_mixtures_is_about_one_of_the_table(epoch, mixture, share):
+    shown = text(tuned(Epoch(epoch, 0.4, 0.5, Score(0.8, 0.7, 0.9), 0.1, mixture=mixture)))
+    assert f"{epoch} x {mixture} are weights {share} of the way from the start to epoch {epoch}, judged" in shown
+    assert f"\n{epoch} x {mixture} " in shown.partition("Epoch 0")[0]
