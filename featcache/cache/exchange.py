@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.layout import looks_beside, state
+from featcache.cache.layout import LISTING, looks_beside, state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import by_tap
@@ -80,6 +80,10 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
         "split_spec": canonical_json(asdict(first.split_spec)),
         "decode": first.decode if all(one.decode == first.decode for one in caches) else "",  # failures: try again
     }
+    if any((one.root, one.listing) != (first.root, first.listing) for one in caches):
+        facts[LISTING] = canonical_json({"merged": [str(source.resolve()) for source in sources]})
+    elif first.listing is not None:
+        facts[LISTING] = canonical_json(first.listing)
     images = _united(caches)
     failures = _failures(caches, images)
     joined = {path: given for cache in caches for path, given in cache.joined.items()}

@@ -6,8 +6,9 @@
     /images/label, group, split, digest, status, reason     (N,) bytes, UTF-8
     /images/given_group      (N,) bytes, only where `leaks --fix` has put images into larger groups: "=" and the group
                              that folder or manifest gave each of those; empty for all others
-    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; in a folder of parts
-                             rows_of (JSON: how many images each tap has rows of, by fingerprint)
+    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; listing (JSON: the
+                             table, if the images came from one, and the options that read it, or merged caches);
+                             in a folder of parts rows_of (JSON: how many images each tap has rows of, by fingerprint)
     /taps/<tap>/features     (M, D) or (M, h, w, C), float32 or float16, contiguous
     /taps/<tap>/digest       (M,) bytes: SHA-256 of the image each row was computed from
     /taps/<tap>/made_by      (M,) uint8: which entry of `provenance` computed the row
@@ -66,6 +67,7 @@ DAMAGED = ".damaged"  # the suffix of a part that was set aside
 IMAGE_COLUMNS = ("path", "label", "group", "split", "digest", "status", "reason")
 GIVEN_GROUP = "given_group"
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
+LISTING = "listing"  # another fact, which caches of earlier versions lack
 ROWS_OF = "rows_of"
 MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
 DIGEST_WIDTH = 64
@@ -386,6 +388,8 @@ def images_digest(group: Any) -> str:
         hashed.update(column[()].tobytes())
     for name in IMAGE_FACTS:
         hashed.update(os.fsencode(f"{name} {text_of(group, name)}\0"))
+    if LISTING in group.attrs:
+        hashed.update(os.fsencode(f"{LISTING} {text_of(group, LISTING)}\0"))
     hashed.update(text_of(group, ROWS_OF).encode())
     return hashed.hexdigest()
 

@@ -38,6 +38,7 @@ class Cache:
     joined: Mapping[str, str] = field(
         default_factory=dict
     )  # {path: the group it had} of those in groups of `leaks --fix`
+    listing: Mapping[str, Any] | None = None  # see `Images.listing`; None: an earlier version did not record it
     report: Any = None  # what the extraction that returned this cache did
 
     def __repr__(self) -> str:
@@ -65,14 +66,22 @@ class Cache:
             decode = layout.text_of(group, "decode")
             root = Path(layout.text_of(group, "root"))
             arranged = layout.text_of(group, "layout")
+            listed_by = layout.text_of(group, layout.LISTING)
+            listing = dict(json.loads(listed_by)) if listed_by else None
         if path.is_dir():
             taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
-        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged, joined)
+        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged, joined, listing)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the class index."""
         return tuple(sorted({row.label for row in self.rows if row.label}))
+
+    @property
+    def images_from(self) -> Path:
+        """The folder, archive or table that `extract` took the images from."""
+        table = (self.listing or {}).get("table")
+        return self.root / table if table else self.root
 
     @property
     def splits(self) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from featcache.errors import DiskFault
 from featcache.files import temporary_folder
+from featcache.provenance import cpuinfo
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -39,8 +40,7 @@ def _cores() -> dict[str, Any]:
 
 def _processor() -> tuple[str, set[str] | None]:
     """Return the name of the processor and what it can, as Linux tells them."""
-    lines = _lines(PROC / "cpuinfo")
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    facts = cpuinfo(PROC / "cpuinfo")
     flags = facts.get("flags")
     return facts.get("model name", platform.processor()), None if flags is None else set(flags.split())
 

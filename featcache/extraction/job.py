@@ -32,7 +32,7 @@ from featcache.backbones.devices import check_kinds
 from featcache.backbones.lineage import lineage_of
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
-from featcache.cache.layout import INDEX_NAME, is_begun, is_cache, is_foreign, part_files, table_of
+from featcache.cache.layout import INDEX_NAME, LISTING, is_begun, is_cache, is_foreign, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
 from featcache.errors import (
@@ -426,7 +426,10 @@ class Job:
         if part_files(self.out) and not self.in_parts:
             return False
         said = earlier.rows, {one.path: one for one in earlier.failures}, os.fsencode(earlier.root)
-        return said == (self._rows(), self._failures(), self._facts()["root"])
+        if said != (self._rows(), self._failures(), self._facts()["root"]):
+            return False
+        # A plain folder needs no listing: a cache of an earlier version, which has none, is not written again for it.
+        return (earlier.listing or {}) == (self.images.listing or {})
 
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
@@ -646,12 +649,15 @@ class Job:
         return dict(sorted({**found, **self.found.unread}.items(), key=lambda item: os.fsencode(item[0])))
 
     def _facts(self) -> dict[str, str | bytes]:
-        return {
+        facts: dict[str, str | bytes] = {
             "root": os.fsencode(self.images.root.resolve() if self.images.source.location else self.images.root),
             "layout": self.images.layout,
             "split_spec": canonical_json(asdict(self.images.split_spec)),
             "decode": _decoder(),
         }
+        if self.images.listing is not None:
+            facts[LISTING] = canonical_json(self.images.listing)
+        return facts
 
 
 def _built(request: Request, at_hand: Backbone | None = None, precision: Precision = "float32") -> Backbone:

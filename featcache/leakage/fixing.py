@@ -16,6 +16,7 @@ from pathlib import Path
 from shlex import quote
 
 from featcache.cache import parts
+from featcache.cache.layout import LISTING
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.files import write_whole
@@ -170,12 +171,15 @@ def sets_of(found: Leaks, rows: Sequence[ImageRow]) -> list[str]:
 
 def facts_of(cache: Cache) -> dict[str, str | bytes]:
     """Return what a cache says of its images as a whole, for `parts.merge`."""
-    return {
+    facts: dict[str, str | bytes] = {
         "root": os.fsencode(cache.root),
         "layout": cache.layout,
         "split_spec": canonical_json(asdict(cache.split_spec)),
         "decode": cache.decode,
     }
+    if cache.listing is not None:
+        facts[LISTING] = canonical_json(cache.listing)
+    return facts
 
 
 def _fixed(before: Cache, rows: Sequence[ImageRow], joined: Mapping[str, str]) -> Fixed:
