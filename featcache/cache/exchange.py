@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from featcache.cache.changes import Changes, Review, later, with_review, without_review
-from featcache.cache.layout import looks_beside, state
+from featcache.cache.layout import LISTING, looks_beside, state
 from featcache.cache.parts import write_cache
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import Piece, by_tap
@@ -89,6 +89,10 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
         "split_spec": canonical_json(asdict(first.split_spec)),
         "decode": first.decode if all(one.decode == first.decode for one in caches) else "",  # failures: try again
     }
+    if any((cache.root, cache.listing) != (first.root, first.listing) for cache in caches):
+        facts[LISTING] = canonical_json({"merged": [str(source.resolve()) for source in sources]})
+    elif first.listing is not None:
+        facts[LISTING] = canonical_json(first.listing)
     united = _united(caches)
     failures = _failures(caches, united)
     joined = {path: group for cache in caches for path, group in cache.changes.joined.items()}

@@ -9,8 +9,9 @@
     /images/given_label, dropped_from   (N,) bytes, only where a review has changed labels: "=" and the label that
                              folder or manifest gives such an image, and the split that a dropped image was in
     /images/reviews          (R,) bytes, only where labels were reviewed: JSON, see `changes.Review`
-    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; in a folder of parts
-                             rows_of (JSON: how many images each tap has rows of, by fingerprint)
+    /images                  attributes: root, layout, split_spec (JSON), decode, content_digest; listing (JSON: the
+                             table, if the images came from one, and the options that read it, or merged caches);
+                             in a folder of parts rows_of (JSON: how many images each tap has rows of, by fingerprint)
     /taps/<tap>/features     (M, D) or (M, h, w, C), float32 or float16, contiguous
     /taps/<tap>/digest       (M,) bytes: SHA-256 of the image each row was computed from
     /taps/<tap>/made_by      (M,) uint8: which entry of `provenance` computed the row
@@ -75,6 +76,7 @@ COLUMNS_OF_CHANGES = {  # in the file, each only where it is needed: see `change
 }
 REVIEWS = "reviews"
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
+LISTING = "listing"  # another fact, which caches of earlier versions lack
 ROWS_OF = "rows_of"
 MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
 DIGEST_WIDTH = 64
@@ -411,6 +413,8 @@ def images_digest(group: Any) -> str:
         hashed.update(column[()].tobytes())
     for name in IMAGE_FACTS:
         hashed.update(os.fsencode(f"{name} {text_of(group, name)}\0"))
+    if LISTING in group.attrs:
+        hashed.update(os.fsencode(f"{LISTING} {text_of(group, LISTING)}\0"))
     hashed.update(text_of(group, ROWS_OF).encode())
     return hashed.hexdigest()
 

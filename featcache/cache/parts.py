@@ -339,6 +339,8 @@ def _fill_images(
     group = file.create_group("images")
     for key in layout.IMAGE_FACTS:
         layout.put_text(group, key, facts[key])
+    if layout.LISTING in facts:
+        layout.put_text(group, layout.LISTING, facts[layout.LISTING])
     if counts:
         layout.put_text(group, layout.ROWS_OF, canonical_json(counts))
     ok = Failure("", "", "ok", "")

@@ -38,6 +38,7 @@ class Cache:
     decode: str  # version of the decoder that found the failures
     layout: str = "classes"  # of the images: classes, splits, flat ...
     changes: Changes = UNCHANGED  # what `leaks --fix` and reviews of labels changed
+    listing: Mapping[str, Any] | None = None  # see `Images.listing`; None: an earlier version did not record it
     report: Any = None  # what the extraction that returned this cache did
 
     def __repr__(self) -> str:
@@ -66,9 +67,12 @@ class Cache:
             decode = layout.text_of(group, "decode")
             root = Path(layout.text_of(group, "root"))
             arranged = layout.text_of(group, "layout")
+            listed_by = layout.text_of(group, layout.LISTING)
+            listing = dict(json.loads(listed_by)) if listed_by else None
         if path.is_dir():
             taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
-        return cls(path, root, rows, failures, {tap.name: tap for tap in taps}, spec, decode, arranged, changes)
+        by_name = {tap.name: tap for tap in taps}
+        return cls(path, root, rows, failures, by_name, spec, decode, arranged, changes, listing)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -79,6 +83,12 @@ class Cache:
     def joined(self) -> Mapping[str, str]:
         """The group that an image had before, {path: group}, of those in groups of `leaks --fix`."""
         return self.changes.joined
+
+    @property
+    def images_from(self) -> Path:
+        """The folder, archive or table that `extract` took the images from."""
+        table = (self.listing or {}).get("table")
+        return self.root / table if table else self.root
 
     @property
     def splits(self) -> Mapping[str, int]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from featcache.errors import DiskFault
 from featcache.files import temporary_folder
+from featcache.provenance import cpuinfo
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cores() -> dict[str, Any]:
-    processor = _pairs(PROC / "cpuinfo")
+    processor = cpuinfo(PROC / "cpuinfo")
     vectors = None
     if "flags" in processor:
         flags = processor["flags"].split()

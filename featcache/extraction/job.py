@@ -33,7 +33,7 @@ from featcache.backbones.devices import check_kinds
 from featcache.backbones.lineage import lineage_of
 from featcache.backbones.parse import Request, requests
 from featcache.cache import parts
-from featcache.cache.layout import INDEX_NAME, is_begun, is_cache, is_foreign, part_files, table_of
+from featcache.cache.layout import INDEX_NAME, LISTING, is_begun, is_cache, is_foreign, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows, is_part
 from featcache.errors import (
@@ -474,7 +474,10 @@ class Job:
             return False
         failures = {failure.path: failure for failure in earlier.failures}
         stored = earlier.rows, earlier.changes.reviews, failures, os.fsencode(earlier.root)
-        return stored == (self._rows(), self.changes.reviews, self._failures(), self._facts()["root"])
+        if stored != (self._rows(), self.changes.reviews, self._failures(), self._facts()["root"]):
+            return False
+        # A plain folder needs no listing: a cache of an earlier version, which has none, is not written again for it.
+        return (earlier.listing or {}) == (self.images.listing or {})
 
     def report(self, seconds: float) -> Extracted:
         """Return what was done."""
@@ -750,12 +753,15 @@ class Job:
         return {path: failures[path] for path in sorted(failures, key=os.fsencode)}
 
     def _facts(self) -> dict[str, str | bytes]:
-        return {
+        facts: dict[str, str | bytes] = {
             "root": os.fsencode(self.images.root.resolve() if self.images.source.location else self.images.root),
             "layout": self.images.layout,
             "split_spec": canonical_json(asdict(self.images.split_spec)),
             "decode": _decoder(),
         }
+        if self.images.listing is not None:
+            facts[LISTING] = canonical_json(self.images.listing)
+        return facts
 
 
 def _built(request: Request, at_hand: Backbone | None = None, precision: Precision = "float32") -> Backbone:

@@ -58,6 +58,9 @@ class Images:
     given: frozenset[str] = frozenset()  # paths whose split folders or a manifest give; of others a hash decides
     remarks: tuple[str, ...] = ()  # on what `group_from` does not do, and on what a table says and is not used
     kinds: Mapping[str, int] = field(default_factory=dict)  # {kind: count}, when checked: see `images.kinds`
+    # What else than `root` and the split gives these rows again: {"table": "list.csv", "label_column": "species"},
+    # by the names of the options of `scan`; None: unknown
+    listing: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
@@ -175,6 +178,14 @@ def scan(
     has_val = listing.layout != "splits" or any(file.split in ("", "val") for file in listing.files)
     assigned = tuple(assign(rows, spec) if has_val else carve(rows, spec))
     place = source.location or IN_MEMORY
+    table = Path(root).name if isinstance(root, (str, Path)) and is_table(Path(root)) else None
+    read_by = {
+        "table": table,
+        "path_column": path_column,
+        "label_column": label_column,
+        "group_from": group_from,
+        "allow_outside": allow_outside or None,
+    }
     return Images(
         root=place,
         source=source,
@@ -185,6 +196,7 @@ def scan(
         stray=tuple(listing.stray),
         sizes=dict(checked.sizes) if check else None,
         kinds=dict(checked.kinds),
+        listing={name: value for name, value in read_by.items() if value is not None},
         others=dict(sorted(listing.others.items())),
         remarks=(
             *listing.remarks,

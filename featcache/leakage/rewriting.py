@@ -9,6 +9,7 @@ from pathlib import Path
 
 from featcache.cache import parts
 from featcache.cache.changes import Changes
+from featcache.cache.layout import LISTING
 from featcache.cache.reader import Cache
 from featcache.spec import ImageRow, Progress, Tick, canonical_json
 
@@ -40,9 +41,12 @@ def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) ->
 
 def facts_of(cache: Cache) -> dict[str, str | bytes]:
     """Return what a cache says of its images as a whole, for `parts.merge`."""
-    return {
+    facts: dict[str, str | bytes] = {
         "root": os.fsencode(cache.root),
         "layout": cache.layout,
         "split_spec": canonical_json(asdict(cache.split_spec)),
         "decode": cache.decode,
     }
+    if cache.listing is not None:
+        facts[LISTING] = canonical_json(cache.listing)
+    return facts

@@ -1,4 +1,8 @@
-"""The commands that make a run again."""
+"""The commands that make a run again.
+
+They write files of their own beside the caller, never those that the run was made from: an extraction into the same
+cache would replace its table of images where the folder holds others by now.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +23,64 @@ WEIGHTS = ("imagenet", "embedded", "")  # that a backbone has if nothing is said
 
 
 def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Return what to type: an extraction for each backbone, what was fixed, the sweep, and each fine-tuning."""
+    """Return what to type: an extraction for each backbone, what was fixed, the sweep, and each fine-tuning.
+
+    records: of the fine-tunings. A line that begins with # is a note for the reader.
+    """
+    name = run.path.resolve().name.removesuffix(".run")
+    new_cache, new_run = quote(f"{name}-again.h5"), f"{name}-again.run"
     alike: dict[Tap, list[Tap]] = {}
     for tap in [cache.taps[name] for name in run.fingerprints]:
         alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
-    notes = ["# The images are in groups: give --group-from again if it was given."] if _has_own_groups(cache) else []
-    found = [_extraction(cache, some) for some in alike.values()]
-    if cache.root == IN_MEMORY:
-        notes, found = ["# The images were arrays in Python: extract their features there."], []
+
+    lines = _extractions(cache, list(alike.values()), new_cache)
     if cache.joined:
-        found.append(f"featcache leaks {quote(str(cache.path))} --fix")
+        lines.append(f"featcache leaks {new_cache} --fix")
+
     heads = [f"--allow {quote(head)}" for head in run.settings.heads if is_own_class(head)]
     backbones = {tap.backbone.weights for tap in alike if tap.backbone.origin == "import"}
     functions = [f"--allow {quote(name)}" for name in sorted(backbones)]
-    found.append(" ".join([f"featcache sweep --config {quote(str(run.path / 'run.json'))} -o AGAIN", *heads]))
-    return [*notes, *found, *(_tuning(record, [*heads, *functions]) for record in records)]
+    config = quote(str(run.path.resolve() / "run.json"))
+    lines.append(" ".join([f"featcache sweep {new_cache} --config {config} -o {quote(new_run)}", *heads]))
+
+    for number, record in enumerate(records, 1):
+        model = f"{name}-again.keras" if len(records) == 1 else f"{name}-again-{number}.keras"
+        trial = quote(f"{new_run}@{record['trial']}")
+        controls = [f"--controls {','.join(record['controls'])}"] if record["controls"] else []
+        flags = [*map(quote, record["flags"]), *controls, *heads, *functions]
+        lines.append(" ".join([f"featcache finetune {trial} -o {quote(model)}", *flags]))
+    return lines
 
 
-def _tuning(record: Mapping[str, Any], allowed: Sequence[str]) -> str:
-    flags = [*map(quote, record["flags"]), *allowed]
-    return " ".join(["featcache finetune", f"AGAIN@{record['trial']}", "-o again.keras", *flags])
+def _extractions(cache: Cache, alike: Sequence[Sequence[Tap]], out: str) -> list[str]:
+    """Return the commands that make the cache again, or a note where there is none. alike: taps of one command each."""
+    listing = cache.listing
+    if cache.root == IN_MEMORY:
+        return [f"# The images were arrays in Python: extract their features there, with out={out}."]
+    if listing is not None and "merged" in listing:
+        sources = " ".join(map(quote, listing["merged"]))
+        return [f"featcache cache merge {sources} -o {out}"]
+    notes = []
+    if listing is None:
+        notes.append(
+            "# An earlier version made this cache and did not record its options: if a table named the images, give it "
+            "instead of its folder, and --group-from and --label-column as they were."
+        )
+    options = [*_of_listing(listing or {}), *_of_split(cache)]
+    if cache.path.is_dir():
+        options.append(("layout", "parts"))
+    flags = [f"--{name} {quote(str(value))}" for name, value in options]
+    if listing and listing.get("allow_outside"):
+        flags.append("--allow-outside")
+    images = quote(str(cache.images_from))
+    return [*notes, *(" ".join([f"featcache extract {images} -o {out}", flags_of(taps), *flags]) for taps in alike)]
 
 
-def _extraction(cache: Cache, taps: list[Tap]) -> str:
-    """Return the command for taps that differ in the layer alone."""
-    of_split = [f"--{name} {quote(str(value))}" for name, value in _of_split(cache)]
-    images = ["featcache extract", quote(str(cache.root)), "-o", quote(str(cache.path))]
-    return " ".join([*images, flags_of(taps), *of_split])
+def _of_listing(listing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the options that said how the images are listed, and their values."""
+    for name in ("path_column", "label_column", "group_from"):
+        if name in listing:
+            yield name.replace("_", "-"), listing[name]
 
 
 def flags_of(taps: Sequence[Tap]) -> str:
@@ -85,8 +120,3 @@ def _backbone(tap: Tap) -> str:
         return f"{spec.weights}:mode={tap.preprocess.mode}"
     options = [f"{name}={value}" for name, value in spec.options]
     return ":".join([spec.name, *options, *([f"seed={spec.seed}"] if spec.seed else [])])
-
-
-def _has_own_groups(cache: Cache) -> bool:
-    """Return whether images are in groups that neither their folders nor `leaks --fix` have put them into."""
-    return any(row.group and row.path not in cache.joined for row in cache.rows)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -39,7 +38,18 @@ from featcache.sweeps.comparing import said_by
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
 from featcache.sweeps.records import TUNED, read_record
 
-OF_TRAINING = ("trial", "flags", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
+OF_TRAINING = (
+    "trial",
+    "flags",
+    "controls",
+    "metric",
+    "unfrozen",
+    "seconds",
+    "stopped",
+    "certificate",
+    "best",
+    "history",
+)
 MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter of older pages
 MARKED_BYTES = 4096  # of the beginning of a page, in which the mark stands
 
@@ -124,14 +134,14 @@ class Report:
         size = sum(file.stat().st_size for file in _files_of(cache.path))
         heads = sum(trial.size for trial in run.trials)
         return [
-            ("Images", f"{len(cache.rows)} in {cache.root}, {len(cache.failures)} could not be read"),
+            ("Images", f"{len(cache.rows)} in {cache.images_from}, {len(cache.failures)} could not be read"),
             ("Classes", str(len(run.classes))),
             ("Chosen on", _how(run)),
             ("Features", f"{cache.path}, {size / 1e6:.1f} MB"),
             ("Sweep", f"{len(run.trials)} trials in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
             ("Seed", str(run.settings.seed)),
             *([("Settings", _settings(run))] if _settings(run) else []),
-            ("Versions", _versions()),
+            *_makers(run),
         ]
 
     def _taps(self) -> list[dict[str, Any]]:
@@ -326,10 +336,18 @@ def _settings(run: Run) -> str:
     return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
 
 
-@cache
-def _versions() -> str:
-    names = ("featcache", "keras", "numpy", "scikit-learn", "h5py")
-    return ", ".join(f"{name} {version(name)}" for name in names)
+def _makers(run: Run) -> list[tuple[str, str]]:
+    """Return what the trials were made with; several versions and machines where a sweep went on elsewhere."""
+    if not run.makers:
+        return [("Versions", "not recorded: an earlier version of featcache made this run")]
+    facts = []
+    for maker in run.makers:
+        versions = ", ".join(f"{name} {number}" for name, number in maker["versions"].items())
+        cores = "1 core" if maker["cores"] == 1 else f"{maker['cores']} cores"
+        hardware = [maker["processor"], cores, *maker["gpus"], maker["system"]]
+        facts.append(("Versions", f"{versions}; code {maker['code']}"))
+        facts.append(("Machine", ", ".join(filter(None, hardware))))
+    return facts
 
 
 def _interval(score: Any) -> str:

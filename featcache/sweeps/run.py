@@ -33,8 +33,9 @@ from featcache.sweeps.metrics import METRICS, Metric, Score, better
 from featcache.sweeps.presets import preset_of
 from featcache.sweeps.unseen import judging
 
-RUN_FORMAT = 3
-WITHOUT_DIGEST = 2  # the format before, which also held what is in files of its own now
+RUN_FORMAT = 4
+WITHOUT_MAKERS = 3  # the format before, which did not say what the run was made with
+WITHOUT_DIGEST = 2  # the format before that, which also held what is in files of its own now
 LOO = "loo"
 NOT_JUDGED = -1  # instead of a predicted class, of an image that stays in the training of all folds
 DROPPED = "dropped:"  # how the status of a trial begins that a budget left out
@@ -130,6 +131,7 @@ class Run:
     recorded: tuple[str, ...] = field(
         default=(), repr=False, compare=False
     )  # those of `tuned` with a record of their own
+    makers: tuple[Mapping[str, Any], ...] = ()  # see `provenance.made_with`; several if it went on elsewhere
     unjudged: tuple[str, ...] = ()  # classes without an image that chose, so that scores say nothing about them
 
     def __repr__(self) -> str:
@@ -457,7 +459,7 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
             f"{file} has format {written}; this featcache reads formats up to {RUN_FORMAT}. "
             "Update featcache: pip install -U featcache"
         )
-    if written == RUN_FORMAT:
+    if written in (RUN_FORMAT, WITHOUT_MAKERS):
         facts = check_seal(facts, file, NotARun, "Sweep again; to sweep with other settings: --config FILE.toml")
     elif written != WITHOUT_DIGEST:
         raise KeyError("format")
@@ -466,7 +468,7 @@ def _from_json(path: Path, facts: dict[str, Any]) -> Run:
     lists: dict[str, Any] = {name: tuple(asked[name]) for name in ("heads", "taps", "prepare")}
     settings = Settings(**{**asked, **lists})
     trials = tuple(_trial(trial) for trial in facts.pop("trials"))
-    for name in ("classes", "tuned", "test_opened", "unjudged"):
+    for name in ("classes", "tuned", "test_opened", "makers", "unjudged"):
         facts[name] = tuple(facts.get(name, ()))
     return Run(path=path, settings=settings, trials=trials, **facts)
 

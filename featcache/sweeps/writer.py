@@ -25,6 +25,7 @@ from featcache.heads.paths import try_all
 from featcache.heads.steps import make_steps
 from featcache.heads.tried import Fold
 from featcache.locks import locked
+from featcache.provenance import made_with
 from featcache.spec import ImageRow
 from featcache.sweeps import records
 from featcache.sweeps.run import (
@@ -105,9 +106,10 @@ class Writer:
         return {trial.trial for trial in self.run.trials}
 
     def add(self, trials: Sequence[Trial]) -> None:
-        """Write down what was tried."""
+        """Write down what was tried, and with which versions on which machine."""
         together = sorted([*self.run.trials, *trials], key=lambda trial: trial.trial)
-        self.run = replace(self.run, trials=tuple(together))
+        makers = self.run.makers if made_with() in self.run.makers else (*self.run.makers, made_with())
+        self.run = replace(self.run, trials=tuple(together), makers=makers)
         # No upper bound: run.json holds all trials, so that thousands take seconds to write, and more each time.
         if time.perf_counter() - self._saved > self._save_s / SAVE_SHARE:
             self.save()

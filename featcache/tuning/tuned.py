@@ -13,6 +13,7 @@ from typing import Any
 from featcache.arrays import Floats
 from featcache.assembly.certificate import Certificate
 from featcache.errors import NotARun
+from featcache.provenance import made_with
 from featcache.sweeps import Chosen
 from featcache.sweeps.records import TUNED, read_record, write_record
 from featcache.tuning.train import Epoch
@@ -71,7 +72,11 @@ class Tuned:
             return
         path = record_of(self.chosen.run.path, self.path)
         now = datetime.datetime.now(datetime.UTC)
-        facts = self.to_json() | {"file": str(self.path.resolve()), "at": now.isoformat()}
+        facts = self.to_json() | {
+            "file": str(self.path.resolve()),
+            "at": now.isoformat(),
+            "made_with": made_with(),
+        }
         facts = json.loads(json.dumps(facts))  # as it is read again
         if path.exists() and not self.controls:
             with suppress(NotARun):  # a damaged record is replaced

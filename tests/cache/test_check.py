@@ -107,6 +107,15 @@ def test_other_facts_are_noticed(path, fact):
     assert "its images are not those that were written" in verify(path).problems[0]
 
 
+def test_another_listing_is_noticed(tmp_path):
+    write(tmp_path / "c.h5")
+    parts.merge(tmp_path / "c.h5", ROWS, {}, FACTS | {"listing": '{"table":"a.csv"}'})
+    assert Cache.open(tmp_path / "c.h5").images_from.name == "a.csv"
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        file["images"].attrs["listing"] = np.bytes_(b'{"table":"b.csv"}')
+    assert "its images are not those that were written" in verify(tmp_path / "c.h5").problems[0]
+
+
 def test_where_there_is_no_cache_there_is_nothing_to_verify(tmp_path):
     with pytest.raises(NotACache, match=r"No cache at .*none.h5. Make one: featcache extract IMAGES -o .*none.h5"):
         verify(tmp_path / "none.h5")

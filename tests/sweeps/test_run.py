@@ -3,12 +3,14 @@ import json
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from featcache.errors import NotARun, ShapeMismatch, UnknownHead
+from featcache.files import write_sealed
 from featcache.sweeps import Run, Settings, Trial, open_trial, sweep
 from featcache.sweeps.comparing import said_by
 
@@ -217,10 +219,29 @@ def test_a_run_json_of_the_format_before_is_read(copied, small):
     assert (opened.trials, opened.settings) == (small.trials, small.settings)
 
 
+def test_a_run_says_what_made_it_and_one_of_format_3_is_read_without(copied, small):
+    [maker] = small.makers
+    assert maker["versions"]["featcache"] == version("featcache")
+    assert maker["cores"] > 0
+    facts = json.loads((copied.path / "run.json").read_text())
+    del facts["makers"]
+    write_sealed(copied.path / "run.json", facts | {"format": 3})
+    assert Run.open(copied.path) == replace(small, path=copied.path, makers=())
+
+
+def test_a_sweep_that_goes_on_elsewhere_names_both_machines(small, copied, hard):
+    elsewhere = {**small.makers[0], "processor": "another"}
+    replace(copied, trials=copied.trials[:3], makers=(elsewhere,)).save()
+    asked = copied.settings
+    finished = sweep(hard, asked.heads, taps=asked.taps, out=copied.path)
+    assert finished.makers == (elsewhere, *small.makers)
+    assert len(finished.trials) == len(small.trials)
+
+
 def test_a_run_of_a_later_version_says_what_to_do(copied):
-    damage(copied, lambda facts: facts.update(format=4))
+    damage(copied, lambda facts: facts.update(format=5))
     with pytest.raises(
-        NotARun, match=r"run\.json has format 4; this featcache reads formats up to 3. Update featcache: "
+        NotARun, match=r"run\.json has format 5; this featcache reads formats up to 4. Update featcache: "
     ):
         Run.open(copied.path)
 

@@ -1,0 +1,61 @@
+"""What a result was made with: the versions of featcache and its libraries, and the machine.
+
+The version alone does not say which code ran where somebody works on featcache, so its own source is part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("featcache", "keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "h5py")
+GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+@cache
+def made_with() -> dict[str, Any]:
+    """Return versions, a digest of the code and the hardware, as JSON has them. No library is imported for it."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "code": _code_digest(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": cpuinfo(Path("/proc/cpuinfo")).get("model name", platform.processor()),
+        "cores": os.cpu_count() or 1,
+        "gpus": [cpuinfo(file).get("Model", "GPU") for file in sorted(GPUS.glob("*/information"))],
+    }
+
+
+def cpuinfo(file: Path) -> dict[str, str]:
+    """Return what stands before and after the colons of a file in /proc; nothing where the system has none."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the libraries that are installed."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _code_digest() -> str:
+    """Return 12 digits that differ wherever the source of featcache does."""
+    package = Path(str(files("featcache")))
+    hashed = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        hashed.update(f"{file.relative_to(package).as_posix()}\0".encode())
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()[:12]
