@@ -7,6 +7,7 @@ featcache never reads from there.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featcache.errors import EnvironmentFault
+
+log = logging.getLogger(__name__)
 
 # GPUs would compute float32 in TF32, with 10 bits of mantissa, without a word: cuBLAS and cuDNN, and JAX
 TRUE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
@@ -82,6 +85,7 @@ def _import_keras() -> None:
     backend, place = _backend_setting()
     if backend not in BACKENDS:
         raise EnvironmentFault(_other_backend(backend, place, _NEEDED))
+    log.info("Starting %s takes 5 to 20 s", backend)
     try:
         with _settings_from(keras_home()), quietly():
             import keras  # noqa: F401

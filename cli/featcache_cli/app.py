@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -94,6 +95,7 @@ def main() -> None:
     code = _run()
     if code:
         _end_threads(set(threading.enumerate()) - before, code)
+    gc.freeze()  # or the interpreter looks for garbage in all of TensorFlow as it ends, which takes seconds
     raise SystemExit(code)
 
 

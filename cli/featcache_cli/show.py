@@ -36,7 +36,7 @@ def command(
     if plot and not json:
         from featcache.reports.plot import plots
 
-        typer.echo(plots(opened))
+        emit(json, {}, lambda: plots(opened))
     elif chosen:
         facts = of_trial(chosen.trial)
         emit(json, facts, lambda: fields(facts))

@@ -8,6 +8,7 @@ file too: it is built of Keras' own layers only.
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from featcache.errors import NotAModel, UsageError
 from featcache.files import disk_faults, matching, raise_if_of_the_system, temporary_folder, write_whole
 from featcache.outputs import Kind, check_output
 from featcache.spec import did_you_mean
+
+log = logging.getLogger(__name__)
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
@@ -82,6 +85,7 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
     start_keras()
     import keras
 
+    log.info("Loading %s", path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files

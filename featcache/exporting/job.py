@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from featcache.files import disk_faults, place_folder, temporary_folder, write_w
 from featcache.outputs import Kind, check_output
 from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
+
+log = logging.getLogger(__name__)
 
 NUM_IMAGES = 64
 OTHER_SIZE = 4  # images that are also compared at another size, where any size is taken
@@ -146,7 +149,9 @@ def _made(kind: Format, origin: Origin, sample: Sample, made: Path, int8: bool) 
         with disk_faults(path):  # a full disk may have cut the file off without a word
             return kind.read(made)
 
+    log.info("Converting the model to %s", kind.name)
     _tried(kind, "cannot be made", write)
+    log.info("Loading the %s file with %s", kind.name, kind.runtime)
     return _tried(kind, f"is not one that {kind.runtime} loads", read)
 
 
@@ -168,6 +173,7 @@ def _facts(kind: Format, origin: Origin, int8: bool) -> dict[str, Any]:
 def _compared(kind: Format, origin: Origin, sample: Sample, runner: Runner, int8: bool) -> Exported:
     """Compare file and model on the first images. Raises ExportFailed, naming the image and class that differ most."""
     pixels = sample.first(NUM_IMAGES, origin.preprocess)
+    log.info("Comparing file and model on %d images", len(pixels))
     found, wanted = _tried(kind, "does not run", lambda: runner(pixels)), _probabilities(origin)(pixels)
     _check_same(kind, origin, sample, found, wanted, 1.0 if int8 else TOLERANCE)
     if kind.any_size:
@@ -206,6 +212,7 @@ def _check_same(kind: Format, origin: Origin, sample: Sample, found: Floats, wan
 
 def _judged(found: Exported, origin: Origin, sample: Sample, runner: Runner, gates: Sequence[Gate]) -> Exported:
     """Judge file and model on all labelled images. Raises ExportFailed if a gate is missed."""
+    log.info("Judging file and model on %d images", len(sample.rows))
     of_file, of_model = sample.probabilities([runner, _probabilities(origin)], origin.preprocess)
     metrics: list[Metric] = list(dict.fromkeys(["accuracy", *(gate.metric for gate in gates)]))
     scores = {name: judged(of_file, sample.labels, name) for name in metrics}

@@ -138,6 +138,7 @@ class Pass:
         step, done = f"extract {self.targets[0].all_taps[0].name}", 0
         writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         decoder = self._decoder()
+        self.progress(Tick(step, done, len(self.rows), self.note()))
         try:
             while decoded := decoder.take():
                 good = self._usable(decoder, decoded)

@@ -137,7 +137,8 @@ class Rows:
 
     def of(self, found: Gathered, progress: Progress) -> Iterator[Prediction]:
         """Yield a prediction for each of these images."""
-        done = 0
+        done, total = 0, -1 if found.total is None else found.total
+        progress(Tick("predict", done, total))
         for batch in decoded_batches(found.source, found.rows, self.classifier.preprocess, BATCH, self.views):
             shown = [(one.pixels, *one.others) for one in batch if not isinstance(one.pixels, Failure)]
             judged = iter(self._judged(shown))
@@ -149,7 +150,7 @@ class Rows:
                 else:
                     yield self._prediction(one, true, *next(judged))
             done += len(batch)
-            progress(Tick("predict", done, -1 if found.total is None else found.total))
+            progress(Tick("predict", done, total))
 
     def _prediction(self, one: Decoded, true: str, shares: Floats, strangeness: float | None) -> Prediction:
         if not np.isfinite(shares).all():

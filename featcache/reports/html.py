@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -40,6 +41,8 @@ from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
 from featcache.sweeps.records import TUNED, read_record
+
+log = logging.getLogger(__name__)
 
 OF_TRAINING = ("trial", "flags", "metric", "unfrozen", "seconds", "stopped", "certificate", "best", "history")
 MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter of older pages
@@ -81,8 +84,10 @@ class Report:
         run, judged = self.run, self.judged
         trainings = [_training(path) for path in sorted((run.path / TUNED).glob("*.json"))]
         hidden = "test" if self.final is None else ""
+        log.info("Looking for leaks and wrong labels")
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
         head = "" if run.refitted is None else "@refit"
+        log.info("Drawing the plots")
         return {
             "run": run,
             "best": self.chosen.trial if self.chosen else None,
@@ -170,6 +175,7 @@ class Report:
         rows = [row for split in splits for row in self.run.rows(self.cache, split)]
         shown = sorted(sorted(rows, key=lambda row: row.digest)[:MOST], key=lambda row: (row.label, row.path))
         said = self._said_of()
+        log.info("Arranging %d images on the map", len(shown))
         at = places(self._seen(shown))
         points = [
             {

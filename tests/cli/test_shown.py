@@ -1,15 +1,11 @@
 """What stands on a terminal: within 80 columns, no colour in a pipe, none with NO_COLOR, nothing to obey."""
 
-import sys
-
 import pytest
 from tiny import TOY, write_images
 
 from featcache.extraction import extract
 from featcache.reports.text import fields, table, wrapped
-from featcache.spec import Tick
 from featcache.sweeps import sweep
-from featcache_cli import output
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +68,3 @@ def test_commands_and_paths_in_a_sentence_stay_whole():
     path = "/photos/" + "x" * 100
     assert path in wrapped(f"The features of {path} are old.", width=40)
     assert fields({"weights": path}).endswith(path)
-
-
-@pytest.mark.parametrize("no_color", [True, False])
-def test_the_bar_has_no_colour_with_no_color(no_color, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(output, "SHOW_AFTER_S", -1.0)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_color:
-        monkeypatch.setenv("NO_COLOR", "1")
-    with output.progress(quiet=False) as draw:
-        for done in (1, 2):
-            draw(Tick("extract", done, 3))
-    drawn = capsys.readouterr().err
-    assert "extract" in drawn
-    colours = [
-        code for code in drawn.split("\x1b[")[1:] if code.split("m")[0].replace(";", "").isdigit() and "m" in code
-    ]
-    coloured = [code for code in colours if any(part[:1] in "34" for part in code.split("m")[0].split(";"))]
-    assert bool(coloured) != no_color
