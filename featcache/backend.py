@@ -66,7 +66,7 @@ def installed_backends() -> list[str]:
 
 
 def start_keras() -> None:
-    """Import Keras; if TF_CPP_MIN_LOG_LEVEL asks for silence (2 or more), with stderr closed meanwhile.
+    """Import Keras, without TensorFlow's greeting unless TF_CPP_MIN_LOG_LEVEL asks for it (0 or 1).
 
     Call it before anything else of featcache imports Keras. Raises EnvironmentFault if Keras is set to a backend that
     is not there, or to compute something else than its defaults.
@@ -74,6 +74,8 @@ def start_keras() -> None:
     # Also where the user has imported Keras before: libraries of GPUs read these at their first computation.
     for name, value in TRUE_FLOAT32.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with four lines, and logs what does not matter
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     if "keras" not in sys.modules:
         _import_keras()
     elif (backend := sys.modules["keras"].backend.backend()) not in BACKENDS:

@@ -36,9 +36,10 @@ class App(typer.Typer):
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
         """Register a function as a command."""
-        register = super().command(name, **settings)
 
         def add(function: CommandFunctionType) -> CommandFunctionType:
+            summary = (function.__doc__ or "").partition("\n\n")[0]  # Click would cut it off to one line
+            register = super(App, self).command(name, short_help=summary, **settings)
             register(_with_shared_options(function, name or function.__name__))
             return function
 

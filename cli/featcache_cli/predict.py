@@ -106,9 +106,9 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
 
 def text(tally: Tally, files: Sequence[Path]) -> str:
     """Return the counts as a person reads them."""
-    from featcache.reports.text import interval, printable
+    from featcache.reports.text import counted, interval, printable
 
-    counts = f"{tally.rows} images, {tally.failed} could not be read"
+    counts = f"{counted(tally.rows, 'image')}, {tally.failed} could not be read"
     if tally.failed:
         reasons = (f"{count} {status}" for status, count in sorted(tally.by_status.items()) if status != "ok")
         counts += f" ({', '.join(reasons)})"

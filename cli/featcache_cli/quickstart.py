@@ -111,14 +111,14 @@ def _part_text(part: Part) -> str:
     from featcache.extraction import Extracted
     from featcache.images.manifest import Images
     from featcache.reports.table import trials_table
-    from featcache.reports.text import interval, table
+    from featcache.reports.text import counted, interval, table
     from featcache.sweeps import Run
     from featcache.tuning import Tuned
 
     match part:
         case Images():
             splits = ", ".join(f"{count} {name}" for name, count in part.splits.items())
-            return f"{len(part.rows)} images, {len(part.classes)} classes: {splits}"
+            return f"{counted(len(part.rows), 'image')}, {len(part.classes)} classes: {splits}"
         case Extracted():
             return extract_command.counts(part)
         case Run():

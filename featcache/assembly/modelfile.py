@@ -79,8 +79,15 @@ def check_model_path(path: Path, facts: Mapping[str, Any], *, inputs: Iterable[P
     check_output(path, kind_of(facts), inputs=inputs, force=force)
 
 
-def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the model and its facts. Raises NotAModel. Code in the file is not run (Keras' safe mode)."""
+def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Return the Keras model in a MODEL.keras, and its facts.
+
+    The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities. facts["classes"] are
+    the names of its K classes, facts["taps"] its feature layers with their preprocessing, facts["run"] and
+    facts["trial"] what it came from, facts["certificate"] the proof of parity. Code in the file is not run (Keras' safe
+    mode). Raises NotAModel.
+    """
+    path = Path(path)
     facts = read_facts(path)
     start_keras()
     import keras

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from featcache.assembly import Start
 from featcache.assembly.modelfile import MEMBER, is_ours, save_model
 from featcache.assembly.reference import reference_of_head
 from featcache.backbones.lineage import MEMBER as LINEAGES
-from featcache.errors import EnvironmentFault
+from featcache.errors import EnvironmentFault, UsageError
 from featcache.exporting.graph import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.exporting.origin import Origin
 from featcache.exporting.sample import Runner
@@ -58,6 +59,16 @@ class Format:
     extra: str = ""  # of featcache, that brings them
     any_size: bool = False  # takes images of any size
     batch: int | None = None  # images at once, if it takes one number only
+
+    def check_installed(self) -> None:
+        """Raise EnvironmentFault, with what to install, if a package is missing; imports none."""
+        for name in self.needs:
+            package = name.partition(".")[0]
+            if find_spec(package) is None:
+                raise EnvironmentFault(
+                    f"Exporting to {self.name} needs {package}, which is not installed. "
+                    f"Install it: pip install 'featcache[{self.extra}]'"
+                )
 
     def require(self) -> None:
         """Raise EnvironmentFault, with what to install, if something is missing."""
@@ -278,3 +289,12 @@ FORMATS = {
         ),
     )
 }
+
+
+def format_of(path: Path) -> str:
+    """Return the format that a file name asks for. Raises UsageError."""
+    for kind in FORMATS.values():
+        if kind.suffix == path.suffix.lower():
+            return kind.name
+    suffixes = ", ".join(kind.suffix for kind in FORMATS.values() if kind.suffix)
+    raise UsageError(f"-o takes a file name that ends in {suffixes}, or a folder; got {path}. Or name the format: --to")

@@ -16,7 +16,7 @@ from featcache.arrays import Floats
 from featcache.assembly.modelfile import kind_of, read_facts
 from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
-from featcache.exporting.formats import FORMATS, Format
+from featcache.exporting.formats import FORMATS, Format, format_of
 from featcache.exporting.gates import Gate, judged
 from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
@@ -56,7 +56,7 @@ class Exported:
 
 def export(
     model: str | Path,
-    to: str,
+    to: str | None,
     out: str | Path,
     *,
     int8: bool = False,
@@ -67,18 +67,19 @@ def export(
 ) -> Exported:
     """Write a model in another format, once its own runtime has given the model's probabilities there.
 
-    model: MODEL.keras or RUN@best. to: keras, savedmodel, litert, onnx or openvino. out: the file to write, or the
-    folder of a SavedModel. int8: quantise, of LiteRT. images: what to compare and judge on, instead of the validation
-    images of the run. run: where that is, if not beside the model. gates: such as "balanced_accuracy>=0.9".
-    force: replace what lies at `out` even if it is no earlier export to this format.
+    model: MODEL.keras or RUN@best. to: keras, savedmodel, litert, onnx or openvino; None: by the name of `out`.
+    out: the file to write, or the folder of a SavedModel. int8: quantise, of LiteRT. images: what to compare and judge
+    on, instead of the validation images of the run. run: where that is, if not beside the model. gates: such as
+    "balanced_accuracy>=0.9". force: replace what lies at `out` even if it is no earlier export to this format.
     Raises ExportFailed (and writes nothing) if it cannot be converted, differs by more than 1e-4 on 64 images, or
     misses a gate; EnvironmentFault if a package is missing; UsageError, NotAModel, NotARun, DataError.
     """
-    kind: Format = FORMATS[choose("--to", to, FORMATS)]
-    asked = [Gate.parse(one) for one in gates]
     path = Path(out)
+    kind: Format = FORMATS[choose("--to", to or format_of(path), FORMATS)]
+    asked = [Gate.parse(one) for one in gates]
     _check(kind, path, int8)
     _check_free(kind, path, model, [], force)
+    kind.check_installed()  # now, not when Keras has started
     start_keras()
     with quietly():
         kind.require()

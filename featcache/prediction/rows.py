@@ -16,7 +16,7 @@ from featcache.extraction.pipeline import Decoded, decoded_batches
 from featcache.images.manifest import Images
 from featcache.images.views import parse_views
 from featcache.prediction.models import Classifier, open_classifier
-from featcache.prediction.places import Gathered, Place, gather
+from featcache.prediction.places import Gathered, Place, ToPredict, gather
 from featcache.spec import IDENTITY, Failure, Preprocess, Progress, Tick, silent
 from featcache.sweeps.metrics import Score, wilson
 
@@ -83,7 +83,7 @@ class Tally:
 
 def predict(
     model: str | Path,
-    images: Images | Place | Sequence[Place],
+    images: ToPredict,
     *,
     top: int = 1,
     reject: float | None = None,
@@ -94,8 +94,9 @@ def predict(
     """Yield a prediction for every image, in the order of their paths.
 
     images: a folder, one image, an archive, a manifest, stored arrays, a pattern, a scan of any of them, or several of
-    these one after the other; an iterator of paths is a list of files. Memory does not depend on their number, but for
-    the names of what lies in folders.
+    these one after the other; an iterator of paths is a list of files. Also an array (H, W, 3) or (N, H, W, 3), an
+    image of Pillow, or a list of these: then a path is the number of its image. Memory does not depend on the number of
+    images, but for the names of what lies in folders.
     model: a MODEL.keras of featcache or another Keras model; with imagenet=True a name such as "mobilenet_v2".
     top: how many classes, at most all. reject: call those images unknown that are stranger than all but this share
     of the validation images. views: "flip", or a number: the mean over so many views of each image.

@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.errors import DataError
 from featcache.heads.steps import NONE, STANDARDISE
-from featcache.reports.text import fits, interval, printable, table, wrapped
+from featcache.reports.text import counted, fits, interval, printable, table, wrapped
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -147,7 +147,7 @@ def _notes(run: Run) -> list[str]:
                 f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
             )
         if ranked[1:]:
-            notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
+            notes.append(f"Within the best one's interval: {len(ties)} of {counted(len(ranked) - 1, 'other trial')}.")
     few_chose = run.settings.cv is None and run.num_select < FEW_SELECT and run.num_train > run.num_select
     if few_chose and _can_leave_out(run):
         notes.append(f"Only {run.num_select} images chose; --cv 5 would choose on {run.num_train}.")
