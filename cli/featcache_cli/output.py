@@ -34,9 +34,28 @@ Allow = Annotated[
 
 def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> None:
     """Print a result: the document with --json, else the text."""
-    result = json.dumps(document, indent=2) if as_json else text()
+    if as_json:
+        with cleared():
+            typer.echo(json.dumps(document, indent=2))
+    else:
+        print_text(text())
+
+
+def print_text(text: str) -> None:
+    """Print a result, or a part of it, for people to read."""
     with cleared():
-        typer.echo(result)
+        typer.echo(_folded(text) if sys.stdout.isatty() else text)
+
+
+def _folded(text: str) -> str:
+    """Return text whose sentences break between words; tables stay as they are, and commands can be copied whole."""
+    from featcache.reports.text import wrapped
+
+    lines = []
+    for line in text.split("\n"):
+        is_prose = "  " not in line.strip() and not line.startswith("Next:")
+        lines.append(wrapped(line) if is_prose else line)
+    return "\n".join(lines)
 
 
 def allow_flags(names: Sequence[str]) -> str:
@@ -57,6 +76,7 @@ def in_shell(value: object) -> str:
 
 def say(text: str) -> None:
     """Print a remark on stderr."""
+    text = _folded(text) if sys.stderr.isatty() else text
     if (shown := current()) is not None:
         shown.say(text)
         return

@@ -12,7 +12,7 @@ from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Force, Json, Quiet, cleared, emit, in_shell, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress
 from featcache_cli.scan import GroupFrom, Seed, Split
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def text(done: Quickstart) -> str:
 def _show(part: Part) -> None:
     """Print a part of the job as soon as it is done."""
     _name_failures(part)
-    shown = _part_text(part)
-    with cleared():
-        typer.echo(f"{shown}\n")
+    print_text(f"{_part_text(part)}\n")
 
 
 def _name_failures(part: Part) -> None:

@@ -1,11 +1,14 @@
 """What stands on a terminal: within 80 columns, no colour in a pipe, none with NO_COLOR, nothing to obey."""
 
+import sys
+
 import pytest
 from tiny import TOY, write_images
 
 from featcache.extraction import extract
 from featcache.reports.text import fields, table, wrapped
 from featcache.sweeps import sweep
+from featcache_cli.output import emit
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,16 @@ def test_commands_and_paths_in_a_sentence_stay_whole():
     path = "/photos/" + "x" * 100
     assert path in wrapped(f"The features of {path} are old.", width=40)
     assert fields({"weights": path}).endswith(path)
+
+
+def test_in_a_terminal_sentences_break_between_words_and_commands_not_at_all(capsys, monkeypatch):
+    sentence = "On the same images this head is better than the other by chance or not: nobody can tell."
+    command = "Next: featcache handoff a_folder_with_a_name.run@best -o model.keras"
+    table_line = "logreg   0.95   a cell that is long, which is cut by nobody"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    emit(False, {}, lambda: "\n".join([sentence, table_line, command]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [table_line, command]
+    assert max(map(len, lines[:-2])) <= 40
+    assert " ".join(line.strip() for line in lines[:-2]) == sentence
