@@ -7,6 +7,7 @@ featcache never reads from there.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featcache.errors import EnvironmentFault
+
+log = logging.getLogger(__name__)
 
 # GPUs would compute float32 in TF32, with 10 bits of mantissa, without a word: cuBLAS and cuDNN, and JAX
 TRUE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
@@ -63,7 +66,7 @@ def installed_backends() -> list[str]:
 
 
 def start_keras() -> None:
-    """Import Keras; if TF_CPP_MIN_LOG_LEVEL asks for silence (2 or more), with stderr closed meanwhile.
+    """Import Keras, without TensorFlow's greeting unless TF_CPP_MIN_LOG_LEVEL asks for it (0 or 1).
 
     Call it before anything else of featcache imports Keras. Raises EnvironmentFault if Keras is set to a backend that
     is not there, or to compute something else than its defaults.
@@ -71,6 +74,8 @@ def start_keras() -> None:
     # Also where the user has imported Keras before: libraries of GPUs read these at their first computation.
     for name, value in TRUE_FLOAT32.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with four lines, and logs what does not matter
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     if "keras" not in sys.modules:
         _import_keras()
     elif (backend := sys.modules["keras"].backend.backend()) not in BACKENDS:
@@ -82,6 +87,7 @@ def _import_keras() -> None:
     backend, place = _backend_setting()
     if backend not in BACKENDS:
         raise EnvironmentFault(_other_backend(backend, place, _NEEDED))
+    log.info("Starting %s takes 5 to 20 s", backend)
     try:
         with _settings_from(keras_home()), quietly():
             import keras  # noqa: F401

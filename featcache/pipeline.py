@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly import handoff
+from featcache.assembly import Certificate, handoff
 from featcache.assembly.modelfile import MODEL
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses
@@ -27,6 +28,13 @@ from featcache.tuning import Tuned, finetune, from_scratch
 
 SHOTS = 5
 HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
+WAYS = {
+    "pixels": "raw pixels + logistic regression",
+    "random": "random weights + best head",
+    "features": "frozen features + best head",
+    "tuned": "fine-tuned from the best head",
+    "scratch": "trained from scratch, equal time",
+}
 FEW_HEADS = "ridge,logreg,svm,knn"  # what a handful of images can tell apart
 
 
@@ -75,22 +83,23 @@ class Quickstart:
 
 
 @dataclass(frozen=True)
-class _Taps:
-    """The cache with its three taps, and how long each took to extract."""
+class ExtractedTap:
+    """A tap of the cache, and how long it took to extract."""
 
-    cache: Cache
-    seconds: dict[str, float]  # {"features" | "random" | "pixels": seconds}
-    names: dict[str, str]
+    name: str
+    seconds: float
 
 
 @dataclass(frozen=True)
-class _Half:
-    """One half of the table: all training images, or a few per class."""
+class Compared:
+    """The ways to a classifier, from so many training images, side by side."""
 
-    run: Run
-    head: Chosen
-    tuned: Tuned
     lines: tuple[Line, ...]
+    metric: str
+    judged_on: str  # as in Quickstart
+
+
+Part = Images | Extracted | Run | Certificate | Tuned | Compared  # what a quickstart makes, in this order
 
 
 def quickstart(
@@ -101,17 +110,21 @@ def quickstart(
     split: str | None = None,
     group_from: str | None = None,
     seed: int = 0,
+    controls: bool = True,
     force: bool = False,
     progress: Progress = silent,
+    seen: Callable[[Part], None] = lambda part: None,
 ) -> Quickstart:
     """Run the whole path on a folder of images, or on the embedded digits, and return what it did.
 
     Everything is written under `out`; running again computes no feature twice. backbone: mobilenet_v2 with
     ImageNet weights unless told otherwise, glyphnet for the embedded digits. force: replace files under `out` that
-    stand where quickstart writes and are not its own. The table compares, on the test
-    split, once with all training images and once with 5 per class (for training and for validation): raw pixels
-    with logistic regression, the backbone with random weights, its frozen features, the model fine-tuned from the
-    best head, and the same network trained from scratch for as long as fine-tuning took.
+    stand where quickstart writes and are not its own. seen: called with each result as soon as it is there.
+
+    The table compares, on the test split, the frozen features of the backbone and the model fine-tuned from the best
+    head; and with controls, once with all training images and once with 5 per class (for training and for validation),
+    also raw pixels with logistic regression, the backbone with random weights, and the same network trained from
+    scratch for as long as fine-tuning took.
     """
     started = time.perf_counter()
     folder = Path(out)
@@ -120,22 +133,44 @@ def quickstart(
     root = write_digits(folder / "digits", force=force) if images is None else Path(images)
     manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
     _require_validation(manifest, root)
-    taps, extracted = _extract(manifest, backbone or course.backbone, course, folder / "features.h5", force, progress)
-    halves = [_half(taps, course, shots, folder, seed, progress) for shots in _shots(taps.cache)]
-    first = halves[0]
+    seen(manifest)
+    job = _Job(manifest, backbone or course.backbone, course, folder, seed, force, progress)
+
+    cache = job.extract("features")
+    seen(cache.report)
+    run = job.sweep("features", None)
+    seen(run)
+    head = run.best_handoff
     (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
-    judge = _judge(taps.cache)
-    found = {line.name: Score(line.test_score, *line.interval) for line in first.lines} if judge == "test" else None
-    report = write_report(Run.open(first.run.path), folder / "report.html", final=found, force=force, progress=progress)
+    model = handoff(head, folder / "head.keras")
+    seen(model.certificate)
+    tuned = job.finetune(head, None)
+    seen(tuned)
+    comparisons = [job.compare(run, head, tuned, None, controls)]
+    seen(comparisons[0])
+    if controls and _has_more_than(SHOTS, cache):
+        few = job.sweep("features", SHOTS)
+        comparisons.append(job.compare(few, few.best_handoff, job.finetune(few.best_handoff, SHOTS), SHOTS, controls))
+        seen(comparisons[1])
+
+    judge = comparisons[0].judged_on
+    found = {line.name: Score(line.test_score, *line.interval) for line in comparisons[0].lines}
+    report = write_report(
+        Run.open(run.path),
+        folder / "report.html",
+        final=found if judge == "test" else None,
+        force=force,
+        progress=progress,
+    )
     return Quickstart(
         folder=folder,
         images=manifest,
-        extracted=extracted,
-        run=first.run,
-        head=first.head,
-        model=handoff(first.head, folder / "head.keras"),
-        tuned=first.tuned,
-        table=tuple(line for half in halves for line in half.lines),
+        extracted=cache.report,
+        run=run,
+        head=head,
+        model=model,
+        tuned=tuned,
+        table=tuple(line for compared in comparisons for line in compared.lines),
         judged_on=judge,
         report=report,
         seconds=time.perf_counter() - started,
@@ -161,86 +196,96 @@ def _require_validation(manifest: Images, root: Path) -> None:
         )
 
 
-def _extract(
-    manifest: Images, backbone: str, course: Course, out: Path, force: bool, progress: Progress
-) -> tuple[_Taps, Extracted]:
-    specs = {"features": backbone, "random": f"{backbone}:weights=none", "pixels": course.pixels}
-    caches = {kind: extract(manifest, spec, out=out, force=force, progress=progress) for kind, spec in specs.items()}
-    reports: dict[str, Extracted] = {kind: cache.report for kind, cache in caches.items()}
-    seconds = {kind: report.seconds for kind, report in reports.items()}
-    names = {kind: report.taps[0].tap for kind, report in reports.items()}
-    return _Taps(caches["pixels"], seconds, names), reports["features"]
-
-
-def _shots(cache: Cache) -> list[int | None]:
-    """All images, and a few per class where every class has more than that."""
+def _has_more_than(shots: int, cache: Cache) -> bool:
+    """Tell whether every class has more training images than that."""
     labels = [row.label for row in cache.usable("train")]
-    return [None, SHOTS] if min(labels.count(name) for name in cache.classes) > SHOTS else [None]
+    return min(labels.count(name) for name in cache.classes) > shots
 
 
-def _half(taps: _Taps, course: Course, shots: int | None, folder: Path, seed: int, progress: Progress) -> _Half:
-    judge = _judge(taps.cache)
-    label = "all" if shots is None else f"{shots}-per-class"
+@dataclass
+class _Job:
+    """The stages of a quickstart. shots: images per class, None for all."""
 
-    def swept(kind: str, heads: str) -> Run:
+    manifest: Images
+    backbone: str
+    course: Course
+    folder: Path
+    seed: int
+    force: bool
+    progress: Progress
+    taps: dict[str, ExtractedTap] = field(default_factory=dict)  # {"features" | "random" | "pixels": tap}
+
+    @property
+    def cache_file(self) -> Path:
+        """Return where all taps are."""
+        return self.folder / "features.h5"
+
+    def extract(self, kind: str) -> Cache:
+        """Extract the tap of this kind, unless that has been done, and return the cache."""
+        specs = {"features": self.backbone, "random": f"{self.backbone}:weights=none", "pixels": self.course.pixels}
+        if kind in self.taps:
+            return Cache.open(self.cache_file)
+        cache = extract(self.manifest, specs[kind], out=self.cache_file, force=self.force, progress=self.progress)
+        self.taps[kind] = ExtractedTap(cache.report.taps[0].tap, cache.report.seconds)
+        return cache
+
+    def sweep(self, kind: str, shots: int | None) -> Run:
+        """Fit heads on the tap of this kind."""
+        cache = self.extract(kind)
+        heads = HEADS if shots is None else FEW_HEADS
         return sweep(
-            taps.cache,
-            heads,
-            taps=[taps.names[kind]],
-            out=free_folder(folder / "runs" / f"{kind}-{label}"),
+            cache,
+            "logreg" if kind == "pixels" else heads,
+            taps=[self.taps[kind].name],
+            out=free_folder(self.folder / "runs" / f"{kind}-{_label(shots)}"),
             cv=None if shots is None else SHOTS,
             shots=shots,
-            seed=seed,
-            progress=progress,
+            seed=self.seed,
+            progress=self.progress,
         )
 
-    heads = HEADS if shots is None else FEW_HEADS
-    runs = {
-        "pixels": swept("pixels", "logreg"),
-        "random": swept("random", heads),
-        "features": swept("features", heads),
-    }
-    head = runs["features"].best_handoff
-    model = folder / ("model.keras" if shots is None else f"model-{label}.keras")
-    model.unlink(missing_ok=True)
-    tuned = finetune(
-        head,
-        model,
-        unfreeze=course.unfreeze,
-        epochs=course.epochs,
-        batch=course.batch,
-        learning_rate=course.learning_rate,
-        seed=seed,
-        progress=progress,
-    )
-    scratch = from_scratch(head, max_seconds=tuned.seconds, batch=course.batch, seed=seed, progress=progress)
-    spent = {kind: taps.seconds[kind] + run.seconds for kind, run in runs.items()}
-    num_train = head.run.num_train
-    with opening([run.best for run in runs.values()], judge) as scores:
-        of_heads = {kind: head_score(run.best, judge) for kind, run in runs.items()}
-        lines = (
-            _line("raw pixels + logistic regression", num_train, of_heads["pixels"], spent["pixels"]),
-            _line("random weights + best head", num_train, of_heads["random"], spent["random"]),
-            _line("frozen features + best head", num_train, of_heads["features"], spent["features"]),
-            _line(
-                "fine-tuned from the best head",
-                num_train,
-                model_score(head, tuned.model, judge),
-                spent["features"] + tuned.seconds,
-            ),
-            _line(
-                "trained from scratch, equal time",
-                num_train,
-                model_score(head, scratch.model, judge),
-                scratch.seconds,
-            ),
+    def finetune(self, head: Chosen, shots: int | None) -> Tuned:
+        """Fine-tune from a head."""
+        model = self.folder / ("model.keras" if shots is None else f"model-{_label(shots)}.keras")
+        model.unlink(missing_ok=True)
+        return finetune(
+            head,
+            model,
+            unfreeze=self.course.unfreeze,
+            epochs=self.course.epochs,
+            batch=self.course.batch,
+            learning_rate=self.course.learning_rate,
+            seed=self.seed,
+            progress=self.progress,
         )
-        scores |= {line.name: Score(line.test_score, *line.interval) for line in lines}
-    return _Half(runs["features"], head, tuned, lines)
+
+    def compare(self, run: Run, head: Chosen, tuned: Tuned, shots: int | None, controls: bool) -> Compared:
+        """Judge the best head on frozen features, the fine-tuned model and, if asked for, their controls."""
+        runs, models = {"features": run}, {"tuned": tuned}
+        if controls:
+            runs |= {kind: self.sweep(kind, shots) for kind in ("pixels", "random")}
+            models["scratch"] = from_scratch(
+                head, max_seconds=tuned.seconds, batch=self.course.batch, seed=self.seed, progress=self.progress
+            )
+        spent = {kind: self.taps[kind].seconds + run.seconds for kind, run in runs.items()}
+        spent |= {kind: model.seconds for kind, model in models.items()}
+        spent["tuned"] += spent["features"]  # it starts from their head
+        judge = _judge(run.cache())
+        with opening([run.best for run in runs.values()], judge) as scores:
+            found = {kind: head_score(run.best, judge) for kind, run in runs.items()}
+            for kind, model in models.items():
+                found[kind] = model_score(head, model.model, judge, progress=self.progress)
+            lines = [
+                Line(name, run.num_train, found[kind].value, (found[kind].low, found[kind].high), spent[kind])
+                for kind, name in WAYS.items()
+                if kind in found
+            ]
+            scores |= {line.name: Score(line.test_score, *line.interval) for line in lines}
+        return Compared(tuple(lines), run.settings.metric, judge)
 
 
-def _line(name: str, num_train: int, score: Score, seconds: float) -> Line:
-    return Line(name, num_train, score.value, (score.low, score.high), seconds)
+def _label(shots: int | None) -> str:
+    return "all" if shots is None else f"{shots}-per-class"
 
 
 def _judge(cache: Cache) -> str:

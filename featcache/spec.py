@@ -246,8 +246,29 @@ def choose(option: str, value: str, choices: Collection[str]) -> Any:
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
     """Return ' (did you mean x, y?)', or nothing where no name is near."""
-    near = get_close_matches(name, list(names), n=3, cutoff=0.5)
+    near = near_names(name, names)
     return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def near_names(name: str, names: Collection[str]) -> list[str]:
+    """Return the names that are spelt like this one; else those that are a part of it, hold it, or abbreviate it.
+
+    >>> near_names("rigde", ["ridge", "logreg"]), near_names("f1", ["accuracy", "macro_f1"])
+    (['ridge'], ['macro_f1'])
+    >>> near_names("logistic_regression", ["ridge", "logreg"]), near_names("random_forest", ["rbf", "forest"])
+    (['logreg'], ['forest'])
+    """
+    if near := get_close_matches(name, list(names), n=3, cutoff=0.5):
+        return near
+    if parts := [other for other in names if min(len(name), len(other)) > 1 and (other in name or name in other)]:
+        return parts[:3]
+    return [other for other in names if len(other) > 1 and _abbreviates(other, name)][:3]
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Return whether a name begins with the same letter, and has all the others in this order."""
+    letters = iter(name)
+    return short[0] == name[:1] and all(letter in letters for letter in short)
 
 
 def count_by(values: Collection[str]) -> Mapping[str, int]:

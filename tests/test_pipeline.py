@@ -20,7 +20,11 @@ LINES = [
 
 @pytest.mark.slow
 def test_the_main_job_ends_in_a_table_of_ten_lines(tmp_path):
-    done = quickstart(write_images(tmp_path / "photos", per_class=24), tmp_path / "out", backbone=TOY)
+    parts = []
+    photos = write_images(tmp_path / "photos", per_class=24)
+    done = quickstart(photos, tmp_path / "out", backbone=TOY, seen=parts.append)
+    kinds = ["Images", "Extracted", "Run", "Certificate", "Tuned", "Compared", "Compared"]
+    assert [type(part).__name__ for part in parts] == kinds
     assert [line.name for line in done.table] == LINES * 2
     assert [line.train_images for line in done.table] == [done.run.num_train] * 5 + [15] * 5
     for line in done.table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
 import signal
 import sys
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import typer
 
 from featcache.errors import DataError, EnvironmentFault, FeatcacheError, GateError, UsageError
+from featcache.spec import near_names
 from featcache_cli import (
     advise,
     backbones,
@@ -66,8 +67,8 @@ for module in (
     doctor,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.command)
-app.add_typer(backbones.app, name="backbones")
-app.add_typer(cache.app, name="cache")
+app.add_typer(backbones.app, name="backbones", short_help="Which backbones there are, and their weights.")
+app.add_typer(cache.app, name="cache", short_help="What a cache holds, whether it is whole, and caches for others.")
 
 
 @app.callback(invoke_without_command=True)
@@ -87,13 +88,12 @@ def exit_code_of(error: FeatcacheError) -> int:
 def main() -> None:
     """Run the command line and leave with its exit code."""
     _use_utf8()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with four lines on stderr
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
     signal.signal(signal.SIGTERM, _interrupt)
     before = set(threading.enumerate())
     code = _run()
     if code:
         _end_threads(set(threading.enumerate()) - before, code)
+    gc.freeze()  # or the interpreter looks for garbage in all of TensorFlow as it ends, which takes seconds
     raise SystemExit(code)
 
 
@@ -163,8 +163,19 @@ def _say_usage(error: Any) -> int:
         return 2
     context = getattr(error, "ctx", None)
     message = f"{message.rstrip('.')}{set_by_file(context, getattr(getattr(error, 'param', None), 'name', ''))}"
+    message += _hint(error, context)
     end = "" if message.endswith("?") else "."
     return _say(f"{message}{end} See: {getattr(context, 'command_path', 'featcache')} --help", 2)
+
+
+def _hint(error: Any, context: Any) -> str:
+    """Return which option may have been meant instead of one that there is not, if Click found none."""
+    name = getattr(error, "option_name", "")
+    if type(error).__name__ != "NoSuchOption" or error.possibilities or context is None:
+        return ""
+    options = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
+    near = near_names(name.removeprefix("--"), options)
+    return f" (did you mean {', '.join(f'--{option}' for option in near)}?)" if near else ""
 
 
 def _say(message: str, code: int) -> int:

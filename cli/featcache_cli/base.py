@@ -1,9 +1,10 @@
-"""What every command has, put on in one place: --config, --quiet, and values that the shell offers after TAB."""
+"""What every command has, put on in one place: --config, --quiet, the screen, and values that a TAB offers."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -14,6 +15,7 @@ from typer.models import CommandFunctionType, ParameterInfo
 from featcache_cli.complete import CHOICES
 from featcache_cli.config import use
 from featcache_cli.output import Quiet
+from featcache_cli.screen import screen
 
 Config = Annotated[
     Path | None,
@@ -34,31 +36,37 @@ class App(typer.Typer):
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
         """Register a function as a command."""
-        register = super().command(name, **settings)
 
         def add(function: CommandFunctionType) -> CommandFunctionType:
-            register(_with_shared_options(function))
+            summary = (function.__doc__ or "").partition("\n\n")[0]  # Click would cut it off to one line
+            register = super(App, self).command(name, short_help=summary, **settings)
+            register(_with_shared_options(function, name or function.__name__))
             return function
 
         return add
 
 
-def _with_shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with a parameter for each option that every command has, which it may have itself."""
+def _with_shared_options(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return the function with a parameter for each option that every command has, which it may have itself.
+
+    While it runs, the screen says what it does.
+    """
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())
     for parameter in own:
         _offer(parameter)
     given = {"quiet": (Quiet, False), "config": (Config, None)}
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in given.items()
-        if name not in signature.parameters
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for option, (kind, default) in given.items()
+        if option not in signature.parameters
     ]
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> Any:
-        return function(*args, **{name: value for name, value in options.items() if name in signature.parameters})
+        of_function = {option: value for option, value in options.items() if option in signature.parameters}
+        with nullcontext() if options["quiet"] else screen(name):
+            return function(*args, **of_function)
 
     run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in [*own, *added]}

@@ -32,7 +32,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     Example: featcache cache info photos.h5
     """
     from featcache.cache.reader import Cache, stored_rows
-    from featcache.reports.text import printable, table
+    from featcache.reports.text import counted, printable, table
 
     found = Cache.open(cache)
     stored = list(stored_rows(cache).values())
@@ -62,7 +62,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     def text() -> str:
         splits = ", ".join(f"{count} {name}" for name, count in found.splits.items()) or "no labels"
         root = printable(str(found.root))
-        head = f"{len(found.rows)} images of {root}, {len(found.failures)} without features; {splits}"
+        head = f"{counted(len(found.rows), 'image')} of {root}, {len(found.failures)} without features; {splits}"
         rows = [
             [
                 one.tap.name,
@@ -209,11 +209,17 @@ def merge_command(
     Example: featcache cache merge one.h5 two.h5 -o both.h5
     """
     from featcache.cache.exchange import merge_caches
-    from featcache.reports.text import printable
+    from featcache.reports.text import counted, printable
 
     merged = merge_caches(caches, out, force=force)
     facts = {"cache": str(out), "images": len(merged.rows), "taps": list(merged.taps)}
-    emit(json, facts, lambda: f"{len(merged.rows)} images, {len(merged.taps)} taps. Cache: {printable(str(out))}")
+    emit(
+        json,
+        facts,
+        lambda: (
+            f"{counted(len(merged.rows), 'image')}, {counted(len(merged.taps), 'tap')}. Cache: {printable(str(out))}"
+        ),
+    )
 
 
 @app.command("export")

@@ -9,7 +9,7 @@ import typer
 
 from featcache import trust
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Allow, Json, emit
+from featcache_cli.output import Allow, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -25,6 +25,7 @@ def command(
     images: Moved = None,
     allow: Allow = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare two trials, or a trial and a model, on the same images: is one better, or is it chance?
 
@@ -39,7 +40,8 @@ def command(
     if b.endswith(".keras"):
         from featcache.reports.models import model_on_val
 
-        found = compare(first, model_on_val(first.run, Path(b), images), metric)
+        with progress(quiet) as draw:
+            found = compare(first, model_on_val(first.run, Path(b), images, draw), metric)
     else:
         found = compare(first, open_trial(b), metric)
     emit(json, document(found), lambda: text(found))

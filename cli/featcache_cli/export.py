@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="MODEL.keras, or RUN@best.")],
-    to: Annotated[str, typer.Option("--to", help="keras, savedmodel, litert, onnx or openvino.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="What to write: .keras, a folder, .tflite, .onnx or .xml (and .bin).")
     ],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="keras, savedmodel, litert, onnx or openvino. [default: by the name of -o]"),
+    ] = None,
     force: Force = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Of litert: weights and activations in 8 bits, calibrated on images.")
@@ -42,7 +45,7 @@ def command(
 ) -> None:
     """Write a model for another runtime, once it has given the same probabilities there on 64 images.
 
-    Example: featcache export tuned.keras --to onnx -o tuned.onnx --assert "balanced_accuracy>=0.9"
+    Example: featcache export tuned.keras -o tuned.onnx --assert "balanced_accuracy>=0.9"
     """
     from featcache.exporting import export
 

@@ -161,10 +161,13 @@ def text(done: Extracted, classes: Sequence[str]) -> str:
 
 def counts(done: Extracted) -> str:
     """Return how many images there were, and how fast they were computed."""
+    from featcache.reports.text import counted
+
     rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
     copies = f"{done.copies} {'copy' if done.copies == 1 else 'copies'}, " if done.copies else ""
     return (
-        f"{done.images} images: {done.hits} cached, {done.computed} computed, {copies}{len(done.failed)} skipped; "
+        f"{counted(done.images, 'image')}: {done.hits} cached, {done.computed} computed, "
+        f"{copies}{len(done.failed)} skipped; "
         f"{done.seconds:.1f} s{rate}"
     )
 

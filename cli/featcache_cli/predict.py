@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, Quiet, emit, progress, say
+from featcache_cli.output import Force, Json, Quiet, cleared, emit, progress, say
 
 if TYPE_CHECKING:
     from featcache.assembly.reference import Threshold
@@ -109,9 +109,9 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
 
 def text(tally: Tally, files: Sequence[Path]) -> str:
     """Return the counts as a person reads them."""
-    from featcache.reports.text import interval, printable
+    from featcache.reports.text import counted, interval, printable
 
-    counts = f"{tally.rows} images, {tally.failed} could not be read"
+    counts = f"{counted(tally.rows, 'image')}, {tally.failed} could not be read"
     if tally.failed:
         reasons = (f"{count} {status}" for status, count in sorted(tally.by_status.items()) if status != "ok")
         counts += f" ({', '.join(reasons)})"
@@ -167,7 +167,8 @@ class _Shown:
             return
         width = max(1, *(len(one.top) for one in self._held))
         body = [[one.path, *_cells(one), *[""] * (width - max(1, len(one.top)))] for one in self._held]
-        typer.echo(table(["path", *(f"top {at + 1}" for at in range(width))], body))
+        with cleared():
+            typer.echo(table(["path", *(f"top {at + 1}" for at in range(width))], body))
         self._held.clear()
 
 
@@ -189,8 +190,8 @@ def _places(images: Sequence[str]) -> list[Any]:
 def _emit_with_rows(facts: dict[str, Any], spool: Path) -> None:
     """Print one document whose rows come from a file, a row at a time."""
     head = json_text.dumps(facts, indent=2).removesuffix("\n}")
-    typer.echo(f'{head},\n  "predictions": [', nl=False)
-    with spool.open() as lines:
+    with cleared(), spool.open() as lines:
+        typer.echo(f'{head},\n  "predictions": [', nl=False)
         for at, line in enumerate(lines):
             typer.echo(f"{',' if at else ''}\n    {line.rstrip()}", nl=False)
-    typer.echo("\n  ]\n}")
+        typer.echo("\n  ]\n}")

@@ -12,11 +12,11 @@ from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress
 from featcache_cli.scan import GroupFrom, Seed, Split
 
 if TYPE_CHECKING:
-    from featcache.pipeline import Quickstart
+    from featcache.pipeline import Part, Quickstart
 
 
 def command(
@@ -32,6 +32,13 @@ def command(
     split: Split = None,
     group_from: GroupFrom = None,
     seed: Seed = 0,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Compare with raw pixels, random weights, training from scratch and 5 images per class.",
+        ),
+    ] = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,10 +56,11 @@ def command(
             split=split,
             group_from=group_from,
             seed=seed,
+            controls=controls,
             force=force,
             progress=draw,
+            seen=_name_failures if json else _show,
         )
-    extract_command.name_failures(done.extracted)
     emit(json, document(done), lambda: text(done))
 
 
@@ -72,35 +80,57 @@ def document(done: Quickstart) -> dict[str, Any]:
 
 
 def text(done: Quickstart) -> str:
-    """Return the result as a person reads it."""
-    from featcache.reports.table import trials_table
-    from featcache.reports.text import interval, table
+    """Return what is left to say when all parts have been shown."""
+    return "\n".join(
+        [
+            *_remarks(done),
+            f"Models: {done.folder / 'head.keras'} and {done.folder / 'model.keras'}; all in {done.seconds:.0f} s",
+            f"To look at and to send: {done.report}",
+            f"Next: featcache predict {in_shell(done.folder / 'model.keras')} IMAGES",
+        ]
+    )
 
+
+def _show(part: Part) -> None:
+    """Print a part of the job as soon as it is done."""
+    _name_failures(part)
+    print_text(f"{_part_text(part)}\n")
+
+
+def _name_failures(part: Part) -> None:
+    from featcache.extraction import Extracted
+
+    if isinstance(part, Extracted):
+        extract_command.name_failures(part)
+
+
+def _part_text(part: Part) -> str:
+    from featcache.assembly import Certificate
+    from featcache.extraction import Extracted
+    from featcache.images.manifest import Images
+    from featcache.reports.table import trials_table
+    from featcache.reports.text import counted, interval, table
+    from featcache.sweeps import Run
+    from featcache.tuning import Tuned
+
+    match part:
+        case Images():
+            splits = ", ".join(f"{count} {name}" for name, count in part.splits.items())
+            return f"{counted(len(part.rows), 'image')}, {len(part.classes)} classes: {splits}"
+        case Extracted():
+            return extract_command.counts(part)
+        case Run():
+            chosen_on = f"Heads on the features of all training images, chosen on {part.num_select} validation images:"
+            return f"{chosen_on}\n{trials_table(part, limit=8)}"
+        case Certificate():
+            return f"The best head, handed over. {handoff_command.text(part)}"
+        case Tuned():
+            return f"Fine-tuning from it:\n{finetune_command.text(part)}"
     rows = [
         [line.name, line.train_images, interval(line.test_score, *line.interval), f"{line.seconds:.1f}"]
-        for line in done.table
+        for line in part.lines
     ]
-    best = done.head.trial
-    lines = [
-        f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
-        + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
-        extract_command.counts(done.extracted),
-        "",
-        f"Heads on the features of all training images, chosen on {done.run.num_select} validation images:",
-        trials_table(done.run, limit=8),
-        "",
-        f"Handed over: trial {best.trial} ({best.head}). {handoff_command.text(done.model.certificate)}",
-        "",
-        "Fine-tuning from it:",
-        finetune_command.text(done.tuned),
-        "",
-        table(["", "train images", f"{done.judged_on} {done.run.settings.metric} [95 %]", "s"], rows),
-        *_remarks(done),
-        f"Models: {done.folder / 'head.keras'} and {done.folder / 'model.keras'}; all in {done.seconds:.0f} s",
-        f"To look at and to send: {done.report}",
-        f"Next: featcache predict {in_shell(done.folder / 'model.keras')} IMAGES",
-    ]
-    return "\n".join(lines)
+    return table(["", "train images", f"{part.judged_on} {part.metric} [95 %]", "s"], rows)
 
 
 def _remarks(done: Quickstart) -> list[str]:

@@ -56,7 +56,8 @@ def command(
     if final:  # last, so that nothing fails after test was opened which could have failed before
         from featcache.reports.final import final_scores
 
-        opened, scores = final_scores(opened, images, chosen)
+        with progress(quiet) as draw:
+            opened, scores = final_scores(opened, images, chosen, draw)
     from featcache.reports.table import text_report
     from featcache.reports.text import printable
 

@@ -121,10 +121,10 @@ def document(found: Images) -> dict[str, Any]:
 def text(found: Images) -> str:
     """Return the result as a person reads it."""
     from featcache.images.groups import crossing_remark
-    from featcache.reports.text import printable, table
+    from featcache.reports.text import counted, printable, table
     from featcache.spec import SPLITS
 
-    lines = [f"{len(found.rows)} images in {printable(str(found.root))} ({found.layout})"]
+    lines = [f"{counted(len(found.rows), 'image')} in {printable(str(found.root))} ({found.layout})"]
     if found.classes:
         split_names = [name for name in SPLITS if name in found.splits]
         counts = {(row.label, row.split): 0 for row in found.rows}

@@ -44,7 +44,7 @@ def command(
     if plot and not json:
         from featcache.reports.plot import plots
 
-        typer.echo(plots(opened))
+        emit(json, {}, lambda: plots(opened))
     elif chosen:
         emit(json, of_trial(chosen.trial), lambda: fields(trial_fields(chosen.trial)))
     else:

@@ -7,6 +7,7 @@ the first is exact.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from featcache.images.decode import decode
 from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.spec import ImageRow, Preprocess, Tap
+
+log = logging.getLogger(__name__)
 
 NUM_IMAGES = 64
 TOLERANCE = 1e-3
@@ -81,6 +84,7 @@ def certified(model: Any, start: Start, source: Source) -> Certificate:
     Raises ParityFailed, naming the first layer that diverges.
     """
     rows = sorted([*start.rows("train"), *start.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
+    log.info("Comparing the model with its head on %d images", len(rows))
     pixels = load_pixels(source, rows, start.chosen.preprocess)
     before = model.get_weights()
     found = certify(model, pixels, start.logits(rows), start.chosen.taps)

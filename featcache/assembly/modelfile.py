@@ -8,6 +8,7 @@ file too: it is built of Keras' own layers only.
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from featcache.errors import NotAModel, UsageError
 from featcache.files import disk_faults, matching, raise_if_of_the_system, temporary_folder, write_whole
 from featcache.outputs import Kind, check_output
 from featcache.spec import did_you_mean
+
+log = logging.getLogger(__name__)
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
@@ -76,12 +79,20 @@ def check_model_path(path: Path, facts: Mapping[str, Any], *, inputs: Iterable[P
     check_output(path, kind_of(facts), inputs=inputs, force=force)
 
 
-def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the model and its facts. Raises NotAModel. Code in the file is not run (Keras' safe mode)."""
+def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Return the Keras model in a MODEL.keras, and its facts.
+
+    The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities. facts["classes"] are
+    the names of its K classes, facts["taps"] its feature layers with their preprocessing, facts["run"] and
+    facts["trial"] what it came from, facts["certificate"] the proof of parity. Code in the file is not run (Keras' safe
+    mode). Raises NotAModel.
+    """
+    path = Path(path)
     facts = read_facts(path)
     start_keras()
     import keras
 
+    log.info("Loading %s", path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files

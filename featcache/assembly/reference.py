@@ -16,6 +16,7 @@ the test images of the known flowers did, 33 % of the unknown flowers and 91 % o
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ from featcache.spec import ImageRow
 from featcache.sweeps import Chosen
 from featcache.sweeps.tasks import folds_of
 from featcache.sweeps.unseen import why_not_left_out
+
+log = logging.getLogger(__name__)
 
 PER_CLASS = 50  # training images; with 20 the AUROC was .82 instead of .84
 MOST_VAL = 5000  # validation images
@@ -182,6 +185,7 @@ def reference_of_model(model: Any, start: Start, source: Source) -> Reference | 
     train, val = _few(start)
     if not val:
         return None
+    log.info("Learning what %d known images look like", len(train) + len(val))
     chosen, inside = start.chosen, inspected(model)
     of_train, of_val = (_outputs(inside, chosen, source, rows) for rows in (train, val))
     directions = directions_of(of_train[0], chosen.run.cache().labels(train), len(chosen.run.classes))

@@ -11,6 +11,7 @@ with another digest.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 import warnings
@@ -29,6 +30,8 @@ from featcache.backbones.registry import SIZES, Entry, get, trained_size
 from featcache.backend import start_keras
 from featcache.errors import NotAModel, UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
+
+log = logging.getLogger(__name__)
 
 DEVIATIONS = (0.229, 0.224, 0.225)  # standard deviations of ImageNet's pixels, RGB, 0..1
 NO_WEIGHTS = hashlib.sha256().hexdigest()
@@ -104,6 +107,7 @@ def build(
     entry = get(spec.name)
     check_size(entry, size)
     start_keras()
+    log.info("Building %s and loading its weights", spec.name)
     with _talking_to_stderr():
         if spec.weights == "imagenet":
             file: Path | None = _imagenet_file(entry, spec, size)
@@ -121,6 +125,7 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     if is_saved and precision != "float32":
         raise UsageError(f"'{spec.name}' is a SavedModel, which computes as it was saved; got --precision {precision}")
     start_keras()
+    log.info("Loading %s", spec.name)
     with computing_in(precision), _unchanged_source(spec, size) as source:
         model = own.load(spec, size, trust)
     if model.inputs[0].shape[1] not in (None, size):

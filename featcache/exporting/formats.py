@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from featcache.assembly import Start
 from featcache.assembly.modelfile import MEMBER, is_ours, save_model
 from featcache.assembly.reference import reference_of_head
 from featcache.backbones.lineage import MEMBER as LINEAGES
-from featcache.errors import EnvironmentFault
+from featcache.errors import EnvironmentFault, UsageError
 from featcache.exporting.graph import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.exporting.origin import Origin
 from featcache.exporting.sample import Runner
@@ -59,6 +60,16 @@ class Format:
     extra: str = ""  # the extra of featcache that installs them
     any_size: bool = False  # takes images of any size
     batch: int | None = None  # the only number of images that it takes at once; None: it takes any number
+
+    def check_installed(self) -> None:
+        """Raise EnvironmentFault, with what to install, if a package is missing; imports none."""
+        for name in self.needs:
+            package = name.partition(".")[0]
+            if find_spec(package) is None:
+                raise EnvironmentFault(
+                    f"Exporting to {self.name} needs {package}, which is not installed. "
+                    f"Install it: pip install 'featcache[{self.extra}]'"
+                )
 
     def require(self) -> None:
         """Raise EnvironmentFault, which says what to install, if a module is missing."""
@@ -304,3 +315,12 @@ _FORMATS = (
     ),
 )
 FORMATS = {file_format.name: file_format for file_format in _FORMATS}
+
+
+def format_of(path: Path) -> str:
+    """Return the format that a file name asks for. Raises UsageError."""
+    for file_format in FORMATS.values():
+        if file_format.suffix == path.suffix.lower():
+            return file_format.name
+    suffixes = ", ".join(file_format.suffix for file_format in FORMATS.values() if file_format.suffix)
+    raise UsageError(f"-o takes a file name that ends in {suffixes}, or a folder; got {path}. Or name the format: --to")

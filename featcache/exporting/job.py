@@ -5,6 +5,7 @@ Nothing lies at the output path before the file has passed every check, so a fai
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from featcache.arrays import Floats, Pixels
 from featcache.assembly.modelfile import kind_of, read_facts
 from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
-from featcache.exporting.formats import FORMATS, Format
+from featcache.exporting.formats import FORMATS, Format, format_of
 from featcache.exporting.gates import Gate, score_probabilities
 from featcache.exporting.graph import INPUT, OUTPUT
 from featcache.exporting.origin import Origin, open_origin
@@ -27,6 +28,8 @@ from featcache.files import disk_faults, place_folder, temporary_folder, write_w
 from featcache.outputs import Kind, check_output
 from featcache.spec import choose
 from featcache.sweeps.metrics import Metric, Score
+
+log = logging.getLogger(__name__)
 
 NUM_IMAGES = 64
 OTHER_SIZE = 4  # images that are also compared at another size, if the format takes any size
@@ -56,7 +59,7 @@ class Exported:
 
 def export(
     model: str | Path,
-    to: str,
+    to: str | None,
     out: str | Path,
     *,
     int8: bool = False,
@@ -67,19 +70,20 @@ def export(
 ) -> Exported:
     """Write a model in another format, once its own runtime has given the model's probabilities there.
 
-    model: MODEL.keras or RUN@best. to: keras, savedmodel, litert, onnx or openvino. out: the file to write, or the
-    folder of a SavedModel. int8: quantise (LiteRT only). images: compare and score on these images instead of the
-    run's validation images. run: the run that the model came from, if it is not beside the model. gates: scores that
-    the file must reach, such as "balanced_accuracy>=0.9". force: replace what lies at `out` even if it is no earlier
-    export to this format.
+    model: MODEL.keras or RUN@best. to: keras, savedmodel, litert, onnx or openvino; None: by the name of `out`.
+    out: the file to write, or the folder of a SavedModel. int8: quantise (LiteRT only). images: compare and score on
+    these images instead of the run's validation images. run: the run that the model came from, if it is not beside the
+    model. gates: scores that the file must reach, such as "balanced_accuracy>=0.9". force: replace what lies at `out`
+    even if it is no earlier export to this format.
     Raises ExportFailed (and writes nothing) if the model cannot be converted, differs by more than 1e-4 on 64 images,
     or misses a gate; EnvironmentFault if a package is missing; UsageError, NotAModel, NotARun, DataError.
     """
-    file_format: Format = FORMATS[choose("--to", to, FORMATS)]
-    required = [Gate.parse(gate) for gate in gates]
     path = Path(out)
+    file_format: Format = FORMATS[choose("--to", to or format_of(path), FORMATS)]
+    required = [Gate.parse(gate) for gate in gates]
     _check_options(file_format, path, int8)
     _check_output(file_format, path, model, [], force)
+    file_format.check_installed()  # now, before Keras starts
     start_keras()
     with quietly():
         file_format.require()
@@ -156,7 +160,9 @@ def _write_and_load(file_format: Format, origin: Origin, sample: Sample, tempora
         with disk_faults(path):  # some writers leave a short file on a full disk and report nothing
             return file_format.read(temporary)
 
+    log.info("Converting the model to %s", file_format.name)
     _attempt(file_format, "cannot be made", write)
+    log.info("Loading the %s file with %s", file_format.name, file_format.runtime)
     return _attempt(file_format, f"is not one that {file_format.runtime} loads", read)
 
 
@@ -182,7 +188,9 @@ def _compare(file_format: Format, origin: Origin, sample: Sample, runner: Runner
     # In 8 bits any probability may move; then the predicted classes count, which `_score` compares.
     tolerance = 1.0 if int8 else TOLERANCE
     preprocess = origin.preprocess
-    of_file, of_model = _both_probabilities(file_format, origin, runner, sample.first(NUM_IMAGES, preprocess))
+    pixels = sample.first(NUM_IMAGES, preprocess)
+    log.info("Comparing file and model on %d images", len(pixels))
+    of_file, of_model = _both_probabilities(file_format, origin, runner, pixels)
     _check_same(file_format, origin, sample, of_file, of_model, tolerance)
 
     if file_format.any_size:
@@ -233,6 +241,7 @@ def _check_same(
 
 def _score(exported: Exported, origin: Origin, sample: Sample, runner: Runner, gates: Sequence[Gate]) -> Exported:
     """Score file and model on all labelled images. Raises ExportFailed if the file misses a gate."""
+    log.info("Scoring file and model on %d images", len(sample.rows))
     runners = [runner, _model_runner(origin)]
     of_file, of_model = sample.probabilities(runners, origin.preprocess)
 

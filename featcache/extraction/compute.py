@@ -147,6 +147,7 @@ class Pass:
         num_done = 0
         writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         decoder = self._decoder()
+        self.progress(Tick(step, num_done, len(self.rows), self.note()))
         try:
             while batch := decoder.take():
                 usable = self._usable(decoder, batch)

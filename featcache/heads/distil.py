@@ -7,6 +7,7 @@ Hinton et al. 2015, https://arxiv.org/abs/1503.02531; mixtures: Zhang et al. 201
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from featcache.heads.dense import train
 from featcache.heads.dense_steps import Data, Knobs, NumpyEngine, Recipe
 from featcache.heads.layers import Affine, Head, dense, make_head
 from featcache.heads.logits import softmax
+
+log = logging.getLogger(__name__)
 
 WIDTH = 512
 MIXTURES = 8  # for each image
@@ -39,6 +42,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-4
 
 def distilled(estimator: Any, features: Features, tap: str, temperature: float = 1.0, seed: int = 0) -> Head:
     """Return a dense head with one hidden layer that mimics a fitted pipeline, from the features (N, D) it saw."""
+    log.info("Teaching a dense head on %d images", len(features))
     X = np.concatenate([features, _mixtures(features, seed)]).astype(np.float32)
     targets = _asked(estimator, X, temperature).astype(np.float32)
     mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)

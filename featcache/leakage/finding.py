@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -19,6 +20,8 @@ from featcache.leakage.search import Found, search
 from featcache.leakage.thumbnails import Thumbnails, thumbnails
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps.tasks import SHARE, physical_memory
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1024  # rows of features that are read at a time
 Contents = Mapping[str, Sequence[ImageRow]]  # {digest: its images}
@@ -48,10 +51,12 @@ def leaks(
         contents.setdefault(row.digest, []).append(row)
     distinct = [some[0] for some in contents.values()]
     laps = _Laps()
+    log.info("Reading the features of %d images", len(distinct))
     features = features_of(cache, distinct, name)
     laps("reading features")
     seen, notes = _seen(cache, distinct, images, cache.taps[name].preprocess.bits, progress)
     laps("reading images")
+    log.info("Comparing the features of %d images", len(distinct))
     found = search(features, seen, [row.split for row in distinct], given, laps)
     pairs = [*_copies(contents), *_pairs(found, distinct, contents)]
     guarded = next((name for name in ("test", "val") if any(row.split == name for row in rows)), "")

@@ -235,7 +235,9 @@ def _left_out(
 
     grid = [{"C": strength, "tol": TOL} for strength in STRENGTHS]
     said = np.full((len(grid), len(y), num_classes), np.nan)
-    for number in range(count := int(folds.max()) + 1):
+    count = int(folds.max()) + 1
+    progress(Tick("labels", 0, count))
+    for number in range(count):
         seen, left_out = folds != number, np.flatnonzero(folds == number)
         classes = np.unique(y[seen])
         known = left_out[np.isin(y[left_out], classes)]

@@ -14,16 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
 
 from featcache.errors import DataError, FeatcacheError, NoImages
 from featcache.images.decode import Undecodable
 from featcache.images.folder import FolderSource, Stamp
 from featcache.images.manifest import Images
+from featcache.images.memory import IN_MEMORY, InMemory, MemorySource
 from featcache.images.sources import Source, holds_images, list_source, open_source
 from featcache.spec import ImageRow
 
 Place = str | Path | Iterator[str]  # an iterator: a list of files, which may be longer than memory
+ToPredict = Images | Place | Sequence[Place] | InMemory | Sequence[InMemory]
 PATTERN = frozenset("*?[")
 CHUNK = 65_536
 LONGEST_PATH = 4096  # bytes, on Linux; elsewhere it is less
@@ -39,16 +43,26 @@ class Gathered:
     others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
 
 
-def gather(images: Images | Place | Sequence[Place]) -> Gathered:
+def gather(images: ToPredict) -> Gathered:
     """Return the images at a place, or at several. Raises NoImages, DataError."""
     if isinstance(images, Images):
         unread = [one.path for one in images.unreadable if not one.digest]
         rows = sorted([*images.rows, *map(_unlabelled, [*images.stray, *unread])])
         return Gathered(images.source, rows, len(rows), images.others)
-    places = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if isinstance(images, IN_MEMORY):
+        is_stack = isinstance(images, np.ndarray) and images.ndim > 3
+        return _in_memory(images if is_stack else [images])
+    if isinstance(images, Sequence) and images and isinstance(images[0], IN_MEMORY):
+        return _in_memory(images)
+    places: list[Any] = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if len(places) == 1 and isinstance(places[0], (str, Path)) and not _is_pattern(str(places[0])):
         return _inside(Path(places[0]))
     return _several(places)
+
+
+def _in_memory(images: Any) -> Gathered:
+    source = MemorySource(images)
+    return Gathered(source, [_unlabelled(path) for path in source.paths], len(source.paths))
 
 
 def paths_in(stream: IO[bytes]) -> Iterator[str]:

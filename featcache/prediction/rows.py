@@ -17,7 +17,7 @@ from featcache.extraction.pipeline import Decoded, decoded_batches
 from featcache.images.manifest import Images
 from featcache.images.views import parse_views
 from featcache.prediction.models import Classifier, open_classifier
-from featcache.prediction.places import Gathered, Place, gather
+from featcache.prediction.places import Gathered, Place, ToPredict, gather
 from featcache.spec import IDENTITY, Failure, Preprocess, Progress, Tick, silent
 from featcache.sweeps.metrics import Score, wilson
 
@@ -84,7 +84,7 @@ class Tally:
 
 def predict(
     model: str | Path,
-    images: Images | Place | Sequence[Place],
+    images: ToPredict,
     *,
     top: int = 1,
     reject: float | None = None,
@@ -95,8 +95,9 @@ def predict(
     """Yield a prediction for every image, in the order of their paths.
 
     images: a folder, one image, an archive, a manifest, stored arrays, a pattern, a scan of any of them, or several of
-    these one after the other; an iterator of paths is a list of files. Memory does not depend on their number, but for
-    the names of what lies in folders.
+    these one after the other; an iterator of paths is a list of files. Also an array (H, W, 3) or (N, H, W, 3), an
+    image of Pillow, or a list of these: then a path is the number of its image. Memory does not depend on the number of
+    images, but for the names of what lies in folders.
     model: a MODEL.keras of featcache or another Keras model; with imagenet=True a name such as "mobilenet_v2".
     top: how many classes, at most all. reject: call those images unknown that are stranger than all but this share
     of the known images that set the threshold. views: "flip", or a number: the mean over so many views of each image.
@@ -138,7 +139,8 @@ class Rows:
 
     def of(self, found: Gathered, progress: Progress) -> Iterator[Prediction]:
         """Yield a prediction for each of these images."""
-        done = 0
+        done, total = 0, -1 if found.total is None else found.total
+        progress(Tick("predict", done, total))
         for batch in decoded_batches(found.source, found.rows, self.classifier.preprocess, BATCH, self.views):
             shown = [(one.pixels, *one.others) for one in batch if not isinstance(one.pixels, Failure)]
             judged = iter(self._judged(shown))
@@ -150,7 +152,7 @@ class Rows:
                 else:
                     yield self._prediction(one, true, *next(judged))
             done += len(batch)
-            progress(Tick("predict", done, -1 if found.total is None else found.total))
+            progress(Tick("predict", done, total))
 
     def _prediction(self, one: Decoded, true: str, shares: Floats, strangeness: float | None) -> Prediction:
         if not np.isfinite(shares).all():

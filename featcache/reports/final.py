@@ -14,7 +14,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, UsageError
 from featcache.files import remove
 from featcache.images.manifest import Images
-from featcache.spec import ImageRow
+from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import OF_LABELS, Score, score
 from featcache.sweeps.records import LOOKS, new_look, read_record, write_record
@@ -34,17 +34,26 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
     return score(cache.labels(rows), predicted, metric, None if metric in OF_LABELS else chosen.logits(rows))
 
 
-def model_score(chosen: Chosen, model: Any, split: str = "test", images: Images | str | Path | None = None) -> Score:
+def model_score(
+    chosen: Chosen,
+    model: Any,
+    split: str = "test",
+    images: Images | str | Path | None = None,
+    progress: Progress = silent,
+) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
     cache = chosen.run.cache()
     rows = _rows(chosen.run, cache, split)
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
-    logits = predict_logits(logits_of(model), judged)
+    logits = predict_logits(logits_of(model), judged, progress=progress, step=f"judge on {split} images")
     return score(judged.labels, logits.argmax(axis=1), chosen.run.settings.metric, logits)
 
 
 def final_scores(
-    run: Run, images: Images | str | Path | None = None, chosen: Chosen | None = None
+    run: Run,
+    images: Images | str | Path | None = None,
+    chosen: Chosen | None = None,
+    progress: Progress = silent,
 ) -> tuple[Run, dict[str, Score]]:
     """Open the test split: return the scores there of a head and of the models fine-tuned from this run.
 
@@ -64,7 +73,7 @@ def final_scores(
             model, facts = load_model(path)
             if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
                 continue  # something else has taken its place
-            scores[_tuned_name(run, path)] = model_score(run[facts["trial"]], model, "test", images)
+            scores[_tuned_name(run, path)] = model_score(run[facts["trial"]], model, "test", images, progress)
     return Run.open(run.path), scores
 
 

@@ -6,6 +6,7 @@ It runs its own script only, whose digest stands in its content security policy;
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -37,6 +38,8 @@ from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
 from featcache.sweeps.records import TUNED, read_record
+
+log = logging.getLogger(__name__)
 
 OF_TRAINING = (
     "trial",
@@ -89,8 +92,10 @@ class Report:
         run, judged = self.run, self.judged
         trainings = [_training(path) for path in sorted((run.path / TUNED).glob("*.json"))]
         hidden = "test" if self.final is None else ""
+        log.info("Looking for leaks and wrong labels")
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
         head = "" if run.refitted is None else "@refit"
+        log.info("Drawing the plots")
         return {
             "run": run,
             "best": self.chosen.trial if self.chosen else None,
@@ -180,6 +185,7 @@ class Report:
         rows = [row for split in splits for row in self.run.rows(self.cache, split)]
         shown = sorted(sorted(rows, key=lambda row: row.digest)[:MOST], key=lambda row: (row.label, row.path))
         said = self._said_of()
+        log.info("Arranging %d images on the map", len(shown))
         at = places(self._seen(shown))
         points = [
             {

@@ -10,9 +10,10 @@ from featcache.assembly import image_source, load_model
 from featcache.assembly.assemble import logits_of
 from featcache.errors import UsageError
 from featcache.images.manifest import Images
+from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.tuning.data import ImageSet
-from featcache.tuning.train import predict_logits
+from featcache.tuning.train import VALIDATE, predict_logits
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class ModelFile:
     val_logits: Floats = field(repr=False)  # (M, K)
 
 
-def model_on_val(run: Run, path: Path, images: Images | str | Path | None = None) -> ModelFile:
+def model_on_val(
+    run: Run, path: Path, images: Images | str | Path | None = None, progress: Progress = silent
+) -> ModelFile:
     """Return what a model file says of the validation images of the run it came from.
 
     Raises NotAModel, UsageError if it came from another run, DataError if there are no such images.
@@ -37,4 +40,4 @@ def model_on_val(run: Run, path: Path, images: Images | str | Path | None = None
     if not rows:
         raise UsageError(f"{cache.path} has no validation images to compare {path} on")
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
-    return ModelFile(str(path), chosen, predict_logits(logits_of(model), judged))
+    return ModelFile(str(path), chosen, predict_logits(logits_of(model), judged, progress=progress, step=VALIDATE))

@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.errors import DataError
 from featcache.heads.steps import NONE, STANDARDISE
-from featcache.reports.text import fits, interval, printable, table, wrapped
+from featcache.reports.text import counted, fits, interval, printable, table, wrapped
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
@@ -188,7 +188,7 @@ def _notes(run: Run) -> list[str]:
                 f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
             )
         if ranked[1:]:
-            notes.append(f"{len(ties)} of {len(ranked) - 1} other trials lie within the best one's interval.")
+            notes.append(f"Within the best one's interval: {len(ties)} of {counted(len(ranked) - 1, 'other trial')}.")
     silent = [str(trial.trial) for trial in ranked if trial.log_loss is None]
     if silent:
         notes.append(f"Trials that only name a class, so that no probabilities are calibrated: {', '.join(silent)}.")

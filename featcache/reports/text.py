@@ -95,6 +95,16 @@ def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
     return _long(widths) <= shutil.get_terminal_size().columns
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something.
+
+    >>> counted(1, "image"), counted(1360, "image"), counted(2, "class")
+    ('1 image', '1360 images', '2 classes')
+    """
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}" + ("" if count == 1 else plural)
+
+
 def printable(text: str) -> str:
     """Return text that a terminal shows as it is: no control characters, no undecodable bytes.
 

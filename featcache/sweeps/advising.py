@@ -118,6 +118,7 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
             f"'{min(rare)}', so these numbers are about the others"
         )
     depths, right = [], dict[str, Classes]()
+    progress(Tick("advise", 0, len(taps)))
     for number, tap in enumerate(by_depth(cache, taps), 1):
         task = make_task(cache, tap, alone, [], asked)
         rows = few_of(task.y, max(2, MOST_IMAGES // len(counts)), 0)

@@ -6,6 +6,7 @@ of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a bino
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -20,6 +21,8 @@ from featcache.files import raise_if_of_the_system, read_arrays
 from featcache.spec import ImageRow, choose
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
 from featcache.sweeps.run import LOO, NOT_JUDGED, Chosen, predictions_file
+
+log = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 10_000
 
@@ -100,6 +103,7 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     sign = -1 if chosen in LOWER_IS_BETTER else 1
     everything = np.ones((1, len(truth)))
     scores = [float(values_of(one, everything, chosen)[0]) for one in said]
+    log.info("Computing the interval of the difference")
     counts = draws(len(truth), NUM_RESAMPLES)
     apart = np.concatenate([sign * np.subtract(*(values_of(one, some, chosen) for one in said)) for some in counts])
     low, high = np.quantile(apart, [0.025, 0.975])

@@ -179,6 +179,18 @@ class Run:
             f"{self.path} has no head that can be handed off. Sweep some of: ridge, logreg, svm, softmax, mlp"
         )
 
+    def __iter__(self) -> Iterator[Chosen]:
+        """Yield the trials that have a score, best first."""
+        return (Chosen(self, trial) for trial in self.ranked)
+
+    def __len__(self) -> int:
+        """Return how many trials have a score."""
+        return len(self.ranked)
+
+    def __bool__(self) -> bool:
+        """Return True: a run without a scored trial is a run."""
+        return True
+
     def __getitem__(self, which: str | int) -> Chosen:
         """Return a trial by its number, "best", or "refit": the best, fitted on train and val. Raises UnknownHead."""
         ranked = self.ranked

@@ -7,6 +7,7 @@ The test split is not read here.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from featcache.sweeps.presets import Preset, preset_of, taps_of
 from featcache.sweeps.run import DROPPED, LOO, Run, Settings, by_depth, few_of, head_file, predictions_file, taps_in
 from featcache.sweeps.tasks import Prepared, Task, choosing_rows, images_of, make_task, notes_on_val, part_of
 from featcache.sweeps.writer import Writer
+
+log = logging.getLogger(__name__)
 
 
 def sweep(
@@ -115,6 +118,7 @@ def sweep(
             return writer.run
         _Sweep(cache, asked, train, val, writer, jobs, progress).run(plan)
         if asked.refit and writer.run.ranked:
+            log.info("Fitting the winner on train and val")
             writer.refit(cache, [*train, *val])
     return writer.run
 
@@ -227,6 +231,7 @@ class _Sweep:
         left = [one for one in plan if one.number not in self.writer.done]
         groups = grouped(left)
         if self.asked.budget is not None:
+            log.info("Trying all settings on few images")
             groups, dropped = promising(groups, self._task, self.asked, self.jobs, clock)
             self._drop([one for one in left if one.number in dropped], dropped)
         for tap in dict.fromkeys(group.tap for group in groups):
@@ -244,6 +249,7 @@ class _Sweep:
         def tick() -> None:
             self.progress(Tick(f"sweep {task.tap}", next(ticks), total))
 
+        self.progress(Tick(f"sweep {task.tap}", 0, total))
         for chain, few in sets:
             some = [group for group in groups if (group.chain, group.few) == (chain, few)]
             part = task if few is None else part_of(task, few_of(task.y[: task.num_train], *few))

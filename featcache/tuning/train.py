@@ -16,7 +16,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Floats
 from featcache.errors import EnvironmentFault
-from featcache.spec import Progress, Tick
+from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
 from featcache.tuning.data import Labelled, in_order
 from featcache.tuning.optimizing import Group, make_optimizer, rate_at
@@ -25,6 +25,7 @@ from featcache.tuning.state import State
 
 Checkpoint = Callable[[], None]
 KeepState = Callable[[State], None]
+VALIDATE = "judge on validation images"  # a step of the progress
 MIXTURES = tuple(step / 10 for step in range(1, 10))  # shares of the end's weights, the rest is the start's
 NO_MEMORY = (
     "resource_exhausted",
@@ -114,14 +115,23 @@ def train(task: Task, recipe: Recipe, progress: Progress, state: State | None = 
     return Trained(tuple(run.history), run.best, run.logits_of_best(), run.stopped, run.recipe.batch)
 
 
-def predict_logits(model: Any, images: Labelled, batch: int = 32) -> Floats:
-    """Return (N, K) logits of a logits model; the last batch is filled up so that one shape is compiled."""
+def predict_logits(
+    model: Any, images: Labelled, batch: int = 32, progress: Progress = silent, step: str = "predict"
+) -> Floats:
+    """Return (N, K) logits of a logits model; the last batch is filled up so that one shape is compiled.
+
+    step: what the progress, which counts images, is called.
+    """
     found = []
+    done, total = 0, len(images)
+    progress(Tick(step, done, total))
     for inputs, _ in images.batches(in_order(images), batch):
         several = isinstance(inputs, list)
         filled = [_filled(one, batch) for one in inputs] if several else _filled(inputs, batch)
         count = len(inputs[0]) if several else len(inputs)
         found.append(np.asarray(model.predict_on_batch(filled))[:count])
+        done += count
+        progress(Tick(step, done, total))
     return np.concatenate(found)
 
 
@@ -184,7 +194,7 @@ class _Running:
 
     def logits_of_best(self) -> Floats:
         """Return (M, K) of the validation images, once the model has its best weights."""
-        return predict_logits(self.task.model, self.task.val_set, self.recipe.batch)
+        return predict_logits(self.task.model, self.task.val_set, self.recipe.batch, self.progress, VALIDATE)
 
     def assign(self, weights: Sequence[Floats]) -> None:
         """Set the weights that training changes."""
@@ -207,7 +217,7 @@ class _Running:
         found = replace(found, seconds=time.perf_counter() - began)
         self._note(found)
         self.task.log(found, rate)
-        self.progress(self._tick(number, f"val {found.val.value:.4f}, best {self.best.val.value:.4f}"))
+        self._show(number, self.num_batches)
         too_long = number - self.best.epoch >= self.recipe.patience
         self.is_over = self.clock.is_up or too_long or number == self.recipe.epochs
         if too_long and not self.clock.is_up:
@@ -236,12 +246,15 @@ class _Running:
     def _steps(self, number: int) -> tuple[float, int]:
         """Train for an epoch, or until time is up; return the mean loss and how many images were seen."""
         losses, seen, num_classes = [], 0, self.task.model.outputs[0].shape[-1]
+        self._show(number, 0)
         for inputs, labels in self._batches(number):
             seen += len(labels)
             wanted = np.eye(num_classes, dtype=np.float32)[labels] if self.recipe.label_smoothing else labels
             weights = self.class_weights[labels]
             losses.append(float(self.trainer.train_on_batch(inputs, wanted, sample_weight=weights)))
             self.clock.tick()
+            if len(losses) < self.num_batches:  # the last is shown once it is judged
+                self._show(number, len(losses))
             if not math.isfinite(losses[-1]) or self.clock.is_up:
                 break
             self.trainer.reset_metrics()
@@ -330,18 +343,20 @@ class _Running:
         val = self.task.val_set
         if self.task.twin is not None:
             self.task.model.set_weights(self.task.twin.get_weights())
-        values = predict_logits(self.task.model, val, self.recipe.batch)
+        values = predict_logits(self.task.model, val, self.recipe.batch, self.progress, VALIDATE)
         found = score(val.labels, values.argmax(axis=1), self.recipe.metric, values)
         return replace(epoch, val_loss=log_loss(values, val.labels), val=found, metric=self.recipe.metric)
 
-    def _tick(self, number: int, note: str) -> Tick:
-        """Return how far the training is: in epochs, or in seconds where time is what ends it."""
+    def _show(self, number: int, steps: int) -> None:
+        """Show how far the training is: in steps, `steps` of this epoch, or in seconds where time is what ends it."""
+        best = f"best val {self.best.val.value:.4f}"
         if math.isinf(self.recipe.max_seconds):
-            return Tick(self.task.name, number, self.recipe.epochs, note)
+            done, epochs = (number - 1) * self.num_batches + steps, self.recipe.epochs
+            self.progress(Tick(self.task.name, done, self.steps, f"epoch {number} of {epochs}, {best}"))
+            return
         limit = math.ceil(self.recipe.max_seconds)
-        return Tick(
-            "train for equal time", limit if self.clock.is_up else min(int(self.clock.seconds), limit), limit, note
-        )
+        seconds = limit if self.clock.is_up else min(int(self.clock.seconds), limit)
+        self.progress(Tick("train for equal time", seconds, limit, f"epoch {number}, {best}"))
 
 
 class _Clock:

@@ -20,12 +20,9 @@ from tiny import TOY, write_images
 
 from featcache import errors
 from featcache.heads.estimators import FAMILIES
-from featcache.reports.text import printable
-from featcache.spec import Tick
 from featcache.sweeps.presets import PRESETS
 from featcache.sweeps.run import Run, spelt
 from featcache_cli.app import EXIT_CODES, app, exit_code_of
-from featcache_cli.output import _PlainLines
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 TAP = "glyphnet:weights=none/top"
@@ -273,6 +270,18 @@ def test_json_of_quickstart(cli, tmp_path):
     facts = document(done, {"extract", "sweep", "handoff", "finetune", "table"})
     keys = {"name", "train_images", "test_score", "interval", "seconds"}
     assert all(keys <= line.keys() for line in facts["table"])
+
+
+@pytest.mark.slow
+def test_quickstart_prints_each_part_in_turn_and_trains_no_controls_if_told_so(cli, tmp_path):
+    photos = write_images(tmp_path / "photos", per_class=12)
+    out = tmp_path / "out"
+    done = cli("quickstart", photos, "-o", out, "-b", TOY, "--split", "60/20/20", "--no-controls", "--quiet")
+    assert done.code == 0, done
+    parts = ["36 images, 3 classes", "computed", "Heads on the features", "Parity on", "Epoch 0 is", "train images"]
+    assert [done.out.index(part) for part in parts] == sorted(done.out.index(part) for part in parts)
+    assert ("frozen features" in done.out, "from scratch" in done.out, "raw pixels" in done.out) == (True, False, False)
+    assert [folder.name for folder in (out / "runs").iterdir()] == ["features-all"]
 
 
 # What each command prints as text
@@ -601,20 +610,6 @@ def test_a_reader_that_leaves_is_no_fault(arguments):
     done = subprocess.run([*FEATCACHE, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-# Progress
-
-
-def test_progress_is_plain_lines_where_stderr_is_no_terminal(capsys, monkeypatch):
-    now = iter([0.0, 1.0, 11.0, 12.0, 25.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    draw = _PlainLines()
-    for done in (1, 2, 3, 4):
-        draw(Tick("extract", done, 10, "0 cached"))
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in said] == ["extract: 2/10", "extract: 4/10"]
-    assert all(line == printable(line) for line in said)
 
 
 # Sweeps

@@ -1,6 +1,8 @@
 """What every command has: --json, --quiet, --config, and refusals that say where to look."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,32 @@ def test_the_readmes_file_runs_three_commands(cli, photos, tmp_path, monkeypatch
     assert json.loads(done.out)["trials"] > 3, done
     assert cli("cache", "export", "--config", "photos.toml", "-o", "f.npz", "--tap", "pixels:size=8/top").code == 0
     assert Path("f.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["sweep", "CACHE", "--metric", "f1"], "(did you mean macro_f1?)"),
+        (["sweep", "CACHE", "--heads", "logistic_regression"], "(did you mean logreg?)"),
+        (
+            ["finetune", "RUN@best", "-o", "x.keras", "--learning-rate", "1"],
+            "(did you mean --lr?). See: feat",
+        ),
+        (["finetune", "RUN@best", "-o", "x.keras", "--batch-size", "8"], "(Possible options: --batch)"),
+    ],
+)
+def test_names_of_other_libraries_lead_to_ours(arguments, meant, cli, toy):
+    refused(cli(*(one.replace("CACHE", str(toy.path)) for one in arguments)), meant)
+
+
+def test_help_names_every_command_with_its_whole_summary(cli):
+    page = " ".join(cli("--help").out.partition("Commands:")[2].split())
+    assert "..." not in page
+    for name, command in COMMANDS.items():
+        if " " not in name:
+            assert " ".join(command.help.split("\n\n")[0].split()) in page
+
+
+def test_python_m_featcache_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "featcache", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("featcache ")

@@ -7,9 +7,8 @@ from tiny import TOY, write_images
 
 from featcache.extraction import extract
 from featcache.reports.text import fields, table, wrapped
-from featcache.spec import Tick
 from featcache.sweeps import sweep
-from featcache_cli import output
+from featcache_cli.output import emit
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +73,14 @@ def test_commands_and_paths_in_a_sentence_stay_whole():
     assert fields({"weights": path}).endswith(path)
 
 
-@pytest.mark.parametrize("no_color", [True, False])
-def test_the_bar_has_no_colour_with_no_color(no_color, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(output, "SHOW_AFTER_S", -1.0)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_color:
-        monkeypatch.setenv("NO_COLOR", "1")
-    with output.progress(quiet=False) as draw:
-        for done in (1, 2):
-            draw(Tick("extract", done, 3))
-    drawn = capsys.readouterr().err
-    assert "extract" in drawn
-    colours = [
-        code for code in drawn.split("\x1b[")[1:] if code.split("m")[0].replace(";", "").isdigit() and "m" in code
-    ]
-    coloured = [code for code in colours if any(part[:1] in "34" for part in code.split("m")[0].split(";"))]
-    assert bool(coloured) != no_color
+def test_in_a_terminal_sentences_break_between_words_and_commands_not_at_all(capsys, monkeypatch):
+    sentence = "On the same images this head is better than the other by chance or not: nobody can tell."
+    command = "Next: featcache handoff a_folder_with_a_name.run@best -o model.keras"
+    table_line = "logreg   0.95   a cell that is long, which is cut by nobody"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    emit(False, {}, lambda: "\n".join([sentence, table_line, command]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [table_line, command]
+    assert max(map(len, lines[:-2])) <= 40
+    assert " ".join(line.strip() for line in lines[:-2]) == sentence

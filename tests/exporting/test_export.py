@@ -343,3 +343,14 @@ def test_an_export_to_openvino_reports_nothing_to_its_makers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"
+
+
+def test_the_name_of_the_file_says_the_format_and_a_missing_package_is_told_before_keras_starts(
+    toy_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    monkeypatch.setattr(job, "start_keras", lambda: pytest.fail("Keras was started"))
+    with pytest.raises(EnvironmentFault, match=r"Exporting to onnx needs tf2onnx, which is not .* 'featcache\[onnx\]'"):
+        export(f"{toy_run.path}@best", None, tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"ends in \.keras, \.tflite, .* got .*m.pb. Or name the format: --to"):
+        export(f"{toy_run.path}@best", None, tmp_path / "m.pb")

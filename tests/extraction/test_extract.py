@@ -320,6 +320,7 @@ def test_progress_counts_every_image(photos, out):
     ticks = []
     extract(photos, PIXELS, out=out, batch=10, progress=ticks.append)
     assert [(tick.done, tick.total) for tick in ticks if tick.step == "extract pixels:size=8/top"] == [
+        (0, 36),
         (10, 36),
         (20, 36),
         (30, 36),

@@ -5,16 +5,19 @@ import os
 import shutil
 import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import COLOURS, write_images
 
-from featcache.errors import NoImages
+from featcache.errors import DataError, NoImages
+from featcache.images.arrays import pnm
+from featcache.images.decode import decode
 from featcache.prediction import paths_in, predict
 from featcache.prediction.places import LONGEST_PATH, gather
-from featcache.spec import Tick
+from featcache.spec import Preprocess, Tick
 
 
 @pytest.fixture
@@ -152,3 +155,23 @@ def test_a_long_list_is_read_as_it_is_used():
 def test_nul_bytes_are_looked_for_as_far_as_a_path_reaches():
     first = b"a\n" * (LONGEST_PATH // 4)
     assert [os.fsencode(name) for name in paths_in(Slow(first + b"\0b"))] == [first, b"b"]
+
+
+def test_arrays_and_images_of_pillow_are_read_as_their_files_are():
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in [(9, 8, 3), (5, 6, 3)]]
+    pictures = [Image.fromarray(each) for each in pixels]
+    turned = pictures[0].copy()
+    turned.getexif()[0x0112] = 6  # to be turned by a quarter to the right
+    preprocess = Preprocess(4)
+    for images in (pixels, pictures, [pixels[0], pictures[1]]):
+        found = gather(images)
+        decoded = [decode(found.source.read(row.path), preprocess) for row in found.rows]
+        assert [row.path for row in found.rows] == ["000000", "000001"]
+        assert all((each == decode(pnm(pixel), preprocess)).all() for each, pixel in zip(decoded, pixels, strict=True))
+    assert (gather(np.stack([pixels[0]] * 3)).total, gather(pixels[0]).total, gather(turned).total) == (3, 1, 1)
+    [row] = gather(turned).rows
+    upright = decode(pnm(np.rot90(pixels[0], -1)), preprocess)
+    assert (decode(gather(turned).source.read(row.path), preprocess) == upright).all()
+    with pytest.raises(DataError, match=r"holds float64, images are uint8 or uint16"):
+        gather([pixels[0] / 255])

@@ -103,7 +103,8 @@ def test_ties_are_called_ties():
 
 
 def test_trials_within_the_interval_of_the_best_are_counted():
-    assert "1 of 2 other trials lie within" in trials_table(run_of(trial(1, 0.9), trial(2, 0.85), trial(3, 0.2)))
+    assert "one's interval: 1 of 2 other trials." in trials_table(run_of(trial(1, 0.9), trial(2, 0.85), trial(3, 0.2)))
+    assert "one's interval: 1 of 1 other trial." in trials_table(run_of(trial(1, 0.9), trial(2, 0.85)))
 
 
 def test_of_one_trial_nothing_is_said_of_others():

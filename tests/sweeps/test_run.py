@@ -311,3 +311,10 @@ def test_labels_that_changed_since_the_sweep_are_noticed(copied, tmp_path):
     edit(path, swap)
     with pytest.raises(NotARun, match=r"Images, labels, groups or splits of .*c\.h5 are not those .*\. Sweep again"):
         run.cache()
+
+
+def test_a_run_is_a_sequence_of_its_trials_best_first(toy_run):
+    trials = list(toy_run)
+    assert [chosen.trial for chosen in trials] == list(toy_run.ranked)
+    assert trials[0] == toy_run.best
+    assert len(toy_run) == len(trials)

@@ -361,3 +361,13 @@ def test_smoothed_labels_and_class_weights_reach_the_loss(class_weight, smoothin
     train(task_of(model, recipe, train_set=images), recipe, lambda tick: None)
     share = np.array([0.25, 0.75]) if class_weight is None else np.array([0.5, 0.5])
     np.testing.assert_allclose(model.get_weights()[1], (1 - smoothing) * share + smoothing / 2 - 0.5, atol=1e-6)
+
+
+def test_every_step_within_an_epoch_is_shown():
+    ticks = []
+    recipe = Recipe(epochs=2, batch=8, patience=9, learning_rate=0.01, **PLAIN)
+    train(task_of(small_model(), recipe, images=24), recipe, ticks.append)
+    steps = [(tick.done, tick.total) for tick in ticks if tick.step == "train"]
+    assert steps == [(0, 6), (1, 6), (2, 6), (3, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
+    judged = [(tick.done, tick.total) for tick in ticks if tick.step == loop.VALIDATE]
+    assert judged[:3] == [(0, 11), (8, 11), (11, 11)]  # before the first epoch

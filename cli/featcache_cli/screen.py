@@ -1,0 +1,228 @@
+"""What a command does at the moment, on stderr: a line that moves in a terminal, plain lines for logs elsewhere.
+
+The library names a long step in a record of its loggers (`Starting TensorFlow ..`), and counts in a `Tick`. The line
+shows the latest of both, with a bar where something is counted, and the seconds that it has taken. It stands
+apart from results: before anything is printed it is cleared, and drawn again below.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from featcache.reports.text import printable
+from featcache.spec import Tick
+
+SHOWN_AFTER_S = 0.5  # from the start, or from what was printed last: what is done by then shows nothing
+REFRESH_S = 0.1
+PLAIN_AFTER_S, PLAIN_EVERY_S = 2.0, 10.0  # for logs: steps that take so long, and counts so often
+BAR = 24  # characters at most
+LEAST_BAR = 6
+NARROWEST = 10  # characters of a name
+SPINNER = "|/-\\"
+
+
+@dataclass
+class Step:
+    """A step that takes its time. total: as in Tick, and 0 where nothing is counted."""
+
+    name: str
+    began: float = field(default_factory=time.monotonic)
+    first: int = 0  # what was done when it began to be watched
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    named_after: float | None = None  # seconds, of the last plain line that named it
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it has taken."""
+        return time.monotonic() - self.began
+
+    @property
+    def count(self) -> str:
+        """Return how far it is, how fast it goes and what is left, as far as known."""
+        if not self.total:
+            return f"({self.seconds:.0f} s)"
+        done = self.done - self.first
+        rate = done / self.seconds if done else 0.0
+        known = self.total > 0
+        parts = [f"{self.done}/{self.total}" if known else f"{self.done}"]
+        parts += [f"{rate:.1f}/s"] if rate else []
+        parts += [_left((self.total - self.done) / rate)] if rate and known else []
+        parts += [self.note] if self.note else []
+        return ", ".join(parts)
+
+
+class Screen:
+    """The step of a command, drawn by a thread until the command ends."""
+
+    def __init__(self, command: str, stream: TextIO) -> None:
+        self._command, self._stream = command, stream
+        self._step = self._rest = Step(command)  # at rest: nothing is known but the command
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._live: Any = None  # rich's, while the line is drawn
+        self._cleared = time.monotonic()
+        self._is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._thread = threading.Thread(target=self._watch, name="screen", daemon=True)
+        self._thread.start()
+
+    def begin(self, name: str) -> None:
+        """Show a step that is not counted."""
+        with self._lock:
+            self._step = Step(printable(name))
+
+    def draw(self, tick: Tick) -> None:
+        """Show how far a step is; print it if it is a remark."""
+        if not tick.total:
+            self.say(tick.note)
+            return
+        with self._lock:
+            name = printable(tick.step)
+            if name != self._step.name:
+                self._step = Step(name, first=tick.done)
+            step = self._step
+            step.done, step.total, step.note = tick.done, tick.total, printable(tick.note)
+            if 0 < tick.total <= tick.done:
+                if step.named_after is not None:
+                    self._name_plainly(step)
+                self._step = self._rest = Step(self._command)
+
+    def say(self, text: str) -> None:
+        """Print a remark above the line."""
+        with self.cleared():
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    @contextmanager
+    def cleared(self) -> Iterator[None]:
+        """Take the line away while something is printed."""
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+            yield
+            self._cleared = time.monotonic()
+
+    def end(self) -> None:
+        """Take the line away for good."""
+        self._ended.set()
+        self._thread.join()
+        with self.cleared():
+            pass
+
+    def _watch(self) -> None:
+        while not self._ended.wait(REFRESH_S):
+            with self._lock, suppress(OSError, ValueError):  # the reader of stderr has gone
+                if self._is_terminal:
+                    if time.monotonic() - self._cleared > SHOWN_AFTER_S:
+                        self._show_line()
+                elif self._is_due():
+                    self._name_plainly(self._step)
+
+    def _is_due(self) -> bool:
+        """Tell whether a log should name the step: once, and again and again if it is counted."""
+        step = self._step
+        if step.named_after is None:
+            return step is not self._rest and step.seconds > PLAIN_AFTER_S
+        return bool(step.total) and step.seconds - step.named_after > PLAIN_EVERY_S
+
+    def _name_plainly(self, step: Step) -> None:
+        step.named_after = step.seconds
+        self.say(f"{step.name}: {step.count}" if step.total else step.name)
+
+    def _show_line(self) -> None:
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            # rich would lead results, which go to stdout, to stderr as well
+            self._live = Live(
+                console=Console(file=self._stream, highlight=False),
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(_line(self._step, self._live.console), refresh=True)
+
+
+def _line(step: Step, console: Any) -> Any:
+    """Return rich's text of a step: its name, which gives way first, a bar if it is counted, and how far it is."""
+    from rich.text import Text
+
+    spinner = SPINNER[int(time.monotonic() / REFRESH_S) % len(SPINNER)]
+    room = console.width - len(f"{spinner}    {step.count}") - 1
+    name = step.name if len(step.name) <= room else step.name[: max(room - 2, NARROWEST)] + ".."
+    line = Text(f"{spinner} {name}  ", no_wrap=True, overflow="crop")
+    width = min(BAR, room - len(name))
+    if step.total > 0 and width >= LEAST_BAR:
+        filled = min(width, width * step.done // step.total)
+        sign = "━" if console.encoding.startswith("utf") else "="
+        line.append(sign * filled, "green").append(sign * (width - filled), "bright_black").append(" ")
+    return line.append(step.count)
+
+
+def _left(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 7200 else f"{seconds / 3600:.0f} h left"
+
+
+class _Steps(logging.Handler):
+    """Shows the steps that the library names in its records."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.INFO)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.begin(record.getMessage())
+
+
+_shown: list[Screen] = []  # the screen of the command that runs, if it has any
+
+
+def current() -> Screen | None:
+    """Return the screen of the command that runs; None with --quiet."""
+    return _shown[-1] if _shown else None
+
+
+@contextmanager
+def screen(command: str) -> Iterator[None]:
+    """Show on stderr what the block does."""
+    with _own_stderr() as stream:
+        shown = Screen(command, stream)
+        steps, logger = _Steps(shown), logging.getLogger("featcache")
+        level = logger.level
+        logger.addHandler(steps)
+        logger.setLevel(logging.INFO)
+        _shown.append(shown)
+        try:
+            yield
+        finally:
+            _shown.remove(shown)
+            logger.setLevel(level)
+            logger.removeHandler(steps)
+            shown.end()
+
+
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """Give a stream to where stderr leads now: while Keras is imported stderr itself leads nowhere."""
+    try:
+        copy = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):  # it is no file
+        yield sys.stderr
+        return
+    with os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors) as stream:
+        yield stream

@@ -1,0 +1,5 @@
+"""`python -m featcache` is the command `featcache`."""
+
+from featcache_cli.app import main
+
+main()
