@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from featcache.spec import ImageRow, Preprocess, Tap
 log = logging.getLogger(__name__)
 
 NUM_IMAGES = 64
+LEAST_TAUGHT = 0.9  # of images on which a taught head names its teacher's class, as an 8-bit export must
 TOLERANCE = 1e-3
 # of the largest logit, where that is more: as far as the precision that features are computed or kept in tells
 RELATIVE = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
@@ -81,7 +83,7 @@ def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()
 def certified(model: Any, start: Start, source: Source) -> Certificate:
     """Return the certificate of a model on 64 images that its run trained or chose on.
 
-    Raises ParityFailed, naming the first layer that diverges.
+    Raises ParityFailed, naming the first layer that diverges, or if a taught head does not say what its teacher says.
     """
     rows = sorted([*start.rows("train"), *start.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
     log.info("Comparing the model with its head on %d images", len(rows))
@@ -96,7 +98,14 @@ def certified(model: Any, start: Start, source: Source) -> Certificate:
             f"{found.inference:.2g} in inference and {found.training:.2g} in training, on {found.images} images, over "
             f"{found.tolerance:.2g}. The first that diverges: {first_divergence(model, start, pixels, rows)}"
         )
-    return Certificate(**{**vars(found), "distilled": start.agreement()})
+    agreement = start.agreement()
+    if agreement is not None and agreement.high < LEAST_TAUGHT:
+        raise ParityFailed(
+            f"The dense head that {start.chosen.trial.head} taught names its class on {agreement.value:.1%} of the "
+            f"images that chose, clearly fewer than {LEAST_TAUGHT:.0%}, so it is another head. Hand off one that is "
+            f"exact: featcache show {quote(str(start.chosen.run.path))}"
+        )
+    return Certificate(**{**vars(found), "distilled": None if agreement is None else agreement.value})
 
 
 def load_pixels(

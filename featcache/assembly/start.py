@@ -23,6 +23,7 @@ from featcache.images.manifest import Images
 from featcache.images.sources import Source, open_source
 from featcache.spec import ImageRow, Tap, digest_of
 from featcache.sweeps import Chosen
+from featcache.sweeps.metrics import Score, wilson
 
 NO_FILES = ("", "imagenet", "embedded", "none")  # what weights may be instead of a file
 UNSUPERVISED = (Affine, Squares, Unit)  # layers of a head that know no labels
@@ -81,7 +82,7 @@ class Start:
             return decision_logits(self.estimator, features) / self.chosen.trial.temperature
         return self.head.logits(features)
 
-    def agreement(self) -> float | None:
+    def agreement(self) -> Score | None:
         """Return the share of images that chose on which a taught head names its teacher's class; None of an exact one.
 
         Without such images it is that of those that both have seen.
@@ -90,7 +91,7 @@ class Start:
             return None
         features = self.chosen.features(self.rows("val") or self.rows("train"))
         said = self.estimator.classes_[self.head.logits(features).argmax(axis=1)]
-        return float((said == self.estimator.predict(features)).mean())
+        return wilson(int((said == self.estimator.predict(features)).sum()), len(said))
 
     def parts(self) -> list[Part]:
         """Return the backbones, built anew, each with the taps that the head reads of it.

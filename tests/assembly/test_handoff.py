@@ -13,6 +13,7 @@ import featcache.heads.absorb as absorb
 import featcache.tuning.job as tuning
 from featcache.assembly import Certificate, handoff, load_model
 from featcache.assembly.certificate import TOLERANCE, load_pixels
+from featcache.assembly.start import Start
 from featcache.backbones.build import build, entering
 from featcache.errors import ImagesChanged, NotAModel, ParityFailed, UsageError, WeightsMismatch
 from featcache.extraction import extract
@@ -21,6 +22,7 @@ from featcache.images.manifest import scan
 from featcache.images.sources import open_source
 from featcache.spec import Preprocess
 from featcache.sweeps import sweep
+from featcache.sweeps.metrics import wilson
 from featcache.tuning import finetune
 from featcache.tuning.stages import Unfrozen
 
@@ -273,6 +275,17 @@ def test_a_step_that_was_not_absorbed_is_caught(logreg, monkeypatch, tmp_path):
     ):
         handoff(logreg, tmp_path / "model.keras")
     assert not (tmp_path / "model.keras").exists()
+
+
+@pytest.mark.parametrize(("same", "images", "is_refused"), [(62, 250, True), (11, 13, False), (200, 250, True)])
+def test_a_taught_head_that_says_something_else_is_refused(same, images, is_refused, toy_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Start, "agreement", lambda self: wilson(same, images))
+    if not is_refused:
+        assert handoff(toy_run[1]).certificate.distilled == same / images
+        return
+    with pytest.raises(ParityFailed, match=r"that ridge taught names its class on \d+\.\d% of .*one that is exact"):
+        handoff(toy_run[1], tmp_path / "m.keras")
+    assert not (tmp_path / "m.keras").exists()
 
 
 def test_a_temperature_that_was_not_absorbed_is_caught(toy_run, monkeypatch):
