@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -81,6 +82,7 @@ class Shown:
     def until(self, words=None):
         """Read until the words have come, or to the end; return all text so far."""
         while words is None or words not in self.text:
+            assert select.select([self.descriptor], [], [], 60)[0], f"'{words}' did not come: {self.text!r}"
             try:
                 piece = os.read(self.descriptor, 4096)
             except OSError:  # Linux says the end so
