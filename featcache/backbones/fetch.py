@@ -1,8 +1,8 @@
-"""Download ImageNet weights beforehand, and repair what a broken download left.
+"""Download ImageNet weights in advance, and repair what a broken download left behind.
 
-Keras downloads, through the constructor of the network, to the name that the file keeps. So a download that was killed
-leaves a stump which Keras takes as good: only building the network tells that the weights are whole. A file that is not
-Keras' own may be somebody's work: it is renamed and never removed.
+The constructor of a network makes Keras download straight to the final name. So a killed download leaves a part of the
+file, which Keras later takes for the complete file. Only building the network shows that the weights are complete. A
+file that is not Keras' own may be somebody's work, so it is renamed and never removed.
 """
 
 from __future__ import annotations
@@ -23,51 +23,55 @@ from featcache.spec import BackboneSpec, Progress, Tick, silent
 
 @dataclass(frozen=True)
 class Fetched:
-    """The weights of one backbone, which are whole."""
+    """The complete weights of one backbone."""
 
     backbone: str
     file: str
     bytes: int
-    downloaded: bool  # False: it was there already
+    downloaded: bool  # False if the file was there already
 
 
 def fetch(backbones: str | Sequence[str], progress: Progress = silent) -> list[Fetched]:
-    """Return where the ImageNet weights of these backbones are, downloading those that are missing or broken.
+    """Return the files of the ImageNet weights of these backbones. Missing or broken ones are downloaded.
 
     backbones: names with options, as in `extract`. A file that is broken or not Keras' own is renamed to FILE.kept,
-    unless the download fails. A download that is broken is made again, once.
+    unless the download fails. A broken download is repeated once.
     Raises UsageError (before anything is downloaded), WeightsMissing without network, DiskFault.
     """
-    wanted = [(one, _file_of(one)) for one in requests(backbones)]
-    return [_fetched(one.spec, one.preprocess.size, file, progress) for one, file in wanted]
+    parsed = requests(backbones)
+    files = [_file_of(request) for request in parsed]  # check all names before the first download
+    return [
+        _fetch(request.spec, request.preprocess.size, file, progress)
+        for request, file in zip(parsed, files, strict=True)
+    ]
 
 
 def _file_of(request: Request) -> Path:
-    """Return the file of the ImageNet weights. Raises UsageError where there are none."""
+    """Return the path for the ImageNet weights. Raises UsageError if the backbone has none."""
     spec, size = request.spec, request.preprocess.size
     if spec.origin != "registry" or spec.weights != "imagenet":
-        raise UsageError(f"'{spec.name}' as asked takes no ImageNet weights, so there is nothing to fetch")
+        raise UsageError(f"'{spec.name}' does not use ImageNet weights, so there is nothing to fetch")
     file = file_of(spec, size)
     if file is None:
         raise UsageError(f"There are no ImageNet weights of {spelt(spec, size)}: Keras has them for some alphas only")
     return file
 
 
-def _fetched(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> Fetched:
+def _fetch(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> Fetched:
     if file.exists():
         try:
             build(spec, size, "avg")
             return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=False)
         except WeightsMismatch:
-            pass  # it is replaced below
-    with _kept(file, progress):
+            pass  # it is renamed and replaced below
+    with _set_aside(file, progress):
         _download(spec, size, file, progress)
     return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=True)
 
 
 @contextmanager
-def _kept(file: Path, progress: Progress) -> Iterator[None]:
-    """Give a file that is in the way another name, and its own again if nothing takes its place meanwhile."""
+def _set_aside(file: Path, progress: Progress) -> Iterator[None]:
+    """Rename a file that is in the way, and rename it back if no new file has come by the end."""
     if not file.exists():
         yield
         return
@@ -92,7 +96,7 @@ def _free_name(file: Path) -> Path:
 
 
 def _download(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> None:
-    """Have Keras download a file, at most twice; what it leaves of a broken download is removed."""
+    """Let Keras download a file, at most twice. A broken download is removed."""
     for _ in range(2):
         check_writable(file)
         progress(Tick("weights", 0, 0, f"downloading the ImageNet weights of {spec.name}, once"))
@@ -103,7 +107,7 @@ def _download(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> 
             progress(Tick("weights", 0, 0, f"{file} ({file.stat().st_size} bytes) is broken and was removed"))
             file.unlink()
     raise WeightsMissing(
-        f"What came as the ImageNet weights of '{spec.name}' is broken. Is there a proxy that answers instead? On "
+        f"The download of the ImageNet weights of '{spec.name}' is broken. Does a proxy answer instead? On "
         f"a machine with another network run featcache backbones fetch {spelt(spec, size)}, then put {file.name} into "
         f"{file.parent}"
     )

@@ -59,7 +59,7 @@ def glyphnet(
 
 
 def save_weights(model: keras.Model, path: str | Path) -> None:
-    """Write the weights of `model` as float16, one array a weight, named `layer/weight`."""
+    """Write the weights of `model` as float16 arrays, which are named `layer/weight`."""
     arrays: dict[str, Any] = {name: np.asarray(weight, np.float16) for name, weight in _named(model).items()}
     np.savez(path, **arrays)
 
@@ -73,11 +73,11 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
         arrays = {name: stored[name].astype(np.float32) for name in stored.files}
     expected = {name: tuple(weight.shape) for name, weight in _named(model).items()}
     for name in sorted(expected.keys() | arrays.keys()):
-        found = arrays[name].shape if name in arrays else None
-        if found != expected.get(name):
+        shape = arrays[name].shape if name in arrays else None
+        if shape != expected.get(name):
             raise ValueError(
                 f"The weights in '{path}' do not fit the model '{model.name}': '{name}' has shape "
-                f"{found} in the file and {expected.get(name)} in the model (None: not there)."
+                f"{shape} in the file and {expected.get(name)} in the model (None: not there)."
             )
     for name, weight in _named(model).items():
         weight.assign(arrays[name])

@@ -1,4 +1,4 @@
-"""A backbone with its top, as it was trained on ImageNet, and what the 1,000 classes are called."""
+"""Load a network of `keras.applications` as a classifier of ImageNet, with the names of its 1,000 classes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ CLASS_INDEX = "imagenet_class_index.json"
 CLASS_INDEX_URL = f"https://storage.googleapis.com/download.tensorflow.org/data/{CLASS_INDEX}"
 CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
 NUM_CLASSES = 1000
-SMALL = 32
-PUT_ANEW = "Move it away and run the same command with network, or put Keras' own file there"
+SMALL = 32  # pixels of the images for random weights
+REPLACE_FILE = "Move it away and run the same command with network, or put Keras' own file there"
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """(N, size, size, 3) uint8 -> (N, K) probabilities, and what the classes are called."""
+    """A model and the names of its classes."""
 
-    model: Any  # keras.Model
+    model: Any  # keras.Model: (N, size, size, 3) uint8 -> (N, K) probabilities
     names: list[str]
     preprocess: Preprocess
 
 
 def imagenet_files(backbone: str = "vgg16") -> list[Path]:
-    """Return the files that naming ImageNet's classes needs: weights and names.
+    """Return the files that classifying needs: the weights, and the names of the classes.
 
-    Raises UsageError if there is no such network.
+    Raises UsageError if the network has no ImageNet weights.
     """
     request = _request(backbone)
     weights = weights_file(get(request.spec.name), dict(request.spec.options), request.preprocess.size, top=True)
@@ -50,24 +50,28 @@ def imagenet_files(backbone: str = "vgg16") -> list[Path]:
 
 
 def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> Classifier:
-    """Return a network of `keras.applications` with its top.
+    """Return a network of `keras.applications` with its classifier.
 
-    random: random weights, and numbers for names where the names are not on this machine. small: small images, too.
-    Raises WeightsMissing saying which files to put where, WeightsMismatch if one is damaged, UsageError.
+    random: random weights, and numbers for class names where the file of names is missing. small: small images too.
+    Raises WeightsMissing, which says where to put which files, WeightsMismatch if one is damaged, UsageError.
     """
-    files, request = imagenet_files(backbone), _request(backbone)
+    files = imagenet_files(backbone)
+    request = _request(backbone)
     start_keras()
     import keras
 
-    entry, size = get(request.spec.name), SMALL if small else request.preprocess.size
+    entry = get(request.spec.name)
+    size = SMALL if small else request.preprocess.size
     options = dict(request.spec.options) | {"input_shape": (size, size, 3)}
     if random:
         with reproducibly(0):
             network = getattr(keras.applications, entry.constructor)(weights=None, **options)
+        names = [f"class {number}" for number in range(NUM_CLASSES)]
     else:
         if size not in (entry.size, *SIZES.get(entry.module, ())):
             raise UsageError(f"'{entry.name}' with its top takes images of {entry.size} pixels; got size {size}")
-        network = _downloaded(lambda: _with_top(entry, files[0], options), files[0], files)
+        network = _load_or_explain(lambda: _with_top(entry, files[0], options), files[0], files)
+
     has_names = not small and (not random or (keras_home() / "models" / CLASS_INDEX).exists())
     names = class_names([] if random else files) if has_names else [f"class {number}" for number in range(NUM_CLASSES)]
     preprocess = Preprocess(size, mode=request.preprocess.mode)
@@ -77,26 +81,26 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small:
 
 
 def class_names(files: Sequence[Path] = ()) -> list[str]:
-    """Return the names of ImageNet's 1,000 classes. Raises WeightsMissing, which names all of `files` that lack."""
+    """Return the names of ImageNet's 1,000 classes. Raises WeightsMissing, which names all missing `files`."""
     index = keras_home() / "models" / CLASS_INDEX
-    return list(_downloaded(_class_names, index, files or [index]))
+    return list(_load_or_explain(_class_names, index, files or [index]))
 
 
 def _request(backbone: str) -> Request:
-    found = requests(backbone)
-    if len(found) > 1 or found[0].spec.origin != "registry" or found[0].spec.weights != "imagenet":
+    request, *others = requests(backbone)
+    if others or request.spec.origin != "registry" or request.spec.weights != "imagenet":
         raise UsageError(f"--imagenet takes one network of keras.applications, such as mobilenet_v2; got '{backbone}'")
-    return found[0]
+    return request
 
 
 def _with_top(entry: Entry, file: Path, options: Mapping[str, Any]) -> Any:
-    """Return the network with the weights of a file, which Keras downloads first if it is missing."""
+    """Return the network with the weights in a file. Keras downloads the file first if it is missing."""
     import keras
 
     if not file.exists():
         check_download(file)
         getattr(keras.applications, entry.constructor)(weights="imagenet", **options)
-    inventory.check(file, if_damaged=PUT_ANEW, if_other=PUT_ANEW)
+    inventory.check(file, if_damaged=REPLACE_FILE, if_other=REPLACE_FILE)
     with reproducibly(0):
         return pretrained(entry, file, **options)
 
@@ -111,25 +115,35 @@ def _class_names() -> list[str]:
         keras.utils.get_file(
             CLASS_INDEX, CLASS_INDEX_URL, cache_subdir="models", cache_dir=keras_home(), file_hash=CLASS_INDEX_MD5
         )
-    inventory.check_digest(index, CLASS_INDEX_MD5, PUT_ANEW)
+    inventory.check_digest(index, CLASS_INDEX_MD5, REPLACE_FILE)
     names = json.loads(index.read_text())
     return [names[str(number)][1] for number in range(NUM_CLASSES)]
 
 
-def _downloaded(make: Callable[[], Any], file: Path, files: Sequence[Path]) -> Any:
-    """Call what takes a file of Keras' or downloads it; say in one line what is wrong if that fails."""
+def _load_or_explain(load: Callable[[], Any], file: Path, files: Sequence[Path]) -> Any:
+    """Return what `load` reads from `file`, or downloads to it. Raises one of our errors, in one line, if it fails.
+
+    files: all files that the user needs, so that the message names everything that is missing.
+    """
     try:
         with redirect_stdout(Chatter()):
-            return make()
+            return load()
     except FeatcacheError:
         raise
-    except Exception as error:  # Keras raises all sorts, plain Exception too
+    except Exception as error:  # Keras raises many kinds, even plain Exception
         reason = " ".join(str(error).split())
-        url = re.search(r"https?://[^\s:]+", reason)
-        urls = {file: f" ({url[0]})" if url else "", keras_home() / "models" / CLASS_INDEX: f" ({CLASS_INDEX_URL})"}
-        if lacking := [f"{one.name}{urls.get(one, '')}" for one in files if not one.exists()]:
+        missing = [_with_url(needed, file, reason) for needed in files if not needed.exists()]
+        if missing:
             raise WeightsMissing(
-                f"No network, and what names ImageNet's classes is not on this machine. Put {' and '.join(lacking)} "
+                f"No network, and what names ImageNet's classes is not on this machine. Put {' and '.join(missing)} "
                 f"into {keras_home() / 'models'} (KERAS_HOME is {os.environ.get('KERAS_HOME', 'not set')})"
             ) from error
-        raise WeightsMismatch(f"{file} cannot be used: {reason[:120]}. Delete it and put it there anew") from error
+        raise WeightsMismatch(f"{file} cannot be used: {reason[:120]}. Delete it and put it there again") from error
+
+
+def _with_url(needed: Path, failed: Path, reason: str) -> str:
+    """Return the name of a file with its address, which Keras' message gives for the file that failed."""
+    if needed == keras_home() / "models" / CLASS_INDEX:
+        return f"{needed.name} ({CLASS_INDEX_URL})"
+    url = re.search(r"https?://[^\s:]+", reason)
+    return f"{needed.name} ({url[0]})" if needed == failed and url else needed.name

@@ -1,7 +1,8 @@
-"""A user's own model file -> a Keras 3 file cut at a layer, and what shows that both are the same.
+"""Import a user's own model file: write it as a Keras 3 file cut at a layer, and prove that both are the same.
 
-Every weight array of the import is looked up in the file, and where the original can be run (by Keras 3, by tf_keras,
-which is Keras 2, or as a SavedModel's serving signature) both are fed with the same random images.
+Every weight array of the import must occur in the original file. If the original can run here (in Keras 3, in tf_keras,
+which is Keras 2, or as a SavedModel's serving signature), both get the same random images and must give the same
+outputs.
 """
 
 from __future__ import annotations
@@ -27,66 +28,70 @@ from featcache.files import disk_faults, file_digest, temporary_folder, write_wh
 from featcache.outputs import Kind, check_output
 
 IMAGES = 8
-TOLERANCE = 1e-3  # of the largest output
-SIZE = 128  # pixels of the images where the model takes any
-MARK = "featcache_import.json"  # in what was imported: from where
+TOLERANCE = 1e-3  # relative to the largest output
+SIZE = 128  # pixels of the images if the model takes any size
+MARK = "featcache_import.json"  # this member of an imported file tells where it came from
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import wrote, and what was compared."""
+    """What an import wrote, and how it was checked."""
 
-    model: str  # the file that was written; a SavedModel's own folder
+    model: str  # the file that was written; the folder of a SavedModel, which stays as it is
     layer: str
-    weights: int  # arrays, all equal to the file's
-    difference: float | None  # largest absolute one of outputs; None where the original cannot be run here
-    against: str  # what ran the original, or how to run it
+    weights: int  # number of arrays, all equal to those in the file
+    difference: float | None  # largest absolute difference of an output; None if the original cannot run here
+    against: str  # what ran the original, or what to install to run it
 
 
 def import_model(
     file: str | Path, tap: str = "top", out: str | Path | None = None, *, trust: bool = False, force: bool = False
 ) -> Imported:
-    """Write the Keras 3 model of a file up to a layer, and return what shows that it is the same.
+    """Write a model file up to a layer as a Keras 3 file, and return how it was checked.
 
-    file: .keras, .h5 or .hdf5 of Keras 2 or 3; a SavedModel folder stays where it is and is only checked. tap: a name,
-    a place (-2), the end of a name, or "top": what enters the classifier. out: STEM.keras in the current folder if
-    None. trust: run the code that the file carries. force: replace what lies at `out` even if it is no earlier import.
-    Raises NotAModel, UsageError, UnknownBlock; ParityFailed if the import computes something else, and then nothing is
+    file: .keras, .h5 or .hdf5 of Keras 2 or 3; a SavedModel folder stays where it is and is only checked. tap: the
+    layer's name, its position (-2), the end of its name, or "top" for the input of the classifier. out: STEM.keras in
+    the current folder if None. trust: run the code that the file carries. force: replace what lies at `out` even if it
+    is no earlier import.
+    Raises NotAModel, UsageError, UnknownBlock; ParityFailed if the import computes something else. Then nothing is
     written.
     """
-    found = own.parse(str(file))
-    if found is None or found[0].origin != "file":
+    own_model = own.parse(str(file))
+    if own_model is None or own_model[0].origin != "file":
         raise UsageError(f"backbones import takes a .keras, .h5 or .hdf5 file or a SavedModel folder; got {file}")
-    path = Path(found[0].weights)
+    spec, _ = own_model
+    path = Path(spec.weights)
     if saved.is_saved(path):
-        return _checked_folder(path, own.load(found[0], None, trust), tap, out)
+        return _check_folder(path, own.load(spec, None, trust), tap, out)
     target = Path(f"{path.stem}.keras") if out is None else Path(out)
     if target.suffix != ".keras":
         raise UsageError(f"-o takes a .keras file; got {target}")
     check_output(target, IMPORTED, inputs=[path], force=force)
-    model = own.load(found[0], None, trust)
-    layer, cut = _cut(model, tap, path)
-    lineage = lineage_of(found[0], layer)
+    layer, cut = _cut(own.load(spec, None, trust), tap, path)
     members = {MARK: json.dumps({"file": path.name, "sha256": file_digest(path), "layer": layer}).encode()}
+    lineage = lineage_of(spec, layer)
     if lineage is not None:
         members[LINEAGES] = Lineages(lineage, lineage).to_bytes()
-    data, again = _written(cut, members, trust)
-    num_weights = _equal_weights(again, path)
+
+    # Check the model as Keras reads it from the new file, not the one in memory.
+    data, imported = _save_and_load(cut, members, trust)
+    num_weights = _check_weights(imported, path)
     against, original = _original(path, tap, layer, trust)
-    difference = None if original is None else _difference(again, original, path, against)
+    difference = None if original is None else _check_outputs(imported, original, path, against)
     check_output(target, IMPORTED, inputs=[path], force=force)
     write_whole(target, data)
     return Imported(str(target), layer, num_weights, difference, against)
 
 
-def _checked_folder(path: Path, model: Any, tap: str, out: str | Path | None) -> Imported:
-    """Return what shows that a SavedModel runs as a backbone. Raises UsageError for what it cannot be."""
+def _check_folder(path: Path, model: Any, tap: str, out: str | Path | None) -> Imported:
+    """Check that a SavedModel runs as a backbone. Raises UsageError for a tap or output that it cannot have."""
     if tap != "top":
         raise UsageError(f"{path} is a SavedModel, of which only the output is known: --tap top; got {tap}")
     if out is not None:
         raise UsageError(f"{path} is a SavedModel, which stays where it is: use -b {path}, without -o")
-    difference = _difference(model, lambda images: saved.signature(model, images), path, "its serving signature")
-    return Imported(str(path), "top", len(model.weights), difference, "its serving signature")
+    against = "its serving signature"
+    difference = _check_outputs(model, lambda images: saved.signature(model, images), path, against)
+    return Imported(str(path), "top", len(model.weights), difference, against)
 
 
 def is_import(path: Path) -> bool:
@@ -110,8 +115,8 @@ def _cut(model: Any, tap: str, path: Path) -> tuple[str, Any]:
     return layer, keras.Model(model.inputs[0], output_of(model, layer, str(path)), name=model.name)
 
 
-def _written(cut: Any, members: dict[str, bytes], trust: bool) -> tuple[bytes, Any]:
-    """Return the bytes of the model's file with these members, and the model that Keras reads from them."""
+def _save_and_load(cut: Any, members: dict[str, bytes], trust: bool) -> tuple[bytes, Any]:
+    """Return the content of the model's file with these members added, and the model that Keras reads from it."""
     import keras
 
     with temporary_folder() as folder:
@@ -124,18 +129,24 @@ def _written(cut: Any, members: dict[str, bytes], trust: bool) -> tuple[bytes, A
         return file.read_bytes(), keras.saving.load_model(file, compile=False, safe_mode=not trust)
 
 
-def _equal_weights(model: Any, path: Path) -> int:
-    """Return how many weight arrays the model has, each of which is in the file. Raises ParityFailed."""
+def _check_weights(model: Any, path: Path) -> int:
+    """Return the number of weight arrays. Raises ParityFailed unless the original file has each of them."""
     from featcache.backbones import legacy
 
-    ours = Counter(legacy.digest(values) for values in model.get_weights())
-    if missing := (ours - legacy.digests_in(path)).total():
-        raise ParityFailed(f"{missing} of {ours.total()} weight arrays of the import are not those of {path}")
-    return ours.total()
+    imported = Counter(legacy.digest(values) for values in model.get_weights())
+    missing = imported - legacy.digests_in(path)
+    if missing:
+        raise ParityFailed(
+            f"{missing.total()} of {imported.total()} weight arrays of the import are not those of {path}"
+        )
+    return imported.total()
 
 
 def _original(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Callable[[Any], Any] | None]:
-    """Return what runs the original up to a tap's layer, and how; or how that could be had, and None."""
+    """Return what can run the original, and a function that runs it up to the layer.
+
+    If nothing here can run it, return what to install, and None.
+    """
     from featcache.backbones import legacy
 
     content = legacy.read(path)
@@ -145,21 +156,21 @@ def _original(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Calla
         import keras
 
         model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
-        _, whole = _cut(model, tap, path)
-    except Exception:  # what Keras 3 cannot read
+        _, cut = _cut(model, tap, path)
+    except Exception:  # Keras 3 raises many kinds for files of Keras 2
         return "Keras 3 cannot run it. Install Keras 2 beside it and import again: pip install tf_keras", None
-    return "the file as Keras 3 reads it", lambda images: keras.ops.convert_to_numpy(whole(images, training=False))
+    return "the file as Keras 3 reads it", lambda images: keras.ops.convert_to_numpy(cut(images, training=False))
 
 
 def _in_keras_2(path: Path, layer: str, trust: bool) -> Callable[[Any], Any]:
-    """Return what runs a file of Keras 2 up to a layer, which may be spelt with slashes there."""
+    """Return a function that runs a file of Keras 2 up to a layer, whose name may have slashes there."""
     from featcache.backbones.keras2 import renamed
 
     tf_keras = import_module("tf_keras")
     try:
         model = tf_keras.models.load_model(path, compile=False, safe_mode=not trust)
-        [found] = [one for one in model.layers if renamed(one.name) == layer]
-        output = found.get_output_at(len(found.inbound_nodes) - 1)
+        [last_layer] = [candidate for candidate in model.layers if renamed(candidate.name) == layer]
+        output = last_layer.get_output_at(len(last_layer.inbound_nodes) - 1)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise NotAModel(f"tf_keras cannot run {path} up to '{layer}': {reason}") from error
@@ -167,14 +178,16 @@ def _in_keras_2(path: Path, layer: str, trust: bool) -> Callable[[Any], Any]:
     return lambda images: cut(images, training=False).numpy()
 
 
-def _difference(model: Any, original: Callable[[Any], Any], path: Path, against: str) -> float:
-    """Return the largest absolute difference of outputs on random images. Raises ParityFailed."""
+def _check_outputs(model: Any, original: Callable[[Any], Any], path: Path, against: str) -> float:
+    """Return the largest absolute difference of outputs on random images. Raises ParityFailed if it is too large."""
     import keras
 
     images = _images(model.inputs[0])
-    ours, theirs = keras.ops.convert_to_numpy(model(images, training=False)), original(images)
-    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
-    if not difference <= TOLERANCE * largest:
+    outputs = keras.ops.convert_to_numpy(model(images, training=False))
+    original_outputs = original(images)
+    difference = float(np.abs(outputs - original_outputs).max())
+    largest = float(np.abs(original_outputs).max())
+    if not difference <= TOLERANCE * largest:  # so that NaN fails, too
         raise ParityFailed(
             f"The import of {path} gives other numbers than {against}: by up to {difference:.3g}, where the largest is "
             f"{largest:.3g}. Nothing was written"
@@ -182,10 +195,11 @@ def _difference(model: Any, original: Callable[[Any], Any], path: Path, against:
     return difference
 
 
-def _images(taken: Any) -> Any:
-    """Return images for an input, from a fixed seed: whole numbers 0..255 where it takes those, else -1..1."""
-    size, draw = taken.shape[1] or SIZE, np.random.default_rng(0)
+def _images(model_input: Any) -> Any:
+    """Return random images for an input, from a fixed seed: 0..255 if it takes whole numbers, else -1..1."""
+    generator = np.random.default_rng(0)
+    size = model_input.shape[1] or SIZE
     shape = (IMAGES, size, size, 3)
-    if "int" in taken.dtype:
-        return draw.integers(0, 256, shape).astype(taken.dtype)
-    return draw.uniform(-1, 1, shape).astype(taken.dtype)
+    if "int" in model_input.dtype:
+        return generator.integers(0, 256, shape).astype(model_input.dtype)
+    return generator.uniform(-1, 1, shape).astype(model_input.dtype)

@@ -1,13 +1,16 @@
-"""Which ImageNet weights lie on this machine, told without Keras: what runs without network.
+"""List the ImageNet weights on this machine, and check them, without Keras. These backbones run without network.
 
-The digests are those that Keras 3.15 gives `get_file`, MD5 but for ConvNeXt's SHA-256. Of the MobileNets of versions 1
-and 2 it gives none: of those only the length is known. tests/backbones/test_inventory.py finds each in Keras' source.
+The digests are those that Keras 3.15 passes to `get_file`: SHA-256 for ConvNeXt, MD5 for the others. It has none for
+MobileNet and MobileNetV2, so only the length of those files can be checked. tests/backbones/test_inventory.py looks
+each digest up in Keras' source.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from featcache.backbones.registry import ALPHAS, REGISTRY, SIZES, Entry, weights_file
@@ -61,7 +64,7 @@ _DIGESTS = {
     "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5": "6d6bbae143d832006294945121d1f1fc",
     "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5": "253f8cb515780f3b799900260a226db6",
 }
-# of the files with top, for `predict --imagenet`
+# of the files with the classifier, for `predict --imagenet`
 _TOP_DIGESTS = {
     "weights_mobilenet_v3_small_224_1.0_float.h5": "8768d4c2e7dee89b9d02b2d03d65d862",
     "weights_mobilenet_v3_small_224_0.75_float.h5": "cb65d4e5be93758266aa0a7f2c6708b7",
@@ -110,35 +113,40 @@ _TOP_DIGESTS = {
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """One file of ImageNet weights that is on this machine."""
+    """A file of ImageNet weights on this machine."""
 
     file: str
     bytes: int
-    backbones: tuple[str, ...]  # those that it serves, as `-b` takes them
-    fault: str | None  # what is wrong with it
-    checked: str  # "digest", or "length" where Keras knows no digest
+    backbones: tuple[str, ...]  # the backbones that load it, as `-b` takes them
+    fault: str | None  # what is wrong with it, None if nothing is
+    checked: str  # "digest", or "length" if Keras has no digest
 
 
 def stored_weights() -> list[StoredWeights]:
-    """Return the files of ImageNet weights in KERAS_HOME/models, by name; reads all of each that has a digest."""
-    served = weights_files()
+    """Return the checked files of ImageNet weights in KERAS_HOME/models, by name. Reads them all for their digests."""
     folder = keras_home() / "models"
-    return [
-        _checked(folder / name, tuple(backbones))
-        for name, backbones in sorted(served.items())
-        if (folder / name).is_file()
-    ]
+    stored = []
+    for name, backbones in sorted(weights_files().items()):
+        file = folder / name
+        if not file.is_file():
+            continue
+        fault, expected = damage(file), keras_digest(name)
+        if fault is None and expected is not None and _digest(file, expected) != expected:
+            fault = "has other bytes than Keras' weights"
+        checked = "length" if expected is None else "digest"
+        stored.append(StoredWeights(str(file), file.stat().st_size, tuple(backbones), fault, checked))
+    return stored
 
 
 def keras_digest(name: str) -> str | None:
-    """Return the digest that Keras checks a file of ImageNet weights by, MD5 or SHA-256; None if it checks none."""
+    """Return the MD5 or SHA-256 with which Keras checks a file of ImageNet weights; None if it does not check it."""
     return _DIGESTS.get(name) or _TOP_DIGESTS.get(name)
 
 
 def check(file: Path, *, if_damaged: str, if_other: str) -> None:
-    """Raise WeightsMismatch unless a file holds Keras' ImageNet weights; the file stays as it is.
+    """Raise WeightsMismatch unless a file holds Keras' ImageNet weights. The file stays as it is.
 
-    Of MobileNet and MobileNetV2 only the length can be checked. if_damaged, if_other: what the user can do, a sentence.
+    if_damaged, if_other: a sentence that says what the user can do then.
     """
     if broken := damage(file):
         raise WeightsMismatch(f"The weights {file} are damaged (a broken download?): the file {broken}. {if_damaged}")
@@ -147,7 +155,7 @@ def check(file: Path, *, if_damaged: str, if_other: str) -> None:
 
 
 def check_digest(file: Path, expected: str, if_other: str) -> None:
-    """Raise WeightsMismatch unless a file has the digest that Keras expects; the file stays as it is."""
+    """Raise WeightsMismatch unless a file has the digest that Keras expects. The file stays as it is."""
     actual = _digest(file, expected)
     if actual != expected:
         kind = "SHA-256" if len(expected) == SHA256_DIGITS else "MD5"
@@ -158,33 +166,29 @@ def check_digest(file: Path, expected: str, if_other: str) -> None:
 
 
 def weights_files() -> dict[str, list[str]]:
-    """Return {file: the backbones that it serves}, of all files of ImageNet weights that there can be."""
-    served: dict[str, list[str]] = {}
+    """Return {file name: the backbones that load it} for all files of ImageNet weights that Keras offers."""
+    backbones: dict[str, list[str]] = {}
     for entry in REGISTRY.values():
         for options, size in _variants(entry):
             file = weights_file(entry, options, size)
             if file is not None:
-                served.setdefault(file, []).append(spelt(BackboneSpec(entry.name, tuple(options.items())), size))
-    return served
+                spec = BackboneSpec(entry.name, tuple(options.items()))
+                backbones.setdefault(file, []).append(spelt(spec, size))
+    return backbones
 
 
-def _variants(entry: Entry) -> list[tuple[dict[str, object], int]]:
-    """Return the options and sizes by which files differ."""
-    options: list[dict[str, object]] = [{}]
-    options += [{"alpha": alpha} for alpha in ALPHAS.get(entry.module, ()) if alpha != 1.0]
-    options += [{"minimalistic": True}] if "minimalistic" in entry.options else []
-    return [(some, size) for some in options for size in SIZES.get(entry.module, (entry.size,))]
+def _variants(entry: Entry) -> Iterator[tuple[dict[str, object], int]]:
+    """Yield the combinations of options and size that may have a file for themselves."""
+    variants: list[dict[str, object]] = [{}]
+    variants += [{"alpha": alpha} for alpha in ALPHAS.get(entry.module, ()) if alpha != 1.0]
+    if "minimalistic" in entry.options:
+        variants.append({"minimalistic": True})
+    yield from product(variants, SIZES.get(entry.module, (entry.size,)))
 
 
-def _checked(file: Path, backbones: tuple[str, ...]) -> StoredWeights:
-    fault, known = damage(file), keras_digest(file.name)
-    if fault is None and known is not None and known != _digest(file, known):
-        fault = "has other bytes than Keras' weights"
-    return StoredWeights(str(file), file.stat().st_size, backbones, fault, "length" if known is None else "digest")
-
-
-def _digest(file: Path, known: str) -> str:
+def _digest(file: Path, expected: str) -> str:
+    """Return the digest of a file, by the algorithm of the expected digest."""
     with file.open("rb") as stream:
-        if len(known) == SHA256_DIGITS:  # as Keras tells them apart
+        if len(expected) == SHA256_DIGITS:  # Keras distinguishes the two by their length, too
             return hashlib.file_digest(stream, "sha256").hexdigest()
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,15 +1,15 @@
-"""Layers that compute something else in training than in inference: random ones, and those that follow their batches.
+"""Change layers that compute something else in training than in inference: random layers and batch normalisation.
 
-Cached features are those of inference, so a model that starts from a head on them has to compute the same in training.
-`training=False` at the call does not do it: up to Keras 3.15 a functional model hands its own argument to its layers.
+Cached features come from inference. A model that starts from a head on them must compute the same features in training.
+`training=False` at the call does not help: up to Keras 3.15 a functional model passes its own argument to its layers.
 So the layers themselves are changed:
 
-- Dropout and Gaussian noise are set to none, batch normalisation is frozen (`freeze_noise`).
-- A layer that gives in inference what it takes, such as RandomFlip or an augmentation of the user's own, becomes an
-  Identity. Layers with a dropout of their own inside, such as attention, are made again without it, and spectral
-  normalisation leaves the layer that it wraps (`without_noise`).
+- `freeze_noise` sets the rates of dropout and Gaussian noise to 0 and freezes batch normalisation.
+- `without_noise` replaces layers of a user's own model. A layer whose output in inference equals its input, such as
+  RandomFlip or the user's own augmentation, becomes an Identity. A layer with dropout inside, such as attention, is
+  rebuilt without it. Spectral normalisation is replaced by the layer that it wraps.
 
-All are layers of Keras, so a model that is saved stays quiet where plain Keras loads it.
+The new layers are Keras' own, so a saved model stays free of noise where plain Keras loads it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 
 from featcache.errors import NotAModel
 
-DROPOUTS = ("dropout", "recurrent_dropout")  # arguments of attention and of recurrent layers
-PROBE_SIZE = 8  # stands for sizes that a layer leaves open
+DROPOUTS = ("dropout", "recurrent_dropout")  # arguments of attention and recurrent layers
+PROBE_SIZE = 8  # the length of axes that may have any length, when a layer is tried out
 
 
 def freeze_noise(network: Any) -> None:
     """Make a network compute in training what it computes in inference, whatever is unfrozen later.
 
-    Batch normalisation stays on its stored statistics only if its layers are frozen themselves, and frozen
-    networks still drop out.
+    Batch normalisation keeps its stored statistics only if the layer itself is frozen. Dropout is active even in a
+    frozen network.
     """
     import keras
 
@@ -44,22 +44,23 @@ def freeze_noise(network: Any) -> None:
 
 
 def all_layers(network: Any) -> list[Any]:
-    """Return every layer in order, those of nested models and those inside other layers too; not the models."""
+    """Return every layer in order, including those inside nested models and other layers, without the models."""
     import keras
 
-    found = []
-    for layer in network.layers if isinstance(network, keras.Model) else network._layers:
+    inner_layers = network.layers if isinstance(network, keras.Model) else network._layers
+    layers = []
+    for layer in inner_layers:
         if not isinstance(layer, keras.Model):
-            found.append(layer)
-        found += all_layers(layer)
-    return found
+            layers.append(layer)
+        layers += all_layers(layer)
+    return layers
 
 
 def without_noise(model: Any) -> Any:
-    """Return a user's model with its random layers replaced: in inference it computes what it did, from its weights.
+    """Return a user's model with its random layers replaced; in inference it computes the same as before.
 
-    Layers keep their names, so that taps do. The model itself is returned if it has no such layer. Raises NotAModel if
-    the others do not fit together without them.
+    Layers keep their names, so taps do, too. A model without random layers is returned as it is. Raises NotAModel if
+    Keras cannot build the model without them.
     """
     import keras
 
@@ -74,20 +75,23 @@ def without_noise(model: Any) -> Any:
     def replaced(layer: Any) -> Any:
         return replacements.get(layer, layer)
 
-    def entered(pixels: Any) -> Any:
-        name = pixels._keras_history.operation.name
-        return keras.Input(batch_shape=pixels.shape, dtype=pixels.dtype, name=name)
+    def new_input(tensor: Any) -> Any:
+        name = tensor._keras_history.operation.name
+        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
 
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    pixels = keras.tree.map_structure(entered, inputs)
+    new_inputs = keras.tree.map_structure(new_input, inputs)
     try:
-        quiet = keras.models.clone_model(model, pixels, clone_function=replaced, recursive=True)
-    except Exception as error:  # layers raise what they like about shapes
+        quiet = keras.models.clone_model(model, new_inputs, clone_function=replaced, recursive=True)
+    except Exception as error:  # layers raise many kinds about shapes
         names = ", ".join(layer.name for layer in replacements)
+        reason = " ".join(str(error).split())[:200]
         raise NotAModel(
             f"The model '{model.name}' cannot be built without its random layers ({names}), which in inference give "
-            f"what they take: {' '.join(str(error).split())[:200]}"
+            f"what they take: {reason}"
         ) from error
+
+    # Layers that stay are shared with the old model, so only the new ones need their weights.
     for layer, replacement in replacements.items():
         if replacement.weights:
             weighted = layer.layer if isinstance(layer, keras.layers.SpectralNormalization) else layer
@@ -96,16 +100,19 @@ def without_noise(model: Any) -> Any:
 
 
 def _quiet(layer: Any) -> Any:
-    """Return a new layer that does in both modes what this one does in inference; None if this one can stay."""
+    """Return a new layer that always computes what this layer computes in inference; None if this layer can stay."""
     import keras
 
     if isinstance(layer, keras.layers.SpectralNormalization):
-        return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
+        wrapped = layer.layer
+        return type(wrapped).from_config(wrapped.get_config() | {"name": layer.name})
     if isinstance(layer, (keras.layers.BatchNormalization, *_silenced_in_place())):
-        return None
-    if (layer._call_has_training_arg or layer._layers) and (identity := _identity(layer)) is not None:
-        return identity
-    with suppress(NotImplementedError):  # a layer of the user's without get_config
+        return None  # `freeze_noise` changes these
+    if layer._call_has_training_arg or layer._layers:
+        identity = _identity(layer)
+        if identity is not None:
+            return identity
+    with suppress(NotImplementedError):  # the user's own layer may have no get_config
         config = layer.get_config()
         dropouts = {name: 0.0 for name in DROPOUTS if config.get(name)}
         if dropouts:
@@ -121,32 +128,33 @@ def _silenced_in_place() -> tuple[Any, ...]:
 
 
 def _identity(layer: Any) -> Any:
-    """Return a layer that gives what it takes, if this one does so in inference; else None.
+    """Return a layer whose output is its input, if this layer's output in inference is its input; else None.
 
-    It is run for it on random values: what a layer of the user's does, its class does not tell.
+    The layer is tried on random values, because the class of a user's own layer does not tell what it computes.
     """
     import keras
 
     if not layer._inbound_nodes or len(layer._inbound_nodes[0].input_tensors) != 1:
         return None
-    [entering] = layer._inbound_nodes[0].input_tensors
-    shape = [PROBE_SIZE if length is None else length for length in (2, *entering.shape[1:])]
-    values = keras.ops.cast(np.random.default_rng(0).normal(0, 300, shape), entering.dtype)
+    [tensor] = layer._inbound_nodes[0].input_tensors
+    shape = [PROBE_SIZE if length is None else length for length in (2, *tensor.shape[1:])]
+    values = keras.ops.cast(np.random.default_rng(0).normal(0, 300, shape), tensor.dtype)
     try:
-        given = layer(values, training=False)
-    except Exception:  # whatever a layer of the user's raises about these values
+        output = layer(values, training=False)
+    except Exception:  # the user's own layer may raise anything about these values
         return None
-    how = {"name": layer.name, "dtype": layer.dtype_policy.name}
-    # The second turns whole numbers into floats, as layers of Keras do.
-    for identity in (keras.layers.Identity(**how), keras.layers.Rescaling(1.0, **how)):
-        if _equal(given, identity(values)):
+
+    settings = {"name": layer.name, "dtype": layer.dtype_policy.name}
+    # Rescaling turns whole numbers into floats, as Keras' augmentations do; Identity keeps them.
+    for identity in (keras.layers.Identity(**settings), keras.layers.Rescaling(1.0, **settings)):
+        if _are_equal(output, identity(values)):
             return identity
     return None
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _are_equal(output: Any, expected: Any) -> bool:
     import keras
 
-    if not keras.ops.is_tensor(one) or (one.shape, one.dtype) != (other.shape, other.dtype):
+    if not keras.ops.is_tensor(output) or (output.shape, output.dtype) != (expected.shape, expected.dtype):
         return False
-    return bool(np.array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)))
+    return bool(np.array_equal(keras.ops.convert_to_numpy(output), keras.ops.convert_to_numpy(expected)))

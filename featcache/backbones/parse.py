@@ -1,4 +1,4 @@
-"""What a user asks for -> what is built: `mobilenet_v2:alpha=0.35:size=160` and the flags beside it."""
+"""Parse the backbones that a user names, such as `mobilenet_v2:alpha=0.35:size=160`, and the options beside them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from featcache.spec import (
 )
 from featcache.trust import allow
 
-OWN_OPTIONS = ("size", "weights", "seed")  # may stand behind the name instead of in flags
+OWN_OPTIONS = ("size", "weights", "seed")  # options of featcache, which may follow the name as the backbone's do
 DEFAULTS: dict[str, Any] = {"alpha": 1.0, "minimalistic": False, "depth_multiplier": 1}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One backbone, how images enter it, and where it is read."""
+    """A backbone, how images enter it, and the layers that are read."""
 
     spec: BackboneSpec
     preprocess: Preprocess
@@ -43,39 +43,44 @@ class Request:
     precision: Precision = "float32"
     dtype: Dtype = "float32"
     views: tuple[str, ...] = (IDENTITY,)
-    own_size: int | None = None  # of a user's own model: pixels that it was made for
+    own_size: int | None = None  # the only size that a user's own model takes
     trust: bool = False  # run the code that a user's own file carries
 
     def taps(self, weights_digest: str, architecture: str = "", layers: Sequence[str] | None = None) -> list[Tap]:
-        """Return the taps, all layers of the first view first, once the values of the weights are known.
+        """Return one tap for each view and layer; all layers of the first view come first.
 
-        layers: those that "auto" stands for.
+        weights_digest, architecture: of the built backbone. layers: replaces the layers that were requested ("auto").
         """
         label, suffix = self._label(), self._suffix()
-        return [
-            Tap(
-                f"{label}/{layer}{suffix}" + ("" if view == IDENTITY else f"@{view}"),
-                self.spec,
-                weights_digest,
-                layer,
-                self.pooling,
-                self.preprocess,
-                view,
-                self.precision,
-                self.dtype,
-                architecture,
-            )
-            for view in self.views
-            for layer in layers or self.layers
-        ]
+        taps = []
+        for view in self.views:
+            view_suffix = "" if view == IDENTITY else f"@{view}"
+            for layer in layers or self.layers:
+                taps.append(
+                    Tap(
+                        f"{label}/{layer}{suffix}{view_suffix}",
+                        self.spec,
+                        weights_digest,
+                        layer,
+                        self.pooling,
+                        self.preprocess,
+                        view,
+                        self.precision,
+                        self.dtype,
+                        architecture,
+                    )
+                )
+        return taps
 
     def _label(self) -> str:
+        """Return the backbone with every option that is not the default."""
         parts = [self.spec.name, *(f"{key}={value}" for key, value in self.spec.options)]
         usual_size = self.own_size
         if self.spec.origin == "registry":
             entry = get(self.spec.name)
             usual_size = entry.size
-            parts += [] if self.spec.weights == default_weights(entry) else [f"weights={Path(self.spec.weights).stem}"]
+            if self.spec.weights != default_weights(entry):
+                parts.append(f"weights={Path(self.spec.weights).stem}")
         if self.spec.seed:
             parts.append(f"seed={self.spec.seed}")
         if self.preprocess.size != usual_size:
@@ -85,14 +90,19 @@ class Request:
         return ":".join(parts)
 
     def _suffix(self) -> str:
-        said = {
-            str(self.pooling): self.pooling != default_pooling(self.spec.name),
-            str(self.precision): self.precision != "float32",
-            f"stored={self.dtype}": self.dtype != "float32",
-            "draft": self.preprocess.is_draft,
-            f"bits={self.preprocess.bits}": self.preprocess.bits != ALL_BITS,
-        }
-        return "".join(f":{part}" for part, is_unusual in said.items() if is_unusual)
+        """Return how the features are made, as far as that is not the default: ":max:bfloat16"."""
+        parts: list[str] = []
+        if self.pooling != default_pooling(self.spec.name):
+            parts.append(self.pooling)
+        if self.precision != "float32":
+            parts.append(self.precision)
+        if self.dtype != "float32":
+            parts.append(f"stored={self.dtype}")
+        if self.preprocess.is_draft:
+            parts.append("draft")
+        if self.preprocess.bits != ALL_BITS:
+            parts.append(f"bits={self.preprocess.bits}")
+        return "".join(f":{part}" for part in parts)
 
 
 def requests(
@@ -109,7 +119,7 @@ def requests(
     views: Sequence[str] = (IDENTITY,),
     trust: bool = False,
 ) -> list[Request]:
-    """Parse what was asked for. Raises UnknownBackbone or UsageError, with near names.
+    """Return one request for each backbone. Raises UnknownBackbone or UsageError, with near names.
 
     >>> [request.taps("")[0].name for request in requests("mobilenet_v2:alpha=0.35,pixels:size=8")]
     ['mobilenet_v2:alpha=0.35/top', 'pixels:size=8/top']
@@ -118,23 +128,31 @@ def requests(
     layers = tuple(_listed(tap))
     if not texts or not layers:
         raise UsageError("Name at least one backbone and one tap, such as -b mobilenet_v2 --tap top")
-    how: dict[str, Any] = {
-        "precision": choose("--precision", precision, get_args(Precision)),
-        "dtype": choose("--dtype", dtype, get_args(Dtype)),
-        "views": tuple(views),
-        "trust": trust,
-    }
-    found = [_request(text, layers, weights, size, pool, resize, trust) for text in texts]
-    return [replace(one, preprocess=replace(one.preprocess, decode=decode), **how) for one in found]
+    precision_choice: Precision = choose("--precision", precision, get_args(Precision))
+    dtype_choice: Dtype = choose("--dtype", dtype, get_args(Dtype))
+    parsed = []
+    for text in texts:
+        request = _request(text, layers, weights, size, pool, resize, trust)
+        parsed.append(
+            replace(
+                request,
+                preprocess=replace(request.preprocess, decode=decode),
+                precision=precision_choice,
+                dtype=dtype_choice,
+                views=tuple(views),
+                trust=trust,
+            )
+        )
+    return parsed
 
 
 def default_weights(entry: Entry) -> str:
-    """Return what stands for a backbone's usual weights."""
+    """Return the weights that a backbone has unless the user names others."""
     return {"glyphnet": "embedded", "pixels": ""}.get(entry.name, "imagenet")
 
 
 def default_pooling(name: str) -> Pooling:
-    """Return how a backbone's feature maps become one vector where nothing is said."""
+    """Return how a backbone's feature maps become one vector unless the user chooses another way."""
     return "flatten" if name == "pixels" else "avg"
 
 
@@ -147,14 +165,14 @@ def _request(
     resize: str,
     trust: bool,
 ) -> Request:
-    if found := own.parse(text):
-        return _own_request(*found, layers, weights, size, pool, resize, trust)
+    if own_model := own.parse(text):
+        return _own_request(*own_model, layers, weights, size, pool, resize, trust)
     name, *parts = text.split(":")
     entry = get(name)
     options = dict(_option(entry, part) for part in parts)
-    size = _whole("size", options.pop("size", entry.size if size is None else size))
+    size = _count("size", options.pop("size", entry.size if size is None else size))
     check_size(entry, size)
-    seed = _whole("seed", options.pop("seed", 0))
+    seed = _count("seed", options.pop("seed", 0))
     weights = str(options.pop("weights", None) or weights or default_weights(entry))
     if weights not in ("imagenet", "none", "embedded", ""):
         weights = str(Path(weights).resolve())
@@ -162,11 +180,14 @@ def _request(
         weights = ""
     if weights == "imagenet" and entry.name == "glyphnet":
         raise UsageError("'glyphnet' was never trained on ImageNet; it takes --weights embedded, none or a file")
-    changed = tuple(sorted((key, value) for key, value in options.items() if DEFAULTS.get(key) != value))
-    mode: Mode = entry.mode
-    spec = BackboneSpec(entry.name, changed, weights, seed if weights == "none" else 0)
+
+    # The options are part of the fingerprint: leave out defaults, so that naming one changes nothing.
+    changed = {key: value for key, value in options.items() if DEFAULTS.get(key) != value}
+    seed = seed if weights == "none" else 0
+    spec = BackboneSpec(entry.name, tuple(sorted(changed.items())), weights, seed)
     pooling: Pooling = choose("--pool", pool or default_pooling(entry.name), get_args(Pooling))
-    return Request(spec, Preprocess(size, choose("--resize", resize, get_args(Resize)), mode), layers, pooling)
+    preprocess = Preprocess(size, choose("--resize", resize, get_args(Resize)), entry.mode)
+    return Request(spec, preprocess, layers, pooling)
 
 
 def _own_request(
@@ -183,54 +204,59 @@ def _own_request(
     if len(options) < len(parts) or not options.keys() <= {"mode", "size"}:
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
     if weights is not None:
-        raise UsageError(f"--weights is for backbones by name; '{spec.name}' brings its own")
+        raise UsageError(f"--weights is for backbones by name; '{spec.name}' has its own weights")
     if spec.origin == "import":
-        allow(spec.weights)
-    asked = _whole("size", _value("size", options["size"])) if "size" in options else size
-    said = own.facts_of(spec, asked, trust)
-    if said.size not in (None, asked) and asked is not None:
-        raise UsageError(f"'{spec.name}' takes images of {said.size} pixels; got size {asked}")
-    size = said.size or asked
+        allow(spec.weights)  # the user named this function
+
+    if "size" in options:
+        size = _count("size", _value("size", options["size"]))
+    facts = own.facts_of(spec, size, trust)
+    if size is not None and facts.size not in (None, size):
+        raise UsageError(f"'{spec.name}' takes images of {facts.size} pixels; got size {size}")
+    size = facts.size or size
     if not size:
-        raise UsageError(f"'{spec.name}' takes images of any size; say which: {spec.name}:size=224, or --size")
-    mode = options.get("mode") or said.mode
-    if said.mode and mode in get_args(Mode) and mode != said.mode:
+        raise UsageError(f"'{spec.name}' takes images of any size; choose one: {spec.name}:size=224, or --size")
+
+    mode = options.get("mode") or facts.mode
+    if facts.mode and mode in get_args(Mode) and mode != facts.mode:
         raise UsageError(
             f"'{spec.name}' takes pixels of 0 to 255, since it begins with a layer that scales them or takes whole "
-            f"numbers; got mode={mode}, which would scale them twice. Leave it out, or say mode={said.mode}"
+            f"numbers; got mode={mode}, which would scale them twice. Leave it out, or use mode={facts.mode}"
         )
     if mode is None:
         raise UsageError(
-            f"How do pixels enter '{spec.name}'? Say it behind the name: mode=tf (-1..1), mode=unit (0..1), mode=torch "
+            f"How do pixels enter '{spec.name}'? Add it to the name: mode=tf (-1..1), mode=unit (0..1), mode=torch "
             "(0..1, ImageNet mean and deviation), mode=caffe (BGR minus ImageNet mean) or mode=inside (0..255)"
         )
-    resize = said.resize if said.resize and resize == "stretch" else choose("--resize", resize, get_args(Resize))
+
+    # "stretch" is the default, so a model that featcache wrote keeps the way in which its images were resized.
+    resize = facts.resize if facts.resize and resize == "stretch" else choose("--resize", resize, get_args(Resize))
     pooling: Pooling = choose("--pool", pool or "avg", get_args(Pooling))
     preprocess = Preprocess(size, resize, own.mode_of(mode))
-    return Request(spec, preprocess, layers, pooling, own_size=said.size)
+    return Request(spec, preprocess, layers, pooling, own_size=facts.size)
 
 
 def _option(entry: Entry, part: str) -> tuple[str, Any]:
     key, equals, text = part.partition("=")
     allowed = (*entry.options, *OWN_OPTIONS)
     if not equals or key not in allowed:
-        raise UsageError(
-            f"'{entry.name}' takes the options {', '.join(f'{one}=..' for one in allowed)}; got '{part}'"
-            + did_you_mean(key, allowed)
-        )
+        forms = ", ".join(f"{option}=.." for option in allowed)
+        near = did_you_mean(key, allowed)
+        raise UsageError(f"'{entry.name}' takes the options {forms}; got '{part}'{near}")
     value = _value(key, text)
     if key in DEFAULTS and type(value) is not type(DEFAULTS[key]):
         raise UsageError(f"'{entry.name}' takes {key} as in {key}={DEFAULTS[key]}; got '{text}'")
     return key, value
 
 
-def _whole(key: str, value: Any) -> int:
+def _count(key: str, value: Any) -> int:
     if type(value) is not int or value < 0:
         raise UsageError(f"{key} takes a whole number from 0; got '{value}'")
     return value
 
 
 def _value(key: str, text: str) -> Any:
+    """Return an option's value as a bool, number or text. A whole number is an int, unless the default is a float."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -242,18 +268,19 @@ def _value(key: str, text: str) -> Any:
 
 
 def _backbones(names: str | Sequence[str]) -> list[str]:
-    """Return the backbones of a list: a comma stands between two, unless it is part of the path of a file."""
-    parts, found = _listed(names), list[str]()
+    """Return the backbones in a list. A comma separates two of them, unless it is part of the path of a file."""
+    parts = _listed(names)
     if not isinstance(names, str):
         return parts
+    backbones = []
     while parts:
         length = 1
         if not is_name(parts[0].partition(":")[0]):
             ends = range(1, len(parts) + 1)
             length = next((end for end in ends if _is_file(",".join(parts[:end]))), 1)
-        found.append(",".join(parts[:length]))
+        backbones.append(",".join(parts[:length]))
         del parts[:length]
-    return found
+    return backbones
 
 
 def _is_file(text: str) -> bool:

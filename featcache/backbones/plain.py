@@ -1,4 +1,4 @@
-"""Any Keras model that ends in classes -> uint8 images in, probabilities out."""
+"""Turn any Keras model that ends in classes into a classifier from uint8 images to probabilities."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from featcache.spec import Preprocess
 
 
 def as_classifier(model: Any, preprocess: Preprocess) -> tuple[Any, int, str]:
-    """Return the model from uint8 images to probabilities, how many classes it has, and what is assumed of it.
+    """Return the model from uint8 images to probabilities, its number of classes, and what is assumed about it.
 
-    One output becomes two classes, logits become probabilities. Raises NotAModel if it does not end in classes.
+    A single output becomes two classes, logits become probabilities. Raises NotAModel if it does not end in classes.
     """
     import keras
 
@@ -40,7 +40,7 @@ def _as_probabilities(outputs: Any, activation: str, width: int) -> tuple[Any, s
 
 
 def _activation(model: Any) -> str:
-    """Return the name of the function that a model ends in; of nested models that of the last."""
+    """Return the name of the function that a model ends in, even inside a nested model."""
     layer = model.outputs[0]._keras_history.operation
     while hasattr(layer, "layers"):
         layer = layer.outputs[0]._keras_history.operation

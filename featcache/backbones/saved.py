@@ -1,10 +1,11 @@
-"""SavedModel folders as frozen backbones: a graph of TensorFlow around variables, of which only the output is known.
+"""Run SavedModel folders as frozen backbones. Only the output of such a graph of TensorFlow can be read.
 
-Such a graph may read and write files when it is loaded or run, so it is code and needs to be trusted.
+The graph may read and write files when it is loaded or run. So it counts as code, which the user must trust.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,26 @@ from featcache.spec import digest_of
 
 GRAPH = "saved_model.pb"
 SIGNATURE = "serving_default"
-_UNUSED = ("fingerprint.pb", "keras_metadata.pb")  # with random numbers, or read by Keras 2 alone
+_UNUSED = ("fingerprint.pb", "keras_metadata.pb")  # random numbers; read only by Keras 2
 
 
 def is_saved(path: Path) -> bool:
-    """Tell whether a path is a folder with a SavedModel in it."""
+    """Return whether a path is a folder with a SavedModel in it."""
     return (path / GRAPH).is_file()
 
 
 def digests(folder: Path) -> tuple[str, str]:
-    """Return the digest of everything but the graph (variables, assets), and that of the graph."""
-    files = sorted(one for one in folder.rglob("*") if one.is_file() and one.name not in (GRAPH, *_UNUSED))
-    values = [[one.relative_to(folder).as_posix(), file_digest(one)] for one in files]
+    """Return the digest of variables and assets, and the digest of the graph."""
+    paths = sorted(folder.rglob("*"))
+    files = [path for path in paths if path.is_file() and path.name not in (GRAPH, *_UNUSED)]
+    values = [[file.relative_to(folder).as_posix(), file_digest(file)] for file in files]
     return digest_of(values), file_digest(folder / GRAPH)
 
 
 def load(folder: Path, trust: bool) -> Any:
-    """Return the Keras model of a SavedModel's serving signature, one layer around it.
+    """Return a Keras model with one layer, which runs the SavedModel's serving signature.
 
-    Raises NotAModel if it is not to be trusted or takes or gives several things, UsageError on another backend.
+    Raises NotAModel if it is not trusted, or has several inputs or outputs; UsageError on another backend.
     """
     if not trust:
         raise NotAModel(
@@ -49,20 +51,21 @@ def load(folder: Path, trust: bool) -> Any:
         )
     try:
         layer = keras.layers.TFSMLayer(str(folder), call_endpoint=SIGNATURE, trainable=False, name="saved_model")
-        [taken] = layer.call_endpoint_fn.structured_input_signature[1].values()
-        pixels = keras.Input(batch_shape=(None, *taken.shape.as_list()[1:]), dtype=taken.dtype.name)
-        [given] = layer(pixels).values()
+        [image] = layer.call_endpoint_fn.structured_input_signature[1].values()
+        pixels = keras.Input(batch_shape=(None, *image.shape.as_list()[1:]), dtype=image.dtype.name)
+        [output] = layer(pixels).values()
     except Exception as error:  # TensorFlow raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise NotAModel(f"{folder} cannot be used: its {SIGNATURE} must take and give one tensor ({reason})") from error
-    return keras.Model(pixels, given, name="saved_model_of_" + "".join(c if c.isalnum() else "_" for c in folder.name))
+    name = re.sub(r"[\W_]", "_", folder.name)
+    return keras.Model(pixels, output, name=f"saved_model_of_{name}")
 
 
 def signature(model: Any, values: Any) -> Any:
-    """Return what the serving signature itself gives for values, as TensorFlow runs it."""
+    """Return the output of the serving signature itself for values, without the Keras layer around it."""
     import keras
 
     layer = model.get_layer("saved_model")
     values = keras.ops.convert_to_tensor(values)
-    [given] = layer.call_endpoint_fn(values).values()
-    return keras.ops.convert_to_numpy(given)
+    [output] = layer.call_endpoint_fn(values).values()
+    return keras.ops.convert_to_numpy(output)

@@ -1,4 +1,4 @@
-"""A small model.hdf5 to try a recipe with, as users of Keras 2 have them."""
+"""Write a small model.hdf5 with which to try a recipe, like the files that users of Keras 2 have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featcache.backend import start_keras
 
 
 def write_small_model(path: Path) -> Path:
-    """Write a small untrained model with a layer flatten_1, as a user of Keras 2 had one, unless it is there."""
+    """Write a small untrained model with a layer flatten_1 to `path`, unless there is a file already."""
     if path.exists():
         return path
     start_keras()
@@ -32,7 +32,7 @@ def write_small_model(path: Path) -> Path:
             ]
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.stem}.draft.h5")  # Keras 3 writes no name that ends in .hdf5
+    draft = path.with_name(f"{path.stem}.draft.h5")  # Keras 3 refuses to write a name that ends in .hdf5
     with _without_remarks():
         model.save(draft)
     os.replace(draft, path)
@@ -41,7 +41,7 @@ def write_small_model(path: Path) -> Path:
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Keep Keras from saying that HDF5 is of yesterday, which is what it is written for here."""
+    """Hide Keras' warning that HDF5 is outdated, since an outdated file is the purpose here."""
 
     def nothing(record: logging.LogRecord) -> bool:
         return False

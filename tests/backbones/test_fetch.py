@@ -103,7 +103,7 @@ def test_weights_of_another_width_under_that_name_are_repaired(place, good, serv
 
 def test_a_proxy_that_answers_instead_is_suspected_and_nothing_stays(home, server):
     server.answers = [(200, b"<html>please log in</html>", None)]
-    with pytest.raises(WeightsMissing, match=r"^What came as the ImageNet weights .* Is there a proxy .*\n?$"):
+    with pytest.raises(WeightsMissing, match=r"^The download of the ImageNet weights .* Does a proxy .*\n?$"):
         fetch(NAME)
     assert len(server.asked) == 2
     assert list((home / "models").iterdir()) == []
@@ -148,9 +148,9 @@ def test_json_and_text_say_what_was_fetched(home, good, server, monkeypatch, cap
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("glyphnet", r"'glyphnet' as asked takes no ImageNet weights"),
-        ("pixels", r"'pixels' as asked takes no ImageNet weights"),
-        ("mobilenet_v2:weights=none", r"'mobilenet_v2' as asked takes no ImageNet weights"),
+        ("glyphnet", r"'glyphnet' does not use ImageNet weights"),
+        ("pixels", r"'pixels' does not use ImageNet weights"),
+        ("mobilenet_v2:weights=none", r"'mobilenet_v2' does not use ImageNet weights"),
         (f"{NAME},mobilenet_v2:alpha=0.36", r"There are no ImageNet weights of mobilenet_v2:alpha=0.36: "),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_function_is_a_backbone(photos, tmp_path, monkeypatch):
     assert (list(cache.taps), cache.arrays()[0].shape) == (["small:size=12/top"], (36, 4))
     assert extract(photos, "shop.networks:small:size=12", out="c.h5").report.computed == 0
     assert extract(photos, "shop.networks:of:size=12", out="e.h5").tap().preprocess.size == 12
-    with pytest.raises(UsageError, match=r"shop.networks:of takes images of any size; say which: shop.networks:of"):
+    with pytest.raises(UsageError, match=r"shop.networks:of takes images of any size; choose one: shop.networks:of"):
         requests("shop.networks:of")
     assert str(tmp_path) not in sys.path
     for name, error, reason in [
@@ -165,7 +165,7 @@ def test_integer_input_needs_no_mode(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"How do pixels enter 'mine'\? Say it behind the name: mode=tf"),
+        ("", r"How do pixels enter 'mine'\? Add it to the name: mode=tf"),
         (":mode=imagenet", r"mode takes tf, caffe, torch, inside, unit; got 'imagenet'"),
         (":mode=tf:size=20", r"'mine' takes images of 16 pixels; got size 20"),
         (":alpha=1", r"'mine' takes the options mode=.., size=..; got 'alpha=1'"),
@@ -179,7 +179,7 @@ def test_what_a_model_does_not_say_the_user_must(path, text, message):
 
 def test_a_model_for_any_size_needs_one(tmp_path):
     network(None).save(tmp_path / "any.keras")
-    with pytest.raises(UsageError, match=r"'any' takes images of any size; say which: any:size=224"):
+    with pytest.raises(UsageError, match=r"'any' takes images of any size; choose one: any:size=224"):
         requests(f"{tmp_path / 'any.keras'}:mode=tf")
     [request] = requests(f"{tmp_path / 'any.keras'}:mode=tf", size=24)
     assert request.preprocess.size == 24
@@ -225,7 +225,7 @@ def test_a_missing_file_is_named():
 
 
 def test_weights_of_its_own_are_kept(path):
-    with pytest.raises(UsageError, match=r"--weights is for backbones by name; 'mine' brings its own"):
+    with pytest.raises(UsageError, match=r"--weights is for backbones by name; 'mine' has its own weights"):
         requests(f"{path}:mode=tf", weights="imagenet")
 
 
@@ -427,7 +427,7 @@ def test_scores_that_nothing_known_makes_are_refused_with_the_layers_to_choose(t
 def test_a_mode_that_would_scale_pixels_twice_is_refused(tmp_path):
     network(rescaling=True).save(tmp_path / "mine.keras")
     message = (
-        r"^'mine' takes pixels of 0 to 255, .*got mode=tf, which would scale them twice. Leave it out, or say mode=in"
+        r"^'mine' takes pixels of 0 to 255, .*got mode=tf, which would scale them twice. Leave it out, or use mode=in"
     )
     with pytest.raises(UsageError, match=message):
         requests(f"{tmp_path / 'mine.keras'}:mode=tf")
