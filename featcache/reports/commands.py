@@ -25,6 +25,8 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
         alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
     notes = ["# The images are in groups: give --group-from again if it was given."] if _has_own_groups(cache) else []
     found = [_extraction(cache, some) for some in alike.values()]
+    if cache.changes.reviews:
+        notes.append("# Labels were reviewed, which this cache keeps. For another one add: --apply TABLE.csv")
     if cache.root == IN_MEMORY:
         notes, found = ["# The images were arrays in Python: extract their features there."], []
     if cache.joined:

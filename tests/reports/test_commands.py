@@ -8,6 +8,7 @@ import pytest
 from tiny import TOY, write_images
 from typer.testing import CliRunner
 
+from featcache.cache.changes import Changes, Review
 from featcache.cache.reader import Cache
 from featcache.extraction import extract
 from featcache.images.manifest import scan
@@ -60,12 +61,15 @@ def test_what_was_fixed_and_fine_tuned_is_made_again_too(tmp_path):
     cache = extract(write_images(tmp_path / "photos", 6), PIXELS, out=tmp_path / "c.h5")
     run = sweep(cache, "ridge", cv=3, out=tmp_path / "run")
     flags = Recipe(learning_rate=1e-4, wise_ft=True, augment="light", views=2).flags
-    found = commands(run, replace(cache, joined={"a": ""}), [{"trial": 2, "flags": flags}])
+    fixed = replace(cache, changes=Changes(joined={"a": ""}))
+    found = commands(run, fixed, [{"trial": 2, "flags": flags}])
     assert found[1:] == [
         f"featcache leaks {cache.path} --fix",
         f"featcache sweep --config {run.path / 'run.json'} -o AGAIN",
         "featcache finetune AGAIN@2 -o again.keras --lr 0.0001 --augment light --views 2 --wise-ft",
     ]
+    reviewed = replace(cache, changes=Changes(reviews=(Review("0" * 64, "a", "b", "a/1.png", "train", ""),)))
+    assert commands(run, reviewed)[0].endswith("For another one add: --apply TABLE.csv")
 
 
 def test_groups_of_another_rule_are_mentioned(tmp_path):
