@@ -123,22 +123,22 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
     name = printable(str(done.cache))
     changed = len(done.relabelled)
     if file is None:
-        lines = [f"{done.decisions} decisions about labels in {name} taken back; labels of {changed} images changed."]
+        lines = [f"Decisions about labels in {name}: {done.decisions} taken back, {changed} labels changed."]
     else:
         lines = [
-            f"{done.decisions} decisions of {printable(str(file))} are in {name}: "
-            f"labels of {changed} images changed, {len(done.dropped)} of them dropped."
+            f"Decisions of {printable(str(file))}: {done.decisions}. In {name} {changed} labels changed, "
+            f"{len(done.dropped)} of these images dropped."
         ]
     if done.undecided:
-        lines.append(f"{done.undecided} rows have no decision yet.")
+        lines.append(f"Rows without a decision: {done.undecided}.")
     if done.relabelled:
         rows = [[image.path, image.before, image.after or "(dropped)", image.split] for image in done.relabelled]
         rows = [[path, before or "(dropped)", after, split] for path, before, after, split in rows]
         lines.append(table(["image", "was", "is", "split"], rows[:LISTED]))
         lines += [f"{changed - LISTED} more: --json lists all."] if changed > LISTED else []
     if done.of_test:
-        seen = f", after the test split was opened {done.looks} times: those looks stay recorded" if done.looks else ""
-        lines.append(wrapped(f"{len(done.of_test)} of these images are in test{seen}. Reports say so."))
+        seen = f" It was opened before (looks: {done.looks}), which stays recorded." if done.looks else ""
+        lines.append(wrapped(f"Of these images {len(done.of_test)} are or were in test; reports say so.{seen}"))
     if done.relabelled:
         lines.append(f"Runs from before have other labels. Sweep again: featcache sweep {in_shell(done.cache)}")
     if file is not None and done.decisions:

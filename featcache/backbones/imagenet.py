@@ -66,7 +66,6 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small:
     if random:
         with reproducibly(0):
             network = getattr(keras.applications, entry.constructor)(weights=None, **options)
-        names = [f"class {number}" for number in range(NUM_CLASSES)]
     else:
         if size not in (entry.size, *SIZES.get(entry.module, ())):
             raise UsageError(f"'{entry.name}' with its top takes images of {entry.size} pixels; got size {size}")

@@ -34,6 +34,8 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
         alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
 
     lines = _extractions(cache, list(alike.values()), new_cache)
+    if cache.changes.reviews:
+        lines.insert(0, "# Labels were reviewed: add --apply TABLE.csv, the reviewed table, to featcache extract.")
     if cache.joined:
         lines.append(f"featcache leaks {new_cache} --fix")
 

@@ -33,7 +33,7 @@ def place(tmp_path, monkeypatch):
 
 def test_there_is_a_page_for_each_task_and_the_readme_leads_there():
     readme = (DOCS.parent / "README.md").read_text()
-    names = {"photos", "model", "gpu", "cache", "head", "backbone", "add-a-class", "integrity", "trust"}
+    names = {"photos", "model", "gpu", "cache", "head", "backbone", "add-a-class", "integrity", "labels", "trust"}
     assert {page.stem for page in PAGES} == names
     assert all(f"docs/{page.name}" in readme for page in PAGES)
 

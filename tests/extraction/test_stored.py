@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_images
 
+from featcache.cache.changes import UNCHANGED, Review, with_review
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.extraction import extract
@@ -59,6 +60,16 @@ def test_a_new_image_of_groups_that_it_links_goes_to_train_if_one_of_them_is_the
     linking = [ImageRow(path, "a", group, "test", "2") for path, group in (("2", "g"), ("3", "h"))]
     after, _ = as_stored(replace(nothing, rows=(*rows, *linking), given=frozenset()), stored(rows))
     assert [row.split for row in after.rows] == ["test", "train", "train", "train"]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_an_image_that_a_review_dropped_goes_back_into_the_split_that_it_was_in(nothing, split):
+    row = ImageRow("0", "a", "", split, "0")
+    rows, changes = with_review([row], UNCHANGED, [Review("0", "a", "", "0", split, "")])
+    scanned = assign([row._replace(split="")], SPEC)  # the hash puts it into one split, whatever is stored
+    images = replace(nothing, rows=tuple(scanned), given=frozenset())
+    after, again = as_stored(images, replace(stored(rows), changes=changes))
+    assert (after.rows, again) == (rows, changes)
 
 
 def test_a_cache_of_parents_with_the_folder_of_their_split_can_be_extended(tmp_path):

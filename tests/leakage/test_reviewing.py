@@ -305,6 +305,16 @@ def test_fix_and_review_can_be_taken_back_in_any_order(order, back, between, fou
     assert (after.rows, after.changes) == (leaky.rows, leaky.changes)
 
 
+def test_a_dropped_image_that_a_fix_joins_comes_back_beside_its_copy(found_copies, leaky, table):
+    apply_review(leaky.path, table("train/iris/a.jpg,iris,,,drop\n"))
+    fix(replace(found_copies, cache=leaky.path))
+    assert splits_of(leaky)["test/iris/030.png"] == "test"  # its copy does not train
+    unapply(leaky.path)
+    assert splits_of(leaky)["train/iris/a.jpg"] == "test"
+    unfix(leaky.path)
+    assert Cache.open(leaky.path).rows == leaky.rows
+
+
 def test_a_fix_that_was_taken_back_says_what_moved_and_stays_so(found_copies, leaky):
     fixed = fix(replace(found_copies, cache=leaky.path))
     done = unfix(leaky.path)

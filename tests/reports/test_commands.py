@@ -11,6 +11,7 @@ import pytest
 from tiny import TOY, write_images
 from typer.testing import CliRunner
 
+from featcache.cache.changes import Changes, Review
 from featcache.cache.exchange import merge_caches
 from featcache.extraction import extract
 from featcache.images.manifest import scan
@@ -132,13 +133,15 @@ def test_what_was_fixed_and_fine_tuned_is_made_again_too(tmp_path):
     run = sweep(cache, "ridge", cv=3, out=tmp_path / "run")
     flags = Recipe(learning_rate=1e-4, wise_ft=True, augment="light", views=2).flags
     record = {"trial": 2, "flags": flags, "controls": {"frozen": [], "scratch": []}}
-    found = commands(run, replace(cache, joined={"a": ""}), [record])
+    found = commands(run, replace(cache, changes=Changes(joined={"a": ""})), [record])
     assert found[1:] == [
         "featcache leaks run-again.h5 --fix",
         f"featcache sweep run-again.h5 --config {run.path / 'run.json'} -o run-again.run",
         "featcache finetune run-again.run@2 -o run-again.keras --lr 0.0001 --augment light --views 2 --wise-ft "
         "--controls frozen,scratch",
     ]
+    reviewed = replace(cache, changes=Changes(reviews=(Review("0" * 64, "a", "b", "a/1.png", "train", ""),)))
+    assert commands(run, reviewed)[0].startswith("# Labels were reviewed: add --apply TABLE.csv")
 
 
 def test_a_cache_that_was_merged_is_merged_again(tmp_path, monkeypatch):

@@ -142,3 +142,23 @@ def test_a_review_from_page_to_table_to_second_extraction(doubted, photos, tmp_p
     assert "Labels are as reviewed: 2 changed, 1 dropped, 1 kept" in again.report.remarks[-1]
     other = extract(photos, PIXELS, out=tmp_path / "other.h5", apply=saved)
     assert {row.path: row.label for row in other.rows} == {path: label for path, (label, _) in labels.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt install chromium")
+def test_a_browser_that_keeps_nothing_is_told_and_still_saves(doubted, photos, tmp_path):
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(accept_downloads=True)
+        page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('blocked'); }})")
+        page.goto(written(doubted, photos, tmp_path).as_uri())
+        assert page.locator("#unkept").is_visible()
+        page.click("#cards > li >> nth=2 >> text=drop")
+        page.keyboard.press("k")
+        with page.expect_download() as download:
+            page.keyboard.press("s")
+        download.value.save_as(tmp_path / "saved.csv")
+        browser.close()
+    ends = [line.rpartition(",")[2] for line in (tmp_path / "saved.csv").read_text().splitlines()]
+    assert ends[:5] == ["decision", "", "", "drop", "keep"]
