@@ -46,7 +46,7 @@ def command(
 
     trust.allow(*(allow or ()))
     opened, chosen = open_named(run)
-    scores = None
+    tested = None
     if html is not None:
         from featcache.reports.html import check_page, write_report
 
@@ -54,18 +54,29 @@ def command(
     with progress(quiet) as draw:
         written = _logged(opened, tensorboard, mlflow, images, force, draw)
     if final:  # last, so that nothing fails after test was opened which could have failed before
-        from featcache.reports.final import final_scores
+        from featcache.reports.final import open_test
 
         with progress(quiet) as draw:
-            opened, scores = final_scores(opened, images, chosen, draw)
-    from featcache.reports.table import text_report
+            tested = open_test(opened, images, chosen, draw)
+        opened = tested.run
+    scores = None if tested is None else tested.scores
+    from featcache.reports.table import class_table, text_report
     from featcache.reports.text import printable
 
     if html is not None:
         with progress(quiet) as draw:
-            write_report(opened, html, images=images, chosen=chosen, final=scores, force=force, progress=draw)
+            write_report(
+                opened, html, images=images, chosen=chosen, final=scores, tested=tested, force=force, progress=draw
+            )
+    classes = {} if tested is None else tested.classes
     judged = [
-        {"name": name, "metric": opened.settings.metric, "score": found.value, "interval": [found.low, found.high]}
+        {
+            "name": name,
+            "metric": opened.settings.metric,
+            "score": found.value,
+            "interval": [found.low, found.high],
+            "classes": classes[name],
+        }
         for name, found in (scores or {}).items()
     ]
     document = {
@@ -78,7 +89,8 @@ def command(
         "looks": opened.looks(),  # at the test split, of all runs on this cache
         "test_reviews": [review._asdict() for review in opened.test_reviews()],  # labels of it that were changed
     }
-    said = [f"Report: {printable(str(html))}"] if html else []
+    said = [class_table(classes)] if classes else []
+    said += [f"Report: {printable(str(html))}"] if html else []
     said += [f"TensorBoard: tensorboard --logdir {tensorboard}"] if tensorboard else []
     said += [f"MLflow: run {written['mlflow']} in {mlflow}"] if mlflow else []
     emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, _has_test(opened)), *said]))

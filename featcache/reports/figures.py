@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -26,20 +27,53 @@ LEAST = 3  # values that make a curve
 MOST_LINES = 8
 
 
-def strengths(run: Run) -> list[tuple[str, str]]:
-    """Return (title, SVG) for each kind of head: its score against the parameter that regularises it."""
-    scored = sorted((one for one in run.ranked if one.few is None), key=lambda one: one.head)
-    found = []
-    for head, group in groupby(scored, key=lambda one: one.head):
-        trials = list(group)
+def of_scores(run: Run, cache: Cache) -> list[tuple[str, str]]:
+    """Return (title, SVG) of how the score depends on each kind of head and on the tap, all on one scale of scores.
+
+    The kind of head with the best trial comes first.
+    """
+    metric = run.settings.metric
+    strengths = _strengths(run)
+    depths = _depths(run, cache)
+    limits = _limits([line for _, _, lines in strengths for line in lines] + depths)
+    figures = []
+    for head, axis, lines in strengths:
+        numbers = [x for line in lines for x in line.x]
+        log = min(numbers) > 0 and max(numbers) / min(numbers) > 20
+        about = f"{metric} of {head} against {axis}"
+        plot = curves(lines, axis, metric, log=log, limits=limits, about=about)
+        figures.append((f"{head}: {metric} against {axis}; the band is the 95 % interval.", plot))
+    if depths:
+        about = f"Best {metric} of each tap, from early to late layers"
+        figures.append((f"{about}.", steps(depths, metric, limits=limits, about=about)))
+    return figures
+
+
+def _strengths(run: Run) -> list[tuple[str, str, list[Line]]]:
+    """Return (head, parameter that regularises it, lines) for each kind of head that has such a parameter."""
+    by_head: dict[str, list[Trial]] = {}
+    for trial in run.ranked:
+        if trial.few is None:
+            by_head.setdefault(trial.head, []).append(trial)
+    strengths = []
+    for head, trials in by_head.items():
         axis = _axis(trials)
         if axis is not None:
-            found.append((f"{head}: {run.settings.metric} against {axis}", _strength(run, head, axis, trials)))
-    return found
+            strengths.append((head, axis, _lines(run, axis, trials)))
+    return strengths
 
 
-def depths(run: Run, cache: Cache) -> str | None:
-    """Return the best score of every tap of a backbone that has several, in the order of depth; None if none has."""
+def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """Return where the scale of all these lines begins and ends; None if no value is a number."""
+    ends = [end for line in lines for end in (*line.y, *(line.low or ()), *(line.high or ())) if math.isfinite(end)]
+    if not ends:
+        return None
+    margin = 0.03 * (max(ends) - min(ends)) or 0.03
+    return min(ends) - margin, max(ends) + margin
+
+
+def _depths(run: Run, cache: Cache) -> list[Line]:
+    """Return the best score of every tap of the backbones that have several, in the order of depth."""
     best: dict[str, Trial] = {}
     for trial in run.ranked:
         if trial.tap in cache.taps:
@@ -51,20 +85,30 @@ def depths(run: Run, cache: Cache) -> str | None:
         if len(taps) > 1:
             layers = [cache.taps[name].layer for name in taps]
             lines.append(Line(backbone, layers, *_judged([best[name] for name in taps])))
-    metric = run.settings.metric
-    return steps(lines, metric, about=f"Best {metric} of each tap, from early to late layers") if lines else None
+    return lines
 
 
-def learning(record: dict[str, Any]) -> str:
-    """Return validation loss by epoch of a fine-tuning and of its controls; epoch 0 is the head."""
+def learning(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (title, SVG) of the validation score by epoch and of both losses, with controls; epoch 0 is the head."""
+    metric = record["metric"]
     ways = {"fine-tuned": record["history"], **record["controls"]}
-    lines = []
+    scores, losses = [], []
     for name, history in ways.items():
-        epochs = [one for one in history if one["mixture"] is None]
-        low, high = ([one["val"][at] for one in epochs] for at in (1, 2))
-        lines.append(Line(name, [one["epoch"] for one in epochs], [one["val"][0] for one in epochs], low, high))
-    about = f"Validation {record['metric']} by epoch; epoch 0 is the head"
-    return curves(lines, "epoch", f"validation {record['metric']}", about=about)
+        epochs = [epoch for epoch in history if epoch["mixture"] is None]
+        numbers = [epoch["epoch"] for epoch in epochs]
+        value, low, high = zip(*(epoch["val"] for epoch in epochs), strict=True)
+        scores.append(Line(name, numbers, value, low, high))
+        losses.append(Line(f"{name}, validation", numbers, [epoch["val_loss"] for epoch in epochs]))
+        trained = [epoch for epoch in epochs if epoch["train_loss"] is not None]
+        if trained:
+            in_training = [epoch["train_loss"] for epoch in trained]
+            losses.append(Line(f"{name}, training", [epoch["epoch"] for epoch in trained], in_training, dashed=True))
+    score_title = f"Validation {metric} by epoch, with 95 % intervals"
+    loss_title = "Loss by epoch: of training as it is minimised, of validation as log loss"
+    return [
+        (score_title, curves(scores, "epoch", f"validation {metric}", about=score_title)),
+        (loss_title, curves(losses, "epoch", "loss", about=loss_title)),
+    ]
 
 
 def _axis(trials: Sequence[Trial]) -> str | None:
@@ -76,16 +120,12 @@ def _axis(trials: Sequence[Trial]) -> str | None:
     return name if len(values[name]) >= LEAST else None
 
 
-def _strength(run: Run, head: str, axis: str, trials: Sequence[Trial]) -> str:
+def _lines(run: Run, axis: str, trials: Sequence[Trial]) -> list[Line]:
     lines: dict[str, list[Trial]] = {}
     for trial in trials:  # the best first, so that the best lines are
         if _is_number(trial.params.get(axis)):
             lines.setdefault(_rest(run, trial, axis), []).append(trial)
-    drawn = [_line(name, axis, some) for name, some in list(lines.items())[:MOST_LINES]]
-    numbers = [x for line in drawn for x in line.x]
-    log = min(numbers) > 0 and max(numbers) / min(numbers) > 20
-    metric = run.settings.metric
-    return curves(drawn, axis, metric, log=log, about=f"{metric} of {head} against {axis}")
+    return [_line(name, axis, some) for name, some in list(lines.items())[:MOST_LINES]]
 
 
 def _line(name: str, axis: str, trials: Sequence[Trial]) -> Line:

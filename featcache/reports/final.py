@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, UsageError
 from featcache.files import remove
 from featcache.images.manifest import Images
+from featcache.reports.judged import Judged
+from featcache.reports.text import printable
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.metrics import OF_LABELS, Score, score
+from featcache.sweeps.metrics import Said, Score, score_of
 from featcache.sweeps.records import LOOKS, new_look, read_record, write_record
 from featcache.sweeps.run import digest_of_rows, features_of, single_taps
 from featcache.sweeps.unseen import judging
@@ -25,13 +28,35 @@ from featcache.tuning.train import predict_logits
 from featcache.tuning.tuned import record_of
 
 
+@dataclass(frozen=True)
+class Final:
+    """What came out on the test split."""
+
+    run: Run  # with the record that test was opened
+    scores: Mapping[str, Score]  # {name of the head or of a fine-tuned model: its score}, the head first
+    rows: Sequence[ImageRow] = field(repr=False)  # the test images
+    said: Mapping[str, Said] = field(repr=False)  # {name: what it predicts of them}
+    models: Mapping[Path, str]  # {file of a fine-tuned model: its name}
+
+    @property
+    def classes(self) -> dict[str, list[dict[str, Any]]]:
+        """Return by name what `Judged.per_class` tells of each class."""
+        names = tuple(map(printable, self.run.classes))
+        return {name: Judged(self.rows, said, names).per_class for name, said in self.said.items()}
+
+
 def head_score(chosen: Chosen, split: str = "test") -> Score:
     """Return the score of a head on a split, from cached features. Raises DataError if the split is empty."""
+    return score_of(head_said(chosen, split), chosen.run.settings.metric)
+
+
+def head_said(chosen: Chosen, split: str) -> Said:
+    """Return what a head predicts of the images of a split. Raises DataError if it is empty."""
     cache = chosen.run.cache()
     rows = _rows(chosen.run, cache, split)
-    metric = chosen.run.settings.metric
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
-    return score(cache.labels(rows), predicted, metric, None if metric in OF_LABELS else chosen.logits(rows))
+    has_logits = chosen.trial.log_loss is not None
+    return Said.of(cache.labels(rows), predicted, chosen.logits(rows) if has_logits else None)
 
 
 def model_score(
@@ -42,11 +67,15 @@ def model_score(
     progress: Progress = silent,
 ) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
+    return score_of(_model_said(chosen, model, split, images, progress), chosen.run.settings.metric)
+
+
+def _model_said(chosen: Chosen, model: Any, split: str, images: Images | str | Path | None, progress: Progress) -> Said:
     cache = chosen.run.cache()
     rows = _rows(chosen.run, cache, split)
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
     logits = predict_logits(logits_of(model), judged, progress=progress, step=f"judge on {split} images")
-    return score(judged.labels, logits.argmax(axis=1), chosen.run.settings.metric, logits)
+    return Said.of(judged.labels, logits.argmax(axis=1), logits)
 
 
 def final_scores(
@@ -55,7 +84,18 @@ def final_scores(
     chosen: Chosen | None = None,
     progress: Progress = silent,
 ) -> tuple[Run, dict[str, Score]]:
-    """Open the test split: return the scores there of a head and of the models fine-tuned from this run.
+    """Open the test split as `open_test` does; return the run as it is then, and the scores alone."""
+    final = open_test(run, images, chosen, progress)
+    return final.run, dict(final.scores)
+
+
+def open_test(
+    run: Run,
+    images: Images | str | Path | None = None,
+    chosen: Chosen | None = None,
+    progress: Progress = silent,
+) -> Final:
+    """Open the test split: return what a head and the models fine-tuned from this run predict there.
 
     chosen: the head, by default the best. That test was opened, when and with what result is recorded, see `opening`.
     Raises UsageError if the trial has no head, DiskFault if the run cannot be written: then test is not opened.
@@ -67,21 +107,27 @@ def final_scores(
         raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
     run.looks()  # raises now if a record is damaged, not when test has been opened
     again = ", fitted on train and val" if chosen.refit else ""
+    said: dict[str, Said] = {}
+    models: dict[Path, str] = {}
     with opening([chosen]) as scores:
-        scores[f"head {number} ({chosen.trial.head}{again})"] = head_score(chosen)
+        said[f"head {number} ({chosen.trial.head}{again})"] = head_said(chosen, "test")
         for path in filter(Path.exists, map(Path, run.tuned)):
             model, facts = load_model(path)
             if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
                 continue  # something else has taken its place
-            scores[_tuned_name(run, path)] = model_score(run[facts["trial"]], model, "test", images, progress)
-    return Run.open(run.path), scores
+            models[path] = _tuned_name(run, path)
+            said[models[path]] = _model_said(run[facts["trial"]], model, "test", images, progress)
+        scores |= {name: score_of(of_model, run.settings.metric) for name, of_model in said.items()}
+    return Final(Run.open(run.path), scores, _rows(run, run.cache(), "test"), said, models)
 
 
 def _tuned_name(run: Run, model: Path) -> str:
     """Return what to call a model, which may be the head itself if no epoch was better on validation."""
     record = record_of(run.path, model)
     is_head = record.exists() and read_record(record)["best"]["epoch"] == 0
-    return f"fine-tuned {model.name}" + (" (epoch 0, the head: no other was better)" if is_head else "")
+    is_only = sum(Path(other).name == model.name for other in run.tuned) == 1
+    name = f"fine-tuned {model.name if is_only else model}"
+    return name + (" (epoch 0, the head: no other was better)" if is_head else "")
 
 
 @contextmanager

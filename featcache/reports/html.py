@@ -19,7 +19,7 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.assembly import image_source
 from featcache.cache.reader import Cache, stored_rows
-from featcache.errors import DataError, NotARun
+from featcache.errors import DataError
 from featcache.files import write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
@@ -28,31 +28,20 @@ from featcache.reports import figures, plots
 from featcache.reports.checks import checked, doubts_of, pairs_of
 from featcache.reports.commands import commands
 from featcache.reports.embedding import MOST, places
+from featcache.reports.final import Final
 from featcache.reports.judged import Judged
 from featcache.reports.pictures import bits_of, picture, sheet
 from featcache.reports.table import looks_text, reviewed_text, settings_of, unjudged_text
 from featcache.reports.templates import render_page
 from featcache.reports.text import printable
+from featcache.reports.trainings import Training, best_of, trainings_of
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
-from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, value_of
-from featcache.sweeps.records import TUNED, read_record
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, score_of, value_of
 
 log = logging.getLogger(__name__)
 
-OF_TRAINING = (
-    "trial",
-    "flags",
-    "controls",
-    "metric",
-    "unfrozen",
-    "seconds",
-    "stopped",
-    "certificate",
-    "best",
-    "history",
-)
 MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter of older pages
 MARKED_BYTES = 4096  # of the beginning of a page, in which the mark stands
 
@@ -64,8 +53,9 @@ class Report:
     run: Run
     chosen: Chosen | None  # as it was when images chose it; None: no trial has a score
     source: Source | None  # of the images; None: they are gone
+    is_named: bool = False  # the user asked for this head, so models from other heads are none of it
     final: Mapping[str, Score] | None = None
-    refit: bool = False  # the final scores are those of the head that was fitted again
+    tested: Final | None = None  # what the final scores are made of
     moved: str | Path | None = None  # where the images are now
     progress: Progress = field(default=silent, repr=False)
 
@@ -80,17 +70,52 @@ class Report:
         return self.run.cache()
 
     @cached_property
-    def judged(self) -> Judged | None:
-        """Return what the best head said of the images that chose."""
+    def trainings(self) -> list[Training]:
+        """Return the models that were fine-tuned from the run."""
+        return trainings_of(self.run, self.cache)
+
+    @cached_property
+    def head(self) -> Judged | None:
+        """Return what the head predicts: of the images that chose it, or of validation where a tuned model was."""
         if self.chosen is None:
             return None
-        rows, said = said_by(self.chosen)
-        return Judged(rows, said, self.classes)
+        if self.trainings and self.run.settings.cv:
+            rows = self.run.rows(self.cache, "val")
+            predicted = self.chosen.estimator.predict(self.chosen.features(rows))
+            logits = None if self.chosen.trial.log_loss is None else self.chosen.logits(rows)
+            return Judged(rows, Said.of(self.cache.labels(rows), predicted, logits), self.classes)
+        return Judged(*said_by(self.chosen), self.classes)
+
+    @cached_property
+    def tuned(self) -> Training | None:
+        """Return the fine-tuned model that the page is about; None where it is about the head."""
+        if self.chosen is None or self.head is None:
+            return None
+        trial = self.chosen.trial.trial if self.is_named else None
+        metric = self.run.settings.metric
+        return best_of(self.trainings, trial, metric, value_of(self.head.said, metric))
+
+    @cached_property
+    def judged(self) -> Judged | None:
+        """Return what the model that the page is about predicts of the images that chose it."""
+        if self.tuned is not None and self.tuned.said is not None:
+            return Judged(self.tuned.rows, self.tuned.said, self.classes)
+        return None if self.chosen is None else Judged(*said_by(self.chosen), self.classes)
+
+    @cached_property
+    def tested_names(self) -> list[str]:
+        """Return what the final scores call the model that the page is about, and then its head."""
+        if self.tested is None:
+            return []
+        names = [next(iter(self.tested.said))]
+        if self.tuned is not None and self.tuned.path in self.tested.models:
+            names.insert(0, self.tested.models[self.tuned.path])
+        return names
 
     def context(self) -> dict[str, Any]:
         """Return what the template reads."""
         run, judged = self.run, self.judged
-        trainings = [_training(path) for path in sorted((run.path / TUNED).glob("*.json"))]
+        beside = self.head if self.tuned else None
         hidden = "test" if self.final is None else ""
         log.info("Looking for leaks and wrong labels")
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
@@ -114,22 +139,24 @@ class Report:
             "splits": self._splits(),
             "trials": [(trial, settings_of(trial)) for trial in run.ranked],
             "left_out": [trial for trial in run.trials if trial.status != "ok"],
-            "strengths": figures.strengths(run),
-            "depths": figures.depths(run, self.cache),
+            "curves": figures.of_scores(run, self.cache),
+            "tuned": self.tuned,
+            "score": judged and score_of(judged.said, run.settings.metric),
+            "head_score": beside and score_of(beside.said, run.settings.metric),
+            "test_score": self.tested.scores[self.tested_names[0]] if self.tested else None,
             "judged": judged,
-            "matrix": judged and plots.confusion(judged.counts, self.classes, about="True classes by predicted ones"),
+            "plots_of_models": self._plots(judged, beside),
             "confused": judged and judged.confused,
-            "per_class": judged and judged.per_class,
-            "calibration": judged and judged.calibration,
-            "ece": judged and value_of(judged.said, "ece"),
+            "classes_of": self._classes(judged, beside),
+            "tests": self._tests(),
             "mistakes": judged and self._pictures(judged.mistakes),
             "uncertain": judged and self._pictures(judged.uncertain),
             "checks": checks,
             "pairs": pairs_of(checks, self.cache, self.source),
             "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
-            "trainings": trainings,
-            "commands": commands(run, self.cache, [record for record, _ in trainings]),
+            "trainings": self.trainings,
+            "commands": commands(run, self.cache, [training.record for training in self.trainings]),
             "failures": self.cache.failures,
             "has_pictures": self.source is not None,
         }
@@ -163,6 +190,45 @@ class Report:
         labels = {split: [row.label for row in self.cache.usable(split)] for split in shown}
         return [{"split": split, "images": len(found), "classes": len(set(found))} for split, found in labels.items()]
 
+    def _plots(self, judged: Judged | None, beside: Judged | None) -> list[tuple[str, str]]:
+        """Return (title, SVG) of confusion and calibration, those of the head beside those of a fine-tuned model."""
+        found = []
+        for name, model in (("", judged), ("The head: ", beside)):
+            if model is None:
+                continue
+            name = f"{self.tuned.name}: " if self.tuned and not name else name
+            title = f"{name}true classes (down) by predicted ones (across); shaded by share of the true class."
+            found.append((title, plots.confusion(model.counts, self.classes, about=title)))
+            if model.calibration is not None:
+                title = (
+                    f"{name}calibration: points on the dashed line are as right as they were sure. Expected "
+                    f"calibration error {value_of(model.said, 'ece'):.3f}."
+                )
+                found.append((title, model.calibration))
+        return found
+
+    def _classes(self, judged: Judged | None, beside: Judged | None) -> list[dict[str, Any]]:
+        """Return the scores of each class, with the head's recall where the page is about a fine-tuned model."""
+        if judged is None:
+            return []
+        of_head = beside.per_class if beside else [{"recall": None}] * len(self.classes)
+        return [{**row, "head": head["recall"]} for row, head in zip(judged.per_class, of_head, strict=True)]
+
+    def _tests(self) -> dict[str, Any] | None:
+        """Return what the model that the page is about does on the test split; None unless that was opened."""
+        if self.tested is None:
+            return None
+        model, *head = [Judged(self.tested.rows, self.tested.said[name], self.classes) for name in self.tested_names]
+        name = printable(self.tested_names[0])
+        title = f"{name}, on the test split: true classes (down) by predicted ones (across)."
+        return {
+            "name": name,
+            "images": len(self.tested.rows),
+            "classes": self._classes(model, head[0] if head else None),
+            "has_head": bool(head),
+            "matrix": (title, plots.confusion(model.counts, self.classes, about=title)),
+        }
+
     def _pictures(self, places_of: Classes) -> list[dict[str, Any]]:
         assert self.judged is not None
         said, classes = self.judged.said, self.judged.classes
@@ -173,6 +239,7 @@ class Report:
                 "true": classes[said.truth[at]],
                 "predicted": classes[said.predicted[at]],
                 "sure": None if said.confidence is None else float(said.confidence[at]),
+                "head": classes[self.head.said.predicted[at]] if self.tuned and self.head else "",
             }
             for at in places_of
         ]
@@ -217,13 +284,11 @@ class Report:
     def _said_of(self) -> dict[str, str]:
         """Return {path: predicted class} of the images that were judged, as the class is called."""
         assert self.judged is not None
-        judged = zip(self.judged.rows, self.judged.said.predicted, strict=True)
-        said = {row.path: self.run.classes[at] for row, at in judged}
-        if self.final is not None and self.chosen is not None:
-            rows, head = self.run.rows(self.cache, "test"), replace(self.chosen, refit=self.refit)
-            found = head.estimator.predict(head.features(rows)) if rows else []
-            said |= {row.path: self.run.classes[int(at)] for row, at in zip(rows, found, strict=True)}
-        return said
+        judged = list(zip(self.judged.rows, self.judged.said.predicted, strict=True))
+        if self.tested is not None:
+            predicted = self.tested.said[self.tested_names[0]].predicted
+            judged += zip(self.tested.rows, predicted, strict=True)
+        return {row.path: self.run.classes[int(at)] for row, at in judged}
 
 
 def is_report(path: Path) -> bool:
@@ -260,14 +325,16 @@ def write_report(
     images: Images | str | Path | None = None,
     chosen: Chosen | None = None,
     final: Mapping[str, Score] | None = None,
+    tested: Final | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Path:
     """Write one HTML file of a run (default: report.html in its folder) and return its path.
 
-    images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at, by
-    default the best. final: scores on the test split, if it was opened. force: replace what lies at `out` even if it is
-    no earlier report.
+    The page is about the best model that was fine-tuned from the run, with the best head beside it, or about that head.
+    images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at;
+    then only models from it count. final: scores on the test split, if it was opened; tested: what `open_test` found
+    there, for the scores of each class and the map. force: replace what lies at `out` even if it is no earlier report.
     Raises NotARun, DiskFault, ImagesChanged, UsageError if something else lies at `out`.
     """
     path = run.path / "report.html" if out is None else Path(out)
@@ -276,7 +343,7 @@ def write_report(
     head = named and replace(named, refit=False)
     source = _source(head, images)
     moved = None if isinstance(images, Images) else images
-    report = Report(run, head, source, final, bool(named and named.refit), moved, progress)
+    report = Report(run, head, source, chosen is not None, final, tested, moved, progress)
     page = render(report).encode("utf-8", "replace")
     check_output(path, REPORT, inputs=_files_read(run, path, source), force=force)
     write_whole(path, page)
@@ -293,16 +360,6 @@ def _maker(text: str) -> str:
     """Return on one line what computed rows: the engine and the versions."""
     facts = json.loads(text)
     return ", ".join(f"{name} {value}" for name, value in facts.items() if name != "weights_source")
-
-
-def _training(path: Path) -> tuple[dict[str, Any], str]:
-    """Return how a model that was fine-tuned from the run got there, and its curves. Raises NotARun."""
-    found = read_record(path)
-    try:
-        record = {name: found[name] for name in OF_TRAINING}
-        return record | {"model": printable(found["model"])}, figures.learning(found)
-    except (KeyError, TypeError, IndexError) as error:
-        raise NotARun(f"{path} is damaged or of another version: {error!r}. Delete it: only reports read it") from error
 
 
 def _verdict(said: str | None, label: str) -> str:

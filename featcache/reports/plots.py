@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,22 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    dashed: bool = field(default=False, kw_only=True)  # in the colour of the line before it, to which it belongs
 
 
-def curves(lines: Sequence[Line], x: str, y: str, *, log: bool = False, about: str) -> str:
-    """Return lines over numbers."""
+def curves(
+    lines: Sequence[Line], x: str, y: str, *, log: bool = False, limits: tuple[float, float] | None = None, about: str
+) -> str:
+    """Return lines over numbers. limits: of the scale of y, None for what the lines need."""
     with _figure(6.0, 2.8 + 0.1 * len(lines), about) as (axes, svg):
-        for number, line in enumerate(lines):
+        number = -1
+        for line in lines:
+            number += 0 if line.dashed else 1
             colour = COLOURS[number % len(COLOURS)]
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(line.x, line.y, marker="o", markersize=3, linewidth=1.4, color=colour, label=line.name)
+            how = "--" if line.dashed else "-"
+            axes.plot(line.x, line.y, how, marker="o", markersize=3, linewidth=1.4, color=colour, label=line.name)
         if all(isinstance(x, int) for line in lines for x in line.x):
             axes.xaxis.get_major_locator().set_params(integer=True)
         if log:
@@ -61,12 +67,13 @@ def curves(lines: Sequence[Line], x: str, y: str, *, log: bool = False, about: s
             axes.xaxis.set_minor_formatter("")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        axes.set_ylim(limits)
         _legend(axes, len(lines))
     return svg.text
 
 
-def steps(lines: Sequence[Line], y: str, *, about: str) -> str:
-    """Return points over names that follow one another, with their intervals."""
+def steps(lines: Sequence[Line], y: str, *, limits: tuple[float, float] | None = None, about: str) -> str:
+    """Return points over names that follow one another, with their intervals. limits: of the scale of y."""
     names = [name for line in lines for name in line.x]
     with _figure(6.0, 2.4 + 0.055 * max(map(len, names)), about) as (axes, svg):
         start = 0
@@ -82,6 +89,7 @@ def steps(lines: Sequence[Line], y: str, *, about: str) -> str:
             start += len(line.x)
         axes.set_xticks(range(start), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_ylabel(y)
+        axes.set_ylim(limits)
         _legend(axes, len(lines))
     return svg.text
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from featcache.sweeps.run import LOO, spelt
 from featcache.sweeps.unseen import why_not_left_out
 
 NAMED = 8  # classes that a note names; --json has all
+MOST_CLASSES = 20  # of which the recall on test is printed; --json has all
 FEW_SELECT = 100  # validation images below which their choice is mostly chance
 
 
@@ -101,7 +103,7 @@ def trial_fields(trial: Trial) -> dict[str, object]:
     }
 
 
-def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool = True) -> str:
+def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bool = True) -> str:
     """Return what was done, the best trials, and the final scores if the test split was opened."""
     settings = run.settings
     how = "the validation split"
@@ -138,6 +140,29 @@ def text_report(run: Run, final: dict[str, Score] | None = None, has_test: bool 
         lines += [f"The test split was not read. When everything is decided: {report}"]
     lines += [wrapped(reviewed)] if reviewed else []
     return "\n".join(lines)
+
+
+def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the recall of each class on the test split, worst first. classes: {model: `Judged.per_class`}.
+
+    Several models stand side by side; the last, which is fine-tuned where there is one, decides the order.
+    """
+
+    def worst_first(at: int) -> float:
+        recall = list(classes.values())[-1][at]["recall"]
+        return 2.0 if recall is None else float(recall.value)
+
+    num_classes = len(next(iter(classes.values())))
+    order = sorted(range(num_classes), key=worst_first)
+    rows = []
+    for at in order[:MOST_CLASSES]:
+        of_models = [of_classes[at] for of_classes in classes.values()]
+        recalls = ["-" if one["recall"] is None else interval(*one["recall"]) for one in of_models]
+        rows.append([of_models[0]["name"], of_models[0]["images"], *recalls])
+    more = num_classes - len(rows)
+    rest = [f"{more} more, none with a lower recall: --json and --html have all."] if more else []
+    header = ["test class", "images", *(f"recall of {name}" for name in classes)]
+    return "\n".join([table(header, rows), *rest])
 
 
 def looks_text(run: Run) -> str:

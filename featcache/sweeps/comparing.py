@@ -7,15 +7,16 @@ of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a bino
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from shlex import quote
 from typing import Protocol
 
 import numpy as np
 from scipy.stats import binomtest
 
-from featcache.arrays import Floats
+from featcache.arrays import Classes, Floats
 from featcache.errors import NotARun, UsageError
 from featcache.files import raise_if_of_the_system, read_arrays
 from featcache.spec import ImageRow, choose
@@ -25,6 +26,7 @@ from featcache.sweeps.run import LOO, NOT_JUDGED, Chosen, predictions_file
 log = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 10_000
+PREDICTIONS = frozenset({"predicted", "loss", "confidence"})  # arrays of a file of predictions
 
 
 @dataclass(frozen=True)
@@ -135,21 +137,29 @@ def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
     cache = one.run.cache()
     rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
     path = predictions_file(one.run.path, one.trial.trial)
+    required = {"predicted"} if one.trial.log_loss is None else PREDICTIONS
+    said = read_predictions(path, cache.labels(rows), required, "Sweep again")
+    judged = np.flatnonzero(said.predicted != NOT_JUDGED)
+    return [rows[at] for at in judged], said[judged]
+
+
+def read_predictions(path: Path, truth: Classes, required: Collection[str], do: str) -> Said:
+    """Return what a file says of images with these labels. required: the arrays that it must have.
+
+    Raises NotARun, with what to do, if it is damaged or says something of other images.
+    """
     try:
-        said = read_arrays(path)
+        arrays = read_arrays(path)
         # The checksums of a zip do not cover its names: an array under another name must not count as absent.
-        known = {"predicted", "loss", "confidence"}
-        required = {"predicted"} if one.trial.log_loss is None else known
-        if not required <= said.keys() <= known:
-            raise ValueError(f"its arrays are {', '.join(sorted(map(ascii, said)))}")
-        lengths = {len(values) for values in said.values()}
+        if not set(required) <= arrays.keys() <= PREDICTIONS:
+            raise ValueError(f"its arrays are {', '.join(sorted(map(ascii, arrays)))}")
+        lengths = {len(values) for values in arrays.values()}
     except Exception as error:  # a damaged file can raise anything
         raise_if_of_the_system(path, error)
-        raise NotARun(f"Cannot read the predictions {path}: {error}. Sweep again") from error
-    if lengths != {len(rows)}:
-        raise NotARun(f"{path} does not fit the images of {one.run.path}. Sweep again")
-    judged = np.flatnonzero(said["predicted"] != NOT_JUDGED)
-    return [rows[at] for at in judged], Said(cache.labels(rows), **said)[judged]
+        raise NotARun(f"Cannot read the predictions {path}: {error}. {do}") from error
+    if lengths != {len(truth)}:
+        raise NotARun(f"{path} does not fit the images of its run. {do}")
+    return Said(truth, **arrays)
 
 
 def _on_val(one: Chosen | Model) -> tuple[list[ImageRow], Said]:

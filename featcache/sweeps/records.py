@@ -55,6 +55,11 @@ def read_tuned(run: Path) -> list[str]:
     return [record["file"] for record in sorted(named, key=lambda record: str(record.get("at")))]
 
 
+def predictions_of(record: Path) -> Path:
+    """Return where the predictions of a fine-tuned model on validation lie, beside its record."""
+    return record.with_suffix(".npz")
+
+
 def _files(folder: Path) -> list[Path]:
     """Return the records of a folder, sorted by name. Raises NotARun if nobody can tell which there are."""
     try:

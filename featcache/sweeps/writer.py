@@ -203,6 +203,7 @@ def _replace(fresh: Run) -> None:
     # After run.json, so that a run that is not replaced keeps what is recorded of it.
     for record in matching(fresh.path / records.TUNED, "*.json"):  # of trials that are gone
         remove(record)
+        remove(records.predictions_of(record))
     # It no longer names any of these: a kill in between leaves files that nobody reads.
     for stale in (head_file(fresh.path, "*"), predictions_file(fresh.path, "*")):
         for file in matching(stale.parent, "*.npz") + matching(stale.parent, "*.skops"):

@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache.arrays import Floats
 from featcache.assembly.certificate import Certificate
 from featcache.errors import NotARun
+from featcache.files import file_digest, make_folder, write_arrays
 from featcache.provenance import made_with
 from featcache.sweeps import Chosen
-from featcache.sweeps.records import TUNED, read_record, write_record
+from featcache.sweeps.metrics import Said
+from featcache.sweeps.records import TUNED, predictions_of, read_record, write_record
 from featcache.tuning.train import Epoch
 
 
@@ -67,15 +71,23 @@ class Tuned:
         return tuple(one for one in self.history if one.epoch and one.mixture is None)
 
     def save(self) -> None:
-        """Record in its run how it got there, for reports; controls that it had before stay. Raises DiskFault."""
+        """Record in its run how it got there, for reports; controls that it had before stay. Raises DiskFault.
+
+        What it predicts of the validation images lies beside the record, which names the digest of that file: after a
+        kill between the two, the record does not take the predictions of another training for its own.
+        """
         if self.path is None:
             return
         path = record_of(self.chosen.run.path, self.path)
+        predictions = predictions_of(path)
+        make_folder(path.parent)
+        write_arrays(predictions, self._predicted())
         now = datetime.datetime.now(datetime.UTC)
         facts = self.to_json() | {
             "file": str(self.path.resolve()),
             "at": now.isoformat(),
             "made_with": made_with(),
+            "predictions": file_digest(predictions),
         }
         facts = json.loads(json.dumps(facts))  # as it is read again
         if path.exists() and not self.controls:
@@ -84,6 +96,14 @@ class Tuned:
                 if before.get("history") == facts["history"]:
                     facts["controls"] = before["controls"]
         write_record(path, facts)
+
+    def _predicted(self) -> dict[str, Any]:
+        """Return what it predicts of the validation images, as arrays in their order."""
+        cache = self.chosen.run.cache()
+        truth = cache.labels(self.chosen.run.rows(cache, "val"))
+        predicted = self.val_logits.argmax(axis=1).astype(np.int32)
+        said = Said.of(truth, predicted, self.val_logits)
+        return {"predicted": predicted, "loss": said.loss, "confidence": said.confidence}
 
     def to_json(self) -> dict[str, Any]:
         """Return how it got there as JSON has it."""

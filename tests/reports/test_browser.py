@@ -1,6 +1,7 @@
 """The page works in a real browser: no error, the table sorts and filters, the map shows what one points at."""
 
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 
@@ -33,6 +34,10 @@ def page(request, path):
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url))
         opened.goto(path.as_uri())
+        sections = opened.locator("main > section > details")
+        is_open = sections.evaluate_all("all => all.map(one => one.open)")
+        assert is_open == [True, *[width > 480] * (sections.count() - 1)]
+        sections.evaluate_all("all => { for (const one of all) one.open = true; }")
         yield opened
         browser.close()
     assert complaints == []
@@ -48,10 +53,10 @@ def test_the_table_sorts_both_ways_and_filters(page):
     assert column(page, 1) == [str(at) for at in sorted(map(int, before), reverse=True)]
     page.click("#leaderboard th:nth-child(1) button")
     assert column(page, 1) == [str(at) for at in sorted(map(int, before))]
-    page.click("#leaderboard th:nth-child(4) button")
-    assert column(page, 4) == sorted(column(page, 4))
+    page.click("#leaderboard th:nth-child(3) button")
+    assert column(page, 3) == sorted(column(page, 3))
     page.fill("#filter", "ridge alpha=1")
-    assert set(column(page, 4)) == {"ridge"}
+    assert set(column(page, 3)) == {"ridge"}
     assert page.inner_text("#shown") == f"{len(column(page, 1))} of {len(before)} trials"
 
 
@@ -97,6 +102,33 @@ def test_nothing_is_wider_than_the_window(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     for image in page.locator("img:visible").all():
         assert image.evaluate("one => one.complete && one.naturalWidth > 0")
+
+
+def test_the_score_of_every_trial_is_on_screen(page):
+    score = page.locator("#leaderboard tbody tr:first-child td:nth-child(2)").bounding_box()
+    assert score["x"] + score["width"] <= page.viewport_size["width"]
+
+
+def test_a_link_opens_the_section_that_it_leads_to(page):
+    section = page.locator("#made > details")
+    section.evaluate("one => { one.open = false; }")
+    for _ in range(2):  # the second time the address names it already
+        page.click("nav a[href='#made']")
+        page.wait_for_function("document.querySelector('#made > details').open")
+        section.evaluate("one => { one.open = false; }")
+
+
+def test_a_figure_is_saved_as_svg_with_dark_text(page, tmp_path):
+    for place, least in (("#classes figure", 10), ("#map", 50)):
+        with page.expect_download() as waiting:
+            page.click(f"{place} button.save >> nth=0")
+        assert waiting.value.suggested_filename.startswith("toy.run-")
+        assert waiting.value.suggested_filename.endswith(".svg")
+        waiting.value.save_as(tmp_path / "figure.svg")
+        root = ElementTree.parse(tmp_path / "figure.svg").getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("style") == "color: #1c2430"
+        assert len(list(root.iter())) > least
 
 
 def test_the_plots_take_the_colour_of_the_page(page):

@@ -109,7 +109,7 @@ def test_the_page_makes_a_table_again_and_leaves_the_run_alone(tmp_path, monkeyp
 @pytest.mark.slow
 def test_the_page_makes_every_fine_tuned_model_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = sweep(extract(write_images(tmp_path / "photos", 6), TOY, out="c.h5"), "ridge", out="r.run")
+    run = sweep(extract(write_images(tmp_path / "photos", 8), TOY, out="c.h5", split="50/50"), "ridge", out="r.run")
     for number in (1, 2):
         model = f"{number}.keras"
         finetune(run[number], model, epochs=1, learning_rate=1e-3, unfreeze="none", controls=("frozen",)[: number - 1])

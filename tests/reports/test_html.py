@@ -16,13 +16,15 @@ from tiny import COLOURS, write_images
 
 from featcache.errors import ImagesChanged, NotARun
 from featcache.extraction import extract
-from featcache.files import write_sealed
+from featcache.files import file_digest, write_arrays, write_sealed
 from featcache.reports import checks, figures
 from featcache.reports.embedding import places
-from featcache.reports.final import final_scores
+from featcache.reports.final import final_scores, open_test
 from featcache.reports.html import write_report
 from featcache.reports.pictures import SHEET_BYTES, sheet
 from featcache.sweeps import Run, sweep
+from featcache.sweeps.metrics import wilson
+from featcache.sweeps.records import predictions_of, write_record
 from featcache.tuning import finetune
 
 NASTY = ["<script>alert(1)<", 'it\'s "q" & $x$', "two\nlines", "caf\udce9"]
@@ -83,12 +85,103 @@ def test_every_trial_and_class_stands_in_it(run, toy):
 def test_a_curve_joins_what_differs_in_strength_alone(run, monkeypatch):
     drawn = {}
     monkeypatch.setattr(figures, "curves", lambda lines, x, y, **how: drawn.update({lines[0].name: (x, lines)}) or "")
-    figures.strengths(run)
+    figures.of_scores(run, run.cache())
     axis, [line] = drawn["logreg"]
     assert (axis, list(line.x)) == ("C", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0])
     assert line.y == [
         next(one.score for one in run.trials if one.params == {"C": c} and one.head == "logreg") for c in line.x
     ]
+
+
+def test_the_curves_share_one_scale_and_the_best_comes_first(run, monkeypatch):
+    scales = []
+    monkeypatch.setattr(figures, "curves", lambda *lines, limits, **how: scales.append(limits) or "")
+    titles = [title for title, _ in figures.of_scores(run, run.cache())]
+    heads = list(dict.fromkeys(trial.head for trial in run.ranked))
+    drawn = [title.partition(": ")[0] for title in titles]
+    assert drawn == [head for head in heads if head in drawn]
+    assert len(drawn) > 2
+    assert len(set(scales)) == 1
+    low, high = scales[0]
+    assert low < min(trial.judged.low for trial in run.ranked if trial.head in drawn)
+    assert high > 1
+
+
+def tune(run, trial, wrong, name="better.keras", epoch=2):
+    """Record a model that was fine-tuned from a trial and takes so many validation images for another class."""
+    cache = run.cache()
+    truth = cache.labels(run.rows(cache, "val"))
+    predicted = truth.copy()
+    predicted[:wrong] = (predicted[:wrong] + 1) % len(run.classes)
+    record = run.path / "tuned" / f"{Path(name).stem}.json"
+    record.parent.mkdir(exist_ok=True)
+    sure = np.full(len(truth), 0.9)
+    write_arrays(predictions_of(record), {"predicted": predicted, "loss": 1 - sure, "confidence": sure})
+    start = {"epoch": 0, "val": list(run[trial].trial.judged), "val_loss": 0.5, "train_loss": None, "mixture": None}
+    best = {"epoch": epoch, "val": list(wilson(len(truth) - wrong, len(truth))), "val_loss": 0.1, "train_loss": 0.2}
+    facts = {"flags": [], "controls": {}, "certificate": None}
+    facts |= {"model": name, "file": name, "trial": trial, "metric": "accuracy", "unfrozen": "", "seconds": 1.0}
+    facts |= {"stopped": "", "best": best, "history": [start, best | {"mixture": None}], "at": ""}
+    write_record(record, facts | {"predictions": file_digest(predictions_of(record))})
+    return record
+
+
+def weak_trial(run):
+    return next(trial.trial for trial in run.trials if trial.score is not None and trial.score < 0.9)
+
+
+def test_the_page_is_about_the_fine_tuned_model_with_the_head_beside_it(run):
+    assert run.best.trial.score == 1
+    tune(run, weak_trial(run), wrong=0, name="other.keras")
+    tune(run, run.best.trial.trial, wrong=0)
+    page = page_of(run)
+    assert re.search(r"Fine-tuned model <b>\w+\.keras</b>, epoch 2", page)
+    assert f"Best head beside it: trial {run.best.trial.trial}" in page
+    assert "The head: true classes (down)" in page
+    assert ">fine-tuned, training</text>" in page  # the curve of the loss
+
+    weak = run[weak_trial(run)]
+    tune(run, weak.trial.trial, wrong=2)
+    page = page_of(run, chosen=weak)
+    assert f"Head beside it: trial {weak.trial.trial}" in page
+    assert sum(point["verdict"] == "mistake" for point in points(page)) == 0  # of other.keras, from the same head
+    (run.path / "tuned" / "other.json").unlink()
+    page = page_of(run, chosen=weak)
+    assert "Fine-tuned model <b>better.keras</b>" in page
+    assert sum(point["verdict"] == "mistake" for point in points(page)) == 2
+    mistakes = page[page.index("Most confident mistakes") : page.index("Least certain")]
+    assert mistakes.count("<br>head: ") == 2
+
+
+@pytest.mark.parametrize("way", ["worse than the head", "the head itself", "predictions of another training"])
+def test_the_page_is_about_the_head_where_no_fine_tuned_model_is_better(run, way):
+    best = run.best.trial.trial
+    if way == "worse than the head":
+        tune(run, weak_trial(run), wrong=3)
+    elif way == "the head itself":
+        tune(run, best, wrong=0, epoch=0)
+    else:
+        record = tune(run, best, wrong=0)
+        predictions_of(record).write_bytes(b"of a training that was killed before it wrote its record")
+    page = page_of(run)
+    assert "Fine-tuned model" not in page
+    assert f"Best head: trial {best}" in page
+    assert ("Its predictions are not stored" in page) == (way == "predictions of another training")
+
+
+def test_each_class_is_judged_on_test_once_it_was_opened(run):
+    assert "On the test split" not in page_of(run)
+    final = open_test(run)
+    page = page_of(final.run, final=final.scores, tested=final)
+    section = page[page.index("<h3>On the test split</h3>") : page.index('<section id="images">')]
+    [name] = final.said
+    for row in final.classes[name]:
+        value, low, high = row["recall"]
+        assert re.search(rf"<td>{row['name']}</td>.*\n.*{value:.3f} \[{low:.3f}, {high:.3f}\]", section)
+    assert sum(row["images"] for row in final.classes[name]) == len(final.rows)
+    verdicts = [point["verdict"] for point in points(page) if point["split"] == "test"]
+    assert len(verdicts) == len(final.rows)
+    assert "not judged" not in verdicts
 
 
 def test_test_images_stay_hidden_until_they_are_opened(run, toy):
@@ -312,7 +405,7 @@ def test_a_fine_tuning_is_shown_from_its_head_on(run):
     assert "Certificate: on 64 images" in page
     assert ">fine-tuned</text>" in page
     assert ">frozen</text>" in page
-    again = f"featcache finetune AGAIN@{weak.trial.trial} -o again.keras --epochs 2 --lr 0.001 --batch 16"
+    again = f"featcache finetune toy-again.run@{weak.trial.trial} -o toy-again.keras --epochs 2 --lr 0.001 --batch 16"
     assert again in page
 
 

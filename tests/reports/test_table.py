@@ -1,11 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.reports.table import settings_of, text_report, trial_fields, trials_table
+from featcache.reports.table import class_table, settings_of, text_report, trial_fields, trials_table
 from featcache.reports.text import fields, printable, table
 from featcache.sweeps import Run, Settings, Trial
 from featcache.sweeps.metrics import Score
@@ -136,6 +137,22 @@ def test_a_report_says_that_test_was_not_read():
     assert "There is no test split" in text_report(run_of(trial(1)), has_test=False)
     opened = replace(run_of(trial(1)), test_opened=({}, {}))
     assert "The test split was opened 2 times before; --final shows what it says." in text_report(opened)
+
+
+def test_the_worst_classes_on_test_come_first():
+    def per_class(*recalls):
+        names = [f"class {number}" for number in range(len(recalls))]
+        return [
+            {"name": name, "images": 4, "recall": None if recall is None else Score(recall, recall, recall)}
+            for name, recall in zip(names, recalls, strict=True)
+        ]
+
+    lines = class_table({"head": per_class(0.1, 0.5, None, 0.3), "tuned": per_class(0.9, 0.2, None, 0.4)}).splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["1", "3", "0", "2"]
+    assert "0.500 [0.500, 0.500]  0.200 [0.200, 0.200]" in lines[2]
+    many = class_table({"head": per_class(*np.linspace(0, 1, 30))}).splitlines()
+    assert len(many) == 23
+    assert many[-1] == "10 more, none with a lower recall: --json and --html have all."
 
 
 def test_a_report_counts_the_looks_at_test():

@@ -3,6 +3,7 @@ import math
 import shutil
 import zipfile
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from featcache.assembly.modelfile import read_reference
 from featcache.assembly.reference import reference_of_head, reference_of_model
 from featcache.backbones.noise import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
+from featcache.files import file_digest, read_arrays
 from featcache.images.sources import open_source
-from featcache.sweeps import Run, compare
+from featcache.sweeps import Run, compare, sweep
 from featcache.sweeps.metrics import score
+from featcache.sweeps.records import predictions_of, read_record
 from featcache.tuning import finetune, from_scratch
+from featcache.tuning.tuned import record_of
 
 scratching = import_module("featcache.tuning.scratch")
 
@@ -37,6 +41,19 @@ def last(weak, tmp_path_factory):
     """Return a head that was fine-tuned with its last block for a few epochs. Do not change it."""
     path = tmp_path_factory.mktemp("last") / "tuned.keras"
     return finetune(weak, path, unfreeze="last", epochs=3, learning_rate=1e-3, patience=3, batch=32)
+
+
+def test_its_predictions_on_validation_lie_beside_its_record_and_go_with_it(last, weak, tmp_path):
+    record = record_of(weak.run.path, last.path)
+    stored = read_arrays(predictions_of(record))
+    assert read_record(record)["predictions"] == file_digest(predictions_of(record))
+    assert stored["predicted"].tolist() == last.val_logits.argmax(axis=1).tolist()
+    cache = weak.run.cache()
+    assert stored["loss"].mean() == pytest.approx(last.best.val_loss)
+    assert len(stored["confidence"]) == len(weak.run.rows(cache, "val"))
+    copied = Path(shutil.copytree(weak.run.path, tmp_path / "run"))
+    sweep(cache, "centroid", taps=[weak.trial.tap], out=copied, force=True)
+    assert list((copied / "tuned").iterdir()) == []
 
 
 def test_the_file_tells_strange_images_by_its_own_features_not_by_those_of_the_start(last, weak):

@@ -142,5 +142,60 @@ function drawMap(data) {
   colour();
 }
 
+// On a narrow screen sections begin folded, but for the first; a link opens the one that it leads to.
+const sections = Array.from(document.querySelectorAll("main > section > details"));
+if (window.matchMedia("(max-width: 480px)").matches)
+  for (const section of sections.slice(1)) section.open = false;
+
+function openTarget() {
+  const section = location.hash ? document.getElementById(location.hash.slice(1)) : null;
+  if (section?.firstElementChild?.tagName === "DETAILS") section.firstElementChild.open = true;
+  section?.scrollIntoView();
+}
+
+window.addEventListener("hashchange", openTarget);
+openTarget();
+for (const link of document.querySelectorAll("nav a")) // also where the address names the section already
+  link.addEventListener("click", () => link.hash === location.hash && openTarget());
+
+let folded = [];
+window.addEventListener("beforeprint", () => {
+  folded = sections.filter((section) => !section.open);
+  for (const section of folded) section.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const section of folded) section.open = false;
+});
+
+// What is saved is read on white paper, so its text is dark whatever the page is.
+function saveSvg(svg, title) {
+  const copy = svg.cloneNode(true), box = svg.viewBox.baseVal;
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.setAttribute("width", box.width);
+  copy.setAttribute("height", box.height);
+  copy.setAttribute("style", "color: #1c2430");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(copy)], { type: "image/svg+xml" }));
+  const words = `${document.title.split(":")[0]} ${title}`.match(/[\p{L}\p{N}.=]+/gu) ?? ["figure"];
+  link.download = `${words.join("-").slice(0, 80).replace(/[.-]+$/, "")}.svg`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function addSaving(svg, place, title) {
+  const button = document.createElement("button");
+  button.className = "save";
+  button.textContent = "Save as SVG";
+  button.addEventListener("click", () => saveSvg(svg, title));
+  place.append(" ", button);
+}
+
+for (const figure of document.querySelectorAll("figure")) {
+  const caption = figure.querySelector("figcaption");
+  addSaving(figure.querySelector("svg"), caption, caption.textContent);
+}
+const mapSvg = document.getElementById("points");
+if (mapSvg) addSaving(mapSvg, document.querySelector("#map .tools"), "map of the features");
+
 const mapData = document.getElementById("map-data");
 if (mapData) drawMap(JSON.parse(mapData.textContent));
