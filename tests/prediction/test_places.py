@@ -92,7 +92,7 @@ def test_a_list_may_stand_among_other_places(here, model):
     ticks = []
     found = list(predict(model, ["photos/blue", iter(["photos/red/001.png"])], progress=ticks.append))
     assert [one.path for one in found] == ["photos/blue/000.png", "photos/blue/001.png", "photos/red/001.png"]
-    assert ticks == [Tick("predict", 3, -1)]
+    assert ticks == [Tick("predict", 0, -1), Tick("predict", 3, -1)]
 
 
 def test_a_list_of_nothing_is_named(model):

@@ -149,4 +149,4 @@ def test_what_is_no_model_is_refused(photos, tmp_path):
 def test_progress_counts_all_images(model, photos):
     ticks = []
     list(predict(model, photos, progress=ticks.append))
-    assert [(tick.done, tick.total) for tick in ticks] == [(32, 36), (36, 36)]
+    assert [(tick.done, tick.total) for tick in ticks] == [(0, 36), (32, 36), (36, 36)]
