@@ -9,7 +9,7 @@ import typer
 
 from featcache import trust
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Allow, Json, Quiet, emit, progress
+from featcache_cli.output import Allow, Json, Quiet, emit, open_trial, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -33,7 +33,7 @@ def command(
 
     Example: featcache compare photos.run@1 photos.run@2
     """
-    from featcache.sweeps import compare, open_trial
+    from featcache.sweeps import compare
 
     trust.allow(*(allow or ()))
     first = open_trial(a)

@@ -9,7 +9,7 @@ import typer
 
 from featcache import trust
 from featcache_cli.handoff import Moved, Trial
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, progress
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, open_trial, progress
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -81,7 +81,6 @@ def command(
 
     Example: featcache finetune photos.run@best -o tuned.keras --unfreeze last --controls frozen,scratch
     """
-    from featcache.sweeps import open_trial
     from featcache.tuning import finetune
 
     trust.allow(*(allow or ()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache import trust
-from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, in_shell, say
+from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, in_shell, open_trial, say
 
 if TYPE_CHECKING:
     from featcache.assembly import Certificate
@@ -34,7 +34,6 @@ def command(
     Example: featcache handoff photos.run@best -o model.keras
     """
     from featcache.assembly import handoff
-    from featcache.sweeps import open_trial
 
     trust.allow(*(allow or ()))
     chosen = open_trial(trial)

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featcache.spec import Progress, silent
 from featcache_cli.screen import current
+
+if TYPE_CHECKING:
+    from featcache.sweeps import Chosen
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -82,6 +85,17 @@ def say(text: str) -> None:
         return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def open_trial(name: str) -> Chosen:
+    """Return the trial of that name, RUN@best. If its run was stopped, say that other trials are missing."""
+    from featcache.sweeps import open_trial
+
+    chosen = open_trial(name)
+    done, planned = len(chosen.run.trials), chosen.run.planned
+    if done < planned:
+        say(f"{chosen.run.path} was stopped: {done} of {planned} trials are done. The command that began it goes on")
+    return chosen
 
 
 @contextmanager

@@ -626,6 +626,13 @@ def test_advise_says_the_case_and_the_numbers(cli, toy):
     assert {one["tap"] for one in facts["curve"]} == set(toy.taps)
 
 
+def test_a_trial_of_a_run_that_was_stopped_is_said_to_be_one(cli, own_run):
+    replace(own_run, planned=own_run.planned + 3).save()
+    done = cli("compare", f"{own_run.path}@1", f"{own_run.path}@18")
+    planned = own_run.planned
+    assert f"{own_run.path} was stopped: {planned} of {planned + 3} trials are done. The command that " in done.err
+
+
 def test_compare_says_what_can_be_said(cli, run):
     done = cli("compare", f"{run}@1", f"{run}@18")
     assert done.code == 0
