@@ -124,7 +124,7 @@ def text(found: Images) -> str:
     from featcache.reports.text import counted, printable, table
     from featcache.spec import SPLITS
 
-    lines = [f"{counted(len(found.rows), 'image')} in {printable(str(found.root))} ({found.layout})"]
+    lines = [f"{counted(len(found.rows), 'image')} in {printable(str(found.read_from))} ({found.layout})"]
     if found.classes:
         split_names = [name for name in SPLITS if name in found.splits]
         counts = {(row.label, row.split): 0 for row in found.rows}

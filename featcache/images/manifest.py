@@ -66,6 +66,12 @@ class Images:
         return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
 
     @property
+    def read_from(self) -> Path:
+        """The folder, archive or table that the images came from."""
+        table = (self.listing or {}).get("table")
+        return self.root / table if table else self.root
+
+    @property
     def classes(self) -> Mapping[str, int]:
         """Number of images per label."""
         return count_by([row.label for row in self.rows if row.label])

@@ -35,6 +35,7 @@ def test_a_manifest_reaches_outside_only_if_it_is_allowed(cli, photos, tmp_path)
     assert "m.csv, line 2: " in refused.err
     assert "--allow-outside" in refused.err
     assert document(cli, manifest, "--allow-outside")["images"] == 4
+    assert cli("scan", manifest, "--allow-outside").out.startswith(f"4 images in {manifest} (")
 
 
 def test_class_folders_that_differ_in_case_exit_with_4(cli, photos):
