@@ -17,11 +17,11 @@ from featcache.extraction.job import CACHE
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
 from featcache.outputs import check_output
-from featcache.reports.final import head_score, model_score, opening
+from featcache.reports.final import Final, head_said, model_said, opening, rows_of_split
 from featcache.reports.html import REPORT, write_report
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
-from featcache.sweeps.metrics import Score
+from featcache.sweeps.metrics import score_of
 from featcache.sweeps.run import free_folder
 from featcache.sweeps.tasks import MIN_SELECT
 from featcache.tuning import Tuned, finetune, from_scratch
@@ -97,6 +97,7 @@ class Compared:
     lines: tuple[Line, ...]
     metric: str
     judged_on: str  # as in Quickstart
+    tested: Final | None = None  # the predictions on test, where that judged
 
 
 Part = Images | Extracted | Run | Certificate | Tuned | Compared  # what a quickstart makes, in this order
@@ -153,12 +154,12 @@ def quickstart(
         comparisons.append(job.compare(few, few.best_handoff, job.finetune(few.best_handoff, SHOTS), SHOTS, controls))
         seen(comparisons[1])
 
-    judge = comparisons[0].judged_on
-    found = {line.name: Score(line.test_score, *line.interval) for line in comparisons[0].lines}
+    tested = comparisons[0].tested
     report = write_report(
         Run.open(run.path),
         folder / "report.html",
-        final=found if judge == "test" else None,
+        final=None if tested is None else tested.scores,
+        tested=tested,
         force=force,
         progress=progress,
     )
@@ -171,7 +172,7 @@ def quickstart(
         model=model,
         tuned=tuned,
         table=tuple(line for compared in comparisons for line in compared.lines),
-        judged_on=judge,
+        judged_on=comparisons[0].judged_on,
         report=report,
         seconds=time.perf_counter() - started,
     )
@@ -272,16 +273,21 @@ class _Job:
         spent["tuned"] += spent["features"]  # it starts from their head
         judge = _judge(run.cache())
         with opening([run.best for run in runs.values()], judge) as scores:
-            found = {kind: head_score(run.best, judge) for kind, run in runs.items()}
+            said = {kind: head_said(run.best, judge) for kind, run in runs.items()}
             for kind, model in models.items():
-                found[kind] = model_score(head, model.model, judge, progress=self.progress)
-            lines = [
-                Line(name, run.num_train, found[kind].value, (found[kind].low, found[kind].high), spent[kind])
-                for kind, name in WAYS.items()
-                if kind in found
-            ]
-            scores |= {line.name: Score(line.test_score, *line.interval) for line in lines}
-        return Compared(tuple(lines), run.settings.metric, judge)
+                said[kind] = model_said(head, model.model, judge, progress=self.progress)
+            lines = []
+            for kind, name in WAYS.items():
+                if kind in said:
+                    score = score_of(said[kind], run.settings.metric)
+                    lines.append(Line(name, run.num_train, score.value, (score.low, score.high), spent[kind]))
+                    scores[name] = score
+        tested = None
+        if judge == "test" and tuned.path is not None:
+            named = {WAYS[kind]: said[kind] for kind in ("features", "tuned")}
+            rows = rows_of_split(run, run.cache(), judge)
+            tested = Final(run, scores, rows, named, {tuned.path: WAYS["tuned"]})
+        return Compared(tuple(lines), run.settings.metric, judge, tested)
 
 
 def _label(shots: int | None) -> str:

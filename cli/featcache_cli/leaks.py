@@ -69,7 +69,8 @@ def command(
     from featcache.reports.commands import flags_of
 
     if apply is not None or unapply or unfix:
-        review.check_alone({"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html})
+        others = {"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html, "--tap": tap, "--images": images}
+        review.check_alone(others | {"--threshold": threshold != "auto", "--force": force})
         review.change(cache, apply, unapply, unfix, json, quiet)
         return
     review.check_files(cache, labels, csv, html, images, force)

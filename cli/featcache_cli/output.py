@@ -17,6 +17,8 @@ from featcache_cli.screen import current
 if TYPE_CHECKING:
     from featcache.sweeps import Chosen
 
+PROGRAMS = ("featcache", "tensorboard")  # a line with a command of theirs is not broken, so that it can be copied
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Force = Annotated[
@@ -56,8 +58,9 @@ def _folded(text: str) -> str:
 
     lines = []
     for line in text.split("\n"):
-        is_prose = "  " not in line.strip() and not line.startswith("Next:")
-        lines.append(wrapped(line) if is_prose else line)
+        is_table = "  " in line.strip()
+        has_command = any(f"{program} " in line for program in PROGRAMS)
+        lines.append(line if is_table or has_command else wrapped(line))
     return "\n".join(lines)
 
 

@@ -126,8 +126,8 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
         lines = [f"Decisions about labels in {name}: {done.decisions} taken back, {changed} labels changed."]
     else:
         lines = [
-            f"Decisions of {printable(str(file))}: {done.decisions}. In {name} {changed} labels changed, "
-            f"{len(done.dropped)} of these images dropped."
+            f"Decisions of {printable(str(file))}: {done.decisions}. In {name}: {changed - len(done.dropped)} labels "
+            f"changed, {len(done.dropped)} images dropped."
         ]
     if done.undecided:
         lines.append(f"Rows without a decision: {done.undecided}.")

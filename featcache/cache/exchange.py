@@ -94,7 +94,7 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
     elif first.listing is not None:
         facts[LISTING] = canonical_json(first.listing)
     united = _united(caches)
-    failures = _failures(caches, united)
+    failures = _failures(caches)
     joined = {path: group for cache in caches for path, group in cache.changes.joined.items()}
     moved = {path: split for cache in caches for path, split in cache.changes.moved.items()}
     images, changes = with_review(united, Changes(joined, moved), _reviews(caches))
@@ -149,7 +149,7 @@ def _reviews(caches: Sequence[Cache]) -> tuple[Review, ...]:
     return later((), (review for review, _ in source_of.values()))
 
 
-def _failures(caches: Sequence[Cache], images: Sequence[ImageRow]) -> Mapping[str, Failure]:
+def _failures(caches: Sequence[Cache]) -> Mapping[str, Failure]:
     """Return the failures of images that no cache could use."""
     usable = {row.path for cache in caches for row in cache.usable()}
     failures: dict[str, Failure] = {}

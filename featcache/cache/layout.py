@@ -61,7 +61,8 @@ from featcache.files import (
 )
 
 FORMAT = "featcache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
 PARTS_SUFFIX = ".parts"
 TABLE_NAME = "cache.h5"  # in a folder of parts: the file with the images
 INDEX_NAME = "index.json"  # in a folder of parts: sizes, times and digests of the image files
@@ -76,7 +77,7 @@ COLUMNS_OF_CHANGES = {  # in the file, each only where it is needed: see `change
 }
 REVIEWS = "reviews"
 IMAGE_FACTS = ("root", "layout", "split_spec", "decode")
-LISTING = "listing"  # another fact, which caches of earlier versions lack
+LISTING = "listing"  # another fact, which caches of format 1 lack
 ROWS_OF = "rows_of"
 MAX_TEXT_BYTES = 2**20  # HDF5 itself takes attributes of up to 64 KiB
 DIGEST_WIDTH = 64
@@ -460,6 +461,7 @@ def _check_version(file: Any, path: Path) -> None:
     if number.dtype.kind not in "iu" or number.shape != ():
         raise NotACache(f"{path} is damaged: its format version is not a number. Run featcache extract again")
     version = int(file.attrs["format_version"])
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         advice = "Upgrade featcache" if version > FORMAT_VERSION else "Extract again with -o NEW.h5"
-        raise CacheVersion(f"{path} has cache format {version}; this featcache reads {FORMAT_VERSION}. {advice}")
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise CacheVersion(f"{path} has cache format {version}; this featcache reads {known}. {advice}")

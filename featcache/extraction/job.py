@@ -473,8 +473,8 @@ class Job:
         if part_files(self.out) and not self.in_parts:
             return False
         failures = {failure.path: failure for failure in earlier.failures}
-        stored = earlier.rows, earlier.changes.reviews, failures, os.fsencode(earlier.root)
-        if stored != (self._rows(), self.changes.reviews, self._failures(), self._facts()["root"]):
+        stored = earlier.rows, earlier.changes, failures, os.fsencode(earlier.root)
+        if stored != (self._rows(), self.changes, self._failures(), self._facts()["root"]):
             return False
         # A plain folder needs no listing: a cache of an earlier version, which has none, is not written again for it.
         return (earlier.listing or {}) == (self.images.listing or {})
@@ -483,7 +483,8 @@ class Job:
         """Return what was done."""
         failed = tuple(self._failures().values())
         taps = tuple(_report(self.cached[fingerprint]) for fingerprint in self.taps if fingerprint in self.cached)
-        lacked = [row.digest for row in self._rows() if row.digest in self.lacking]
+        computed = self.lacking - self.findings.bad.keys()
+        lacked = [row.digest for row in self._rows() if row.digest in computed]
         return Extracted(
             cache=str(self.out),
             images=len(self._rows()),

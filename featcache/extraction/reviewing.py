@@ -8,13 +8,13 @@ cannot be meant, before anything is computed or written.
 from __future__ import annotations
 
 import datetime
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from featcache.cache.changes import Review
 from featcache.errors import DataError, UsageError
+from featcache.images.listing import normalize_name
 from featcache.images.tables import DELIMITERS, read_text_table, safe_cell
 from featcache.spec import ImageRow, did_you_mean
 
@@ -88,8 +88,8 @@ def reviews_of(decisions: Decisions, rows: Sequence[ImageRow], earlier: Iterable
     """
     row_of = {row.path: row for row in rows}
     classes = {row.label for row in rows} | {review.new_label for review in earlier}
-    classes |= {line.name for line in decisions.lines if line.decision == "new"}
-    class_of = _spellings(classes - {""})
+    new = {line.name for line in decisions.lines if line.decision == "new"}
+    class_of = _spellings(new) | _spellings(classes - {""})  # a class that exists wins over another spelling of it
     reviews: dict[tuple[str, str], Review] = {}
     place_of: dict[tuple[str, str], str] = {}
     for line in decisions.lines:
@@ -99,7 +99,7 @@ def reviews_of(decisions: Decisions, rows: Sequence[ImageRow], earlier: Iterable
                 f"{line.place}: no image is called {line.path!r}{did_you_mean(line.path, row_of)}. "
                 f"{_remedy(line.path, 'Remove the row')}"
             )
-        if not row.label or _spellings([row.label]).get(_plain(line.label)) is None:
+        if not row.label or _spellings([row.label]).get(normalize_name(line.label)) is None:
             now = f"labelled '{row.label}'" if row.label else "without a label"
             raise DataError(
                 f"{line.place}: {row.path} is {now} in its folder or table, not '{line.label}'. "
@@ -126,7 +126,7 @@ def _new_label(line: Line, row: ImageRow, class_of: Mapping[str, str]) -> str:
     name = line.suggestion if line.decision == "accept" else line.name
     if not name.strip():
         raise DataError(f"{line.place}: there is no suggestion to accept. Write {DECISIONS}")
-    known = class_of.get(_plain(name))
+    known = class_of.get(normalize_name(name))
     if known is None:
         raise DataError(
             f"{line.place}: no image is labelled '{name}'{did_you_mean(name, class_of)}. For a new class write "
@@ -152,10 +152,5 @@ def _spellings(classes: Iterable[str]) -> dict[str, str]:
     """Return {text of a cell: class}: with the ' that keeps spreadsheets from running it, too."""
     class_of: dict[str, str] = {}
     for name in sorted(classes):
-        class_of.setdefault(_plain(safe_cell(name)), name)
-    return class_of | {_plain(name): name for name in classes}
-
-
-def _plain(text: str) -> str:
-    """Return a text without blanks around it, in one form of Unicode."""
-    return unicodedata.normalize("NFC", text.strip())
+        class_of.setdefault(normalize_name(safe_cell(name)), name)
+    return class_of | {normalize_name(name): name for name in sorted(classes)}

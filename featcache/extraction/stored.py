@@ -12,6 +12,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.extraction.reviewing import Decisions, reviews_of
 from featcache.images.groups import crossing_remark, without_split
+from featcache.images.listing import normalize_name
 from featcache.images.manifest import Images
 from featcache.spec import SPLITS, ImageRow, SplitSpec, unit_of, units_of
 
@@ -146,8 +147,8 @@ def _check_groups(images: Images, earlier: Cache) -> None:
     stored_groups = {(row.path, row.digest): earlier.joined.get(row.path, row.group) for row in earlier.rows}
     for row in images.rows:
         group = stored_groups.get((row.path, row.digest), row.group)
-        # In caches of version 0.1.0, groups of `parent` have the folder of the split in their names.
-        if row.group not in (group, without_split(group)):
+        # Caches of earlier versions have groups with the folder of the split in their names, or in decomposed Unicode.
+        if row.group not in {group, without_split(group), normalize_name(group)}:
             raise UsageError(
                 f"{earlier.path} has {row.path} in {_group(group)}, and splits never move; asked for "
                 f"{_group(row.group)}. Give the --group-from that it was made with, or use another -o"

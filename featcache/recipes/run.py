@@ -201,7 +201,8 @@ class _Job:
     def _images(self, place: Path, is_given: bool) -> Images:
         """Return the manifest of the recipe's images. is_given: by the user."""
         recipe = self.recipe
-        manifest = scan(place, progress=self.progress, **recipe.options("scan")).require_classes()
+        scanned = scan(place, progress=self.progress, **recipe.options("scan")).require_classes()
+        manifest = scanned
         if recipe.test_as_val:
             manifest = _test_as_val(manifest)
         if not is_given and recipe.num_classes:
@@ -212,7 +213,9 @@ class _Job:
                 f"Recipe '{recipe.name}' is about {recipe.num_classes} classes; {place} has {len(manifest.classes)}: "
                 f"{', '.join(manifest.classes)}"
             )
-        return replace(manifest, rows=_few(manifest.rows, recipe.per_class))
+        rows = _few(manifest.rows, recipe.per_class)
+        # Other rows, or other splits, than options of `scan` give: no command lists these images again.
+        return replace(manifest, rows=rows, listing=scanned.listing if rows == scanned.rows else None)
 
 
 def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, small: bool, force: bool) -> Path:

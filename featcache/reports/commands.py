@@ -65,8 +65,9 @@ def _extractions(cache: Cache, alike: Sequence[Sequence[Tap]], out: str) -> list
     notes = []
     if listing is None:
         notes.append(
-            "# An earlier version made this cache and did not record its options: if a table named the images, give it "
-            "instead of its folder, and --group-from and --label-column as they were."
+            "# How the images were listed is not recorded, since an earlier version made this cache, or a recipe that "
+            "took some of them or other splits. If a table named them, give it instead of its folder, and --group-from "
+            "and --label-column as they were."
         )
     options = [*_of_listing(listing or {}), *_of_split(cache)]
     if cache.path.is_dir():

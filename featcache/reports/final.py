@@ -53,7 +53,7 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
 def head_said(chosen: Chosen, split: str) -> Said:
     """Return what a head predicts of the images of a split. Raises DataError if it is empty."""
     cache = chosen.run.cache()
-    rows = _rows(chosen.run, cache, split)
+    rows = rows_of_split(chosen.run, cache, split)
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
     has_logits = chosen.trial.log_loss is not None
     return Said.of(cache.labels(rows), predicted, chosen.logits(rows) if has_logits else None)
@@ -67,12 +67,19 @@ def model_score(
     progress: Progress = silent,
 ) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
-    return score_of(_model_said(chosen, model, split, images, progress), chosen.run.settings.metric)
+    return score_of(model_said(chosen, model, split, images, progress), chosen.run.settings.metric)
 
 
-def _model_said(chosen: Chosen, model: Any, split: str, images: Images | str | Path | None, progress: Progress) -> Said:
+def model_said(
+    chosen: Chosen,
+    model: Any,
+    split: str,
+    images: Images | str | Path | None = None,
+    progress: Progress = silent,
+) -> Said:
+    """Return what an assembled Keras model predicts of the images of a split. Raises DataError if it is empty."""
     cache = chosen.run.cache()
-    rows = _rows(chosen.run, cache, split)
+    rows = rows_of_split(chosen.run, cache, split)
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
     logits = predict_logits(logits_of(model), judged, progress=progress, step=f"judge on {split} images")
     return Said.of(judged.labels, logits.argmax(axis=1), logits)
@@ -116,9 +123,9 @@ def open_test(
             if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
                 continue  # something else has taken its place
             models[path] = _tuned_name(run, path)
-            said[models[path]] = _model_said(run[facts["trial"]], model, "test", images, progress)
+            said[models[path]] = model_said(run[facts["trial"]], model, "test", images, progress)
         scores |= {name: score_of(of_model, run.settings.metric) for name, of_model in said.items()}
-    return Final(Run.open(run.path), scores, _rows(run, run.cache(), "test"), said, models)
+    return Final(Run.open(run.path), scores, rows_of_split(run, run.cache(), "test"), said, models)
 
 
 def _tuned_name(run: Run, model: Path) -> str:
@@ -164,7 +171,7 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
     name: of the file in both places, by which `Run.looks` knows that they are the same look.
     """
     run, cache = head.run, head.run.cache()
-    rows = _rows(run, cache, "test")
+    rows = rows_of_split(run, cache, "test")
     num_labelled = sum(bool(row.label) for row in cache.usable("test"))
     look: dict[str, Any] = {
         "at": at,
@@ -191,7 +198,7 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
     write_record(own, look)
 
 
-def _rows(run: Run, cache: Cache, split: str) -> list[ImageRow]:
+def rows_of_split(run: Run, cache: Cache, split: str) -> list[ImageRow]:
     """Return the images of a split that can judge. Raises DataError if there are none."""
     labelled = [row for row in cache.usable(split) if row.label]
     rows = judging(cache, labelled, split, single_taps(cache, run.settings.taps))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files as resources
 from pathlib import Path
 
 from featcache.files import write_whole
@@ -18,6 +17,7 @@ from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.outputs import Kind, check_output
 from featcache.reports.pictures import small_picture
+from featcache.reports.templates import page_text, templates
 from featcache.reports.text import printable
 from featcache.spec import SPLITS, ImageRow, Progress, Tick, silent
 
@@ -72,30 +72,28 @@ def write_gallery(images: Images, out: str | Path, *, force: bool = False, progr
 
 def render(images: Images, progress: Progress = silent) -> str:
     """Return the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     splits = [split for split in SPLITS if split in images.splits]
     labels = sorted({row.label for row in images.rows})
     shown = labels[:MOST_CLASSES]
-    template = Environment(
-        loader=PackageLoader("featcache.reports", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("gallery.html")
-    return template.render(
-        name=printable(images.root.resolve().name),
-        num_images=len(images.rows),
-        classes=_class_rows(images, shown, splits, progress),
-        num_hidden=len(labels) - len(shown),
-        splits=splits,
-        unreadable=[(printable(failure.path), printable(failure.reason)) for failure in images.unreadable[:MOST_NAMED]],
-        num_unreadable=len(images.unreadable),
-        num_duplicates=len(images.duplicates),
-        notes=[printable(note) for note in (*images.notes, *images.remarks)],
-        style=Markup(resources("featcache.reports").joinpath("page", "page.css").read_text("utf-8")),
+    return (
+        templates()
+        .get_template("gallery.html")
+        .render(
+            name=printable(images.root.resolve().name),
+            num_images=len(images.rows),
+            classes=_class_rows(images, shown, splits, progress),
+            num_hidden=len(labels) - len(shown),
+            splits=splits,
+            unreadable=[
+                (printable(failure.path), printable(failure.reason)) for failure in images.unreadable[:MOST_NAMED]
+            ],
+            num_unreadable=len(images.unreadable),
+            num_duplicates=len(images.duplicates),
+            notes=[printable(note) for note in (*images.notes, *images.remarks)],
+            style=Markup(page_text("page.css")),
+        )
     )
 
 

@@ -248,7 +248,9 @@ def _on_images(run: Run) -> list[str]:
     """Return what to know of the images that trained and chose: how few they are, and which classes they lack."""
     notes = []
     if run.num_select < FEW_SELECT:
-        text = f"Only {run.num_select} images chose and calibrated the probabilities"
+        # Runs of earlier versions have heads that nothing calibrated: their temperature is exactly 1.
+        is_calibrated = all(trial.temperature != 1 for trial in run.ranked if trial.log_loss is not None)
+        text = f"Only {run.num_select} images chose" + (" and calibrated the probabilities" if is_calibrated else "")
         may_be_more = run.settings.cv is None and run.num_train > run.num_select and _can_leave_out(run)
         notes.append(f"{text}; --cv 5 would choose on {run.num_train}." if may_be_more else f"{text}.")
     if run.settings.shots is not None:

@@ -6,7 +6,10 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from importlib.resources import files as resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 NO_FILTERS: Mapping[str, Callable[..., Any]] = {}
 
@@ -20,17 +23,10 @@ def render_page(
     filters: Mapping[str, Callable[..., Any]] = NO_FILTERS,
 ) -> str:
     """Return a page of the folder `page`, with its script and its styles in it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     code = page_text(script)
-    kept = Environment(
-        loader=PackageLoader("featcache.reports", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    kept = templates()
     kept.filters |= filters
     return kept.get_template(template).render(
         **context,
@@ -38,6 +34,19 @@ def render_page(
         style=Markup("".join(map(page_text, styles))),
         digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
         svg=Markup,  # plots are our own, and escape what they show
+    )
+
+
+def templates() -> Environment:
+    """Return the jinja2.Environment of the folder `page`, which escapes values and knows no undefined ones."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("featcache.reports", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

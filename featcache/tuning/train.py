@@ -221,7 +221,7 @@ class _Running:
         too_long = number - self.best.epoch >= self.recipe.patience
         self.is_over = self.clock.is_up or too_long or number == self.recipe.epochs
         if too_long and not self.clock.is_up:
-            self.stopped = f"no better validation score for {self.recipe.patience} of them in a row"
+            self.stopped = f"no better validation score for {self.recipe.patience} epochs in a row"
         self._keep()
 
     def _batches(self, number: int) -> Iterator[tuple[Any, Classes]]:

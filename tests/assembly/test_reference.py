@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.assembly import handoff
+from featcache.assembly import handoff, reference
 from featcache.assembly.modelfile import read_reference
 from featcache.assembly.reference import (
+    NUM_FOLDS,
     PER_CLASS,
     Reference,
     directions_of,
@@ -110,6 +111,16 @@ def test_few_training_images_of_every_class_are_enough(logreg, monkeypatch):
     reference_of_head(Start(logreg))
     assert len(asked[0]) == 2 * 3
     assert PER_CLASS == 50
+
+
+def test_directions_within_folds_come_from_as_many_images_as_those_that_are_kept(logreg, monkeypatch):
+    """Those of more images would lie nearer to the images held out: too many known images would be called unknown."""
+    sizes = []
+    make = reference.directions_of
+    monkeypatch.setattr(reference, "directions_of", lambda X, *rest: sizes.append(len(X)) or make(X, *rest))
+    monkeypatch.setattr(reference, "PER_CLASS", 2)
+    reference_of_head(Start(logreg))
+    assert sizes == [2 * 3] * (1 + NUM_FOLDS)
 
 
 def test_a_damaged_one_is_named(logreg, tmp_path):

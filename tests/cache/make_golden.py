@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache import layout, parts
+from featcache.cache.changes import Changes, Review
 from featcache.cache.reader import Cache
 from featcache.spec import BackboneSpec, Failure, ImageRow, Preprocess, Tap, canonical_json
 
@@ -39,7 +40,9 @@ FACTS = {
     "layout": "classes",
     "split_spec": canonical_json({"train": 60, "val": 20, "test": 20, "seed": 5}),
     "decode": "pillow/1",
+    layout.LISTING: canonical_json({"table": "list.csv"}),
 }
+REVIEW = Review(DIGESTS[1], "Ärzte", "Ärzte", "Ärzte/1.png", "train", "2026-11-30T00:00:00Z")  # the label was kept
 
 
 def write(path: Path) -> Cache:
@@ -49,7 +52,7 @@ def write(path: Path) -> Cache:
         parts.commit(path, [tap], digests, [FEATURES[tap.name][by_digest]], PROVENANCE)
     parts.commit(path, [MAPS], digests[1:], [FEATURES[MAPS.name][[0, 2]]], PROVENANCE)
     parts.commit(path, [MAPS], digests[:1], [FEATURES[MAPS.name][[1]]], LATER)
-    return parts.merge(path, ROWS, {FAILURE.path: FAILURE}, FACTS)
+    return parts.merge(path, ROWS, {FAILURE.path: FAILURE}, FACTS, changes=Changes(reviews=(REVIEW,)))
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ def test_an_hdf5_file_of_someone_else_is_refused(tmp_path, attributes):
         Cache.open(tmp_path / "model.h5")
 
 
-@pytest.mark.parametrize(("version", "advice"), [(2, "Upgrade featcache"), (0, r"Extract again with -o NEW.h5")])
+@pytest.mark.parametrize(("version", "advice"), [(3, "Upgrade featcache"), (0, r"Extract again with -o NEW.h5")])
 def test_another_format_version_is_refused_with_what_to_do(path, version, advice):
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = version
-    with pytest.raises(CacheVersion, match=rf"has cache format {version}; this featcache reads 1. {advice}"):
+    with pytest.raises(CacheVersion, match=rf"has cache format {version}; this featcache reads 1 and 2. {advice}"):
         Cache.open(path)
 
 

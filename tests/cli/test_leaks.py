@@ -157,6 +157,8 @@ def test_a_fix_is_taken_back(cli, cache):
         (["--csv", "l.csv"], "--csv takes the labels that look wrong. Add --labels"),
         (["--labels", "--csv", "l.txt"], "Labels to review are written to a file that ends in .csv; got l.txt"),
         (["--apply", "l.csv", "--fix"], "--apply, --unapply and --unfix go without --fix. Give one after the other"),
+        (["--unapply", "--tap", "x"], "go without --tap. Give one after the other"),
+        (["--unfix", "--force"], "go without --force. Give one after the other"),
         (["--unapply", "--unfix"], "--apply, --unapply and --unfix go one at a time. Leave the others out"),
     ],
 )

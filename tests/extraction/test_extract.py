@@ -129,6 +129,13 @@ def test_copies_are_computed_once_and_counted(photos, out, work):
     assert extract(photos, PIXELS, out=out).report.copies == 0
 
 
+def test_copies_of_a_broken_image_are_skipped_and_no_copies(photos, out):
+    for name in ("blue/broken.png", "red/broken.png"):
+        (photos / name).write_bytes(b"broken")
+    report = extract(photos, PIXELS, out=out).report
+    assert (report.images, report.computed, report.copies, len(report.failed)) == (38, 36, 0, 2)
+
+
 def test_editing_one_file_in_place_costs_one(photos, out, work):
     extract(photos, PIXELS, out=out)
     Image.new("RGB", (20, 16), "white").save(photos / "red" / "000.png")

@@ -55,6 +55,12 @@ def test_adding_images_never_moves_a_stored_one(nothing, before, more, data):
     assert again.rows == after.rows
 
 
+def test_a_group_stored_in_decomposed_unicode_is_the_same_group(nothing):
+    row = ImageRow("0", "a", "cafe\u0301", "val", "0")
+    after, _ = as_stored(replace(nothing, rows=(row._replace(group="caf\u00e9"),)), stored([row]))
+    assert [(row.group, row.split) for row in after.rows] == [("caf\u00e9", "val")]
+
+
 def test_a_new_image_of_groups_that_it_links_goes_to_train_if_one_of_them_is_there(nothing):
     rows = [ImageRow("0", "a", "g", "test", "0"), ImageRow("1", "a", "h", "train", "1")]
     linking = [ImageRow(path, "a", group, "test", "2") for path, group in (("2", "g"), ("3", "h"))]

@@ -344,6 +344,17 @@ def test_a_fix_of_an_earlier_featcache_is_not_guessed_at(leaky):
     parts.merge(leaky.path, rows, {}, facts_of(leaky), Changes(joined))
     with pytest.raises(UsageError, match="was fixed by an earlier featcache, which did not record the splits"):
         unfix(leaky.path)
+    extract(leaky.root, PIXELS, out=leaky.path)  # as the message says
+    unfix(leaky.path)
+    assert not Cache.open(leaky.path).joined
+
+
+def test_a_class_that_exists_wins_over_a_new_one_that_looks_the_same(cache, table):
+    folder = cache.root / "cafe\u0301"
+    (cache.root / "green").rename(folder)
+    cache = extract(cache.root, PIXELS, out=cache.path)
+    done = apply_review(cache.path, table("blue/000.png,blue,red,0.1,new:caf\u00e9\n"))
+    assert [image.after for image in done.relabelled] == [folder.name]
 
 
 def test_merged_caches_keep_reviews_and_refuse_two_that_disagree(cache, photos, tmp_path, table):

@@ -161,7 +161,7 @@ def test_a_cache_that_was_merged_is_merged_again(tmp_path, monkeypatch):
 def test_what_an_earlier_version_did_not_record_is_said(tmp_path):
     cache = extract(write_images(tmp_path / "photos", 6), PIXELS, out=tmp_path / "c.h5")
     found = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), replace(cache, listing=None))
-    assert found[0].startswith("# An earlier version made this cache and did not record its options")
+    assert found[0].startswith("# How the images were listed is not recorded, since an earlier version made this cache")
     assert found[1].startswith(f"featcache extract {tmp_path / 'photos'} -o run-again.h5")
 
 

@@ -235,7 +235,7 @@ def test_a_training_that_was_stopped_goes_on_bit_equal(optimizer, epochs, tmp_pa
 def test_a_training_that_is_over_stays_over(tmp_path):
     recipe, states = Recipe(epochs=9, learning_rate=1e-30, patience=2), []
     first = train(task_of(small_model(), recipe, keep=states.append), recipe, lambda tick: None)
-    assert first.stopped == "no better validation score for 2 of them in a row"
+    assert first.stopped == "no better validation score for 2 epochs in a row"
     again = train(task_of(small_model(), recipe), recipe, lambda tick: None, states[-1])
     assert len(again.history) == len(first.history) < 10
 
