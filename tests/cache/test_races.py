@@ -345,7 +345,7 @@ def with_group(cache, name, number):
     def decide():
         rows = Cache.open(cache).rows
         row = rows[number]._replace(group=name)
-        return parts.ImageTable([*rows[:number], row, *rows[number + 1 :]], {}, FACTS, {})
+        return parts.ImageTable([*rows[:number], row, *rows[number + 1 :]], {}, FACTS)
 
     return lambda: parts.merge_decided(cache, decide)
 

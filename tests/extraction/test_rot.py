@@ -117,7 +117,7 @@ def test_a_part_of_another_backbone_that_is_damaged_is_not_forgotten(photos, tmp
 
 @pytest.mark.parametrize(
     ("error", "most"),
-    [("EMFILE", 4), *(pytest.param(error, 200, marks=pytest.mark.slow) for error in ("EMFILE", "EIO", "ENOMEM"))],
+    [("EMFILE", 4), *(pytest.param(error, 50, marks=pytest.mark.slow) for error in ("EMFILE", "EIO", "ENOMEM"))],
 )
 @pytest.mark.parametrize("layout", ["file", "parts"])
 def test_an_error_of_the_system_at_any_read_costs_nothing(tmp_path, layout, error, most):

@@ -252,7 +252,8 @@ def test_at_reduced_precision_it_trains_and_the_model_stays_float32(precision, f
     assert tuned.history[1].val_loss != tuned.start.val_loss
     assert {layer.dtype_policy.name for layer in tuned.model._flatten_layers()} == {"float32"}
     other = finetune(fresh, tmp_path / "b.keras", unfreeze="last", **HOW)
-    assert tuned.history[-1].val_loss == pytest.approx(other.history[-1].val_loss, rel=0.1)
+    # Half precision moves logits by up to 1e-2, so a loss near 0 by some thousandths.
+    assert tuned.history[-1].val_loss == pytest.approx(other.history[-1].val_loss, rel=0.1, abs=0.005)
 
 
 @pytest.mark.slow
