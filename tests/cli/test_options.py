@@ -177,10 +177,10 @@ def test_a_refusal_is_whole_sentences(arguments, said, cli):
     assert message[-2] not in ".?"
 
 
-def test_the_readmes_file_runs_three_commands(cli, photos, tmp_path, monkeypatch):
+def test_the_settings_file_of_the_docs_runs_three_commands(cli, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    text = readme.split("```toml\n")[1].split("```")[0]
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    text = page.split("```toml\n")[1].split("```")[0]
     Path("photos.toml").write_text(
         text.replace("mobilenet_v2", "pixels:size=8").replace("resnet50_v2", "pixels:size=4")
     )
