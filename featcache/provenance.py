@@ -25,14 +25,14 @@ def made_with() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "code": _code_digest(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": cpuinfo(Path("/proc/cpuinfo")).get("model name", platform.processor()),
+        "processor": colon_pairs(Path("/proc/cpuinfo")).get("model name", platform.processor()),
         "cores": os.cpu_count() or 1,
-        "gpus": [cpuinfo(file).get("Model", "GPU") for file in sorted(GPUS.glob("*/information"))],
+        "gpus": [colon_pairs(file).get("Model", "GPU") for file in sorted(GPUS.glob("*/information"))],
     }
 
 
-def cpuinfo(file: Path) -> dict[str, str]:
-    """Return what stands before and after the colons of a file in /proc; nothing where the system has none."""
+def colon_pairs(file: Path) -> dict[str, str]:
+    """Return {key: value} of the lines "key: value" of a file in /proc; nothing if the system has no such file."""
     try:
         lines = file.read_text(errors="replace").splitlines()
     except OSError:

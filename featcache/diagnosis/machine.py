@@ -16,7 +16,7 @@ from typing import Any
 
 from featcache.errors import DiskFault
 from featcache.files import temporary_folder
-from featcache.provenance import cpuinfo
+from featcache.provenance import colon_pairs
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cores() -> dict[str, Any]:
-    processor = cpuinfo(PROC / "cpuinfo")
+    processor = colon_pairs(PROC / "cpuinfo")
     vectors = None
     if "flags" in processor:
         flags = processor["flags"].split()
@@ -61,7 +61,7 @@ def _quota() -> float | None:
 
 def _memory() -> dict[str, Any]:
     sizes = {}
-    for name, text in _pairs(PROC / "meminfo").items():
+    for name, text in colon_pairs(PROC / "meminfo").items():
         if text:
             sizes[name] = int(text.split()[0]) * 1024  # "16384 kB"
     total = sizes.get("MemTotal")
@@ -157,12 +157,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(errors="replace").splitlines()
     except OSError:
         return []
-
-
-def _pairs(path: Path) -> dict[str, str]:
-    """Return {key: value} of the lines "key: value" of a file."""
-    pairs = {}
-    for line in _lines(path):
-        key, _, value = line.partition(":")
-        pairs[key.strip()] = value.strip()
-    return pairs
