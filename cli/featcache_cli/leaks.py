@@ -49,7 +49,8 @@ def command(
         Path | None, typer.Option("--apply", help="Give the cache the labels that a reviewed CSV decides.")
     ] = None,
     unapply: Annotated[
-        bool, typer.Option("--unapply", help="Take back all decisions of --apply: labels are those of the folders.")
+        bool,
+        typer.Option("--unapply", help="Take back all decisions of --apply: folders or table give the labels again."),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="With --fix-to, --csv, --html: replace a file that is there.")

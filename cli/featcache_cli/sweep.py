@@ -64,7 +64,7 @@ def command(
         str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
     ] = None,
     shots: Annotated[
-        int | None, typer.Option("--shots", help="At most so many images per class, of train and of val.")
+        int | None, typer.Option("--shots", help="Largest number of images per class, in train and in val.")
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="A time such as 60s or 5m, spent on what is promising.")

@@ -144,7 +144,8 @@ def _reviews(caches: Sequence[Cache]) -> tuple[Review, ...]:
             if known.new_label != review.new_label:
                 raise DataError(
                     f"{review.path}, labelled '{review.label}', was {known.outcome} by the review of {source} and "
-                    f"{review.outcome} by that of {cache.path}. Decide alike in both: featcache leaks --apply FILE"
+                    f"{review.outcome} by the review of {cache.path}. Decide alike in both: "
+                    "featcache leaks --apply FILE"
                 )
     return later((), (review for review, _ in source_of.values()))
 

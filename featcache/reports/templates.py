@@ -38,7 +38,7 @@ def render_page(
 
 
 def templates() -> Environment:
-    """Return the jinja2.Environment of the folder `page`, which escapes values and knows no undefined ones."""
+    """Return the jinja2.Environment of the folder `page`, which escapes values and refuses undefined ones."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
