@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 import featcache as fc
-from featcache.assembly import Start
-from featcache.assembly.assemble import backbones_of, logits_of
-from featcache.assembly.certificate import load_pixels
 from featcache.backbones.noise import all_layers
+from featcache.extras.report.final import head_score, model_score
 from featcache.heads.softmax import DenseSoftmax
 from featcache.images.sources import open_source
-from featcache.reports.final import head_score, model_score
+from featcache.models import Start
+from featcache.models.assemble import backbones_of, logits_of
+from featcache.models.certificate import load_pixels
 from featcache.sweeps import Chosen
 from featcache.tuning.stages import unfreeze
 

@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 import featcache as fc
-from featcache.leakage import KINDS, Leaks, Pair, doubts
-from featcache.leakage.search import search
-from featcache.leakage.thumbnails import Thumbnails
+from featcache.extras.leaks import KINDS, Leaks, Pair, doubts
+from featcache.extras.leaks.search import search
+from featcache.extras.leaks.thumbnails import Thumbnails
 
 Change = Callable[[Image.Image], Image.Image]
 PLANTED: dict[str, tuple[int, Change, int]] = {  # kind: how many, what is done, quality of the JPEG
@@ -169,7 +169,7 @@ def scale(count: int) -> None:
 
 def blind(features: np.ndarray) -> list[int]:
     """Return the pairs that are nearly the same, by one blockwise product."""
-    from featcache.leakage.similar import Vectors, pairs_over, unit
+    from featcache.extras.leaks.similar import Vectors, pairs_over, unit
 
     one = unit(features - features.mean(axis=0))
     return pairs_over(Vectors(one, (one,)), 0.99, len(features)).a.tolist()

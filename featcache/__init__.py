@@ -12,14 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.assembly import handoff, load_model
     from featcache.cache.reader import Cache
     from featcache.errors import FeatcacheError
-    from featcache.exporting import export
     from featcache.extraction import estimate, extract
+    from featcache.extras.export import export
+    from featcache.extras.leaks import leaks
+    from featcache.extras.quickstart import quickstart
     from featcache.images.manifest import scan
-    from featcache.leakage import leaks
-    from featcache.pipeline import quickstart
+    from featcache.models import handoff, load_model
     from featcache.prediction import predict
     from featcache.sweeps import Run, advise, compare, sweep
     from featcache.trust import allow
@@ -35,14 +35,14 @@ _HOMES = {
     "allow": "featcache.trust",
     "compare": "featcache.sweeps",
     "estimate": "featcache.extraction",
-    "export": "featcache.exporting",
+    "export": "featcache.extras.export",
     "extract": "featcache.extraction",
     "finetune": "featcache.tuning",
-    "handoff": "featcache.assembly",
-    "leaks": "featcache.leakage",
-    "load_model": "featcache.assembly",
+    "handoff": "featcache.models",
+    "leaks": "featcache.extras.leaks",
+    "load_model": "featcache.models",
     "predict": "featcache.prediction",
-    "quickstart": "featcache.pipeline",
+    "quickstart": "featcache.extras.quickstart",
     "scan": "featcache.images.manifest",
     "sweep": "featcache.sweeps",
 }

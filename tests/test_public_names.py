@@ -54,7 +54,17 @@ def test_importing_featcache_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "room",
-    ["assembly", "exporting", "extraction", "images", "leakage", "prediction", "reports", "sweeps", "tuning", "plan"],
+        "extraction",
+        "extras.export",
+        "extras.leaks",
+        "extras.report",
+        "images",
+        "models",
+        "plan",
+        "prediction",
+        "sweeps",
+        "tuning",
+    ],
 )
 def test_names_stay_callable_after_their_room_was_imported(room):
     importlib.import_module(f"featcache.{room}")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny import write_images
 
-from featcache.exporting import export
+from featcache.extras.export import export
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featcache.extraction import extract
-from featcache.reports.final import head_score
+from featcache.extras.report.final import head_score
 from featcache.sweeps import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]

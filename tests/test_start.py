@@ -9,9 +9,9 @@ import keras
 import pytest
 from tiny import write_images
 
-from featcache.assembly import handoff
 from featcache.backend import TRUE_FLOAT32
 from featcache.extraction import extract
+from featcache.models import handoff
 from featcache.sweeps import sweep
 
 # Stands in the way of Keras: tells for each entry whether Keras would start as it should, and goes on with the next.
@@ -55,8 +55,8 @@ ENTRIES = {
     "a handoff": "fc.Run.open('run').best.to_keras()",
     "a fine-tuning": "fc.finetune(fc.Run.open('run').best, out='new.keras', epochs=1)",
     "predictions": "list(fc.predict('head.keras', 'photos'))",
-    "an export": "from featcache.exporting import export; export('head.keras', to='keras', out='new.keras')",
-    "a doctor": "from featcache.diagnosis.probe import SECTIONS; SECTIONS['keras']()",
+    "an export": "from featcache.extras.export import export; export('head.keras', to='keras', out='new.keras')",
+    "a doctor": "from featcache.extras.doctor.probe import SECTIONS; SECTIONS['keras']()",
     "a tutorial": "from featcache.backbones.tutorials import write_small_model; write_small_model(Path('new.h5'))",
 }
 

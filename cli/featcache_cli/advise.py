@@ -35,7 +35,7 @@ def document(found: Advice) -> dict[str, Any]:
 
 def text(found: Advice) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import interval, table
+    from featcache.text import interval, table
 
     rows = [
         [one.tap, one.width, interval(one.left_out, *one.interval), f"{one.fitted:.3f}", f"{one.gap:.3f}"]

@@ -180,7 +180,7 @@ def _hint(error: Any, context: Any) -> str:
 
 def _say(message: str, code: int) -> int:
     """Print an error as one line, and return the exit code."""
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     sys.stderr.write(f"featcache: {printable(' '.join(message.split()))}\n")
     return code

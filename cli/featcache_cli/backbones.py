@@ -26,7 +26,7 @@ def list_command(json: Json = False) -> None:
     Example: featcache backbones list
     """
     from featcache.backbones.registry import REGISTRY
-    from featcache.reports.text import table
+    from featcache.text import table
 
     entries = list(REGISTRY.values())
     rows = [
@@ -129,7 +129,7 @@ def _fetched(one: Fetched) -> str:
 
 
 def _shown(facts: dict[str, Any], layers: list[dict[str, Any]]) -> str:
-    from featcache.reports.text import fields, table
+    from featcache.text import fields, table
 
     lines = fields(facts)
     if not layers:

@@ -32,7 +32,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     Example: featcache cache info photos.h5
     """
     from featcache.cache.reader import Cache, stored_rows
-    from featcache.reports.text import counted, printable, table
+    from featcache.text import counted, printable, table
 
     found = Cache.open(cache)
     stored = list(stored_rows(cache).values())
@@ -97,7 +97,7 @@ def verify_command(
     from featcache.cache.check import verify
     from featcache.cache.reader import Cache
     from featcache.errors import NotACache
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     trust.allow(*(allow or ()))
     found = verify(cache)
@@ -156,7 +156,7 @@ def why_command(
     from featcache.cache.check import why
     from featcache.cache.reader import Cache
     from featcache.images.sources import open_source
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     opened = Cache.open(cache)
     found = why(opened, file, lambda path: open_source(opened.root).read(path))
@@ -209,7 +209,7 @@ def merge_command(
     Example: featcache cache merge one.h5 two.h5 -o both.h5
     """
     from featcache.cache.exchange import merge_caches
-    from featcache.reports.text import counted, printable
+    from featcache.text import counted, printable
 
     merged = merge_caches(caches, out, force=force)
     facts = {"cache": str(out), "images": len(merged.rows), "taps": list(merged.taps)}
@@ -240,7 +240,7 @@ def export_command(
     """
     from featcache.cache.exchange import export
     from featcache.cache.reader import Cache
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     rows = export(Cache.open(cache), out, tap, split, force=force)
     emit(json, {"file": str(out), "rows": rows}, lambda: f"{rows} rows. File: {printable(str(out))}")

@@ -10,7 +10,7 @@ import typer
 from featcache_cli.output import Json, Quiet, emit, say
 
 if TYPE_CHECKING:
-    from featcache.diagnosis import Diagnosis
+    from featcache.extras.doctor import Diagnosis
 
 WIDE = 15  # characters of the names
 KINDS = {"broken": "Broken", "slow": "Slow", "watch": "Watch out"}
@@ -29,8 +29,8 @@ def command(
 
     Example: featcache doctor
     """
-    from featcache.diagnosis import diagnose
     from featcache.errors import EnvironmentFault
+    from featcache.extras.doctor import diagnose
 
     if not quiet:
         say("Looking at libraries, devices, weights and disks; it takes about ten seconds.")
@@ -48,7 +48,7 @@ def document(found: Diagnosis) -> dict[str, Any]:
 
 def text(found: Diagnosis) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import printable, wrapped
+    from featcache.text import printable, wrapped
 
     facts = found.facts
     lines = [*_versions(facts), *_extras(facts), *_machine(facts), *_keras(facts), *_weights(facts), *_disks(facts)]

@@ -11,7 +11,7 @@ from featcache import trust
 from featcache_cli.output import Allow, Force, Json, emit
 
 if TYPE_CHECKING:
-    from featcache.exporting import Exported
+    from featcache.extras.export import Exported
 
 
 def command(
@@ -47,7 +47,7 @@ def command(
 
     Example: featcache export tuned.keras -o tuned.onnx --assert "balanced_accuracy>=0.9"
     """
-    from featcache.exporting import export
+    from featcache.extras.export import export
 
     trust.allow(*(allow or ()))
     done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or (), force=force)
@@ -75,7 +75,7 @@ def document(done: Exported) -> dict[str, Any]:
 
 def text(done: Exported) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import interval, printable, table
+    from featcache.text import interval, printable, table
 
     shape = ", ".join("any" if one is None else str(one) for one in done.input)
     lines = [

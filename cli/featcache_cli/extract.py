@@ -99,7 +99,7 @@ def command(
 
 def forecast(expected: Estimate) -> str:
     """Return the estimate as a person reads it."""
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     lines = [
         f"{expected.images} images: {expected.hits} cached, {expected.missing} to compute in about "
@@ -134,7 +134,7 @@ def document(done: Extracted) -> dict[str, Any]:
 
 def name_failures(done: Extracted) -> None:
     """Say on stderr which images were skipped, and why, and which groups and copies stand in several splits."""
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     for one in done.failed:
         say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
@@ -144,7 +144,7 @@ def name_failures(done: Extracted) -> None:
 
 def text(done: Extracted, classes: Sequence[str]) -> str:
     """Return the result as a person reads it. classes: those of the cache."""
-    from featcache.reports.text import printable, table
+    from featcache.text import printable, table
 
     lines = [
         counts(done),
@@ -161,7 +161,7 @@ def text(done: Extracted, classes: Sequence[str]) -> str:
 
 def counts(done: Extracted) -> str:
     """Return how many images there were, and how fast they were computed."""
-    from featcache.reports.text import counted
+    from featcache.text import counted
 
     rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
     copies = f"{done.copies} {'copy' if done.copies == 1 else 'copies'}, " if done.copies else ""

@@ -151,7 +151,7 @@ def document(tuned: Tuned) -> dict[str, Any]:
 
 def text(tuned: Tuned) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import interval, table
+    from featcache.text import interval, table
 
     rows = [
         (
@@ -191,7 +191,7 @@ def text(tuned: Tuned) -> str:
 
 def _compared(tuned: Tuned) -> str:
     """Return the table of the controls, epoch by epoch."""
-    from featcache.reports.text import interval, table
+    from featcache.text import interval, table
 
     ways = {"fine-tuned": tuned, **tuned.controls}
     rows = [

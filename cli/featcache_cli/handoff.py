@@ -11,7 +11,7 @@ from featcache import trust
 from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, in_shell, open_trial, say
 
 if TYPE_CHECKING:
-    from featcache.assembly import Certificate
+    from featcache.models import Certificate
     from featcache.sweeps import Chosen
 
 Trial = Annotated[str, typer.Argument(metavar="RUN@TRIAL", help="RUN@best or RUN@3.")]
@@ -33,7 +33,7 @@ def command(
 
     Example: featcache handoff photos.run@best -o model.keras
     """
-    from featcache.assembly import handoff
+    from featcache.models import handoff
 
     trust.allow(*(allow or ()))
     chosen = open_trial(trial)

@@ -13,7 +13,7 @@ from featcache_cli import review
 from featcache_cli.output import Json, Quiet, emit, in_shell, progress
 
 if TYPE_CHECKING:
-    from featcache.leakage import Doubts, Fixed, Leaks
+    from featcache.extras.leaks import Doubts, Fixed, Leaks
 
 CONTAMINATED = 3
 LISTED = 20
@@ -66,8 +66,8 @@ def command(
     Example: featcache leaks photos.h5
     """
     from featcache.cache.reader import Cache
-    from featcache.leakage import check_table, doubts, fix, leaks, write_table
-    from featcache.reports.commands import flags_of
+    from featcache.extras.leaks import check_table, doubts, fix, leaks, write_table
+    from featcache.extras.report.commands import flags_of
 
     if apply is not None or unapply or unfix:
         others = {"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html, "--tap": tap, "--images": images}
@@ -143,7 +143,7 @@ def document(
 
 def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None, files: review.Files) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     lines = [*_what_was_compared(found), "", *_pairs(found), _verdict(found)]
     lines += [] if doubted is None else ["", *_doubts(doubted), *review.next_lines(doubted, files)]
@@ -156,7 +156,7 @@ def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Tabl
 
 
 def _what_was_compared(found: Leaks) -> list[str]:
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     at, seconds = found.thresholds, sum(found.seconds.values())
     lines = [f"{found.images} images, compared by the features of {found.tap} in {seconds:.1f} s."]
@@ -171,8 +171,8 @@ def _what_was_compared(found: Leaks) -> list[str]:
 
 
 def _pairs(found: Leaks) -> list[str]:
-    from featcache.leakage import KINDS
-    from featcache.reports.text import table
+    from featcache.extras.leaks import KINDS
+    from featcache.text import table
 
     if not found.pairs:
         return ["No two images show the same."]
@@ -202,7 +202,7 @@ def _between(splits: tuple[str, str]) -> str:
 
 
 def _verdict(found: Leaks) -> str:
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     if not found.guarded:
         return "There are no splits that could share images."
@@ -229,7 +229,7 @@ def _remedy(found: Leaks) -> list[str]:
 
 
 def _doubts(doubted: Doubts) -> list[str]:
-    from featcache.reports.text import printable, table
+    from featcache.text import printable, table
 
     lines = [
         f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression on {doubted.tap} "
@@ -257,7 +257,7 @@ def _share(probability: float | None) -> str:
 
 
 def _fixed(fixed: Fixed) -> list[str]:
-    from featcache.reports.text import printable, table
+    from featcache.text import printable, table
 
     lines = [
         f"Fixed in {printable(str(fixed.cache))}: {fixed.images} images in {fixed.groups} groups, each in one split. "

@@ -54,7 +54,7 @@ def print_text(text: str) -> None:
 
 def _folded(text: str) -> str:
     """Return text whose sentences break between words; tables stay as they are, and commands can be copied whole."""
-    from featcache.reports.text import wrapped
+    from featcache.text import wrapped
 
     lines = []
     for line in text.split("\n"):
@@ -75,7 +75,7 @@ def in_shell(value: object) -> str:
     >>> in_shell("my photos.h5")
     "'my photos.h5'"
     """
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     return printable(quote(str(value)))
 

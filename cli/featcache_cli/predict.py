@@ -13,7 +13,7 @@ import typer
 from featcache_cli.output import Force, Json, Quiet, cleared, emit, progress, say
 
 if TYPE_CHECKING:
-    from featcache.assembly.reference import Threshold
+    from featcache.models.reference import Threshold
     from featcache.prediction import Prediction, Tally
 
 LIST = "-"
@@ -109,7 +109,7 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
 
 def text(tally: Tally, files: Sequence[Path]) -> str:
     """Return the counts as a person reads them."""
-    from featcache.reports.text import counted, interval, printable
+    from featcache.text import counted, interval, printable
 
     counts = f"{counted(tally.rows, 'image')}, {tally.failed} could not be read"
     if tally.failed:
@@ -149,7 +149,7 @@ class _Shown:
         self._skipped = 0
 
     def __call__(self, one: Prediction) -> None:
-        from featcache.reports.text import printable
+        from featcache.text import printable
 
         self._skipped += one.status != "ok"
         if one.status != "ok" and self._skipped <= NAMED:
@@ -161,7 +161,7 @@ class _Shown:
 
     def flush(self) -> None:
         """Print what is held."""
-        from featcache.reports.text import table
+        from featcache.text import table
 
         if not self._held:
             return

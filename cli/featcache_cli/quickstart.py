@@ -16,7 +16,7 @@ from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text,
 from featcache_cli.scan import GroupFrom, Seed, Split
 
 if TYPE_CHECKING:
-    from featcache.pipeline import Part, Quickstart
+    from featcache.extras.quickstart import Part, Quickstart
 
 
 def command(
@@ -46,7 +46,7 @@ def command(
 
     Example: featcache quickstart photos/
     """
-    from featcache.pipeline import quickstart
+    from featcache.extras.quickstart import quickstart
 
     with progress(quiet) as draw:
         done = quickstart(
@@ -105,12 +105,12 @@ def _name_failures(part: Part) -> None:
 
 
 def _part_text(part: Part) -> str:
-    from featcache.assembly import Certificate
     from featcache.extraction import Extracted
+    from featcache.extras.report.table import trials_table
     from featcache.images.manifest import Images
-    from featcache.reports.table import trials_table
-    from featcache.reports.text import counted, interval, table
+    from featcache.models import Certificate
     from featcache.sweeps import Run
+    from featcache.text import counted, interval, table
     from featcache.tuning import Tuned
 
     match part:

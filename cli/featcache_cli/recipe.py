@@ -15,7 +15,7 @@ from featcache_cli.complete import RECIPES
 from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress
 
 if TYPE_CHECKING:
-    from featcache.recipes import Named, Naming, Trained, Training
+    from featcache.extras.recipes import Named, Naming, Trained, Training
 
 LIST = "list"
 
@@ -65,7 +65,7 @@ def command(
 
     Example: featcache recipe flower-photos photos/ -o flower-photos
     """
-    from featcache.recipes import Named, parse_settings, run_recipe
+    from featcache.extras.recipes import Named, parse_settings, run_recipe
 
     if name == LIST:
         emit(json, listed(), list_text)
@@ -92,15 +92,15 @@ def command(
 
 def listed() -> dict[str, Any]:
     """Return all recipes as they stand in JSON."""
-    from featcache.recipes import RECIPES
+    from featcache.extras.recipes import RECIPES
 
     return {"recipes": [asdict(one) | {"weights": needs(one)} for one in RECIPES.values()]}
 
 
 def list_text() -> str:
     """Return all recipes as a person reads them."""
-    from featcache.recipes import RECIPES
-    from featcache.reports.text import wrapped
+    from featcache.extras.recipes import RECIPES
+    from featcache.text import wrapped
 
     lines = []
     for one in RECIPES.values():
@@ -120,7 +120,7 @@ def usage(recipe: Training | Naming) -> str:
 
 def needs(recipe: Training | Naming) -> dict[str, str]:
     """Return the files of weights that a recipe needs, and whether each is there."""
-    from featcache.recipes import weights_of
+    from featcache.extras.recipes import weights_of
 
     return {str(file): "there" if file.exists() else "not there yet" for file in weights_of(recipe)}
 
@@ -145,7 +145,7 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.text import interval, printable, table, wrapped
+    from featcache.text import interval, printable, table, wrapped
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
@@ -189,7 +189,7 @@ def named_document(done: Named) -> dict[str, Any]:
 
 def named_text(done: Named) -> str:
     """Return the named photos as a person reads them."""
-    from featcache.reports.text import table
+    from featcache.text import table
 
     rows = [
         [one.path, ", ".join(f"{name} {share:.3f}" for name, share in one.top) or f"{one.status}: {one.reason}"]
@@ -200,6 +200,6 @@ def named_text(done: Named) -> str:
 
 
 def _warning(done: Trained | Named) -> list[str]:
-    from featcache.recipes import MEANINGLESS
+    from featcache.extras.recipes import MEANINGLESS
 
     return [f"!! {MEANINGLESS} !!"] if done.small else []

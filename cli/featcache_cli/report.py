@@ -48,20 +48,20 @@ def command(
     opened, chosen = open_named(run)
     tested = None
     if html is not None:
-        from featcache.reports.html import check_page, write_report
+        from featcache.extras.report.html import check_page, write_report
 
         check_page(opened, html, images, force=force)
     with progress(quiet) as draw:
         written = _logged(opened, tensorboard, mlflow, images, force, draw)
     if final:  # last, so that nothing fails after test was opened which could have failed before
-        from featcache.reports.final import open_test
+        from featcache.extras.report.final import open_test
 
         with progress(quiet) as draw:
             tested = open_test(opened, images, chosen, draw)
         opened = tested.run
     scores = None if tested is None else tested.scores
-    from featcache.reports.table import class_table, text_report
-    from featcache.reports.text import printable
+    from featcache.extras.report.table import class_table, text_report
+    from featcache.text import printable
 
     if html is not None:
         with progress(quiet) as draw:
@@ -110,13 +110,13 @@ def _logged(
     """Write the run for other tools; return where it is there."""
     written: dict[str, str | None] = {"tensorboard": None, "mlflow": None}
     if tensorboard is not None:
+        from featcache.extras.tracking.tensorboard_logs import write_tensorboard
         from featcache.files import disk_faults
-        from featcache.reports.tensorboard_logs import write_tensorboard
 
         with disk_faults(tensorboard):
             written["tensorboard"] = str(write_tensorboard(run, tensorboard, images, draw, force=force))
     if mlflow is not None:
-        from featcache.reports.mlflow_logs import log_to_mlflow
+        from featcache.extras.tracking.mlflow_logs import log_to_mlflow
 
         written["mlflow"] = log_to_mlflow(run, mlflow, draw)
     return written

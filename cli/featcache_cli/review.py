@@ -12,7 +12,7 @@ from featcache.spec import Progress
 from featcache_cli.output import emit, in_shell, progress
 
 if TYPE_CHECKING:
-    from featcache.leakage import Doubts, Reviewed, Unfixed
+    from featcache.extras.leaks import Doubts, Reviewed, Unfixed
 
 LISTED = 20
 
@@ -27,7 +27,7 @@ class Files(NamedTuple):
     @property
     def command(self) -> str:
         """Return what takes the reviewed table."""
-        from featcache.reports.review_page import saved_as
+        from featcache.extras.report.review_page import saved_as
 
         table = saved_as(self.cache) if self.csv is None else self.csv
         return f"featcache leaks {in_shell(self.cache)} --apply {in_shell(table)}"
@@ -42,8 +42,8 @@ def check_files(
     cache: Path, labels: bool, csv: Path | None, html: Path | None, images: Path | None, force: bool
 ) -> None:
     """Raise UsageError or DiskFault now if the files of a review cannot be written."""
-    from featcache.leakage import check_doubts_table
-    from featcache.reports.review_page import check_review_page
+    from featcache.extras.leaks import check_doubts_table
+    from featcache.extras.report.review_page import check_review_page
 
     if not labels and (csv is not None or html is not None):
         raise UsageError(f"{'--csv' if html is None else '--html'} takes the labels that look wrong. Add --labels")
@@ -55,8 +55,8 @@ def check_files(
 
 def write_files(doubted: Doubts, files: Files, images: Path | None, force: bool, draw: Progress) -> None:
     """Write the files that were asked for."""
-    from featcache.leakage import write_doubts
-    from featcache.reports.review_page import write_review_page
+    from featcache.extras.leaks import write_doubts
+    from featcache.extras.report.review_page import write_review_page
 
     if files.csv is not None:
         write_doubts(doubted, files.cache, files.csv, force=force)
@@ -66,8 +66,8 @@ def write_files(doubted: Doubts, files: Files, images: Path | None, force: bool,
 
 def next_lines(doubted: Doubts, files: Files) -> list[str]:
     """Return what to do with labels that look wrong."""
-    from featcache.reports.review_page import saved_as
-    from featcache.reports.text import printable
+    from featcache.extras.report.review_page import saved_as
+    from featcache.text import printable
 
     if not doubted.doubts:
         return []
@@ -102,7 +102,7 @@ def change(cache: Path, apply: Path | None, unapply: bool, unfix: bool, json: bo
 
 
 def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
-    from featcache.leakage import apply_review, unapply
+    from featcache.extras.leaks import apply_review, unapply
 
     done = unapply(cache, progress=draw) if file is None else apply_review(cache, file, progress=draw)
     facts = {
@@ -118,7 +118,7 @@ def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
 
 
 def _reviewed(done: Reviewed, file: Path | None) -> str:
-    from featcache.reports.text import printable, table, wrapped
+    from featcache.text import printable, table, wrapped
 
     name = printable(str(done.cache))
     changed = len(done.relabelled)
@@ -147,14 +147,14 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
 
 
 def _unfix(cache: Path, json: bool, draw: Progress) -> None:
-    from featcache.leakage import unfix
+    from featcache.extras.leaks import unfix
 
     done = unfix(cache, progress=draw)
     emit(json, {"unfixed": asdict(done) | {"cache": str(done.cache)}}, lambda: _unfixed(done))
 
 
 def _unfixed(done: Unfixed) -> str:
-    from featcache.reports.text import printable, table
+    from featcache.text import printable, table
 
     name = printable(str(done.cache))
     if not done.images:

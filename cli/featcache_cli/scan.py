@@ -66,7 +66,7 @@ def command(
     from featcache.images.manifest import scan
 
     if html is not None:
-        from featcache.reports.gallery import check_gallery
+        from featcache.extras.report.gallery import check_gallery
 
         check_gallery(images, html, force=force)
     with progress(quiet) as draw:
@@ -89,8 +89,8 @@ def command(
 
 def _write_page(found: Images, html: Path, force: bool, quiet: bool) -> str:
     """Write the page and return the line that says where it is."""
-    from featcache.reports.gallery import write_gallery
-    from featcache.reports.text import printable
+    from featcache.extras.report.gallery import write_gallery
+    from featcache.text import printable
 
     with progress(quiet) as draw:
         write_gallery(found, html, force=force, progress=draw)
@@ -121,8 +121,8 @@ def document(found: Images) -> dict[str, Any]:
 def text(found: Images) -> str:
     """Return the result as a person reads it."""
     from featcache.images.groups import crossing_remark
-    from featcache.reports.text import counted, printable, table
     from featcache.spec import SPLITS
+    from featcache.text import counted, printable, table
 
     lines = [f"{counted(len(found.rows), 'image')} in {printable(str(found.read_from))} ({found.layout})"]
     if found.classes:
@@ -182,7 +182,7 @@ def _first(names: Sequence[str], between: str = ", ") -> str:
     >>> _first(["a", "b"]), _first([str(number) for number in range(40)])
     ('a, b', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 28 more')
     """
-    from featcache.reports.text import printable
+    from featcache.text import printable
 
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
     return between.join(map(printable, names[:FEW])) + more

@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from featcache.reports.text import printable
 from featcache.spec import Tick
+from featcache.text import printable
 
 SHOWN_AFTER_S = 0.5  # from the start, or from what was printed last: what is done by then shows nothing
 REFRESH_S = 0.1

@@ -12,7 +12,7 @@ from featcache.errors import DataError, UsageError
 from featcache_cli.output import Json, emit, say
 
 if TYPE_CHECKING:
-    from featcache.assembly.summary import LayerSummary, ModelSummary
+    from featcache.models.summary import LayerSummary, ModelSummary
     from featcache.sweeps import Run, Trial
 
 MODELS = (".keras", ".h5", ".hdf5")
@@ -32,9 +32,9 @@ def command(
     if Path(run).suffix.lower() in MODELS and not Path(run).is_dir():
         _show_model(run, plot, json)
         return
-    from featcache.reports.table import trial_fields, trials_table
-    from featcache.reports.text import fields
+    from featcache.extras.report.table import trial_fields, trials_table
     from featcache.sweeps.run import open_named
+    from featcache.text import fields
 
     opened, chosen = open_named(run)
     try:
@@ -42,7 +42,7 @@ def command(
     except DataError as error:  # its scores are shown all the same
         say(str(error))
     if plot and not json:
-        from featcache.reports.plot import plots
+        from featcache.extras.report.plot import plots
 
         emit(json, {}, lambda: plots(opened))
     elif chosen:
@@ -52,7 +52,7 @@ def command(
 
 
 def _show_model(name: str, plot: bool, json: bool) -> None:
-    from featcache.assembly.summary import summarize
+    from featcache.models.summary import summarize
 
     if plot:
         raise UsageError(f"--plot draws the scores of a run; {name} is a model. Leave it out")
@@ -62,7 +62,7 @@ def _show_model(name: str, plot: bool, json: bool) -> None:
 
 def _model_text(model: ModelSummary) -> str:
     """Return a model as a person reads it, a line for each layer; layers of a nested model are indented."""
-    from featcache.reports.text import printable, table, wrapped
+    from featcache.text import printable, table, wrapped
 
     rows = [
         [". " * layer.depth + layer.name, layer.kind, _shape(layer), f"{layer.parameters:,}", _trains(layer)]

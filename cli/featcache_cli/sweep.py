@@ -170,7 +170,7 @@ def document(run: Run) -> dict[str, Any]:
 
 def text(run: Run) -> str:
     """Return the result as a person reads it."""
-    from featcache.reports.table import trials_table
+    from featcache.extras.report.table import trials_table
 
     which = _next(run)
     trial = in_shell(f"{run.path}@{which}")
@@ -210,7 +210,7 @@ def choices() -> dict[str, Any]:
 
 def choices_text() -> str:
     """Return the same as a person reads it."""
-    from featcache.reports.text import table
+    from featcache.text import table
 
     found = choices()
     heads = [(one["head"], "yes" if one["default"] else "no", _tries(one["grid"])) for one in found["heads"]]

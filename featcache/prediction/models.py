@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly.modelfile import is_ours, load_model, read_facts, read_reference
-from featcache.assembly.reference import Reference, inspected
 from featcache.backbones import own
 from featcache.backbones.imagenet import NUM_CLASSES, class_names, imagenet_classifier
 from featcache.backbones.plain import as_classifier
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, UsageError
+from featcache.models.modelfile import is_ours, load_model, read_facts, read_reference
+from featcache.models.reference import Reference, inspected
 from featcache.spec import Preprocess, Tap
 from featcache.trust import allow
 

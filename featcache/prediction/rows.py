@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Floats, Pixels
-from featcache.assembly.reference import Threshold
 from featcache.errors import UsageError
 from featcache.extraction.pipeline import Decoded, decoded_batches
 from featcache.images.manifest import Images
 from featcache.images.views import parse_views
+from featcache.models.reference import Threshold
 from featcache.prediction.models import Classifier, open_classifier
 from featcache.prediction.places import Gathered, Place, ToPredict, gather
 from featcache.spec import IDENTITY, Failure, Preprocess, Progress, Tick, silent

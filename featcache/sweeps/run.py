@@ -350,7 +350,7 @@ class Chosen:
 
         images: where the images lie now, if not where they were extracted from. Raises ParityFailed.
         """
-        from featcache.assembly import handoff
+        from featcache.models import handoff
 
         return handoff(self, images=images)
 

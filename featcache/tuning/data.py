@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from featcache.arrays import Classes, Pixels
-from featcache.assembly.certificate import load_pixels
 from featcache.errors import DataError
 from featcache.extraction.pipeline import num_threads
 from featcache.images.augment import augmented
 from featcache.images.sources import Source
+from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps import Chosen
 from featcache.tuning.recipe import NO_AUGMENTATION, Recipe

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Floats
-from featcache.assembly import Start, image_source
-from featcache.assembly.assemble import Part, backbones_of, logits_of
-from featcache.assembly.certificate import certified, tolerance_of
-from featcache.assembly.modelfile import check_model_path, read_reference, save_model
-from featcache.assembly.reference import reference_of_head, reference_of_model
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
+from featcache.models import Start, image_source
+from featcache.models.assemble import Part, backbones_of, logits_of
+from featcache.models.certificate import certified, tolerance_of
+from featcache.models.modelfile import check_model_path, read_reference, save_model
+from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.outputs import check_output
 from featcache.spec import Progress, Tick, choose, silent
 from featcache.sweeps import Chosen

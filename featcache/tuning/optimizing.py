@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.assembly.assemble import backbones_of
 from featcache.backbones.blocks import block_names
+from featcache.models.assemble import backbones_of
 from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import is_gradual
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featcache.assembly.assemble import HEAD
+from featcache.models.assemble import HEAD
 
 
 def twin_of(model: Any, precision: str) -> Any:

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from featcache.assembly import Start
-from featcache.assembly.assemble import FEATURES, LOGITS, Part, backbones_of
 from featcache.backbones.build import pooled
 from featcache.backbones.graph import bottlenecks, operations, outputs_of
 from featcache.cache.reader import Cache
@@ -26,6 +24,8 @@ from featcache.errors import DiskFault
 from featcache.extraction import extract_taps
 from featcache.files import reserve
 from featcache.images.sources import Source
+from featcache.models import Start
+from featcache.models.assemble import FEATURES, LOGITS, Part, backbones_of
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
 from featcache.sweeps.tasks import physical_memory
 from featcache.tuning.data import ActivationSet

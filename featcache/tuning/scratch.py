@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.assembly import Start, image_source
-from featcache.assembly.assemble import Part, assemble, logits_of
 from featcache.backbones.build import build, reproducibly
 from featcache.backbones.noise import all_layers
 from featcache.images.manifest import Images
+from featcache.models import Start, image_source
+from featcache.models.assemble import Part, assemble, logits_of
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen
 from featcache.tuning.data import image_sets

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Floats
-from featcache.assembly.certificate import Certificate
 from featcache.errors import NotARun
 from featcache.files import file_digest, make_folder, write_arrays
+from featcache.models.certificate import Certificate
 from featcache.provenance import made_with
 from featcache.sweeps import Chosen
 from featcache.sweeps.metrics import Said

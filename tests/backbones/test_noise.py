@@ -4,13 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from featcache.assembly import handoff
 from featcache.backbones import own
 from featcache.backbones.build import build
 from featcache.backbones.noise import freeze_noise, without_noise
 from featcache.backbones.parse import requests
 from featcache.errors import NotAModel, ParityFailed
 from featcache.extraction import extract
+from featcache.models import handoff
 from featcache.sweeps import sweep
 from featcache.tuning import finetune
 from featcache.tuning.stages import unfreeze

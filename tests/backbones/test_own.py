@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from tiny import write_images
 
-from featcache.assembly import handoff
 from featcache.backbones import own
 from featcache.backbones.build import build, entering
 from featcache.backbones.parse import requests
@@ -22,6 +21,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import NotAModel, UnknownBlock, UsageError
 from featcache.extraction import extract
 from featcache.images.decode import decode
+from featcache.models import handoff
 from featcache.spec import Preprocess
 from featcache.sweeps import sweep
 from featcache.tuning import finetune

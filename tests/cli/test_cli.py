@@ -51,7 +51,7 @@ def run(own_run):
 
 @pytest.fixture(scope="module")
 def model(toy_run, tmp_path_factory):
-    from featcache.assembly import handoff
+    from featcache.models import handoff
 
     path = tmp_path_factory.mktemp("model") / "model.keras"
     handoff(toy_run[8], path)

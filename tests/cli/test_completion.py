@@ -14,9 +14,9 @@ import pytest
 from featcache import spec
 from featcache.backbones.devices import KINDS
 from featcache.backbones.registry import REGISTRY
+from featcache.extras.recipes import RECIPES
 from featcache.heads.estimators import FAMILIES
 from featcache.images.augment import AUGMENTATIONS
-from featcache.recipes import RECIPES
 from featcache.sweeps.metrics import METRICS
 from featcache.sweeps.presets import PRESETS
 from featcache.tuning import recipe

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from featcache import diagnosis
-from featcache.diagnosis import Diagnosis, Finding, diagnose
+from featcache.extras import doctor
+from featcache.extras.doctor import Diagnosis, Finding, diagnose
 
 pytestmark = pytest.mark.slow  # a diagnosis of this very machine
 
@@ -20,7 +20,7 @@ def found(facts, monkeypatch):
     """Return a function that makes the diagnosis of this machine have other findings."""
 
     def with_findings(*findings):
-        monkeypatch.setattr(diagnosis, "diagnose", lambda speed: Diagnosis(facts, findings))
+        monkeypatch.setattr(doctor, "diagnose", lambda speed: Diagnosis(facts, findings))
 
     return with_findings
 

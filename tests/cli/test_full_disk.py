@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import TOY, write_images
 
-from featcache.assembly import handoff
 from featcache.extraction import extract
+from featcache.models import handoff
 from featcache.sweeps import sweep
 
 GOLDEN = Path(__file__).parents[1] / "backbones" / "golden"

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from tiny import TOY, write_images
 
-from featcache.assembly import handoff
 from featcache.extraction import extract
+from featcache.models import handoff
 from featcache.sweeps import Run, sweep
 
 GOLDEN = Path(__file__).parents[1] / "backbones" / "golden"

@@ -6,8 +6,8 @@ import pytest
 from tiny import TOY, write_images
 
 from featcache.extraction import extract
-from featcache.reports.text import fields, table, wrapped
 from featcache.sweeps import sweep
+from featcache.text import fields, table, wrapped
 from featcache_cli.output import emit
 
 

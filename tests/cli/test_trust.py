@@ -13,11 +13,11 @@ import pytest
 from tiny import write_images
 
 import featcache as fc
-from featcache.assembly.modelfile import save_model
 from featcache.backbones.lineage import Lineage, Lineages
 from featcache.cache import layout
 from featcache.cache.rows import content_digest
 from featcache.files import write_sealed
+from featcache.models.modelfile import save_model
 from featcache.spec import Tap
 from featcache.sweeps import Run
 from featcache.sweeps.records import write_record

@@ -21,8 +21,8 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from extras.leaks.conftest import copy, write_pictures
 from kills.victims import LOOK, STAGES, VICTIMS, WITH_KERAS, comparable
-from leakage.conftest import copy, write_pictures
 from tiny import write_images
 
 from featcache_cli.app import main as featcache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.assembly import handoff
+from featcache.models import handoff
 from featcache.sweeps import Run
 
 

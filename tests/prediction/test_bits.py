@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from tiny import TOY, write_images
 
-from featcache.assembly import handoff
 from featcache.errors import UsageError
 from featcache.extraction import extract
+from featcache.models import handoff
 from featcache.prediction import predict, predict_to
 from featcache.sweeps import sweep
 

@@ -16,9 +16,9 @@ from keras.src.legacy.saving import legacy_h5_format
 from PIL import Image
 from tiny import COLOURS, write_images
 
-from featcache.assembly.modelfile import read_reference
 from featcache.backbones import imagenet
 from featcache.errors import DataError, DiskFault, NotAModel, UsageError, WeightsMismatch, WeightsMissing
+from featcache.models.modelfile import read_reference
 from featcache.prediction import open_classifier, predict, predict_to
 from featcache.spec import Preprocess
 

@@ -11,10 +11,10 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import TooFewClasses
 from featcache.extraction import extract
+from featcache.extras.report.final import final_scores
+from featcache.extras.report.html import write_report
+from featcache.extras.report.table import text_report
 from featcache.images.manifest import scan
-from featcache.reports.final import final_scores
-from featcache.reports.html import write_report
-from featcache.reports.table import text_report
 from featcache.sweeps import Run, compare, sweep
 from featcache.sweeps.comparing import said_by
 from featcache.sweeps.run import Settings

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featcache.assembly import Start
 from featcache.errors import UsageError
 from featcache.heads.estimators import FAMILIES
+from featcache.models import Start
 from featcache.sweeps import Run, budget, sweep, trials, writer
 from featcache.sweeps.budget import Clock, parse_seconds
 

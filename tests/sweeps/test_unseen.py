@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from tiny import TOY, write_images
 
-from featcache.assembly import handoff
-from featcache.assembly.start import Start
 from featcache.backbones.importing import import_model
 from featcache.backbones.lineage import IMAGE_ROLE, MEMBER, lineages_in
 from featcache.cache import layout
 from featcache.cache.exchange import merge_caches
 from featcache.cache.reader import Cache, stored_rows
 from featcache.errors import DataError, DiskFault, UsageError
-from featcache.exporting import export
 from featcache.extraction import extract
-from featcache.leakage import doubts, fix, leaks
-from featcache.leakage.results import Pair
-from featcache.reports.final import final_scores
-from featcache.reports.html import write_report
-from featcache.reports.table import text_report, trials_table
+from featcache.extras.export import export
+from featcache.extras.leaks import doubts, fix, leaks
+from featcache.extras.leaks.results import Pair
+from featcache.extras.report.final import final_scores
+from featcache.extras.report.html import write_report
+from featcache.extras.report.table import text_report, trials_table
+from featcache.models import handoff
+from featcache.models.start import Start
 from featcache.sweeps import Run, advise, compare, sweep
 from featcache.sweeps.unseen import roles
 from featcache.tuning import finetune

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.assembly import Start, load_model
-from featcache.assembly.assemble import backbones_of, head_layers
-from featcache.assembly.certificate import load_pixels
-from featcache.assembly.modelfile import read_reference
-from featcache.assembly.reference import reference_of_head, reference_of_model
 from featcache.backbones.noise import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
 from featcache.files import file_digest, read_arrays
 from featcache.images.sources import open_source
+from featcache.models import Start, load_model
+from featcache.models.assemble import backbones_of, head_layers
+from featcache.models.certificate import load_pixels
+from featcache.models.modelfile import read_reference
+from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.sweeps import Run, compare, sweep
 from featcache.sweeps.metrics import score
 from featcache.sweeps.records import predictions_of, read_record

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from featcache.assembly import Start
-from featcache.assembly.assemble import backbones_of
+from featcache.models import Start
+from featcache.models.assemble import backbones_of
 from featcache.tuning.optimizing import HEAD, Group, groups, make_optimizer, rate_at
 from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import unfreeze

@@ -12,12 +12,12 @@ import pytest
 from tiny import TOY
 
 from featcache import files
-from featcache.assembly import Start, handoff, load_model
-from featcache.assembly.assemble import backbones_of, logits_of
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NotACache, ParityFailed, UsageError
 from featcache.extraction import extract
 from featcache.extraction.engines import KerasEngine
+from featcache.models import Start, handoff, load_model
+from featcache.models.assemble import backbones_of, logits_of
 from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, job, prefix
 from featcache.tuning.precision import twin_of

@@ -1,5 +1,0 @@
-"""Export a trained model to another runtime, and prove that the file gives the model's probabilities there."""
-
-from featcache.exporting.job import Exported, export
-
-__all__ = ["Exported", "export"]

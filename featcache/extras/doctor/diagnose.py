@@ -1,0 +1,174 @@
+"""Gather the facts of `machine` and `probe`, and derive the findings from them.
+
+`machine` reads the system with the standard library alone, in this process. `probe` imports the libraries that may be
+broken, in a process of its own: TensorFlow can end the whole process on a CPU that it does not support.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from featcache.extras.doctor.findings import Finding, findings_of
+from featcache.extras.doctor.machine import disks, gpus, machine
+
+SHOWN = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "h5py", "pillow")
+OURS = ("test", "dev", "docs", "train")  # extras for people who work on featcache
+SETTINGS = (
+    "CUDA_VISIBLE_DEVICES",
+    "HDF5_USE_FILE_LOCKING",
+    "KERAS_BACKEND",
+    "KERAS_HOME",
+    "OMP_NUM_THREADS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_NUM_INTRAOP_THREADS",
+)
+SECTION_NAMES = ("packages", "hdf5", "threads", "locking", "weights", "backend", "keras")  # of the probe, in its order
+PROBING_S = 120
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Facts as they stand in JSON, and what they mean."""
+
+    facts: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """Return what keeps featcache from working."""
+        return tuple(finding for finding in self.findings if finding.kind == "broken")
+
+
+def diagnose(*, speed: bool = True) -> Diagnosis:
+    """Return what this installation and machine can do. Something broken becomes a finding, never an exception.
+
+    speed: also time a network, which takes a few seconds.
+    """
+    probed = _run_probe(speed)
+    weights = probed.pop("weights", [])
+
+    versions = {"python": platform.python_version(), "featcache": _version("featcache")}
+    for package in SHOWN:
+        versions[package] = _version(package)
+    versions["hdf5"] = probed.pop("hdf5", None)
+
+    offline = []
+    for file in weights:
+        if not file["fault"]:
+            offline += file["backbones"]
+
+    folders = {
+        "weights": Path(os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")),
+        "current folder": Path.cwd(),
+        "temporary": Path(tempfile.gettempdir()),
+    }
+    facts = {
+        "versions": versions,
+        "missing": _missing(),
+        "extras": _extras(),
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "machine": machine(),
+        "gpus": gpus(),
+        "disks": disks(folders),
+        "weights": weights,
+        "offline": offline,
+        **probed,
+    }
+    return Diagnosis(facts, findings_of(facts))
+
+
+def _run_probe(speed: bool) -> dict[str, Any]:
+    """Return {section: its facts} from the probe, and under "faults" why a section is missing."""
+    sections = [*SECTION_NAMES, "speed"] if speed else list(SECTION_NAMES)
+    printed, end = _probe_output(sections)
+
+    facts: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+    for line in printed.splitlines():
+        if not line.strip():
+            continue
+        section = json.loads(line)
+        if "facts" in section:
+            facts[section["section"]] = section["facts"]
+        else:
+            faults[section["section"]] = section["fault"]
+
+    # The probe prints a line after each section, so the first one without a line is the one that ended it.
+    if end is not None:
+        num_printed = len(facts) + len(faults)
+        faults[sections[num_printed]] = end
+    return {**facts, "faults": faults}
+
+
+def _probe_output(sections: Sequence[str]) -> tuple[str, str | None]:
+    """Return what the probe printed, and why it ended early; None if it did not."""
+    command = [sys.executable, "-P", "-m", "featcache.extras.doctor.probe", *sections]
+    # The probe must import what this process would import, even from folders that were added to sys.path.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        probe = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBING_S)
+    except subprocess.TimeoutExpired as error:
+        printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
+        return printed, f"took longer than {PROBING_S} s"
+    if probe.returncode < 0:
+        return probe.stdout, f"the process was ended by {signal.Signals(-probe.returncode).name}"
+    if probe.returncode > 0:
+        return probe.stdout, f"the process ended with {probe.returncode}"
+    return probe.stdout, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _requirements() -> list[tuple[str, str, str | None]]:
+    """Return what featcache declares: (package, requirement as written, the extra that needs it or None)."""
+    try:
+        declared = requires("featcache") or []
+    except PackageNotFoundError:
+        return []
+    requirements = []
+    for line in declared:
+        requirement, _, marker = line.partition(";")
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
+        if name and name[0] != "featcache":
+            requirements.append((name[0], requirement.strip(), extra[1] if extra else None))
+    return requirements
+
+
+def _missing() -> list[str]:
+    """Return the requirements that are not installed."""
+    return [text for name, text, extra in _requirements() if extra is None and _version(name) is None]
+
+
+def _extras() -> dict[str, dict[str, Any]]:
+    """Return {extra: whether it is installed, the versions of its packages, the command that installs it}."""
+    packages: dict[str, dict[str, str | None]] = {}
+    for name, _, extra in _requirements():
+        if extra is not None and extra not in OURS:
+            packages.setdefault(extra, {})[name] = _version(name)
+
+    extras = {}
+    for extra, versions in packages.items():
+        extras[extra] = {
+            "installed": None not in versions.values(),
+            "packages": versions,
+            "install": f"pip install 'featcache[{extra}]'",
+        }
+    return extras

@@ -1,0 +1,285 @@
+"""Run a recipe: extract -> a sweep of exactly its head -> fine-tune -> table; or name photos."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from featcache.backbones import tutorials
+from featcache.backbones.imagenet import imagenet_classifier, imagenet_files
+from featcache.backbones.weights import file_of
+from featcache.errors import DataError, UsageError
+from featcache.extraction import Extracted, extract
+from featcache.extraction.job import CACHE
+from featcache.extras.recipes import cifar
+from featcache.extras.recipes.options import Settings
+from featcache.extras.recipes.settings import Naming, Training, find
+from featcache.images.embedded import write_digits
+from featcache.images.manifest import Images, scan
+from featcache.models.modelfile import MODEL
+from featcache.outputs import check_output
+from featcache.prediction import Prediction, predictions
+from featcache.spec import BackboneSpec, ImageRow, Progress, Tick, silent
+from featcache.sweeps import Advice, Chosen, Run, advise, sweep
+from featcache.tuning import Tuned, finetune
+from featcache.tuning.state import STATE
+
+MEANINGLESS = "--small: random weights, a handful of images, hardly any training. The figures mean NOTHING"
+CONTROLS = {"frozen": "frozen", "unfrozen": "unfrozen", "scratch": "from scratch"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way to a classifier, and how it does on validation."""
+
+    name: str
+    val: float
+    interval: tuple[float, float]
+    epochs: int  # that it trained
+    seconds: float  # of the head: extraction, too; of fine-tuning: what was computed once, too
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a recipe that trains did."""
+
+    recipe: Training
+    small: bool
+    folder: Path
+    images: Images
+    extracted: Extracted
+    run: Run
+    head: Chosen
+    tuned: Tuned
+    table: tuple[Line, ...]
+    commands: tuple[str, ...]  # its steps as they are typed
+    advice: Advice | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the recipe that names photos found."""
+
+    recipe: Naming
+    small: bool
+    predictions: tuple[Prediction, ...]
+    seconds: float
+
+
+def run_recipe(
+    name: str,
+    images: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    model: str | None = None,
+    tap: str | None = None,
+    epochs: int | None = None,
+    settings: Settings | None = None,
+    small: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Trained | Named:
+    """Run the recipe of that name on these images and return what it did; all that it makes lies in `out`.
+
+    model, tap: of "own-model", the file and the layer to cut at. epochs: most epochs of fine-tuning, instead of the
+    recipe's. settings: other options of its steps, as in {"finetune": {"learning_rate": 1e-5}, "head": {"epochs": 5}};
+    the steps are scan, extract, sweep, head and finetune, of "imagenet" predict. small: the same path in seconds, with
+    random weights and few images (the embedded digits if there are none), to try it. force: replace files in `out` that
+    stand where the recipe writes and are not its own.
+    The same call again computes no feature twice and goes on where it was stopped.
+    Raises UsageError, NoImages (which data to put where), WeightsMissing (which weights), DataError.
+    """
+    recipe = find(name)
+    if small and isinstance(recipe, Training):
+        recipe = recipe.small()
+    recipe = recipe.with_settings(settings or {})
+    _check(recipe, images, model, tap, epochs, small)
+    folder = Path(out if out is not None else name)
+    if small:
+        progress(Tick("small", 0, 0, MEANINGLESS))
+    if isinstance(recipe, Naming):
+        return _name(recipe, images, folder, small, force, progress)
+    recipe = replace(recipe, tap=tap or recipe.tap).with_epochs(epochs)
+    return _Job(recipe, folder, model, small, force, progress).run(images)
+
+
+def weights_of(recipe: Training | Naming) -> list[Path]:
+    """Return the files that a recipe needs beside its images, where they are looked for."""
+    if isinstance(recipe, Naming):
+        return imagenet_files()
+    if not recipe.backbone or recipe.size is None:
+        return []
+    file = file_of(BackboneSpec(recipe.backbone), recipe.size)
+    return [] if file is None else [file]
+
+
+def _check(
+    recipe: Training | Naming,
+    images: str | Path | None,
+    model: str | None,
+    tap: str | None,
+    epochs: int | None,
+    small: bool,
+) -> None:
+    """Raise UsageError for what cannot be meant."""
+    trains, own = isinstance(recipe, Training), isinstance(recipe, Training) and not recipe.backbone
+    if (model is not None or tap is not None) and not own:
+        raise UsageError(f"-m and --tap go with the recipe own-model; '{recipe.name}' has its network")
+    if own and model is None and not small:
+        raise UsageError(f"Recipe '{recipe.name}' takes {recipe.data}")
+    if epochs is not None and not trains:
+        raise UsageError(f"Recipe '{recipe.name}' trains nothing, so it takes no --epochs")
+    if epochs is not None and epochs < 1:
+        raise UsageError(f"--epochs takes a number from 1; got {epochs}")
+    if images is None and not small and recipe.name != "cifar":
+        raise UsageError(f"Recipe '{recipe.name}' takes IMAGES: {recipe.data}. To try it without: --small")
+
+
+@dataclass(frozen=True)
+class _Job:
+    recipe: Training
+    folder: Path
+    model: str | None
+    small: bool
+    force: bool
+    progress: Progress
+
+    def run(self, images: str | Path | None) -> Trained:
+        started = time.perf_counter()
+        recipe, progress = self.recipe, self.progress
+        for name, kind in (("features.h5", CACHE), ("model.keras", MODEL), ("model.state", STATE)):
+            check_output(self.folder / name, kind, force=self.force)
+        place = _place(recipe, images, self.folder, self.small, self.force)
+        commands = recipe.commands(self._backbone(), str(place), self.folder)
+        for line in (f"{recipe.name}, step by step:", *commands):
+            progress(Tick("recipe", 0, 0, line))
+        manifest = self._images(place, is_given=images is not None)
+        how = recipe.options("extract") | {"backbone": self._backbone()}
+        cache = extract(manifest, out=self.folder / "features.h5", force=self.force, progress=progress, **how)
+        advice = advise(cache, progress=progress) if recipe.advice else None
+        run = sweep(
+            cache,
+            taps=[cache.report.taps[0].tap],
+            grid={recipe.head: {name: [value] for name, value in recipe.fit.items()}},
+            out=self.folder / "head.run",
+            progress=progress,
+            **recipe.options("sweep"),
+        )
+        head = run.best_handoff
+        tuned = finetune(
+            head,
+            self.folder / "model.keras",
+            controls=recipe.controls,
+            force=True,
+            progress=progress,
+            **recipe.options("finetune"),
+        )
+        return Trained(
+            recipe=recipe,
+            small=self.small,
+            folder=self.folder,
+            images=manifest,
+            extracted=cache.report,
+            run=run,
+            head=head,
+            tuned=tuned,
+            table=_table(recipe, cache.report, run, head, tuned),
+            commands=tuple(commands),
+            advice=advice,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _backbone(self) -> str:
+        if self.recipe.backbone or self.model is not None:
+            return self.recipe.backbone or str(self.model)
+        return str(tutorials.write_small_model(self.folder / "model.hdf5"))
+
+    def _images(self, place: Path, is_given: bool) -> Images:
+        """Return the manifest of the recipe's images. is_given: by the user."""
+        recipe = self.recipe
+        scanned = scan(place, progress=self.progress, **recipe.options("scan")).require_classes()
+        manifest = scanned
+        if recipe.test_as_val:
+            manifest = _test_as_val(manifest)
+        if not is_given and recipe.num_classes:
+            labels = list(manifest.classes)[: recipe.num_classes]
+            manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.label in labels))
+        if recipe.num_classes not in (None, len(manifest.classes)):
+            raise DataError(
+                f"Recipe '{recipe.name}' is about {recipe.num_classes} classes; {place} has {len(manifest.classes)}: "
+                f"{', '.join(manifest.classes)}"
+            )
+        rows = _few(manifest.rows, recipe.per_class)
+        # Other rows, or other splits, than options of `scan` give: no command lists these images again.
+        return replace(manifest, rows=rows, listing=scanned.listing if rows == scanned.rows else None)
+
+
+def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, small: bool, force: bool) -> Path:
+    """Return where the images are: where the user says, CIFAR-10 where Keras has it, or the embedded digits."""
+    if images is None and small:
+        return write_digits(folder / "digits", force=force)
+    if recipe.name != "cifar":
+        return Path(str(images))
+    path = Path(images) if images is not None else cifar.at_home()
+    folder.mkdir(parents=True, exist_ok=True)
+    return cifar.as_arrays(path, folder / "cifar10.npz", num_train=10_000, num_val=2_000)
+
+
+def _test_as_val(images: Images) -> Images:
+    """Return the images with those of a test folder as validation, and all others in training, where there is one."""
+    is_test = [row.split == "test" and row.path in images.given for row in images.rows]
+    if not any(is_test):
+        return images
+    splits = ["val" if test else "train" for test in is_test]
+    rows = [row._replace(split=split) for row, split in zip(images.rows, splits, strict=True)]
+    return replace(images, rows=tuple(rows), given=frozenset(row.path for row in rows))
+
+
+def _few(rows: tuple[ImageRow, ...], per_class: Mapping[str, int]) -> tuple[ImageRow, ...]:
+    """Return the first rows of every class and split, so many at most; all of them if nothing is said."""
+    if not per_class:
+        return rows
+    seen: Counter[tuple[str, str]] = Counter()
+    found = []
+    for row in rows:
+        seen[row.label, row.split] += 1
+        if seen[row.label, row.split] <= per_class.get(row.split, 0):
+            found.append(row)
+    return tuple(found)
+
+
+def _table(recipe: Training, extracted: Extracted, run: Run, head: Chosen, tuned: Tuned) -> tuple[Line, ...]:
+    classifier = head.estimator[-1]
+    epochs = int(getattr(classifier, "n_epochs_", recipe.fit["epochs"]))
+    start = tuned.start.val
+    first = Line(
+        "head on frozen features", start.value, (start.low, start.high), epochs, extracted.seconds + run.seconds
+    )
+    ways = {recipe.tuned: tuned} | {CONTROLS[name]: control for name, control in tuned.controls.items()}
+    return (first, *(_line(name, way) for name, way in ways.items()))
+
+
+def _line(name: str, way: Tuned) -> Line:
+    best = way.best.val
+    return Line(name, best.value, (best.low, best.high), len(way.trained), way.seconds)
+
+
+def _name(
+    recipe: Naming, images: str | Path | None, folder: Path, small: bool, force: bool, progress: Progress
+) -> Named:
+    started = time.perf_counter()
+    network = imagenet_classifier(random=small or recipe.weights == "none", small=small)
+    where = _place(recipe, images, folder, small, force)
+    found = _one_of_each(scan(where)) if small else where
+    named = predictions(network.model, network.names, network.preprocess, found, top=recipe.top, progress=progress)
+    return Named(recipe, small, tuple(named), time.perf_counter() - started)
+
+
+def _one_of_each(images: Images) -> Images:
+    """Return the first image of every class."""
+    first = {row.label: row for row in reversed(images.rows)}
+    return replace(images, rows=tuple(sorted(first.values())))

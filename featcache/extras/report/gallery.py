@@ -1,0 +1,127 @@
+"""One HTML file with a few images of each class, to look at before anything is trained.
+
+Wrong labels, copies and images that are turned or black stand out at once. The page needs nothing else, runs no
+script, and stays small however many images there are: at most `PER_CLASS` of each class and `MOST_IMAGES` in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from featcache.extras.report.pictures import small_picture
+from featcache.extras.report.templates import page_text, templates
+from featcache.files import write_whole
+from featcache.images.manifest import Images
+from featcache.images.sources import Source
+from featcache.outputs import Kind, check_output
+from featcache.spec import SPLITS, ImageRow, Progress, Tick, silent
+from featcache.text import printable
+
+PER_CLASS = 12
+MOST_IMAGES = 1200  # 5 MB
+MOST_CLASSES = 300
+MOST_NAMED = 20  # of unreadable images
+MARK = b'<meta name="generator" content="featcache scan">'
+
+
+def is_gallery(path: Path) -> bool:
+    """Return whether a file is a page of `scan --html`."""
+    with path.open("rb") as file:
+        return MARK in file.read(4096)
+
+
+GALLERY = Kind("page of featcache scan", is_gallery)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image in the grid."""
+
+    path: str
+    split: str
+    data: str | None  # a data URI; None: it cannot be read
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: its name, how many images it has in each split, and those that are shown."""
+
+    label: str
+    counts: dict[str, int]
+    total: int
+    cells: Sequence[Cell]
+
+
+def check_gallery(images: str | Path, out: str | Path, *, force: bool = False) -> None:
+    """Raise UsageError or DiskFault unless the page may be written there, before the images are read."""
+    check_output(Path(out), GALLERY, inputs=[Path(images)], force=force)
+
+
+def write_gallery(images: Images, out: str | Path, *, force: bool = False, progress: Progress = silent) -> Path:
+    """Write the page and return its path. Raises UsageError if something else lies there, DiskFault."""
+    path = Path(out)
+    page = render(images, progress).encode("utf-8", "replace")
+    check_output(path, GALLERY, inputs=[images.root], force=force)
+    write_whole(path, page)
+    return path
+
+
+def render(images: Images, progress: Progress = silent) -> str:
+    """Return the page."""
+    from markupsafe import Markup
+
+    splits = [split for split in SPLITS if split in images.splits]
+    labels = sorted({row.label for row in images.rows})
+    shown = labels[:MOST_CLASSES]
+    return (
+        templates()
+        .get_template("gallery.html")
+        .render(
+            name=printable(images.root.resolve().name),
+            num_images=len(images.rows),
+            classes=_class_rows(images, shown, splits, progress),
+            num_hidden=len(labels) - len(shown),
+            splits=splits,
+            unreadable=[
+                (printable(failure.path), printable(failure.reason)) for failure in images.unreadable[:MOST_NAMED]
+            ],
+            num_unreadable=len(images.unreadable),
+            num_duplicates=len(images.duplicates),
+            notes=[printable(note) for note in (*images.notes, *images.remarks)],
+            style=Markup(page_text("page.css")),
+        )
+    )
+
+
+def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], progress: Progress) -> list[ClassRow]:
+    of_class: dict[str, list[ImageRow]] = {label: [] for label in labels}
+    for row in images.rows:
+        if row.label in of_class:
+            of_class[row.label].append(row)
+    per_class = max(1, min(PER_CLASS, MOST_IMAGES // len(labels))) if labels else 0
+    chosen = {label: _spread(rows, per_class) for label, rows in of_class.items()}
+    total, done = sum(map(len, chosen.values())), 0
+    class_rows: list[ClassRow] = []
+    with ThreadPoolExecutor() as threads:
+        for label, rows in chosen.items():
+            cells = list(threads.map(partial(_cell, images.source), rows))
+            done += len(rows)
+            progress(Tick("pictures", done, total))
+            counts = {split: sum(row.split == split for row in of_class[label]) for split in splits}
+            class_rows.append(ClassRow(printable(label), counts, len(of_class[label]), cells))
+    return class_rows
+
+
+def _spread(rows: Sequence[ImageRow], count: int) -> list[ImageRow]:
+    """Return some of the rows, at even distances: neighbours are often of one burst."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[at * len(rows) // count] for at in range(count)]
+
+
+def _cell(source: Source, row: ImageRow) -> Cell:
+    return Cell(printable(row.path), row.split, small_picture(source, row))

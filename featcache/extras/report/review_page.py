@@ -1,0 +1,158 @@
+"""One HTML file to decide about labels that look wrong, by eye: it needs no network, and saves the table of a review.
+
+The lines of that table are written here, so that paths and labels keep their bytes; the page only adds the decisions.
+Until they are saved the browser keeps them (localStorage) for the folder of the images, and there by the bytes and the
+label of each image. So a later page about the same images shows them, too.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from featcache.cache.reader import Cache
+from featcache.errors import DataError
+from featcache.extraction.pipeline import num_threads
+from featcache.extraction.reviewing import COLUMNS
+from featcache.extras.leaks import Doubt, Doubts
+from featcache.extras.leaks.reviewing import csv_line, doubt_cells
+from featcache.extras.report.pictures import bits_of, picture
+from featcache.extras.report.templates import render_page
+from featcache.files import write_whole
+from featcache.images.sources import Source, open_source
+from featcache.outputs import Kind, check_output
+from featcache.spec import ImageRow, Progress, Tick, digest_of, silent
+from featcache.text import printable
+
+MARK = b'<meta name="generator" content="featcache review">'
+MARKED_BYTES = 4096  # of the beginning of a page, in which the mark stands
+MOST = 10_000  # labels on the page; the table has all
+PICTURE_BYTES = 24_000_000  # of all pictures together, as text
+ON_A_PAGE = 48
+BLOCK = 256  # pictures that are made before their bytes are counted
+
+
+def saved_as(cache: Path) -> str:
+    """Return the name under which the page saves its table."""
+    return f"{cache.stem}-labels.csv"
+
+
+def is_review_page(path: Path) -> bool:
+    """Return whether a file is a page that `write_review_page` wrote."""
+    with path.open("rb") as file:
+        return MARK in file.read(MARKED_BYTES)
+
+
+REVIEW_PAGE = Kind("review page of featcache", is_review_page)
+
+
+def check_review_page(
+    cache: str | Path, out: str | Path, images: str | Path | None = None, *, force: bool = False
+) -> None:
+    """Raise now what `write_review_page` would raise: UsageError, DiskFault."""
+    path = Path(out)
+    read: list[Path] = []
+    if path.exists():
+        opened = Cache.open(cache)
+        root = opened.root if images is None else Path(images)
+        read = [opened.path, root, *(root / row.path for row in opened.rows)]
+    check_output(path, REVIEW_PAGE, inputs=[file for file in read if file.is_file()], force=force)
+
+
+def write_review_page(
+    doubted: Doubts,
+    cache: str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Write a page with the labels that look wrong, the most doubtful first, and a button that saves what is decided.
+
+    images: where the images lie now, if they have moved. force: replace what lies at `out` even if it is no such page.
+    Raises UsageError, DiskFault, NoImages if there is nothing at `images`.
+    """
+    opened = Cache.open(cache)
+    check_review_page(cache, out, images, force=force)
+    source = _source(opened, images)
+    row_of = {row.path: row for row in opened.rows}
+    shown = [doubt for doubt in doubted.doubts[:MOST] if doubt.path in row_of]
+    rows = [row_of[doubt.path] for doubt in shown]
+    pictures = _pictures(source, rows, bits_of(opened), progress)
+    csv = saved_as(opened.path)
+    context = {
+        "name": printable(opened.path.name),
+        "doubted": doubted,
+        "num_doubts": len(doubted.doubts),
+        "num_shown": len(shown),
+        "num_pictures": sum(data is not None for data in pictures),
+        "has_source": source is not None,
+        "command": printable(f"featcache leaks {quote(str(opened.path))} --apply {quote(csv)}"),
+        "data": {
+            "key": digest_of(str(opened.root))[:16],
+            "file": csv,
+            "header": _encoded(csv_line(COLUMNS)),
+            "onAPage": ON_A_PAGE,
+            "classes": [_class(name) for name in opened.classes],
+            "rows": [_card(doubt, row, data) for doubt, row, data in zip(shown, rows, pictures, strict=True)],
+        },
+    }
+    styles = ("page.css", "review.css")
+    page = render_page("review.html", script="review.js", styles=styles, context=context)
+    check_review_page(cache, out, images, force=force)
+    write_whole(Path(out), page.encode("utf-8", "replace"))
+
+
+def _source(cache: Cache, images: str | Path | None) -> Source | None:
+    """Return where the images are; None if they are gone. Raises NoImages if they are not where the user says."""
+    try:
+        return open_source(cache.root if images is None else images)
+    except DataError:
+        if images is not None:
+            raise
+        return None
+
+
+def _pictures(source: Source | None, rows: Sequence[ImageRow], bits: int, progress: Progress) -> list[str | None]:
+    """Return the picture of each image as a data URI, as long as they fit; None of an image without one."""
+    pictures: list[str | None] = []
+    num_bytes = 0
+    with ThreadPoolExecutor(num_threads(), thread_name_prefix="pictures") as threads:
+        for start in range(0, len(rows) if source else 0, BLOCK):
+            for data in threads.map(partial(picture, source, bits=bits), rows[start : start + BLOCK]):
+                num_bytes += len(data or "")
+                pictures.append(data if num_bytes <= PICTURE_BYTES else None)
+            progress(Tick("pictures", len(pictures), len(rows)))
+            if num_bytes > PICTURE_BYTES:
+                break
+    return pictures + [None] * (len(rows) - len(pictures))
+
+
+def _card(doubt: Doubt, row: ImageRow, picture: str | None) -> dict[str, Any]:
+    """Return what the page shows of an image, and the beginning of its line in the table."""
+    return {
+        "id": digest_of([row.digest, row.label])[:24],
+        "line": _encoded(csv_line(doubt_cells(doubt)).removesuffix(b"\n") + b","),
+        "path": printable(doubt.path),
+        "label": printable(doubt.label),
+        "suggested": printable(doubt.suggested),
+        "probability": doubt.probability,
+        "ofSuggested": doubt.of_suggested,
+        "split": doubt.split,
+        "same": [printable(f"{path} ({label})") for path, label in doubt.same_photo],
+        "picture": picture,
+    }
+
+
+def _class(name: str) -> dict[str, str]:
+    return {"name": printable(name), "cell": _encoded(csv_line([f"change:{name}"]).removesuffix(b"\n"))}
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,55 @@
+"""Pages from templates that escape every value; a page runs only its own script, whose digest its policy names."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.resources import files as resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+NO_FILTERS: Mapping[str, Callable[..., Any]] = {}
+
+
+def render_page(
+    template: str,
+    *,
+    script: str,
+    styles: tuple[str, ...],
+    context: Mapping[str, Any],
+    filters: Mapping[str, Callable[..., Any]] = NO_FILTERS,
+) -> str:
+    """Return a page of the folder `page`, with its script and its styles in it."""
+    from markupsafe import Markup
+
+    code = page_text(script)
+    kept = templates()
+    kept.filters |= filters
+    return kept.get_template(template).render(
+        **context,
+        script=Markup(code),
+        style=Markup("".join(map(page_text, styles))),
+        digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
+        svg=Markup,  # plots are our own, and escape what they show
+    )
+
+
+def templates() -> Environment:
+    """Return the jinja2.Environment of the folder `page`, which escapes values and refuses undefined ones."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("featcache.extras.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def page_text(name: str) -> str:
+    """Return a file of the folder `page`."""
+    return resources("featcache.extras.report").joinpath("page", name).read_text("utf-8")

@@ -1,0 +1,1 @@
+"""A run and its fine-tunings in TensorBoard and MLflow."""

@@ -1,0 +1,75 @@
+"""Features for TensorBoard's projector: a point per image with its label, split and path, shown as a thumbnail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featcache.arrays import Features, Pixels
+from featcache.extraction.pipeline import num_threads
+from featcache.extras.report.pictures import THUMBNAIL, tiled
+from featcache.images.manifest import Images
+from featcache.models import image_source
+from featcache.models.certificate import load_pixels
+from featcache.spec import DECODE_VERSION, ImageRow, Preprocess, with_bits
+from featcache.sweeps import Chosen
+from featcache.text import printable
+
+MOST = (
+    5000  # points; a browser gets slow, and the text of 1280 features of each takes 10 kB; thumbnails stay below 8192
+)
+
+
+@dataclass(frozen=True)
+class Points:
+    """What the projector shows."""
+
+    name: str
+    rows: Sequence[ImageRow]
+    features: Features  # (N, D)
+    thumbnails: Pixels  # (N, THUMBNAIL, THUMBNAIL, 3) uint8
+
+
+def points_of(chosen: Chosen, images: Images | str | Path | None = None) -> Points:
+    """Return the training and validation images in the features that a head reads; of many, MOST by their digests.
+
+    The images of test are left alone. Raises ImagesChanged if an image is not where, or what, it was.
+    """
+    cache, source = chosen.run.cache(), image_source(chosen, images)
+    rows = [row for split in ("train", "val") for row in chosen.run.rows(cache, split)]
+    rows = sorted(rows, key=lambda row: row.digest)[:MOST]
+    preprocess = Preprocess(THUMBNAIL, "crop", decode=with_bits(DECODE_VERSION, chosen.preprocess.bits))
+    with ThreadPoolExecutor(num_threads()) as threads:
+        thumbnails = load_pixels(source, rows, preprocess, threads)
+    return Points(chosen.trial.tap, rows, chosen.features(rows), thumbnails)
+
+
+def write_projector(folder: Path, points: Points) -> None:
+    """Write features, metadata, sprite image, and the configuration that names them."""
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savetxt(folder / "features.tsv", points.features, fmt="%.6g", delimiter="\t")
+    lines = ["\t".join(map(printable, (row.label, row.split, row.path))) for row in points.rows]
+    (folder / "metadata.tsv").write_text("\n".join(["label\tsplit\tpath", *lines]) + "\n", "utf-8")
+    sprite(points.thumbnails).save(folder / "images.png")
+    config = ProjectorConfig()
+    shown = config.embeddings.add()
+    shown.tensor_name, shown.tensor_path, shown.metadata_path = points.name, "features.tsv", "metadata.tsv"
+    shown.tensor_shape.extend(points.features.shape)
+    shown.sprite.image_path = "images.png"
+    shown.sprite.single_image_dim.extend((THUMBNAIL, THUMBNAIL))
+    (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
+
+
+def sprite(thumbnails: Pixels) -> Image.Image:
+    """Return all thumbnails in one square image, row by row, as the projector cuts them out again."""
+    side = math.ceil(math.sqrt(len(thumbnails)))
+    return Image.fromarray(tiled(thumbnails, side, side))

@@ -1,0 +1,45 @@
+"""Best head -> Keras model, with its parity certificate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featcache.images.manifest import Images
+from featcache.models.certificate import Certificate, certified
+from featcache.models.modelfile import check_model_path, load_model, save_model
+from featcache.models.reference import Reference, reference_of_head
+from featcache.models.start import Start, image_source
+from featcache.sweeps import Chosen
+
+__all__ = ["Certificate", "Reference", "Start", "handoff", "image_source", "load_model", "save_model"]
+
+
+def handoff(
+    chosen: Chosen,
+    out: str | Path | None = None,
+    *,
+    images: Images | str | Path | None = None,
+    force: bool = False,
+) -> Any:
+    """Return the Keras model of backbones and head, checked, and write it to `out` if given.
+
+    The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities; it has the
+    attributes `certificate` and `class_names`. A head that has no exact form in Keras, such as a forest, is distilled
+    into a dense one, of which the certificate says how often it agrees. images: where the images lie now, if they have
+    moved, or a scan of them. force: replace what lies at `out` even if it is not an earlier model of a handoff.
+    Raises UsageError if something else lies at `out` or taps take images of different sizes, WeightsMismatch if the
+    backbone's weights are not those the features were made with, ParityFailed if the logits differ.
+    """
+    start = Start(chosen)
+    if out is not None:
+        check_model_path(Path(out), start.facts, inputs=start.files, force=force)
+    model = start.model()
+    model.certificate = certified(model, start, image_source(chosen, images))
+    model.class_names = chosen.run.classes
+    if out is not None:
+        check_model_path(Path(out), start.facts, inputs=start.files, force=force)  # the proof may have taken minutes
+        facts = start.facts | {"certificate": asdict(model.certificate)}
+        save_model(model, Path(out), facts, start.lineages(), reference_of_head(start))
+    return model

@@ -1,0 +1,243 @@
+"""Is an image like those that a model knows? What travels inside the model to say so.
+
+    strangeness = (d - mean of d) / deviation of d + (mean of l - l) / deviation of l
+
+d is the distance of its features from the nearest class, 1 minus the cosine to the mean direction of that class's
+training images; l is its largest logit. Means and deviations are those of known images that did not train: validation
+images, and where these are few also training images, fold by fold, as a head sees them that was fitted on the others.
+
+Measured with MobileNetV2 and logistic regression that knew 12 of 17 flowers, over four draws of the 12. AUROC against
+the other 5 flowers, and against photos of insects: the largest probability .82 and .89, cosine to the fifth nearest
+neighbour .70 and .97, Mahalanobis distance .61 and .95, d alone .75 and .98, this sum .84 and .98. What is near
+shows in the logits, what is far in the distance. With a threshold that 5 % of the validation images exceed, 4 % of
+the test images of the known flowers did, 33 % of the unknown flowers and 91 % of the insects.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Floats
+from featcache.errors import TooFewClasses, UsageError
+from featcache.heads.absorb import decision_logits
+from featcache.heads.estimators import make_pipeline
+from featcache.images.sources import Source
+from featcache.models.assemble import FEATURES, LOGITS
+from featcache.models.certificate import load_pixels
+from featcache.models.start import Start
+from featcache.spec import ImageRow
+from featcache.sweeps import Chosen
+from featcache.sweeps.tasks import folds_of
+from featcache.sweeps.unseen import why_not_left_out
+
+log = logging.getLogger(__name__)
+
+PER_CLASS = 50  # training images; with 20 the AUROC was .82 instead of .84
+MOST_VAL = 5000  # validation images
+FEW_VAL = 100  # validation images below which training images that are left out count, too
+NUM_FOLDS = 5
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The strangeness above which an image is unknown, and the known images that set it."""
+
+    value: float
+    images: int
+    exceeded: int  # by how many of these images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the share of known images that exceed it.
+
+        That share has the distribution Beta(exceeded + 1, images - exceeded), whatever the distribution of strangeness,
+        because the threshold is the strangeness of one of these images.
+        """
+        from scipy.special import betaincinv
+
+        low, high = betaincinv(self.exceeded + 1, self.images - self.exceeded, [0.025, 0.975])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model gives for images of its classes that did not train it."""
+
+    distance: Floats  # (M,) from the nearest class
+    logit: Floats  # (M,) the largest
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What images of the known classes look like to a model."""
+
+    directions: Floats  # (K, D): of length 1, or 0 for a class without training images
+    usual: Floats  # (2, 2): mean and deviation of the distance, and of the largest logit
+    seen: Floats  # (M,): the strangeness of known images that did not train, least first
+
+    @classmethod
+    def of(cls, directions: Floats, parts: Sequence[Known]) -> Reference:
+        """Return the reference of the classes' directions (K, D), and of M known images in all, M at least 1."""
+        distance, logit = (np.concatenate([getattr(part, name) for part in parts]) for name in ("distance", "logit"))
+        known = Known(distance, logit)
+        usual = np.array([[values.mean(), values.std() or 1.0] for values in (known.distance, known.logit)])
+        return cls(directions.astype(np.float32), usual, np.sort(_strangeness(usual, known)))
+
+    def strangeness(self, features: Floats, logits: Floats) -> Floats:
+        """Return (N,) of features (N, D) and logits (N, K); 0 is usual for the known classes."""
+        return _strangeness(self.usual, known_of(self.directions, features, logits))
+
+    def threshold(self, rate: float) -> Threshold:
+        """Return the threshold that this share of the known images exceeds, rounded down to whole images."""
+        if not 0 < rate < 1:
+            raise UsageError(f"--reject takes the share of known images that may be rejected, such as 0.02; got {rate}")
+        exceeded = int(rate * len(self.seen) + 1e-9)
+        return Threshold(float(self.seen[len(self.seen) - 1 - exceeded]), len(self.seen), exceeded)
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads: an .npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(self))
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Reference:
+        """Return the reference that was written. Raises ValueError or KeyError if it is damaged."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return cls(*(file[name] for name in cls.__dataclass_fields__))
+
+
+def directions_of(features: Floats, labels: Classes, num_classes: int) -> Floats:
+    """Return (K, D) the mean direction of each class, from features (N, D) with labels (N,)."""
+    unit = _unit(features)
+    return _unit(np.stack([unit[labels == at].sum(axis=0) for at in range(num_classes)]))
+
+
+def known_of(directions: Floats, features: Floats, logits: Floats) -> Known:
+    """Return what features (M, D) with logits (M, K) say, beside the directions (K, D) of the classes."""
+    return Known(1 - (_unit(features) @ directions.T).max(axis=1), logits.max(axis=1))
+
+
+def reference_of_head(start: Start) -> Reference | None:
+    """Return the reference of a model as it is handed over, from cached features; None without images to make it of.
+
+    Of a head that was fitted on validation images too, it is what the head said before.
+    """
+    chosen = start.chosen
+    train, val = _few(start)
+    directions = directions_of(chosen.features(train), chosen.run.cache().labels(train), len(chosen.run.classes))
+    known = []
+    if val:
+        before = Start(replace(chosen, refit=False)) if chosen.refit else start
+        known.append(known_of(directions, chosen.features(val), before.logits(val)))
+    if len(val) < FEW_VAL:
+        known += _left_out(start)
+    return Reference.of(directions, known) if known else None
+
+
+def _left_out(start: Start) -> list[Known]:
+    """Return what the training images of each fold look like to a head that was fitted on the other folds.
+
+    Nothing where they cannot be left out, or are so many that fitting the folds would take long; of a head that was
+    fitted on few of them, and of one that teaches another.
+    """
+    chosen, trial = start.chosen, start.chosen.trial
+    cache, asked = chosen.run.cache(), chosen.run.settings
+    rows = sorted(start.rows("train"), key=_digest)
+    if trial.few or not start.is_exact or len(rows) > MOST_VAL:
+        return []
+    if any(why_not_left_out(cache, rows, tap.name) for tap in chosen.taps):
+        return []
+    X, y = chosen.features(rows), cache.labels(rows)
+    num_folds = min(NUM_FOLDS, int(np.bincount(y).max()))
+    if num_folds < 2:
+        return []
+    try:
+        folds = folds_of(rows, y, num_folds, asked.seed)
+    except TooFewClasses:
+        return []
+    known = []
+    for fit_on, held in folds:
+        estimator = make_pipeline(trial.head, trial.params, asked.class_weight, asked.seed, trial.prepare)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the sweep has told what did not converge
+                estimator.fit(X[fit_on], y[fit_on])
+        except Exception:  # fewer images than components, for one
+            return []
+        logits = decision_logits(estimator, X[held]) / trial.temperature
+        # The reference keeps directions of PER_CLASS images: those of more would lie nearer to the images held out,
+        # and the threshold would come out too low.
+        shown = np.concatenate([fit_on[y[fit_on] == label][:PER_CLASS] for label in range(len(chosen.run.classes))])
+        directions = directions_of(X[shown], y[shown], len(chosen.run.classes))
+        known.append(known_of(directions, X[held], logits))
+    return known
+
+
+def reference_of_model(model: Any, start: Start, source: Source) -> Reference | None:
+    """Return the reference of a model whose features have moved, from the images; None without validation images.
+
+    Training images cannot be left out of such a model, so few validation images stay few.
+    """
+    train, val = _few(start)
+    if not val:
+        return None
+    log.info("Learning what %d known images look like", len(train) + len(val))
+    chosen, inside = start.chosen, inspected(model)
+    of_train, of_val = (_outputs(inside, chosen, source, rows) for rows in (train, val))
+    directions = directions_of(of_train[0], chosen.run.cache().labels(train), len(chosen.run.classes))
+    return Reference.of(directions, [known_of(directions, *of_val)])
+
+
+def inspected(model: Any) -> Any:
+    """Return an assembled model as one that gives features (N, D), logits and probabilities (N, K)."""
+    import keras
+
+    inner = [model.get_layer(name).output for name in (FEATURES, LOGITS)]
+    return keras.Model(model.input, [*inner, model.output], name="inspected")
+
+
+def _few(start: Start) -> tuple[list[ImageRow], list[ImageRow]]:
+    """Return some training images of every class, and validation images, chosen by their content."""
+    by_class: dict[str, list[ImageRow]] = defaultdict(list)
+    for row in sorted(start.rows("train"), key=_digest):
+        by_class[row.label].append(row)
+    train = [row for rows in by_class.values() for row in rows[:PER_CLASS]]
+    return train, sorted(start.rows("val"), key=_digest)[:MOST_VAL]
+
+
+def _digest(row: ImageRow) -> str:
+    return row.digest
+
+
+def _outputs(inside: Any, chosen: Chosen, source: Source, rows: Sequence[ImageRow]) -> tuple[Floats, Floats]:
+    features, logits = zip(*_batches(inside, chosen, source, rows), strict=True)
+    return np.concatenate(features), np.concatenate(logits)
+
+
+def _batches(inside: Any, chosen: Chosen, source: Source, rows: Sequence[ImageRow]) -> Iterator[tuple[Floats, Floats]]:
+    for at in range(0, len(rows), BATCH):
+        some = rows[at : at + BATCH]
+        pixels = load_pixels(source, some, chosen.preprocess)
+        pixels = np.concatenate([pixels, np.zeros((BATCH - len(some), *pixels.shape[1:]), np.uint8)])
+        features, logits, _ = inside.predict_on_batch(pixels)
+        yield np.asarray(features)[: len(some)], np.asarray(logits)[: len(some)]
+
+
+def _strangeness(usual: Floats, known: Known) -> Floats:
+    (distance, its_deviation), (logit, deviation) = usual
+    return np.asarray((known.distance - distance) / its_deviation + (logit - known.logit) / deviation)
+
+
+def _unit(rows: Floats) -> Floats:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths == 0, 1, lengths))

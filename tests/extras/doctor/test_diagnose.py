@@ -1,0 +1,88 @@
+"""The diagnosis of this very installation, and of installations broken on purpose."""
+
+import json
+import sys
+
+import pytest
+
+from featcache.extras.doctor import diagnose, probe
+from featcache.extras.doctor import diagnose as room
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Return a function that puts a module of this content before the real one."""
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+    def put(name: str, content: str) -> None:
+        (tmp_path / f"{name}.py").write_text(content)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return put
+
+
+def test_this_installation_is_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    found = diagnose(speed=False)
+    assert (found.broken, found.facts["faults"]) == ((), {})
+    assert found.facts["offline"] == ["glyphnet"]
+    assert found.facts["versions"]["hdf5"].count(".") == 2
+    assert found.facts["keras"]["devices"]
+    assert json.loads(json.dumps(found.facts)) == found.facts
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("raise ImportError('libcudart is not here')", "ImportError: libcudart is not here"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "the process was ended by SIGILL"),
+        pytest.param("import sys; sys.exit(7)", "SystemExit: 7", marks=pytest.mark.slow),
+        pytest.param("import os; os._exit(9)", "the process ended with 9", marks=pytest.mark.slow),
+    ],
+)
+def test_a_broken_tensorflow_is_told_and_the_rest_is_still_known(content, said, broken):
+    broken("tensorflow", content)
+    found = diagnose(speed=False)
+    [fault] = found.broken
+    assert "Keras on tensorflow does not start" in fault.what
+    assert said in fault.what
+    assert found.facts["offline"] == ["glyphnet"]
+    assert found.facts["threads"]
+
+
+@pytest.mark.slow
+def test_a_broken_library_is_told_by_its_package(broken):
+    broken("sklearn", "raise ImportError('_check_build')")
+    found = diagnose(speed=False)
+    assert found.broken[0].what == "scikit-learn cannot be imported: ImportError: _check_build"
+
+
+@pytest.mark.slow
+def test_what_takes_too_long_is_told(broken, monkeypatch):
+    broken("tensorflow", "import time; time.sleep(60)")
+    monkeypatch.setattr(sys.modules[room.__module__], "PROBING_S", 8)
+    found = diagnose(speed=False)
+    assert "took longer than 8 s" in found.broken[0].what
+    assert found.facts["locking"] == "works"
+
+
+@pytest.mark.slow
+def test_the_speed_is_that_of_the_engine_that_extracts():
+    found = probe.speed()
+    assert found["engine"].startswith("keras ")
+    assert 0.1 < found["images_per_s"] < 1e5
+
+
+def test_missing_requirements_and_extras_are_those_that_are_declared(monkeypatch):
+    module = sys.modules[room.__module__]
+    declared = ["numpy>=1.26", "no-such-thing>=2", 'no-such-engine>=1; extra == "fast"', 'pytest; extra == "test"']
+    monkeypatch.setattr(module, "requires", lambda name: declared)
+    assert module._missing() == ["no-such-thing>=2"]
+    assert module._extras() == {
+        "fast": {
+            "installed": False,
+            "packages": {"no-such-engine": None},
+            "install": "pip install 'featcache[fast]'",
+        }
+    }

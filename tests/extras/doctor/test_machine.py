@@ -1,0 +1,88 @@
+"""What Linux tells of a machine, read from files made for the purpose."""
+
+from pathlib import Path
+
+import filelock
+import pytest
+
+from featcache.extras.doctor import machine
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Return a folder that stands for /proc and /sys/fs/cgroup."""
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_control_groups_of_both_versions(files, quota, system):
+    (system / "cpu").mkdir()
+    for name, text in files.items():
+        (system / name).write_text(text)
+    assert machine.machine()["cores_quota"] == quota
+
+
+def test_memory_is_that_of_the_container_if_it_is_less(system):
+    (system / "meminfo").write_text(
+        "MemTotal: 1000 kB\nMemAvailable: 600 kB\nSwapTotal: 50 kB\nSwapFree: 20 kB\nHugePages_Total: 0\n"
+    )
+    (system / "memory.max").write_text("512000\n")
+    found = machine.machine()
+    assert (found["memory_bytes"], found["memory_free_bytes"]) == (1_024_000, 614_400)
+    assert (found["memory_limit_bytes"], found["swap_used_bytes"]) == (512_000, 30 * 1024)
+    (system / "memory.max").write_text("9223372036854771712\n")
+    assert machine.machine()["memory_limit_bytes"] is None
+
+
+def test_the_processor_and_what_it_can(system):
+    (system / "cpuinfo").write_text("model name\t: Some CPU\nflags\t\t: fpu avx avx2\n")
+    found = machine.machine()
+    assert (found["processor"], found["vectors"]) == ("Some CPU", ["avx", "avx2"])
+
+
+def test_a_system_that_tells_nothing_is_no_error(system):
+    found = machine.machine()
+    assert (found["memory_bytes"], found["vectors"], found["cores_quota"]) == (None, None, None)
+
+
+def test_the_file_system_is_that_of_the_nearest_mount(system):
+    folder = system / "my photos"
+    folder.mkdir()
+    (system / "self").mkdir()
+    place = str(folder).replace(" ", "\\040")
+    (system / "self" / "mounts").write_text(f"a / ext4 rw 0 0\nb {place} nfs4 rw 0 0\n")
+    assert machine.filesystem(folder) == "nfs4"
+    assert machine.filesystem(Path("/")) == "ext4"
+    [found] = machine.disks({"current folder": folder / "not" / "there"})
+    assert (found["network"], found["exists"]) == (True, False)
+
+
+def test_locks_that_keep_out_work(tmp_path):
+    assert machine.locking(tmp_path) == "works"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_locks_that_keep_nobody_out_are_told(tmp_path, monkeypatch):
+    """As flock on some network file systems: everybody gets it."""
+    monkeypatch.setattr(filelock.FileLock, "_acquire", lambda self: setattr(self._context, "lock_file_fd", 0))
+    monkeypatch.setattr(filelock.FileLock, "_release", lambda self: setattr(self._context, "lock_file_fd", None))
+    assert machine.locking(tmp_path) == "two held one lock at once"
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(self):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+    assert "No locks available" in machine.locking(tmp_path)
