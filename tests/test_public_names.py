@@ -54,6 +54,7 @@ def test_importing_featcache_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "room",
+    [
         "extraction",
         "extras.export",
         "extras.leaks",
