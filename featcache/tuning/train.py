@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Floats
-from featcache.errors import EnvironmentFault
+from featcache.errors import EnvironmentFault, is_out_of_memory
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
 from featcache.tuning.data import Labelled, in_order
@@ -27,14 +27,6 @@ Checkpoint = Callable[[], None]
 KeepState = Callable[[State], None]
 VALIDATE = "judge on validation images"  # a step of the progress
 MIXTURES = tuple(step / 10 for step in range(1, 10))  # shares of the end's weights, the rest is the start's
-NO_MEMORY = (
-    "resource_exhausted",
-    "resourceexhausted",
-    "out of memory",
-    "oom when",
-    "memoryerror",
-    "failed to allocate",
-)
 
 
 @dataclass(frozen=True)
@@ -299,7 +291,7 @@ class _Running:
 
     def _halve_batch(self, error: Exception) -> None:
         """Go back to before the epoch, with half the batch. Raises the error if it is of another kind."""
-        if not _is_no_memory(error):
+        if not is_out_of_memory(error):
             raise error
         if self.is_halved or self.recipe.batch == 1:
             raise EnvironmentFault(
@@ -391,8 +383,3 @@ def _class_weights(labels: Classes, class_weight: str | None) -> Floats:
 
 def _filled(inputs: Any, batch: int) -> Any:
     return np.concatenate([inputs, np.zeros((batch - len(inputs), *inputs.shape[1:]), inputs.dtype)])
-
-
-def _is_no_memory(error: Exception) -> bool:
-    text = f"{type(error).__name__}: {error}".lower()
-    return any(sign in text for sign in NO_MEMORY)
