@@ -20,7 +20,7 @@ from featcache.errors import DataError
 from featcache.extraction.pipeline import num_threads
 from featcache.extraction.reviewing import COLUMNS
 from featcache.extras.leaks import Doubt, Doubts
-from featcache.extras.leaks.reviewing import csv_line, doubt_cells
+from featcache.extras.leaks.label_review import csv_line, doubt_cells
 from featcache.extras.report.pictures import bits_of, picture
 from featcache.extras.report.templates import render_page
 from featcache.files import write_whole

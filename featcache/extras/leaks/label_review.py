@@ -1,4 +1,4 @@
-"""Labels that look wrong -> a table to review; the reviewed table -> the labels of a cache, and back again."""
+"""Labels that look wrong -> a table to review; the reviewed table -> the labels of a cache. Both can be undone."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class Relabelled:
 
     path: str
     before: str
-    after: str  # "" of an image that was dropped
-    split: str  # that it is in, or was in until it was dropped
+    after: str  # "" if the image was dropped
+    split: str  # the image's split, or for a dropped image the split it was in
 
 
 @dataclass(frozen=True)
 class Reviewed:
-    """What a review, or taking it back, did to a cache."""
+    """What a review did to a cache, or what undoing it did."""
 
     cache: Path
-    decisions: int  # images that were decided about, or of which the decision was taken back
+    decisions: int  # images with a decision, or whose decision was undone
     undecided: int  # rows of the table without a decision
     relabelled: tuple[Relabelled, ...]
-    looks: int  # at the test split before, if a label in it was changed
+    looks: int  # how often test had been looked at, if a label of test was changed; else 0
 
     @property
     def dropped(self) -> tuple[Relabelled, ...]:
-        """Return the images that neither train nor judge any more."""
+        """Return the images that are no longer used for training or evaluation."""
         return tuple(image for image in self.relabelled if not image.after)
 
     @property
@@ -55,21 +55,21 @@ class Reviewed:
 
 
 def apply_review(cache: str | Path, file: str | Path, *, progress: Progress = silent) -> Reviewed:
-    """Give the images of a cache the labels that a reviewed table decides, and remember all its decisions.
+    """Give the images of a cache the labels that a reviewed table decides, and record all its decisions.
 
     No feature is computed. Later extractions of the same images keep the decisions. Raises UsageError, DataError naming
     the row of the table, NotACache if a tap is damaged, DiskFault.
     """
     decisions = read_decisions(file)
-    path = Path(cache)
 
-    def reviewed(opened: Cache) -> Table:
-        given = without_review(opened.rows, opened.changes)
-        new = reviews_of(decisions, given, opened.changes.reviews)
-        return with_review(given, opened.changes, later(opened.changes.reviews, new))
+    def with_decisions(opened: Cache) -> Table:
+        rows = without_review(opened.rows, opened.changes)
+        earlier = opened.changes.reviews
+        new = reviews_of(decisions, rows, earlier)
+        return with_review(rows, opened.changes, later(earlier, new))
 
-    before, after = rewrite(path, reviewed, progress)
-    return _reviewed(before, after, len(decisions.lines), decisions.undecided)
+    before, after = rewrite(Path(cache), with_decisions, progress)
+    return _difference(before, after, len(decisions.lines), decisions.undecided)
 
 
 def unapply(cache: str | Path, *, progress: Progress = silent) -> Reviewed:
@@ -78,36 +78,39 @@ def unapply(cache: str | Path, *, progress: Progress = silent) -> Reviewed:
     Raises NotACache if a tap is damaged, DiskFault.
     """
 
-    def unreviewed(opened: Cache) -> Table:
+    def without_decisions(opened: Cache) -> Table:
         rows = without_review(opened.rows, opened.changes)
         return with_review(rows, opened.changes, UNCHANGED.reviews)
 
-    before, after = rewrite(Path(cache), unreviewed, progress)
-    return _reviewed(before, after, len(before.changes.reviews), 0)
+    before, after = rewrite(Path(cache), without_decisions, progress)
+    return _difference(before, after, len(before.changes.reviews), 0)
 
 
-def _reviewed(before: Cache, after: Cache, num_decisions: int, undecided: int) -> Reviewed:
-    relabelled = tuple(
-        Relabelled(new.path, old.label, new.label, new.split or old.split)
-        for old, new in zip(before.rows, after.rows, strict=True)
-        if old.label != new.label
-    )
-    is_of_test = any(image.split == "test" for image in relabelled)
-    looks = len(read_looks(looks_beside(before.path))) if is_of_test else 0
-    return Reviewed(before.path, num_decisions, undecided, relabelled, looks)
+def _difference(before: Cache, after: Cache, num_decisions: int, undecided: int) -> Reviewed:
+    relabelled: list[Relabelled] = []
+    for old, new in zip(before.rows, after.rows, strict=True):
+        if old.label != new.label:
+            relabelled.append(Relabelled(new.path, old.label, new.label, new.split or old.split))
+    changes_test = any(image.split == "test" for image in relabelled)
+    looks = len(read_looks(looks_beside(before.path))) if changes_test else 0
+    return Reviewed(before.path, num_decisions, undecided, tuple(relabelled), looks)
 
 
 def _is_undecided(path: Path) -> bool:
-    """Return whether a file is a table of ours in which nobody has decided anything yet."""
+    """Return whether a file is a table of featcache in which nobody has decided anything yet."""
     columns, rows = read_text_table(path)
-    return tuple(columns) == COLUMNS and not any("".join(cells[len(COLUMNS) - 1 :]).strip() for _, cells in rows)
+    if tuple(columns) != COLUMNS:
+        return False
+    # A comma too many in a decision puts text into further columns: it counts, too.
+    decisions = ("".join(cells[len(COLUMNS) - 1 :]) for _, cells in rows)
+    return not any(text.strip() for text in decisions)
 
 
 DOUBTS = Kind("table of labels", _is_undecided, otherwise="may hold your decisions, or be another table")
 
 
 def check_doubts_table(cache: str | Path, out: str | Path, *, force: bool = False) -> None:
-    """Raise now what `write_doubts` would raise: UsageError, DiskFault."""
+    """Raise early what `write_doubts` would raise: UsageError, DiskFault."""
     path = Path(out)
     if path.suffix != ".csv":
         raise UsageError(f"Labels to review are written to a file that ends in .csv; got {path.name}")
@@ -115,9 +118,9 @@ def check_doubts_table(cache: str | Path, out: str | Path, *, force: bool = Fals
 
 
 def write_doubts(doubted: Doubts, cache: str | Path, out: str | Path, *, force: bool = False) -> None:
-    """Write the labels that look wrong to a CSV, for somebody to fill its column "decision": see `apply_review`.
+    """Write the labels that look wrong to a CSV whose column "decision" is to be filled: see `apply_review`.
 
-    force: replace what lies at `out`. Raises UsageError, also where a table has decisions already, and DiskFault.
+    force: replace what lies at `out`. Raises UsageError, also if the table there has decisions, and DiskFault.
     """
     check_doubts_table(cache, out, force=force)
     lines = [csv_line(COLUMNS), *(csv_line([*doubt_cells(doubt), ""]) for doubt in doubted.doubts)]
@@ -125,15 +128,16 @@ def write_doubts(doubted: Doubts, cache: str | Path, out: str | Path, *, force: 
 
 
 def doubt_cells(doubt: Doubt) -> list[str]:
-    """Return the cells of a table before that of the decision."""
+    """Return the cells of a row, up to the one for the decision."""
     probability = "" if doubt.probability is None else f"{doubt.probability:.6f}"
     return [doubt.path, safe_cell(doubt.label), safe_cell(doubt.suggested), probability]
 
 
 def csv_line(cells: Sequence[str]) -> bytes:
-    """Return the bytes of one line: those of a path are as on the disk."""
+    """Return the bytes of one line. A path has the same bytes as on the disk."""
     text = io.StringIO()
-    # before Python 3.13 csv does not quote a bare \r by itself
-    is_quoted = any("\r" in cell for cell in cells)
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL).writerow(cells)
+    # Before Python 3.13 csv does not quote a bare \r by itself.
+    has_return = any("\r" in cell for cell in cells)
+    quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(cells)
     return os.fsencode(text.getvalue())
