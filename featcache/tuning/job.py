@@ -13,8 +13,7 @@ import numpy as np
 from featcache.arrays import Floats
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
-from featcache.images.sources import Source
-from featcache.models import Start, image_source
+from featcache.models import Probe
 from featcache.models.assemble import Part, backbones_of, logits_of
 from featcache.models.certificate import certified, tolerance_of
 from featcache.models.modelfile import check_model_path, read_reference, save_model
@@ -28,7 +27,7 @@ from featcache.tuning.logs import logger
 from featcache.tuning.optimizing import Group, groups
 from featcache.tuning.precision import twin_of
 from featcache.tuning.recipe import CONTROLS, Recipe, recipe_of
-from featcache.tuning.scratch import from_scratch
+from featcache.tuning.scratch import train_from_scratch
 from featcache.tuning.stages import Unfrozen
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, State, state_file
@@ -68,31 +67,31 @@ def finetune(
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = Path(out) if out is not None else chosen.run.path / "finetuned.keras"
-    tuning = _Tuning(chosen, recipe, image_source(chosen, images), progress)
-    check_model_path(path, tuning.facts, inputs=tuning.start.files, force=force)
+    probe = Probe.open(chosen, images)
+    tuning = _Tuning(probe, recipe, progress)
+    check_model_path(path, tuning.facts, inputs=probe.files, force=force)
     for name in ("", *asked):
         check_output(state_file(path, name), STATE, force=force)
     tuned = tuning.run(path, state_file(path), resume, logs)
-    tuned.save()
+    tuned.save(probe.cache)
     again = None if resume is not False else False  # one that had not begun when it was stopped has no state yet
     states = {name: state_file(path, name) for name in asked}
-    trained = {name: _control(name, chosen, recipe, images, states[name], again, progress) for name in asked}
+    trained = {name: _control(name, probe, recipe, states[name], again, progress) for name in asked}
     found = replace(tuned, controls=trained)
-    found.save()
+    found.save(probe.cache)
     return found
 
 
 class _Tuning:
     """One fine-tuning: the assembled model, and what of it trains."""
 
-    def __init__(self, chosen: Chosen, recipe: Recipe, source: Source, progress: Progress) -> None:
-        self.chosen, self.recipe, self.source, self.progress = chosen, recipe, source, progress
-        self.start = Start(chosen)
+    def __init__(self, probe: Probe, recipe: Recipe, progress: Progress) -> None:
+        self.probe, self.recipe, self.progress = probe, recipe, progress
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return what travels inside MODEL.keras beside its certificate."""
-        return self.start.facts | {"finetuned": self.recipe.to_json()}
+        return self.probe.facts | {"finetuned": self.recipe.to_json()}
 
     def run(
         self, path: Path | None, keep: Path, resume: bool | None, logs: str | Path | None = None, name: str = "train"
@@ -103,12 +102,12 @@ class _Tuning:
         if state is not None and state.is_over:
             note = f"this training is finished ({keep}) and shown again; --no-resume begins anew"
             self.progress(Tick("resume", 0, 0, note))
-        sets: tuple[Labelled, Labelled] = image_sets(self.chosen, self.source, self.recipe)
-        parts = self.start.parts()
-        model = self.start.model(parts)
+        sets: tuple[Labelled, Labelled] = image_sets(self.probe, self.recipe)
+        parts = self.probe.parts()
+        model = self.probe.model(parts)
         unfrozen = self._unfreeze(model)
-        certificate = certified(model, self.start, self.source)
-        lineages = self.start.lineages(is_tuned=any(one.num_weights for one in unfrozen))
+        certificate = certified(model, self.probe)
+        lineages = self.probe.lineages(is_tuned=any(one.num_weights for one in unfrozen))
 
         def checkpoint() -> None:
             if path is not None:
@@ -118,7 +117,7 @@ class _Tuning:
         trains = logits_of(model) if cut is None else cut.model
         began = time.perf_counter()
         if cut is not None:
-            of_part = prefix.activations(cut, self.start, self.source, self.recipe, self.progress)
+            of_part = prefix.activations(cut, self.probe, self.recipe, self.progress)
             self._check_parts(logits_of(model), cut, of_part)
             sets = of_part
         prefix_s = time.perf_counter() - began
@@ -137,12 +136,12 @@ class _Tuning:
             log=logger(None if logs is None else Path(logs)),
         )
         found = train(task, self.recipe, self.progress, state)
-        model.certificate, model.class_names = certificate, self.chosen.run.classes
+        model.certificate, model.class_names = certificate, self.probe.chosen.run.classes
         if path is not None and read_reference(path) is None:
             if found.best.epoch == 0:  # it is the head as it was handed over: no image has trained the backbone
-                lineages, reference = self.start.lineages(), reference_of_head(self.start)
+                lineages, reference = self.probe.lineages(), reference_of_head(self.probe)
             else:
-                reference = reference_of_model(model, self.start, self.source)
+                reference = reference_of_model(model, self.probe)
             save_model(model, path, facts | {"certificate": asdict(certificate)}, lineages, reference)
         return Tuned(
             model=model,
@@ -155,7 +154,7 @@ class _Tuning:
             prefix_s=prefix_s,
             unfrozen=", ".join(dict.fromkeys(one.block for one in unfrozen if one.block)),
             prefix="" if cut is None else cut.layers,
-            chosen=self.chosen,
+            chosen=self.probe.chosen,
             val_logits=found.val_logits,
             notes=tuple(one.note for one in unfrozen if one.note),
             stopped=found.stopped,
@@ -173,7 +172,7 @@ class _Tuning:
         new_views = self.recipe.is_augmented and self.recipe.views is None
         if not self.recipe.prefix or new_views:
             return None
-        found = prefix.cut(model, parts, self.start.order)
+        found = prefix.cut(model, parts, self.probe.tap_names)
         if found is not None:
             size = prefix.bytes_needed(found, self.recipe, len(sets[0]), len(sets[1]))
             self.progress(
@@ -184,11 +183,11 @@ class _Tuning:
     def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
         """Raise ParityFailed unless the part that trains says of its activations what the whole says of the images."""
         for images, of_part, view in zip(
-            image_sets(self.chosen, self.source, self.recipe), sets, (int(self.recipe.is_augmented), 0), strict=True
+            image_sets(self.probe, self.recipe), sets, (int(self.recipe.is_augmented), 0), strict=True
         ):
             expected = on_batch(whole, images.first(CHECKED, view))
             apart = float(np.abs(on_batch(cut.model, [one[:CHECKED] for one in of_part.views[0]]) - expected).max())
-            if not apart <= tolerance_of(expected, self.chosen.taps):
+            if not apart <= tolerance_of(expected, self.probe.taps):
                 raise ParityFailed(
                     f"The part that would train differs by {apart:.2g} in its logits from the whole model, cut at "
                     f"{cut.layers}. Train without computing the frozen part once: --no-prefix"
@@ -215,21 +214,11 @@ def _controls(names: str | Sequence[str]) -> list[str]:
     return [choose("--controls", one, CONTROLS) for one in dict.fromkeys(asked)]
 
 
-def _control(
-    name: str,
-    chosen: Chosen,
-    recipe: Recipe,
-    images: Images | str | Path | None,
-    keep: Path,
-    resume: bool | None,
-    progress: Progress,
-) -> Tuned:
+def _control(name: str, probe: Probe, recipe: Recipe, keep: Path, resume: bool | None, progress: Progress) -> Tuned:
     """Train a control: for as many epochs, on the same images, without early stopping."""
-    how = asdict(recipe) | {"patience": recipe.epochs, "wise_ft": False}
+    unfreeze = {"frozen": "none", "unfrozen": "all", "scratch": "all"}[name]
+    recipe = replace(recipe, unfreeze=unfreeze, patience=recipe.epochs, wise_ft=False)
     if name == "scratch":
-        rate = {"learning_rate": 1e-3, "head_lr": None, "lr_decay": 1.0, "precision": "float32"}
-        return from_scratch(chosen, images=images, keep=keep, resume=resume, progress=progress, **(how | rate))
-    unfreeze = {"frozen": "none", "unfrozen": "all"}[name]
-    source = image_source(chosen, images)
-    how |= {"unfreeze": unfreeze}
-    return _Tuning(chosen, Recipe(**how), source, progress).run(None, keep, resume, name=f"train {name}")
+        recipe = replace(recipe, learning_rate=1e-3, head_lr=None, lr_decay=1.0, precision="float32")
+        return train_from_scratch(probe, recipe, keep, resume, progress)
+    return _Tuning(probe, recipe, progress).run(None, keep, resume, name=f"train {name}")

@@ -23,8 +23,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import DiskFault
 from featcache.extraction import extract_taps
 from featcache.files import reserve
-from featcache.images.sources import Source
-from featcache.models import Start
+from featcache.models import Probe
 from featcache.models.assemble import FEATURES, LOGITS, Part, backbones_of
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
 from featcache.sweeps.tasks import physical_memory
@@ -80,34 +79,31 @@ def cut(model: Any, parts: Sequence[Part], order: Sequence[str]) -> Cut | None:
     return Cut(tuple(taps), keras.Model(inputs, head(together), name="rest"))
 
 
-def activations(
-    found: Cut, start: Start, source: Source, recipe: Recipe, progress: Progress
-) -> tuple[ActivationSet, ActivationSet]:
+def activations(found: Cut, probe: Probe, recipe: Recipe, progress: Progress) -> tuple[ActivationSet, ActivationSet]:
     """Return what enters the part that trains, of the training and of the validation images; compute what is missing.
 
     Raises DiskFault if it does not fit on the disk, ImagesChanged if an image is not what was cached.
     """
-    cache, folder = start.chosen.run.cache(), start.chosen.run.path
-    train, val = start.rows("train"), start.rows("val")
+    folder = probe.chosen.run.path
+    train, val = probe.rows("train"), probe.rows("val")
     is_small = bytes_needed(found, recipe, len(train), len(val)) <= physical_memory() / SHARE
     plain = _stores(
         found.taps,
         val if recipe.is_augmented else train + val,
         [IDENTITY],
-        cache,
+        probe,
         folder / "prefix.h5",
-        source,
         progress,
     )
     views, of_train = [IDENTITY], plain
     if recipe.is_augmented:
         views = [f"{recipe.augment}-{number}" for number in range(1, (recipe.views or 1) + 1)]
-        of_train = _stores(found.taps, train, views, cache, folder / f"prefix-{recipe.augment}.h5", source, progress)
+        of_train = _stores(found.taps, train, views, probe, folder / f"prefix-{recipe.augment}.h5", progress)
     arrays = [[_array(store, train, tap, is_small) for store, tap in of_train[view]] for view in views]
     of_val = [[_array(store, val, tap, is_small) for store, tap in plain[IDENTITY]]]
     return (
-        ActivationSet(arrays, cache.labels(train), recipe.seed),
-        ActivationSet(of_val, cache.labels(val), recipe.seed),
+        ActivationSet(arrays, probe.labels(train), recipe.seed),
+        ActivationSet(of_val, probe.labels(val), recipe.seed),
     )
 
 
@@ -149,17 +145,18 @@ def _stores(
     taps: Sequence[Tap],
     rows: Sequence[ImageRow],
     views: Sequence[str],
-    cache: Cache,
+    probe: Probe,
     out: Path,
-    source: Source,
     progress: Progress,
 ) -> dict[str, list[tuple[Cache, Tap]]]:
     """Return for every view and tap the cache that holds it of these images: that of the run, or the one at `out`."""
     wanted = {view: [replace(tap, view=view) for tap in taps] for view in views}
-    known = {tap.fingerprint for tap in cache.taps.values()}
+    known = {tap.fingerprint for tap in probe.cache.taps.values()}
     missing = [tap for of_view in wanted.values() for tap in of_view if tap.fingerprint not in known]
-    stored = extract_taps(cache, source, rows, missing, out=out, progress=progress) if missing else cache
-    return {view: [(stored if tap in missing else cache, tap) for tap in wanted[view]] for view in views}
+    stored = probe.cache
+    if missing:
+        stored = extract_taps(probe.cache, probe.source, rows, missing, out=out, progress=progress)
+    return {view: [(stored if tap in missing else probe.cache, tap) for tap in wanted[view]] for view in views}
 
 
 def _array(store: Cache, rows: Sequence[ImageRow], tap: Tap, is_small: bool) -> Any:

@@ -16,7 +16,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NotACache, ParityFailed, UsageError
 from featcache.extraction import extract
 from featcache.extraction.engines import KerasEngine
-from featcache.models import Start, handoff, load_model
+from featcache.models import Probe, handoff, load_model
 from featcache.models.assemble import backbones_of, logits_of
 from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, job, prefix
@@ -125,11 +125,11 @@ def test_several_taps_and_backbones_are_each_cut(toy, tmp_path):
 
 
 def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
-    start = Start(weak)
-    parts = start.parts()
-    model = start.model(parts)
+    probe = Probe.open(weak)
+    parts = probe.parts()
+    model = probe.model(parts)
     unfreeze(backbones_of(model)[0], "last")
-    found = prefix.cut(model, parts, start.order)
+    found = prefix.cut(model, parts, probe.tap_names)
     inside = {id(weight) for weight in logits_of(model).weights}
     assert all(id(weight) in inside for weight in found.model.weights)
     trains = {id(weight) for weight in model.trainable_weights}
