@@ -10,7 +10,7 @@ import pytest
 from tiny import TOY
 
 import featcache.heads.absorb as absorb
-import featcache.tuning.job as tuning
+import featcache.tuning.finetuning as tuning
 from featcache.backbones.build import build, entering
 from featcache.errors import ImagesChanged, NotAModel, ParityFailed, UsageError, WeightsMismatch
 from featcache.extraction import extract
