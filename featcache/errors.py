@@ -93,6 +93,10 @@ class WeightsMissing(EnvironmentFault):
     """Pretrained weights are neither on this machine nor to be had from the network."""
 
 
+class NotDownloaded(WeightsMissing):
+    """Keras would download these weights, and there is no network."""
+
+
 class DiskFault(EnvironmentFault):
     """Reading or writing failed: full disk, no permission, input/output error, too many open files."""
 

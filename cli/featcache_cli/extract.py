@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress, say
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress, say, without_download
 from featcache_cli.scan import AllowOutside, GroupFrom, LabelColumn, PathColumn, Split, Where
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def command(
 
     given = dict(locals())
     options = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
-    with progress(quiet) as draw:
+    advice = "use -b glyphnet (needs no download) or --weights none (random)"
+    with progress(quiet) as draw, without_download(advice):
         if dry_run:
             expected = estimate(images, out=out, progress=draw, **options)
             emit(json, asdict(expected), lambda: forecast(expected))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.errors import NotDownloaded
 from featcache.spec import Progress, silent
 from featcache_cli.screen import current
 
@@ -88,6 +89,15 @@ def say(text: str) -> None:
         return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def without_download(advice: str) -> Iterator[None]:
+    """Add to the error of a download that failed what this command can do without it."""
+    try:
+        yield
+    except NotDownloaded as error:
+        raise NotDownloaded(f"{error}; or {advice}") from error
 
 
 def open_trial(name: str) -> Chosen:

@@ -12,7 +12,7 @@ from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.recipes import Named, Naming, Trained, Training
@@ -70,7 +70,8 @@ def command(
     if name == LIST:
         emit(json, listed(), list_text)
         return
-    with progress(quiet) as draw:
+    weights = "predict.weights" if name == "imagenet" else "extract.weights"
+    with progress(quiet) as draw, without_download(f"use --set {weights}=none (random), or try it with --small"):
         done = run_recipe(
             name,
             images,

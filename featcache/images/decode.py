@@ -8,6 +8,7 @@ anything else happen. What is shown otherwise than it may be meant is noted by k
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import warnings
@@ -80,6 +81,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # What Pillow logs of files that it does not read would go to stderr
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+# libtiff prints there by itself, a line for each tag that it does not know. What matters comes as an exception, too.
+with suppress(AttributeError, OSError):  # it is built into Pillow, or Pillow has none
+    libtiff = ctypes.CDLL(Image.core.__file__)
+    libtiff.TIFFSetWarningHandler(None)
+    libtiff.TIFFSetErrorHandler(None)
 
 
 class Undecodable(Exception):

@@ -53,8 +53,7 @@ def test_without_network_the_message_says_which_file_to_put_where(home, no_netwo
         r"^No network, and the ImageNet weights of 'mobilenet_v2' are not on this machine "
         r"\(\[Errno -2\] Name or service not known\)\. .*"
         rf"put {FILE} into "
-        rf"{home}/models \(KERAS_HOME is {home}\); "
-        r"or use -b glyphnet \(needs no download\) or --weights none \(random\)$"
+        rf"{home}/models \(KERAS_HOME is {home}\)$"
     )
     with pytest.raises(WeightsMissing, match=message):
         build(SPEC, 96, "avg")

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from urllib.error import URLError
 
 import h5py
 import numpy as np
@@ -26,6 +27,7 @@ from featcache_cli.app import EXIT_CODES, app, exit_code_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
 TAP = "glyphnet:weights=none/top"
+SMALL = "mobilenet_v2:alpha=0.35:size=96"
 FEATCACHE = [sys.executable, "-c", "from featcache_cli.app import main; main()"]
 
 
@@ -561,6 +563,31 @@ def light(*arguments):
 def test_what_needs_no_network_does_not_wait_for_tensorflow(arguments, photos, toy, toy_run, tmp_path):
     places = {"PHOTOS": photos, "CACHE": toy.path, "RUN": toy_run.path, "NEW": tmp_path / "new"}
     assert light(*(places.get(one, one) for one in arguments)) == "imported []"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["extract", "PHOTOS", "-o", "OUT", "-b", SMALL], "-b glyphnet (needs no download) or --weights none (random)"),
+        (["quickstart", "PHOTOS", "-o", "OUT", "-b", SMALL], "-b glyphnet (needs no download)"),
+        (
+            ["recipe", "flower-photos", "PHOTOS", "-o", "OUT", "--set", f"extract.backbone={SMALL}"],
+            "--set extract.weights=none (random), or try it with --small",
+        ),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_network_advises_what_the_command_takes(arguments, advice, photos, tmp_path, monkeypatch, cli):
+    def refuse(*arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", refuse)
+    places = {"PHOTOS": str(photos), "OUT": str(tmp_path / "new")}
+    done = cli(*(places.get(word, word) for word in arguments))
+    assert done.code == 5
+    assert done.err.splitlines()[-1].endswith(f"; or use {advice}")
 
 
 def test_no_network_names_the_file_and_where_to_put_it(photos, tmp_path):

@@ -209,6 +209,25 @@ def test_weights_are_known_by_their_values_not_by_their_file(photos, out, tmp_pa
     assert work.images == 36
 
 
+def test_a_long_name_of_weights_does_not_become_the_taps(photos, out, tmp_path, work, monkeypatch):
+    from featcache.backbones import parse
+    from featcache.backbones.glyphnet import glyphnet, save_weights
+
+    weights = tmp_path / f"{'w' * 60}.npz"
+    save_weights(glyphnet(), weights)
+    with monkeypatch.context() as earlier:  # a cache from when names were not shortened
+        earlier.setattr(parse, "LONGEST_STEM", 99)
+        extract(photos, "glyphnet", weights=str(weights), out=out)
+    long_name = f"glyphnet:weights={'w' * 60}/top"
+    cache = extract(photos, "glyphnet", weights=str(weights), out=out)
+    assert (list(cache.taps), cache.tap(long_name).name) == ([long_name], long_name)
+    assert work.images == 36  # nothing was computed again
+
+    fresh = extract(photos, "glyphnet", weights=str(weights), out=tmp_path / "fresh.h5").tap()
+    assert fresh.name == f"glyphnet:weights={fresh.weights_digest[:8]}/top"
+    assert fresh.fingerprint == cache.tap().fingerprint
+
+
 # No image kills a job
 
 

@@ -153,6 +153,17 @@ def test_transparent_images_are_told():
     assert kinds_of(saved(Image.new("RGBA", (8, 8), (9, 9, 9, 255)), "PNG")) == frozenset()
 
 
+def test_libtiff_prints_nothing(capfd):
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "TIFF", compression="tiff_lzw")
+    with Image.open(file) as image:
+        [start], [length] = image.tag_v2[273], image.tag_v2[279]
+    damaged = file.getvalue()[:start] + b"\xff" * length + file.getvalue()[start + length :]
+    with pytest.raises(Undecodable):
+        shown(damaged)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_stacks_are_told_and_pyramids_are_one_picture():
     half = np.ascontiguousarray(GREY[::2, ::2])
     assert kinds_of(tiff(GREY, GREY)) == {"pages"}
