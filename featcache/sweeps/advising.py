@@ -20,8 +20,8 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses, UsageError
-from featcache.heads.paths import try_all, try_leave_one_out
-from featcache.heads.tried import Fold
+from featcache.heads.folds import Fold
+from featcache.heads.solvers.paths import try_all, try_leave_one_out
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import wilson
 from featcache.sweeps.run import Settings, by_depth, few_of, free_folder

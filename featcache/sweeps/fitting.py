@@ -12,8 +12,8 @@ import numpy as np
 
 from featcache.arrays import Classes, Floats
 from featcache.heads.estimators import family_of, joined
-from featcache.heads.paths import try_all, try_leave_one_out
-from featcache.heads.tried import Tried, failed
+from featcache.heads.folds import FoldResult, failure
+from featcache.heads.solvers.paths import try_all, try_leave_one_out
 from featcache.sweeps.groups import Group
 from featcache.sweeps.run import Settings
 from featcache.sweeps.tasks import Prepared, Task
@@ -30,7 +30,7 @@ class Outcome:
     estimator: Any = None  # of the last fold
     rounds: int = 0
 
-    def add(self, tried: Tried, steps: Any) -> None:
+    def add(self, tried: FoldResult, steps: Any) -> None:
         """Note what came of one more round."""
         self.rounds += 1
         finite = tried.logits is None or np.isfinite(tried.logits).all()
@@ -70,7 +70,7 @@ def fitted(
                 yield group, outcomes.pop(id(group))
 
 
-_Round = tuple[Group, Any, list[Tried]]
+_Round = tuple[Group, Any, list[FoldResult]]
 
 
 def _rounds(
@@ -88,7 +88,7 @@ def _rounds(
         try:
             steps, fold = prepared[number]
         except Exception as error:  # more components than images, for one
-            return group, None, [failed(error) for _ in group.grid]
+            return group, None, [failure(error) for _ in group.grid]
         if not task.folds:
             return group, steps, try_leave_one_out(group.head, group.grid, fold.X, fold.y, asked.class_weight)
         return group, steps, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)

@@ -8,7 +8,7 @@ from itertools import product
 
 from featcache.heads.estimators import Setting
 from featcache.heads.grids import Params
-from featcache.heads.paths import together
+from featcache.heads.solvers.paths import together
 from featcache.sweeps.run import Settings
 
 

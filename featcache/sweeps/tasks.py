@@ -18,8 +18,8 @@ from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, ShapeMismatch, TooFewClasses, UsageError
 from featcache.files import reserve
+from featcache.heads.folds import Fold
 from featcache.heads.steps import STANDARDISE, make_steps
-from featcache.heads.tried import Fold
 from featcache.spec import ImageRow, units_of
 from featcache.sweeps.run import LOO, Settings, features_of, rows_of, single_taps, taps_in
 from featcache.sweeps.unseen import roles, why_not_left_out

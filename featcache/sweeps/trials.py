@@ -21,10 +21,10 @@ from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.heads import store
 from featcache.heads.estimators import DEFAULT_HEADS, Setting, settings
+from featcache.heads.folds import failure
 from featcache.heads.grids import Grid
-from featcache.heads.paths import check_leave_one_out
+from featcache.heads.solvers.paths import check_leave_one_out
 from featcache.heads.steps import STANDARDISE, parse_chains
-from featcache.heads.tried import failed
 from featcache.spec import ImageRow, Progress, Tick, canonical_json, choose, silent
 from featcache.sweeps.budget import Clock, promising
 from featcache.sweeps.fitting import Outcome, fitted
@@ -266,7 +266,7 @@ class _Sweep:
             try:
                 trial = judged_trial(task, one, outcome, self.asked)
             except Exception as error:  # whatever it predicts
-                trial = untried(one, failed(error).reason)
+                trial = untried(one, failure(error).reason)
             if trial.status == "ok":
                 path = head_file(self.writer.run.path, one.number)
                 trial = replace(trial, size=store.save(path, outcome.estimator))

@@ -21,9 +21,9 @@ from featcache.errors import NotARun, UsageError
 from featcache.files import TEMPORARY, again, make_folder, matching, remove, remove_litter
 from featcache.heads import store
 from featcache.heads.estimators import joined
-from featcache.heads.paths import try_all
+from featcache.heads.folds import Fold
+from featcache.heads.solvers.paths import try_all
 from featcache.heads.steps import make_steps
-from featcache.heads.tried import Fold
 from featcache.locks import locked
 from featcache.provenance import made_with
 from featcache.spec import ImageRow

@@ -713,11 +713,11 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
 def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
     """Other threads are in native code then, or asleep, and the interpreter must not wait for them."""
     code = (
-        "import time; from featcache.heads import ridge\n"
+        "import time; from featcache.heads.solvers import ridge\n"
         "def fit(*args):\n"
         "    print('fitting', flush=True); time.sleep(30); yield\n"
         "ridge.fit = fit\n"
-        "from featcache.heads import paths; from dataclasses import replace\n"
+        "from featcache.heads.solvers import paths; from dataclasses import replace\n"
         "paths.PATHS['ridge'] = replace(paths.PATHS['ridge'], fit=fit)\n"
         "from featcache_cli.app import main; main()"
     )

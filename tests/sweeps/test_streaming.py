@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import ShapeMismatch, UsageError
-from featcache.heads import blocks, streams
+from featcache.heads import row_blocks
+from featcache.heads.solvers import streams
 from featcache.sweeps import sweep, tasks
 from featcache.sweeps.tasks import parse_bytes, physical_memory
 
@@ -16,7 +17,7 @@ SGD = "sklearn.linear_model:SGDClassifier"
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "ROWS", 16)
+    monkeypatch.setattr(row_blocks, "ROWS", 16)
     monkeypatch.setattr(streams, "ROWS", 16)
     monkeypatch.setattr(tasks, "BLOCK", 16)
 

@@ -18,8 +18,8 @@ from featcache.cache.exchange import export
 from featcache.cache.reader import Cache
 from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
 from featcache.extraction import extract
-from featcache.heads.dense_keras import KerasEngine
 from featcache.heads.estimators import FAMILIES
+from featcache.heads.solvers.dense_keras import KerasEngine
 from featcache.sweeps import Run, sweep, tasks
 from featcache.sweeps.advising import advise
 

@@ -34,9 +34,9 @@ from featcache.errors import TooFewClasses, UsageError
 from featcache.extras.leaks.finding import features_of, widest
 from featcache.extras.leaks.fixing import sets_of
 from featcache.extras.leaks.results import Leaks
+from featcache.heads.folds import Fold
 from featcache.heads.logits import softmax
-from featcache.heads.paths import try_all
-from featcache.heads.tried import Fold
+from featcache.heads.solvers.paths import try_all
 from featcache.spec import ImageRow, Progress, Tick, silent
 from featcache.sweeps.unseen import why_not_left_out
 

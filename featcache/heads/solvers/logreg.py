@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Floats
-from featcache.heads.blocks import mapped
 from featcache.heads.estimators import make_classifier, set_coefficients
+from featcache.heads.folds import Fold, FoldResult, evaluate, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.logistic import Solution, logistic_path
-from featcache.heads.tried import Fold, Tried, judged, of_scores, refusal
+from featcache.heads.row_blocks import mapped
+from featcache.heads.solvers.logistic import Solution, logistic_path
 
 WITHIN = (1e-15, 1e15)  # strengths that are solved together; others, such as infinity, scikit-learn fits itself
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each strength, fitted on the fold."""
     began = time.perf_counter()
     classes = np.unique(fold.y)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    refused = [refusal(one) for one in classifiers]
+    refused = [invalid_parameters(one) for one in classifiers]
     shared = [
         not reason and len(classes) > 1 and WITHIN[0] <= one.C <= WITHIN[1]
         for one, reason in zip(classifiers, refused, strict=True)
@@ -37,12 +37,12 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         if reason:
             yield reason
         elif not among:
-            yield judged(classifier.fit(fold.X, fold.y), fold, began)
+            yield evaluate(classifier.fit(fold.X, fold.y), fold, began)
         else:
             solution, scores = next(scored)
             set_coefficients(classifier, classes, solution.coef, solution.intercept)
             classifier.n_iter_ = np.array([solution.iterations], np.int32)
-            yield replace(of_scores(classifier, scores, classes, began), seconds=each)
+            yield replace(result_from_scores(classifier, scores, classes, began), seconds=each)
 
 
 def _solutions(classifiers: Sequence[Any], fold: Fold, classes: Classes) -> list[Solution]:

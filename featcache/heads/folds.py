@@ -10,8 +10,8 @@ import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.absorb import decision_logits
-from featcache.heads.blocks import mapped
 from featcache.heads.logits import two_columns
+from featcache.heads.row_blocks import mapped
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Tried:
+class FoldResult:
     """One setting, fitted on a fold: what it says of the others. A classifier that raised has a reason instead."""
 
     classifier: Any
@@ -40,34 +40,34 @@ class Tried:
     reason: str = ""
 
 
-def judged(classifier: Any, fold: Fold, began: float) -> Tried:
+def evaluate(classifier: Any, fold: Fold, began: float) -> FoldResult:
     """Return what a fitted classifier says of the others."""
     if not len(fold.others):
-        return Tried(classifier, fold.y[:0], None, time.perf_counter() - began)
+        return FoldResult(classifier, fold.y[:0], None, time.perf_counter() - began)
     speaks = any(hasattr(classifier, name) for name in ("decision_function", "predict_proba"))
     logits = mapped(lambda some: decision_logits(classifier, some), fold.others) if speaks else None
     num_classes = len(np.unique(fold.y))
     if logits is not None and logits.shape[1] != num_classes:
         raise ValueError(f"it gives {logits.shape[1]} scores for {num_classes} classes")
-    return Tried(classifier, mapped(classifier.predict, fold.others), logits, time.perf_counter() - began)
+    return FoldResult(classifier, mapped(classifier.predict, fold.others), logits, time.perf_counter() - began)
 
 
-def of_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -> Tried:
+def result_from_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -> FoldResult:
     """Return what scores (M, K) of K classes, or (M, 1) of two, say of the others."""
     logits = two_columns(scores)
     predicted = classes[logits.argmax(axis=1)] if len(logits) else classes[:0]
-    return Tried(classifier, predicted, logits if len(logits) else None, time.perf_counter() - began)
+    return FoldResult(classifier, predicted, logits if len(logits) else None, time.perf_counter() - began)
 
 
-def refusal(classifier: Any) -> Tried | None:
+def invalid_parameters(classifier: Any) -> FoldResult | None:
     """Return why a classifier of scikit-learn would not be fitted, as its own fit would say it."""
     try:
         classifier._validate_params()
     except ValueError as error:
-        return failed(error)
+        return failure(error)
     return None
 
 
-def failed(error: Exception) -> Tried:
+def failure(error: Exception) -> FoldResult:
     """Return a trial that has only its reason, on one line."""
-    return Tried(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return FoldResult(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

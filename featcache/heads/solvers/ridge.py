@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
-from featcache.heads.blocks import mapped, squared, summed
 from featcache.heads.estimators import make_classifier, set_coefficients
+from featcache.heads.folds import Fold, FoldResult, evaluate, failure, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged, of_scores, refusal
+from featcache.heads.row_blocks import mapped, squared, summed
 
 WORTH_EIGENVALUES = 6  # as many solutions of a linear system take as long (870 x 870: 73 and 12 ms)
 LEAST = 1e-8  # of the largest eigenvalue: strengths below it leave nothing of a residual but rounding
@@ -59,12 +59,12 @@ class _Problem:
         return self.Y if self.dual else summed(lambda some: self.rows(some).T @ self.Y[some], len(self.X))
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each strength, fitted on the fold."""
     began = time.perf_counter()
     problem = _problem(fold.X, fold.y, class_weight)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    refused = [refusal(one) for one in classifiers]
+    refused = [invalid_parameters(one) for one in classifiers]
     good = [one for one, reason in zip(classifiers, refused, strict=True) if reason is None and one.alpha > 0]
     solved = iter(_solved(problem, [one.alpha for one in good], fold))
     each = (time.perf_counter() - began) / len(grid)
@@ -73,12 +73,12 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             yield reason
             continue
         if classifier.alpha == 0:  # of least squares alone there are many solutions: scikit-learn's is one
-            yield judged(classifier.fit(fold.X, fold.y), fold, time.perf_counter())
+            yield evaluate(classifier.fit(fold.X, fold.y), fold, time.perf_counter())
             continue
         weights, scores = next(solved)
         if fold.keep:
             set_coefficients(classifier, np.unique(fold.y), weights.T, problem.Y_mean - weights.T @ problem.mean)
-        tried = of_scores(classifier if fold.keep else None, scores, np.unique(fold.y), time.perf_counter())
+        tried = result_from_scores(classifier if fold.keep else None, scores, np.unique(fold.y), time.perf_counter())
         yield replace(tried, seconds=each)
 
 
@@ -101,7 +101,7 @@ def _solved(problem: _Problem, alphas: Sequence[float], fold: Fold) -> list[tupl
     return [(part, scores + problem.Y_mean) for part, scores in zip(*parts, strict=True)]
 
 
-def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
+def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[FoldResult]:
     """Yield each strength fitted on all images, and what it says of every one when fitted on all others.
 
     Class weights are those of all images.
@@ -115,9 +115,9 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     share = problem.root**2 / (problem.root**2).sum()
     for params in grid:
         classifier = make_classifier("ridge", params, class_weight)
-        reason = refusal(classifier)
+        reason = invalid_parameters(classifier)
         if reason is None and params["alpha"] < LEAST * values.max():
-            reason = failed(ValueError(f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"))
+            reason = failure(ValueError(f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"))
         if reason is not None:
             yield reason
             continue
@@ -129,7 +129,7 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
         hat = share + squares @ shrunk
         residual = (problem.Y - scores @ (shrunk * rotated)) / np.maximum(1 - hat, 1e-12) / problem.root
         left_out = problem.Y / problem.root + problem.Y_mean - residual
-        yield of_scores(classifier, left_out, np.unique(y), began)
+        yield result_from_scores(classifier, left_out, np.unique(y), began)
         began = time.perf_counter()
 
 

@@ -10,16 +10,16 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.heads.estimators import make_classifier
+from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged
 
 MOST_ROWS = 10_000  # of which distances and one kernel take 1.6 GB; of more, libsvm computes what it needs
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each setting, fitted on the fold."""
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    found: dict[int, Tried] = {}
+    found: dict[int, FoldResult] = {}
     by_gamma: dict[object, list[int]] = {}
     for number, classifier in enumerate(classifiers):
         by_gamma.setdefault(classifier.gamma, []).append(number)
@@ -55,7 +55,7 @@ class _Kernels:
 
 def _of_one_gamma(
     classifiers: Sequence[Any], numbers: Sequence[int], fold: Fold, kernels: _Kernels | None
-) -> Iterator[tuple[int, Tried]]:
+) -> Iterator[tuple[int, FoldResult]]:
     made: tuple[float, Floats, Floats] | None = None
     for number in numbers:
         began = time.perf_counter()
@@ -63,25 +63,25 @@ def _of_one_gamma(
         try:
             classifier._validate_params()  # as its own fit would
             if kernels is None:
-                yield number, judged(classifier.fit(fold.X, fold.y), fold, began)
+                yield number, evaluate(classifier.fit(fold.X, fold.y), fold, began)
                 continue
             if made is None:
                 gamma = kernels.gamma(classifier.gamma)
                 made = (gamma, *kernels.of(gamma))
             yield number, _fitted(classifier, kernels.X, made, fold, began)
         except Exception as error:
-            yield number, failed(error)
+            yield number, failure(error)
 
 
-def _fitted(classifier: Any, X: Floats, made: tuple[float, Floats, Floats], fold: Fold, began: float) -> Tried:
+def _fitted(classifier: Any, X: Floats, made: tuple[float, Floats, Floats], fold: Fold, began: float) -> FoldResult:
     from sklearn.base import clone
 
     gamma, within, others = made
     on_kernel = clone(classifier).set_params(kernel="precomputed").fit(within, fold.y)
-    said = judged(on_kernel, Fold(within, fold.y, others), began)
+    said = evaluate(on_kernel, Fold(within, fold.y, others), began)
     if fold.keep:
         _take_over(classifier, on_kernel, X, gamma)
-    return Tried(classifier if fold.keep else None, said.predicted, said.logits, time.perf_counter() - began)
+    return FoldResult(classifier if fold.keep else None, said.predicted, said.logits, time.perf_counter() - began)
 
 
 def _take_over(classifier: Any, on_kernel: Any, X: Floats, gamma: float) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from featcache.heads.blocks import ROWS
 from featcache.heads.estimators import FAMILIES, family_of, make_classifier
+from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged
+from featcache.heads.row_blocks import ROWS
 
 IN_BLOCKS = ("ridge", "lda", "softmax", "mlp")
 PASSES = 20  # over all images, of classifiers that train by iterations
@@ -36,15 +36,15 @@ def names() -> list[str]:
     return [name for name in FAMILIES if can_stream(name)]
 
 
-def refusal(head: str, fold: Fold) -> Tried:
+def refusal(head: str, fold: Fold) -> FoldResult:
     """Return a failed trial that says why."""
     size = f"{fold.X.nbytes / 1e9:.1f} GB"
-    return failed(
+    return failure(
         MemoryError(f"{head} needs all features in memory, {size}; these are streamed. Use {', '.join(names())}")
     )
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each setting, fitted by `partial_fit` on blocks of images in random order."""
     classes = np.unique(fold.y)
     for params in grid:
@@ -57,6 +57,6 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
                 for at in range(0, len(order), ROWS):
                     rows = np.sort(order[at : at + ROWS])
                     classifier.partial_fit(fold.X[rows], fold.y[rows], classes=classes)
-            yield judged(classifier, fold, began)
+            yield evaluate(classifier, fold, began)
         except Exception as error:  # whatever a classifier raises, others can do better
-            yield failed(error)
+            yield failure(error)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
-from featcache.heads.dense_steps import Data, Knobs, NumpyEngine, Recipe
+from featcache.heads.solvers.dense_steps import Data, Knobs, NumpyEngine, Recipe
 
 MIN_STEPS = 300  # a handful of images makes one step an epoch, and 40 of those train nothing
 START, DROPOUT, HELD = 1, 2, 3  # which random numbers of a seed; those of the seed itself order the mini-batches

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 from featcache.arrays import Classes, Features
 from featcache.errors import UsageError
-from featcache.heads import discriminant, kernels, logreg, neighbours, ridge, streams
-from featcache.heads import together as dense
 from featcache.heads.estimators import family_of, make_classifier
+from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged
+from featcache.heads.solvers import dense_grid, discriminant, kernels, logreg, neighbours, ridge, streams
 
-Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[Tried]]
+Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[FoldResult]]
 Split = Callable[[str, Sequence[Params]], list[list[int]]]
-LeaveOneOut = Callable[[Sequence[Params], Features, Classes, str | None], Iterator[Tried]]
+LeaveOneOut = Callable[[Sequence[Params], Features, Classes, str | None], Iterator[FoldResult]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Path:
     leave_one_out: LeaveOneOut | None = None  # from one fit on all images
 
 
-_DENSE = Path(dense.fit, dense.OWN, dense.SHARED, split=dense.chunks)
+_DENSE = Path(dense_grid.fit, dense_grid.OWN, dense_grid.SHARED, split=dense_grid.chunks)
 PATHS = {
     "softmax": _DENSE,
     "mlp": _DENSE,
@@ -69,7 +68,7 @@ def _split(head: str, grid: Sequence[Params]) -> list[list[int]]:
 
 def try_all(
     head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None = None, seed: int = 0
-) -> list[Tried]:
+) -> list[FoldResult]:
     """Fit every setting of a group on a fold, and return them in their order."""
     path = _path_of(head, grid[0])
     fit = _one_by_one if path is None else path.fit
@@ -80,7 +79,7 @@ def try_all(
     try:
         return list(fit(head, grid, fold, class_weight, seed))
     except Exception as error:  # whatever a classifier raises, others can do better
-        return [failed(error) for _ in grid]
+        return [failure(error) for _ in grid]
 
 
 def check_leave_one_out(head: str, params: Params) -> None:
@@ -92,7 +91,7 @@ def check_leave_one_out(head: str, params: Params) -> None:
 
 def try_leave_one_out(
     head: str, grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None = None
-) -> list[Tried]:
+) -> list[FoldResult]:
     """Return every setting of a group fitted on all images, and what it says of each when fitted on all others."""
     path = _path_of(head, grid[0])
     assert path is not None  # check_leave_one_out has seen it
@@ -100,7 +99,7 @@ def try_leave_one_out(
     try:
         return list(path.leave_one_out(grid, X, y, class_weight))
     except Exception as error:  # whatever a classifier raises, others can do better
-        return [failed(error) for _ in grid]
+        return [failure(error) for _ in grid]
 
 
 def _path_of(head: str, params: Params) -> Path | None:
@@ -108,11 +107,13 @@ def _path_of(head: str, params: Params) -> Path | None:
     return path if path is not None and params.keys() <= path.along | path.besides else None
 
 
-def _one_by_one(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def _one_by_one(
+    head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int
+) -> Iterator[FoldResult]:
     for params in grid:
         began = time.perf_counter()
         try:
             classifier = make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y)
-            yield judged(classifier, fold, began)
+            yield evaluate(classifier, fold, began)
         except Exception as error:
-            yield failed(error)
+            yield failure(error)

@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Floats
 from featcache.backend import start_keras
-from featcache.heads.dense_steps import (
+from featcache.heads.solvers.dense_steps import (
     BETA_1,
     BETA_2,
     EPSILON,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featcache.heads.estimators import make_classifier
+from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged
 
 OWN = frozenset(["learning_rate", "weight_decay", "dropout", "label_smoothing"])
 SHARED = frozenset(
@@ -16,7 +16,7 @@ SHARED = frozenset(
 )
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each setting, trained on the fold."""
     from featcache.heads.softmax import train_together
 
@@ -27,7 +27,7 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     train_together(good, fold.X, fold.y)
     share = (time.perf_counter() - began) / max(1, len(good))
     for classifier, fault in zip(classifiers, faults, strict=True):
-        yield judged(classifier, fold, time.perf_counter() - share) if fault is None else failed(fault)
+        yield evaluate(classifier, fold, time.perf_counter() - share) if fault is None else failure(fault)
 
 
 def chunks(head: str, grid: Sequence[Params]) -> list[list[int]]:

@@ -11,20 +11,20 @@ import numpy.typing as npt
 
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier
+from featcache.heads.folds import Fold, FoldResult, failure
 from featcache.heads.grids import Params
 from featcache.heads.logits import log_probabilities
-from featcache.heads.tried import Fold, Tried, failed
 
 BLOCK_BYTES = 2**27  # of votes, one for each neighbour and class
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each number of neighbours, fitted on the fold."""
     classifiers = _made(head, grid, fold.X, fold.y)
     yield from _votes(classifiers, fold.y, lambda one, most: _found(one, fold.others, most), len(fold.X))
 
 
-def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[Tried]:
+def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[FoldResult]:
     """Yield each number of neighbours fitted on all images, and what those of every image but itself say of it."""
 
     def search(one: Any, most: int) -> Classes:
@@ -40,7 +40,7 @@ def _made(head: str, grid: Sequence[Params], X: Features, y: Classes) -> list[An
         try:
             made.append(make_classifier(head, params).fit(X, y))
         except Exception as error:  # a number of neighbours that is none
-            made.append(failed(error))
+            made.append(failure(error))
     return made
 
 
@@ -50,10 +50,10 @@ def _found(classifier: Any, others: Features, most: int) -> Classes:
     return np.asarray(classifier.kneighbors(others, most, return_distance=False))
 
 
-def _votes(made: Sequence[Any], y: Classes, search: Callable[[Any, int], Classes], most: int) -> Iterator[Tried]:
+def _votes(made: Sequence[Any], y: Classes, search: Callable[[Any, int], Classes], most: int) -> Iterator[FoldResult]:
     """Neighbours of one class each vote for it; of classes with as many votes the first wins, as in scikit-learn."""
     began = time.perf_counter()
-    classifiers = [one for one in made if not isinstance(one, Tried)]
+    classifiers = [one for one in made if not isinstance(one, FoldResult)]
     if not classifiers:
         yield from made
         return
@@ -67,15 +67,15 @@ def _votes(made: Sequence[Any], y: Classes, search: Callable[[Any, int], Classes
             count[at : at + step] = votes[:, min(one.n_neighbors, votes.shape[1]) - 1]
     counts = iter(counted)
     for classifier in made:
-        if isinstance(classifier, Tried):
+        if isinstance(classifier, FoldResult):
             yield classifier
             continue
         count = next(counts)
         if classifier.n_neighbors > found.shape[1]:
             reason = f"there are {len(y)} images, so no {classifier.n_neighbors} neighbours"
-            yield failed(ValueError(reason))
+            yield failure(ValueError(reason))
             continue
-        yield Tried(classifier, classes[count.argmax(axis=1)], _logits(count), time.perf_counter() - began)
+        yield FoldResult(classifier, classes[count.argmax(axis=1)], _logits(count), time.perf_counter() - began)
         began = time.perf_counter()
 
 

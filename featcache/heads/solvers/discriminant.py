@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats
-from featcache.heads.blocks import mapped, squared, summed
 from featcache.heads.estimators import make_classifier, set_coefficients
+from featcache.heads.folds import Fold, FoldResult, evaluate, failure, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.tried import Fold, Tried, failed, judged, of_scores
+from featcache.heads.row_blocks import mapped, squared, summed
 
 NOTHING = 1e-12  # of the largest eigenvalue: what is below comes of rounding
 
 
-def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[Tried]:
+def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield each shrinkage, fitted on the fold."""
     began = time.perf_counter()
     classes, index = np.unique(fold.y, return_inverse=True)
@@ -33,10 +33,10 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         try:
             classifier._validate_params()  # as its own fit would
             if not isinstance(shrinkage, (int, float)) or shrinkage == 0:
-                yield judged(classifier.fit(fold.X, fold.y), fold, began)
+                yield evaluate(classifier.fit(fold.X, fold.y), fold, began)
                 continue
         except Exception as error:
-            yield failed(error)
+            yield failure(error)
             continue
         coef = _solved(means, values, vectors, float(shrinkage), trace)
         intercept = -0.5 * (means * coef).sum(axis=1) + np.log(priors)
@@ -44,7 +44,7 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         set_coefficients(classifier, classes, coef, intercept)
         scores = mapped(lambda some, coef=coef: some @ coef.T, fold.others) + intercept  # type: ignore[misc]
-        yield of_scores(classifier, scores, classes, began)
+        yield result_from_scores(classifier, scores, classes, began)
         began = time.perf_counter()
 
 
