@@ -35,7 +35,7 @@ from featcache.models.certificate import load_pixels
 from featcache.models.start import Start
 from featcache.spec import ImageRow
 from featcache.sweeps import Chosen
-from featcache.sweeps.tasks import folds_of
+from featcache.sweeps.selection import folds_of
 from featcache.sweeps.unseen import why_not_left_out
 
 log = logging.getLogger(__name__)
