@@ -21,9 +21,9 @@ from featcache.models.modelfile import MODEL
 from featcache.outputs import check_output
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
+from featcache.sweeps.choosing import MIN_SELECT
 from featcache.sweeps.metrics import score_of
-from featcache.sweeps.run import free_folder
-from featcache.sweeps.tasks import MIN_SELECT
+from featcache.sweeps.run_paths import free_folder
 from featcache.tuning import Tuned, finetune, from_scratch
 
 SHOTS = 5

@@ -24,8 +24,8 @@ from featcache.images.sources import Source, open_source
 from featcache.models.assemble import Part, assemble
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps import Chosen
+from featcache.sweeps.inputs import features_of, taps_in
 from featcache.sweeps.metrics import Score, wilson
-from featcache.sweeps.run import features_of, taps_in
 
 NO_FILES = ("", "imagenet", "embedded", "none")  # what `weights` may be instead of a file
 UNSUPERVISED = (Affine, Squares, Unit)  # layers of a head that see no labels

@@ -33,7 +33,7 @@ from featcache.models.assemble import FEATURES, LOGITS
 from featcache.models.certificate import load_pixels
 from featcache.models.probe import Probe
 from featcache.spec import ImageRow
-from featcache.sweeps.tasks import folds_of
+from featcache.sweeps.selection import folds_of
 from featcache.sweeps.unseen import why_not_left_out
 
 log = logging.getLogger(__name__)

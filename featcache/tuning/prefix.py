@@ -27,7 +27,7 @@ from featcache.files import reserve
 from featcache.models import Probe
 from featcache.models.assemble import FEATURES, LOGITS, Part, backbones_of
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
-from featcache.sweeps.tasks import physical_memory
+from featcache.sweeps.tap_data import physical_memory
 from featcache.tuning.data import ActivationSet
 from featcache.tuning.recipe import Recipe
 

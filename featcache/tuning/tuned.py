@@ -19,7 +19,7 @@ from featcache.files import file_digest, make_folder, write_arrays
 from featcache.models.certificate import Certificate
 from featcache.provenance import made_with
 from featcache.sweeps import Chosen
-from featcache.sweeps.metrics import Said
+from featcache.sweeps.metrics import Predictions
 from featcache.sweeps.records import TUNED, predictions_of, read_record, write_record
 from featcache.tuning.train import Epoch
 
@@ -103,7 +103,7 @@ class Tuned:
         """Return what it predicts of the validation images, as arrays in their order."""
         truth = cache.labels(self.chosen.run.rows(cache, "val"))
         predicted = self.val_logits.argmax(axis=1).astype(np.int32)
-        said = Said.of(truth, predicted, self.val_logits)
+        said = Predictions.of(truth, predicted, self.val_logits)
         return {"predicted": predicted, "loss": said.loss, "confidence": said.confidence}
 
     def to_json(self) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from tiny import TOY, write_images
 from featcache import errors
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps.presets import PRESETS
-from featcache.sweeps.run import Run, spelt
+from featcache.sweeps.run import Run
+from featcache.sweeps.trial import spelt
 from featcache_cli.app import EXIT_CODES, app, exit_code_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()

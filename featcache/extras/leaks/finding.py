@@ -19,7 +19,7 @@ from featcache.extras.leaks.thumbnails import Thumbnails, thumbnails
 from featcache.images.groups import crossing_groups
 from featcache.images.sources import open_source
 from featcache.spec import ImageRow, Progress, silent
-from featcache.sweeps.tasks import SHARE, physical_memory
+from featcache.sweeps.tap_data import SHARE, physical_memory
 
 log = logging.getLogger(__name__)
 

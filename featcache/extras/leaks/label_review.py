@@ -138,6 +138,6 @@ def csv_line(cells: Sequence[str]) -> bytes:
     text = io.StringIO()
     # Before Python 3.13 csv does not quote a bare \r by itself.
     has_return = any("\r" in cell for cell in cells)
-    quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(cells)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
+    writer.writerow(cells)
     return os.fsencode(text.getvalue())

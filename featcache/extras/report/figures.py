@@ -10,7 +10,8 @@ from typing import Any
 from featcache.cache.reader import Cache
 from featcache.extras.report.plots import Line, curves, steps
 from featcache.sweeps import Run, Trial
-from featcache.sweeps.run import by_depth, spelt
+from featcache.sweeps.inputs import by_depth
+from featcache.sweeps.trial import spelt
 
 STRENGTHS = (
     "C",

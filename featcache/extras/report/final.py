@@ -18,10 +18,10 @@ from featcache.models import image_source, load_model
 from featcache.models.assemble import logits_of
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.metrics import Said, Score, score_of
+from featcache.sweeps.inputs import digest_of_rows, features_of, single_taps
+from featcache.sweeps.metrics import Predictions, Score, score_of
 from featcache.sweeps.records import LOOKS, new_look, read_record, write_record
-from featcache.sweeps.run import digest_of_rows, features_of, single_taps
-from featcache.sweeps.unseen import judging
+from featcache.sweeps.unseen import rows_that_judge
 from featcache.text import printable
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import predict_logits
@@ -35,7 +35,7 @@ class Final:
     run: Run  # with the record that test was opened
     scores: Mapping[str, Score]  # {name of the head or of a fine-tuned model: its score}, the head first
     rows: Sequence[ImageRow] = field(repr=False)  # the test images
-    said: Mapping[str, Said] = field(repr=False)  # {name: what it predicts of them}
+    said: Mapping[str, Predictions] = field(repr=False)  # {name: what it predicts of them}
     models: Mapping[Path, str]  # {file of a fine-tuned model: its name}
 
     @property
@@ -50,13 +50,13 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
     return score_of(head_said(chosen, split), chosen.run.settings.metric)
 
 
-def head_said(chosen: Chosen, split: str) -> Said:
+def head_said(chosen: Chosen, split: str) -> Predictions:
     """Return what a head predicts of the images of a split. Raises DataError if it is empty."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
     has_logits = chosen.trial.log_loss is not None
-    return Said.of(cache.labels(rows), predicted, chosen.logits(rows) if has_logits else None)
+    return Predictions.of(cache.labels(rows), predicted, chosen.logits(rows) if has_logits else None)
 
 
 def model_score(
@@ -76,13 +76,13 @@ def model_said(
     split: str,
     images: Images | str | Path | None = None,
     progress: Progress = silent,
-) -> Said:
+) -> Predictions:
     """Return what an assembled Keras model predicts of the images of a split. Raises DataError if it is empty."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
     judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
     logits = predict_logits(logits_of(model), judged, progress=progress, step=f"judge on {split} images")
-    return Said.of(judged.labels, logits.argmax(axis=1), logits)
+    return Predictions.of(judged.labels, logits.argmax(axis=1), logits)
 
 
 def final_scores(
@@ -114,7 +114,7 @@ def open_test(
         raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
     run.looks()  # raises now if a record is damaged, not when test has been opened
     again = ", fitted on train and val" if chosen.refit else ""
-    said: dict[str, Said] = {}
+    said: dict[str, Predictions] = {}
     models: dict[Path, str] = {}
     with opening([chosen]) as scores:
         said[f"head {number} ({chosen.trial.head}{again})"] = head_said(chosen, "test")
@@ -201,7 +201,7 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
 def rows_of_split(run: Run, cache: Cache, split: str) -> list[ImageRow]:
     """Return the images of a split that can judge. Raises DataError if there are none."""
     labelled = [row for row in cache.usable(split) if row.label]
-    rows = judging(cache, labelled, split, single_taps(cache, run.settings.taps))
+    rows = rows_that_judge(cache, labelled, split, single_taps(cache, run.settings.taps))
     if labelled and not rows:
         raise DataError(
             f"All {len(labelled)} {split} images trained or chose the backbone of {', '.join(run.settings.taps)}, so "

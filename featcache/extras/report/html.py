@@ -36,8 +36,8 @@ from featcache.models import image_source
 from featcache.outputs import Kind, check_output
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.comparing import said_by
-from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, score_of, value_of
+from featcache.sweeps.comparing import predictions_on_selection
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Predictions, Score, score_of, value_of
 from featcache.text import printable
 
 log = logging.getLogger(__name__)
@@ -79,12 +79,12 @@ class Report:
         """Return what the head predicts: of the images that chose it, or of validation where a tuned model was."""
         if self.chosen is None:
             return None
-        if self.trainings and self.run.settings.cv:
+        if self.trainings and self.run.settings.selection.is_within_train:
             rows = self.run.rows(self.cache, "val")
             predicted = self.chosen.estimator.predict(self.chosen.features(rows))
             logits = None if self.chosen.trial.log_loss is None else self.chosen.logits(rows)
-            return Judged(rows, Said.of(self.cache.labels(rows), predicted, logits), self.classes)
-        return Judged(*said_by(self.chosen), self.classes)
+            return Judged(rows, Predictions.of(self.cache.labels(rows), predicted, logits), self.classes)
+        return Judged(*predictions_on_selection(self.chosen), self.classes)
 
     @cached_property
     def tuned(self) -> Training | None:
@@ -100,7 +100,7 @@ class Report:
         """Return what the model that the page is about predicts of the images that chose it."""
         if self.tuned is not None and self.tuned.said is not None:
             return Judged(self.tuned.rows, self.tuned.said, self.classes)
-        return None if self.chosen is None else Judged(*said_by(self.chosen), self.classes)
+        return None if self.chosen is None else Judged(*predictions_on_selection(self.chosen), self.classes)
 
     @cached_property
     def tested_names(self) -> list[str]:
@@ -382,14 +382,12 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _how(run: Run) -> str:
-    cv = run.settings.cv
-    way = "the validation split"
-    if cv:
-        way = "train, leaving one out" if cv == "loo" else f"train, by {cv}-fold cross-validation"
-    text = f"{run.num_select} images of {way}; {run.num_train} trained"
+    selection = run.settings.selection
+    text = f"{run.num_select} images ({selection.describe()}); {run.num_train} trained"
     if not run.unjudged:
         return text
-    return f"{text}. {unjudged_text(run.unjudged, len(run.classes), 'training' if cv else 'validation')}"
+    images = "training" if selection.is_within_train else "validation"
+    return f"{text}. {unjudged_text(run.unjudged, len(run.classes), images)}"
 
 
 def _settings(run: Run) -> str:

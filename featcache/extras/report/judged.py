@@ -12,7 +12,7 @@ import numpy as np
 from featcache.arrays import Classes
 from featcache.extras.report import plots
 from featcache.spec import ImageRow
-from featcache.sweeps.metrics import Said, wilson
+from featcache.sweeps.metrics import Predictions, wilson
 
 SHOWN = 24  # mistakes, and least certain images
 MOST_CONFUSED = 12
@@ -23,7 +23,7 @@ class Judged:
     """What the best head said of the images that chose."""
 
     rows: Sequence[ImageRow]
-    said: Said
+    said: Predictions
     classes: tuple[str, ...]
 
     @property

@@ -9,7 +9,7 @@ from featcache.extras.report.table import shortened
 from featcache.heads.estimators import family_of
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import better
-from featcache.sweeps.run import spelt
+from featcache.sweeps.trial import spelt
 from featcache.text import table, wrapped
 
 WIDE = 34  # characters from the lowest to the highest end of an interval

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes
-from featcache.sweeps.metrics import NUM_BINS, Said, wilson
+from featcache.sweeps.metrics import NUM_BINS, Predictions, wilson
 
 INK = "#010203"  # stands for the colour of the page's text, and is used for nothing else
 COLOURS = ("#3b7dd8", "#d9722b", "#2f9e6e", "#c94f7c", "#8a6fd1", "#b08a1e", "#2ba3b8", "#8c8c8c")
@@ -115,7 +115,7 @@ def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
     return svg.text
 
 
-def calibration(said: Said, *, about: str) -> str:
+def calibration(said: Predictions, *, about: str) -> str:
     """Return how often predictions are right against how sure they were, in bins, with 95 % intervals (Wilson)."""
     assert said.confidence is not None
     bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -132,7 +132,7 @@ def calibration(said: Said, *, about: str) -> str:
     return svg.text
 
 
-def confusions(said: Said, num_classes: int) -> Classes:
+def confusions(said: Predictions, num_classes: int) -> Classes:
     """Return (K, K) how many images of a class (row) were taken for another (column)."""
     flat = np.bincount(said.truth * num_classes + said.predicted, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)

@@ -15,7 +15,7 @@ from featcache.errors import DataError
 from featcache.heads.steps import NONE, STANDARDISE
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
-from featcache.sweeps.run import LOO, spelt
+from featcache.sweeps.trial import spelt
 from featcache.sweeps.unseen import why_not_left_out
 from featcache.text import counted, fits, interval, printable, table, wrapped
 
@@ -106,9 +106,7 @@ def trial_fields(trial: Trial) -> dict[str, object]:
 def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bool = True) -> str:
     """Return what was done, the best trials, and the final scores if the test split was opened."""
     settings = run.settings
-    how = "the validation split"
-    if settings.cv:
-        how = "leaving one out" if settings.cv == LOO else f"{settings.cv}-fold cross-validation within train"
+    how = settings.selection.describe()
     lines = [
         f"Run {run.path}",
         f"{len(run.classes)} classes, {run.num_train} training images, chosen on {run.num_select} images by {how}.",
@@ -246,18 +244,19 @@ def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str
 
 def _on_images(run: Run) -> list[str]:
     """Return what to know of the images that trained and chose: how few they are, and which classes they lack."""
+    is_within_train = run.settings.selection.is_within_train
     notes = []
     if run.num_select < FEW_SELECT:
         # Runs of earlier versions have heads that nothing calibrated: their temperature is exactly 1.
         is_calibrated = all(trial.temperature != 1 for trial in run.ranked if trial.log_loss is not None)
         text = f"Only {run.num_select} images chose" + (" and calibrated the probabilities" if is_calibrated else "")
-        may_be_more = run.settings.cv is None and run.num_train > run.num_select and _can_leave_out(run)
+        may_be_more = not is_within_train and run.num_train > run.num_select and _can_leave_out(run)
         notes.append(f"{text}; --cv 5 would choose on {run.num_train}." if may_be_more else f"{text}.")
     if run.settings.shots is not None:
-        chose = "" if run.settings.cv else f", and at most {run.settings.shots} validation images chose"
+        chose = "" if is_within_train else f", and at most {run.settings.shots} validation images chose"
         notes.append(f"At most {run.settings.shots} images per class trained{chose} (--shots).")
     if run.unjudged:
-        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if run.settings.cv else "validation"))
+        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))
     return notes
 
 

@@ -13,9 +13,9 @@ from featcache.extras.report import figures
 from featcache.files import file_digest
 from featcache.spec import ImageRow
 from featcache.sweeps import Run
-from featcache.sweeps.comparing import PREDICTIONS, read_predictions
-from featcache.sweeps.metrics import Said, Score, better
+from featcache.sweeps.metrics import Predictions, Score, better
 from featcache.sweeps.records import TUNED, predictions_of, read_record
+from featcache.sweeps.stored_predictions import PREDICTIONS, read_predictions
 from featcache.text import printable
 
 NEEDED = (
@@ -31,7 +31,7 @@ class Training:
     record: Mapping[str, Any] = field(repr=False)
     plots: Sequence[tuple[str, str]] = field(repr=False)  # (title, SVG): score, and losses, by epoch
     rows: Sequence[ImageRow] = field(repr=False)  # the validation images
-    said: Said | None = field(repr=False)  # of these; None where an earlier version did not store it
+    said: Predictions | None = field(repr=False)  # of these; None where an earlier version did not store it
 
     @property
     def path(self) -> Path:

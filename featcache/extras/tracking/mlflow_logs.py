@@ -15,7 +15,7 @@ from featcache.errors import EnvironmentFault, FeatcacheError, UsageError
 from featcache.extras.tracking.tensorboard_logs import hparams, scores_of
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run
-from featcache.sweeps.run import head_file
+from featcache.sweeps.run_paths import head_file
 
 EXPERIMENT = "featcache"
 LONGEST = 6000  # characters of a parameter that MLflow takes
