@@ -20,8 +20,8 @@ from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
 from featcache.extras.export.formats import FORMATS, Format, format_of
 from featcache.extras.export.gates import Gate, score_probabilities
-from featcache.extras.export.graph import INPUT, OUTPUT
 from featcache.extras.export.origin import Origin, open_origin
+from featcache.extras.export.runtime_model import INPUT, OUTPUT
 from featcache.extras.export.sample import Runner, Sample, sample_of
 from featcache.files import disk_faults, place_folder, temporary_folder, write_whole
 from featcache.models.modelfile import kind_of, read_facts
