@@ -35,7 +35,6 @@ SETTINGS = (
     "TF_NUM_INTRAOP_THREADS",
 )
 # In the order in which `library_facts` gathers them.
-# In the order in which `library_facts` gathers them.
 SECTION_NAMES = ("packages", "hdf5", "threads", "locking", "weights", "backend", "keras")
 PROBING_S = 120
 
