@@ -12,7 +12,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses
 from featcache.extraction import Extracted, extract
 from featcache.extraction.job import CACHE
-from featcache.extras.report.final import Final, head_said, model_said, opening, rows_of_split
+from featcache.extras.report.final import Final, head_predictions, model_predictions, opening, rows_of_split
 from featcache.extras.report.html import REPORT, write_report
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
@@ -273,9 +273,9 @@ class _Job:
         spent["tuned"] += spent["features"]  # it starts from their head
         judge = _judge(run.cache())
         with opening([run.best for run in runs.values()], judge) as scores:
-            said = {kind: head_said(run.best, judge) for kind, run in runs.items()}
+            said = {kind: head_predictions(run.best, judge) for kind, run in runs.items()}
             for kind, model in models.items():
-                said[kind] = model_said(head, model.model, judge, progress=self.progress)
+                said[kind] = model_predictions(head, model.model, judge, progress=self.progress)
             lines = []
             for kind, name in WAYS.items():
                 if kind in said:
