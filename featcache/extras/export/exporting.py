@@ -104,7 +104,7 @@ def export(
             exported = _score(exported, origin, labelled, runner, required)
         # Converting takes minutes, in which another program may have written to the path.
         _check_output(file_format, path, model, inputs, force)
-        _place(temporary, path)
+        place(temporary, path)
     return replace(exported, path=Path(out), bytes=_size(path))
 
 
@@ -299,7 +299,7 @@ def _attempt(file_format: Format, failure: str, work: Callable[[], T]) -> T:
         ) from error
 
 
-def _place(temporary: Path, path: Path) -> None:
+def place(temporary: Path, path: Path) -> None:
     """Move the result to its path: a folder, or a file and the weights file beside it."""
     if temporary.is_dir():
         place_folder(temporary, path)

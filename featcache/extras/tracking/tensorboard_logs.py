@@ -57,9 +57,9 @@ def write_tensorboard(
     )
     points = points_of(run.best, images)
     ranked = run.ranked
-    metrics = {run.settings.metric: None}  # in the order in which TensorBoard shows them
+    metrics: dict[str, None] = {run.settings.metric: None}  # in the order in which TensorBoard shows them
     for trial in ranked:
-        metrics |= dict.fromkeys(trial.scores)
+        metrics.update(dict.fromkeys(trial.scores))
     metrics["fit_s"] = None
     config = api.hparams_config_pb(_domains(map(hparams, ranked)), [api.Metric(name) for name in metrics])
     with temporary_folder(beside=target) as temporary:
