@@ -137,7 +137,8 @@ def csv_line(cells: Sequence[str]) -> bytes:
     """Return the bytes of one line. A path has the same bytes as on the disk."""
     text = io.StringIO()
     # Before Python 3.13 csv does not quote a bare \r by itself.
-    has_return = any("\r" in cell for cell in cells)
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL)
-    writer.writerow(cells)
+    if any("\r" in cell for cell in cells):
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(cells)
+    else:
+        csv.writer(text, lineterminator="\n").writerow(cells)
     return os.fsencode(text.getvalue())

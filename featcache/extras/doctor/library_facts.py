@@ -1,7 +1,7 @@
-"""Print facts that need libraries which may be broken, a line of JSON each: `python -m featcache.extras.doctor.probe`.
+"""Print facts that need libraries which may be broken, a line of JSON each.
 
-A library can end the whole process (TensorFlow does with SIGILL on a CPU without AVX), so `diagnose` runs this module
-in a separate process. The lines that it printed until then are kept.
+Runs as `python -m featcache.extras.doctor.library_facts`. A library can end the whole process (TensorFlow does with
+SIGILL on a CPU without AVX), so `diagnose` runs this module in a separate process and keeps the lines printed so far.
 """
 
 from __future__ import annotations

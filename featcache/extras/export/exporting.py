@@ -20,8 +20,8 @@ from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
 from featcache.extras.export.formats import FORMATS, Format, format_of
 from featcache.extras.export.gates import Gate, score_probabilities
-from featcache.extras.export.graph import INPUT, OUTPUT
 from featcache.extras.export.origin import Origin, open_origin
+from featcache.extras.export.runtime_model import INPUT, OUTPUT
 from featcache.extras.export.sample import Runner, Sample, sample_of
 from featcache.files import disk_faults, place_folder, temporary_folder, write_whole
 from featcache.models.modelfile import kind_of, read_facts
@@ -104,7 +104,7 @@ def export(
             exported = _score(exported, origin, labelled, runner, required)
         # Converting takes minutes, in which another program may have written to the path.
         _check_output(file_format, path, model, inputs, force)
-        _place(temporary, path)
+        place(temporary, path)
     return replace(exported, path=Path(out), bytes=_size(path))
 
 
@@ -299,7 +299,7 @@ def _attempt(file_format: Format, failure: str, work: Callable[[], T]) -> T:
         ) from error
 
 
-def _place(temporary: Path, path: Path) -> None:
+def place(temporary: Path, path: Path) -> None:
     """Move the result to its path: a folder, or a file and the weights file beside it."""
     if temporary.is_dir():
         place_folder(temporary, path)
