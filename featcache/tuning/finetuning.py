@@ -32,7 +32,7 @@ from featcache.tuning.scratch import train_from_scratch
 from featcache.tuning.stages import Unfrozen
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, State, state_file
-from featcache.tuning.train import Task, Trained, train
+from featcache.tuning.train import TrainingResult, TrainingTask, train
 from featcache.tuning.tuned import Tuned
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
@@ -174,10 +174,10 @@ class _FineTuning:
                     f"{cut.layers}. Train without computing the frozen part once: --no-prefix"
                 )
 
-    def _task(self, model: Any, trains: Any, sets: tuple[Labelled, Labelled]) -> Task:
+    def _task(self, model: Any, trains: Any, sets: tuple[Labelled, Labelled]) -> TrainingTask:
         """Return the training of `trains`, the part of the model that changes, at the precision of the recipe."""
         twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
-        return Task(
+        return TrainingTask(
             model=trains,
             groups=_of_twin(groups(model, self.recipe), trains, twin),
             train_set=sets[0],
@@ -187,7 +187,7 @@ class _FineTuning:
         )
 
     def _add_reference(
-        self, model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, trained: Trained
+        self, model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, trained: TrainingResult
     ) -> None:
         """Write the model once more with its reference, which checkpoints leave out because it takes long."""
         if read_reference(path) is not None:
@@ -205,7 +205,7 @@ class _FineTuning:
         unfrozen: Sequence[Unfrozen],
         cut: prefix.Cut | None,
         prefix_s: float,
-        trained: Trained,
+        trained: TrainingResult,
     ) -> Tuned:
         return Tuned(
             model=model,

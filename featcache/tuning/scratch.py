@@ -18,7 +18,7 @@ from featcache.tuning.data import image_sets
 from featcache.tuning.optimizing import Group
 from featcache.tuning.recipe import Recipe, recipe_of
 from featcache.tuning.state import State
-from featcache.tuning.train import Task, train
+from featcache.tuning.train import TrainingTask, train
 from featcache.tuning.tuned import Tuned
 
 
@@ -62,7 +62,7 @@ def train_from_scratch(
             layer.momentum = min(layer.momentum, 0.9)
     logits = logits_of(model)
     everything = Group("all", tuple(logits.trainable_weights), recipe.learning_rate)
-    task = Task(logits, [everything], train_set, val_set, logits.weights, name="train scratch")
+    task = TrainingTask(logits, [everything], train_set, val_set, logits.weights, name="train scratch")
     state = None
     if keep is not None:
         task.facts = probe.facts | {"scratch": recipe.to_json()}
