@@ -15,9 +15,9 @@ from featcache.models.assemble import Part, assemble, logits_of
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen
 from featcache.tuning.data import image_sets
-from featcache.tuning.optimizing import Group
+from featcache.tuning.optimizing import RateGroup
 from featcache.tuning.recipe import Recipe, recipe_of
-from featcache.tuning.state import State
+from featcache.tuning.state import TrainingState
 from featcache.tuning.train import TrainingTask, train
 from featcache.tuning.tuned import Tuned
 
@@ -61,13 +61,13 @@ def train_from_scratch(
         if hasattr(layer, "momentum"):
             layer.momentum = min(layer.momentum, 0.9)
     logits = logits_of(model)
-    everything = Group("all", tuple(logits.trainable_weights), recipe.learning_rate)
+    everything = RateGroup("all", tuple(logits.trainable_weights), recipe.learning_rate)
     task = TrainingTask(logits, [everything], train_set, val_set, logits.weights, name="train scratch")
     state = None
     if keep is not None:
         task.facts = probe.facts | {"scratch": recipe.to_json()}
         task.keep = lambda reached: reached.save(keep)
-        state = State.find(keep, task.facts, resume)
+        state = TrainingState.find(keep, task.facts, resume)
     trained = train(task, recipe, progress, state)
     return Tuned(
         model=model,

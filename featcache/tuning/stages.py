@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"(?P<number>-?\d+)(?P<slice>:?)")  # "8": the last 8 layer
 
 
 @dataclass(frozen=True)
-class Unfrozen:
+class TrainablePart:
     """What of a backbone trains."""
 
     num_weights: int
@@ -27,7 +27,7 @@ class Unfrozen:
     note: str = ""  # where a number of layers lies in no block's beginning
 
 
-def unfreeze(network: Any, what: str) -> Unfrozen:
+def unfreeze(network: Any, what: str) -> TrainablePart:
     """Set the trainable layers of a backbone.
 
     what: "none", "last", "all", a number of layers ("8": the last 8; "172:": from layers[172] on), "gradual",
@@ -51,7 +51,7 @@ def unfreeze(network: Any, what: str) -> Unfrozen:
         note = (
             f"Nothing of the backbone trains from layer {first} of {len(names)} on: what has weights there stays frozen"
         )
-    return Unfrozen(num_weights, block, note)
+    return TrainablePart(num_weights, block, note)
 
 
 def place(names: list[str], what: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ SUFFIX = ".state"
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """What goes on: weights and optimizer as they are, the best weights, the history."""
 
     facts: dict[str, Any]  # of the trial and the recipe
@@ -39,7 +39,7 @@ class State:
         write_arrays(path, arrays)
 
     @classmethod
-    def load(cls, path: Path, facts: dict[str, Any]) -> State:
+    def load(cls, path: Path, facts: dict[str, Any]) -> TrainingState:
         """Read it. Raises UsageError if there is none, or one of another training, NotAModel if it is damaged."""
         if not path.exists():
             raise UsageError(f"There is nothing to go on with at {path}. Leave --resume out")
@@ -55,7 +55,7 @@ class State:
         return found
 
     @classmethod
-    def find(cls, path: Path, facts: dict[str, Any], resume: bool | None) -> State | None:
+    def find(cls, path: Path, facts: dict[str, Any], resume: bool | None) -> TrainingState | None:
         """Return what to go on from. resume: it must be there, or must not; None: if it is whole and of this training.
 
         Raises what `load` raises if it must be there.

@@ -18,13 +18,13 @@ from featcache.arrays import Classes, Floats
 from featcache.errors import EnvironmentFault
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
-from featcache.tuning.data import Labelled, in_order
-from featcache.tuning.optimizing import Group, make_optimizer, rate_at
+from featcache.tuning.data import LabelledSet, in_order
+from featcache.tuning.optimizing import RateGroup, make_optimizer, rate_at
 from featcache.tuning.recipe import Recipe
-from featcache.tuning.state import State
+from featcache.tuning.state import TrainingState
 
 Checkpoint = Callable[[], None]
-KeepState = Callable[[State], None]
+KeepState = Callable[[TrainingState], None]
 VALIDATE = "judge on validation images"  # as progress calls it
 MIXTURES = tuple(step / 10 for step in range(1, 10))  # shares of the last weights; the rest are the first ones
 NO_MEMORY = (
@@ -82,9 +82,9 @@ class TrainingTask:
     """What is trained on what."""
 
     model: Any  # keras.Model: what the sets give -> logits (N, K)
-    groups: Sequence[Group]  # the weights that train: those of the twin if there is one
-    train_set: Labelled
-    val_set: Labelled
+    groups: Sequence[RateGroup]  # the weights that train: those of the twin if there is one
+    train_set: LabelledSet
+    val_set: LabelledSet
     changing: Sequence[Any]  # all weights of the model that training can change
     twin: Any = None  # the same model at reduced precision, which is the one that trains
     checkpoint: Checkpoint = lambda: None  # called whenever the model holds weights better than any before
@@ -94,7 +94,7 @@ class TrainingTask:
     name: str = "train"  # as progress calls it
 
 
-def train(task: TrainingTask, recipe: Recipe, progress: Progress, state: State | None = None) -> TrainingResult:
+def train(task: TrainingTask, recipe: Recipe, progress: Progress, state: TrainingState | None = None) -> TrainingResult:
     """Train; leave the model with its best weights.
 
     Stops early after `patience` epochs without improvement, `max_seconds` after its first step, or when the loss is not
@@ -117,7 +117,7 @@ def train(task: TrainingTask, recipe: Recipe, progress: Progress, state: State |
 
 
 def predict_logits(
-    model: Any, images: Labelled, batch: int = 32, progress: Progress = silent, step: str = "predict"
+    model: Any, images: LabelledSet, batch: int = 32, progress: Progress = silent, step: str = "predict"
 ) -> Floats:
     """Return (N, K) logits of a logits model. step: how progress, which counts images, calls it."""
     logits = []
@@ -159,7 +159,7 @@ class TrainingLoop:
             start = self.evaluate(start)
         self._add(start)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Take over the weights, the optimizer and the history of an earlier training."""
         self.history = [Epoch.from_json(facts) for facts in state.history]
         self.best = self.history[0]
@@ -297,7 +297,7 @@ class TrainingLoop:
         self.last_slots = self._slots()
         if self.task.keep is None:
             return
-        state = State(
+        state = TrainingState(
             facts=self.task.facts or {},
             weights=tuple(self.last_weights),
             best=tuple(self.best_weights),

@@ -14,9 +14,9 @@ from featcache.errors import EnvironmentFault
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps.metrics import Score
 from featcache.tuning.data import ImageSet
-from featcache.tuning.optimizing import Group
+from featcache.tuning.optimizing import RateGroup
 from featcache.tuning.recipe import Recipe
-from featcache.tuning.state import State
+from featcache.tuning.state import TrainingState
 from featcache.tuning.train import Epoch, TrainingTask, predict_logits, train
 
 loop = import_module("featcache.tuning.train")  # the package has the function under this name
@@ -50,7 +50,7 @@ def run_loop(model, recipe, checkpoint=lambda: None, images=24):
 
 def task_of(model, recipe, images=24, **more):
     logits = keras.Model(model.input, model.get_layer("logits").output)
-    group = Group("head", tuple(logits.trainable_weights), recipe.learning_rate)
+    group = RateGroup("head", tuple(logits.trainable_weights), recipe.learning_rate)
     sets = {"train_set": image_set(images), "val_set": image_set(11, seed=1), **more}
     return TrainingTask(logits, [group], changing=logits.weights, **sets)
 
@@ -224,7 +224,7 @@ def test_a_training_that_was_stopped_goes_on_bit_equal(optimizer, epochs, tmp_pa
     stopped_after(epochs, recipe, states)
     states[-1].save(tmp_path / "t.state")
     model = small_model()
-    found = train(task_of(model, recipe), recipe, lambda tick: None, State.load(tmp_path / "t.state", {}))
+    found = train(task_of(model, recipe), recipe, lambda tick: None, TrainingState.load(tmp_path / "t.state", {}))
     assert [(one.epoch, one.val_loss, one.train_loss) for one in found.history[1:]] == [
         (one.epoch, one.val_loss, one.train_loss) for one in expected.history[1:]
     ]
