@@ -173,7 +173,7 @@ class TrainingLoop:
         # Compiling made a new optimizer, so its variables are set after that.
         self.last_slots = list(state.optimizer)
         self._go_back()
-        self.is_over = state.is_over
+        self.is_over, self.stopped = state.is_over, state.stopped
 
     def run(self) -> None:
         """Train epoch after epoch, to the end."""
@@ -305,6 +305,7 @@ class TrainingLoop:
             history=tuple(epoch.to_json() for epoch in self.history),
             batch=self.recipe.batch,
             is_over=self.is_over,
+            stopped=self.stopped,
         )
         self.task.keep(state)
 
