@@ -15,7 +15,7 @@ from featcache.backbones.lineage import Lineages
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.models import Probe
-from featcache.models.assemble import Part, backbones_of, logits_of
+from featcache.models.assemble import ModelPart, backbones_of, logits_of
 from featcache.models.certificate import Certificate, certified, tolerance_of
 from featcache.models.modelfile import check_model_path, read_reference, save_model
 from featcache.models.reference import reference_of_head, reference_of_model
@@ -146,7 +146,7 @@ class _FineTuning:
             self.progress(Tick("unfreeze", 0, 0, note))
         return unfrozen
 
-    def _cut(self, model: Any, parts: Sequence[Part], sets: Sequence[LabelledSet]) -> prefix.Cut | None:
+    def _cut(self, model: Any, parts: Sequence[ModelPart], sets: Sequence[LabelledSet]) -> prefix.Cut | None:
         """Return the model in two parts, if it pays to compute the frozen one only once."""
         new_views_every_epoch = self.recipe.is_augmented and self.recipe.views is None
         if not self.recipe.prefix or new_views_every_epoch:

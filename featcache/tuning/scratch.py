@@ -11,7 +11,7 @@ from featcache.backbones.build import build, reproducibly
 from featcache.backbones.noise import all_layers
 from featcache.images.manifest import Images
 from featcache.models import Probe
-from featcache.models.assemble import Part, assemble, logits_of
+from featcache.models.assemble import ModelPart, assemble, logits_of
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen
 from featcache.tuning.data import image_sets
@@ -54,7 +54,7 @@ def train_from_scratch(
     chosen, tap = probe.chosen, probe.taps[0]
     backbone = build(replace(tap.backbone, weights="none", seed=recipe.seed), tap.preprocess.size, tap.pooling)
     with reproducibly(recipe.seed):
-        model = assemble([Part(backbone, (tap,))], None, len(chosen.run.classes))
+        model = assemble([ModelPart(backbone, (tap,))], None, len(chosen.run.classes))
     backbone.network.trainable = True  # not through `model`: it is trainable already, and Keras would not look inside
     # Keras' momentum of up to 0.999 needs thousands of steps. A short training would be scored with the statistics that
     # it started from.
