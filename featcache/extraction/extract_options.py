@@ -9,11 +9,12 @@ from pathlib import Path
 from featcache.backbones.devices import check_kinds
 from featcache.backbones.parse import Request, requests
 from featcache.errors import UsageError
+from featcache.extraction.engines import RIVALS
 from featcache.images.decode import parse_views
 from featcache.spec import ALL_BITS, DECODE_VERSION, DRAFT_VERSION, with_bits
 from featcache.spec import choose as one_of
 
-ENGINES = ("auto", "keras", "openvino")
+ENGINES = ("auto", "keras", *RIVALS)
 DECODERS = {"exact": DECODE_VERSION, "draft": DRAFT_VERSION}
 LEAST_BITS = 8
 
