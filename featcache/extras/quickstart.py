@@ -11,7 +11,7 @@ from typing import Any
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses
 from featcache.extraction import Extracted, extract
-from featcache.extraction.job import CACHE
+from featcache.extraction.api import CACHE
 from featcache.extras.report.final import Final, head_predictions, model_predictions, opening, rows_of_split
 from featcache.extras.report.html import REPORT, write_report
 from featcache.images.embedded import write_digits

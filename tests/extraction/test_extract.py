@@ -13,7 +13,7 @@ from tiny import TOY, write_images
 
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NoImages, UnknownBackbone, UnreadableImages, UsageError
-from featcache.extraction import Options, extract, job
+from featcache.extraction import Options, extract
 from featcache.extraction.engines import PixelEngine
 from featcache.images.manifest import scan
 
@@ -43,17 +43,16 @@ def test_every_option_reaches_the_job_under_the_default_of_options(photos, out, 
     assert {name: parameters[name].default for name in names} == vars(Options())
 
     values = {name: object() for name in names}
-    jobs = []
+    received = []
 
-    class FakeJob:
-        def __init__(self, images, out, options, *_, **__):
-            jobs.append(vars(options))
-            raise Killed
+    def record(images, out, options, *_, **__):
+        received.append(vars(options))
+        raise Killed
 
-    monkeypatch.setattr(job, "Job", FakeJob)
+    monkeypatch.setattr("featcache.extraction.api.open_extraction", record)
     with pytest.raises(Killed):
         extract(photos, out=out, **values)
-    assert jobs == [values]
+    assert received == [values]
 
 
 # Nothing is computed twice

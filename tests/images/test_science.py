@@ -11,7 +11,7 @@ from images.tiffs import ramp, tiff
 from PIL import Image
 
 from featcache.errors import DataError
-from featcache.images.arrays import pnm
+from featcache.images.array_source import pnm
 from featcache.images.decode import Undecodable, check_image, decode, decode_picture, thumbnail
 from featcache.images.kinds import notes
 from featcache.images.manifest import scan

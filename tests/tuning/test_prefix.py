@@ -147,9 +147,8 @@ def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(b
 
 
 def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
-    from featcache.extraction import job as extraction
 
-    monkeypatch.setattr(extraction, "_free_bytes", lambda out: 1000)
+    monkeypatch.setattr("featcache.extraction.space.free_bytes", lambda out: 1000)
     with pytest.raises(DiskFault, match=r"prefix\.h5 would need .* MB"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     assert (tmp_path / "a.keras").exists() is False

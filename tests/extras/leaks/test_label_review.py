@@ -14,7 +14,7 @@ from featcache.cache.exchange import merge_caches
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, NotARun, UsageError
 from featcache.extraction import Options, extract
-from featcache.extraction.job import Job
+from featcache.extraction.workflow import open_extraction
 from featcache.extras.leaks import apply_review, doubts, fix, labels, leaks, unapply, unfix, write_doubts
 from featcache.extras.leaks.rewriting import facts_of
 from featcache.extras.report.final import final_scores
@@ -123,9 +123,9 @@ def test_folders_that_say_another_label_win_over_an_old_review_and_edited_images
 
 def test_a_decision_between_the_scan_of_an_extraction_and_its_work_stays(cache, photos, table):
     write_images(photos, 1, first=90)
-    job = Job(photos, cache.path, Options(PIXELS), None, silent)
+    extraction = open_extraction(photos, cache.path, Options(PIXELS), None, silent)
     apply_review(cache.path, table())
-    assert len(job.run().rows) == 39
+    assert len(extraction.run().rows) == 39
     assert labels_of(cache)["blue/002.png"] == ""
 
 

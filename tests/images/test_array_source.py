@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from featcache.errors import DataError, NoImages
-from featcache.images.arrays import pnm
+from featcache.images.array_source import pnm
 from featcache.images.decode import Undecodable, decode
 from featcache.images.manifest import scan
 from featcache.images.sources import open_source
