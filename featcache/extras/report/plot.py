@@ -10,7 +10,7 @@ from featcache.heads.estimators import family_of
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import better
 from featcache.sweeps.run import spelt
-from featcache.text import table, wrapped
+from featcache.text import table
 
 WIDE = 34  # characters from the lowest to the highest end of an interval
 
@@ -25,13 +25,13 @@ def plots(run: Run) -> str:
     taps = {tap: [trial for trial in ranked if trial.tap == tap] for tap in run.settings.taps}
     taps = {tap: trials for tap, trials in taps.items() if trials}
     if len(taps) > 1:
-        short, said = shortened(taps)
-        shown += [*map(wrapped, said), _plot("tap", {short[tap]: trials for tap, trials in taps.items()}, run), ""]
+        short, lines = shortened(taps)
+        shown += [*lines, _plot("tap", {short[tap]: trials for tap, trials in taps.items()}, run), ""]
     best = [trial for trial in ranked if trial.tap == ranked[0].tap]
     for family in dict.fromkeys(family_of(trial.head).name for trial in best):
         trials = [trial for trial in best if family_of(trial.head).name == family]
         for name, lines in _parameters(trials).items():
-            shown += [wrapped(f"{family} on {best[0].tap}:"), _plot(name, lines, run), ""]
+            shown += [f"{family} on {best[0].tap}:", _plot(name, lines, run), ""]
     if not shown:
         return "Nothing to plot: there is one tap only, and no parameter of a head has two values."
     return "\n".join([*shown, f"o {run.settings.metric} of the best trial there, --- its 95 % interval."])

@@ -17,7 +17,7 @@ from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.run import LOO, spelt
 from featcache.sweeps.unseen import why_not_left_out
-from featcache.text import counted, fits, interval, printable, table, wrapped
+from featcache.text import counted, fits, interval, printable, table
 
 NAMED = 8  # classes that a note names; --json has all
 MOST_CLASSES = 20  # of which the recall on test is printed; --json has all
@@ -52,29 +52,29 @@ def trials_table(run: Run, limit: int | None = None) -> str:
         rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
     more = len(ranked) - len(rows)
     rest = [f"{more} more: featcache show {quote(str(run.path))}"] if more else []
-    spare = [name for name in ("MB", "width", "std", "fit s") if name in shown]
-    return "\n".join([*map(wrapped, where), table(list(shown), rows, spare=spare), *rest, *map(wrapped, _notes(run))])
+    spare = [name for name in ("MB", "width", "std", "fit s", "handoff") if name in shown]
+    return "\n".join([*where, table(list(shown), rows, spare=spare), *rest, *_notes(run)])
 
 
 def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Return {tap: its name without the backbone, or with a letter for it}, and the line that says so.
+    """Return {tap: its name without the backbone, or with a letter for it}, and the lines that say so.
 
     >>> shortened(["vgg16/top", "vgg16/block4_pool"])
     ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
-    >>> shortened(["vgg16/top", "vgg16/top+xception/top"])[0]
-    {'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'}
+    >>> shortened(["vgg16/top", "vgg16/top+xception/top"])
+    ({'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'}, ['On layers of:', '  A  vgg16', '  B  xception'])
     """
     parts = {tap: [part.strip().rpartition("/") for part in tap.split("+")] for tap in taps}
     backbones = list(dict.fromkeys(backbone for some in parts.values() for backbone, _, _ in some))
     letters = dict(zip(backbones, ascii_uppercase, strict=False))
     if len(backbones) == 1:
-        said, letters = f"On layers of {backbones[0]}:", {backbones[0]: ""}
+        lines, letters = [f"On layers of {backbones[0]}:"], {backbones[0]: ""}
     else:
-        said = f"On layers of {', '.join(f'{letters.get(name, name)} {name}' for name in backbones)}:"
+        lines = ["On layers of:", *(f"  {letters.get(name, name)}  {name}" for name in backbones)]
     return {
         tap: "+".join(f"{letters.get(name, name)}/{layer}".lstrip("/") for name, _, layer in some)
         for tap, some in parts.items()
-    }, [said]
+    }, lines
 
 
 def trial_fields(trial: Trial) -> dict[str, object]:
@@ -124,12 +124,12 @@ def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bo
         if left_out := run.test_opened[-1].get("left_out"):
             lines += [f"{left_out} test images are not counted: they trained or chose the backbone."]
         if unjudged := run.test_opened[-1].get("unjudged"):
-            lines += [wrapped(unjudged_text(unjudged, len(run.classes), "test"))]
+            lines += [unjudged_text(unjudged, len(run.classes), "test")]
         if len(looks) > 1:
-            lines += [wrapped(f"The test split was opened {looks_text(run)}: the more looks, the less it proves.")]
+            lines += [f"The test split was opened {looks_text(run)}: the more looks, the less it proves."]
         only_in_run = run.test_opened[-1].get("only_in_run") if run.test_opened else None
         if only_in_run:
-            lines += [wrapped(f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}")]
+            lines += [f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}"]
     elif not has_test:
         lines += ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
     elif looks:
@@ -138,7 +138,7 @@ def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bo
         head = "" if run.refitted is None else "@refit"
         report = f"featcache report {quote(f'{run.path}{head}')} --final"
         lines += [f"The test split was not read. When everything is decided: {report}"]
-    lines += [wrapped(reviewed)] if reviewed else []
+    lines += [reviewed] if reviewed else []
     return "\n".join(lines)
 
 
