@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,8 @@ from featcache_cli.screen import current
 if TYPE_CHECKING:
     from featcache.sweeps import Chosen
 
-PROGRAMS = ("featcache", "tensorboard")  # a line with a command of theirs is not broken, so that it can be copied
+_COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
+_HELD_SPACE = "\0"  # stands for a space at which no line may break
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -50,18 +52,23 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
 def print_text(text: str) -> None:
     """Print a result, or a part of it, for people to read."""
     with cleared():
-        typer.echo(_folded(text) if sys.stdout.isatty() else text)
+        typer.echo(folded(text) if sys.stdout.isatty() else text)
 
 
-def _folded(text: str) -> str:
-    """Return text whose sentences break between words; tables stay as they are, and commands can be copied whole."""
+def folded(text: str) -> str:
+    """Return text whose sentences break between words, for a terminal.
+
+    Tables stay as they are. A command stays on one line, so that it can be copied.
+    """
     from featcache.text import wrapped
 
     lines = []
     for line in text.split("\n"):
         is_table = "  " in line.strip()
-        has_command = any(f"{program} " in line for program in PROGRAMS)
-        lines.append(line if is_table or has_command else wrapped(line))
+        if not is_table:
+            held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)
+            line = wrapped(held).replace(_HELD_SPACE, " ")
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -83,7 +90,7 @@ def in_shell(value: object) -> str:
 
 def say(text: str) -> None:
     """Print a remark on stderr."""
-    text = _folded(text) if sys.stderr.isatty() else text
+    text = folded(text) if sys.stderr.isatty() else text
     if (shown := current()) is not None:
         shown.say(text)
         return

@@ -146,7 +146,7 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval, printable, table, wrapped
+    from featcache.text import interval, printable, table
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
@@ -156,7 +156,7 @@ def text(done: Trained) -> str:
         f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
         + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
         extract_command.counts(done.extracted),
-        *([wrapped(done.recipe.note, indent=0)] if done.recipe.note else []),
+        *([done.recipe.note] if done.recipe.note else []),
         "",
         "Step by step:",
         *map(printable, done.commands),

@@ -10,7 +10,7 @@ from featcache.heads.estimators import family_of
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import better
 from featcache.sweeps.trial import spelt
-from featcache.text import table, wrapped
+from featcache.text import table
 
 WIDTH = 34  # characters from the lowest to the highest end of an interval
 
@@ -28,9 +28,9 @@ def plots(run: Run) -> str:
         if trials:
             trials_of_tap[tap] = trials
     if len(trials_of_tap) > 1:
-        short_names, line = shortened(trials_of_tap)
+        short_names, notes = shortened(trials_of_tap)
         lines = {short_names[tap]: trials for tap, trials in trials_of_tap.items()}
-        blocks += [wrapped(line), _plot("tap", lines, run), ""]
+        blocks += [*notes, _plot("tap", lines, run), ""]
 
     on_best_tap = [trial for trial in ranked if trial.tap == ranked[0].tap]
     trials_of_family: dict[str, list[Trial]] = {}
@@ -38,7 +38,7 @@ def plots(run: Run) -> str:
         trials_of_family.setdefault(family_of(trial.head).name, []).append(trial)
     for family, trials in trials_of_family.items():
         for name, lines in _parameters(trials).items():
-            blocks += [wrapped(f"{family} on {ranked[0].tap}:"), _plot(name, lines, run), ""]
+            blocks += [f"{family} on {ranked[0].tap}:", _plot(name, lines, run), ""]
     if not blocks:
         return "Nothing to plot: there is one tap only, and no parameter of a head has two values."
     return "\n".join([*blocks, f"o {run.settings.metric} of the best trial there, --- its 95 % interval."])

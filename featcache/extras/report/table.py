@@ -18,7 +18,7 @@ from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.trial import spelt
 from featcache.sweeps.unseen import why_not_left_out
-from featcache.text import counted, fits, interval, printable, table, wrapped
+from featcache.text import counted, fits, interval, printable, table
 
 MOST_NAMES = 8  # classes that a note names; --json has all
 MOST_CLASSES = 20  # classes whose recall on test is printed; --json has all
@@ -49,33 +49,34 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     has_one_tap = len({trial.tap for trial in ranked}) == 1
     if has_one_tap:
         del columns["tap"], columns["width"]
-        lines.append(wrapped(f"On {ranked[0].tap}, {ranked[0].width} features:"))
+        lines.append(f"On {ranked[0].tap}, {ranked[0].width} features:")
 
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
     rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
     if not has_one_tap and not fits(list(columns), rows):
-        short_names, line = shortened(dict.fromkeys(trial.tap for trial in ranked))
-        lines.append(wrapped(line))
+        short_names, notes = shortened(dict.fromkeys(trial.tap for trial in ranked))
+        lines += notes
         tap_column = list(columns).index("tap")
         for row in rows:
             row[tap_column] = short_names[str(row[tap_column])]
-    spare = [name for name in ("MB", "width", "std", "fit s") if name in columns]
+    spare = [name for name in ("MB", "width", "std", "fit s", "handoff") if name in columns]
     lines.append(table(list(columns), rows, spare=spare))
     num_hidden = len(ranked) - len(rows)
     if num_hidden:
         lines.append(f"{num_hidden} more: featcache show {quote(str(run.path))}")
-    return "\n".join([*lines, *map(wrapped, _notes(run))])
+    return "\n".join([*lines, *_notes(run)])
 
 
-def shortened(taps: Iterable[str]) -> tuple[dict[str, str], str]:
-    """Return {tap: its name without the backbone, or with a letter for it}, and the line that explains it.
+def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return {tap: its name without the backbone, or with a letter for it}, and the lines that explain it.
 
     >>> shortened(["vgg16/top", "vgg16/block4_pool"])
-    ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, 'On layers of vgg16:')
+    ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
     >>> shortened(["vgg16/top", "vgg16/top+xception/top"])  # doctest: +NORMALIZE_WHITESPACE
     ({'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'},
-     'On layers of A vgg16, B xception (in --tap type the name, such as vgg16/top, not the letter):')
+     ['On layers of these backbones (in --tap type the name, such as vgg16/top, not the letter):',
+      '  A  vgg16', '  B  xception'])
     """
     layers_of: dict[str, list[tuple[str, str]]] = {}  # {tap: (backbone, layer) of its parts}
     for tap in taps:
@@ -87,18 +88,18 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], str]:
     backbones = list(dict.fromkeys(backbone for backbone, _ in all_layers))
     if len(backbones) == 1:
         letters = {backbones[0]: ""}
-        line = f"On layers of {backbones[0]}:"
+        lines = [f"On layers of {backbones[0]}:"]
     else:
         letters = dict(zip(backbones, ascii_uppercase, strict=False))
-        names = ", ".join(f"{letters.get(name, name)} {name}" for name in backbones)
         example = "/".join(all_layers[0])
-        line = f"On layers of {names} (in --tap type the name, such as {example}, not the letter):"
+        lines = [f"On layers of these backbones (in --tap type the name, such as {example}, not the letter):"]
+        lines += [f"  {letters.get(name, name)}  {name}" for name in backbones]
 
     short_names: dict[str, str] = {}
     for tap, layers in layers_of.items():
         parts = [f"{letters.get(backbone, backbone)}/{layer}".lstrip("/") for backbone, layer in layers]
         short_names[tap] = "+".join(parts)
-    return short_names, line
+    return short_names, lines
 
 
 def trial_fields(trial: Trial) -> dict[str, object]:
@@ -142,7 +143,7 @@ def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bo
     ]
     reviewed = reviewed_text(run)
     if reviewed:
-        lines.append(wrapped(reviewed))
+        lines.append(reviewed)
     return "\n".join(lines)
 
 
@@ -164,11 +165,11 @@ def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> 
     if left_out := opened.get("left_out"):
         lines.append(f"{left_out} test images are not counted: they trained or chose the backbone.")
     if unjudged := opened.get("unjudged"):
-        lines.append(wrapped(unjudged_text(unjudged, len(run.classes), "test")))
+        lines.append(unjudged_text(unjudged, len(run.classes), "test"))
     if len(looks) > 1:
-        lines.append(wrapped(f"The test split was opened {looks_text(run)}: the more looks, the less it proves."))
+        lines.append(f"The test split was opened {looks_text(run)}: the more looks, the less it proves.")
     if only_in_run := opened.get("only_in_run"):
-        lines.append(wrapped(f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}"))
+        lines.append(f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}")
     return lines
 
 
