@@ -181,8 +181,9 @@ def _hint(error: Any, context: Any) -> str:
 def _say(message: str, code: int) -> int:
     """Print an error as one line, and return the exit code."""
     from featcache.text import printable
+    from featcache_cli.options import in_flags
 
-    sys.stderr.write(f"featcache: {printable(' '.join(message.split()))}\n")
+    sys.stderr.write(f"featcache: {printable(in_flags(' '.join(message.split())))}\n")
     return code
 
 
