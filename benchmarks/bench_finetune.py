@@ -31,7 +31,7 @@ from featcache.backbones.noise import all_layers
 from featcache.extras.report.final import head_score, model_score
 from featcache.heads.softmax import DenseSoftmax
 from featcache.images.sources import open_source
-from featcache.models import Start
+from featcache.models import Probe
 from featcache.models.assemble import backbones_of, logits_of
 from featcache.models.certificate import load_pixels
 from featcache.sweeps import Chosen
@@ -187,7 +187,7 @@ def whole(chosen: Chosen, what: str, compiled: bool = True) -> Any:
     """Return the whole model up to its logits, with the same layers unfrozen."""
     import keras
 
-    model = logits_of(Start(chosen).model())
+    model = logits_of(Probe.open(chosen).model())
     unfreeze(backbones_of(model)[0], what)
     if compiled:
         optimizer = keras.optimizers.AdamW(1e-6, weight_decay=1e-4)
@@ -215,7 +215,7 @@ def arrays(chosen: Chosen) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
 
 def work_ratio(chosen: Chosen, what: str, num_train: int, num_val: int) -> float:
     """Return how many more multiplications an epoch of the whole takes than one of the part that trains."""
-    network = backbones_of(Start(chosen).model())[0]
+    network = backbones_of(Probe.open(chosen).model())[0]
     unfreeze(network, what)
     work = [(multiplications(layer), bool(layer.trainable_weights)) for layer in all_layers(network)]
     first = next(at for at, (_, trains) in enumerate(work) if trains)

@@ -9,11 +9,11 @@ from typing import Any
 from featcache.images.manifest import Images
 from featcache.models.certificate import Certificate, certified
 from featcache.models.modelfile import check_model_path, load_model, save_model
+from featcache.models.probe import Probe, image_source
 from featcache.models.reference import Reference, reference_of_head
-from featcache.models.start import Start, image_source
 from featcache.sweeps import Chosen
 
-__all__ = ["Certificate", "Reference", "Start", "handoff", "image_source", "load_model", "save_model"]
+__all__ = ["Certificate", "Probe", "Reference", "handoff", "image_source", "load_model", "save_model"]
 
 
 def handoff(
@@ -32,14 +32,14 @@ def handoff(
     Raises UsageError if something else lies at `out` or taps take images of different sizes, WeightsMismatch if the
     backbone's weights are not those the features were made with, ParityFailed if the logits differ.
     """
-    start = Start(chosen)
+    probe = Probe.open(chosen, images)
     if out is not None:
-        check_model_path(Path(out), start.facts, inputs=start.files, force=force)
-    model = start.model()
-    model.certificate = certified(model, start, image_source(chosen, images))
+        check_model_path(Path(out), probe.facts, inputs=probe.files, force=force)
+    model = probe.model()
+    model.certificate = certified(model, probe)
     model.class_names = chosen.run.classes
     if out is not None:
-        check_model_path(Path(out), start.facts, inputs=start.files, force=force)  # the proof may have taken minutes
-        facts = start.facts | {"certificate": asdict(model.certificate)}
-        save_model(model, Path(out), facts, start.lineages(), reference_of_head(start))
+        check_model_path(Path(out), probe.facts, inputs=probe.files, force=force)  # the proof may have taken minutes
+        facts = probe.facts | {"certificate": asdict(model.certificate)}
+        save_model(model, Path(out), facts, probe.lineages(), reference_of_head(probe))
     return model

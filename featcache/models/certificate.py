@@ -24,7 +24,7 @@ from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.models.assemble import logits_of
 from featcache.models.divergence import first_divergence
-from featcache.models.start import Start
+from featcache.models.probe import Probe
 from featcache.spec import ImageRow, Preprocess, Tap
 
 log = logging.getLogger(__name__)
@@ -80,30 +80,30 @@ def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()
     )
 
 
-def certified(model: Any, start: Start, source: Source) -> Certificate:
+def certified(model: Any, probe: Probe) -> Certificate:
     """Return the certificate of a model on 64 images that its run trained or chose on.
 
     Raises ParityFailed, naming the first layer that diverges, or if a taught head does not say what its teacher says.
     """
-    rows = sorted([*start.rows("train"), *start.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
+    rows = sorted([*probe.rows("train"), *probe.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
     log.info("Comparing the model with its head on %d images", len(rows))
-    pixels = load_pixels(source, rows, start.chosen.preprocess)
+    pixels = load_pixels(probe.source, rows, probe.preprocess)
     before = model.get_weights()
-    found = certify(model, pixels, start.logits(rows), start.chosen.taps)
+    found = certify(model, pixels, probe.logits(rows), probe.taps)
     if not found.passed:
         model.set_weights(before)  # normalisation that trains has moved its statistics
-        chosen = start.chosen
+        chosen = probe.chosen
         raise ParityFailed(
             f"Parity failed for {chosen.run.path}@{chosen.trial.trial}: its logits differ from the cached head's by "
             f"{found.inference:.2g} in inference and {found.training:.2g} in training, on {found.images} images, over "
-            f"{found.tolerance:.2g}. The first that diverges: {first_divergence(model, start, pixels, rows)}"
+            f"{found.tolerance:.2g}. The first that diverges: {first_divergence(model, probe, pixels, rows)}"
         )
-    agreement = start.agreement()
+    agreement = probe.agreement()
     if agreement is not None and agreement.high < LEAST_TAUGHT:
         raise ParityFailed(
-            f"The dense head that {start.chosen.trial.head} taught names its class on {agreement.value:.1%} of the "
+            f"The dense head that {probe.chosen.trial.head} taught names its class on {agreement.value:.1%} of the "
             f"images that chose, clearly fewer than {LEAST_TAUGHT:.0%}, so it is another head. Hand off one that is "
-            f"exact: featcache show {quote(str(start.chosen.run.path))}"
+            f"exact: featcache show {quote(str(probe.chosen.run.path))}"
         )
     return Certificate(**{**vars(found), "distilled": None if agreement is None else agreement.value})
 

@@ -11,19 +11,19 @@ from featcache.arrays import Floats, Pixels
 from featcache.backbones.build import entering
 from featcache.backbones.graph import outputs_of
 from featcache.models.assemble import backbones_of, logits_of
-from featcache.models.start import Start
+from featcache.models.probe import Probe
 from featcache.spec import ImageRow
 
 LARGEST = 1e-4  # difference, of the largest value that the layer gives
 IMAGES = 4  # every activation of every layer is kept
 
 
-def first_divergence(model: Any, start: Start, pixels: Pixels, rows: Sequence[ImageRow]) -> str:
+def first_divergence(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow]) -> str:
     """Say which layer is the first whose values differ, of the backbones and then of the head, or which tap's features.
 
     The backbones are compared, in inference and in training, with themselves built anew in inference.
     """
-    for network, part in zip(backbones_of(model), start.parts(), strict=True):
+    for network, part in zip(backbones_of(model), probe.parts(), strict=True):
         anew = part.backbone.tapped([tap.layer for tap in part.taps], "anew")
         entry = entering(anew, np.asarray(pixels[:IMAGES], np.float32), part.taps[0].preprocess)
         expected = _values(anew, entry, training=False)
@@ -31,23 +31,23 @@ def first_divergence(model: Any, start: Start, pixels: Pixels, rows: Sequence[Im
             name = _first(_values(network, entry, training=training), expected)
             if name is not None:
                 return f"layer '{name}' of {network.name}, in {'training' if training else 'inference'}"
-    return _of_head(model, start, pixels, rows)
+    return _of_head(model, probe, pixels, rows)
 
 
-def _of_head(model: Any, start: Start, pixels: Pixels, rows: Sequence[ImageRow]) -> str:
+def _of_head(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow]) -> str:
     import keras
 
     logits = logits_of(model)
-    number = len(start.head.layers) - 1
+    number = len(probe.head.layers) - 1
     names = [f"head_{at}" for at in range(number)] + ["logits"]
     first = logits.get_layer(names[0]).input
     given = keras.Model(logits.input, first if not isinstance(first, list) else first[0])
-    features = start.chosen.features(rows[:IMAGES])
+    features = probe.features(rows[:IMAGES])
     now = np.asarray(given.predict_on_batch(pixels[:IMAGES]))[:, : features.shape[1]]
     if _apart(now, features):
-        return f"the features of tap '{start.chosen.trial.tap}', which the cache has otherwise. Extract them anew"
+        return f"the features of tap '{probe.chosen.trial.tap}', which the cache has otherwise. Extract them anew"
     values, expected = {}, {}
-    for name, layer in zip(names, start.head.layers, strict=True):
+    for name, layer in zip(names, probe.head.layers, strict=True):
         features = layer(features)
         expected[name] = features
         values[name] = np.asarray(

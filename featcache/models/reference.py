@@ -19,7 +19,7 @@ import io
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,12 +29,10 @@ from featcache.arrays import Classes, Floats
 from featcache.errors import TooFewClasses, UsageError
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import make_pipeline
-from featcache.images.sources import Source
 from featcache.models.assemble import FEATURES, LOGITS
 from featcache.models.certificate import load_pixels
-from featcache.models.start import Start
+from featcache.models.probe import Probe
 from featcache.spec import ImageRow
-from featcache.sweeps import Chosen
 from featcache.sweeps.tasks import folds_of
 from featcache.sweeps.unseen import why_not_left_out
 
@@ -127,110 +125,116 @@ def known_of(directions: Floats, features: Floats, logits: Floats) -> Known:
     return Known(1 - (_unit(features) @ directions.T).max(axis=1), logits.max(axis=1))
 
 
-def reference_of_head(start: Start) -> Reference | None:
-    """Return the reference of a model as it is handed over, from cached features; None without images to make it of.
+def reference_of_head(probe: Probe) -> Reference | None:
+    """Return the reference of a model as it is handed off, from cached features; None without images to make it from.
 
-    Of a head that was fitted on validation images too, it is what the head said before.
+    A head that was fitted on validation images, too, keeps the reference from before that.
     """
-    chosen = start.chosen
-    train, val = _few(start)
-    directions = directions_of(chosen.features(train), chosen.run.cache().labels(train), len(chosen.run.classes))
+    num_classes = len(probe.chosen.run.classes)
+    train, val = _few(probe)
+    directions = directions_of(probe.features(train), probe.labels(train), num_classes)
     known = []
     if val:
-        before = Start(replace(chosen, refit=False)) if chosen.refit else start
-        known.append(known_of(directions, chosen.features(val), before.logits(val)))
+        # The refitted head has seen the validation images, so they would look less strange than new ones.
+        before_refit = replace(probe, chosen=replace(probe.chosen, refit=False)) if probe.chosen.refit else probe
+        known.append(known_of(directions, probe.features(val), before_refit.logits(val)))
     if len(val) < FEW_VAL:
-        known += _left_out(start)
+        known += _left_out(probe)
     return Reference.of(directions, known) if known else None
 
 
-def _left_out(start: Start) -> list[Known]:
+def _left_out(probe: Probe) -> list[Known]:
     """Return what the training images of each fold look like to a head that was fitted on the other folds.
 
-    Nothing where they cannot be left out, or are so many that fitting the folds would take long; of a head that was
-    fitted on few of them, and of one that teaches another.
+    Return nothing where images cannot be left out, where there are so many that fitting the folds would take long, for
+    a head that was fitted on a small part of them, and for one that only teaches another.
     """
-    chosen, trial = start.chosen, start.chosen.trial
-    cache, asked = chosen.run.cache(), chosen.run.settings
-    rows = sorted(start.rows("train"), key=_digest)
-    if trial.few or not start.is_exact or len(rows) > MOST_VAL:
+    trial, settings = probe.chosen.trial, probe.chosen.run.settings
+    num_classes = len(probe.chosen.run.classes)
+    rows = sorted(probe.rows("train"), key=_digest)
+    if trial.few or not probe.is_exact or len(rows) > MOST_VAL:
         return []
-    if any(why_not_left_out(cache, rows, tap.name) for tap in chosen.taps):
+    if any(why_not_left_out(probe.cache, rows, tap.name) for tap in probe.taps):
         return []
-    X, y = chosen.features(rows), cache.labels(rows)
+
+    X, y = probe.features(rows), probe.labels(rows)
     num_folds = min(NUM_FOLDS, int(np.bincount(y).max()))
     if num_folds < 2:
         return []
     try:
-        folds = folds_of(rows, y, num_folds, asked.seed)
+        folds = folds_of(rows, y, num_folds, settings.seed)
     except TooFewClasses:
         return []
+
     known = []
-    for fit_on, held in folds:
-        estimator = make_pipeline(trial.head, trial.params, asked.class_weight, asked.seed, trial.prepare)
+    for fit_on, held_out in folds:
+        estimator = make_pipeline(trial.head, trial.params, settings.class_weight, settings.seed, trial.prepare)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the sweep has told what did not converge
+                warnings.simplefilter("ignore")  # the sweep has already reported what did not converge
                 estimator.fit(X[fit_on], y[fit_on])
-        except Exception:  # fewer images than components, for one
+        except Exception:  # for example, fewer images than components
             return []
-        logits = decision_logits(estimator, X[held]) / trial.temperature
-        # The reference keeps directions of PER_CLASS images: those of more would lie nearer to the images held out,
-        # and the threshold would come out too low.
-        shown = np.concatenate([fit_on[y[fit_on] == label][:PER_CLASS] for label in range(len(chosen.run.classes))])
-        directions = directions_of(X[shown], y[shown], len(chosen.run.classes))
-        known.append(known_of(directions, X[held], logits))
+        logits = decision_logits(estimator, X[held_out]) / trial.temperature
+        # The reference keeps the directions of PER_CLASS images. Directions of more images would lie nearer to the
+        # images held out, and the threshold would come out too low.
+        shown = np.concatenate([fit_on[y[fit_on] == label][:PER_CLASS] for label in range(num_classes)])
+        directions = directions_of(X[shown], y[shown], num_classes)
+        known.append(known_of(directions, X[held_out], logits))
     return known
 
 
-def reference_of_model(model: Any, start: Start, source: Source) -> Reference | None:
+def reference_of_model(model: Any, probe: Probe) -> Reference | None:
     """Return the reference of a model whose features have moved, from the images; None without validation images.
 
-    Training images cannot be left out of such a model, so few validation images stay few.
+    Training images cannot be left out of such a model, so a few validation images must do.
     """
-    train, val = _few(start)
+    train, val = _few(probe)
     if not val:
         return None
     log.info("Learning what %d known images look like", len(train) + len(val))
-    chosen, inside = start.chosen, inspected(model)
-    of_train, of_val = (_outputs(inside, chosen, source, rows) for rows in (train, val))
-    directions = directions_of(of_train[0], chosen.run.cache().labels(train), len(chosen.run.classes))
-    return Reference.of(directions, [known_of(directions, *of_val)])
+    inside = inspected(model)
+    train_features, _ = _outputs(inside, probe, train)
+    val_features, val_logits = _outputs(inside, probe, val)
+    directions = directions_of(train_features, probe.labels(train), len(probe.chosen.run.classes))
+    return Reference.of(directions, [known_of(directions, val_features, val_logits)])
 
 
 def inspected(model: Any) -> Any:
     """Return an assembled model as one that gives features (N, D), logits and probabilities (N, K)."""
     import keras
 
-    inner = [model.get_layer(name).output for name in (FEATURES, LOGITS)]
-    return keras.Model(model.input, [*inner, model.output], name="inspected")
+    features, logits = model.get_layer(FEATURES).output, model.get_layer(LOGITS).output
+    return keras.Model(model.input, [features, logits, model.output], name="inspected")
 
 
-def _few(start: Start) -> tuple[list[ImageRow], list[ImageRow]]:
+def _few(probe: Probe) -> tuple[list[ImageRow], list[ImageRow]]:
     """Return some training images of every class, and validation images, chosen by their content."""
     by_class: dict[str, list[ImageRow]] = defaultdict(list)
-    for row in sorted(start.rows("train"), key=_digest):
+    for row in sorted(probe.rows("train"), key=_digest):
         by_class[row.label].append(row)
-    train = [row for rows in by_class.values() for row in rows[:PER_CLASS]]
-    return train, sorted(start.rows("val"), key=_digest)[:MOST_VAL]
+    train: list[ImageRow] = []
+    for rows in by_class.values():
+        train += rows[:PER_CLASS]
+    return train, sorted(probe.rows("val"), key=_digest)[:MOST_VAL]
 
 
 def _digest(row: ImageRow) -> str:
     return row.digest
 
 
-def _outputs(inside: Any, chosen: Chosen, source: Source, rows: Sequence[ImageRow]) -> tuple[Floats, Floats]:
-    features, logits = zip(*_batches(inside, chosen, source, rows), strict=True)
+def _outputs(inside: Any, probe: Probe, rows: Sequence[ImageRow]) -> tuple[Floats, Floats]:
+    """Return features (N, D) and logits (N, K) that an inspected model gives for images."""
+    features, logits = [], []
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        pixels = load_pixels(probe.source, batch, probe.preprocess)
+        # Batches of one size: Keras compiles once for each shape.
+        padding = np.zeros((BATCH - len(batch), *pixels.shape[1:]), np.uint8)
+        outputs = inside.predict_on_batch(np.concatenate([pixels, padding]))
+        features.append(np.asarray(outputs[0])[: len(batch)])
+        logits.append(np.asarray(outputs[1])[: len(batch)])
     return np.concatenate(features), np.concatenate(logits)
-
-
-def _batches(inside: Any, chosen: Chosen, source: Source, rows: Sequence[ImageRow]) -> Iterator[tuple[Floats, Floats]]:
-    for at in range(0, len(rows), BATCH):
-        some = rows[at : at + BATCH]
-        pixels = load_pixels(source, some, chosen.preprocess)
-        pixels = np.concatenate([pixels, np.zeros((BATCH - len(some), *pixels.shape[1:]), np.uint8)])
-        features, logits, _ = inside.predict_on_batch(pixels)
-        yield np.asarray(features)[: len(some)], np.asarray(logits)[: len(some)]
 
 
 def _strangeness(usual: Floats, known: Known) -> Floats:

@@ -321,6 +321,10 @@ class Chosen:
 
         What is not stored is fitted again. Raises UnknownHead if that takes a class that the user did not name.
         """
+        return self.fitted()
+
+    def fitted(self, cache: Cache | None = None) -> Any:
+        """Return the estimator. cache: that of the run, if it is open already."""
         trial = self.trial
         try:
             check_heads_of_file([trial.head])
@@ -329,7 +333,7 @@ class Chosen:
         if trial.size:
             path = head_file(self.run.path, "refit" if self.refit else trial.trial)
             return store.load(path, trial.head, trial.params, trial.width, trial.prepare, len(self.run.classes))
-        cache = self.run.cache()
+        cache = self.run.cache() if cache is None else cache
         rows = [row for split in ("train", "val")[: 1 + self.refit] for row in self.run.rows(cache, split)]
         if trial.few is not None:
             rows = [rows[at] for at in few_of(cache.labels(rows), *trial.few)]

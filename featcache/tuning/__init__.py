@@ -1,6 +1,6 @@
 """Model -> trained model: start at the head, unfreeze chosen blocks, never end worse."""
 
-from featcache.tuning.job import finetune
+from featcache.tuning.finetuning import finetune
 from featcache.tuning.recipe import Recipe
 from featcache.tuning.scratch import from_scratch
 from featcache.tuning.tuned import Tuned

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +19,9 @@ from featcache.errors import DataError
 from featcache.extraction.pipeline import num_threads
 from featcache.images.augment import augmented
 from featcache.images.sources import Source
+from featcache.models import Probe
 from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
-from featcache.sweeps import Chosen
 from featcache.tuning.recipe import NO_AUGMENTATION, Recipe
 
 KEEP_BYTES = 512 * 2**20
@@ -138,13 +138,23 @@ def in_order(images: Labelled) -> Classes:
     return np.arange(len(images))
 
 
-def image_sets(chosen: Chosen, source: Source, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
-    """Return the images that train, augmented as asked, and those that choose. Raises DataError if there are none."""
-    cache = chosen.run.cache()
-    rows = {split: chosen.run.rows(cache, split) for split in ("train", "val")}
-    if not rows["val"]:
+def image_sets(probe: Probe, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
+    """Return the training images, augmented as the recipe says, and the validation images.
+
+    Raises DataError if there are no validation images.
+    """
+    train, val = probe.rows("train"), probe.rows("val")
+    if not val:
         raise DataError(
-            f"{cache.path} has no validation images, so nothing can tell whether fine-tuning helps. Split again"
+            f"{probe.cache.path} has no validation images, so nothing can tell whether fine-tuning helps. Split again"
         )
-    train_set, val_set = (ImageSet(source, rows[one], cache.labels(rows[one]), chosen.preprocess) for one in rows)
-    return replace(train_set, augment=recipe.augment, views=recipe.views, seed=recipe.seed), val_set
+    train_set = ImageSet(
+        probe.source,
+        train,
+        probe.labels(train),
+        probe.preprocess,
+        augment=recipe.augment,
+        views=recipe.views,
+        seed=recipe.seed,
+    )
+    return train_set, ImageSet(probe.source, val, probe.labels(val), probe.preprocess)

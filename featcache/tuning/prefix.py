@@ -1,9 +1,10 @@
 """The frozen part of a model, computed once: training runs only the rest, which shares its weights with the whole.
 
-A backbone is cut at the last layer that everything runs through before the first that trains. What that layer gives is
-a tap like any other, extracted into prefix.h5 of the run under the promises of every cache: known by content and
-fingerprint, safe against kills, verified. Taps that lie before the cut, or of backbones that do not train at all, come
-from the run's own cache.
+A backbone is cut at a bottleneck: a layer that every path from the image to the outputs runs through. The best cut is
+the last bottleneck before the first layer that trains. What that layer gives is a tap like any other, extracted into
+prefix.h5 of the run under the promises of every cache: identified by content and fingerprint, safe against kills,
+verified. Taps that lie before the cut, or that belong to backbones which do not train at all, come from the run's own
+cache.
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ from featcache.cache.reader import Cache
 from featcache.errors import DiskFault
 from featcache.extraction import extract_taps
 from featcache.files import reserve
-from featcache.images.sources import Source
-from featcache.models import Start
+from featcache.models import Probe
 from featcache.models.assemble import FEATURES, LOGITS, Part, backbones_of
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
 from featcache.sweeps.tasks import physical_memory
 from featcache.tuning.data import ActivationSet
 from featcache.tuning.recipe import Recipe
 
-SHARE = 4  # of the memory of the machine that activations may take; more lie on the disk
-BLOCK = 256  # images that are read at once
+SHARE = 4  # activations may take a quarter of the machine's memory; larger ones are kept on disk
+BLOCK = 256  # images read at once
 
 
 @dataclass(frozen=True)
@@ -51,87 +51,94 @@ class Cut:
 def cut(model: Any, parts: Sequence[Part], order: Sequence[str]) -> Cut | None:
     """Return the assembled model cut before what trains; None where a backbone trains from its first layers on.
 
-    order: the names of the taps as their features stand side by side.
+    order: the names of the taps in the order in which their features are joined.
     """
     import keras
 
     taps: list[Tap] = []
     inputs: list[Any] = []
-    features: dict[str, Any] = {}
+    features: dict[str, Any] = {}  # {tap: its pooled features, as tensors of the part that trains}
     for network, part in zip(backbones_of(model), parts, strict=True):
-        boundary, later = _boundary(network, part)
-        if boundary is None and later:
+        boundary, taps_behind = _boundary(network, part)
+        if boundary is None and taps_behind:
             return None
+        # A tap before the cut does not change in training: its features enter the head directly.
         for tap in part.taps:
-            if tap not in later:
+            if tap not in taps_behind:
                 taps.append(tap)
                 inputs.append(keras.Input(_width_of(network, part, tap), name=f"features_{len(inputs)}"))
                 features[tap.name] = inputs[-1]
-        if boundary is not None and later:
+        if boundary is not None and taps_behind:
+            # Keras builds the rest from the tensors of the network itself, so both share their layers and weights.
             entry = outputs_of(network)[boundary][0]
+            ends = [network.outputs[part.taps.index(tap)] for tap in taps_behind]
+            rest = keras.Model(entry, ends, name=f"{network.name}_rest")
             taps.append(_at(part.taps[0], boundary))
             inputs.append(keras.Input(entry.shape[1:], name=f"activations_{len(inputs)}"))
-            ends = [network.outputs[part.taps.index(tap)] for tap in later]
-            maps = keras.Model(entry, ends, name=f"{network.name}_rest")(inputs[-1])
-            features |= {tap.name: pooled(one, tap.pooling) for one, tap in zip(maps, later, strict=True)}
-    beside = [features[name] for name in order]
-    together = beside[0] if len(beside) == 1 else keras.layers.Concatenate()(beside)
+            for tap, activations in zip(taps_behind, rest(inputs[-1]), strict=True):
+                features[tap.name] = pooled(activations, tap.pooling)
+    ordered = [features[name] for name in order]
+    joined = ordered[0] if len(ordered) == 1 else keras.layers.Concatenate()(ordered)
     head = keras.Model(model.get_layer(FEATURES).output, model.get_layer(LOGITS).output, name="head")
-    return Cut(tuple(taps), keras.Model(inputs, head(together), name="rest"))
+    return Cut(tuple(taps), keras.Model(inputs, head(joined), name="rest"))
 
 
 def activations(
-    found: Cut, start: Start, source: Source, recipe: Recipe, progress: Progress
+    cut_model: Cut, probe: Probe, recipe: Recipe, progress: Progress
 ) -> tuple[ActivationSet, ActivationSet]:
-    """Return what enters the part that trains, of the training and of the validation images; compute what is missing.
+    """Return what enters the part that trains, for the training and the validation images; compute what is missing.
 
     Raises DiskFault if it does not fit on the disk, ImagesChanged if an image is not what was cached.
     """
-    cache, folder = start.chosen.run.cache(), start.chosen.run.path
-    train, val = start.rows("train"), start.rows("val")
-    is_small = bytes_needed(found, recipe, len(train), len(val)) <= physical_memory() / SHARE
-    plain = _stores(
-        found.taps,
-        val if recipe.is_augmented else train + val,
-        [IDENTITY],
-        cache,
-        folder / "prefix.h5",
-        source,
-        progress,
-    )
-    views, of_train = [IDENTITY], plain
+    run, taps = probe.chosen.run.path, cut_model.taps
+    train, val = probe.rows("train"), probe.rows("val")
+    is_small = bytes_needed(cut_model, recipe, len(train), len(val)) <= physical_memory() / SHARE
+
+    # Augmented training never sees the images as they are, so only validation needs that view.
+    unchanged = val if recipe.is_augmented else train + val
+    plain_stores = _stores(taps, unchanged, [IDENTITY], probe, run / "prefix.h5", progress)
+    views, train_stores = [IDENTITY], plain_stores
     if recipe.is_augmented:
         views = [f"{recipe.augment}-{number}" for number in range(1, (recipe.views or 1) + 1)]
-        of_train = _stores(found.taps, train, views, cache, folder / f"prefix-{recipe.augment}.h5", source, progress)
-    arrays = [[_array(store, train, tap, is_small) for store, tap in of_train[view]] for view in views]
-    of_val = [[_array(store, val, tap, is_small) for store, tap in plain[IDENTITY]]]
+        train_stores = _stores(taps, train, views, probe, run / f"prefix-{recipe.augment}.h5", progress)
+
+    of_train = []
+    for view in views:
+        of_train.append([_array(store, train, tap, is_small) for store, tap in train_stores[view]])
+    of_val = [_array(store, val, tap, is_small) for store, tap in plain_stores[IDENTITY]]
     return (
-        ActivationSet(arrays, cache.labels(train), recipe.seed),
-        ActivationSet(of_val, cache.labels(val), recipe.seed),
+        ActivationSet(of_train, probe.labels(train), recipe.seed),
+        ActivationSet([of_val], probe.labels(val), recipe.seed),
     )
 
 
-def bytes_needed(found: Cut, recipe: Recipe, num_train: int, num_val: int) -> int:
+def bytes_needed(cut_model: Cut, recipe: Recipe, num_train: int, num_val: int) -> int:
     """Return the bytes of all activations."""
-    per_image = sum(prod(one.shape[1:]) * 4 for one in found.model.inputs)
-    return int(per_image * (num_train * (recipe.views or 1) + num_val))
+    bytes_per_image = sum(prod(tensor.shape[1:]) * 4 for tensor in cut_model.model.inputs)  # float32
+    return int(bytes_per_image * (num_train * (recipe.views or 1) + num_val))
 
 
 def _boundary(network: Any, part: Part) -> tuple[str | None, list[Tap]]:
-    """Return the layer to cut a backbone at, and the taps of it that lie behind.
+    """Return the layer to cut a backbone at, and its taps that lie behind the cut.
 
-    None for the layer if nothing but its input lies before what trains.
+    The layer is None if there is no bottleneck with weights before what trains: computing it once would save nothing.
     """
     order = operations(network)
-    position = {one: at for at, one in enumerate(order)}
-    trains = [at for at, one in enumerate(order) if getattr(one, "trainable_weights", ())]
-    first = trains[0] if trains else len(order)
-    ends = [position[output._keras_history.operation] for output in network.outputs]
-    later = [tap for tap, end in zip(part.taps, ends, strict=True) if end >= first]
-    through = set(bottlenecks(network))
-    weighs = [at for at, one in enumerate(order) if getattr(one, "weights", ())]
-    cuts = [at for at, one in enumerate(order) if one.name in through and weighs and weighs[0] <= at < first]
-    return (order[cuts[-1]].name if cuts else None), later
+    position = {operation: at for at, operation in enumerate(order)}
+    trained = [at for at, operation in enumerate(order) if getattr(operation, "trainable_weights", ())]
+    first_trained = trained[0] if trained else len(order)
+
+    taps_behind = []
+    for tap, output in zip(part.taps, network.outputs, strict=True):
+        if position[output._keras_history.operation] >= first_trained:
+            taps_behind.append(tap)
+
+    weighted = [at for at, operation in enumerate(order) if getattr(operation, "weights", ())]
+    if not weighted:
+        return None, taps_behind
+    names = set(bottlenecks(network))
+    candidates = [operation.name for operation in order[weighted[0] : first_trained] if operation.name in names]
+    return (candidates[-1] if candidates else None), taps_behind
 
 
 def _width_of(network: Any, part: Part, tap: Tap) -> tuple[int, ...]:
@@ -149,35 +156,45 @@ def _stores(
     taps: Sequence[Tap],
     rows: Sequence[ImageRow],
     views: Sequence[str],
-    cache: Cache,
+    probe: Probe,
     out: Path,
-    source: Source,
     progress: Progress,
 ) -> dict[str, list[tuple[Cache, Tap]]]:
-    """Return for every view and tap the cache that holds it of these images: that of the run, or the one at `out`."""
+    """Return {view: [(cache that holds the tap, tap)]} for images: the run's cache, or the one at `out`."""
+    cached = {tap.fingerprint for tap in probe.cache.taps.values()}
     wanted = {view: [replace(tap, view=view) for tap in taps] for view in views}
-    known = {tap.fingerprint for tap in cache.taps.values()}
-    missing = [tap for of_view in wanted.values() for tap in of_view if tap.fingerprint not in known]
-    stored = extract_taps(cache, source, rows, missing, out=out, progress=progress) if missing else cache
-    return {view: [(stored if tap in missing else cache, tap) for tap in wanted[view]] for view in views}
+    missing = []
+    for taps_of_view in wanted.values():
+        missing += [tap for tap in taps_of_view if tap.fingerprint not in cached]
+    extracted = probe.cache
+    if missing:
+        # All views in one call: each image is read once.
+        extracted = extract_taps(probe.cache, probe.source, rows, missing, out=out, progress=progress)
+    stores: dict[str, list[tuple[Cache, Tap]]] = {}
+    for view, taps_of_view in wanted.items():
+        stores[view] = [(extracted if tap in missing else probe.cache, tap) for tap in taps_of_view]
+    return stores
 
 
 def _array(store: Cache, rows: Sequence[ImageRow], tap: Tap, is_small: bool) -> Any:
     """Return (N, ...) float32: in memory if all is small, else in a file without a name beside the cache."""
-    name = next(one.name for one in store.taps.values() if one.fingerprint == tap.fingerprint)
+    name = next(stored.name for stored in store.taps.values() if stored.fingerprint == tap.fingerprint)
     if is_small:
         return store.features(rows, name)
     shape = (len(rows), *store.features(rows[:1], name).shape[1:])
     with tempfile.TemporaryFile(dir=store.path.parent) as file:
         _reserve(file.fileno(), prod(shape) * 4, store.path)
-        found = np.memmap(file, np.float32, "r+", shape=shape)
-    for at in range(0, len(rows), BLOCK):
-        found[at : at + BLOCK] = store.features(rows[at : at + BLOCK], name)
-    return found
+        array = np.memmap(file, np.float32, "r+", shape=shape)
+    for start in range(0, len(rows), BLOCK):
+        array[start : start + BLOCK] = store.features(rows[start : start + BLOCK], name)
+    return array
 
 
 def _reserve(descriptor: int, nbytes: int, beside: Path) -> None:
-    """Have the disk keep room for a file: what is mapped cannot say later that there is none. Raises DiskFault."""
+    """Reserve disk space for a mapped file. Raises DiskFault.
+
+    Without it, writing to the map on a full disk would end the process (SIGBUS) instead of raising an error.
+    """
     try:
         reserve(descriptor, nbytes)
     except OSError as error:

@@ -10,13 +10,13 @@ from typing import Any
 from featcache.backbones.build import build, reproducibly
 from featcache.backbones.noise import all_layers
 from featcache.images.manifest import Images
-from featcache.models import Start, image_source
+from featcache.models import Probe
 from featcache.models.assemble import Part, assemble, logits_of
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen
 from featcache.tuning.data import image_sets
 from featcache.tuning.optimizing import Group
-from featcache.tuning.recipe import recipe_of
+from featcache.tuning.recipe import Recipe, recipe_of
 from featcache.tuning.state import State
 from featcache.tuning.train import Task, train
 from featcache.tuning.tuned import Tuned
@@ -44,8 +44,15 @@ def from_scratch(
     """
     fixed = {"learning_rate": learning_rate, "epochs": epochs, "patience": patience, "max_seconds": max_seconds}
     recipe = recipe_of(chosen, {"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
-    train_set, val_set = image_sets(chosen, image_source(chosen, images), recipe)
-    tap = chosen.taps[0]
+    return train_from_scratch(Probe.open(chosen, images), recipe, keep, resume, progress)
+
+
+def train_from_scratch(
+    probe: Probe, recipe: Recipe, keep: Path | None, resume: bool | None, progress: Progress
+) -> Tuned:
+    """Train as `from_scratch` does, on the images of an opened trial."""
+    train_set, val_set = image_sets(probe, recipe)
+    chosen, tap = probe.chosen, probe.taps[0]
     backbone = build(replace(tap.backbone, weights="none", seed=recipe.seed), tap.preprocess.size, tap.pooling)
     with reproducibly(recipe.seed):
         model = assemble([Part(backbone, (tap,))], None, len(chosen.run.classes))
@@ -58,7 +65,7 @@ def from_scratch(
     task = Task(logits, [everything], train_set, val_set, logits.weights, name="train scratch")
     state = None
     if keep is not None:
-        task.facts = Start(chosen).facts | {"scratch": recipe.to_json()}
+        task.facts = probe.facts | {"scratch": recipe.to_json()}
         task.keep = lambda reached: reached.save(keep)
         state = State.find(keep, task.facts, resume)
     trained = train(task, recipe, progress, state)

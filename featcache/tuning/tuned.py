@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Floats
+from featcache.cache.reader import Cache
 from featcache.errors import NotARun
 from featcache.files import file_digest, make_folder, write_arrays
 from featcache.models.certificate import Certificate
@@ -70,18 +71,19 @@ class Tuned:
         """Return the epochs that trained."""
         return tuple(one for one in self.history if one.epoch and one.mixture is None)
 
-    def save(self) -> None:
+    def save(self, cache: Cache | None = None) -> None:
         """Record in its run how it got there, for reports; controls that it had before stay. Raises DiskFault.
 
         What it predicts of the validation images lies beside the record, which names the digest of that file: after a
         kill between the two, the record does not take the predictions of another training for its own.
+        cache: that of the run, if it is open already.
         """
         if self.path is None:
             return
         path = record_of(self.chosen.run.path, self.path)
         predictions = predictions_of(path)
         make_folder(path.parent)
-        write_arrays(predictions, self._predicted())
+        write_arrays(predictions, self._predicted(self.chosen.run.cache() if cache is None else cache))
         now = datetime.datetime.now(datetime.UTC)
         facts = self.to_json() | {
             "file": str(self.path.resolve()),
@@ -97,9 +99,8 @@ class Tuned:
                     facts["controls"] = before["controls"]
         write_record(path, facts)
 
-    def _predicted(self) -> dict[str, Any]:
+    def _predicted(self, cache: Cache) -> dict[str, Any]:
         """Return what it predicts of the validation images, as arrays in their order."""
-        cache = self.chosen.run.cache()
         truth = cache.labels(self.chosen.run.rows(cache, "val"))
         predicted = self.val_logits.argmax(axis=1).astype(np.int32)
         said = Said.of(truth, predicted, self.val_logits)

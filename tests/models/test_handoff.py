@@ -10,7 +10,7 @@ import pytest
 from tiny import TOY
 
 import featcache.heads.absorb as absorb
-import featcache.tuning.job as tuning
+import featcache.tuning.finetuning as tuning
 from featcache.backbones.build import build, entering
 from featcache.errors import ImagesChanged, NotAModel, ParityFailed, UsageError, WeightsMismatch
 from featcache.extraction import extract
@@ -19,7 +19,7 @@ from featcache.images.manifest import scan
 from featcache.images.sources import open_source
 from featcache.models import Certificate, handoff, load_model
 from featcache.models.certificate import TOLERANCE, load_pixels
-from featcache.models.start import Start
+from featcache.models.probe import Probe
 from featcache.spec import Preprocess
 from featcache.sweeps import sweep
 from featcache.sweeps.metrics import wilson
@@ -188,7 +188,7 @@ def test_class_names_tap_and_certificate_travel_inside(handed, logreg):
 
 
 def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatch, tmp_path):
-    starting = import_module("featcache.models.start")
+    starting = import_module("featcache.models.probe")
     monkeypatch.setattr(starting, "build", lambda spec, *how: build(replace(spec, seed=7), *how))
     with pytest.raises(
         WeightsMismatch, match=r"'glyphnet' \(none\) are not those that tap 'glyphnet:weights=none/top'"
@@ -279,7 +279,7 @@ def test_a_step_that_was_not_absorbed_is_caught(logreg, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("same", "images", "is_refused"), [(62, 250, True), (11, 13, False), (200, 250, True)])
 def test_a_taught_head_that_says_something_else_is_refused(same, images, is_refused, toy_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(Start, "agreement", lambda self: wilson(same, images))
+    monkeypatch.setattr(Probe, "agreement", lambda self: wilson(same, images))
     if not is_refused:
         assert handoff(toy_run[1]).certificate.distilled == same / images
         return
@@ -290,7 +290,7 @@ def test_a_taught_head_that_says_something_else_is_refused(same, images, is_refu
 
 def test_a_temperature_that_was_not_absorbed_is_caught(toy_run, monkeypatch):
     exact = absorb.exact_head
-    starting = import_module("featcache.models.start")
+    starting = import_module("featcache.models.probe")
     monkeypatch.setattr(starting, "exact_head", lambda estimator, tap, temperature: exact(estimator, tap))
     with pytest.raises(ParityFailed, match="Parity failed"):
         handoff(of_family(toy_run, "svm"))
@@ -304,8 +304,8 @@ def test_the_layer_of_the_head_that_diverges_is_named(toy_run, monkeypatch):
 
 
 def test_features_that_are_others_now_are_named(logreg, monkeypatch):
-    features = type(logreg).features
-    monkeypatch.setattr(type(logreg), "features", lambda self, rows: features(self, rows) * 1.1)
+    features = Probe.features
+    monkeypatch.setattr(Probe, "features", lambda self, rows: features(self, rows) * 1.1)
     with pytest.raises(ParityFailed, match=r"the features of tap 'glyphnet:weights=none/top', which the cache has"):
         handoff(logreg)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from featcache.errors import NotAModel, UsageError
 from featcache.models import handoff, reference
 from featcache.models.modelfile import read_reference
+from featcache.models.probe import Probe
 from featcache.models.reference import (
     NUM_FOLDS,
     PER_CLASS,
@@ -17,7 +18,6 @@ from featcache.models.reference import (
     reference_of_head,
     reference_of_model,
 )
-from featcache.models.start import Start, image_source
 
 
 def made(seed=0, num_val=40, num_classes=3, width=8):
@@ -91,25 +91,25 @@ def test_it_is_read_as_it_was_written():
 def test_it_travels_in_the_model_and_says_of_images_what_it_says_of_cached_features(logreg, tmp_path, monkeypatch):
     model = handoff(logreg, tmp_path / "m.keras")
     found = read_reference(tmp_path / "m.keras")
-    start = Start(logreg)
-    by_images = reference_of_model(model, start, image_source(logreg, None))
+    probe = Probe.open(logreg)
+    by_images = reference_of_model(model, probe)
     np.testing.assert_allclose(found.directions, by_images.directions, atol=1e-5)
     assert found.directions.shape == (3, logreg.trial.width)
     # Few validation images: training images, left out fold by fold, count too.
-    assert len(found.seen) == len(start.rows("val")) + len(start.rows("train"))
+    assert len(found.seen) == len(probe.rows("val")) + len(probe.rows("train"))
     monkeypatch.setattr("featcache.models.reference.FEW_VAL", 0)
-    of_val = reference_of_head(start)
-    assert len(of_val.seen) == len(start.rows("val"))
+    of_val = reference_of_head(probe)
+    assert len(of_val.seen) == len(probe.rows("val"))
     np.testing.assert_allclose(of_val.seen, by_images.seen, atol=1e-2)
 
 
 def test_few_training_images_of_every_class_are_enough(logreg, monkeypatch):
-    asked = []
-    features = type(logreg).features
-    monkeypatch.setattr(type(logreg), "features", lambda self, rows: asked.append(rows) or features(self, rows))
+    read = []
+    features = Probe.features
+    monkeypatch.setattr(Probe, "features", lambda self, rows: read.append(rows) or features(self, rows))
     monkeypatch.setattr("featcache.models.reference.PER_CLASS", 2)
-    reference_of_head(Start(logreg))
-    assert len(asked[0]) == 2 * 3
+    reference_of_head(Probe.open(logreg))
+    assert len(read[0]) == 2 * 3
     assert PER_CLASS == 50
 
 
@@ -119,7 +119,7 @@ def test_directions_within_folds_come_from_as_many_images_as_those_that_are_kept
     make = reference.directions_of
     monkeypatch.setattr(reference, "directions_of", lambda X, *rest: sizes.append(len(X)) or make(X, *rest))
     monkeypatch.setattr(reference, "PER_CLASS", 2)
-    reference_of_head(Start(logreg))
+    reference_of_head(Probe.open(logreg))
     assert sizes == [2 * 3] * (1 + NUM_FOLDS)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.heads.estimators import FAMILIES
-from featcache.models import Start
+from featcache.models import Probe
 from featcache.sweeps import Run, budget, sweep, trials, writer
 from featcache.sweeps.budget import Clock, parse_seconds
 
@@ -168,7 +168,7 @@ def test_what_was_not_tried_has_no_score_anywhere(hard, tmp_path):
     assert all(rows[trial.trial]["score"] == f"{trial.score:.4f}" for trial in run.ranked)
     assert Run.open(run.path) == run
     with pytest.raises(UsageError, match=r"\) of .* has no head: dropped: .*Take RUN@best"):
-        Start(run[dropped[0].trial])
+        Probe.open(run[dropped[0].trial])
 
 
 def test_one_group_is_tried_however_little_time_there_is(hard, tmp_path):

@@ -26,7 +26,7 @@ from featcache.extras.report.final import final_scores
 from featcache.extras.report.html import write_report
 from featcache.extras.report.table import text_report, trials_table
 from featcache.models import handoff
-from featcache.models.start import Start
+from featcache.models.probe import Probe
 from featcache.sweeps import Run, advise, compare, sweep
 from featcache.sweeps.unseen import roles
 from featcache.tuning import finetune
@@ -369,6 +369,6 @@ def test_a_record_that_the_system_does_not_let_be_read_is_no_missing_one(tmp_pat
 
 def test_only_files_of_the_user_are_inputs_of_a_model(scene, tmp_path):
     cache = extract(scene.photos, "pixels:size=4", out=tmp_path / "pixels.h5")
-    assert Start(sweep(cache, "ridge", out=tmp_path / "run").best).files == [cache.path]
+    assert Probe.open(sweep(cache, "ridge", out=tmp_path / "run").best).files == [cache.path]
     best = sweep(scene.features, "ridge", taps=["tuned/top"], out=tmp_path / "tuned.run").best
-    assert Start(best).files == [scene.features.path, scene.tuned]
+    assert Probe.open(best).files == [scene.features.path, scene.tuned]

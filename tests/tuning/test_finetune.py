@@ -12,7 +12,7 @@ from featcache.backbones.noise import all_layers
 from featcache.errors import DataError, UnknownBlock, UsageError
 from featcache.files import file_digest, read_arrays
 from featcache.images.sources import open_source
-from featcache.models import Start, load_model
+from featcache.models import Probe, load_model
 from featcache.models.assemble import backbones_of, head_layers
 from featcache.models.certificate import load_pixels
 from featcache.models.modelfile import read_reference
@@ -57,10 +57,10 @@ def test_its_predictions_on_validation_lie_beside_its_record_and_go_with_it(last
 
 
 def test_the_file_tells_strange_images_by_its_own_features_not_by_those_of_the_start(last, weak):
-    start, source = Start(weak), open_source(weak.run.cache().root)
-    kept, now = read_reference(last.path), reference_of_model(last.model, start, source)
+    probe = Probe.open(weak)
+    kept, now = read_reference(last.path), reference_of_model(last.model, probe)
     np.testing.assert_allclose(kept.seen, now.seen, atol=1e-4)
-    assert np.abs(kept.directions - reference_of_head(start).directions).max() > 1e-2
+    assert np.abs(kept.directions - reference_of_head(probe).directions).max() > 1e-2
 
 
 def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
@@ -68,7 +68,7 @@ def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
     assert (tuned.best.epoch, tuned.best.val.value) == (0, 1.0)
     assert len(tuned.history) > 1
     assert max(one.val.value for one in tuned.history[1:]) < 1
-    assert not changed(weights_of(Start(perfect).model()), weights_of(tuned.model))
+    assert not changed(weights_of(Probe.open(perfect).model()), weights_of(tuned.model))
 
 
 def test_epoch_0_is_the_head_and_its_score_is_that_of_the_sweep(last, weak):
@@ -82,14 +82,14 @@ def test_it_gets_better_and_the_best_epoch_is_the_argmax(last):
 
 
 def test_only_what_was_unfrozen_has_changed(last, weak):
-    before, after = weights_of(Start(weak).model()), weights_of(last.model)
+    before, after = weights_of(Probe.open(weak).model()), weights_of(last.model)
     moved = {"block_4_a_conv", "block_4_b_conv", "block_4_shortcut_conv", "out_conv", "logits"}
     assert changed(before, after) == moved
     assert last.num_trainable == sum(before[name][0].size for name in moved if name != "logits")
 
 
 def test_normalisation_keeps_its_statistics(last, weak):
-    before, after = weights_of(Start(weak).model()), weights_of(last.model)
+    before, after = weights_of(Probe.open(weak).model()), weights_of(last.model)
     names = [name for name in before if name.endswith("_bn")]
     assert len(names) > 5
     assert not changed({name: before[name] for name in names}, after)
@@ -121,7 +121,7 @@ def test_one_seed_makes_two_fine_tunings_equal(weak, last, tmp_path):
 
 def test_with_nothing_unfrozen_only_the_head_trains(weak, tmp_path):
     tuned = finetune(weak, tmp_path / "t.keras", unfreeze="none", epochs=2, learning_rate=1e-3)
-    assert changed(weights_of(Start(weak).model()), weights_of(tuned.model)) == {"logits"}
+    assert changed(weights_of(Probe.open(weak).model()), weights_of(tuned.model)) == {"logits"}
     assert tuned.num_trainable == 0
 
 
@@ -194,7 +194,7 @@ def scratch(weak, monkeypatch):
 
 def test_from_scratch_starts_at_random_and_trains_everything(weak, scratch):
     tuned, before = scratch
-    start, after = weights_of(Start(weak).model()), weights_of(tuned.model)
+    start, after = weights_of(Probe.open(weak).model()), weights_of(tuned.model)
     assert set(start) == set(after)
     assert {name for name in start if not name.endswith("_bn")} <= changed(start, before)
     assert changed(before, after) == set(after)  # the statistics of batch normalisation too

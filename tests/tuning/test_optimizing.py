@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from featcache.models import Start
+from featcache.models import Probe
 from featcache.models.assemble import backbones_of
 from featcache.tuning.optimizing import HEAD, Group, groups, make_optimizer, rate_at
 from featcache.tuning.recipe import Recipe
@@ -15,7 +15,7 @@ PLAIN = {"sgd": 0.0}  # momentum of those that have one
 
 @pytest.fixture
 def model(weak):
-    found = Start(weak).model()
+    found = Probe.open(weak).model()
     unfreeze(backbones_of(found)[0], "block_3")
     return found
 

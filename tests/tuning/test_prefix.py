@@ -16,10 +16,10 @@ from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NotACache, ParityFailed, UsageError
 from featcache.extraction import extract
 from featcache.extraction.engines import KerasEngine
-from featcache.models import Start, handoff, load_model
+from featcache.models import Probe, handoff, load_model
 from featcache.models.assemble import backbones_of, logits_of
 from featcache.sweeps import Run, sweep
-from featcache.tuning import finetune, job, prefix
+from featcache.tuning import finetune, finetuning, prefix
 from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
 from featcache.tuning.state import State
@@ -125,11 +125,11 @@ def test_several_taps_and_backbones_are_each_cut(toy, tmp_path):
 
 
 def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
-    start = Start(weak)
-    parts = start.parts()
-    model = start.model(parts)
+    probe = Probe.open(weak)
+    parts = probe.parts()
+    model = probe.model(parts)
     unfreeze(backbones_of(model)[0], "last")
-    found = prefix.cut(model, parts, start.order)
+    found = prefix.cut(model, parts, probe.tap_names)
     inside = {id(weight) for weight in logits_of(model).weights}
     assert all(id(weight) in inside for weight in found.model.weights)
     trains = {id(weight) for weight in model.trainable_weights}
@@ -140,7 +140,7 @@ def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
 def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(broken, fresh, tmp_path, monkeypatch):
     plain, rows = prefix._array, fresh.run.rows(fresh.run.cache(), broken)
     monkeypatch.setattr(prefix, "_array", lambda *which: plain(*which) + 0.1 * (which[1] == rows))
-    monkeypatch.setattr(job, "train", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr(finetuning, "train", lambda *args: pytest.fail("training began"))
     with pytest.raises(ParityFailed, match=r"The part that would train differs by .* --no-prefix"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     assert not (tmp_path / "a.keras").exists()
@@ -274,7 +274,7 @@ def test_the_parity_of_the_result_is_that_of_its_file(fresh, tmp_path):
     assert facts["finetuned"]["unfreeze"] == "last"
     assert facts["certificate"] == vars(tuned.certificate)
     assert handoff(fresh).certificate.inference == pytest.approx(tuned.certificate.inference, abs=1e-5)
-    assert job.CHECKED >= 32
+    assert finetuning.NUM_CHECKED >= 32
 
 
 @pytest.mark.slow

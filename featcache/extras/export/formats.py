@@ -27,7 +27,7 @@ from featcache.extras.export.graph import INPUT, OUTPUT, of_one_size, write_save
 from featcache.extras.export.origin import Origin
 from featcache.extras.export.sample import Runner
 from featcache.files import temporary_folder
-from featcache.models import Start
+from featcache.models import Probe
 from featcache.models.modelfile import MEMBER, is_ours, save_model
 from featcache.models.reference import reference_of_head
 
@@ -112,7 +112,7 @@ def _write_keras(origin: Origin, path: Path, facts: Facts, calibration: Pixels |
         path.write_bytes(model_file.read_bytes())
     else:
         assert origin.chosen is not None
-        save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(Start(origin.chosen)))
+        save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(Probe.open(origin.chosen)))
 
 
 def _read_keras(path: Path) -> Runner:

@@ -9,7 +9,7 @@ from typing import Any
 
 from featcache.backbones.lineage import UNRECORDED, Lineages, lineages_in
 from featcache.errors import DataError, UnknownHead, UsageError
-from featcache.models import Start, handoff, load_model
+from featcache.models import Probe, handoff, load_model
 from featcache.spec import Preprocess, Tap
 from featcache.sweeps import Chosen, Run, open_trial
 
@@ -32,7 +32,7 @@ class Origin:
     def lineages(self) -> Lineages:
         """Return which images trained it or helped to choose it."""
         if self.chosen is not None and not Path(self.name).is_file():
-            return Start(self.chosen).lineages()
+            return Probe.open(self.chosen).lineages()
         return lineages_in(Path(self.name)) or UNRECORDED
 
     @property
@@ -55,7 +55,7 @@ def open_origin(text: str, run: str | Path | None = None) -> Origin:
         raise UsageError(f"--run goes with a MODEL.keras; {text} names its run itself")
     chosen = open_trial(text)
     model = handoff(chosen)
-    facts = Start(chosen).facts | {"certificate": asdict(model.certificate)}
+    facts = Probe.open(chosen).facts | {"certificate": asdict(model.certificate)}
     return Origin(text, model, facts, chosen)
 
 
@@ -84,4 +84,4 @@ def _trial_in(run: Run, facts: dict[str, Any]) -> Chosen | None:
         chosen = run["refit" if facts.get("refit") else facts["trial"]]
     except (UnknownHead, KeyError):
         return None
-    return chosen if Start(chosen).digest == facts.get("start") else None
+    return chosen if Probe.open(chosen).digest == facts.get("start") else None

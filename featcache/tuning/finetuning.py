@@ -1,0 +1,261 @@
+"""Fine-tuning from a head: assemble the model, prove that it starts at the head, train it, and keep the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Floats
+from featcache.backbones.lineage import Lineages
+from featcache.errors import ParityFailed, UsageError
+from featcache.images.manifest import Images
+from featcache.models import Probe
+from featcache.models.assemble import Part, backbones_of, logits_of
+from featcache.models.certificate import Certificate, certified, tolerance_of
+from featcache.models.modelfile import check_model_path, read_reference, save_model
+from featcache.models.reference import reference_of_head, reference_of_model
+from featcache.outputs import check_output
+from featcache.spec import Progress, Tick, choose, silent
+from featcache.sweeps import Chosen
+from featcache.tuning import prefix
+from featcache.tuning.data import ActivationSet, Labelled, image_sets
+from featcache.tuning.logs import logger
+from featcache.tuning.optimizing import Group, groups
+from featcache.tuning.precision import twin_of
+from featcache.tuning.recipe import CONTROLS, Recipe, recipe_of
+from featcache.tuning.scratch import train_from_scratch
+from featcache.tuning.stages import Unfrozen
+from featcache.tuning.stages import unfreeze as set_trainable
+from featcache.tuning.state import STATE, State, state_file
+from featcache.tuning.train import Task, Trained, train
+from featcache.tuning.tuned import Tuned
+
+NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
+
+
+def finetune(
+    chosen: Chosen,
+    out: str | Path | None = None,
+    *,
+    images: Images | str | Path | None = None,
+    resume: bool | None = None,
+    logs: str | Path | None = None,
+    controls: str | Sequence[str] = (),
+    force: bool = False,
+    progress: Progress = silent,
+    **how: Any,
+) -> Tuned:
+    """Fine-tune from a head of a run and return the best model on validation, the head itself included.
+
+    out: the model file, written whenever the model is better than any before (default: finetuned.keras in the run).
+    Beside it, with the suffix .state, lies how far training has come. resume: continue from that file; None: if it
+    belongs to this training. logs: a folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these
+    too, for as many epochs on the same images, to compare; their states are in .frozen.state and so on. force: replace
+    the file at `out` even if it is not an earlier model of a fine-tuning with the same options.
+    how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
+    unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
+    normalisation stays in inference. Split, labels and preprocessing are those of the run. What is frozen is computed
+    once and kept in the run, unless every epoch sees new views or prefix=False.
+    Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
+    """
+    recipe = recipe_of(chosen, how)
+    control_names = _control_names(controls)
+    if chosen.refit:
+        raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
+    path = chosen.run.path / "finetuned.keras" if out is None else Path(out)
+    probe = Probe.open(chosen, images)
+    tuning = _FineTuning(probe, recipe, progress)
+
+    # All files that will be written are checked before the first epoch, which may be hours before the last control.
+    check_model_path(path, tuning.facts, inputs=probe.files, force=force)
+    for name in ("", *control_names):
+        check_output(state_file(path, name), STATE, force=force)
+
+    tuned = tuning.run(path, state_file(path), resume, logs)
+    tuned.save(probe.cache)  # before the controls train: a kill during them must not lose the record
+
+    # resume=True demands a state. A control that had not begun when training stopped has none: it begins now.
+    resume_control = False if resume is False else None
+    trained_controls: dict[str, Tuned] = {}
+    for name in control_names:
+        trained_controls[name] = _control(name, probe, recipe, state_file(path, name), resume_control, progress)
+    tuned = replace(tuned, controls=trained_controls)
+    tuned.save(probe.cache)
+    return tuned
+
+
+class _FineTuning:
+    """One fine-tuning: the assembled model, and what of it trains."""
+
+    def __init__(self, probe: Probe, recipe: Recipe, progress: Progress) -> None:
+        self.probe, self.recipe, self.progress = probe, recipe, progress
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what is stored in MODEL.keras beside its certificate."""
+        return self.probe.facts | {"finetuned": self.recipe.to_json()}
+
+    def run(
+        self, path: Path | None, keep: Path, resume: bool | None, logs: str | Path | None = None, name: str = "train"
+    ) -> Tuned:
+        """Train, write the best model to `path` if there is one, and the state to `keep`. name: shown as progress."""
+        state = State.find(keep, self.facts, resume)
+        if state is not None and state.is_over:
+            note = f"this training is finished ({keep}) and shown again; --no-resume begins anew"
+            self.progress(Tick("resume", 0, 0, note))
+        sets: tuple[Labelled, Labelled] = image_sets(self.probe, self.recipe)
+        parts = self.probe.parts()
+        model = self.probe.model(parts)
+        unfrozen = self._unfreeze(model)
+        # After unfreezing: the proof is about the first training step, which sees the layers that train in training.
+        certificate = certified(model, self.probe)
+        facts = self.facts | {"certificate": asdict(certificate)}
+        num_trainable = sum(backbone.num_weights for backbone in unfrozen)
+        lineages = self.probe.lineages(is_tuned=num_trainable > 0)
+
+        cut = self._cut(model, parts, sets)
+        began = time.perf_counter()
+        if cut is not None:
+            activations = prefix.activations(cut, self.probe, self.recipe, self.progress)
+            self._check_parts(logits_of(model), cut, activations)
+            sets = activations
+        prefix_s = time.perf_counter() - began
+
+        def checkpoint() -> None:
+            if path is not None:
+                save_model(model, path, facts, lineages)
+
+        trains = logits_of(model) if cut is None else cut.model
+        task = self._task(model, trains, sets)
+        task.checkpoint, task.keep, task.facts = checkpoint, lambda state: state.save(keep), self.facts
+        task.name, task.log = name, logger(None if logs is None else Path(logs))
+        trained = train(task, self.recipe, self.progress, state)
+        model.certificate, model.class_names = certificate, self.probe.chosen.run.classes
+        if path is not None:
+            self._add_reference(model, path, facts, lineages, trained)
+        return self._tuned(model, path, certificate, unfrozen, cut, prefix_s, trained)
+
+    def _unfreeze(self, model: Any) -> list[Unfrozen]:
+        unfrozen = [set_trainable(network, self.recipe.unfreeze) for network in backbones_of(model)]
+        for note in dict.fromkeys(backbone.note for backbone in unfrozen if backbone.note):
+            self.progress(Tick("unfreeze", 0, 0, note))
+        return unfrozen
+
+    def _cut(self, model: Any, parts: Sequence[Part], sets: Sequence[Labelled]) -> prefix.Cut | None:
+        """Return the model in two parts, if it pays to compute the frozen one only once."""
+        new_views_every_epoch = self.recipe.is_augmented and self.recipe.views is None
+        if not self.recipe.prefix or new_views_every_epoch:
+            return None
+        cut = prefix.cut(model, parts, self.probe.tap_names)
+        if cut is not None:
+            num_bytes = prefix.bytes_needed(cut, self.recipe, len(sets[0]), len(sets[1]))
+            note = f"what is frozen is computed once, up to {cut.layers}: {num_bytes / 1e6:.0f} MB"
+            self.progress(Tick("prefix", 0, 0, note))
+        return cut
+
+    def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
+        """Raise ParityFailed unless the part that trains gives the logits of the whole model on the same images."""
+        first_views = (
+            int(self.recipe.is_augmented),
+            0,
+        )  # of training images: the first augmented view, if there is one
+        for images, activations, view in zip(image_sets(self.probe, self.recipe), sets, first_views, strict=True):
+            expected = on_batch(whole, images.first(NUM_CHECKED, view))
+            logits = on_batch(cut.model, [array[:NUM_CHECKED] for array in activations.views[0]])
+            difference = float(np.abs(logits - expected).max())
+            if not difference <= tolerance_of(expected, self.probe.taps):
+                raise ParityFailed(
+                    f"The part that would train differs by {difference:.2g} in its logits from the whole model, cut at "
+                    f"{cut.layers}. Train without computing the frozen part once: --no-prefix"
+                )
+
+    def _task(self, model: Any, trains: Any, sets: tuple[Labelled, Labelled]) -> Task:
+        """Return the training of `trains`, the part of the model that changes, at the precision of the recipe."""
+        twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
+        return Task(
+            model=trains,
+            groups=_of_twin(groups(model, self.recipe), trains, twin),
+            train_set=sets[0],
+            val_set=sets[1],
+            changing=trains.trainable_weights,
+            twin=twin,
+        )
+
+    def _add_reference(
+        self, model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, trained: Trained
+    ) -> None:
+        """Write the model once more with its reference, which checkpoints leave out because it takes long."""
+        if read_reference(path) is not None:
+            return
+        if trained.best.epoch == 0:  # it is the head as it was handed off: no image has trained the backbone
+            save_model(model, path, facts, self.probe.lineages(), reference_of_head(self.probe))
+        else:
+            save_model(model, path, facts, lineages, reference_of_model(model, self.probe))
+
+    def _tuned(
+        self,
+        model: Any,
+        path: Path | None,
+        certificate: Certificate,
+        unfrozen: Sequence[Unfrozen],
+        cut: prefix.Cut | None,
+        prefix_s: float,
+        trained: Trained,
+    ) -> Tuned:
+        return Tuned(
+            model=model,
+            path=path,
+            history=trained.history,
+            best=trained.best,
+            certificate=certificate,
+            num_trainable=sum(backbone.num_weights for backbone in unfrozen),
+            seconds=prefix_s + sum(epoch.seconds for epoch in trained.history),
+            prefix_s=prefix_s,
+            unfrozen=", ".join(dict.fromkeys(backbone.block for backbone in unfrozen if backbone.block)),
+            prefix="" if cut is None else cut.layers,
+            chosen=self.probe.chosen,
+            val_logits=trained.val_logits,
+            notes=tuple(backbone.note for backbone in unfrozen if backbone.note),
+            stopped=trained.stopped,
+            flags=tuple(self.recipe.flags),
+        )
+
+
+def on_batch(model: Any, inputs: Any) -> Floats:
+    """Return what a model gives for one batch."""
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs)))
+
+
+def _of_twin(rate_groups: list[Group], model: Any, twin: Any) -> list[Group]:
+    """Return the groups with the weights of the twin, if there is one."""
+    if twin is None:
+        return rate_groups
+    weight_of_twin = {id(weight): other for weight, other in zip(model.weights, twin.weights, strict=True)}
+    of_twin = []
+    for group in rate_groups:
+        of_twin.append(replace(group, weights=tuple(weight_of_twin[id(weight)] for weight in group.weights)))
+    return of_twin
+
+
+def _control_names(controls: str | Sequence[str]) -> list[str]:
+    if isinstance(controls, str):
+        controls = controls.split(",")
+    names = dict.fromkeys(name.strip() for name in controls if name.strip())
+    return [choose("--controls", name, CONTROLS) for name in names]
+
+
+def _control(name: str, probe: Probe, recipe: Recipe, keep: Path, resume: bool | None, progress: Progress) -> Tuned:
+    """Train a control: for as many epochs, on the same images, without early stopping."""
+    unfreeze = {"frozen": "none", "unfrozen": "all", "scratch": "all"}[name]
+    recipe = replace(recipe, unfreeze=unfreeze, patience=recipe.epochs, wise_ft=False)
+    if name == "scratch":
+        recipe = replace(recipe, learning_rate=1e-3, head_lr=None, lr_decay=1.0, precision="float32")
+        return train_from_scratch(probe, recipe, keep, resume, progress)
+    return _FineTuning(probe, recipe, progress).run(None, keep, resume, name=f"train {name}")

@@ -1,0 +1,40 @@
+"""A trial opened for use: its run's cache is opened once, however often a command needs it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from featcache.cache.reader import Cache
+from featcache.models import handoff
+from featcache.sweeps import Chosen, Run
+from featcache.tuning import finetune
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return how often each cache is opened from now on, by the name of its file."""
+    counts: Counter[str] = Counter()
+    original = Cache.open.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[Cache], path: str | Path) -> Cache:
+        counts[Path(path).name] += 1
+        return original(cls, path)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Cache, "open", classmethod(counted))
+    return counts
+
+
+def test_one_handoff_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
+    handoff(logreg, tmp_path / "model.keras")
+    assert openings[Path(logreg.run.settings.cache).name] == 1
+
+
+def test_one_finetuning_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
+    run = Run.open(copytree(logreg.run.path, tmp_path / "run"))  # fine-tuning writes into its run
+    chosen = run[logreg.trial.trial]
+    finetune(chosen, epochs=1, unfreeze="none", batch=64, controls=["frozen", "scratch"])
+    assert openings[Path(logreg.run.settings.cache).name] == 1
