@@ -83,10 +83,10 @@ class Recipe(TrainingOptions):
         return asdict(self) | {"max_seconds": self.max_seconds if math.isfinite(self.max_seconds) else None}
 
 
-def recipe_of(chosen: Chosen, how: dict[str, Any]) -> Recipe:
+def recipe_of(chosen: Chosen, **options: Any) -> Recipe:
     """Return the recipe, with metric and class weights of the run where they are None. Raises UsageError."""
     settings = chosen.run.settings
-    given = {name: value for name, value in how.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     return Recipe(**{"metric": settings.metric, "class_weight": settings.class_weight, **given})
 
 

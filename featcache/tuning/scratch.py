@@ -43,7 +43,7 @@ def from_scratch(
     most 0.9): with Keras' defaults of up to 0.999 a short training would be judged with those it started from.
     """
     fixed = {"learning_rate": learning_rate, "epochs": epochs, "patience": patience, "max_seconds": max_seconds}
-    recipe = recipe_of(chosen, {"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
+    recipe = recipe_of(chosen, **{"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
     return train_from_scratch(Probe.open(chosen, images), recipe, keep, resume, progress)
 
 
