@@ -1,6 +1,9 @@
 """What can go wrong, one class per kind of mistake.
 
 Every message is one line: what happened with the values received, where (file, tap, row), what to do.
+A message names an argument of the library in backticks, with a value if there is one: `cv`, `cv=5`. The command line
+prints its own words instead, --cv and --cv 5. Nothing but arguments stands in backticks.
+
 The four families are what a caller can act on; the command line turns each into an exit code.
 """
 

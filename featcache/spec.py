@@ -13,17 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from featcache.errors import DataError, UsageError
+from featcache.settings import Dtype as Dtype
+from featcache.settings import Pooling as Pooling
+from featcache.settings import Precision as Precision
+from featcache.settings import Resize as Resize
+from featcache.settings import SplitName
 
-Resize = Literal["stretch", "crop", "pad"]
-Pooling = Literal["avg", "max", "flatten", "none"]
 Mode = Literal["tf", "caffe", "torch", "inside", "unit"]
-Precision = Literal["float32", "bfloat16", "float16"]  # of the forward pass
-Dtype = Literal["float32", "float16"]  # of the stored features
 Origin = Literal["registry", "file", "import"]
-SPLITS = ("train", "val", "test")
+SPLITS = get_args(SplitName)
 IDENTITY = "identity"  # the view that changes nothing
 
 # Raise it when the same bytes would give other pixels: every cached row then misses. It stayed when white-is-zero and
@@ -238,9 +239,11 @@ def digest_of(value: object) -> str:
 
 
 def choose(option: str, value: str, choices: Collection[str]) -> Any:
-    """Return `value` if it is one of `choices`; raise UsageError with near names if not."""
+    """Return `value` if it is one of `choices`; raise UsageError with near names if not. option: an argument's name."""
     if value in choices:
         return value
+    if option.isidentifier():
+        option = f"`{option}`"
     raise UsageError(f"{option} takes {', '.join(choices)}; got '{value}'{did_you_mean(value, choices)}")
 
 

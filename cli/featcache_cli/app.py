@@ -182,8 +182,9 @@ def _hint(error: Any, context: Any) -> str:
 def _say(message: str, code: int) -> int:
     """Print an error, which is one line unless a terminal is too narrow, and return the exit code."""
     from featcache.text import printable
+    from featcache_cli.options import in_flags
 
-    line = f"featcache: {printable(' '.join(message.split()))}"
+    line = f"featcache: {printable(in_flags(' '.join(message.split())))}"
     sys.stderr.write(f"{folded(line) if sys.stderr.isatty() else line}\n")
     return code
 

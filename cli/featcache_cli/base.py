@@ -1,31 +1,24 @@
-"""What every command has, put on in one place: --config, --quiet, the screen, and values that a TAB offers."""
+"""What every command has, added in one place: --config, --quiet, the screen, and the options of featcache.settings."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
-from typer.models import CommandFunctionType, ParameterInfo
+from typer.models import CommandFunctionType
 
-from featcache_cli.complete import CHOICES
 from featcache_cli.config import use
+from featcache_cli.options import collected, parameters_of, shared
 from featcache_cli.output import Quiet
 from featcache_cli.screen import screen
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Options from a TOML file, flat or a table per command; flags win.",
-        callback=use,
-        is_eager=True,
-    ),
-]
+Config = Annotated[Path | None, shared("config", callback=use, is_eager=True)]
 
 
 class App(typer.Typer):
@@ -47,34 +40,33 @@ class App(typer.Typer):
 
 
 def _with_shared_options(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return the function with a parameter for each option that every command has, which it may have itself.
+    """Return the function as Typer takes it: a parameter per option, and those options that every command has.
 
-    While it runs, the screen says what it does.
+    A parameter whose type is a class of featcache.settings stands for all its options. While the function runs, the
+    screen shows what it does.
     """
     signature = inspect.signature(function, eval_str=True)
-    own = list(signature.parameters.values())
-    for parameter in own:
-        _offer(parameter)
-    given = {"quiet": (Quiet, False), "config": (Config, None)}
-    added = [
-        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for option, (kind, default) in given.items()
-        if option not in signature.parameters
-    ]
+    settings: dict[str, Any] = {}  # {parameter: class of featcache.settings}
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if is_dataclass(parameter.annotation):
+            settings[parameter.name] = parameter.annotation
+            parameters += parameters_of(parameter.annotation)
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    for option, (kind, default) in {"quiet": (Quiet, False), "config": (Config, None)}.items():
+        if option not in signature.parameters:
+            parameters.append(
+                inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            )
 
     @wraps(function)
-    def run(*args: Any, **options: Any) -> Any:
-        of_function = {option: value for option, value in options.items() if option in signature.parameters}
-        with nullcontext() if options["quiet"] else screen(name):
-            return function(*args, **of_function)
+    def run(**values: Any) -> Any:
+        arguments = {option: value for option, value in values.items() if option in signature.parameters}
+        arguments |= {option: collected(kind, values) for option, kind in settings.items()}
+        with nullcontext() if values["quiet"] else screen(name):
+            return function(**arguments)
 
-    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in [*own, *added]}
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def _offer(parameter: inspect.Parameter) -> None:
-    """Have the shell offer the values of a parameter whose name tells them."""
-    for info in get_args(parameter.annotation):
-        if isinstance(info, ParameterInfo) and info.autocompletion is None:
-            info.autocompletion = CHOICES.get(parameter.name)

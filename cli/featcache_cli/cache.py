@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache import trust
+from featcache.settings import WhyOptions
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
 from featcache_cli.output import Allow, Force, Json, emit
@@ -134,19 +135,7 @@ def _apart(found: Recomputed) -> str:
 def why_command(
     cache: CacheFile,
     file: Annotated[Path, typer.Argument(help="An image file, or an image as the cache names it.")],
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", "-b", help="Also say what such an extraction lacks here.")
-    ] = None,
-    tap: Annotated[str, typer.Option("--tap", help="Layers, with --backbone.")] = "top",
-    size: Annotated[int | None, typer.Option("--size", help="Pixels a side, with --backbone.")] = None,
-    pool: Annotated[str | None, typer.Option("--pool", help="Pooling, with --backbone.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="imagenet, none or a file, with --backbone.")] = None,
-    resize: Annotated[str, typer.Option("--resize", help="stretch, crop or pad, with --backbone.")] = "stretch",
-    decode: Annotated[str, typer.Option("--decode", help="exact or draft, with --backbone.")] = "exact",
-    bits: Annotated[int | None, typer.Option("--bits", help="As in extract, with --backbone.")] = None,
-    views: Annotated[str, typer.Option("--views", help="As in extract, with --backbone.")] = "1",
-    precision: Annotated[str, typer.Option("--precision", help="Of the forward pass, with --backbone.")] = "float32",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of what is stored, with --backbone.")] = "float32",
+    options: WhyOptions,
     json: Json = False,
 ) -> None:
     """Say whether an extraction would compute this file, and why.
@@ -161,23 +150,11 @@ def why_command(
     opened = Cache.open(cache)
     found = why(opened, file, lambda path: open_source(opened.root).read(path))
     missing: list[str] = []
-    if backbone is not None:
+    if options.backbone is not None:
         from featcache.extraction import Options
         from featcache.extraction.recheck import lacking
 
-        asked = Options(
-            backbone,
-            tap=tap,
-            size=size,
-            pool=pool,
-            weights=weights,
-            resize=resize,
-            decode=decode,
-            bits=bits,
-            views=views,
-            precision=precision,
-            dtype=dtype,
-        )
+        asked = Options(**vars(options))
         for request in asked.requests():
             missing += lacking(request, opened)
     reviews = [review._asdict() | {"outcome": review.outcome} for review in found.reviews]

@@ -1,15 +1,16 @@
-"""What the shell offers after TAB as the value of an option; answers without Keras.
-
-Options that are called alike take the same values, so they are told by name.
-"""
+"""What the shell offers after TAB as the value of an option; answers without Keras."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import Field
+from typing import Any, Literal, get_args, get_origin
+
+from featcache.settings import SplitName
 
 Words = Callable[[str], list[str]]
 
-SPLITS = ("train", "val", "test")
+SPLITS = get_args(SplitName)
 
 
 def words(*names: str) -> Words:
@@ -41,29 +42,12 @@ def _continued(names: Sequence[str], incomplete: str) -> list[str]:
 
 
 RECIPES = words("list", "flowers", "hotdog", "flower-photos", "cifar", "imagenet", "own-model")
+NAMES: dict[str, Words] = {"backbone": backbones, "heads": heads}  # by the name of an option: too many to declare
 
-# tests/cli/test_completion.py holds each to what the library takes
-CHOICES: dict[str, Words] = {
-    "augment": words("none", "light", "strong", "tutorial"),
-    "backbone": backbones,
-    "class_weight": words("balanced"),
-    "controls": words("frozen", "unfrozen", "scratch"),
-    "decode": words("exact", "draft"),
-    "device": words("auto", "cpu", "gpu"),
-    "dtype": words("float32", "float16"),
-    "engine": words("auto", "keras", "openvino"),
-    "heads": heads,
-    "layout": words("file", "parts"),
-    "metric": words("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"),
-    "names": backbones,
-    "optimizer": words("adamw", "adam", "sgd", "rmsprop", "adagrad"),
-    "pool": words("avg", "max", "flatten", "none"),
-    "precision": words("float32", "bfloat16", "float16"),
-    "prepare": words("standardise", "l2", "l2+pca:64", "none"),
-    "preset": words("kornblith", "clip", "dinov2", "fewshot"),
-    "resize": words("stretch", "crop", "pad"),
-    "schedule": words("cosine", "constant"),
-    "unfreeze": words("none", "last", "all", "gradual"),
-    "views": words("1", "flip", "8"),
-    "weights": words("imagenet", "none"),
-}
+
+def of_field(field: Field[Any]) -> Words | None:
+    """Return what offers the values of an option of featcache.settings; None where any value may stand."""
+    kinds = (field.type, *get_args(field.type))
+    choices = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    suggestions = field.metadata["suggestions"] or choices
+    return words(*suggestions) if suggestions else NAMES.get(field.name)

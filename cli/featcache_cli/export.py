@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache import trust
+from featcache.settings import ExportOptions
 from featcache_cli.output import Allow, Force, Json, emit
 
 if TYPE_CHECKING:
@@ -19,27 +20,8 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="What to write: .keras, a folder, .tflite, .onnx or .xml (and .bin).")
     ],
-    to: Annotated[
-        str | None,
-        typer.Option("--to", help="keras, savedmodel, litert, onnx or openvino. [default: by the name of -o]"),
-    ] = None,
+    options: ExportOptions,
     force: Force = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Of litert: weights and activations in 8 bits, calibrated on images.")
-    ] = False,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", help="Compare on these images. [default: the validation images of the run]"),
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", help="The run that the model came from, if not beside the model.")
-    ] = None,
-    gates: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assert", metavar="METRIC>=VALUE", help="Write nothing and exit 3 unless the file reaches this."
-        ),
-    ] = None,
     allow: Allow = None,
     json: Json = False,
 ) -> None:
@@ -50,7 +32,7 @@ def command(
     from featcache.extras.export import export
 
     trust.allow(*(allow or ()))
-    done = export(model, to, out, int8=int8, images=images, run=run, gates=gates or (), force=force)
+    done = export(model, out=out, force=force, **vars(options) | {"gates": options.gates or ()})
     emit(json, document(done), lambda: text(done))
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress, say, without_download
-from featcache_cli.scan import AllowOutside, GroupFrom, LabelColumn, PathColumn, Split, Where
+from featcache.settings import ExtractOptions
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, say, without_download
+from featcache_cli.scan import Where
 
 if TYPE_CHECKING:
     from featcache.extraction import Estimate, Extracted
@@ -19,63 +20,11 @@ if TYPE_CHECKING:
 def command(
     images: Where,
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to make or bring up to date.")],
+    options: ExtractOptions,
     force: Force = False,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            "--backbone", "-b", help="Names, options behind: mobilenet_v2:alpha=0.35,resnet50; or a model file"
-        ),
-    ] = "mobilenet_v2",
-    tap: Annotated[
-        str, typer.Option("--tap", help="Layers to read, comma between them; top is the last, auto one per block.")
-    ] = "top",
-    trust: Trust = False,
-    pool: Annotated[str | None, typer.Option("--pool", help="avg, max, flatten or none. [default: avg]")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Pixels a side. [default: the backbone's own]")] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="imagenet, none (random) or a file. [default: imagenet]")
-    ] = None,
-    views: Annotated[
-        str, typer.Option("--views", help="1, flip, or a number: the image, its mirror image, and seeded crops.")
-    ] = "1",
-    precision: Annotated[
-        str, typer.Option("--precision", help="Of the network: float32, bfloat16 or float16")
-    ] = "float32",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of stored features: float32 or float16.")] = "float32",
-    engine: Annotated[
-        str, typer.Option("--engine", help="auto, keras or openvino: auto takes what is faster and agrees with Keras.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option("--device", help="auto (all GPUs there are), cpu, gpu, or names: gpu:0,gpu:1")
-    ] = "auto",
-    resize: Annotated[str, typer.Option("--resize", help="stretch, crop or pad to a square.")] = "stretch",
-    decode: Annotated[
-        str, typer.Option("--decode", help="exact, or draft: large JPEGs at reduced scale, which is faster.")
-    ] = "exact",
-    bits: Annotated[
-        int | None,
-        typer.Option("--bits", help="Of 16-bit images, how many are in use: 12 where 4095 is white. [default: 16]"),
-    ] = None,
-    batch: Annotated[str, typer.Option("--batch", help="Images through the backbone at once, or auto.")] = "auto",
-    layout: Annotated[
-        str | None, typer.Option("--layout", help="file: one CACHE.h5; parts: a folder. [default: file]")
-    ] = None,
-    split: Split = None,
-    group_from: GroupFrom = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the split. [default: 0]")] = None,
-    allow_outside: AllowOutside = False,
-    label_column: LabelColumn = None,
-    path_column: PathColumn = None,
-    apply: Annotated[
-        Path | None, typer.Option("--apply", help="Labels as a reviewed CSV of featcache leaks --labels decides.")
-    ] = None,
-    rehash: Annotated[
-        bool, typer.Option("--rehash", help="Read every image again, and check every row; compute damaged ones again.")
-    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only say what is missing, and what it would cost.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an image cannot be used.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -83,17 +32,15 @@ def command(
 
     Example: featcache extract photos/ -o photos.h5 -b mobilenet_v2
     """
-    from featcache.extraction import Options, estimate, extract
+    from featcache.extraction import estimate, extract
 
-    given = dict(locals())
-    options = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
     advice = "use -b glyphnet (needs no download) or --weights none (random)"
     with progress(quiet) as draw, without_download(advice):
         if dry_run:
-            expected = estimate(images, out=out, progress=draw, **options)
+            expected = estimate(images, out=out, progress=draw, **vars(options))
             emit(json, asdict(expected), lambda: forecast(expected))
             return
-        cache = extract(images, out=out, force=force, progress=draw, **options)
+        cache = extract(images, out=out, force=force, progress=draw, **vars(options))
     name_failures(cache.report)
     emit(json, document(cache.report), lambda: text(cache.report, cache.classes))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache import trust
+from featcache.settings import FinetuneOptions
 from featcache_cli.handoff import Moved, Trial
 from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, open_trial, progress
 
@@ -17,61 +18,13 @@ if TYPE_CHECKING:
 
 
 def command(
+    *,
     trial: Trial,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model to write. [default: RUN/finetuned.keras]")
     ] = None,
     force: Force = False,
-    unfreeze: Annotated[
-        str,
-        typer.Option(
-            "--unfreeze",
-            help="none, last (block), all, the block to start from, a number of layers (8, or 172: for layers[172:]), "
-            "gradual or gradual:BLOCK.",
-        ),
-    ] = "last",
-    epochs: Annotated[int, typer.Option("--epochs", help="Most epochs.")] = 10,
-    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of the last block.")] = 1e-5,
-    head_lr: Annotated[float | None, typer.Option("--head-lr", help="That of the head. [default: --lr]")] = None,
-    lr_decay: Annotated[float, typer.Option("--lr-decay", help="From one block to the one before it.")] = 1.0,
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, sgd, rmsprop or adagrad.")] = "adamw",
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of kernels, with adamw and sgd.")] = 1e-4,
-    momentum: Annotated[
-        float | None, typer.Option("--momentum", help="Of sgd, with Nesterov's step. [default: 0.9]")
-    ] = None,
-    schedule: Annotated[str, typer.Option("--schedule", help="cosine or constant.")] = "cosine",
-    warmup: Annotated[float, typer.Option("--warmup", help="Share of all steps in which the rate rises.")] = 0.05,
-    clip: Annotated[
-        float | None, typer.Option("--clip", help="Largest gradient norm of a learning-rate group.")
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Images per step.")] = 32,
-    steps_per_epoch: Annotated[
-        int | None, typer.Option("--steps-per-epoch", help="Steps of an epoch. [default: each image once]")
-    ] = None,
-    patience: Annotated[int, typer.Option("--patience", help="Epochs without improvement before it stops.")] = 3,
-    class_weight: Annotated[
-        str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
-    ] = None,
-    label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="Share given to all classes.")] = 0.0,
-    augment: Annotated[str, typer.Option("--augment", help="none, light, strong or tutorial.")] = "none",
-    views: Annotated[
-        int | None,
-        typer.Option("--views", help="Augmented views of each image, computed once. [default: a new one each epoch]"),
-    ] = None,
-    prefix: Annotated[bool, typer.Option("--prefix/--no-prefix", help="Compute what is frozen once.")] = True,
-    precision: Annotated[str, typer.Option("--precision", help="float32, bfloat16 or float16.")] = "float32",
-    wise_ft: Annotated[
-        bool, typer.Option("--wise-ft", help="Judge mixtures of the weights of start and end, too.")
-    ] = False,
-    controls: Annotated[
-        str, typer.Option("--controls", help="Train these too, to compare: frozen,unfrozen,scratch.")
-    ] = "",
-    resume: Annotated[
-        bool | None,
-        typer.Option("--resume/--no-resume", help="Go on from -o's .state. [default: if it is of this training]"),
-    ] = None,
-    logs: Annotated[Path | None, typer.Option("--logs", help="Folder for TensorBoard.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the order of images and of their views.")] = 0,
+    options: FinetuneOptions,
     images: Moved = None,
     allow: Allow = None,
     json: Json = False,
@@ -88,34 +41,10 @@ def command(
         tuned = finetune(
             open_trial(trial),
             out,
-            unfreeze=unfreeze,
-            epochs=epochs,
-            learning_rate=lr,
-            head_lr=head_lr,
-            lr_decay=lr_decay,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            schedule=schedule,
-            warmup=warmup,
-            clip=clip,
-            batch=batch,
-            steps_per_epoch=steps_per_epoch,
-            patience=patience,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
-            augment=augment,
-            views=views,
-            prefix=prefix,
-            precision=precision,
-            wise_ft=wise_ft,
-            controls=controls,
-            resume=resume,
-            logs=logs,
-            seed=seed,
             images=images,
             force=force,
             progress=draw,
+            **vars(options),
         )
     emit(
         json,

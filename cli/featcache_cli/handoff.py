@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache import trust
+from featcache_cli.options import shared
 from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, in_shell, open_trial, say
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from featcache.sweeps import Chosen
 
 Trial = Annotated[str, typer.Argument(metavar="RUN@TRIAL", help="RUN@best or RUN@3.")]
-Moved = Annotated[Path | None, typer.Option("--images", help="Where the images lie now, if they have moved.")]
+Moved = Annotated[Path | None, shared("images")]
 
 
 def command(

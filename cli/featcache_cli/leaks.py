@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from featcache.settings import LeaksOptions
 from featcache_cli import review
 from featcache_cli.output import Json, Quiet, emit, in_shell, progress
 
@@ -21,15 +22,7 @@ LISTED = 20
 
 def command(
     cache: Annotated[Path, typer.Argument(help="A CACHE.h5.")],
-    tap: Annotated[
-        str | None, typer.Option("--tap", help="Whose features are compared. [default: the widest last layer]")
-    ] = None,
-    threshold: Annotated[
-        str, typer.Option("--threshold", help="Similarity of features from which a pair is looked at, such as 0.97.")
-    ] = "auto",
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Where the images lie now, if they have moved.")
-    ] = None,
+    options: LeaksOptions,
     repair: Annotated[
         bool,
         typer.Option("--fix", help="Put images that show the same, and each group, into one split, in the cache."),
@@ -70,18 +63,20 @@ def command(
     from featcache.extras.report.commands import flags_of
 
     if apply is not None or unapply or unfix:
-        others = {"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html, "--tap": tap, "--images": images}
-        review.check_alone(others | {"--threshold": threshold != "auto", "--force": force})
+        others = {"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html, "--force": force}
+        others |= {"--tap": options.tap is not None, "--images": options.images}
+        review.check_alone(others | {"--threshold": options.threshold != LeaksOptions.threshold})
         review.change(cache, apply, unapply, unfix, json, quiet)
         return
+    images = options.images
     review.check_files(cache, labels, csv, html, images, force)
     if fix_to is not None:
         check_table(cache, fix_to, images, force=force)
     files = review.Files(cache, csv, html)
     stays = True
     with progress(quiet) as draw:
-        found = leaks(cache, tap=tap, threshold=threshold, images=images, progress=draw)
-        doubted = doubts(found, tap=tap, progress=draw) if labels else None
+        found = leaks(cache, progress=draw, **vars(options))
+        doubted = doubts(found, tap=options.tap, progress=draw) if labels else None
         if doubted is not None:
             review.write_files(doubted, files, images, force, draw)
         if fix_to is not None:

@@ -14,6 +14,7 @@ import typer
 
 from featcache.errors import NotDownloaded
 from featcache.spec import Progress, silent
+from featcache_cli.options import shared
 from featcache_cli.screen import current
 
 if TYPE_CHECKING:
@@ -22,22 +23,11 @@ if TYPE_CHECKING:
 _COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
 _HELD_SPACE = "\0"  # stands for a space at which no line may break
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace what is there, even if featcache did not write it; never an input.")
-]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the code that a model file of yours carries (Lambda layers, SavedModels).")
-]
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow",
-        metavar="MODULE:NAME",
-        help="Import this class or function of yours, which the run or the cache names. Repeat it for several.",
-    ),
-]
+Json = Annotated[bool, shared("json")]
+Quiet = Annotated[bool, shared("quiet")]
+Force = Annotated[bool, shared("force")]
+Trust = Annotated[bool, shared("trust")]
+Allow = Annotated[list[str] | None, shared("allow")]
 
 
 def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.settings import PredictOptions
 from featcache_cli.output import Force, Json, Quiet, cleared, emit, progress, say
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ NAMED = 100  # skipped files that are named on stderr; all of them are rows
 
 
 def command(
+    *,
     model: Annotated[
         str, typer.Argument(help="A MODEL.keras, any other Keras model (mine.keras:mode=tf), a name with --imagenet.")
     ],
@@ -34,17 +36,7 @@ def command(
         Path | None, typer.Option("--out", "-o", help="Write the rows to this .csv, .jsonl or .parquet file.")
     ] = None,
     force: Force = False,
-    top: Annotated[int, typer.Option("--top", help="So many classes per image, at most all.")] = 1,
-    reject: Annotated[
-        float | None,
-        typer.Option("--reject", help="Call unknown what is stranger than all but this share of known images."),
-    ] = None,
-    views: Annotated[
-        str, typer.Option("--views", help="Mean over views: flip, or a number (8: mirror image and six crops too).")
-    ] = "1",
-    imagenet: Annotated[
-        bool, typer.Option("--imagenet", help="MODEL is a backbone by name, with its top; classes are ImageNet's.")
-    ] = False,
+    options: PredictOptions,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -67,13 +59,10 @@ def command(
                 [*files, *([(".jsonl", spool)] if json and not files else [])],
                 model,
                 _places(images),
-                top=top,
-                reject=reject,
-                views=views,
-                imagenet=imagenet,
                 seen=shown,
                 force=force,
                 progress=draw,
+                **vars(options),
             )
         shown.flush()
         if tally.failed > NAMED:

@@ -8,37 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.settings import QuickstartOptions
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
 from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress, without_download
-from featcache_cli.scan import GroupFrom, Seed, Split
 
 if TYPE_CHECKING:
     from featcache.extras.quickstart import Part, Quickstart
 
 
 def command(
+    *,
     images: Annotated[
         Path | None,
         typer.Argument(help="Folder of class folders. Without it: the embedded handwritten digits, offline."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path("quickstart"),
     force: Force = False,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", "-b", help="[default: mobilenet_v2; for the digits glyphnet]")
-    ] = None,
-    split: Split = None,
-    group_from: GroupFrom = None,
-    seed: Seed = 0,
-    controls: Annotated[
-        bool,
-        typer.Option(
-            "--controls/--no-controls",
-            help="Compare with raw pixels, random weights, training from scratch and 5 images per class.",
-        ),
-    ] = True,
+    options: QuickstartOptions,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,14 +41,10 @@ def command(
         done = quickstart(
             images,
             out,
-            backbone=backbone,
-            split=split,
-            group_from=group_from,
-            seed=seed,
-            controls=controls,
             force=force,
             progress=draw,
             seen=_name_failures if json else _show,
+            **vars(options),
         )
     emit(json, document(done), lambda: text(done))
 

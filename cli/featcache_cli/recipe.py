@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.settings import RecipeOptions
 from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
@@ -21,6 +22,7 @@ LIST = "list"
 
 
 def command(
+    *,
     name: Annotated[
         str,
         typer.Argument(
@@ -37,27 +39,7 @@ def command(
         Path | None, typer.Option("--out", "-o", help="Folder for everything that is made. [default: NAME]")
     ] = None,
     force: Force = False,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Of own-model: your model file, such as model.hdf5:mode=unit")
-    ] = None,
-    tap: Annotated[
-        str | None, typer.Option("--tap", help="Of own-model: the layer to cut at. [default: flatten_1]")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Most epochs of fine-tuning. [default: the recipe's]")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="STEP.OPTION=VALUE",
-            help="Change an option of scan, extract, sweep, head or finetune (of imagenet: predict), as in "
-            "finetune.lr=1e-5. Repeat it for several.",
-        ),
-    ] = None,
-    small: Annotated[
-        bool, typer.Option("--small", help="Try the same path in seconds: random weights, few images, no real figures.")
-    ] = False,
+    options: RecipeOptions,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -76,13 +58,9 @@ def command(
             name,
             images,
             out,
-            model=model,
-            tap=tap,
-            epochs=epochs,
-            settings=parse_settings(changes or ()),
-            small=small,
             force=force,
             progress=draw,
+            **vars(options) | {"settings": parse_settings(options.settings or ())},
         )
     if isinstance(done, Named):
         emit(json, named_document(done), lambda: named_text(done))

@@ -9,6 +9,7 @@ import typer
 
 from featcache import trust
 from featcache.errors import DataError
+from featcache.settings import ReportOptions
 from featcache_cli import show
 from featcache_cli.handoff import Moved
 from featcache_cli.output import Allow, Force, Json, Quiet, emit, progress
@@ -20,18 +21,7 @@ if TYPE_CHECKING:
 
 def command(
     run: Annotated[str, typer.Argument(help="RUN; with --final also RUN@refit or RUN@3, to judge that head.")],
-    final: Annotated[
-        bool, typer.Option("--final", help="Open the test split; that it was opened is recorded.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write one HTML file to look at and to send: no network needed.")
-    ] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option("--tensorboard", help="Write trials and features for TensorBoard below this folder.")
-    ] = None,
-    mlflow: Annotated[
-        str | None, typer.Option("--mlflow", help="Log trials and the best head, such as sqlite:///mlflow.db.")
-    ] = None,
+    options: ReportOptions,
     force: Force = False,
     images: Moved = None,
     allow: Allow = None,
@@ -45,6 +35,7 @@ def command(
     from featcache.sweeps.run import open_named
 
     trust.allow(*(allow or ()))
+    html, tensorboard, mlflow = options.html, options.tensorboard, options.mlflow
     opened, chosen = open_named(run)
     tested = None
     if html is not None:
@@ -53,7 +44,7 @@ def command(
         check_page(opened, html, images, force=force)
     with progress(quiet) as draw:
         written = _logged(opened, tensorboard, mlflow, images, force, draw)
-    if final:  # last, so that nothing fails after test was opened which could have failed before
+    if options.final:  # last, so that nothing fails after test was opened which could have failed before
         from featcache.extras.report.final import open_test
 
         with progress(quiet) as draw:
@@ -82,7 +73,7 @@ def command(
     document = {
         "run": str(opened.path),
         "html": None if html is None else str(html),
-        "final": final,
+        "final": options.final,
         **show.document(opened),
         "test": judged[0] if judged else None,  # of the head
         "tests": judged,  # and of the fine-tuned model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.settings import ScanOptions
 from featcache_cli.output import Force, Json, Quiet, emit, progress
 
 if TYPE_CHECKING:
@@ -22,36 +23,12 @@ Where = Annotated[
         "manifest (.csv, .tsv, .parquet), arrays (.npz, .npy).",
     ),
 ]
-Split = Annotated[str | None, typer.Option("--split", help="Shares of train/val/test in percent. [default: 70/15/15]")]
-GroupFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--group-from",
-        help="Keep groups in one split: parent (folder inside the class folder), regex:PATTERN or csv:COLUMN.",
-    ),
-]
-AllowOutside = Annotated[
-    bool, typer.Option("--allow-outside", help="Let a manifest name files outside its own folder.")
-]
-LabelColumn = Annotated[
-    str | None, typer.Option("--label-column", help="The column of a manifest with the labels. [default: label]")
-]
-PathColumn = Annotated[
-    str | None, typer.Option("--path-column", help="The column of a manifest with the paths. [default: path]")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the split.")]
-
 FEW = 12  # names that a line has; --json has all
 
 
 def command(
     images: Where,
-    split: Split = None,
-    group_from: GroupFrom = None,
-    seed: Seed = 0,
-    allow_outside: AllowOutside = False,
-    label_column: LabelColumn = None,
-    path_column: PathColumn = None,
+    options: ScanOptions,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write one HTML file with a few images of each class to look at.")
     ] = None,
@@ -70,17 +47,7 @@ def command(
 
         check_gallery(images, html, force=force)
     with progress(quiet) as draw:
-        found = scan(
-            images,
-            split=split,
-            group_from=group_from,
-            seed=seed,
-            check=True,
-            allow_outside=allow_outside,
-            label_column=label_column,
-            path_column=path_column,
-            progress=draw,
-        )
+        found = scan(images, check=True, progress=draw, **vars(options))
     if found.layout != "flat":
         found.require_classes()
     page = "" if html is None else _write_page(found, html, force, quiet)

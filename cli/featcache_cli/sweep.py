@@ -11,6 +11,7 @@ import typer
 
 from featcache import trust
 from featcache.errors import UnknownHead, UsageError
+from featcache.settings import SweepOptions
 from featcache_cli.config import set_by_file, set_by_run
 from featcache_cli.output import Allow, Json, Quiet, allow_flags, emit, in_shell, progress, say
 
@@ -22,62 +23,11 @@ MANY = 8  # values that are listed one by one
 
 
 def command(
+    *,
     ctx: typer.Context,
     cache: Annotated[Path | None, typer.Argument(help="A CACHE.h5 with labels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: CACHE.run]")] = None,
-    heads: Annotated[
-        str | None,
-        typer.Option(
-            "--heads",
-            help="Of centroid, gnb, ridge, lda, logreg, svm, softmax, knn, rbf, forest, mlp:256, mlp:1024-512, "
-            "mlpclassifier, boosting, or module:Classifier; each is a grid. "
-            "[default: ridge,logreg,svm,softmax,knn,mlp:256]",
-        ),
-    ] = None,
-    tap: Annotated[
-        str | None,
-        typer.Option("--tap", help="Taps of the cache, comma between them; A+B joins their features. [default: all]"),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option("--grid", help="Other values to try: ridge.alpha=1e-6..1e5:45, logreg.C=0.1,1; once for each."),
-    ] = None,
-    prepare: Annotated[
-        str | None,
-        typer.Option(
-            "--prepare",
-            help="Before the heads: standardise, l2, pca:N, pca:N:whiten, none; + chains, comma tries several. "
-            "[default: standardise]",
-        ),
-    ] = None,
-    preset: Annotated[
-        list[str] | None, typer.Option("--preset", help="A protocol of the field: kornblith, clip, dinov2 or fewshot.")
-    ] = None,
-    cv: Annotated[
-        str | None,
-        typer.Option("--cv", help="Choose by so many folds within train, not on val; loo leaves one image out."),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", help="accuracy, balanced_accuracy, macro_f1, log_loss or ece.")
-    ] = None,
-    class_weight: Annotated[
-        str | None, typer.Option("--class-weight", help="balanced: rare classes weigh as much.")
-    ] = None,
-    shots: Annotated[
-        int | None, typer.Option("--shots", help="Largest number of images per class, in train and in val.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="A time such as 60s or 5m, spent on what is promising.")
-    ] = None,
-    refit: Annotated[
-        bool | None, typer.Option("--refit", help="Fit the winner on train and val in the end, as RUN@refit.")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", help="What features may take, such as 4G; larger ones are streamed. [default: 1/4]"),
-    ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", help="Trials at once; -1: one per core.")] = -1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of folds and initial weights.")] = None,
+    options: SweepOptions,
     allow: Allow = None,
     force: Annotated[
         bool, typer.Option("--force", help="With -o: replace a run that is there already, if it was asked otherwise.")
@@ -105,33 +55,22 @@ def command(
 
     trust.allow(*(allow or ()))
     before = set_by_run(ctx)
-    if before and heads is not None and set_by_file(ctx, "heads"):
+    if before and options.heads is not None and set_by_file(ctx, "heads"):
         # a TOML file is the user's own, a run.json comes with a run, which may be anyone's
         try:
-            check_heads_of_file([head.strip() for head in heads.split(",")])
+            check_heads_of_file([head.strip() for head in options.heads.split(",")])
         except UnknownHead as error:
             raise UnknownHead(f"--config {before[0]}: {error}") from error
-    flags: dict[str, Any] = {
-        "cache": str(cache) if cache else None,
-        "heads": heads,
-        "taps": tap,
-        "prepare": prepare,
-        "preset": _one_preset([*(preset or []), *(ctx.default_map or {}).get("preset", [])]),
-        "cv": cv,
-        "budget": parse_seconds(budget) if budget else None,
-        "refit": refit,
-        "memory": parse_bytes(memory) if memory else None,
-        "metric": metric,
-        "class_weight": class_weight,
-        "shots": shots,
-        "seed": seed,
-        "grid": parse_grid(grid) if grid else None,
-    }
-    asked = {name: value for name, value in flags.items() if value is not None}
-    if "cache" not in asked:
+    if cache is None:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
+    settings = vars(options) | {
+        "preset": _one_preset([*(options.preset or []), *(ctx.default_map or {}).get("preset", [])]),
+        "budget": parse_seconds(options.budget) if options.budget else None,
+        "memory": parse_bytes(options.memory) if options.memory else None,
+        "grid": parse_grid(options.grid) if options.grid else None,
+    }
     with progress(quiet) as draw:
-        run = sweep(**asked, out=out, jobs=jobs, force=force, progress=draw)
+        run = sweep(cache, out=out, force=force, progress=draw, **settings)
     if before and before[1] != run.images_digest:
         say(f"{before[0]} was made from other images, labels or splits, so this is not the same sweep again")
     emit(json, document(run), lambda: text(run))

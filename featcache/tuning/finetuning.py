@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from featcache.models.certificate import Certificate, certified, tolerance_of
 from featcache.models.modelfile import check_model_path, read_reference, save_model
 from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.outputs import check_output
+from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Precision, Schedule
 from featcache.spec import Progress, Tick, choose, silent
 from featcache.sweeps import Chosen
 from featcache.tuning import prefix
@@ -42,28 +44,88 @@ def finetune(
     chosen: Chosen,
     out: str | Path | None = None,
     *,
-    images: Images | str | Path | None = None,
+    unfreeze: str | int = "last",
+    epochs: int = 10,
+    learning_rate: float = 1e-5,
+    head_lr: float | None = None,
+    lr_decay: float = 1.0,
+    optimizer: Optimizer = "adamw",
+    weight_decay: float = 1e-4,
+    momentum: float | None = None,
+    schedule: Schedule = "cosine",
+    warmup: float = 0.05,
+    clip: float | None = None,
+    batch: int = 32,
+    steps_per_epoch: int | None = None,
+    patience: int = 3,
+    class_weight: ClassWeight | None = None,
+    label_smoothing: float = 0.0,
+    augment: Augmentation = "none",
+    views: int | None = None,
+    prefix: bool = True,
+    precision: Precision = "float32",
+    wise_ft: bool = False,
+    seed: int = 0,
+    metric: Metric | None = None,
+    max_seconds: float = math.inf,
+    controls: str | Sequence[str] = (),
     resume: bool | None = None,
     logs: str | Path | None = None,
-    controls: str | Sequence[str] = (),
+    images: Images | str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
-    **how: Any,
 ) -> Tuned:
     """Fine-tune from a head of a run and return the best model on validation, the head itself included.
 
+    Split, labels and preprocessing are those of the run.
+
     out: the model file, written whenever the model is better than any before (default: finetuned.keras in the run).
     Beside it, with the suffix .state, lies how far training has come. resume: continue from that file; None: if it
-    belongs to this training. logs: a folder for TensorBoard. controls: "frozen", "unfrozen", "scratch": train these
-    too, for as many epochs on the same images, to compare; their states are in .frozen.state and so on. force: replace
-    the file at `out` even if it is not an earlier model of a fine-tuning with the same options.
-    how: the fields of `Recipe`, such as unfreeze="block_13", epochs=10, learning_rate=1e-5, augment="light", views=8.
+    belongs to this training. logs: a folder for TensorBoard. images: where they are now, if they have moved. force:
+    replace the file at `out` even if it is not an earlier model of a fine-tuning with the same options.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
-    normalisation stays in inference. Split, labels and preprocessing are those of the run. What is frozen is computed
-    once and kept in the run, unless every epoch sees new views or prefix=False.
+    normalisation stays in inference. learning_rate: the highest of the last block; head_lr: that of the head, by
+    default the same; lr_decay: the rate of a block as a fraction of that of the block after it. schedule: cosine or
+    constant, after the rate has risen over the fraction `warmup` of all steps.
+    optimizer: adamw, adam, sgd, rmsprop or adagrad. weight_decay: of kernels, with adamw and sgd. momentum: with sgd,
+    by default 0.9. clip: the largest gradient norm of a learning-rate group.
+    epochs: at most; patience: epochs without a better score on validation before training stops; max_seconds: of
+    training. batch: images per step. steps_per_epoch: by default each image once.
+    class_weight: "balanced", or None as in the run. metric: chooses the best epoch, by default that of the run.
+    augment: none, light, strong or tutorial. views: augmented views of each image, computed once; None: a new one in
+    each epoch. prefix: compute the frozen part once and keep it in the run, unless every epoch sees new views.
+    wise_ft: also judge mixtures of the weights of start and end. precision: float32, bfloat16 or float16.
+    controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare; their
+    states are in .frozen.state and so on.
     Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
     """
-    recipe = recipe_of(chosen, how)
+    recipe = recipe_of(
+        chosen,
+        unfreeze=str(unfreeze),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        head_lr=head_lr,
+        lr_decay=lr_decay,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        schedule=schedule,
+        warmup=warmup,
+        clip=clip,
+        batch=batch,
+        steps_per_epoch=steps_per_epoch,
+        patience=patience,
+        class_weight=class_weight,
+        label_smoothing=label_smoothing,
+        augment=augment,
+        views=views,
+        prefix=prefix,
+        precision=precision,
+        wise_ft=wise_ft,
+        seed=seed,
+        metric=metric,
+        max_seconds=max_seconds,
+    )
     control_names = _control_names(controls)
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
@@ -248,7 +310,7 @@ def _control_names(controls: str | Sequence[str]) -> list[str]:
     if isinstance(controls, str):
         controls = controls.split(",")
     names = dict.fromkeys(name.strip() for name in controls if name.strip())
-    return [choose("--controls", name, CONTROLS) for name in names]
+    return [choose("controls", name, CONTROLS) for name in names]
 
 
 def _control(name: str, probe: Probe, recipe: Recipe, keep: Path, resume: bool | None, progress: Progress) -> Tuned:

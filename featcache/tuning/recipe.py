@@ -9,43 +9,22 @@ from typing import Any, get_args
 
 from featcache.errors import UsageError
 from featcache.images.augment import AUGMENTATIONS
-from featcache.spec import Precision, choose
+from featcache.settings import Control, Metric, Optimizer, Precision, Schedule, TrainingOptions, flag_of
+from featcache.spec import choose
 from featcache.sweeps import Chosen
-from featcache.sweeps.metrics import METRICS, Metric
+from featcache.sweeps.metrics import METRICS
 
 NO_AUGMENTATION = "none"
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "adagrad")
-SCHEDULES = ("cosine", "constant")
-CONTROLS = ("frozen", "unfrozen", "scratch")
+OPTIMIZERS = get_args(Optimizer)
+SCHEDULES = get_args(Schedule)
+CONTROLS = get_args(Control)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train."""
+class Recipe(TrainingOptions):
+    """How to train: what `finetune` was asked for, and what a run or a control sets."""
 
-    unfreeze: str = "last"
-    epochs: int = 10
-    learning_rate: float = 1e-5  # of the last block, at its highest
-    head_lr: float | None = None  # of the head; None: that of the last block
-    lr_decay: float = 1.0  # from a block to the one before it
-    optimizer: str = "adamw"
-    weight_decay: float = 1e-4  # of kernels, decoupled from the gradient: adamw and sgd
-    momentum: float | None = None  # of sgd, with Nesterov's step; None: 0.9
-    schedule: str = "cosine"
-    warmup: float = 0.05  # share of all steps in which the learning rate rises
-    clip: float | None = None  # largest norm of the gradient of each learning-rate group
-    batch: int = 32
-    steps_per_epoch: int | None = None  # an epoch of so many steps, however many images there are; None: of all images
-    patience: int = 3  # epochs without a better validation score before it stops
-    class_weight: str | None = None
-    label_smoothing: float = 0.0
-    augment: str = NO_AUGMENTATION
-    views: int | None = None  # of each image, whose frozen part is computed once; None: a new one in every epoch
-    prefix: bool = True  # compute the frozen part once, where there is one
-    precision: Precision = "float32"
-    wise_ft: bool = False  # judge mixtures of the start's weights and the best ones, too
-    metric: Metric = "accuracy"
-    seed: int = 0
+    metric: Metric = "accuracy"  # that of the run
     max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
@@ -60,7 +39,7 @@ class Recipe:
             _share("momentum", self.momentum)
             if self.optimizer != "sgd":
                 raise UsageError(
-                    f"--momentum is of --optimizer sgd; {self.optimizer} has its own. Leave one of them out"
+                    f"`momentum` applies only to `optimizer='sgd'`; {self.optimizer} has its own. Leave one of them out"
                 )
         choices: dict[str, Sequence[str]] = {
             "optimizer": OPTIMIZERS,
@@ -70,13 +49,11 @@ class Recipe:
             "metric": METRICS,
         }
         for name, known in choices.items():
-            choose(_flag(name), getattr(self, name), known)
-        if self.momentum is not None and self.optimizer != "sgd":
-            raise UsageError(f"--momentum is of --optimizer sgd; {self.optimizer} has its own. Leave one of them out")
+            choose(name, getattr(self, name), known)
         if self.class_weight is not None:
-            choose("--class-weight", self.class_weight, ["balanced"])
+            choose("class_weight", self.class_weight, ["balanced"])
         if self.views is not None and self.augment == NO_AUGMENTATION:
-            raise UsageError("--views is a number of augmented views: say of which kind, --augment light")
+            raise UsageError("`views` is a number of augmented views. Say of which kind, such as `augment='light'`")
 
     @property
     def is_augmented(self) -> bool:
@@ -90,46 +67,39 @@ class Recipe:
         >>> Recipe(learning_rate=1e-4, wise_ft=True, prefix=False).flags
         ['--lr', '0.0001', '--no-prefix', '--wise-ft']
         """
-        given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
-        said: list[str] = []
-        for name, value in given.items():
+        flags: list[str] = []
+        for field in fields(TrainingOptions):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
             if isinstance(value, bool):
-                said.append(_flag(name) if value else f"--no-{name}")
-            elif name not in ("metric", "max_seconds"):  # the run's, and not to be had there
-                said += [_flag(name), str(value)]
-        return said
+                flags.append(flag_of(field) if value else flag_of(field).replace("--", "--no-"))
+            else:
+                flags += [flag_of(field), str(value)]
+        return flags
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         return asdict(self) | {"max_seconds": self.max_seconds if math.isfinite(self.max_seconds) else None}
 
 
-def recipe_of(chosen: Chosen, how: dict[str, Any]) -> Recipe:
-    """Return the recipe, with metric and class weights of the run. Raises UsageError."""
-    known = Recipe.__dataclass_fields__
-    for name in how:
-        if name == "lr":  # the name of the flag
-            raise UsageError("finetune takes learning_rate, which is --lr on the command line; got 'lr'")
-        choose("finetune", name, list(known))
+def recipe_of(chosen: Chosen, **options: Any) -> Recipe:
+    """Return the recipe, with metric and class weights of the run where they are None. Raises UsageError."""
     settings = chosen.run.settings
-    given = {name: value for name, value in how.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     return Recipe(**{"metric": settings.metric, "class_weight": settings.class_weight, **given})
-
-
-def _flag(name: str) -> str:
-    return "--" + {"learning_rate": "lr"}.get(name, name).replace("_", "-")
 
 
 def _from_one(name: str, value: int | None) -> None:
     if value is not None and value < 1:
-        raise UsageError(f"{_flag(name)} takes a number from 1; got {value}")
+        raise UsageError(f"`{name}` takes a number from 1; got {value}")
 
 
 def _above_zero(name: str, value: float | None) -> None:
     if value is not None and not (value > 0 and math.isfinite(value)):
-        raise UsageError(f"{_flag(name)} takes a number above 0; got {value}")
+        raise UsageError(f"`{name}` takes a number above 0; got {value}")
 
 
 def _share(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise UsageError(f"{_flag(name)} takes a number from 0 to below 1; got {value}")
+        raise UsageError(f"`{name}` takes a number from 0 to below 1; got {value}")

@@ -42,7 +42,7 @@ def from_scratch(
     resume: continue from that file; None: if it belongs to this training.
     """
     fixed = {"learning_rate": learning_rate, "epochs": epochs, "patience": patience, "max_seconds": max_seconds}
-    recipe = recipe_of(chosen, {"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
+    recipe = recipe_of(chosen, **{"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
     return train_from_scratch(Probe.open(chosen, images), recipe, keep, resume, progress)
 
 

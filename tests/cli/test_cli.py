@@ -826,7 +826,7 @@ def test_bad_options_of_fine_tuning(cli, run, tmp_path):
         ("--views", "3"): "--augment light",
         ("--augment", "lite"): "did you mean light?",
         ("--resume",): "nothing to go on with",
-        ("--momentum", "0.5"): "--momentum is of --optimizer sgd; adamw has its own",
+        ("--momentum", "0.5"): "--momentum applies only to --optimizer sgd; adamw has its own",
         ("--controls", "frozn"): "--controls takes frozen",
     }.items():
         refused(cli("finetune", f"{run}@8", "-o", out, *options), 2, message)

@@ -7,21 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import get_args
 
 import pytest
 
 from featcache import spec
-from featcache.backbones.devices import KINDS
 from featcache.backbones.registry import REGISTRY
 from featcache.extras.recipes import RECIPES
 from featcache.heads.estimators import FAMILIES
-from featcache.images.augment import AUGMENTATIONS
-from featcache.sweeps.metrics import METRICS
-from featcache.sweeps.presets import PRESETS
-from featcache.tuning import recipe
 from featcache_cli import complete
-from featcache_cli.complete import CHOICES
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 HEAVY = ("keras", "tensorflow", "sklearn", "h5py")
@@ -93,6 +86,8 @@ def test_values_are_offered_and_after_a_comma_again(offered):
     assert offered("sweep", "c.h5", "--heads", "lo") == ["logreg"]
     assert offered("cache", "export", "c.h5", "--split", "") == ["train", "val", "test"]
     assert offered("backbones", "show", "xc") == ["xception"]
+    assert offered("finetune", "RUN@best", "--augment", "") == ["none", "light", "strong", "tutorial"]
+    assert offered("sweep", "c.h5", "--preset", "c") == ["clip"]
     assert offered("recipe", "fl") == ["flowers", "flower-photos"]
 
 
@@ -100,23 +95,9 @@ def test_files_are_left_to_the_shell(offered):
     assert offered("scan", "te") == []
 
 
-def test_what_is_offered_is_what_the_library_takes():
-    taken = {
-        "augment": [recipe.NO_AUGMENTATION, *AUGMENTATIONS],
-        "backbone": REGISTRY,
-        "controls": recipe.CONTROLS,
-        "dtype": get_args(spec.Dtype),
-        "heads": FAMILIES,
-        "metric": METRICS,
-        "optimizer": recipe.OPTIMIZERS,
-        "pool": get_args(spec.Pooling),
-        "precision": get_args(spec.Precision),
-        "preset": PRESETS,
-        "resize": get_args(spec.Resize),
-        "schedule": recipe.SCHEDULES,
-    }
-    for name, names in taken.items():
-        assert sorted(CHOICES[name]("")) == sorted(names), name
-    assert set(CHOICES["device"]("")) < set(KINDS)
+def test_what_is_offered_without_being_declared_is_what_the_library_takes():
+    """The choices of options are Literal types of featcache.settings, which tests/test_settings.py compares."""
+    assert complete.backbones("") == list(REGISTRY)
+    assert complete.heads("") == list(FAMILIES)
     assert complete.SPLITS == spec.SPLITS
     assert complete.RECIPES("") == ["list", *RECIPES]

@@ -141,15 +141,14 @@ def test_an_unknown_block_is_refused_with_near_names_and_nothing_is_written(perf
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 0.0}, "--lr takes a number above 0; got 0.0"),
-        ({"learning_rate": -1e-3}, "--lr takes a number above 0; got -0.001"),
-        ({"lr": 1e-3}, "finetune takes learning_rate, which is --lr on the command line; got 'lr'"),
-        ({"learning_rate": np.nan}, "--lr takes a number above 0; got nan"),
-        ({"learning_rate": np.inf}, "--lr takes a number above 0; got inf"),
-        ({"epochs": 0}, "--epochs takes a number from 1; got 0"),
-        ({"batch": 0}, "--batch takes a number from 1; got 0"),
-        ({"patience": 0}, "--patience takes a number from 1; got 0"),
-        ({"class_weight": "yes"}, "--class-weight takes balanced; got 'yes'"),
+        ({"learning_rate": 0.0}, "`learning_rate` takes a number above 0; got 0.0"),
+        ({"learning_rate": -1e-3}, "`learning_rate` takes a number above 0; got -0.001"),
+        ({"learning_rate": np.nan}, "`learning_rate` takes a number above 0; got nan"),
+        ({"learning_rate": np.inf}, "`learning_rate` takes a number above 0; got inf"),
+        ({"epochs": 0}, "`epochs` takes a number from 1; got 0"),
+        ({"batch": 0}, "`batch` takes a number from 1; got 0"),
+        ({"patience": 0}, "`patience` takes a number from 1; got 0"),
+        ({"class_weight": "yes"}, "`class_weight` takes balanced; got 'yes'"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(options, message, perfect, tmp_path):
