@@ -54,7 +54,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
     rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
-    if not has_one_tap and not fits(list(columns), rows):
+    if rows and not has_one_tap and not fits(list(columns), rows):
         short_names, line = shortened(dict.fromkeys(trial.tap for trial in ranked))
         lines.append(wrapped(line))
         tap_column = list(columns).index("tap")
