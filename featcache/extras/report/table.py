@@ -60,6 +60,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
         tap_column = list(columns).index("tap")
         for row in rows:
             row[tap_column] = short_names[str(row[tap_column])]
+    # What a reader misses least is dropped first.
     spare = [name for name in ("MB", "width", "std", "fit s") if name in columns]
     lines.append(table(list(columns), rows, spare=spare))
     num_hidden = len(ranked) - len(rows)
