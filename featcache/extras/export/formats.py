@@ -115,7 +115,8 @@ def _write_keras(origin: Origin, path: Path, facts: Facts, calibration: Pixels |
         save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(Probe.open(origin.chosen)))
 
 
-def _read_keras(path: Path) -> Runner:
+def read_keras(path: Path) -> Runner:
+    """Return a function that runs a Keras file."""
     import keras
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -268,7 +269,7 @@ _FORMATS = (
         name="keras",
         suffix=".keras",
         write=_write_keras,
-        read=_read_keras,
+        read=read_keras,
         is_ours=is_ours,
         runtime="keras",
         any_size=True,

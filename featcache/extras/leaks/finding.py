@@ -49,6 +49,7 @@ def leaks(
     copies: dict[str, list[ImageRow]] = {}
     for row in rows:
         copies.setdefault(row.digest, []).append(row)
+    # Only one image of each content is compared by features and pixels: copies of bytes are pairs already.
     distinct = [copies_of_image[0] for copies_of_image in copies.values()]
 
     laps = _Laps()
@@ -135,6 +136,7 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
             f"The features of tap '{name}' take {size / 1e9:.2g} GB, more than a quarter of the memory. Name a "
             "narrower one: --tap"
         )
+    # In blocks, because maps take many times the memory of their averages.
     features = np.empty((len(rows), width), np.float32)
     for start in range(0, len(rows), BLOCK):
         block = cache.features(rows[start : start + BLOCK], name)

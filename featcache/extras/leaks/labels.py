@@ -111,6 +111,7 @@ def doubts(
     set_names = sets_of(leaks, rows)
     set_numbers = np.unique(set_names, return_inverse=True)[1].astype(np.int64)
     folds = _folds(set_numbers, y, seed)
+    # Copies of an image are in its fold, so the regression that judges it has seen none of them.
     with threadpool_limits(1):  # five times as fast while other processes use the cores
         probabilities, strength = left_out_probabilities(
             features_of(cache, rows, tap_name), y, len(names), folds, progress
@@ -204,6 +205,7 @@ def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:
     >>> doubted(p, np.array([0, 0, 1, 1, 1]))
     [(2, 0)]
     """
+    # (K,): what a class must reach to be possible. A class without labelled images is never possible.
     usual = np.array([_mean(probabilities[labels == name, name]) for name in range(probabilities.shape[1])])
     possible = np.where(probabilities >= usual, probabilities, -1.0)
     suggested = possible.argmax(axis=1)
@@ -255,6 +257,7 @@ def left_out_probabilities(
         classes = np.unique(y[train])
         judged = left_out[np.isin(y[left_out], classes)]
         if len(classes) > 1 and len(judged):
+            # The scaler, too, must not see the images that it prepares for judgement.
             scaler = StandardScaler().fit(X[train])
             fold = Fold(scaler.transform(X[train]), y[train], scaler.transform(X[judged]), keep=False)
             for at, candidate in enumerate(try_all("logreg", grid, fold)):

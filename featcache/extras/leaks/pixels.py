@@ -63,6 +63,7 @@ def hashes(greys: Pixels) -> Vectors:
 
 def _low_frequencies(greys: Pixels) -> Floats:
     """Return (N, 8, 8): the lowest frequencies, at length one; zero for images that show nothing."""
+    # 32 x 32 pixels, as in pHash, are enough for the lowest frequencies.
     halved = greys.reshape(len(greys), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4), dtype=np.float32)
     is_flat = halved.std(axis=(1, 2)) <= FLAT
     low = dctn(halved, axes=(1, 2), norm="ortho")[:, :LOW, :LOW]

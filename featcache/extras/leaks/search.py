@@ -136,6 +136,7 @@ def _without_pixels(pairs: Pairs) -> list[Match]:
 def _united(candidates: Sequence[Pairs], unit_features: Features) -> Pairs:
     """Return each pair once, with the similarity of its features, most similar first."""
     numbers = np.concatenate([np.stack([pairs.a, pairs.b], axis=1) for pairs in candidates])
+    # A pair may be similar by features and by hash; from here on its similarity is that of its features.
     a, b = np.unique(numbers, axis=0).T
     similarity = np.einsum("pd,pd->p", unit_features[a], unit_features[b])
     order = np.argsort(-similarity, kind="stable")
@@ -177,6 +178,7 @@ def _kind(thumbnails: Thumbnails, a: int, b: int, agreement: float, symmetry: in
     size_a, size_b = thumbnails.sizes[a], thumbnails.sizes[b]
     if (size_a == size_b).all():
         return "re-encoded"
+    # The ratio of the two aspect ratios: a copy that was only resized keeps its shape, up to whole pixels.
     ratio = (size_a[0] * size_b[1]) / (size_a[1] * size_b[0])
     return "resized" if SHAPE <= ratio <= 1 / SHAPE else "near"
 

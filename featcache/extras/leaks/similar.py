@@ -57,6 +57,7 @@ class Pairs:
 
 def unit(vectors: Floats, least: float = LEAST_NORM) -> Floats:
     """Return the vectors at length one, (N, D) float32; vectors no longer than `least` become zero."""
+    # Dividing by infinity makes short vectors zero: similar to nothing, and no NaN.
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > least, norms, np.inf), np.float32)
 
@@ -91,5 +92,6 @@ def pairs_over(vectors: Vectors, threshold: float, most: int) -> Pairs:
 
 def _most_similar(blocks: list[tuple[Classes, Classes, Floats]], most: int) -> tuple[Classes, Classes, Floats]:
     a, b, similarity = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    # By similarity, then by number, so that ties are cut in the same way every time.
     order = np.lexsort((b, a, -similarity))[:most]
     return a[order], b[order], similarity[order]

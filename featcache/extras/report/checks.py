@@ -52,6 +52,7 @@ def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Prog
         same_images = leaks(cache, images=images, progress=progress)
     except DataError as error:
         return Checks(None, None, hidden, str(error))
+    # Doubts need the pairs: an image must not be judged by its own copies.
     try:
         return Checks(same_images, doubts(same_images, without=hidden, progress=progress), hidden)
     except (DataError, UsageError) as error:

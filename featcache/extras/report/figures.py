@@ -43,6 +43,7 @@ def of_scores(run: Run, cache: Cache) -> list[tuple[str, str]]:
     figures: list[tuple[str, str]] = []
     for head, axis, lines in strengths:
         numbers = [x for line in lines for x in line.x]
+        # Strengths are searched by factors. On a linear scale the small ones would fall on one point.
         log = min(numbers) > 0 and max(numbers) / min(numbers) > 20
         about = f"{metric} of {head} against {axis}"
         plot = curves(lines, axis, metric, log=log, limits=limits, about=about)
@@ -85,6 +86,7 @@ def _depths(run: Run, cache: Cache) -> list[Curve]:
     for trial in run.ranked:
         if trial.tap in cache.taps:
             best.setdefault(trial.tap, trial)
+    # `groupby` needs the taps of a backbone side by side, which is how `by_depth` sorts them.
     names = by_depth(cache, list(best))
     lines = []
     for backbone, group in groupby(names, key=lambda name: cache.taps[name].backbone.name):

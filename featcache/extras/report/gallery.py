@@ -66,6 +66,7 @@ def write_gallery(images: Images, out: str | Path, *, force: bool = False, progr
     """Write the page and return its path. Raises UsageError if something else lies there, DiskFault."""
     path = Path(out)
     page = render(images, progress).encode("utf-8", "replace")
+    # Now, and not only before the images were read: that takes a while, and another file may lie there by now.
     check_output(path, GALLERY, inputs=[images.root], force=force)
     write_whole(path, page)
     return path

@@ -42,6 +42,7 @@ def sheet(
     """Return the thumbnails of these images, in their order; missing images are grey. None if there are no images."""
     if source is None or not rows:
         return None
+    # Square, because browsers limit the sides of a picture.
     columns = int(np.ceil(np.sqrt(len(rows))))
     cells = np.full((len(rows), THUMBNAIL, THUMBNAIL, 3), GREY, np.uint8)
     with ThreadPoolExecutor(num_threads()) as threads:
@@ -51,6 +52,7 @@ def sheet(
                 cells[number] = pixels
             progress(Tick("thumbnails", number + 1, len(rows)))
     grid = tiled(cells, columns, int(np.ceil(len(rows) / columns)), fill=255)
+    # Photographs fit at the first quality. Images of noise hardly compress and need a lower one.
     for quality in QUALITIES:
         data = _data_uri(grid, quality)
         if len(data) <= SHEET_BYTES:
@@ -68,6 +70,7 @@ def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
     size = cells.shape[1]
     grid = np.full((lines * columns, size, size, 3), fill, np.uint8)
     grid[: len(cells)] = cells
+    # (line, column, y, x) -> (line, y, column, x): the pixels of one line of images stand side by side.
     return grid.reshape(lines, columns, size, size, 3).swapaxes(1, 2).reshape(lines * size, columns * size, 3)
 
 

@@ -79,6 +79,7 @@ def _plot(name: str, lines: Mapping[str, Sequence[Trial]], run: Run) -> str:
         line[value] = "o"
         return "".join(line)
 
+    # The highest number ends where the scale ends; its five characters are "0.987".
     axis = f"{lowest:<{WIDTH - 5}.3f}{highest:.3f}"
     rows = [[label, f"{trial.judged.value:.3f}", f"|{drawn(trial)}|"] for label, trial in best_of.items()]
     return table([name, metric, f" {axis} "], rows)

@@ -68,6 +68,7 @@ def curves(
             axes.xaxis.set_minor_formatter("")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        # After plotting, which sets the limits by itself.
         axes.set_ylim(limits)
         _legend(axes, len(lines))
     return svg.text
@@ -95,6 +96,7 @@ def steps(lines: Sequence[Curve], y: str, *, limits: tuple[float, float] | None 
 def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
     """Return a plot of the (K, K) counts: true classes down, predicted ones across, shaded by share of the row."""
     num = len(classes)
+    # A class without images has zeros only, which dividing by 1 keeps.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(7.0, 2.2 + 0.28 * min(num, MOST_LABELS))
     with _figure(side, side, about) as (axes, svg):
@@ -137,6 +139,7 @@ def calibration(predictions: Predictions, *, about: str) -> str:
 
 def confusions(predictions: Predictions, num_classes: int) -> Classes:
     """Return (K, K): images by true class (row) and predicted class (column)."""
+    # The number of a cell in the flattened table.
     cells = predictions.truth * num_classes + predictions.predicted
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -167,6 +170,7 @@ def _figure(width: float, height: float, about: str) -> Iterator[tuple[Any, _Svg
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
+    # Without the XML declaration, which may not stand inside a page.
     opening = f'<svg role="img" aria-label="{escape(about)}" style="max-width:{width * 96:.0f}px"'
     svg.text = opening + text[text.index("<svg") + 4 :].replace(INK, "currentColor")
 

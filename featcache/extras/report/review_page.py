@@ -131,6 +131,7 @@ def _pictures(source: Source | None, rows: Sequence[ImageRow], bits: int, progre
                 num_bytes += len(data or "")
                 pictures.append(data if num_bytes <= PICTURE_BYTES else None)
             progress(Tick("pictures", len(pictures), len(rows)))
+            # The most doubtful labels come first, so the ones that go without a picture matter least.
             if num_bytes > PICTURE_BYTES:
                 break
     return pictures + [None] * (len(rows) - len(pictures))

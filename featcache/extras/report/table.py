@@ -54,12 +54,13 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
     rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
-    if not has_one_tap and not fits(list(columns), rows):
+    if rows and not has_one_tap and not fits(list(columns), rows):
         short_names, notes = shortened(dict.fromkeys(trial.tap for trial in ranked))
         lines += notes
         tap_column = list(columns).index("tap")
         for row in rows:
             row[tap_column] = short_names[str(row[tap_column])]
+    # What a reader misses least is dropped first.
     spare = [name for name in ("MB", "width", "std", "fit s", "handoff") if name in columns]
     lines.append(table(list(columns), rows, spare=spare))
     num_hidden = len(ranked) - len(rows)

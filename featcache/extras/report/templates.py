@@ -25,6 +25,7 @@ def render_page(
     """Render a template of the folder `page`, with its script and styles inside."""
     from markupsafe import Markup
 
+    # The content security policy allows the script by the digest of its bytes, so they must reach the page unescaped.
     code = page_text(script)
     environment = templates()
     environment.filters |= filters

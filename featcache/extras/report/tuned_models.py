@@ -107,6 +107,7 @@ def best_of(
     def value(model: TunedModel) -> float:
         return better(metric, model.score.value)
 
+    # Among equal scores the lower loss decides.
     best = max(candidates, key=lambda model: (value(model), -model.record["best"]["val_loss"]))
     if at_least is not None and value(best) < better(metric, at_least):
         return None

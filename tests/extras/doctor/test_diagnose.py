@@ -24,12 +24,12 @@ def broken(tmp_path, monkeypatch):
 
 def test_this_installation_is_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    found = diagnose(speed=False)
-    assert (found.broken, found.facts["faults"]) == ((), {})
-    assert found.facts["offline"] == ["glyphnet"]
-    assert found.facts["versions"]["hdf5"].count(".") == 2
-    assert found.facts["keras"]["devices"]
-    assert json.loads(json.dumps(found.facts)) == found.facts
+    diagnosis = diagnose(speed=False)
+    assert (diagnosis.broken, diagnosis.facts["faults"]) == ((), {})
+    assert diagnosis.facts["offline"] == ["glyphnet"]
+    assert diagnosis.facts["versions"]["hdf5"].count(".") == 2
+    assert diagnosis.facts["keras"]["devices"]
+    assert json.loads(json.dumps(diagnosis.facts)) == diagnosis.facts
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_this_installation_is_in_order(tmp_path, monkeypatch):
         pytest.param("import os; os._exit(9)", "the process ended with 9", marks=pytest.mark.slow),
     ],
 )
-def test_a_broken_tensorflow_is_told_and_the_rest_is_still_known(content, said, broken):
+def test_a_broken_tensorflow_is_reported_and_the_other_facts_are_kept(content, said, broken):
     broken("tensorflow", content)
-    found = diagnose(speed=False)
-    [fault] = found.broken
+    diagnosis = diagnose(speed=False)
+    [fault] = diagnosis.broken
     assert "Keras on tensorflow does not start" in fault.what
     assert said in fault.what
-    assert found.facts["offline"] == ["glyphnet"]
-    assert found.facts["threads"]
+    assert diagnosis.facts["offline"] == ["glyphnet"]
+    assert diagnosis.facts["threads"]
 
 
 def test_a_process_that_prints_other_lines_or_fails_while_it_exits_loses_no_facts(broken):
@@ -60,26 +60,26 @@ def test_a_process_that_prints_other_lines_or_fails_while_it_exits_loses_no_fact
 
 
 @pytest.mark.slow
-def test_a_broken_library_is_told_by_its_package(broken):
+def test_a_broken_library_is_reported_by_its_package(broken):
     broken("sklearn", "raise ImportError('_check_build')")
-    found = diagnose(speed=False)
-    assert found.broken[0].what == "scikit-learn cannot be imported: ImportError: _check_build"
+    diagnosis = diagnose(speed=False)
+    assert diagnosis.broken[0].what == "scikit-learn cannot be imported: ImportError: _check_build"
 
 
 @pytest.mark.slow
-def test_what_takes_too_long_is_told(broken, monkeypatch):
+def test_a_library_that_hangs_is_reported(broken, monkeypatch):
     broken("tensorflow", "import time; time.sleep(60)")
     monkeypatch.setattr(sys.modules[room.__module__], "PROBING_S", 8)
-    found = diagnose(speed=False)
-    assert "took longer than 8 s" in found.broken[0].what
-    assert found.facts["locking"] == "works"
+    diagnosis = diagnose(speed=False)
+    assert "took longer than 8 s" in diagnosis.broken[0].what
+    assert diagnosis.facts["locking"] == "works"
 
 
 @pytest.mark.slow
-def test_the_speed_is_that_of_the_engine_that_extracts():
-    found = library_facts.speed()
-    assert found["engine"].startswith("keras ")
-    assert 0.1 < found["images_per_s"] < 1e5
+def test_the_speed_is_measured_with_the_engine_that_extracts():
+    speed = library_facts.speed()
+    assert speed["engine"].startswith("keras ")
+    assert 0.1 < speed["images_per_s"] < 1e5
 
 
 def test_missing_requirements_and_extras_are_those_that_are_declared(monkeypatch):

@@ -105,21 +105,21 @@ GPU = ["H200, 143771 MiB, 570"]
         ({"faults": {"weights": "PermissionError: x"}}, "watch", "cannot be read: PermissionError", "KERAS_HOME"),
     ],
 )
-def test_what_is_wrong_is_named_with_what_to_do(changed, kind, what, do):
+def test_each_finding_says_what_is_wrong_and_what_to_do(changed, kind, what, do):
     changed = {name: value for name, value in changed.items() if value is not None}
     asked = facts(**changed)
     if "keras" in changed.get("faults", {}):
         del asked["keras"]
-    [found] = findings_of(asked)
-    assert found.kind == kind
-    assert what in found.what
-    assert do in found.do
+    [finding] = findings_of(asked)
+    assert finding.kind == kind
+    assert what in finding.what
+    assert do in finding.do
 
 
-def test_a_keras_that_does_not_start_is_told_once():
+def test_a_keras_that_does_not_start_is_reported_once():
     asked = facts(faults={"keras": "ImportError: no", "speed": "ImportError: no"})
     del asked["keras"]
-    assert ["does not start" in one.what for one in findings_of(asked)] == [True]
+    assert ["does not start" in finding.what for finding in findings_of(asked)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ def test_a_keras_that_does_not_start_is_told_once():
 def test_only_a_backend_that_is_installed_is_advised(backend, versions, do):
     asked = facts(faults={"keras": "ImportError: no"}, backend=backend, versions=versions)
     del asked["keras"]
-    assert [one.do for one in findings_of(asked)] == [do]
+    assert [finding.do for finding in findings_of(asked)] == [do]
 
 
-def test_what_is_broken_comes_first():
+def test_broken_things_come_first():
     wrong = facts(faults={"hdf5": "x"}, settings={"TF_ENABLE_ONEDNN_OPTS": "0"}, disk={"free_bytes": 1})
-    assert [one.kind for one in findings_of(wrong)] == ["broken", "slow", "watch"]
+    assert [finding.kind for finding in findings_of(wrong)] == ["broken", "slow", "watch"]
 
 
 def test_a_gpu_that_is_used_is_no_finding():

@@ -38,22 +38,22 @@ def test_memory_is_that_of_the_container_if_it_is_less(system):
         "MemTotal: 1000 kB\nMemAvailable: 600 kB\nSwapTotal: 50 kB\nSwapFree: 20 kB\nHugePages_Total: 0\n"
     )
     (system / "memory.max").write_text("512000\n")
-    found = machine.machine()
-    assert (found["memory_bytes"], found["memory_free_bytes"]) == (1_024_000, 614_400)
-    assert (found["memory_limit_bytes"], found["swap_used_bytes"]) == (512_000, 30 * 1024)
+    facts = machine.machine()
+    assert (facts["memory_bytes"], facts["memory_free_bytes"]) == (1_024_000, 614_400)
+    assert (facts["memory_limit_bytes"], facts["swap_used_bytes"]) == (512_000, 30 * 1024)
     (system / "memory.max").write_text("9223372036854771712\n")
     assert machine.machine()["memory_limit_bytes"] is None
 
 
-def test_the_processor_and_what_it_can(system):
+def test_the_processor_and_its_vector_instructions(system):
     (system / "cpuinfo").write_text("model name\t: Some CPU\nflags\t\t: fpu avx avx2\n")
-    found = machine.machine()
-    assert (found["processor"], found["vectors"]) == ("Some CPU", ["avx", "avx2"])
+    facts = machine.machine()
+    assert (facts["processor"], facts["vectors"]) == ("Some CPU", ["avx", "avx2"])
 
 
-def test_a_system_that_tells_nothing_is_no_error(system):
-    found = machine.machine()
-    assert (found["memory_bytes"], found["vectors"], found["cores_quota"]) == (None, None, None)
+def test_a_system_without_proc_is_no_error(system):
+    facts = machine.machine()
+    assert (facts["memory_bytes"], facts["vectors"], facts["cores_quota"]) == (None, None, None)
 
 
 def test_the_file_system_is_that_of_the_nearest_mount(system):
@@ -64,8 +64,8 @@ def test_the_file_system_is_that_of_the_nearest_mount(system):
     (system / "self" / "mounts").write_text(f"a / ext4 rw 0 0\nb {place} nfs4 rw 0 0\n")
     assert machine.filesystem(folder) == "nfs4"
     assert machine.filesystem(Path("/")) == "ext4"
-    [found] = machine.disks({"current folder": folder / "not" / "there"})
-    assert (found["network"], found["exists"]) == (True, False)
+    [disk] = machine.disks({"current folder": folder / "not" / "there"})
+    assert (disk["network"], disk["exists"]) == (True, False)
 
 
 def test_locks_that_keep_out_work(tmp_path):
@@ -73,14 +73,14 @@ def test_locks_that_keep_out_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_locks_that_keep_nobody_out_are_told(tmp_path, monkeypatch):
+def test_locks_that_keep_nobody_out_are_reported(tmp_path, monkeypatch):
     """As flock on some network file systems: everybody gets it."""
     monkeypatch.setattr(filelock.FileLock, "_acquire", lambda self: setattr(self._context, "lock_file_fd", 0))
     monkeypatch.setattr(filelock.FileLock, "_release", lambda self: setattr(self._context, "lock_file_fd", None))
     assert machine.locking(tmp_path) == "two held one lock at once"
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refuse(self):
         raise OSError(37, "No locks available")
 

@@ -56,7 +56,7 @@ def facts_in(path, to):
 
 @pytest.mark.slow
 @EVERY
-def test_its_own_runtime_gives_the_models_probabilities(to, exported, model, toy_run):
+def test_the_runtime_of_each_format_gives_the_models_probabilities(to, exported, model, toy_run):
     done = exported(to)
     assert done.path.exists()
     assert done.difference <= 1e-4
@@ -67,7 +67,7 @@ def test_its_own_runtime_gives_the_models_probabilities(to, exported, model, toy
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     wanted = np.asarray(load_model(model)[0].predict_on_batch(pixels))
     np.testing.assert_allclose(FORMATS[to].read(done.path)(pixels), wanted, atol=1e-4)
-    assert [one for one in done.path.parent.iterdir() if one.name.startswith(".")] == []
+    assert [path for path in done.path.parent.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_8_bits_are_a_smaller_file_with_nearly_the_same_answers(exported):
     interpreter = Interpreter(str(small.path))
     interpreter.allocate_tensors()
     assert interpreter.get_input_details()[0]["dtype"] == np.uint8
-    kinds = [one["dtype"] for one in interpreter.get_tensor_details()]
+    kinds = [tensor["dtype"] for tensor in interpreter.get_tensor_details()]
     assert kinds.count(np.int8) > 0.5 * len(kinds)
     assert facts_in(small.path, "litert")["int8"] is True
 
@@ -112,14 +112,14 @@ def test_constants_that_a_graph_captures_are_in_the_file(tmp_path):
     assert export(f"{run.path}@best", "onnx", tmp_path / "m.onnx").difference < 1e-4
 
 
-def test_a_file_of_keras_is_the_models_own(model, tmp_path):
+def test_an_export_to_keras_is_the_model_file_itself(model, tmp_path):
     done = export(model, "keras", tmp_path / "new" / "m.keras")
     assert done.path.read_bytes() == model.read_bytes()
     assert (done.scores, done.judged_on, done.input) == ({}, 0, (None, None, None, 3))
 
 
 def test_a_trial_of_a_run_is_exported_as_it_would_be_handed_over(model, tmp_path):
-    run = next(one for one in model.parent.iterdir() if one.is_dir())
+    run = next(path for path in model.parent.iterdir() if path.is_dir())
     done = export(f"{run}@best", "keras", tmp_path / "m.keras")
     assert "certificate" in read_facts(done.path)
     assert read_reference(done.path) is not None
@@ -135,7 +135,7 @@ def wrong(monkeypatch):
     """Return a function that makes the runtime of Keras' own format give other probabilities."""
 
     def make(change):
-        right = formats._read_keras
+        right = formats.read_keras
 
         def read(path):
             runner = right(path)
@@ -151,23 +151,23 @@ def moved(probabilities):
     return probabilities
 
 
-def test_a_file_that_gives_others_is_not_written_and_it_says_where(model, wrong, tmp_path):
+def test_a_file_that_gives_other_probabilities_is_not_written(model, wrong, tmp_path):
     wrong(moved)
     with pytest.raises(ExportFailed, match=r"does not give the model's.*\.png, class 'green', .* \(allowed 0\.0001\)"):
         export(model, "keras", tmp_path / "m.keras")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [lambda found: found * np.nan, lambda found: found[:, :2], lambda found: 1 / 0])
-def test_neither_is_one_that_gives_no_numbers_or_breaks(change, model, wrong, tmp_path):
+@pytest.mark.parametrize("change", [lambda p: p * np.nan, lambda p: p[:, :2], lambda found: 1 / 0])
+def test_a_file_that_gives_nan_or_does_not_run_is_not_written(change, model, wrong, tmp_path):
     wrong(change)
     with pytest.raises(ExportFailed, match=r"keras file (does not|gives).* Nothing was written"):
         export(model, "keras", tmp_path / "m.keras")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nor_one_that_agrees_at_one_size_only(model, monkeypatch, tmp_path):
-    right = formats._read_keras
+def test_a_file_that_agrees_only_at_one_size_is_not_written(model, monkeypatch, tmp_path):
+    right = formats.read_keras
 
     def read(path):
         runner = right(path)
@@ -178,7 +178,7 @@ def test_nor_one_that_agrees_at_one_size_only(model, monkeypatch, tmp_path):
         export(model, "keras", tmp_path / "m.keras")
 
 
-def test_what_cannot_be_converted_is_refused_in_one_line(model, monkeypatch, tmp_path):
+def test_a_model_that_cannot_be_converted_is_refused_in_one_line(model, monkeypatch, tmp_path):
     def write(*arguments):
         raise RuntimeError("an operation\nthat is not known")
 
@@ -188,7 +188,7 @@ def test_what_cannot_be_converted_is_refused_in_one_line(model, monkeypatch, tmp
 
 
 @pytest.mark.slow
-def test_8_bits_that_answer_otherwise_are_refused(model, monkeypatch, tmp_path):
+def test_an_8_bit_file_that_predicts_other_classes_is_refused(model, monkeypatch, tmp_path):
     read = FORMATS["keras"].read
     formats_ = replace(
         FORMATS["keras"], name="litert", suffix=".tflite", any_size=False,
@@ -213,8 +213,8 @@ def test_an_old_file_stays_when_the_new_one_fails(model, wrong, tmp_path):
 
 
 def test_a_gate_that_is_missed_writes_nothing_and_names_the_split(model, tmp_path):
-    said = r"--assert log_loss<=1e-09 is not met: 0\.\d+ on \d+ of the validation images of .*Nothing was written"
-    with pytest.raises(ExportFailed, match=said):
+    message = r"--assert log_loss<=1e-09 is not met: 0\.\d+ on \d+ of the validation images of .*Nothing was written"
+    with pytest.raises(ExportFailed, match=message):
         export(model, "keras", tmp_path / "m.keras", gates=["accuracy>=0.1", "log_loss<=1e-9"])
     assert list(tmp_path.iterdir()) == []
 
@@ -226,7 +226,7 @@ def test_gates_that_hold_are_named_with_their_scores(model, tmp_path):
     assert done.scores == done.model_scores
 
 
-def test_images_of_ones_own_judge_by_their_folders(model, tmp_path):
+def test_own_images_check_an_export_by_their_folders(model, tmp_path):
     photos = write_images(tmp_path / "photos", per_class=4, seed=3)
     (photos / "red").rename(photos / "crimson")
     done = export(model, "keras", tmp_path / "m.keras", images=photos, gates=["accuracy>=0.1"])
@@ -249,7 +249,7 @@ def test_images_that_a_head_was_fitted_on_do_not_judge_it(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_its_run_it_says_what_to_give(model, toy_run, tmp_path):
+def test_a_model_without_its_run_says_what_to_give(model, toy_run, tmp_path):
     alone = shutil.copy(model, tmp_path / "alone.keras")
     with pytest.raises(UsageError, match=r"Its run 'toy\.run' is not beside it. Give --run RUN, or --images FOLDER"):
         export(alone, "keras", tmp_path / "m.keras")
@@ -301,14 +301,14 @@ def test_a_missing_package_says_what_to_install(to, module, extra, monkeypatch, 
         ("keras", "m.keras", {"gates": ["accuracy>=e"]}, r"--assert takes a metric and a value"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_the_model_is_opened(to, out, how, message, tmp_path):
+def test_invalid_options_are_refused_before_the_model_is_opened(to, out, how, message, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match=message):
         export(tmp_path / "gone.keras", to, tmp_path / out, **how)
 
 
-def test_a_model_of_another_origin_is_refused(tmp_path):
+def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(NotAModel, match=r"No model at .*gone\.keras"):
         export(tmp_path / "gone.keras", "keras", tmp_path / "m.keras")
 
@@ -332,7 +332,7 @@ def test_a_folder_that_was_exported_is_replaced(tmp_path):
         (made / "featcache.json").write_text(text)
         (made / f"{text}.txt").write_text(text)
         exporting.place(made, tmp_path / "m")
-    assert sorted(one.name for one in (tmp_path / "m").iterdir()) == ["featcache.json", "new.txt"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["featcache.json", "new.txt"]
 
 
 def test_an_export_to_openvino_reports_nothing_to_its_makers():

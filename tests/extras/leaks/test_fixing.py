@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import pytest
 from cache.disk import Disk
 
-from featcache.cache import parts
+from featcache import files
+from featcache.cache import layout, parts
 from featcache.cache.check import verify
 from featcache.cache.exchange import merge_caches
 from featcache.cache.reader import Cache
@@ -52,7 +53,7 @@ MOVED = {
 def test_test_only_loses_images_and_nothing_crosses_any_more(leaky, tmp_path):
     cache = extracted(leaky, tmp_path)
     fixed = fix(leaks(cache))
-    assert {one.path: (one.before, one.after) for one in fixed.moved} == MOVED
+    assert {move.path: (move.before, move.after) for move in fixed.moved} == MOVED
     assert (fixed.groups, fixed.images, fixed.emptied) == (4, 8, ())
     assert fixed.splits == {"train": 54, "val": 13, "test": 9} == Cache.open(cache.path).splits
     again = leaks(cache.path)
@@ -76,10 +77,10 @@ def test_a_later_extraction_of_the_same_folders_does_not_undo_it(layout, leaky, 
     cache = extracted(leaky, tmp_path, layout=layout)
     fix(leaks(cache))
     fixed = Cache.open(cache.path)
-    said = []
-    again = extracted(leaky, tmp_path, progress=said.append)
+    ticks = []
+    again = extracted(leaky, tmp_path, progress=ticks.append)
     assert (again.rows, again.joined) == (fixed.rows, fixed.joined)
-    assert "not where their folders say: 2 of test in train, 1 of test in val, 1 of val in train" in said[-1].note
+    assert "not where their folders say: 2 of test in train, 1 of test in val, 1 of val in train" in ticks[-1].note
     write_pictures(leaky / "train", 1, first=90)
     shutil.copy(leaky / "train/iris/a.jpg", leaky / "test/iris/another.jpg")
     more = split_of(extracted(leaky, tmp_path))
@@ -93,17 +94,17 @@ def test_class_folders_that_are_split_by_hash_stay_fixed_too(tmp_path):
     for number in range(20):
         copy(photos / f"iris/{number:03d}.png", photos / f"iris/copy{number}.jpg")
     cache = extracted(photos, tmp_path)
-    found = leaks(cache)
-    assert found.contaminated
-    fix(found)
+    result = leaks(cache)
+    assert result.contaminated
+    fix(result)
     after = extracted(photos, tmp_path)
     assert after.rows == Cache.open(cache.path).rows
     assert not leaks(after).contaminated
     splits = split_of(after)
-    assert all(splits[pair.a] == splits[pair.b] for pair in found.pairs)
+    assert all(splits[pair.a] == splits[pair.b] for pair in result.pairs)
 
 
-def test_groups_that_images_have_come_along(tmp_path):
+def test_the_groups_of_joined_images_move_as_a_whole(tmp_path):
     photos = tmp_path / "photos"
     for label in ("iris", "rose"):
         for patient in range(12):
@@ -139,7 +140,7 @@ def test_an_old_run_is_not_judged_on_the_new_split(leaky, tmp_path):
     assert sweep(cache.path, "ridge", out=tmp_path / "run2").num_train == 54
 
 
-def test_folds_know_the_new_groups(split, tmp_path):
+def test_folds_keep_the_joined_groups_together(split, tmp_path):
     copy(split / "train/iris/000.png", split / "train/iris/copy.jpg")  # nothing crosses: only groups change
     cache = extracted(split, tmp_path)
     by_folds, by_val = (sweep(cache, "ridge", cv=cv, out=tmp_path / str(cv)) for cv in (4, None))
@@ -232,8 +233,8 @@ def test_a_fix_while_an_extraction_computes_stays_without_locks_too(leaky, tmp_p
     no_locks(monkeypatch)
     cache = extracted(leaky, tmp_path)
     write_pictures(leaky / "train", 1, first=90)
-    found = leaks(cache)
-    fixes = [lambda: fix(found)]
+    result = leaks(cache)
+    fixes = [lambda: fix(result)]
 
     def meanwhile(tick):
         if tick.step.startswith("extract") and fixes:
@@ -245,13 +246,28 @@ def test_a_fix_while_an_extraction_computes_stays_without_locks_too(leaky, tmp_p
     assert places_of_moved(cache) == FIXED_PLACES
 
 
+def test_a_fix_that_is_overtaken_every_time_gives_up_after_20_attempts(leaky, tmp_path, monkeypatch):
+    result = leaks(extracted(leaky, tmp_path))
+    attempts = []
+
+    def overtaken(table, before, fill):
+        attempts.append(table)
+        raise files.Overtaken(table)
+
+    monkeypatch.setattr(files, "LAST_WAIT_S", 0)
+    monkeypatch.setattr(layout, "write_table", overtaken)
+    with pytest.raises(files.Overtaken, match="was replaced by another process again and again"):
+        fix(result)
+    assert len(attempts) == files.ATTEMPTS == 20
+
+
 @pytest.mark.parametrize("first", ["extract", "fix"])
 def test_a_fix_and_an_extraction_that_write_at_once_both_stay(first, leaky, tmp_path, monkeypatch):
     no_locks(monkeypatch)
     cache = extracted(leaky, tmp_path)
-    found = leaks(cache)
+    result = leaks(cache)
     write_pictures(leaky / "train", 1, first=90)
-    works = {"extract": lambda: extracted(leaky, tmp_path), "fix": lambda: fix(found)}
+    works = {"extract": lambda: extracted(leaky, tmp_path), "fix": lambda: fix(result)}
     outer = works.pop(first)
     disk, at_the_end = Disk(tmp_path), []
 
@@ -269,13 +285,13 @@ def test_a_fix_and_an_extraction_that_write_at_once_both_stay(first, leaky, tmp_
     assert places_of_moved(cache) == FIXED_PLACES
 
 
-def test_a_fix_knows_images_by_their_bytes_where_an_extraction_has_moved_them(leaky, tmp_path):
+def test_a_fix_finds_images_by_their_bytes_after_an_extraction_moved_them(leaky, tmp_path):
     cache = extracted(leaky, tmp_path)
-    found = leaks(cache)
+    result = leaks(cache)
     (leaky / "train/iris/a.jpg").rename(leaky / "train/iris/new.jpg")
     (leaky / "train/iris/015.png").rename(leaky / "train/iris/a.jpg")
     extracted(leaky, tmp_path)
-    fix(found)
+    fix(result)
     assert places_of_moved(cache) == FIXED_PLACES
     groups = {row.path: row.group for row in Cache.open(cache.path).rows}
     assert groups["train/iris/new.jpg"] == groups["test/iris/030.png"] != ""
@@ -299,10 +315,10 @@ def test_groups_that_folders_cut_contaminate_test_until_they_are_put_together(tm
     photos = in_patients(tmp_path)
     cache = extracted(photos, tmp_path, group_from=r"regex:/(\w)_")
     assert cache.report.groups.crossing == 3
-    found = leaks(cache)
-    assert (found.contaminated, found.contaminating, found.contaminating_groups) == (True, (), ("a", "b", "c"))
-    assert found.crossing_groups["a"]["test"] == 9
-    fixed = fix(found)
+    result = leaks(cache)
+    assert (result.contaminated, result.contaminating, result.contaminating_groups) == (True, (), ("a", "b", "c"))
+    assert result.crossing_groups["a"]["test"] == 9
+    fixed = fix(result)
     assert {move.before for move in fixed.moved} == {"test"}
     again = leaks(cache.path)
     assert (again.contaminated, again.crossing_groups) == (False, {})
@@ -341,7 +357,7 @@ def test_a_copy_that_links_two_stored_groups_moves_nobody_and_a_fix_mends_it(tmp
     assert after.report.remarks == ()
 
 
-def test_what_is_left_without_images_is_named(tmp_path):
+def test_classes_left_without_images_are_named(tmp_path):
     photos = tmp_path / "photos"
     write_pictures(photos / "train", 8)
     write_pictures(photos / "test", 2, first=50)

@@ -129,7 +129,7 @@ def test_a_decision_between_the_scan_of_an_extraction_and_its_work_stays(cache, 
     assert labels_of(cache)["blue/002.png"] == ""
 
 
-def test_taking_a_review_back_leaves_nothing_of_it(cache, photos, table):
+def test_undoing_a_review_leaves_nothing_of_it(cache, photos, table):
     apply_review(cache.path, table())
     extract(photos, "pixels:size=4", out=cache.path)
     done = unapply(cache.path)
@@ -158,9 +158,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("row", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_row_that_cannot_be_meant_refuses_the_table_before_anything_is_done(
-    row, message, cache, photos, tmp_path, table
-):
+def test_an_invalid_row_refuses_the_table_before_anything_is_done(row, message, cache, photos, tmp_path, table):
     path = table(f"blue/001.png,blue,red,0.1,drop\n{row}")
     place = r"labels\.csv, line 3: "
     before = cache.path.read_bytes()
@@ -172,7 +170,7 @@ def test_a_row_that_cannot_be_meant_refuses_the_table_before_anything_is_done(
     assert not (tmp_path / "new.h5").exists()
 
 
-def test_a_table_that_contradicts_itself_or_is_none_is_refused(cache, photos, table, tmp_path):
+def test_a_table_that_contradicts_itself_or_is_no_table_is_refused(cache, photos, table, tmp_path):
     with pytest.raises(DataError, match=r"line 8: 'blue/005\.png' stands in line 7 already\. Keep one of the rows"):
         apply_review(cache.path, table(f"{REVIEW}blue/005.png,blue,red,,\n"))
     shutil.copy(photos / "red/000.png", photos / "red/copy.png")
@@ -202,12 +200,12 @@ def test_names_that_spreadsheets_would_run_or_cannot_show_come_back(tmp_path):
         (photos / name).rename(to)
     shutil.copy(odd[0] / "000.png", odd[1] / 'x\r\n",é\udcff.png')
     cache = extract(photos, SMALL, out=tmp_path / "c.h5")
-    found = doubts(leaks(cache))
+    result = doubts(leaks(cache))
     path = tmp_path / "labels.csv"
-    write_doubts(found, cache.path, path)
+    write_doubts(result, cache.path, path)
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [doubt.path for doubt in found.doubts]
+    assert [row["path"] for row in rows] == [doubt.path for doubt in result.doubts]
     assert {row["suggestion"] for row in rows[:2]} == {"'=1+1"}
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -215,8 +213,8 @@ def test_names_that_spreadsheets_would_run_or_cannot_show_come_back(tmp_path):
         writer.writerows(row | {"decision": "accept"} for row in rows)
     apply_review(cache.path, path)
     now = labels_of(cache)
-    assert {doubt.path: now[doubt.path] for doubt in found.doubts} == {
-        doubt.path: doubt.suggested for doubt in found.doubts
+    assert {doubt.path: now[doubt.path] for doubt in result.doubts} == {
+        doubt.path: doubt.suggested for doubt in result.doubts
     }
 
 
@@ -227,41 +225,43 @@ def wrong_folders(tmp_path, count=6):
     return extract(photos, SMALL, out=tmp_path / "w.h5")
 
 
-def test_the_table_has_every_suspicion_and_what_was_decided_is_not_listed_again(tmp_path, monkeypatch):
+def test_the_table_has_every_doubt_and_decided_images_are_not_listed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "STRENGTHS", (0.1,))  # one regression instead of three
     cache = wrong_folders(tmp_path)
-    found, path = doubts(leaks(cache)), tmp_path / "labels.csv"
-    write_doubts(found, cache.path, path)
+    result, path = doubts(leaks(cache)), tmp_path / "labels.csv"
+    write_doubts(result, cache.path, path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["label"], row["suggestion"], row["decision"]) for row in rows] == [
-        (doubt.path, doubt.label, doubt.suggested, "") for doubt in found.doubts
+        (doubt.path, doubt.label, doubt.suggested, "") for doubt in result.doubts
     ]
-    assert [float(row["probability"]) for row in rows] == pytest.approx([one.probability for one in found.doubts], 1e-4)
-    write_doubts(found, cache.path, path)  # nobody has decided anything in it
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        [doubt.probability for doubt in result.doubts], 1e-4
+    )
+    write_doubts(result, cache.path, path)  # nobody has decided anything in it
     text = path.read_text().splitlines()
     path.write_text("\n".join([text[0], f"{text[1]}keep", f"{text[2]}accept", *text[3:]]))
     with pytest.raises(UsageError, match="may hold your decisions, or be another table, so it is kept"):
-        write_doubts(found, cache.path, path)
+        write_doubts(result, cache.path, path)
     apply_review(cache.path, path)
     again = doubts(leaks(cache.path))
     assert {rows[0]["path"], rows[1]["path"]}.isdisjoint(doubt.path for doubt in again.doubts)
     assert again.reviewed >= 1
 
 
-def test_one_photo_under_two_labels_is_listed_as_such_first_and_accepting_makes_it_one_label(tmp_path):
+def test_a_photo_under_two_labels_is_listed_first_and_accepting_leaves_one_label(tmp_path):
     photos = write_images(tmp_path / "photos", 20)
     shutil.copy(photos / "red/005.png", photos / "blue/twice.png")
     cache = extract(photos, SMALL, out=tmp_path / "c.h5")
-    found = doubts(leaks(cache))
-    assert found.photos_of_two_labels == ((("blue/twice.png", "blue"), ("red/005.png", "red")),)
-    assert [(one.path, one.suggested, one.same_photo) for one in found.doubts[:2]] == [
+    result = doubts(leaks(cache))
+    assert result.photos_of_two_labels == ((("blue/twice.png", "blue"), ("red/005.png", "red")),)
+    assert [(doubt.path, doubt.suggested, doubt.same_photo) for doubt in result.doubts[:2]] == [
         ("blue/twice.png", "red", (("red/005.png", "red"),)),
         ("red/005.png", "red", (("blue/twice.png", "blue"),)),
     ]
-    assert "blue/twice.png" not in {one.path for one in found.doubts[2:]}
+    assert "blue/twice.png" not in {doubt.path for doubt in result.doubts[2:]}
     path = tmp_path / "labels.csv"
-    write_doubts(found, cache.path, path)
+    write_doubts(result, cache.path, path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], f"{lines[1]}accept", f"{lines[2]}accept"]))
     apply_review(cache.path, path)
@@ -292,7 +292,7 @@ DROP = "test/iris/030.png,iris,,,drop\ntrain/rose/c.jpg,rose,,,change:iris\n"
 @pytest.mark.parametrize("order", ["fix, review", "review, fix"])
 @pytest.mark.parametrize("back", [(unfix, unapply), (unapply, unfix)], ids=["unfix first", "unapply first"])
 @pytest.mark.parametrize("between", [False, True], ids=["", "an extraction between"])
-def test_fix_and_review_can_be_taken_back_in_any_order(order, back, between, found_copies, leaky, table):
+def test_fix_and_review_can_be_undone_in_any_order(order, back, between, found_copies, leaky, table):
     works = [lambda: fix(replace(found_copies, cache=leaky.path)), lambda: apply_review(leaky.path, table(DROP))]
     for work in works if order == "fix, review" else works[::-1]:
         work()
@@ -315,7 +315,7 @@ def test_a_dropped_image_that_a_fix_joins_comes_back_beside_its_copy(found_copie
     assert Cache.open(leaky.path).rows == leaky.rows
 
 
-def test_a_fix_that_was_taken_back_says_what_moved_and_stays_so(found_copies, leaky):
+def test_undoing_a_fix_says_what_moved_and_lasts(found_copies, leaky):
     fixed = fix(replace(found_copies, cache=leaky.path))
     done = unfix(leaky.path)
     assert {(move.path, move.after, move.before) for move in done.moved} == {
@@ -326,9 +326,7 @@ def test_a_fix_that_was_taken_back_says_what_moved_and_stays_so(found_copies, le
     assert unfix(leaky.path).moved == ()
 
 
-def test_images_that_came_after_a_fix_get_the_split_of_their_folder_when_it_is_taken_back(
-    found_copies, leaky, tmp_path
-):
+def test_images_added_after_a_fix_get_the_split_of_their_folder_when_it_is_undone(found_copies, leaky, tmp_path):
     photos = shutil.copytree(leaky.root, tmp_path / "photos")
     fix(replace(found_copies, cache=leaky.path))
     shutil.copy(photos / "test/iris/030.png", photos / "test/iris/more.png")
@@ -338,7 +336,7 @@ def test_images_that_came_after_a_fix_get_the_split_of_their_folder_when_it_is_t
     assert splits_of(leaky) == {row.path: row.split for row in leaky.rows} | {"test/iris/more.png": "test"}
 
 
-def test_a_fix_of_an_earlier_featcache_is_not_guessed_at(leaky):
+def test_a_fix_without_recorded_splits_is_not_undone(leaky):
     joined = {row.path: "" for row in leaky.rows[:2]}
     rows = [row._replace(group="same:1") if row.path in joined else row for row in leaky.rows]
     parts.merge(leaky.path, rows, {}, facts_of(leaky), Changes(joined))
@@ -370,14 +368,14 @@ def test_merged_caches_keep_reviews_and_refuse_two_that_disagree(cache, photos, 
         merge_caches([other, cache.path], tmp_path / "new.h5")
 
 
-def test_why_tells_what_was_decided_about_a_file(cache, photos, table):
+def test_cache_why_names_the_decision_about_a_file(cache, photos, table):
     apply_review(cache.path, table())
     [review] = why(Cache.open(cache.path), photos / "blue/003.png").reviews
     assert (review.label, review.new_label, review.outcome, review.path) == ("blue", "green", "changed", "blue/003.png")
     assert Review.from_json(review.to_json()) == review
 
 
-def test_a_label_of_test_that_was_changed_after_a_look_is_told_and_the_look_stays(tmp_path, table):
+def test_a_test_label_changed_after_a_look_is_reported_and_the_look_stays(tmp_path, table):
     photos = write_images(tmp_path / "photos", 30)
     cache = extract(photos, PIXELS, out=tmp_path / "c.h5")
     run = sweep(cache, "ridge", out=tmp_path / "run")

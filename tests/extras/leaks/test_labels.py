@@ -20,7 +20,7 @@ def told_apart(monkeypatch):
     def features(cache, rows, name):
         true = np.array(["dir".index(row.path.split("/")[-1][0]) for row in rows])
         rng = [np.random.default_rng(int(row.digest[:8], 16)) for row in rows]
-        return (np.eye(3)[true] * 4 + np.stack([one.normal(0, 1, 3) for one in rng])).astype(np.float32)
+        return (np.eye(3)[true] * 4 + np.stack([generator.normal(0, 1, 3) for generator in rng])).astype(np.float32)
 
     monkeypatch.setattr(labels, "features_of", features)
 
@@ -38,24 +38,24 @@ def judged(photos, tmp_path):
     return doubts(leaks(extract(photos, PIXELS, out=tmp_path / "c.h5")))
 
 
-def test_images_in_the_wrong_folder_stand_first(named, tmp_path, told_apart):
+def test_images_in_the_wrong_folder_are_listed_first(named, tmp_path, told_apart):
     wrong = ["iris/d003.png", "rose/i004.png", "daisy/r005.png"]
     for path in wrong:
         shutil.move(next(named.glob(f"*/{path.split('/')[1]}")), named / path)
-    found = judged(named, tmp_path)
-    assert {one.path for one in found.doubts[:3]} == set(wrong)
-    assert {one.path: (one.label, one.suggested) for one in found.doubts[:3]} == {
+    result = judged(named, tmp_path)
+    assert {doubt.path for doubt in result.doubts[:3]} == set(wrong)
+    assert {doubt.path: (doubt.label, doubt.suggested) for doubt in result.doubts[:3]} == {
         "iris/d003.png": ("iris", "daisy"),
         "rose/i004.png": ("rose", "iris"),
         "daisy/r005.png": ("daisy", "rose"),
     }
-    assert (found.images, found.unjudged) == (60, 0)
-    assert all(one.probability < one.of_suggested for one in found.doubts)
-    margins = [one.margin for one in found.doubts]
+    assert (result.images, result.unjudged) == (60, 0)
+    assert all(doubt.probability < doubt.of_suggested for doubt in result.doubts)
+    margins = [doubt.margin for doubt in result.doubts]
     assert margins == sorted(margins)
 
 
-def test_what_judges_an_image_has_not_seen_its_copies(named, tmp_path, monkeypatch):
+def test_no_image_is_judged_by_its_copies(named, tmp_path, monkeypatch):
     shutil.move(named / "daisy/d003.png", named / "iris/d003.png")
     for number in range(4):
         copy(named / "iris/d003.png", named / f"iris/dcopy{number}.jpg", quality=70 + number)
@@ -75,7 +75,7 @@ def test_what_judges_an_image_has_not_seen_its_copies(named, tmp_path, monkeypat
     assert (len(folds), len(set(folds))) == (5, 1)
 
 
-def test_the_rule_is_that_of_confident_learning():
+def test_doubts_follow_the_rule_of_confident_learning():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 300)
     p = rng.dirichlet(np.ones(4) * 0.5, 300) + np.eye(4)[y]
@@ -88,19 +88,19 @@ def test_the_rule_is_that_of_confident_learning():
         best = max(possible, key=lambda name, at=at: p[at, name], default=y[at])
         if best != y[at]:
             wanted.add((at, best))
-    found = doubted(p, y)
-    assert set(found) == wanted
-    margins = [p[at, y[at]] - p[at, other] for at, other in found]
+    doubts_by_rule = doubted(p, y)
+    assert set(doubts_by_rule) == wanted
+    margins = [p[at, y[at]] - p[at, other] for at, other in doubts_by_rule]
     assert margins == sorted(margins)
-    assert {at for at, _ in found[:15]} <= set(range(20))
+    assert {at for at, _ in doubts_by_rule[:15]} <= set(range(20))
 
 
-def test_of_a_class_with_one_image_that_image_is_not_judged(named, tmp_path, told_apart):
+def test_the_only_image_of_a_class_is_not_judged(named, tmp_path, told_apart):
     for path in sorted((named / "rose").iterdir())[1:]:
         path.unlink()
-    found = judged(named, tmp_path)
-    assert (found.images, found.unjudged) == (40, 1)
-    assert "rose" not in {one.suggested for one in found.doubts}
+    result = judged(named, tmp_path)
+    assert (result.images, result.unjudged) == (40, 1)
+    assert "rose" not in {doubt.suggested for doubt in result.doubts}
 
 
 def test_many_classes_of_few_images_give_numbers(tmp_path, monkeypatch):
@@ -109,9 +109,9 @@ def test_many_classes_of_few_images_give_numbers(tmp_path, monkeypatch):
         to = tmp_path / "many" / f"class{number // 2:03d}" / path.name.replace(".", f"{number}.")
         to.parent.mkdir(parents=True, exist_ok=True)
         path.rename(to)
-    found = judged(tmp_path / "many", tmp_path)
-    assert found.images + found.unjudged == 120
-    assert np.isfinite([[one.probability, one.of_suggested] for one in found.doubts]).all()
+    result = judged(tmp_path / "many", tmp_path)
+    assert result.images + result.unjudged == 120
+    assert np.isfinite([[doubt.probability, doubt.of_suggested] for doubt in result.doubts]).all()
 
 
 def test_images_without_labels_cannot_be_doubted(named, tmp_path):
@@ -121,5 +121,5 @@ def test_images_without_labels_cannot_be_doubted(named, tmp_path):
 
 def test_features_that_never_vary_doubt_nothing_wrongly(named, tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "features_of", lambda cache, rows, name: np.ones((len(rows), 3), np.float32))
-    found = judged(named, tmp_path)
-    assert np.isfinite([found.accuracy, *[one.margin for one in found.doubts]]).all()
+    result = judged(named, tmp_path)
+    assert np.isfinite([result.accuracy, *[doubt.margin for doubt in result.doubts]]).all()

@@ -30,23 +30,26 @@ def greys():
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_pairs_by_blocks_are_all_pairs(block, monkeypatch):
+def test_comparing_in_blocks_finds_all_pairs(block, monkeypatch):
     monkeypatch.setattr(similar, "BLOCK", block)
     rng = np.random.default_rng(0)
-    one, other = (unit(rng.normal(size=(30, 4))) for _ in range(2))
-    found = pairs_over(Vectors(one, (one, other)), 0.6, 1000)
-    every = np.maximum(one @ one.T, one @ other.T)
+    features, other = (unit(rng.normal(size=(30, 4))) for _ in range(2))
+    pairs = pairs_over(Vectors(features, (features, other)), 0.6, 1000)
+    every = np.maximum(features @ features.T, features @ other.T)
     wanted = {(a, b) for a in range(30) for b in range(a + 1, 30) if every[a, b] >= 0.6}
-    assert set(zip(found.a.tolist(), found.b.tolist(), strict=True)) == wanted
-    assert np.allclose(found.similarity, every[found.a, found.b])
-    assert (np.diff(found.similarity) <= 0).all()
+    assert set(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)) == wanted
+    assert np.allclose(pairs.similarity, every[pairs.a, pairs.b])
+    assert (np.diff(pairs.similarity) <= 0).all()
 
 
 @pytest.mark.parametrize("block", [2, 1000])
-def test_of_too_many_pairs_the_most_similar_are_kept_and_the_others_counted(block, monkeypatch):
+def test_of_too_many_pairs_the_most_similar_are_kept_and_the_rest_counted(block, monkeypatch):
     monkeypatch.setattr(similar, "BLOCK", block)
-    one = unit(np.random.default_rng(0).normal(size=(40, 3)))
-    every, few = pairs_over(Vectors(one, (one,)), -1.0, 10**6), pairs_over(Vectors(one, (one,)), -1.0, 25)
+    features = unit(np.random.default_rng(0).normal(size=(40, 3)))
+    every, few = (
+        pairs_over(Vectors(features, (features,)), -1.0, 10**6),
+        pairs_over(Vectors(features, (features,)), -1.0, 25),
+    )
     assert (len(every.a), every.cut) == (780, 0)
     assert np.allclose(few.similarity, every.similarity[:25])
     assert few.cut > 0
@@ -85,33 +88,33 @@ def test_an_image_without_pixels_has_a_hash_like_no_other(greys):
 
 @pytest.mark.parametrize("width", [4, 12, 100])
 def test_of_different_images_no_more_pairs_lie_beyond_the_threshold_than_it_says(width):
-    one = unit(np.random.default_rng(0).normal(size=(3000, width)) * np.linspace(2, 0.5, width))
-    vectors = Vectors(one, (one,))
+    features = unit(np.random.default_rng(0).normal(size=(3000, width)) * np.linspace(2, 0.5, width))
+    vectors = Vectors(features, (features,))
     draws = tails.draws_of(np.arange(3000), vectors.only, 0.99)
     measured = tails.tails_of(draws, 3000, vectors.only)
-    found = [len(pairs_over(vectors, measured.threshold(expected), 10**6).a) for expected in (1, 300, 30_000)]
-    assert found[0] <= 2
-    assert found[1] <= 300
-    assert 300 < found[2] <= 30_000
+    num_pairs = [len(pairs_over(vectors, measured.threshold(expected), 10**6).a) for expected in (1, 300, 30_000)]
+    assert num_pairs[0] <= 2
+    assert num_pairs[1] <= 300
+    assert 300 < num_pairs[2] <= 30_000
 
 
 @pytest.mark.parametrize("copies", [1, 2, 8, 60])
 def test_copies_of_everything_do_not_make_different_images_look_alike(copies):
     base = np.random.default_rng(1).normal(size=(2400 // copies, 30))
-    one = unit(np.repeat(base, copies, axis=0) + np.random.default_rng(2).normal(0, 0.01, (2400, 30)))
-    vectors = Vectors(one, (one,))
+    features = unit(np.repeat(base, copies, axis=0) + np.random.default_rng(2).normal(0, 0.01, (2400, 30)))
+    vectors = Vectors(features, (features,))
     draws = tails.draws_of(np.arange(2400), vectors.only, 0.99)
     threshold = tails.tails_of(draws, 2400, vectors.only).threshold(1)
     assert 0.6 < threshold < (0.95 if copies <= 8 else 0.99)  # copies themselves are at 0.999
 
 
-def test_data_in_which_every_image_is_there_eight_times_is_seen_through(greys):
+def test_eight_copies_of_every_image_are_all_found(greys):
     rng = np.random.default_rng(0)
     of = np.repeat(np.arange(80), 8)
     noisy = np.clip(greys[of] + rng.normal(0, 3, (640, 64, 64)), 0, 255).astype(np.uint8)
     features = rng.normal(size=(80, 40))[of] + rng.normal(0, 0.05, (640, 40))
-    found = searched(noisy, features)
-    assert {(one.a, one.b) for one in found.matches} == {
+    result = searched(noisy, features)
+    assert {(match.a, match.b) for match in result.matches} == {
         (a, b) for a in range(640) for b in range(a + 1, 640) if of[a] == of[b]
     }
 
@@ -119,9 +122,9 @@ def test_data_in_which_every_image_is_there_eight_times_is_seen_through(greys):
 def test_digits_that_somebody_else_wrote_are_different():
     digits = load_digits()
     greys = (np.kron(digits.images, np.ones((8, 8))) * 15.9).astype(np.uint8)
-    found = searched(greys, digits.data)
-    assert len(found.matches) <= 1
-    assert found.thresholds.agreement > 0.9  # they agree much better than photographs that are different
+    result = searched(greys, digits.data)
+    assert len(result.matches) <= 1
+    assert result.thresholds.agreement > 0.9  # they agree much better than photographs that are different
     blind = searched(greys, digits.data, seen=False)
     assert len(blind.matches) <= 2
 
@@ -130,7 +133,7 @@ def test_candidates_have_to_agree_in_their_pixels(greys):
     features = np.random.default_rng(0).normal(size=(80, 20))
     features[1] = features[0]
     assert not searched(greys, features).matches
-    assert [(one.a, one.b) for one in searched(greys, features, seen=False).matches] == [(0, 1)]
+    assert [(match.a, match.b) for match in searched(greys, features, seen=False).matches] == [(0, 1)]
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("RGB", "jpeg"), ("L", "png")])

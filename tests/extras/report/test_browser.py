@@ -35,9 +35,9 @@ def page(request, path):
         opened.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url))
         opened.goto(path.as_uri())
         sections = opened.locator("main > section > details")
-        is_open = sections.evaluate_all("all => all.map(one => one.open)")
+        is_open = sections.evaluate_all("all => all.map(element => element.open)")
         assert is_open == [True, *[width > 480] * (sections.count() - 1)]
-        sections.evaluate_all("all => { for (const one of all) one.open = true; }")
+        sections.evaluate_all("all => { for (const element of all) element.open = true; }")
         yield opened
         browser.close()
     assert complaints == []
@@ -60,7 +60,7 @@ def test_the_table_sorts_both_ways_and_filters(page):
     assert page.inner_text("#shown") == f"{len(column(page, 1))} of {len(before)} trials"
 
 
-def test_what_has_no_number_stands_last_either_way(page):
+def test_rows_without_a_number_come_last_in_either_order(page):
     for _ in range(2):
         page.click("#leaderboard th:nth-child(10) button")
         sizes = column(page, 10)
@@ -74,7 +74,9 @@ def test_the_map_shows_the_image_that_is_pointed_at_or_stepped_to(page):
     assert page.locator("#tip .thumb").is_visible()
     shown = page.inner_text("#tip")
     assert ".png" in shown
-    assert "data:image/webp" in page.locator("#tip .thumb").evaluate("one => getComputedStyle(one).backgroundImage")
+    assert "data:image/webp" in page.locator("#tip .thumb").evaluate(
+        "element => getComputedStyle(element).backgroundImage"
+    )
     page.focus("#points")
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#tip") != shown
@@ -85,7 +87,7 @@ def test_the_map_shows_the_image_that_is_pointed_at_or_stepped_to(page):
 def test_the_map_is_coloured_by_what_is_chosen(page):
     def colours():
         return page.locator("#points circle").evaluate_all(
-            "all => new Set(all.map(one => one.getAttribute('fill'))).size"
+            "all => new Set(all.map(element => element.getAttribute('fill'))).size"
         )
 
     assert colours() == 3
@@ -94,14 +96,14 @@ def test_the_map_is_coloured_by_what_is_chosen(page):
     page.select_option("#colour", "verdict")
     assert colours() == 3
     page.click("#legend button >> text=mistake")
-    faded, there = (page.locator(f"#points circle{one}").count() for one in (".faded", ""))
+    faded, there = (page.locator(f"#points circle{selector}").count() for selector in (".faded", ""))
     assert 0 < faded < there
 
 
 def test_nothing_is_wider_than_the_window(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     for image in page.locator("img:visible").all():
-        assert image.evaluate("one => one.complete && one.naturalWidth > 0")
+        assert image.evaluate("element => element.complete && element.naturalWidth > 0")
 
 
 def test_the_score_of_every_trial_is_on_screen(page):
@@ -111,11 +113,11 @@ def test_the_score_of_every_trial_is_on_screen(page):
 
 def test_a_link_opens_the_section_that_it_leads_to(page):
     section = page.locator("#made > details")
-    section.evaluate("one => { one.open = false; }")
+    section.evaluate("element => { element.open = false; }")
     for _ in range(2):  # the second time the address names it already
         page.click("nav a[href='#made']")
         page.wait_for_function("document.querySelector('#made > details').open")
-        section.evaluate("one => { one.open = false; }")
+        section.evaluate("element => { element.open = false; }")
 
 
 def test_a_figure_is_saved_as_svg_with_dark_text(page, tmp_path):
@@ -133,6 +135,6 @@ def test_a_figure_is_saved_as_svg_with_dark_text(page, tmp_path):
 
 def test_the_plots_take_the_colour_of_the_page(page):
     text = page.locator("figure svg text").first
-    assert text.evaluate("one => getComputedStyle(one).fill") == page.locator("body").evaluate(
-        "one => getComputedStyle(one).color"
+    assert text.evaluate("element => getComputedStyle(element).fill") == page.locator("body").evaluate(
+        "element => getComputedStyle(element).color"
     )

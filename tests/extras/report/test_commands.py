@@ -92,7 +92,7 @@ def test_the_commands_make_the_same_taps_and_splits(how, tmp_path, monkeypatch):
     require_same(Run.open("a run-again.run"), run)
 
 
-def test_the_page_makes_a_table_again_and_leaves_the_run_alone(tmp_path, monkeypatch):
+def test_the_commands_remake_the_cache_and_leave_the_original_alone(tmp_path, monkeypatch):
     columns = {"path_column": "place", "label_column": "species", "group_from": "csv:burst", "allow_outside": True}
     cache = extract(write_table(tmp_path), PIXELS, out=tmp_path / "c.h5", **columns)
     run = sweep(cache, "ridge", out=tmp_path / "r.run")
@@ -128,13 +128,13 @@ def sorted_records(run):
     return sorted(map(read_record, (run.path / "tuned").glob("*.json")), key=lambda record: record["trial"])
 
 
-def test_what_was_fixed_and_fine_tuned_is_made_again_too(tmp_path):
+def test_the_commands_repeat_fixes_and_fine_tunings(tmp_path):
     cache = extract(write_images(tmp_path / "photos", 6), PIXELS, out=tmp_path / "c.h5")
     run = sweep(cache, "ridge", cv=3, out=tmp_path / "run")
     flags = Recipe(learning_rate=1e-4, wise_ft=True, augment="light", views=2).flags
     record = {"trial": 2, "flags": flags, "controls": {"frozen": [], "scratch": []}}
-    found = commands(run, replace(cache, changes=Changes(joined={"a": ""})), [record])
-    assert found[1:] == [
+    lines = commands(run, replace(cache, changes=Changes(joined={"a": ""})), [record])
+    assert lines[1:] == [
         "featcache leaks run-again.h5 --fix",
         f"featcache sweep run-again.h5 --config {run.path / 'run.json'} -o run-again.run",
         "featcache finetune run-again.run@2 -o run-again.keras --lr 0.0001 --augment light --views 2 --wise-ft "
@@ -158,16 +158,16 @@ def test_a_cache_that_was_merged_is_merged_again(tmp_path, monkeypatch):
     require_same(Run.open("r-again.run"), run)
 
 
-def test_what_an_earlier_version_did_not_record_is_said(tmp_path):
+def test_the_page_says_what_an_earlier_version_did_not_record(tmp_path):
     cache = extract(write_images(tmp_path / "photos", 6), PIXELS, out=tmp_path / "c.h5")
-    found = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), replace(cache, listing=None))
-    assert found[0].startswith("# How the images were listed is not recorded, since an earlier version made this cache")
-    assert found[1].startswith(f"featcache extract {tmp_path / 'photos'} -o run-again.h5")
+    lines = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), replace(cache, listing=None))
+    assert lines[0].startswith("# How the images were listed is not recorded, since an earlier version made this cache")
+    assert lines[1].startswith(f"featcache extract {tmp_path / 'photos'} -o run-again.h5")
 
 
 def test_arrays_have_no_command(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
     cache = extract(scan(pixels, labels=["a", "b"] * 6), PIXELS, out=tmp_path / "c.h5")
-    found = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), cache)
-    assert found[0].startswith("# The images were arrays in Python: extract their features there")
-    assert [one.split()[:2] for one in found[1:]] == [["featcache", "sweep"]]
+    lines = commands(sweep(cache, "ridge", cv=3, out=tmp_path / "run"), cache)
+    assert lines[0].startswith("# The images were arrays in Python: extract their features there")
+    assert [line.split()[:2] for line in lines[1:]] == [["featcache", "sweep"]]

@@ -32,10 +32,10 @@ def test_a_head_has_the_score_of_plain_scikit_learn(run, toy):
 
 def test_scoring_other_splits_leaves_no_trace(run):
     before = (run.path / "run.json").read_bytes()
-    found = head_score(run.best, "val")
-    assert found.value == run.best.trial.score
+    score = head_score(run.best, "val")
+    assert score.value == run.best.trial.score
     with opening([run.best], "val") as scores:
-        scores["head"] = found
+        scores["head"] = score
     assert (run.path / "run.json").read_bytes() == before
     assert Run.open(run.path).test_opened == ()
     assert run.looks() == []
@@ -46,7 +46,7 @@ def test_opening_test_is_recorded_each_time(run):
     assert list(scores) == [f"head {run.best.trial.trial} ({run.best.trial.head})"]
     assert Run.open(run.path) == after
     [opened] = after.test_opened
-    assert opened["scores"] == {name: list(found) for name, found in scores.items()}
+    assert opened["scores"] == {name: list(score) for name, score in scores.items()}
     assert datetime.datetime.fromisoformat(opened["at"]).tzinfo is not None
     assert len(final_scores(after)[0].test_opened) == 2
 
@@ -55,10 +55,10 @@ def test_a_head_fitted_on_train_and_val_is_judged_as_itself(own_run, tmp_path):
     toy = own_run.cache()
     run = sweep(toy, "ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "run", refit=True)
     after, scores = final_scores(run, chosen=run["refit"])
-    [(name, found)] = scores.items()
+    [(name, score)] = scores.items()
     assert name == f"head {run.best.trial.trial} (ridge, fitted on train and val)"
     X, y = toy.arrays("test", run.best.trial.tap)
-    assert found.value == run["refit"].estimator.score(X, y)
+    assert score.value == run["refit"].estimator.score(X, y)
     assert len(after.test_opened) == 1
 
 
@@ -107,7 +107,7 @@ def test_looks_at_the_same_time_are_all_recorded(run):
         list(pool.map(look, [run] * 24))
     opened = Run.open(run.path)
     assert len(opened.test_opened) == len(opened.looks()) == 24
-    assert len({one["record"] for one in opened.test_opened}) == 24
+    assert len({look["record"] for look in opened.test_opened}) == 24
 
 
 def test_the_second_run_on_a_cache_says_that_its_test_split_was_opened_before(toy, toy_run, tmp_path):
@@ -117,11 +117,11 @@ def test_the_second_run_on_a_cache_says_that_its_test_split_was_opened_before(to
     assert "The test split was opened 1 time (first.run) before" in text_report(second)
     opened, scores = final_scores(second)
     assert "The test split was opened 2 times (first.run, second.run): the more" in text_report(opened, scores)
-    assert [Path(one["run"]).name for one in opened.looks()] == ["first.run", "second.run"]
+    assert [Path(look["run"]).name for look in opened.looks()] == ["first.run", "second.run"]
     assert len(opened.test_opened) == 1
     rows = [row for row in toy.usable("test") if row.label]
-    assert {one["images"] for one in opened.looks()} == {digest_of_rows(rows)}
-    assert all(one["scores"] for one in opened.looks())
+    assert {look["images"] for look in opened.looks()} == {digest_of_rows(rows)}
+    assert all(look["scores"] for look in opened.looks())
 
 
 def test_looks_at_a_cache_that_is_a_folder_lie_in_it(tmp_path):
@@ -130,7 +130,7 @@ def test_looks_at_a_cache_that_is_a_folder_lie_in_it(tmp_path):
     assert looks_beside(tmp_path / "d.h5") == tmp_path / "d.h5.looks"
 
 
-def test_a_look_that_cannot_be_recorded_beside_the_cache_is_recorded_in_the_run_and_told(toy, toy_run, tmp_path):
+def test_a_look_that_cannot_be_recorded_beside_the_cache_is_recorded_in_the_run(toy, toy_run, tmp_path):
     [run] = copies(toy, toy_run, tmp_path, "a.run")
     (tmp_path / "photos.h5.looks").symlink_to(tmp_path / "nowhere" / "else")
     opened, scores = final_scores(run)
@@ -154,7 +154,7 @@ def test_the_record_lies_there_before_the_first_score_is_computed(run, monkeypat
     keep = Cache.features
 
     def noting(cache, rows, tap=None):
-        seen.append([one["scores"] for one in Run.open(run.path).looks()])
+        seen.append([look["scores"] for look in Run.open(run.path).looks()])
         return keep(cache, rows, tap)
 
     monkeypatch.setattr(Cache, "features", noting)
@@ -207,7 +207,7 @@ def test_looks_and_models_that_an_earlier_version_wrote_into_run_json_are_read(r
     assert len(again.looks()) == 2
 
 
-def test_a_fine_tuned_model_is_judged_beside_its_head_wherever_it_lies(run, tmp_path):
+def test_a_fine_tuned_model_is_scored_beside_its_head_wherever_it_lies(run, tmp_path):
     chosen = next(run[trial.trial] for trial in run.trials if trial.params == {"C": 0.01})
     tuned = finetune(chosen, tmp_path / "elsewhere.keras", unfreeze="none", epochs=1, learning_rate=1e-6)
     after, scores = final_scores(run)
@@ -238,7 +238,7 @@ def test_only_the_test_images_are_read_for_the_final_score(run, monkeypatch):
     assert set(asked) == {"test"}
 
 
-def test_without_test_images_the_reason_is_said_and_nothing_recorded(run, monkeypatch):
+def test_without_test_images_the_error_says_why_and_nothing_is_recorded(run, monkeypatch):
     keep = Cache.usable
     monkeypatch.setattr(
         Cache, "usable", lambda cache, split=None, *few: [] if split == "test" else keep(cache, split, *few)

@@ -73,7 +73,7 @@ def test_the_page_is_made_without_keras(run):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_every_trial_and_class_stands_in_it(run, toy):
+def test_the_page_has_every_trial_and_class(run, toy):
     page = page_of(run)
     assert page.count('<tr><td class="n">') == len(run.ranked)
     for name in toy.classes:
@@ -82,14 +82,14 @@ def test_every_trial_and_class_stands_in_it(run, toy):
         assert f"accuracy of {head} against" in page
 
 
-def test_a_curve_joins_what_differs_in_strength_alone(run, monkeypatch):
+def test_a_curve_joins_trials_that_differ_only_in_strength(run, monkeypatch):
     drawn = {}
     monkeypatch.setattr(figures, "curves", lambda lines, x, y, **how: drawn.update({lines[0].name: (x, lines)}) or "")
     figures.of_scores(run, run.cache())
     axis, [line] = drawn["logreg"]
     assert (axis, list(line.x)) == ("C", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0])
     assert line.y == [
-        next(one.score for one in run.trials if one.params == {"C": c} and one.head == "logreg") for c in line.x
+        next(trial.score for trial in run.trials if trial.params == {"C": c} and trial.head == "logreg") for c in line.x
     ]
 
 
@@ -197,7 +197,7 @@ def test_test_images_stay_hidden_until_they_are_opened(run, toy):
     assert not any(path in before for path in hidden)
     opened, scores = final_scores(run)
     after = page_of(opened, final=scores)
-    assert hidden <= {one["path"] for one in points(after)}
+    assert hidden <= {point["path"] for point in points(after)}
     assert "on the test split" in after
     assert "this page does not show it" in page_of(opened)
 
@@ -205,12 +205,12 @@ def test_test_images_stay_hidden_until_they_are_opened(run, toy):
 def test_mistakes_are_those_of_the_head(run):
     weak = run[next(trial.trial for trial in run.trials if trial.score is not None and trial.score < 1)]
     shown = points(page_of(run, chosen=weak))
-    wrong = sum(one["verdict"] == "mistake" for one in shown)
+    wrong = sum(point["verdict"] == "mistake" for point in shown)
     assert wrong == round((1 - weak.trial.score) * run.num_select)
-    assert sum(one["verdict"] != "not judged" for one in shown) == run.num_select
+    assert sum(point["verdict"] != "not judged" for point in shown) == run.num_select
 
 
-def test_no_mistakes_are_said_to_be_none(run):
+def test_the_page_says_if_there_are_no_mistakes(run):
     assert run.best.trial.score == 1
     page = page_of(run)
     assert re.search(r"<h3>Most confident mistakes</h3>\s*<p>None\.</p>", page)
@@ -238,7 +238,7 @@ def test_names_of_users_are_text(nasty):
     assert "$x$" in page
     assert "two\\nlines" in page
     assert "caf\\udce9" in page
-    assert {one["class"] for one in points(page)} == {
+    assert {point["class"] for point in points(page)} == {
         "<script>alert(1)<",
         'it\'s "q" & $x$',
         "two\\nlines",
@@ -249,8 +249,8 @@ def test_names_of_users_are_text(nasty):
 def test_a_class_whose_name_cannot_be_printed_is_judged_as_any_other(nasty):
     shown = points(page_of(nasty))
     wrong = round((1 - nasty.best.trial.score) * nasty.num_select)
-    assert sum(one["verdict"] == "mistake" for one in shown) == wrong
-    assert {one["verdict"] for one in shown if one["class"] == "two\\nlines"} >= {"right"}
+    assert sum(point["verdict"] == "mistake" for point in shown) == wrong
+    assert {point["verdict"] for point in shown if point["class"] == "two\\nlines"} >= {"right"}
 
 
 @pytest.mark.slow
@@ -311,7 +311,7 @@ def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     assert "test/blue/wrong-051.png" in page_of(opened, final=scores)
 
 
-def test_what_is_said_of_labels_is_the_same_whatever_those_of_test_are(tmp_path):
+def test_doubts_outside_of_test_do_not_depend_on_test_labels(tmp_path):
     photos = write_images(tmp_path / "photos", 12)
     shutil.move(photos / "red" / "004.png", photos / "blue" / "0001.png")  # second, so in train
     files = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.png"))
@@ -347,7 +347,7 @@ def test_copies_within_test_are_counted_but_not_shown(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_without_test_images_promises_none(tmp_path):
+def test_without_test_images_the_report_offers_no_test_scores(tmp_path):
     cache = extract(write_images(tmp_path / "photos", 6), "pixels:size=8", out=tmp_path / "c.h5", split="60/40")
     page = page_of(sweep(cache, "ridge", out=tmp_path / "run"))
     assert "There is no test split: these scores are of the images that chose" in page
@@ -364,8 +364,8 @@ def test_a_page_of_many_images_says_how_to_look_for_copies(run, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_says_so(run):
-    some = replace(run, trials=run.trials[:4])
-    some.save()
+    shorter = replace(run, trials=run.trials[:4])
+    shorter.save()
     assert f"The sweep was stopped: 4 of {run.planned} trials are done" in page_of(Run.open(run.path))
     replace(run, trials=()).save()
     page = page_of(Run.open(run.path))
@@ -382,7 +382,7 @@ def test_a_damaged_record_of_a_fine_tuning_is_one_line(run):
 
 
 @pytest.mark.slow
-def test_the_table_is_marked_as_sorted_from_the_best_on(toy, tmp_path):
+def test_the_table_is_marked_as_sorted_best_first(toy, tmp_path):
     for metric, how in (("accuracy", "descending"), ("log_loss", "ascending")):
         page = page_of(sweep(toy, "ridge", metric=metric, out=tmp_path / metric))
         assert f'<th aria-sort="{how}"><button>{metric} [95 %]' in page
@@ -427,32 +427,32 @@ def test_a_page_of_2000_images_of_noise_stays_small(tmp_path):
 
     images = scan(tmp_path)
     rows = [images.rows[at % 20] for at in range(2_000)]
-    found = sheet(images.source, rows)
-    assert len(found.data) < SHEET_BYTES
-    assert found.columns == 45
+    thumbnails = sheet(images.source, rows)
+    assert len(thumbnails.data) < SHEET_BYTES
+    assert thumbnails.columns == 45
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 1), (5, 3), (40, 6)])
-def test_any_number_of_images_has_places(shape):
-    found = places(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-    assert found.shape == (shape[0], 2)
-    assert np.isfinite(found).all()
-    assert ((found >= 0) & (found <= 1)).all()
-    assert np.array_equal(found, places(np.random.default_rng(0).normal(size=shape).astype(np.float32)))
+def test_the_map_takes_any_number_of_images(shape):
+    points_on_map = places(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    assert points_on_map.shape == (shape[0], 2)
+    assert np.isfinite(points_on_map).all()
+    assert ((points_on_map >= 0) & (points_on_map <= 1)).all()
+    assert np.array_equal(points_on_map, places(np.random.default_rng(0).normal(size=shape).astype(np.float32)))
 
 
-def test_equal_features_have_one_place():
+def test_equal_features_have_one_place_on_the_map():
     assert len(np.unique(places(np.ones((30, 5), np.float32)), axis=0)) == 1
 
 
 def test_groups_of_features_stay_groups():
     rng = np.random.default_rng(0)
     truth = np.repeat(np.arange(3), 40)
-    found = places((rng.normal(size=(120, 16)) + 9 * np.eye(3, 16)[truth]).astype(np.float32))
-    apart = np.linalg.norm(found[:, None] - found[None], axis=-1) + 9 * np.eye(120)
+    points_on_map = places((rng.normal(size=(120, 16)) + 9 * np.eye(3, 16)[truth]).astype(np.float32))
+    apart = np.linalg.norm(points_on_map[:, None] - points_on_map[None], axis=-1) + 9 * np.eye(120)
     assert (truth[apart.argmin(axis=1)] == truth).mean() > 0.97
 
 
 def test_the_colours_of_the_toy_images_are_classes(run):
-    assert {one["class"] for one in points(page_of(run))} == set(COLOURS)
+    assert {point["class"] for point in points(page_of(run))} == set(COLOURS)
     assert Path(run.path / "report.html").stat().st_size < 1_000_000

@@ -32,7 +32,7 @@ def test_points_follow_the_scores_and_numbers_their_order():
     assert "0.900" in shown
 
 
-def test_the_best_of_what_else_was_varied_stands_for_a_value():
+def test_each_value_is_plotted_at_the_best_of_all_other_settings():
     tried = [(0.5, 10, 1), (0.9, 10, 2), (0.7, 20, 1)]
     trials = [trial(number, score, alpha=alpha, x=x) for number, (score, alpha, x) in enumerate(tried)]
     points = drawn(plots(run_of(*trials)))
@@ -46,7 +46,7 @@ def test_taps_stand_in_the_order_of_the_run_with_the_name_of_the_backbone_once()
     assert list(drawn(shown)) == ["block3_pool", "top"]
 
 
-def test_where_nothing_was_varied_it_says_so():
+def test_the_plot_says_if_nothing_was_varied():
     assert plots(run_of(trial(1, 0.9, alpha=1))).startswith("Nothing to plot")
     without = replace(trial(1, 0.9, alpha=1), interval=None)
     assert plots(run_of(without, replace(without, trial=2, params={"alpha": 2}))).startswith("Nothing to plot")

@@ -47,7 +47,7 @@ def written(doubted, photos, tmp_path, **options):
 def test_the_page_shows_every_label_with_its_picture_and_escapes_it(doubted, photos, tmp_path):
     page = written(doubted, photos, tmp_path)
     data = data_of(page)
-    assert [row["path"] for row in data["rows"]] == [one.path for one in doubted.doubts]
+    assert [row["path"] for row in data["rows"]] == [doubt.path for doubt in doubted.doubts]
     assert all(row["picture"].startswith("data:image/webp;base64,") for row in data["rows"])
     assert EVIL in {row["path"] for row in data["rows"]}
     assert "<script>alert" not in page.read_text()
@@ -99,7 +99,7 @@ def test_a_review_from_page_to_table_to_second_extraction(doubted, photos, tmp_p
             "request", lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or complaints.append(asked.url)
         )
         page.goto(page_file.as_uri())
-        names = [one.path for one in doubted.doubts]
+        names = [doubt.path for doubt in doubted.doubts]
         assert page.locator("#cards > li").count() == min(on_a_page, len(names))
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert names[:2] == ["green/010.png", EVIL]  # the photo under two labels
@@ -146,7 +146,7 @@ def test_a_review_from_page_to_table_to_second_extraction(doubted, photos, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt install chromium")
-def test_a_browser_that_keeps_nothing_is_told_and_still_saves(doubted, photos, tmp_path):
+def test_without_local_storage_the_page_warns_and_still_saves(doubted, photos, tmp_path):
     sync = pytest.importorskip("playwright.sync_api")
     with sync.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

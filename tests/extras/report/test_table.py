@@ -71,6 +71,13 @@ def test_a_limit_shows_the_best_only():
     assert " more" not in trials_table(three, limit=2)
 
 
+def test_a_run_without_scores_is_a_header_and_its_failures_in_a_narrow_window_too(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = trials_table(run_of(trial(1, None, status="ValueError: planted")))
+    assert shown.startswith("trial  tap")
+    assert "Trial 1 (logreg) failed" in shown
+
+
 def test_one_trial_is_shown_in_the_words_of_the_table():
     shown = fields(trial_fields(trial(2, 0.123456789, scores={"accuracy": 0.123456789, "ece": None})))
     for line in ("setting      C=0.01", "score        0.123 [0.023, 0.123]", "scores       accuracy 0.123"):
@@ -81,13 +88,13 @@ def test_one_trial_is_shown_in_the_words_of_the_table():
 
 
 @pytest.mark.parametrize(("cv", "chose"), [(None, ", and at most 3 validation images chose"), (5, "")])
-def test_images_that_shots_leaves_out_are_told(cv, chose):
+def test_images_that_shots_leaves_out_are_noted(cv, chose):
     run = run_of(trial(1), cv=cv)
     shown = trials_table(replace(run, settings=replace(run.settings, shots=3)))
     assert f"At most 3 images per class trained{chose} (--shots)." in in_one_line(shown)
 
 
-def test_a_choice_on_few_images_is_said_to_be_one():
+def test_a_choice_on_few_images_is_noted():
     text = "Only 10 images chose and calibrated the probabilities"
     assert f"{text}; --cv 5 would choose on 40." in in_one_line(trials_table(run_of(trial(1, 0.5))))
     assert f"{text}." in in_one_line(trials_table(run_of(trial(1, 0.5), cv=5)))
@@ -108,13 +115,13 @@ def test_trials_within_the_interval_of_the_best_are_counted():
     assert "one's interval: 1 of 1 other trial." in trials_table(run_of(trial(1, 0.9), trial(2, 0.85)))
 
 
-def test_of_one_trial_nothing_is_said_of_others():
+def test_a_run_of_one_trial_has_no_note_on_ties():
     assert "other trials" not in trials_table(run_of(trial(1)))
 
 
-def test_what_was_done_before_a_head_is_said_unless_it_is_as_usual():
-    said = [settings_of(trial(1, prepare=chain)) for chain in ("standardise", "none", "l2+standardise")]
-    assert said == ["C=0.01", "C=0.01 not standardised", "C=0.01 after l2+standardise"]
+def test_settings_name_the_steps_before_a_head_unless_they_are_the_default():
+    texts = [settings_of(trial(1, prepare=chain)) for chain in ("standardise", "none", "l2+standardise")]
+    assert texts == ["C=0.01", "C=0.01 not standardised", "C=0.01 after l2+standardise"]
 
 
 def test_failures_and_what_did_not_converge_are_named():

@@ -38,18 +38,18 @@ def test_every_trial_is_a_session_with_its_settings_and_scores(logs, toy_run):
 
     for trial in toy_run.trials:
         events, content = hparams_of(logs / "trials" / str(trial.trial), metadata.SESSION_START_INFO_TAG)
-        found = metadata.parse_session_start_info_plugin_data(content).hparams
-        given = {name: value.number_value or value.string_value for name, value in found.items()}
-        assert given == hparams(trial)
-        assert [one.step for one in events.Tensors("accuracy")] == [0]
+        settings = metadata.parse_session_start_info_plugin_data(content).hparams
+        settings_of_trial = {name: value.number_value or value.string_value for name, value in settings.items()}
+        assert settings_of_trial == hparams(trial)
+        assert [event.step for event in events.Tensors("accuracy")] == [0]
         assert events.Tensors("accuracy")[0].tensor_proto.float_val[0] == pytest.approx(trial.score)
         _, content = hparams_of(logs / "trials" / str(trial.trial), metadata.SESSION_END_INFO_TAG)
         assert metadata.parse_session_end_info_plugin_data(content).status
     _, content = hparams_of(logs, metadata.EXPERIMENT_TAG)
     experiment = metadata.parse_experiment_plugin_data(content)
-    ranges = {one.name: one.domain_interval for one in experiment.hparam_infos if one.HasField("domain_interval")}
+    ranges = {info.name: info.domain_interval for info in experiment.hparam_infos if info.HasField("domain_interval")}
     assert (ranges["ridge.alpha"].min_value, ranges["ridge.alpha"].max_value) == (1.0, 10000.0)
-    assert "accuracy" in [one.name.tag for one in experiment.metric_infos]
+    assert "accuracy" in [info.name.tag for info in experiment.metric_infos]
 
 
 def test_the_projector_shows_images_of_train_and_val_with_their_features(logs, toy_run):
@@ -81,8 +81,8 @@ def test_names_are_written_as_utf8_whatever_the_locale(tmp_path, monkeypatch):
 def test_trials_that_differ_in_their_images_alone_differ_in_their_settings(toy, tmp_path):
     run = sweep(toy, preset="fewshot", taps=["pixels:size=8/top"], out=tmp_path / "run")
     settings = [hparams(trial) for trial in run.ranked]
-    assert {(one["shots"], one["draw"]) for one in settings} == {trial.few for trial in run.ranked}
-    assert all(settings.count(one) == 1 for one in settings)
+    assert {(setting["shots"], setting["draw"]) for setting in settings} == {trial.few for trial in run.ranked}
+    assert all(settings.count(setting) == 1 for setting in settings)
 
 
 def test_sheets_of_thumbnails_are_square():
@@ -148,7 +148,7 @@ def test_logs_that_were_not_finished_are_not_there_and_are_written_the_next_time
         ("mlflow", lambda run, to: log_to_mlflow(run, str(to)), r"featcache\[mlflow\]"),
     ],
 )
-def test_without_its_library_the_extra_is_named(module, write, extra, toy_run, tmp_path, monkeypatch):
+def test_a_missing_library_names_the_extra_to_install(module, write, extra, toy_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(EnvironmentFault, match=f"pip install '{extra}'"):
         write(toy_run, tmp_path / "logs")
@@ -170,7 +170,7 @@ def test_mlflow_finds_the_trials_below_the_run_and_the_best_head(store, toy_run,
         ",".join(toy_run.settings.heads),
         str(best.trial),
     )
-    assert {one.path for one in client.list_artifacts(run_id)} == {"head", "run.json", "trials.csv"}
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"head", "run.json", "trials.csv"}
     [head] = client.list_artifacts(run_id, "head")
     stored = (tmp_path / client.download_artifacts(run_id, head.path, str(tmp_path))).read_bytes()
     assert stored == (toy_run.path / "heads" / f"{best.trial}.npz").read_bytes()
@@ -205,7 +205,7 @@ def test_logging_to_mlflow_that_is_stopped_runs_no_longer_and_can_be_done_again(
     assert client.get_run(log_to_mlflow(toy_run, uri)).info.status == "FINISHED"
 
 
-def test_a_store_that_mlflow_cannot_use_is_told(toy_run):
+def test_a_store_that_mlflow_cannot_use_is_an_error_in_one_line(toy_run):
     with pytest.raises(EnvironmentFault, match=r"--mlflow nonsense://x: "):
         log_to_mlflow(toy_run, "nonsense://x")
 
@@ -214,23 +214,23 @@ def test_a_store_that_mlflow_cannot_use_is_told(toy_run):
 def server(logs, tmp_path):
     """Return a function that asks a real TensorBoard that shows the logs."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs.parent), "--host", "127.0.0.1"]
-    said = tmp_path / "said"
-    with said.open("w") as file:
+    output = tmp_path / "output"
+    with output.open("w") as file:
         process = subprocess.Popen([*command, "--port", "0", "--load_fast", "false"], stdout=file, stderr=file)
     try:
-        yield lambda path, body=None: _ask(_address(said), path, body)
+        yield lambda path, body=None: _ask(_address(output), path, body)
     finally:
         process.terminate()
         process.wait()
 
 
-def _address(said):
+def _address(output):
     for _ in range(120):
-        found = re.search(r"http://127\S+", said.read_text())
-        if found:
-            return found[0]
+        address = re.search(r"http://127\S+", output.read_text())
+        if address:
+            return address[0]
         time.sleep(0.5)
-    pytest.fail(f"TensorBoard did not start: {said.read_text()}")
+    pytest.fail(f"TensorBoard did not start: {output.read_text()}")
 
 
 def _ask(address, path, body):
@@ -247,10 +247,12 @@ def test_a_real_tensorboard_shows_trials_and_features(server, logs, toy_run):
         if len(groups) == len(toy_run.trials):
             break
         time.sleep(0.5)  # it reads in the background
-    found = {one["name"]: one for one in groups}
-    assert found.keys() == {f"trial {trial.trial}" for trial in toy_run.trials}
+    groups_by_name = {group["name"]: group for group in groups}
+    assert groups_by_name.keys() == {f"trial {trial.trial}" for trial in toy_run.trials}
     for trial in toy_run.trials:
-        scores = {one["name"]["tag"]: one["value"] for one in found[f"trial {trial.trial}"]["metricValues"]}
+        scores = {
+            value["name"]["tag"]: value["value"] for value in groups_by_name[f"trial {trial.trial}"]["metricValues"]
+        }
         assert scores["accuracy"] == pytest.approx(trial.score)
     assert json.loads(server("projector/runs")) == [logs.name]
     [shown] = json.loads(server(f"projector/info?run={logs.name}"))["embeddings"]
