@@ -29,7 +29,7 @@ REPLACE_FILE = "Move it away and run the same command with network, or put Keras
 
 
 @dataclass(frozen=True)
-class Classifier:
+class ImageNetClassifier:
     """A model and the names of its classes."""
 
     model: Any  # keras.Model: (N, size, size, 3) uint8 -> (N, K) probabilities
@@ -49,7 +49,7 @@ def imagenet_files(backbone: str = "vgg16") -> list[Path]:
     return [keras_home() / "models" / weights, keras_home() / "models" / CLASS_INDEX]
 
 
-def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> Classifier:
+def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> ImageNetClassifier:
     """Return a network of `keras.applications` with its classifier.
 
     random: random weights, and numbers for class names where the file of names is missing. small: small images too.
@@ -76,7 +76,7 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small:
     preprocess = Preprocess(size, mode=request.preprocess.mode)
     pixels = keras.Input((size, size, 3), dtype="uint8")
     ready = entering(network, keras.ops.cast(pixels, "float32"), preprocess)
-    return Classifier(keras.Model(pixels, network(ready)), names, preprocess)
+    return ImageNetClassifier(keras.Model(pixels, network(ready)), names, preprocess)
 
 
 def class_names(files: Sequence[Path] = ()) -> list[str]:

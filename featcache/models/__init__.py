@@ -13,7 +13,7 @@ from featcache.models.probe import Probe, image_source
 from featcache.models.reference import Reference, reference_of_head
 from featcache.sweeps import Chosen
 
-__all__ = ["Certificate", "Probe", "Reference", "handoff", "image_source", "load_model", "save_model"]
+__all__ = ["Certificate", "Probe", "Reference", "checked_model", "handoff", "image_source", "load_model", "save_model"]
 
 
 def handoff(
@@ -35,12 +35,18 @@ def handoff(
     probe = Probe.open(chosen, images)
     if out is not None:
         check_model_path(Path(out), probe.facts, inputs=probe.files, force=force)
-    model = probe.model()
-    model.certificate = certified(model, probe)
-    model.class_names = chosen.run.classes
+    model = checked_model(probe)
     if out is not None:
         # Again: the proof may have taken minutes, and somebody may have put a file there.
         check_model_path(Path(out), probe.facts, inputs=probe.files, force=force)
         facts = probe.facts | {"certificate": asdict(model.certificate)}
         save_model(model, Path(out), facts, probe.lineages(), reference_of_head(probe))
+    return model
+
+
+def checked_model(probe: Probe) -> Any:
+    """Return the Keras model of an opened trial, with its certificate. Raises what `handoff` raises."""
+    model = probe.model()
+    model.certificate = certified(model, probe)
+    model.class_names = probe.chosen.run.classes
     return model

@@ -1,9 +1,9 @@
 """Model + images -> labels with probabilities, one row per file; an unreadable file is a row with its reason."""
 
-from featcache.prediction.files import FORMATS, predict_to
-from featcache.prediction.models import Classifier, open_classifier
+from featcache.prediction.classifiers import Classifier, open_classifier
 from featcache.prediction.places import paths_in
-from featcache.prediction.rows import UNKNOWN, Prediction, Tally, predict, predictions
+from featcache.prediction.predicting import UNKNOWN, Prediction, Tally, predict, predictions
+from featcache.prediction.writing import FORMATS, predict_to
 
 __all__ = [
     "FORMATS",

@@ -1,7 +1,7 @@
 """What a user points at -> images in order: folders, files, patterns, archives, tables, arrays, lists of files.
 
-One folder, archive, table or array gives the paths inside it; several places give paths as a shell would, each behind
-its place. What is not there is a row with a reason where there are several, an error where it is all there is.
+One folder, archive, table or array gives the paths inside it. With several places, each path begins with its place, as
+in a shell. A place that does not exist is a row with a reason if there are several, and an error if it is the only one.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ LONGEST_PATH = 4096  # bytes, on Linux; elsewhere it is less
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ImageList:
     """Images in order, and where their bytes come from."""
 
     source: Source
     rows: Iterable[ImageRow]
     total: int | None  # None: only the end tells
-    others: Mapping[str, int] = field(default_factory=dict)  # files that are not looked at: how many of each suffix
+    others: Mapping[str, int] = field(default_factory=dict)  # {suffix: files that are not images}
 
 
-def gather(images: ToPredict) -> Gathered:
+def gather(images: ToPredict) -> ImageList:
     """Return the images at a place, or at several. Raises NoImages, DataError."""
     if isinstance(images, Images):
-        unread = [one.path for one in images.unreadable if not one.digest]
+        unread = [failure.path for failure in images.unreadable if not failure.digest]
         rows = sorted([*images.rows, *map(_unlabelled, [*images.stray, *unread])])
-        return Gathered(images.source, rows, len(rows), images.others)
+        return ImageList(images.source, rows, len(rows), images.others)
     if isinstance(images, IN_MEMORY):
         is_stack = isinstance(images, np.ndarray) and images.ndim > 3
         return _in_memory(images if is_stack else [images])
@@ -60,34 +60,36 @@ def gather(images: ToPredict) -> Gathered:
     return _several(places)
 
 
-def _in_memory(images: Any) -> Gathered:
+def _in_memory(images: Any) -> ImageList:
     source = MemorySource(images)
-    return Gathered(source, [_unlabelled(path) for path in source.paths], len(source.paths))
+    return ImageList(source, [_unlabelled(path) for path in source.paths], len(source.paths))
 
 
 def paths_in(stream: IO[bytes]) -> Iterator[str]:
     """Yield the paths of a list: separated by NUL bytes if there are any, else by newlines. Empty ones are left out.
 
-    Bytes that are no UTF-8 survive. A list from Windows may begin with a mark, end its lines with CR LF, or be UTF-16.
-    Memory does not depend on the length of the list.
+    Bytes that are not UTF-8 survive. A list from Windows may begin with a byte order mark, end its lines with CR LF, or
+    be UTF-16. Memory does not depend on the length of the list.
     """
+    # The first path decides on the separator, so enough is read to hold it whole.
     rest = b""
     while len(rest) <= LONGEST_PATH and (chunk := stream.read(CHUNK)):
         rest += chunk
     decoder = None
-    if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # no UTF-8 begins so
+    if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-8 cannot begin like this
         decoder = codecs.getincrementaldecoder("utf-16")("replace")
         rest = decoder.decode(rest).encode()
     rest = rest.removeprefix(codecs.BOM_UTF8)
     separator = b"\0" if b"\0" in rest else b"\n"
-    named = _without_cr if separator == b"\n" else os.fsdecode
+    path_of = _without_cr if separator == b"\n" else os.fsdecode
     while True:
-        *whole, rest = rest.split(separator)
-        yield from filter(None, map(named, whole))
+        *lines, rest = rest.split(separator)
+        yield from filter(None, map(path_of, lines))
         if not (chunk := stream.read(CHUNK)):
             break
         rest += chunk if decoder is None else decoder.decode(chunk).encode()
-    yield from filter(None, [named(rest)])
+    if path := path_of(rest):
+        yield path
 
 
 def _without_cr(line: bytes) -> str:
@@ -97,7 +99,7 @@ def _without_cr(line: bytes) -> str:
 
 
 class _Places:
-    """A source of files by their paths, and of what archives hold behind the archive's path."""
+    """A source of files by their paths, and of files in archives by the archive's path and theirs."""
 
     location = None
 
@@ -125,22 +127,24 @@ class _Places:
         return self._files, path
 
 
-def _inside(path: Path) -> Gathered:
+def _inside(path: Path) -> ImageList:
     if path.is_file() and not holds_images(path):
-        return Gathered(open_source(path.parent), [_unlabelled(path.name)], 1)
+        return ImageList(open_source(path.parent), [_unlabelled(path.name)], 1)
     source, listing = list_source(path)
     rows = [ImageRow(file.path, file.label, "", "", "") for file in listing.files]
     rows += map(_unlabelled, listing.stray)
-    return Gathered(source, sorted(rows), len(rows), listing.others)
+    return ImageList(source, sorted(rows), len(rows), listing.others)
 
 
-def _several(places: Sequence[Place]) -> Gathered:
+def _several(places: Sequence[Place]) -> ImageList:
     source, others = _Places(), Counter[str]()
     parts: list[Iterable[ImageRow]] = []
     total: int | None = 0
     for place in places:
         if isinstance(place, (str, Path)):
-            rows = [row for one in _expanded(str(place)) for row in _rows_at(one, source, others)]
+            rows: list[ImageRow] = []
+            for path in _expanded(str(place)):
+                rows += _rows_at(path, source, others)
             parts.append(rows)
             total = None if total is None else total + len(rows)
         else:
@@ -150,7 +154,7 @@ def _several(places: Sequence[Place]) -> Gathered:
     first = next(rows_of_all, None)
     if first is None or (total == 1 and first.path in source.refused):
         raise NoImages(source.refused[first.path] if first else "The list names no files. Give one path on each line")
-    return Gathered(source, chain([first], rows_of_all), total, dict(sorted(others.items())))
+    return ImageList(source, chain([first], rows_of_all), total, dict(sorted(others.items())))
 
 
 def _rows_at(place: str, source: _Places, others: Counter[str]) -> list[ImageRow]:
@@ -160,24 +164,25 @@ def _rows_at(place: str, source: _Places, others: Counter[str]) -> list[ImageRow
             source.refused[place] = f"No file matches {place}"
         return [_unlabelled(place)]
     try:
-        found = _inside(path)
+        images = _inside(path)
     except DataError as error:
         source.refused[place] = str(error)
         return [_unlabelled(place)]
     except FeatcacheError as error:  # such as Parquet, which cannot be read here
         raise type(error)(f"{place}: {error}") from error
-    others.update(found.others)
-    at_home = isinstance(found.source, FolderSource)
-    before = str(found.source.location) if at_home else place.rstrip("/")
-    if not at_home:
-        source.inside[before] = found.source
-    return [row._replace(path=os.path.join(before, row.path)) for row in found.rows]
+    others.update(images.others)
+    if isinstance(images.source, FolderSource):
+        prefix = str(images.source.location)
+    else:
+        prefix = place.rstrip("/")
+        source.inside[prefix] = images.source
+    return [row._replace(path=os.path.join(prefix, row.path)) for row in images.rows]
 
 
 def _expanded(place: str) -> list[str]:
-    """Return what a pattern matches, sorted by bytes; itself where it is none or matches nothing."""
-    found = sorted(glob.glob(place, recursive=True), key=os.fsencode) if _is_pattern(place) else []
-    return found or [place]
+    """Return the matches of a pattern, sorted by bytes; the place itself if it is no pattern or matches nothing."""
+    matches = glob.glob(place, recursive=True) if _is_pattern(place) else []
+    return sorted(matches, key=os.fsencode) or [place]
 
 
 def _is_pattern(place: str) -> bool:

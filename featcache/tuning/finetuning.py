@@ -222,10 +222,8 @@ class _FineTuning:
 
     def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
         """Raise ParityFailed unless the part that trains gives the logits of the whole model on the same images."""
-        first_views = (
-            int(self.recipe.is_augmented),
-            0,
-        )  # of training images: the first augmented view, if there is one
+        first_augmented = 1 if self.recipe.is_augmented else 0
+        first_views = (first_augmented, 0)  # of the training and of the validation images
         for images, activations, view in zip(image_sets(self.probe, self.recipe), sets, first_views, strict=True):
             expected = on_batch(whole, images.first(NUM_CHECKED, view))
             logits = on_batch(cut.model, [array[:NUM_CHECKED] for array in activations.views[0]])

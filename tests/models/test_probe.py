@@ -9,6 +9,7 @@ from shutil import copytree
 import pytest
 
 from featcache.cache.reader import Cache
+from featcache.extras.export import export
 from featcache.models import handoff
 from featcache.sweeps import Chosen, Run
 from featcache.tuning import finetune
@@ -37,4 +38,9 @@ def test_one_finetuning_opens_its_cache_once(logreg: Chosen, tmp_path: Path, ope
     run = Run.open(copytree(logreg.run.path, tmp_path / "run"))  # fine-tuning writes into its run
     chosen = run[logreg.trial.trial]
     finetune(chosen, epochs=1, unfreeze="none", batch=64, controls=["frozen", "scratch"])
+    assert openings[Path(logreg.run.settings.cache).name] == 1
+
+
+def test_one_export_of_a_trial_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
+    export(f"{logreg.run.path}@{logreg.trial.trial}", to="keras", out=tmp_path / "model.keras")
     assert openings[Path(logreg.run.settings.cache).name] == 1

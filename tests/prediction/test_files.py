@@ -11,14 +11,14 @@ from tiny import write_images
 
 from featcache.errors import EnvironmentFault, UsageError
 from featcache.prediction import Prediction, predict, predict_to
-from featcache.prediction.files import FORMATS, _Shape
+from featcache.prediction.writing import FORMATS, Columns
 
 EVERY = pytest.mark.parametrize("kind", FORMATS)
 ODD = ['comma, "quote"', "line\nbreak", "<b>café</b>", "\udce9.png", "tab\t&amp;"]
 
 
 def written(path, rows, top=1, rejects=False):
-    with FORMATS[path.suffix](path, _Shape(top, rejects)) as add:
+    with FORMATS[path.suffix](path, Columns(top, rejects)) as add:
         for row in rows:
             add(row)
     return path

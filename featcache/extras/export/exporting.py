@@ -137,9 +137,8 @@ def _files_read(origin: Origin, sample: Sample) -> list[Path]:
     files = [images / row.path for row in sample.rows]
     if images.is_file():  # an archive
         files = [images]
-    if origin.chosen is not None:
-        run = origin.chosen.run
-        files += [run.path, run.cache().path]
+    if origin.probe is not None:
+        files += [origin.probe.chosen.run.path, origin.probe.cache.path]
     return files
 
 

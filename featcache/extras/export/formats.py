@@ -27,7 +27,6 @@ from featcache.extras.export.origin import Origin
 from featcache.extras.export.runtime_model import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.extras.export.sample import Runner
 from featcache.files import temporary_folder
-from featcache.models import Probe
 from featcache.models.modelfile import MEMBER, is_ours, save_model
 from featcache.models.reference import reference_of_head
 
@@ -111,8 +110,8 @@ def _write_keras(origin: Origin, path: Path, facts: Facts, calibration: Pixels |
     if model_file.is_file():
         path.write_bytes(model_file.read_bytes())
     else:
-        assert origin.chosen is not None
-        save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(Probe.open(origin.chosen)))
+        assert origin.probe is not None
+        save_model(origin.model, path, origin.facts, origin.lineages, reference_of_head(origin.probe))
 
 
 def read_keras(path: Path) -> Runner:

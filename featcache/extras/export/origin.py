@@ -9,9 +9,9 @@ from typing import Any
 
 from featcache.backbones.lineage import UNRECORDED, Lineages, lineages_in
 from featcache.errors import DataError, UnknownHead, UsageError
-from featcache.models import Probe, handoff, load_model
+from featcache.models import Probe, checked_model, load_model
 from featcache.spec import Preprocess, Tap
-from featcache.sweeps import Chosen, Run, open_trial
+from featcache.sweeps import Run, open_trial
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Origin:
     name: str  # as the user gave it
     model: Any  # keras.Model: uint8 images of any size -> probabilities
     facts: dict[str, Any]
-    chosen: Chosen | None  # the trial that it came from; None if its run was not found
+    probe: Probe | None  # the trial that it came from, opened; None if its run was not found
 
     @property
     def classes(self) -> list[str]:
@@ -31,8 +31,8 @@ class Origin:
     @property
     def lineages(self) -> Lineages:
         """Return which images trained it or helped to choose it."""
-        if self.chosen is not None and not Path(self.name).is_file():
-            return Probe.open(self.chosen).lineages()
+        if self.probe is not None and not Path(self.name).is_file():
+            return self.probe.lineages()
         return lineages_in(Path(self.name)) or UNRECORDED
 
     @property
@@ -50,38 +50,39 @@ def open_origin(text: str, run: str | Path | None = None) -> Origin:
     path = Path(text)
     if path.suffix == ".keras" or path.is_file():
         model, facts = load_model(path)
-        return Origin(text, model, facts, _trial_of(path, facts, run))
+        return Origin(text, model, facts, _probe_of(path, facts, run))
     if run is not None:
         raise UsageError(f"--run goes with a MODEL.keras; {text} names its run itself")
-    chosen = open_trial(text)
-    model = handoff(chosen)
-    facts = Probe.open(chosen).facts | {"certificate": asdict(model.certificate)}
-    return Origin(text, model, facts, chosen)
+    probe = Probe.open(open_trial(text))
+    model = checked_model(probe)
+    facts = probe.facts | {"certificate": asdict(model.certificate)}
+    return Origin(text, model, facts, probe)
 
 
-def _trial_of(path: Path, facts: dict[str, Any], run: str | Path | None) -> Chosen | None:
+def _probe_of(path: Path, facts: dict[str, Any], run: str | Path | None) -> Probe | None:
     """Return the trial that a model file came from, in `run` or in a run of the recorded name near the file."""
     if run is not None:
-        trial = _trial_in(Run.open(run), facts)
-        if trial is None:
+        probe = _probe_in(Run.open(run), facts)
+        if probe is None:
             raise UsageError(f"{path} did not come from {run}, but from a run that was called {facts.get('run')}")
-        return trial
+        return probe
     name = str(facts.get("run"))
     for folder in (path.parent / name, path.parent, Path(name)):
         if not (folder / "run.json").is_file():
             continue
         # A broken run of that name is not an error: the next folder may hold the right one.
         with suppress(DataError, UsageError):
-            trial = _trial_in(Run.open(folder), facts)
-            if trial is not None:
-                return trial
+            probe = _probe_in(Run.open(folder), facts)
+            if probe is not None:
+                return probe
     return None
 
 
-def _trial_in(run: Run, facts: dict[str, Any]) -> Chosen | None:
+def _probe_in(run: Run, facts: dict[str, Any]) -> Probe | None:
     """Return the trial of a run that the model started from. A run may have the name and other heads: None."""
     try:
         chosen = run["refit" if facts.get("refit") else facts["trial"]]
     except (UnknownHead, KeyError):
         return None
-    return chosen if Probe.open(chosen).digest == facts.get("start") else None
+    probe = Probe.open(chosen)
+    return probe if probe.digest == facts.get("start") else None

@@ -13,7 +13,6 @@ from featcache.errors import DataError, UsageError
 from featcache.extras.export.origin import Origin
 from featcache.images.manifest import scan
 from featcache.images.sources import Source
-from featcache.models import image_source
 from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
 from featcache.tuning.data import ImageSet, in_order
@@ -70,20 +69,19 @@ def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
     if images is not None:
         manifest = scan(images)
         return _sample(origin, f"the images of {images}", manifest.source, [*manifest.rows])
-    chosen = origin.chosen
-    if chosen is None:
+    probe = origin.probe
+    if probe is None:
         raise UsageError(
             f"There are no images to check {origin.name} with. Its run '{origin.facts.get('run')}' is not beside it. "
             "Give --run RUN, or --images FOLDER"
         )
-    cache = chosen.run.cache()
-    rows = chosen.run.rows(cache, "val")
+    run, rows = probe.chosen.run.path, probe.rows("val")
     if not rows:
-        raise DataError(f"{chosen.run.path} has no validation images to check {origin.name} with. Give --images FOLDER")
-    sample = _sample(origin, f"the validation images of {chosen.run.path}", image_source(chosen, None), rows)
+        raise DataError(f"{run} has no validation images to check {origin.name} with. Give --images FOLDER")
+    sample = _sample(origin, f"the validation images of {run}", probe.source, rows)
     # Calibrate on other images than those that test the file. A refit head has seen the validation images too.
-    train = _by_digest(chosen.run.rows(cache, "train"))[:NUM_CALIBRATION]
-    return replace(sample, calibration=train, is_unseen=not chosen.refit)
+    train = _by_digest(probe.rows("train"))[:NUM_CALIBRATION]
+    return replace(sample, calibration=train, is_unseen=not probe.chosen.refit)
 
 
 def _sample(origin: Origin, name: str, source: Source, rows: Sequence[ImageRow]) -> Sample:

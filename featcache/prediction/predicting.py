@@ -1,4 +1,4 @@
-"""One row per image, as they come: memory does not depend on how many there are."""
+"""Images -> predictions, one row per image as it is read: memory does not depend on how many there are."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from featcache.extraction.pipeline import Decoded, decoded_batches
 from featcache.images.manifest import Images
 from featcache.images.views import parse_views
 from featcache.models.reference import Threshold
-from featcache.prediction.models import Classifier, open_classifier
-from featcache.prediction.places import Gathered, Place, ToPredict, gather
+from featcache.prediction.classifiers import Classifier, open_classifier
+from featcache.prediction.places import ImageList, Place, ToPredict, gather
 from featcache.spec import IDENTITY, Failure, Preprocess, Progress, Tick, silent
 from featcache.sweeps.metrics import Score, wilson
 
@@ -40,36 +40,38 @@ class Prediction:
 
     @property
     def predicted(self) -> str:
-        """Return the most probable class, "unknown" of a rejected image, "" of an unreadable one."""
-        return UNKNOWN if self.unknown else self.top[0][0] if self.top else ""
+        """Return the most probable class, "unknown" for a rejected image, "" for an unreadable one."""
+        if self.unknown:
+            return UNKNOWN
+        return self.top[0][0] if self.top else ""
 
 
 @dataclass
 class Tally:
-    """What was counted while predictions went by."""
+    """Counts of the predictions so far."""
 
     rows: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
-    failures: list[Prediction] = field(default_factory=list)  # the first of them
+    failures: list[Prediction] = field(default_factory=list)  # at most the first KEPT_FAILURES
     unknown: int = 0
     known_unknown: int = 0  # rejected, though the folder names a class of the model
     answered: int = 0  # readable, not rejected, of a known class
     right: int = 0
-    others: Mapping[str, int] = field(default_factory=dict)  # files that were not looked at, by suffix
+    others: Mapping[str, int] = field(default_factory=dict)  # {suffix: files that were not read}
     notes: tuple[str, ...] = ()
     threshold: Threshold | None = None
 
-    def add(self, one: Prediction) -> None:
+    def add(self, prediction: Prediction) -> None:
         """Count a prediction."""
         self.rows += 1
-        self.by_status[one.status] += 1
-        self.unknown += one.unknown
-        if one.status != "ok" and len(self.failures) < KEPT_FAILURES:
-            self.failures.append(one)
-        if one.top and one.true:
-            self.known_unknown += one.unknown
-            self.answered += not one.unknown
-            self.right += one.predicted == one.true
+        self.by_status[prediction.status] += 1
+        self.unknown += prediction.unknown
+        if prediction.status != "ok" and len(self.failures) < KEPT_FAILURES:
+            self.failures.append(prediction)
+        if prediction.top and prediction.true:
+            self.known_unknown += prediction.unknown
+            self.answered += not prediction.unknown
+            self.right += prediction.predicted == prediction.true
 
     @property
     def failed(self) -> int:
@@ -94,17 +96,18 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image, in the order of their paths.
 
-    images: a folder, one image, an archive, a manifest, stored arrays, a pattern, a scan of any of them, or several of
-    these one after the other; an iterator of paths is a list of files. Also an array (H, W, 3) or (N, H, W, 3), an
-    image of Pillow, or a list of these: then a path is the number of its image. Memory does not depend on the number of
-    images, but for the names of what lies in folders.
+    images: a folder, one image, an archive, a manifest, stored arrays, a pattern, a scan of any of them, or a list of
+    these; an iterator of paths is a list of files. Also an array (H, W, 3) or (N, H, W, 3), an image of Pillow, or a
+    list of these: then a path is the number of its image. Memory depends on the number of files in folders, but not on
+    the number of images.
     model: a MODEL.keras of featcache or another Keras model; with imagenet=True a name such as "mobilenet_v2".
-    top: how many classes, at most all. reject: call those images unknown that are stranger than all but this share
-    of the known images that set the threshold. views: "flip", or a number: the mean over so many views of each image.
+    top: the number of classes to report, at most all. reject: call an image unknown if it is stranger than all but this
+    share of the known images that set the threshold. views: "flip", or a number of views of each image, whose
+    probabilities are averaged.
     Raises NotAModel, NoImages, UsageError.
     """
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
-    yield from Rows(classifier, top, reject, views).of(gather(images), progress)
+    yield from Predictor(classifier, top, reject, views).of(gather(images), progress)
 
 
 def predictions(
@@ -117,11 +120,11 @@ def predictions(
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image by a network from (N, size, size, 3) uint8 to (N, K) probabilities."""
-    yield from Rows(Classifier(network, classes, preprocess), top).of(gather(images), progress)
+    yield from Predictor(Classifier(network, classes, preprocess), top).of(gather(images), progress)
 
 
-class Rows:
-    """A classifier, and how it is asked."""
+class Predictor:
+    """A classifier, with the options of a prediction."""
 
     def __init__(self, classifier: Classifier, top: int = 1, reject: float | None = None, views: str = "1") -> None:
         if top < 1:
@@ -137,49 +140,54 @@ class Rows:
         self.threshold = None if reference is None or reject is None else reference.threshold(reject)
         self.kinds: Counter[str] = Counter()  # of the images so far
 
-    def of(self, found: Gathered, progress: Progress) -> Iterator[Prediction]:
+    def of(self, images: ImageList, progress: Progress) -> Iterator[Prediction]:
         """Yield a prediction for each of these images."""
-        done, total = 0, -1 if found.total is None else found.total
+        done, total = 0, -1 if images.total is None else images.total
         progress(Tick("predict", done, total))
-        for batch in decoded_batches(found.source, found.rows, self.classifier.preprocess, BATCH, self.views):
-            shown = [(one.pixels, *one.others) for one in batch if not isinstance(one.pixels, Failure)]
-            judged = iter(self._judged(shown))
-            for one in batch:
-                self.kinds.update(one.kinds)
-                true = one.row.label if one.row.label in self.known else ""
-                if isinstance(one.pixels, Failure):
-                    yield Prediction(one.row.path, (), true, one.pixels.status, one.pixels.reason)
+        for batch in decoded_batches(images.source, images.rows, self.classifier.preprocess, BATCH, self.views):
+            readable = [(image.pixels, *image.others) for image in batch if not isinstance(image.pixels, Failure)]
+            answers = iter(self._answers(readable))
+            for image in batch:
+                self.kinds.update(image.kinds)
+                true = image.row.label if image.row.label in self.known else ""
+                if isinstance(image.pixels, Failure):
+                    yield Prediction(image.row.path, (), true, image.pixels.status, image.pixels.reason)
                 else:
-                    yield self._prediction(one, true, *next(judged))
+                    yield self._prediction(image, true, *next(answers))
             done += len(batch)
             progress(Tick("predict", done, total))
 
-    def _prediction(self, one: Decoded, true: str, shares: Floats, strangeness: float | None) -> Prediction:
+    def _prediction(self, image: Decoded, true: str, shares: Floats, strangeness: float | None) -> Prediction:
+        path = image.row.path
         if not np.isfinite(shares).all():
-            return Prediction(one.row.path, (), true, "nonfinite", "the model gives probabilities that are no numbers")
+            return Prediction(path, (), true, "nonfinite", "the model gives probabilities that are no numbers")
         best = np.argsort(-shares, kind="stable")[: self.top]
-        top = tuple((self.classifier.classes[at], float(shares[at])) for at in best)
-        unknown = self.threshold is not None and strangeness is not None and not strangeness <= self.threshold.value
-        return Prediction(one.row.path, top, true, strangeness=strangeness, unknown=unknown)
+        top = tuple((self.classifier.classes[index], float(shares[index])) for index in best)
+        unknown = False
+        if self.threshold is not None and strangeness is not None:
+            unknown = not strangeness <= self.threshold.value  # "not <=": a NaN is strange
+        return Prediction(path, top, true, strangeness=strangeness, unknown=unknown)
 
-    def _judged(self, shown: list[tuple[Pixels, ...]]) -> Iterator[tuple[Floats, float | None]]:
+    def _answers(self, images: list[tuple[Pixels, ...]]) -> Iterator[tuple[Floats, float | None]]:
         """Yield the probabilities (K,) of each image, the mean over its views, and how strange the whole image is."""
-        if not shown:
+        if not images:
             return
         total, strangeness = None, None
         for view in range(len(self.views)):
-            outputs = self._outputs([views[view] for views in shown])
+            outputs = self._outputs([views[view] for views in images])
             if view == 0 and self.threshold is not None and self.classifier.reference is not None:
-                strangeness = self.classifier.reference.strangeness(*outputs[:2])
+                features, logits, _ = outputs
+                strangeness = self.classifier.reference.strangeness(features, logits)
             total = outputs[-1] if total is None else total + outputs[-1]
         assert total is not None
         shares = total / len(self.views) if len(self.views) > 1 else total
-        for at, of_image in enumerate(shares):
-            yield of_image, None if strangeness is None else float(strangeness[at])
+        for number, shares_of_image in enumerate(shares):
+            yield shares_of_image, None if strangeness is None else float(strangeness[number])
 
     def _outputs(self, pixels: list[Pixels]) -> list[Floats]:
-        """Return what the network gives, (n, ...) each; the batch is filled up so that one shape is compiled."""
-        filled = np.stack(pixels + [np.zeros_like(pixels[0])] * (BATCH - len(pixels)))
-        outputs = self.classifier.network.predict_on_batch(filled)
+        """Return the outputs of the network, (n, ...) each."""
+        # The last batch is padded with zeros: Keras compiles once for each shape.
+        padding = [np.zeros_like(pixels[0])] * (BATCH - len(pixels))
+        outputs = self.classifier.network.predict_on_batch(np.stack(pixels + padding))
         outputs = outputs if isinstance(outputs, list) else [outputs]
-        return [np.asarray(one)[: len(pixels)] for one in outputs]
+        return [np.asarray(output)[: len(pixels)] for output in outputs]

@@ -1,7 +1,7 @@
-"""Predictions -> CSV, JSON lines or Parquet, row by row as they come; the files are whole at the end, or not there.
+"""Predictions -> CSV, JSON lines or Parquet, written row by row; each file is whole at the end, or not there.
 
-CSV has the bytes of every path, so that tables can be joined by it. A label or reason that a spreadsheet would run as a
-formula gets a ' in front; a path never does. JSON lines are exact too: bytes that are no UTF-8 stand there as Python's
+CSV keeps the bytes of every path, so that tables can be joined on it. A label or reason that a spreadsheet would run as
+a formula gets a ' in front; a path never does. JSON lines are exact, too: bytes that are not UTF-8 become Python's
 surrogates. Parquet has paths as text and as bytes.
 """
 
@@ -24,12 +24,12 @@ from featcache.images.kinds import notes
 from featcache.images.manifest import Images
 from featcache.images.tables import safe_cell
 from featcache.outputs import Kind, check_output, check_unread
-from featcache.prediction.models import open_classifier
-from featcache.prediction.places import Gathered, Place, gather
-from featcache.prediction.rows import Prediction, Rows, Tally
+from featcache.prediction.classifiers import open_classifier
+from featcache.prediction.places import ImageList, Place, gather
+from featcache.prediction.predicting import Prediction, Predictor, Tally
 from featcache.spec import ImageRow, Progress, silent
 
-ROW_GROUP = 4096  # rows that Parquet keeps together
+ROW_GROUP = 4096  # rows that Parquet stores together
 LONGEST_HEADER = 2**20
 HEADER = re.compile(
     r"path,predicted,probability(,predicted\d+,probability\d+)*,true,status,reason(,strangeness,nearest)?"
@@ -48,13 +48,13 @@ def predict_to(
     reject: float | None = None,
     views: str = "1",
     imagenet: bool = False,
-    seen: Add = lambda one: None,
+    seen: Add = lambda prediction: None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Tally:
-    """Write the predictions to files, each a format and a path, and return what was counted. Options are `predict`'s.
+    """Write predictions to files, each given as (format, path), and return the counts. Options are those of `predict`.
 
-    seen: called with each prediction. force: replace files that are no earlier predictions.
+    seen: called with each prediction. force: replace files even if they are not earlier predictions.
     Raises what `predict` raises, UsageError, DiskFault, and EnvironmentFault if Parquet cannot be written here.
     """
     writers = [_writer(kind) for kind, _ in files]
@@ -70,25 +70,27 @@ def predict_to(
     if len({os.path.realpath(path) for _, path in files}) < len(files):
         raise UsageError(f"{files[0][1]} is named twice, for --csv and for -o. Give one of them another name")
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
-    rows = Rows(classifier, top, reject, views)
-    found = gather(images)
+    predictor = Predictor(classifier, top, reject, views)
+    gathered = gather(images)
     if any(path.exists() for _, path in files):
-        found = _without(found, [path for _, path in files])
-    tally = Tally(others=found.others, notes=classifier.notes, threshold=rows.threshold)
-    shape = _Shape(min(top, len(classifier.classes)), reject is not None)
+        gathered = _without(gathered, [path for _, path in files])
+    tally = Tally(others=gathered.others, notes=classifier.notes, threshold=predictor.threshold)
+    columns = Columns(min(top, len(classifier.classes)), reject is not None)
     with ExitStack() as opened:
-        adds = [opened.enter_context(writer(path, shape)) for writer, (_, path) in zip(writers, files, strict=True)]
-        for one in rows.of(found, progress):
-            tally.add(one)
-            for add in (*adds, seen):
-                add(one)
-        tally.notes += tuple(notes(rows.kinds, tally.rows, classifier.preprocess.bits))
-        check()  # somebody may have put a file there meanwhile
+        adds = [seen]
+        for writer, (_, path) in zip(writers, files, strict=True):
+            adds.append(opened.enter_context(writer(path, columns)))
+        for prediction in predictor.of(gathered, progress):
+            tally.add(prediction)
+            for add in adds:
+                add(prediction)
+        tally.notes += tuple(notes(predictor.kinds, tally.rows, classifier.preprocess.bits))
+        check()  # again, before the files take their names: somebody may have put a file there
     return tally
 
 
 def _files_among(places: Sequence[Any]) -> list[Path]:
-    """Return what is given as a file by its name, also in a list."""
+    """Return the places that are files, also those in lists."""
     files: list[Path] = []
     for place in places:
         if isinstance(place, (list, tuple)):
@@ -98,8 +100,8 @@ def _files_among(places: Sequence[Any]) -> list[Path]:
     return files
 
 
-def _without(gathered: Gathered, outputs: Sequence[Path]) -> Gathered:
-    """Return the images, once none of them, nor their archive, is a file that is to be written. Raises UsageError."""
+def _without(gathered: ImageList, outputs: Sequence[Path]) -> ImageList:
+    """Return the images; raise UsageError if one of them, or their archive, is a file that will be written."""
     home = gathered.source.location or Path()
 
     def checked() -> Iterator[ImageRow]:
@@ -110,27 +112,34 @@ def _without(gathered: Gathered, outputs: Sequence[Path]) -> Gathered:
 
     if isinstance(gathered.rows, list):
         return replace(gathered, rows=list(checked()))
-    return replace(gathered, rows=checked())  # a list on standard input: each when it comes
+    return replace(gathered, rows=checked())  # a list on standard input: each is checked when it arrives
 
 
-class _Shape:
+class Columns:
     """The columns of a table of predictions."""
 
     def __init__(self, top: int, rejects: bool) -> None:
         self.top, self.rejects = top, rejects
-        ranks = ["" if at == 1 else str(at) for at in range(1, top + 1)]
-        self.pairs = [f"{name}{rank}" for rank in ranks for name in ("predicted", "probability")]
-        self.names = ["path", *self.pairs, "true", "status", "reason", *(["strangeness", "nearest"] * rejects)]
+        self.names = ["path"]
+        for rank in range(1, top + 1):
+            suffix = "" if rank == 1 else str(rank)
+            self.names += [f"predicted{suffix}", f"probability{suffix}"]
+        self.names += ["true", "status", "reason"]
+        if rejects:
+            self.names += ["strangeness", "nearest"]
 
-    def cells(self, one: Prediction) -> list[Any]:
+    def cells(self, prediction: Prediction) -> list[Any]:
         """Return a row: texts, numbers, and None where there is nothing."""
-        pairs: list[Any] = [value for pair in one.top for value in pair]
+        pairs: list[Any] = []
+        for label, probability in prediction.top:
+            pairs += [label, probability]
         pairs += [None] * (2 * self.top - len(pairs))
-        nearest = one.top[0][0] if one.top else None
-        if one.unknown:
-            pairs[:2] = [one.predicted, None]
-        beside = [one.strangeness, nearest] if self.rejects else []
-        return [one.path, *pairs, one.true, one.status, one.reason, *beside]
+        if prediction.unknown:
+            pairs[:2] = [prediction.predicted, None]
+        cells = [prediction.path, *pairs, prediction.true, prediction.status, prediction.reason]
+        if self.rejects:
+            cells += [prediction.strangeness, prediction.top[0][0] if prediction.top else None]
+        return cells
 
 
 @contextmanager
@@ -140,49 +149,52 @@ def _bytes_of(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _csv(path: Path, shape: _Shape) -> Iterator[Add]:
+def _csv(path: Path, columns: Columns) -> Iterator[Add]:
     with (
         _bytes_of(path) as file,
         io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="") as text,
     ):
         plain = csv.writer(text, lineterminator="\n")
         quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        plain.writerow(shape.names)
+        plain.writerow(columns.names)
 
-        def add(one: Prediction) -> None:
-            path, *others = shape.cells(one)
+        def add(prediction: Prediction) -> None:
+            path, *others = columns.cells(prediction)
             cells = [path, *map(_cell, others)]
-            # before Python 3.13 csv does not quote a bare \r by itself
-            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+            # Before Python 3.13, csv writes a bare \r without quotes, and readers take it for the end of the row.
+            writer = quoted if any("\r" in cell for cell in cells) else plain
+            writer.writerow(cells)
 
         yield add
 
 
 @contextmanager
-def _jsonl(path: Path, shape: _Shape) -> Iterator[Add]:
+def _jsonl(path: Path, columns: Columns) -> Iterator[Add]:
     with _bytes_of(path) as file:
-        yield lambda one: _write_line(file, json_row(one, shape.rejects))
+
+        def add(prediction: Prediction) -> None:
+            file.write(json.dumps(json_row(prediction, columns.rejects)).encode() + b"\n")
+
+        yield add
 
 
-def _write_line(file: IO[bytes], row: dict[str, Any]) -> None:
-    file.write(json.dumps(row).encode() + b"\n")
-
-
-def json_row(one: Prediction, rejects: bool = False) -> dict[str, Any]:
-    """Return a prediction as it stands in JSON."""
+def json_row(prediction: Prediction, rejects: bool = False) -> dict[str, Any]:
+    """Return a prediction as JSON. rejects: whether images may be rejected as unknown."""
     row: dict[str, Any] = {
-        "path": one.path,
-        "predicted": one.predicted or None,
-        "top": [{"label": label, "probability": share} for label, share in one.top],
-        "true": one.true or None,
-        "status": one.status,
-        "reason": one.reason or None,
+        "path": prediction.path,
+        "predicted": prediction.predicted or None,
+        "top": [{"label": label, "probability": probability} for label, probability in prediction.top],
+        "true": prediction.true or None,
+        "status": prediction.status,
+        "reason": prediction.reason or None,
     }
-    return row | ({"unknown": one.unknown, "strangeness": one.strangeness} if rejects else {})
+    if rejects:
+        row |= {"unknown": prediction.unknown, "strangeness": prediction.strangeness}
+    return row
 
 
 @contextmanager
-def _parquet(path: Path, shape: _Shape) -> Iterator[Add]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Add]:
     import pyarrow
     from pyarrow import parquet
 
@@ -190,19 +202,19 @@ def _parquet(path: Path, shape: _Shape) -> Iterator[Add]:
         is_number = name.startswith(("probability", "strangeness"))
         return pyarrow.float64() if is_number else pyarrow.string()
 
-    fields = [(name, kind(name)) for name in shape.names] + [("path_bytes", pyarrow.binary())]
+    fields = [(name, kind(name)) for name in columns.names] + [("path_bytes", pyarrow.binary())]
     schema = pyarrow.schema(fields)
-    held: list[list[Any]] = []
+    rows: list[list[Any]] = []
 
     def flush() -> None:
-        columns = zip(*held, strict=True) if held else [[] for _ in fields]
-        writer.write_batch(pyarrow.record_batch([list(column) for column in columns], schema=schema))
-        held.clear()
+        arrays = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in fields]
+        writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+        rows.clear()
 
-    def add(one: Prediction) -> None:
-        texts = [_text(value) if isinstance(value, str) else value for value in shape.cells(one)]
-        held.append([*texts, os.fsencode(one.path)])
-        if len(held) >= ROW_GROUP:
+    def add(prediction: Prediction) -> None:
+        cells = [_text(value) if isinstance(value, str) else value for value in columns.cells(prediction)]
+        rows.append([*cells, os.fsencode(prediction.path)])
+        if len(rows) >= ROW_GROUP:
             flush()
 
     with _bytes_of(path) as file, parquet.ParquetWriter(file, schema) as writer:
@@ -210,8 +222,8 @@ def _parquet(path: Path, shape: _Shape) -> Iterator[Add]:
         flush()
 
 
-def _writer(kind: str) -> Callable[[Path, _Shape], AbstractContextManager[Add]]:
-    """Return what writes a format. Raises UsageError, EnvironmentFault."""
+def _writer(kind: str) -> Callable[[Path, Columns], AbstractContextManager[Add]]:
+    """Return the writer of a format. Raises UsageError, EnvironmentFault."""
     if kind not in FORMATS:
         raise UsageError(f"Predictions are written to a file that ends in {', '.join(FORMATS)}; got '{kind}'")
     if kind == ".parquet":
@@ -249,12 +261,12 @@ KINDS = {
 
 
 def _cell(value: Any) -> str:
-    """Return a cell of a CSV file that is not a path. Numbers such as -1 are no formulas."""
+    """Return a cell of a CSV file that is not a path. A number such as -1 is not a formula."""
     if isinstance(value, float):
         return f"{value:.6f}"
     return safe_cell(value or "")
 
 
 def _text(value: str) -> str:
-    """Return a text that any reader can decode: undecodable bytes of names as \\xNN."""
+    """Return a text that any reader can decode: undecodable bytes of names become \\xNN."""
     return os.fsencode(value).decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
 """What a user calls a model -> a classifier of uint8 images: of featcache, of ImageNet, or any Keras model.
 
-A model that featcache did not write does not say what its classes are called, nor always how pixels enter it or what
-its outputs are. What is assumed then stands in `notes`.
+A model that featcache did not write has no class names, and often nothing tells how pixels enter it or what its outputs
+are. What is assumed then is in `notes`.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ class Classifier:
     classes: Sequence[str]
     preprocess: Preprocess
     reference: Reference | None = None
-    notes: tuple[str, ...] = ()  # what is missing in the model, and what is assumed
+    notes: tuple[str, ...] = ()  # what the model does not tell, and what is assumed instead
 
 
 def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool = False) -> Classifier:
-    """Return the classifier of a MODEL.keras, or of a Keras model of another origin, such as mine.keras:mode=tf.
+    """Return the classifier of a MODEL.keras, or of another Keras model, such as mine.keras:mode=tf.
 
-    reject: with its reference. imagenet: the model is a network of `keras.applications` by its name, with its top and
-    ImageNet's classes; or a file whose 1,000 classes are these.
+    reject: with its reference. imagenet: the model is the name of a network of `keras.applications`, which is taken
+    with its top and ImageNet's classes; or a file whose 1,000 classes are those.
     Raises NotAModel, UsageError, DataError if the model has no reference, WeightsMissing.
     """
     _require_model(str(model))
-    found = own.parse(str(model))
-    if imagenet and found is None:
+    parsed = own.parse(str(model))
+    if imagenet and parsed is None:
         return _of_imagenet(str(model), reject)
     path = Path(model)
     if path.is_file() and is_ours(path):
         if imagenet:
             raise UsageError(f"{path} names its classes itself. Leave out --imagenet")
         return _ours(path, reject)
-    if found is None or (found[0].origin == "file" and not Path(found[0].weights).exists()):
-        read_facts(path)  # raises: it says how to make one
+    if parsed is None or (parsed[0].origin == "file" and not Path(parsed[0].weights).exists()):
+        read_facts(path)  # raises NotAModel, with the command that makes one
     if reject:
         raise UsageError(f"--reject needs a model of featcache, which knows its validation images; {model} is none")
-    assert found is not None
-    return _plain(str(model), *found, imagenet)
+    assert parsed is not None
+    return _plain(str(model), *parsed, imagenet)
 
 
 def _require_model(text: str) -> None:
-    """Raise UsageError for what people give instead of a model: a run, a trial, a cache, the images."""
+    """Raise UsageError for what people often give instead of a model: a run, a trial, a cache, the images."""
     path = Path(text)
     run = Path(text.rpartition("@")[0]) if not path.exists() else path
     if (run / "run.json").is_file():
@@ -99,8 +99,8 @@ def _ours(path: Path, reject: bool) -> Classifier:
 def _of_imagenet(name: str, reject: bool) -> Classifier:
     if reject:
         raise UsageError("--reject needs validation images, which ImageNet's networks come without")
-    found = imagenet_classifier(name)
-    return Classifier(found.model, found.names, found.preprocess)
+    classifier = imagenet_classifier(name)
+    return Classifier(classifier.model, classifier.names, classifier.preprocess)
 
 
 def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier:
@@ -109,13 +109,13 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
     if spec.origin == "import":
         allow(spec.weights)
-    asked = int(options["size"]) if "size" in options else None
-    said = own.facts_of(spec, asked)
+    requested_size = int(options["size"]) if "size" in options else None
+    facts = own.facts_of(spec, requested_size)
     notes = []
-    size = said.size or asked or ASSUMED_SIZE
-    if not (said.size or asked):
+    size = facts.size or requested_size or ASSUMED_SIZE
+    if not (facts.size or requested_size):
         notes.append(f"it takes images of any size; {size} x {size} is assumed. Else: {text}:size=160")
-    mode = options.get("mode") or said.mode
+    mode = options.get("mode") or facts.mode
     if mode is None:
         notes.append(f"how pixels enter it is unknown; 0..255 as they are is assumed. Else: {text}:mode={MODES}")
     preprocess = Preprocess(size, mode=own.mode_of(mode or "inside"))
@@ -126,5 +126,6 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
         raise UsageError(f"--imagenet is about {NUM_CLASSES} classes; {spec.weights} has {num_classes}")
     if not imagenet:
         notes.append(f"it has no class names; its {num_classes} outputs are called 0 to {num_classes - 1}")
-    notes += [note] if note else []
+    if note:
+        notes.append(note)
     return Classifier(network, names, preprocess, notes=tuple(f"{spec.weights}: {note}" for note in notes))
