@@ -1,8 +1,8 @@
 """Values of more than 8 bits -> 8 bits, and how many of their bits are in use.
 
-A 16-bit file rarely says which value is white. A viewer takes 65535; a 12-bit camera means 4095 (`bits` = 12).
-Pillow keeps only the high byte of 16-bit colours. The low byte comes from reading the file again in the other byte
-order: value = 256 * high + low.
+A 16-bit file rarely says which value is white. Viewers take 65535; a 12-bit camera means 4095 (`bits` = 12).
+Pillow keeps only the high byte of 16-bit colours. Reading the file again in the other byte order gives the low byte:
+value = 256 * high + low.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ Values = np.ndarray[Any, Any]
 
 PHOTOMETRIC, BITS_PER_SAMPLE, GDAL_NODATA = 262, 258, 42113  # tags of TIFF
 WHITE_IS_ZERO = 0
-# Written where there is no measurement, often without a tag that says so: GDAL, int16 rasters, ESRI
+# Values that mean "not measured", often without a tag that says so: in GDAL, int16 rasters, ESRI
 NO_DATA_VALUES = (-9999.0, -32767.0, -32768.0, float(np.finfo(np.float32).min))
 SPLIT_MODES = ("RGB;16", "RGBX;16", "RGBA;16")  # Pillow's names of 16-bit colours that it reads in both byte orders
-J2K_START, J2K_PRECISION = b"\xff\x4f\xff\x51", 42  # where a JPEG 2000 codestream begins; of a channel, behind it
+J2K_START = b"\xff\x4f\xff\x51"  # begins a JPEG 2000 codestream
+J2K_PRECISION = 42  # offset from there of the byte with the bits of the first channel, less one
 
 
 def is_sixteen_bit(image: ImageFile, data: bytes) -> bool:
     """Return whether a channel has 16 bits and nothing says which value is white. Ask before the image is loaded."""
     if image.format == "JPEG2000":
-        at = data.find(J2K_START) + J2K_PRECISION
-        return at < len(data) and (data[at] & 0x7F) + 1 == ALL_BITS
+        offset = data.find(J2K_START) + J2K_PRECISION
+        return offset < len(data) and (data[offset] & 0x7F) + 1 == ALL_BITS  # the highest bit says "signed"
     rawmode = _rawmode(image)
     if isinstance(image, PpmImageFile) and rawmode in ("L", "RGB"):
-        return _maximum(image) == 65535
+        # Pillow's decoder gets the largest value, which is white, as its second argument.
+        args = image.tile[0].args
+        return isinstance(args, tuple) and int(args[1]) == 65535
     return ";16" in rawmode and not rawmode.endswith("S") and image.mode != "CMYK"
 
 
 def is_plain_ppm(image: ImageFile) -> bool:
-    """Return whether the values of a PPM lie in the file as numbers of two bytes. Ask before the image is loaded."""
+    """Return whether an image is a colour PPM with two bytes per value. Ask before the image is loaded."""
     return isinstance(image, PpmImageFile) and image.mode == "RGB" and image.tile[0].codec_name == "ppm"
 
 
@@ -72,62 +75,63 @@ def read_low_bytes(image: ImageFile) -> bool:
 
 
 def scaled_colours(values: Values, bits: int, kinds: set[str]) -> Image.Image:
-    """Return 16-bit colours as 8-bit ones, white being 2**bits - 1; transparency always has 16 bits."""
-    top = 2**bits - 1
+    """Return 16-bit colours as 8-bit colours; 2**bits - 1 becomes white. Transparency always uses all 16 bits."""
+    white = 2**bits - 1
     has_alpha = values.shape[2] in (2, 4)
     colours = values[..., :-1] if has_alpha else values
     _note_bits(int(colours.max()), bits, kinds)
-    table = np.rint(np.minimum(np.arange(65536), top) * (255 / top)).astype(np.uint8)
-    scaled = table[values]
+    # A table of all 65,536 results is much faster than arithmetic on every pixel.
+    scaled_of = np.rint(np.minimum(np.arange(65536), white) * (255 / white)).astype(np.uint8)
+    scaled = scaled_of[values]
     if has_alpha:
         scaled[..., -1] = values[..., -1] >> 8
     return Image.fromarray(scaled)
 
 
 def note_colours(image: Image.Image, kinds: set[str]) -> None:
-    """Note how many bits the values of a 16-bit colour image use. Of each the high byte is known."""
+    """Note how many bits the values of a 16-bit colour image use. `image` holds their high bytes."""
     highest = int(np.asarray(image.convert("RGB")).max())
     _note_bits(256 * highest + 255, ALL_BITS, kinds)
 
 
 def eight_bit(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) -> Pixels:
-    """Return grey values of more than 8 bits as (H, W) uint8.
+    """Return grey values of more than 8 bits as (H, W) uint8: round((value - low) / (high - low) * 255).
 
-    16 bit by its range, or by 2**bits - 1. 32 bit and floats by the least of 1, 255 and 65535 (or 2**bits - 1) that
-    holds them, else from their least to their largest. What is not finite, or stands for no data, becomes black and
-    does not count for the range; the one value that stands for transparency becomes white.
+    16-bit values: low is 0 and high is 65535, or 2**bits - 1. 32-bit and floating-point values: low is 0 and high is
+    the smallest of 1, 255 and 65535 (or 2**bits - 1) that is not exceeded; if none fits or a value is negative, low and
+    high are the smallest and the largest value. Values that are not finite, or that mean "no data", become black and do
+    not count for the range. A value that stands for transparency becomes white.
     """
     values = np.asarray(image)
-    is_wide = image.mode.startswith("I;16") or image.format == "PPM"
-    wide = values.astype(np.float64)
-    is_filled = _is_tagged_empty(image, wide)
-    is_measured = np.isfinite(wide) & ~is_filled
-    if not is_wide:
+    is_integer_16 = image.mode.startswith("I;16") or image.format == "PPM"
+    numbers = values.astype(np.float64)
+    is_no_data = _is_no_data(image, numbers, is_integer_16)
+    is_measured = np.isfinite(numbers) & ~is_no_data
+    if not is_integer_16:
         kinds.add(NUMBERS)
-        least = wide[is_measured].min(initial=0.0)
-        if least in NO_DATA_VALUES:
-            is_filled |= wide == least
-            is_measured &= ~is_filled
     if not is_measured.all():
         kinds.add(NO_DATA)
-        wide[~is_measured] = wide[is_measured].min() if is_measured.any() else 0.0
-    low, high = wide.min(), wide.max()
+        numbers[~is_measured] = numbers[is_measured].min() if is_measured.any() else 0.0
+    low, high = numbers.min(), numbers.max()
 
-    top = 2.0**bits - 1
-    tops = [_declared_top(image)] if is_wide else [1.0, 255.0, 65535.0]
-    has_own_range = bool(is_filled.any()) and not is_wide
-    if has_own_range:
-        # Heights or temperatures, which have no white of their own: the largest becomes white
-        tops = [1.0, 255.0, max(256.0, float(high))]
-    takes_bits = low >= 0 and (is_sixteen if is_wide else high > 255 or (image.mode == "I" and bits < ALL_BITS))
-    if takes_bits and (bits < ALL_BITS or (high <= 65535 and not has_own_range)):
+    is_measurement = bool(is_no_data.any()) and not is_integer_16
+    has_bits = is_sixteen
+    if not is_integer_16:
+        has_bits = high > 255 or (image.mode == "I" and bits < ALL_BITS)
+    if has_bits and low >= 0 and (bits < ALL_BITS or (high <= 65535 and not is_measurement)):
         _note_bits(int(np.ceil(high)), bits, kinds)
-    if takes_bits and bits < ALL_BITS:
-        low, high = 0.0, top
-    elif low >= 0 and high <= tops[-1]:
-        low, high = 0.0, next(top for top in tops if high <= top)
+    if has_bits and low >= 0 and bits < ALL_BITS:
+        low, high = 0.0, 2.0**bits - 1
+    else:
+        whites = [_declared_white(image)] if is_integer_16 else [1.0, 255.0, 65535.0]
+        if is_measurement:
+            # Heights or temperatures, for which no value means white: the largest becomes white.
+            whites = [1.0, 255.0, max(256.0, float(high))]
+        if low >= 0 and high <= whites[-1]:
+            low, high = 0.0, next(white for white in whites if high <= white)
 
-    scaled = np.rint((np.minimum(wide, high) - low) / (high - low or 1.0) * 255)
+    value_range = high - low or 1.0  # an image of one value is black
+    scaled = np.rint((np.minimum(numbers, high) - low) / value_range * 255)
     if _is_white_zero(image):
         scaled = 255 - scaled
     transparent = image.info.get("transparency")
@@ -143,38 +147,45 @@ def _note_bits(highest: int, bits: int, kinds: set[str]) -> None:
     kinds.add(of_bits(highest.bit_length()))
 
 
-def _is_tagged_empty(image: Image.Image, wide: Values) -> Values:
-    """Return where a TIFF says by GDAL's tag that there is no data."""
+def _is_no_data(image: Image.Image, numbers: Values, is_integer_16: bool) -> Values:
+    """Return (H, W) bool: where values mean "no data", by a tag or because they are one of the usual values."""
+    is_no_data = _is_tagged_no_data(image, numbers)
+    if not is_integer_16:
+        is_measured = np.isfinite(numbers) & ~is_no_data
+        smallest = numbers[is_measured].min(initial=0.0)
+        if smallest in NO_DATA_VALUES:
+            is_no_data |= numbers == smallest
+    return is_no_data
+
+
+def _is_tagged_no_data(image: Image.Image, numbers: Values) -> Values:
+    """Return (H, W) bool: where the values are the one that GDAL's tag of a TIFF declares to be no data."""
     text = str(image.tag_v2.get(GDAL_NODATA, "")) if isinstance(image, TiffImageFile) else ""
     try:
-        number = float(text.strip("\0 "))
+        no_data = float(text.strip("\0 "))
     except ValueError:
-        return np.zeros(wide.shape, bool)
-    # Text has the digits of a double, while the values were rounded to floats
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(number)) if image.mode == "F" else number
-    return np.asarray((wide == number) | (wide == rounded))
+        return np.zeros(numbers.shape, bool)
+    # The tag is text with the digits of a double, but the values may have been rounded to 32 bits.
+    rounded = no_data
+    if image.mode == "F":
+        with np.errstate(over="ignore"):
+            rounded = float(np.float32(no_data))
+    return np.asarray((numbers == no_data) | (numbers == rounded))
 
 
-def _declared_top(image: Image.Image) -> float:
-    """Return the white of a 16-bit grey image: of a TIFF of 12 bits, which Pillow reads as 16, it is 4095."""
+def _declared_white(image: Image.Image) -> float:
+    """Return the white of a 16-bit grey image. Pillow reads TIFFs of 12 bits as 16 bits too: there it is 4095."""
     bits = image.tag_v2.get(BITS_PER_SAMPLE, ()) if isinstance(image, TiffImageFile) else ()
     return 4095.0 if bits == (12,) else 65535.0
 
 
 def _is_white_zero(image: Image.Image) -> bool:
-    """Return whether a TIFF says that 0 is white. Pillow turns such images round only up to 8 bits."""
+    """Return whether a TIFF says that 0 is white. Pillow inverts such images only up to 8 bits."""
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
 
 
 def _rawmode(image: ImageFile) -> str:
-    """Return Pillow's name of how the values lie in the file; "" if it is not known."""
+    """Return Pillow's name for the layout of the values in the file; "" if it is not known."""
     args = image.tile[0].args if image.tile else ""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
-
-
-def _maximum(image: PpmImageFile) -> int:
-    """Return the white of a PGM or PPM."""
-    args = image.tile[0].args
-    return int(args[1]) if isinstance(args, tuple) else 255

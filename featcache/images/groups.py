@@ -1,6 +1,6 @@
 """Which images must stay in one split: the rule that gives an image its group, and what came of it.
 
-A rule that was asked for and does nothing is refused. What it does only in part is told.
+A requested rule that does nothing is an error. A rule that groups only a part of the images gives a remark.
 """
 
 from __future__ import annotations
@@ -109,23 +109,25 @@ def check(group_from: str, files: Sequence[Listed], groups: Sequence[str]) -> No
 
 
 def remarks(group_from: str, files: Sequence[Listed], groups: Sequence[str]) -> tuple[str, ...]:
-    """Return a sentence on each thing that whoever gave the rule may not have meant."""
+    """Return a sentence on each effect of the rule that the user may not have meant."""
     ungrouped = [file.path for file, group in zip(files, groups, strict=True) if not group]
     sizes = Counter(group for group in groups if group)
-    told = []
+    sentences = []
     if ungrouped:
-        told.append(
+        sentences.append(
             f"'{group_from}' gives {len(ungrouped)} of {len(files)} images no group, such as {ungrouped[0]}, so that "
             f"nothing keeps these together. {NO_GROUP[group_from.partition(':')[0]]}"
         )
     example = f"'{min(sizes)}'"
     if max(sizes.values()) == 1:
-        told.append(f"'{group_from}' gives each image a group of its own, such as {example}: it keeps nothing together")
+        sentences.append(
+            f"'{group_from}' gives each image a group of its own, such as {example}: it keeps nothing together"
+        )
     elif len(sizes) == 1:
-        told.append(f"'{group_from}' puts {sizes.total()} images into one group, {example}, so into one split")
+        sentences.append(f"'{group_from}' puts {sizes.total()} images into one group, {example}, so into one split")
     elif _are_classes(files, groups):
-        told.append(f"'{group_from}' makes each class one group, so that each class is in one split only")
-    return tuple(told)
+        sentences.append(f"'{group_from}' makes each class one group, so that each class is in one split only")
+    return tuple(sentences)
 
 
 def _are_classes(files: Sequence[Listed], groups: Sequence[str]) -> bool:
@@ -136,20 +138,23 @@ def _are_classes(files: Sequence[Listed], groups: Sequence[str]) -> bool:
 
 
 def without_split(path: str) -> str:
-    """Return the path without its first folder that is called like a split.
+    """Return the path without its first folder that has the name of a split.
 
     >>> without_split("train/roses/plant_7"), without_split("roses/plant_7")
     ('roses/plant_7', 'roses/plant_7')
     """
     folders = path.split("/")
-    named = next((at for at, folder in enumerate(folders) if folder.lower() in SPLIT_NAMES), len(folders))
-    return "/".join(folders[:named] + folders[named + 1 :])
+    for number, folder in enumerate(folders):
+        if folder.lower() in SPLIT_NAMES:
+            del folders[number]
+            break
+    return "/".join(folders)
 
 
 def _parent(file: Listed) -> str:
-    """Return the folder inside the class folder, `roses/plant_7/1.jpg`; an image straight in its class has no group.
+    """Return the folder inside the class folder, `roses/plant_7/1.jpg`; an image directly in its class has no group.
 
-    The same folder in train and in test is one group, though it stands in two splits.
+    A folder that is in train and in test under one name is one group in two splits.
     """
     folder = file.path.rpartition("/")[0]
     if folder.rpartition("/")[2] in ("", file.label):
@@ -172,7 +177,7 @@ def _matched(pattern: str) -> GroupOf:
         match = compiled.search(file.path)
         if match is None:
             return ""
-        # parentheses that the match left out, as in x|p(1), give None
+        # Parentheses that took no part in the match, as in x|p(1), give None.
         return match[compiled.groups] or ""
 
     return group_of

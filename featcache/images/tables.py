@@ -53,7 +53,9 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 Row = tuple[str, Sequence[str]]  # where it stands ("line 3"), and its cells
 
 
-class _Table(NamedTuple):
+class _Cells(NamedTuple):
+    """The header of a table, and its rows below."""
+
     columns: list[str]
     rows: Iterator[Row]
 
@@ -71,8 +73,8 @@ def list_table(
     group_column, label_column, path_column: the columns to read, instead of those with the usual names. Raises
     DataError naming the row, NoImages, EnvironmentFault if Parquet cannot be read here.
     """
-    asked = {"path": path_column, "label": label_column, "group": group_column}
-    named = {what: column for what, column in asked.items() if column is not None}
+    options = {"path": path_column, "label": label_column, "group": group_column}
+    named = {name: column for name, column in options.items() if column is not None}
     table = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path, named.get("path"))
     at = _places(table.columns, path, named)
     rows = list(table.rows)
@@ -265,7 +267,7 @@ class _Door:
     def __init__(self, folder: Path, allow_outside: bool) -> None:
         self._root = os.path.realpath(folder)
         self._allow_outside = allow_outside
-        self._inside = {"": True}  # {folder below the root: does it lead to where it says}
+        self._inside = {"": True}  # {folder below the root: whether it leads to a place inside}
 
     def checked(self, path: str, where: str) -> str:
         """Return the path as a row has it. Raises DataError if it leads out."""
@@ -281,7 +283,7 @@ class _Door:
         return path if ADDRESS.match(path) else plain  # an address is named as it stands there
 
     def _stays(self, path: str) -> bool:
-        """Tell whether a path stays inside; links that do are fine."""
+        """Return whether a path stays inside the folder; links that stay inside are fine."""
         folder = posixpath.dirname(path)
         if folder not in self._inside:
             self._inside[folder] = self._reaches(folder)
@@ -320,20 +322,20 @@ def _is_utf8(text: str) -> bool:
 
 
 def _places(columns: Sequence[str], path: Path, named: Mapping[str, str]) -> dict[str, int]:
-    """Return where the columns stand that are read, those that the user named and those with the usual names."""
+    """Return {what a column holds: its place}, for the columns that the user named and those with usual names."""
     names = [name.lower() for name in columns]
     places: dict[str, int] = {}
-    for what, known in COLUMNS.items():
-        if what in named:
-            column = named[what]
+    for name, usual_names in COLUMNS.items():
+        if name in named:
+            column = named[name]
             if column not in columns:
-                option, others = OPTIONS[what], ", ".join(columns)
-                raise DataError(f"{path} has no column '{column}' for {option}; it has {others}")
-            places[what] = _only(columns, column, path)
+                others = ", ".join(columns)
+                raise DataError(f"{path} has no column '{column}' for {OPTIONS[name]}; it has {others}")
+            places[name] = _only(columns, column, path)
             continue
-        present = [name for name in known if name in names]
+        present = [usual_name for usual_name in usual_names if usual_name in names]
         if present:
-            places[what] = _only(names, present[0], path)
+            places[name] = _only(names, present[0], path)
     if "path" not in places:
         raise DataError(
             f"{path} has the columns {', '.join(columns)}, none of them called {', '.join(COLUMNS['path'])}. "
@@ -350,7 +352,7 @@ def _only(names: Sequence[str], name: str, path: Path) -> int:
     return names.index(name)
 
 
-def _text(path: Path, path_column: str | None) -> _Table:
+def _text(path: Path, path_column: str | None) -> _Cells:
     try:
         data = path.read_bytes()
         text = data.decode("utf-16") if data[:2] in UTF_16 else data.decode("utf-8-sig", "surrogateescape")
@@ -361,22 +363,22 @@ def _text(path: Path, path_column: str | None) -> _Table:
         raise DataError(f"Cannot read {path}: {error}") from error
     if not rows:
         raise NoImages(f"{path} is empty: it needs a header with a column 'path', and a row for each image")
-    return _Table([name.strip() for name in rows[0][1]], iter(rows[1:]))
+    return _Cells([name.strip() for name in rows[0][1]], iter(rows[1:]))
 
 
 def _delimiter(text: str, path: Path, path_column: str | None) -> str:
-    """Return what stands between cells: that of the suffix, unless only with another one a column has the paths."""
+    """Return what separates cells: what the suffix says, unless only another one gives a column with the paths."""
     header = text.lstrip("\r\n").partition("\n")[0]
-    own = DELIMITERS[path.suffix.lower()]
+    usual = DELIMITERS[path.suffix.lower()]
     wanted = COLUMNS["path"] if path_column is None else (path_column.lower(),)
-    for delimiter in (own, *OTHER_DELIMITERS):
+    for delimiter in (usual, *OTHER_DELIMITERS):
         cells = next(csv.reader([header], delimiter=delimiter), [])
         if any(cell.strip().lower() in wanted for cell in cells):
             return delimiter
-    return own
+    return usual
 
 
-def _parquet(path: Path) -> _Table:
+def _parquet(path: Path) -> _Cells:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
@@ -389,7 +391,7 @@ def _parquet(path: Path) -> _Table:
         raise_if_of_the_system(path, error)
         raise DataError(f"Cannot read {path}: {' '.join(str(error).split())}") from error
     cells = zip(*columns, strict=True)
-    return _Table(
+    return _Cells(
         [name.strip() for name in names], ((f"row {number}", [*map(_cell, row)]) for number, row in enumerate(cells, 1))
     )
 
