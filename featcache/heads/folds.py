@@ -11,7 +11,7 @@ import numpy as np
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.absorb import decision_logits
 from featcache.heads.logits import two_columns
-from featcache.heads.row_blocks import mapped
+from featcache.heads.row_blocks import map_rows
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def evaluate(classifier: Any, fold: Fold, began: float) -> FoldResult:
     if not len(fold.others):
         return FoldResult(classifier, fold.y[:0], None, time.perf_counter() - began)
     speaks = any(hasattr(classifier, name) for name in ("decision_function", "predict_proba"))
-    logits = mapped(lambda some: decision_logits(classifier, some), fold.others) if speaks else None
+    logits = map_rows(lambda some: decision_logits(classifier, some), fold.others) if speaks else None
     num_classes = len(np.unique(fold.y))
     if logits is not None and logits.shape[1] != num_classes:
         raise ValueError(f"it gives {logits.shape[1]} scores for {num_classes} classes")
-    return FoldResult(classifier, mapped(classifier.predict, fold.others), logits, time.perf_counter() - began)
+    return FoldResult(classifier, map_rows(classifier.predict, fold.others), logits, time.perf_counter() - began)
 
 
 def result_from_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -> FoldResult:

@@ -13,7 +13,7 @@ from featcache.arrays import Classes, Floats
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.folds import Fold, FoldResult, evaluate, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.row_blocks import mapped
+from featcache.heads.row_blocks import map_rows
 from featcache.heads.solvers.logistic import Solution, logistic_path
 
 WITHIN = (1e-15, 1e15)  # strengths that are solved together; others, such as infinity, scikit-learn fits itself
@@ -60,5 +60,5 @@ def _scores(solutions: Sequence[Solution], fold: Fold) -> list[Floats]:
     if not solutions:
         return []
     every = np.concatenate([one.coef for one in solutions]).T
-    found = np.split(mapped(lambda some: some @ every, fold.others), len(solutions), axis=1)
+    found = np.split(map_rows(lambda some: some @ every, fold.others), len(solutions), axis=1)
     return [part + one.intercept for part, one in zip(found, solutions, strict=True)]
