@@ -17,14 +17,14 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.layers import Affine, Head, dense, make_head
 from featcache.heads.logits import softmax
 from featcache.heads.solvers.dense import train
-from featcache.heads.solvers.dense_steps import Data, Knobs, NumpyEngine, Recipe
+from featcache.heads.solvers.dense_steps import Data, DenseRecipe, Knobs, NumpyEngine
 
 log = logging.getLogger(__name__)
 
 WIDTH = 512
 MIXTURES = 8  # for each image
 MOST_ROWS = 50_000  # that the student learns from
-RECIPE = Recipe(
+RECIPE = DenseRecipe(
     widths=(WIDTH,),
     epochs=30,
     batch_size=64,
