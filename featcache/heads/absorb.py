@@ -1,8 +1,11 @@
-"""A fitted pipeline -> the layers of a head on raw features, with the very logits of the estimator.
+"""Convert a fitted pipeline into the layers of a head on raw features, with the same logits.
 
 A sweep fits heads on prepared features z = (x - mean) / scale; the fine-tuning model feeds its head raw
-features x. Absorbing leaves every logit as it was, so that fine-tuning starts at the probe
+features x. Absorbing the preparation leaves every logit as it was, so that fine-tuning starts at the probe
 (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+
+`_FORMS` lists the classifiers that convert. Linear ones convert through scikit-learn's LinearClassifierMixin, so a
+class of the user's that derives from it, with `coef_` and `intercept_`, converts too.
 """
 
 from __future__ import annotations
@@ -24,44 +27,49 @@ ACTIVATIONS: dict[str, Any] = {"relu": "relu", "tanh": "tanh", "logistic": "sigm
 def exact_head(estimator: Any, tap: str, temperature: float = 1.0) -> Head:
     """Return a fitted pipeline of steps and a classifier as one head on raw features.
 
-    Its logits are those of `decision_logits` over `temperature` (Guo et al. 2017, https://arxiv.org/abs/1706.04599);
-    a binary classifier's one score d becomes (-d/2, d/2), which has the same probabilities.
+    Its logits are `decision_logits` / `temperature` (Guo et al. 2017, https://arxiv.org/abs/1706.04599), up to a
+    constant per row. A binary classifier's score d becomes (-d/2, d/2), which has the same probabilities.
     Raises UsageError if the classifier or a step has no exact form.
     """
     *steps, (_, classifier) = estimator.steps
     layers = layers_of(classifier)
     if layers is None:
         raise UsageError(f"A {type(classifier).__name__} has no exact form as layers of Keras")
-    before = [one for _, step in steps for one in _step_layers(step)]
-    given = layers[-1].widths[1]
-    after = [Dense(np.array([[-0.5, 0.5]]), np.zeros(2))] if given == 1 else []
-    width = 2 if given == 1 else given
-    assert width is not None  # a classifier ends in scores
-    return make_head([*before, *layers, *after, Affine(np.full(width, 1 / temperature), np.zeros(width))], tap)
+    chain: list[Layer] = []
+    for _, step in steps:
+        chain += _step_layers(step)
+    chain += layers
+    num_scores = layers[-1].widths[1]
+    assert num_scores is not None  # a classifier ends in scores
+    if num_scores == 1:
+        chain.append(Dense(np.array([[-0.5, 0.5]]), np.zeros(2)))
+        num_scores = 2
+    chain.append(Affine(np.full(num_scores, 1 / temperature), np.zeros(num_scores)))
+    return make_head(chain, tap)
 
 
 def is_exact(classifier: Any) -> bool:
-    """Return whether a fitted classifier can be layers of Keras, every logit as it is."""
-    return any(is_such(classifier) for is_such, _ in _FORMS)
+    """Return whether a fitted classifier converts to layers that give the same logits."""
+    return any(matches(classifier) for matches, _ in _FORMS)
 
 
 def layers_of(classifier: Any) -> Layers | None:
-    """Return the layers of a fitted classifier on prepared features, in double precision; None if it has no such form.
+    """Return the layers of a fitted classifier on prepared features, in double precision; None if it has no exact form.
 
-    Their output is its logits up to what softmax does not see; of two classes it may be one column.
+    They reproduce its logits up to a constant per row. For two classes they may give one column.
     """
-    for is_such, layers in _FORMS:
-        if is_such(classifier):
-            return layers(classifier)
+    for matches, convert in _FORMS:
+        if matches(classifier):
+            return convert(classifier)
     return None
 
 
 def decision_logits(estimator: Any, features: Floats) -> Floats:
-    """Return (N, K) logits as the estimator itself computes them, a binary score d as (-d/2, d/2).
+    """Return (N, K) logits as the estimator itself computes them. A binary score d becomes (-d/2, d/2).
 
-    Of an estimator that has no decision function they are those of its layers, or else its log-probabilities. Of naive
-    Bayes they are the joint log-likelihoods less their mean: its probabilities are 0 in double precision for most
-    classes, so that their logarithms tell nothing.
+    An estimator without a decision function gives the logits of its layers, or else its log-probabilities. Naive Bayes
+    gives its joint log-likelihoods minus their mean, because most of its probabilities underflow to 0, and their
+    logarithms would be equal.
     """
     steps, classifier = (estimator[:-1], estimator[-1]) if hasattr(estimator, "steps") else ((), estimator)
     if _is_centroid(classifier) or _is_perceptron(classifier):
@@ -126,28 +134,36 @@ def _of_perceptron(classifier: Any) -> Layers:
 
 
 def _of_centroid(classifier: Any) -> Layers:
-    """-|x - c|^2 / 2 = x c - |c|^2 / 2 - |x|^2 / 2, of which the last is the same for all classes."""
+    """Return -|x - c|^2 / 2 = x c - |c|^2 / 2 - |x|^2 / 2 without its last term, which is equal for all classes."""
     centroids = _double(classifier.centroids_)
     return (Dense(centroids.T, -(centroids**2).sum(axis=1) / 2),)
 
 
 def _of_bayes(classifier: Any) -> Layers:
-    """log prior - sum log(2 pi var) / 2 - sum (x - theta)^2 / (2 var), less its mean over the classes.
+    """Return the joint log-likelihood of Gaussian naive Bayes as a linear function of (x, x^2).
 
-    About the mean of all classes, and without what all classes share: a feature that never varies would otherwise
-    weigh 1e9 in each, which single precision does not forgive.
+    log prior - sum log(var) / 2 - sum (x - theta)^2 / (2 var)
+        = x (theta / var) + x^2 (-1 / (2 var)) + log prior - sum (log(var) + theta^2 / var) / 2
+
+    Features are standardised first, and the mean over the classes is subtracted. Otherwise a feature that never
+    varies would have weights of 1e9 in every class, whose difference is lost in single precision.
     """
     theta, var = _double(classifier.theta_), _double(classifier.var_)
-    about = Affine.standardising(theta.mean(axis=0), np.sqrt(var.mean(axis=0)))
-    theta, var = about(theta), var * about.scale**2
-    kernel = np.vstack([(theta / var).T, -0.5 / var.T])
+    standardise = Affine.standardising(theta.mean(axis=0), np.sqrt(var.mean(axis=0)))
+    theta, var = standardise(theta), var * standardise.scale**2
+    kernel = np.vstack([(theta / var).T, -0.5 / var.T])  # (2 D, K)
     bias = np.log(classifier.class_prior_) - 0.5 * (np.log(var) + theta**2 / var).sum(axis=1)
-    kernel, bias = kernel - kernel.mean(axis=1, keepdims=True), bias - bias.mean()
-    return about, Squares(theta.shape[1]), Dense(kernel, bias)
+    kernel = kernel - kernel.mean(axis=1, keepdims=True)
+    bias = bias - bias.mean()
+    return standardise, Squares(theta.shape[1]), Dense(kernel, bias)
 
 
 def _of_rbf(classifier: Any) -> Layers:
-    """One decision for each pair of classes, from the kernel to the support vectors; of two classes one score."""
+    """Return an RBF machine: kernel to the support vectors, a decision for each pair of classes, votes.
+
+    libsvm stores the support vectors class by class, and for each of them K - 1 coefficients, one for each other class
+    in order. In the machine of classes a < b, those of a are in row b - 1 of `dual_coef_`, those of b in row a.
+    """
     num_classes = len(classifier.classes_)
     support, dual = _double(classifier.support_vectors_), _double(classifier.dual_coef_)
     near = Nearness(support, float(classifier._gamma))
@@ -156,9 +172,11 @@ def _of_rbf(classifier: Any) -> Layers:
         return near, Dense(dual.T, intercept)
     ends = np.concatenate([[0], np.cumsum(classifier.n_support_)])
     kernel = np.zeros((len(support), len(intercept)))
-    for pair, (one, other) in enumerate(zip(*np.triu_indices(num_classes, 1), strict=True)):
-        kernel[ends[one] : ends[one + 1], pair] = dual[other - 1, ends[one] : ends[one + 1]]
-        kernel[ends[other] : ends[other + 1], pair] = dual[one, ends[other] : ends[other + 1]]
+    for pair, (a, b) in enumerate(zip(*np.triu_indices(num_classes, 1), strict=True)):
+        support_of_a = slice(ends[a], ends[a + 1])
+        support_of_b = slice(ends[b], ends[b + 1])
+        kernel[support_of_a, pair] = dual[b - 1, support_of_a]
+        kernel[support_of_b, pair] = dual[a, support_of_b]
     return near, Dense(kernel, intercept), Votes(num_classes)
 
 
@@ -184,7 +202,7 @@ def _step_layers(step: Any) -> Layers:
     if not isinstance(step, PCA):
         raise UsageError(f"A {type(step).__name__} has no exact form as layers of Keras")
     spread = np.ones(len(step.components_))
-    if step.whiten:  # with its own guard against components without variance
+    if step.whiten:  # as PCA does, with its guard against components without variance
         spread = np.maximum(np.sqrt(step.explained_variance_), np.finfo(step.explained_variance_.dtype).eps)
     kernel = _double((step.components_ / spread[:, None]).T)
     return (Dense(kernel, -_double(step.mean_) @ kernel),)
@@ -194,5 +212,5 @@ def _double(values: Any) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
-def _doubles(many: Any) -> list[Floats]:
-    return [_double(one) for one in many]
+def _doubles(arrays: Any) -> list[Floats]:
+    return [_double(array) for array in arrays]

@@ -1,8 +1,9 @@
-"""A head that has no exact form as layers -> a dense head that says what it says.
+"""Train a dense head to imitate a head that has no exact form as layers.
 
-The teacher is asked about the images it was fitted on and about mixtures of their features two by two, so that the
-student learns what it says between them too, where a forest is not sure of what it has seen (knowledge distillation:
-Hinton et al. 2015, https://arxiv.org/abs/1503.02531; mixtures: Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+The student learns the teacher's probabilities (knowledge distillation: Hinton et al. 2015,
+https://arxiv.org/abs/1503.02531) on the images that the teacher was fitted on, and on mixtures of their features, two
+images at a time (Zhang et al. 2018, https://arxiv.org/abs/1710.09412). On its own training images a forest is almost
+always certain; the mixtures show the student how the teacher decides between them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.layers import Affine, Head, dense, make_head
 from featcache.heads.logits import softmax
 from featcache.heads.solvers.dense import train
-from featcache.heads.solvers.dense_steps import Data, Knobs, NumpyEngine, Recipe
+from featcache.heads.solvers.dense_steps import Data, DenseRecipe, Knobs, NumpyEngine
 
 log = logging.getLogger(__name__)
 
 WIDTH = 512
 MIXTURES = 8  # for each image
-MOST_ROWS = 50_000  # that the student learns from
-RECIPE = Recipe(
+MAX_ROWS = 50_000  # images and mixtures together
+RECIPE = DenseRecipe(
     widths=(WIDTH,),
     epochs=30,
     batch_size=64,
@@ -41,29 +42,34 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-4
 
 
 def distilled(estimator: Any, features: Features, tap: str, temperature: float = 1.0, seed: int = 0) -> Head:
-    """Return a dense head with one hidden layer that mimics a fitted pipeline, from the features (N, D) it saw."""
+    """Return a dense head with one hidden layer that imitates a fitted pipeline.
+
+    features: (N, D), on which the pipeline was fitted.
+    """
     log.info("Teaching a dense head on %d images", len(features))
     X = np.concatenate([features, _mixtures(features, seed)]).astype(np.float32)
-    targets = _asked(estimator, X, temperature).astype(np.float32)
-    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    targets = _teacher_probabilities(estimator, X, temperature).astype(np.float32)
+    mean = X.mean(axis=0, dtype=np.float64)
+    scale = X.std(axis=0, dtype=np.float64)
     standardise = Affine.standardising(mean, np.where(scale > 0, scale, 1))
     data = Data(standardise(X).astype(np.float32), targets, np.ones((len(X), 1), np.float32))
-    knobs = Knobs(*(np.array([[value]], np.float32) for value in (LEARNING_RATE, WEIGHT_DECAY, 0, 0)))
-    [found] = train(NumpyEngine, RECIPE, knobs, [seed], data)
-    return make_head([standardise, *dense(found.kernels, found.biases)], tap)
+    zero = np.zeros((1, 1), np.float32)
+    knobs = Knobs(zero + LEARNING_RATE, zero + WEIGHT_DECAY, dropout=zero, label_smoothing=zero)
+    [student] = train(NumpyEngine, RECIPE, knobs, [seed], data)
+    return make_head([standardise, *dense(student.kernels, student.biases)], tap)
 
 
 def _mixtures(features: Features, seed: int) -> Features:
-    """Return (M, D): features of two images each, in random shares."""
+    """Return (M, D), each row a mixture of two images' features in random shares."""
     rng = np.random.default_rng(seed)
-    count = max(0, min(MIXTURES * len(features), MOST_ROWS - len(features)))
-    one, other = rng.integers(0, len(features), (2, count))
+    count = max(0, min(MIXTURES * len(features), MAX_ROWS - len(features)))
+    first, second = rng.integers(0, len(features), (2, count))
     share = rng.random((count, 1), dtype=np.float32)
-    return np.asarray(share * features[one] + (1 - share) * features[other])
+    return np.asarray(share * features[first] + (1 - share) * features[second])
 
 
-def _asked(estimator: Any, X: Features, temperature: float) -> Floats:
-    """Return (N, K) probabilities of the teacher, all on one class where it knows no other way."""
+def _teacher_probabilities(estimator: Any, X: Features, temperature: float) -> Floats:
+    """Return the teacher's probabilities (N, K): 0 and 1 if it can only predict classes."""
     if hasattr(estimator, "decision_function") or hasattr(estimator, "predict_proba"):
         return softmax(decision_logits(estimator, X) / temperature)
     return np.asarray(estimator.predict(X)[:, None] == estimator.classes_[None, :], dtype=np.float64)

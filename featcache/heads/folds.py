@@ -1,4 +1,4 @@
-"""What one setting is fitted on, and what came of it."""
+"""A fold to fit one setting on, and the result: a fitted classifier and its predictions, or the reason it failed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.absorb import decision_logits
 from featcache.heads.logits import two_columns
-from featcache.heads.row_blocks import mapped
+from featcache.heads.row_blocks import map_rows
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Prepared features to fit on, with their classes, and those of the images that choose, which may be none.
+    """Prepared features to fit on, with their classes, and the features of the other images, to predict.
 
-    keep: whether the fitted classifiers are wanted, and not only what they say of the others.
-    streamed: X and others lie on the disk, and are larger than what may lie in memory.
+    others: the images that choose among heads; there may be none.
+    keep: whether to keep the fitted classifiers, or only their predictions on the others.
+    streamed: whether X and others are on the disk, because they are larger than the memory allowed.
     """
 
     X: Features  # (N, D)
@@ -31,36 +32,42 @@ class Fold:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One setting, fitted on a fold: what it says of the others. A classifier that raised has a reason instead."""
+    """One setting fitted on a fold, with its predictions on the other images. If fitting failed, only the reason."""
 
     classifier: Any
     predicted: Any  # (M,)
-    logits: Floats | None  # (M, K), if it gives some
+    logits: Floats | None  # (M, K); None if the classifier has no scores
     seconds: float
     reason: str = ""
 
 
 def evaluate(classifier: Any, fold: Fold, began: float) -> FoldResult:
-    """Return what a fitted classifier says of the others."""
+    """Return the predictions of a fitted classifier on the other images.
+
+    began: `time.perf_counter()` when fitting began. Raises ValueError if its scores do not match the classes.
+    """
     if not len(fold.others):
         return FoldResult(classifier, fold.y[:0], None, time.perf_counter() - began)
-    speaks = any(hasattr(classifier, name) for name in ("decision_function", "predict_proba"))
-    logits = mapped(lambda some: decision_logits(classifier, some), fold.others) if speaks else None
-    num_classes = len(np.unique(fold.y))
-    if logits is not None and logits.shape[1] != num_classes:
-        raise ValueError(f"it gives {logits.shape[1]} scores for {num_classes} classes")
-    return FoldResult(classifier, mapped(classifier.predict, fold.others), logits, time.perf_counter() - began)
+    logits: Floats | None = None
+    if hasattr(classifier, "decision_function") or hasattr(classifier, "predict_proba"):
+        logits = map_rows(lambda features: decision_logits(classifier, features), fold.others)
+        num_classes = len(np.unique(fold.y))
+        if logits.shape[1] != num_classes:
+            raise ValueError(f"it gives {logits.shape[1]} scores for {num_classes} classes")
+    predicted = map_rows(classifier.predict, fold.others)
+    return FoldResult(classifier, predicted, logits, time.perf_counter() - began)
 
 
 def result_from_scores(classifier: Any, scores: Floats, classes: Classes, began: float) -> FoldResult:
-    """Return what scores (M, K) of K classes, or (M, 1) of two, say of the others."""
+    """Return the result whose scores on the other images are known: (M, K), or (M, 1) of two classes."""
+    if not len(scores):
+        return FoldResult(classifier, classes[:0], None, time.perf_counter() - began)
     logits = two_columns(scores)
-    predicted = classes[logits.argmax(axis=1)] if len(logits) else classes[:0]
-    return FoldResult(classifier, predicted, logits if len(logits) else None, time.perf_counter() - began)
+    return FoldResult(classifier, classes[logits.argmax(axis=1)], logits, time.perf_counter() - began)
 
 
 def invalid_parameters(classifier: Any) -> FoldResult | None:
-    """Return why a classifier of scikit-learn would not be fitted, as its own fit would say it."""
+    """Return the failure that scikit-learn's own `fit` would raise for the parameters; None if they are valid."""
     try:
         classifier._validate_params()
     except ValueError as error:
@@ -69,5 +76,6 @@ def invalid_parameters(classifier: Any) -> FoldResult | None:
 
 
 def failure(error: Exception) -> FoldResult:
-    """Return a trial that has only its reason, on one line."""
-    return FoldResult(None, None, None, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    """Return a result that has only its reason, on one line."""
+    message = " ".join(str(error).split())[:200]
+    return FoldResult(None, None, None, 0.0, f"{type(error).__name__}: {message}")

@@ -1,14 +1,14 @@
-"""A head as plain arrays, layer by layer: what every head that can be handed to Keras comes down to.
+"""A head as plain arrays, layer by layer: the form in which every head is handed to Keras.
 
-Each layer turns (N, D) values into (N, E). Affine layers that follow one another are one, so that a scaler, a
-projection, a linear classifier and its temperature become a single `Dense`, as fine-tuning wants it
-(LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Zero variance, whitening and missing classes included.
+Each layer turns (N, D) values into (N, E). Consecutive affine layers are merged, so that a scaler, a projection, a
+linear classifier and its temperature become a single `Dense`, which is what fine-tuning needs
+(LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -61,11 +61,11 @@ class Affine:
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows of length 1, as scikit-learn's `Normalizer` makes them; a row of zeros stays one."""
+    """Rows scaled to length 1, as by scikit-learn's `Normalizer`. A row of zeros stays zero."""
 
     @property
     def widths(self) -> tuple[int | None, int | None]:
-        """Return that it takes and gives any number."""
+        """Return (None, None): it accepts any number of values, and returns as many."""
         return None, None
 
     def __call__(self, values: Floats) -> Floats:
@@ -76,7 +76,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Squares:
-    """Values and their squares beside them, (N, 2 D): what a quadratic form needs before a `Dense`."""
+    """Values followed by their squares, (N, 2 D), so that a `Dense` can compute a quadratic form."""
 
     width: int
 
@@ -111,9 +111,10 @@ class Nearness:
 
 @dataclass(frozen=True)
 class Votes:
-    """Scores (N, K) of K classes from decisions (N, K (K - 1) / 2) between each two, as `SVC` gives them.
+    """Scores (N, K) of K classes from decisions (N, P) between each pair, P = K (K - 1) / 2, as in `SVC`.
 
-    A decision above 0 is a vote for the first of the two; within a vote the sum of decisions orders the classes.
+    A decision above 0 is a vote for the first class of the pair. Classes with equal votes are ordered by the sum t of
+    their decisions, squeezed by t / (3 (|t| + 1)) into less than a third of a vote either way.
     """
 
     num_classes: int
@@ -133,6 +134,7 @@ class Votes:
     def __call__(self, values: Floats) -> Floats:
         """Return (N, K)."""
         total = values @ self.signs
+        # Each class meets K - 1 others: (wins - losses + K - 1) / 2 = wins.
         votes = (np.where(values > 0, 1.0, -1.0) @ self.signs + self.num_classes - 1) / 2
         return np.asarray(votes + total / (3 * (np.abs(total) + 1)))
 
@@ -145,15 +147,15 @@ class Head:
     """Layers from raw features (N, D) to logits (N, K)."""
 
     layers: tuple[Layer, ...]
-    tap: str  # where the features come from, e.g. "mobilenet_v2/top", or several joined by +
+    tap: str  # the source of the features, such as "mobilenet_v2/top", or several joined by +
 
     @property
     def takes(self) -> int:
         """Return how many features it takes."""
-        return next(taken for taken, _ in (layer.widths for layer in self.layers) if taken is not None)
+        return next(layer.widths[0] for layer in self.layers if layer.widths[0] is not None)
 
     def logits(self, features: Floats) -> Floats:
-        """Return (N, K) for raw features (N, D). Raises ShapeMismatch if D is another."""
+        """Return (N, K) for raw features (N, D). Raises ShapeMismatch if D is not `takes`."""
         if features.shape[1] != self.takes:
             raise ShapeMismatch(f"The head on tap '{self.tap}' takes {self.takes} features; got {features.shape[1]}")
         values = features
@@ -163,39 +165,45 @@ class Head:
 
 
 def make_head(layers: Sequence[Layer], tap: str) -> Head:
-    """Return the head of these layers, neighbours that are affine made one.
+    """Return the head of these layers, with consecutive affine layers merged.
 
-    Raises ShapeMismatch if a layer takes another number of values than the one before it gives.
+    Raises ShapeMismatch if a layer does not take as many values as the layer before it gives.
 
     >>> twice, sums = Affine(np.full(2, 2.0), np.ones(2)), Dense(np.ones((2, 1)), np.zeros(1))
     >>> make_head([twice, sums], "toy/gap").layers
     (Dense(kernel=array([[2.],
            [2.]]), bias=array([2.]), activation='linear'),)
     """
-    found: list[Layer] = []
-    width: int | None = None
+    merged: list[Layer] = []
+    width: int | None = None  # of the values so far
     for layer in layers:
-        taken, given = layer.widths
+        taken, returned = layer.widths
         if None not in (width, taken) and width != taken:
             raise ShapeMismatch(
                 f"The head on tap '{tap}' does not fit together: its {type(layer).__name__} layer takes {taken} values "
                 f"and gets {width}. Fit all steps on one cache: featcache sweep"
             )
-        width = width if given is None else given
-        joined = _joined(found[-1], layer) if found else None
-        found[-1:] = [*found[-1:], layer] if joined is None else [joined]
-    return Head(tuple(found), tap)
+        if returned is not None:
+            width = returned
+        joined = _merge(merged[-1], layer) if merged else None
+        if joined is None:
+            merged.append(layer)
+        else:
+            merged[-1] = joined
+    return Head(tuple(merged), tap)
 
 
 def dense(kernels: Sequence[Floats], biases: Sequence[Floats], activation: Activation = "relu") -> tuple[Layer, ...]:
-    """Return layers with this activation between them; the last is linear."""
-    last = len(kernels) - 1
-    pairs = zip(kernels, biases, strict=True)
-    return tuple(Dense(*one, "linear" if at == last else activation) for at, one in enumerate(pairs))
+    """Return dense layers with this activation between them; the last is linear."""
+    layers = [Dense(kernel, bias, activation) for kernel, bias in zip(kernels, biases, strict=True)]
+    return *layers[:-1], replace(layers[-1], activation="linear")
 
 
-def _joined(first: Layer, then: Layer) -> Layer | None:
-    """Return the one layer that does what two affine ones do, or None if they are not."""
+def _merge(first: Layer, then: Layer) -> Layer | None:
+    """Return one layer that computes then(first(x)) if both are affine, else None.
+
+    (x K1 + b1) K2 + b2 = x (K1 K2) + (b1 K2 + b2), where an `Affine` has the diagonal kernel diag(scale).
+    """
     if not isinstance(then, (Dense, Affine)) or not isinstance(first, (Dense, Affine)):
         return None
     if isinstance(first, Dense) and first.activation != "linear":

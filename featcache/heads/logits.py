@@ -1,4 +1,4 @@
-"""Logits and probabilities."""
+"""Logits, probabilities, and how one becomes the other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ def softmax(logits: Floats) -> Floats:
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+    # Subtracting the largest logit changes no probability, and keeps exp from overflowing.
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def two_columns(scores: Floats) -> Floats:
-    """Return (N, K) logits of scores (N, K), or (N, 1) or (N,) of two classes: a score d as (-d/2, d/2).
+    """Return (N, K) logits for scores (N, K). The score d of two classes, (N, 1) or (N,), becomes (-d/2, d/2).
+
+    The softmax of (-d/2, d/2) is (1 - sigmoid(d), sigmoid(d)).
 
     >>> two_columns(np.array([[2.0], [-1.0]]))
     array([[-1. ,  1. ],
@@ -27,10 +30,10 @@ def two_columns(scores: Floats) -> Floats:
     """
     if scores.ndim == 2 and scores.shape[1] != 1:
         return scores
-    one = scores.reshape(-1)
-    return np.stack([-one / 2, one / 2], axis=1)
+    column = scores.reshape(-1)
+    return np.stack([-column / 2, column / 2], axis=1)
 
 
 def log_probabilities(probabilities: Floats) -> Floats:
-    """Return the logarithms of (N, K) probabilities, of none of them -inf, as scikit-learn's log loss takes them."""
+    """Return the logarithms of (N, K) probabilities, which are clipped as in scikit-learn's log loss: none is -inf."""
     return np.log(np.maximum(probabilities, np.finfo(np.float64).eps))

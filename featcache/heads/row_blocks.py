@@ -1,4 +1,4 @@
-"""Work on many rows a block at a time, so that what is made of them never lies in memory whole."""
+"""Work on many rows one block at a time, so that no intermediate array is as long as the features."""
 
 from __future__ import annotations
 
@@ -11,29 +11,25 @@ from featcache.arrays import Features, Floats
 ROWS = 1024
 
 
-def slices(num_rows: int, rows: int | None = None) -> Iterator[slice]:
-    """Yield slices that cover so many rows."""
+def row_slices(num_rows: int, rows: int | None = None) -> Iterator[slice]:
+    """Yield slices of `rows` rows that together cover `num_rows`; the last may be shorter."""
     step = rows or ROWS
-    return (slice(at, min(at + step, num_rows)) for at in range(0, num_rows, step))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
 
 
-def mapped(function: Callable[[Features], Floats], X: Features) -> Floats:
-    """Return function(X) of a function that works row by row; one block at least is given to it."""
+def map_rows(function: Callable[[Features], Floats], X: Features) -> Floats:
+    """Return function(X), computed block by block. The function treats each row by itself; X may be empty."""
     if len(X) <= ROWS:
         return function(X)
-    return np.concatenate([function(X[some]) for some in slices(len(X))])
+    return np.concatenate([function(X[block]) for block in row_slices(len(X))])
 
 
-def squared(rows: Floats) -> Floats:
-    """Return X'X (D, D) of rows X (n, D)."""
-    return np.asarray(rows.T @ rows)
-
-
-def summed(function: Callable[[slice], Floats], num_rows: int) -> Floats:
-    """Return the sum of a function over blocks of rows, one at least."""
+def sum_blocks(function: Callable[[slice], Floats], num_rows: int) -> Floats:
+    """Return the sum of function(block) over all blocks of at least one row."""
     total: Floats | None = None
-    for some in slices(num_rows):
-        part = function(some)
-        total = part if total is None else np.add(total, part, out=total)
+    for block in row_slices(num_rows):
+        term = function(block)
+        total = term if total is None else np.add(total, term, out=total)
     assert total is not None
     return total

@@ -16,8 +16,8 @@ from featcache.arrays import Classes, Floats
 from featcache.heads.layers import dense, make_head
 from featcache.heads.logits import softmax
 from featcache.heads.solvers.dense import train
-from featcache.heads.solvers.dense_keras import KerasEngine, on_accelerator
-from featcache.heads.solvers.dense_steps import Data, Knobs, NumpyEngine, Recipe
+from featcache.heads.solvers.dense_keras import KerasHeadEngine, on_accelerator
+from featcache.heads.solvers.dense_steps import Data, DenseRecipe, Knobs, NumpyEngine
 
 UNITS = 512  # of the first layers that train side by side: more do not stay in the cache of a processor
 WHOLE = (int, np.integer)
@@ -126,16 +126,16 @@ def train_together(heads: Sequence[DenseSoftmax], X: Floats, y: Classes) -> None
             raise ValueError(f"patience holds out images of classes that have two; got {len(y)} of as many classes")
         data = Data(X, targets, first._sample_weights(index)[:, None])
         recipe = family(first)
-        engine = KerasEngine if recipe.engine == "keras" else NumpyEngine
+        engine = KerasHeadEngine if recipe.engine == "keras" else NumpyEngine
         trained = train(engine, recipe, _knobs(streams), [stream[0].seed for stream in streams], data)
         for head, found in zip((one for stream in streams for one in stream), trained, strict=True):
             head.classes_, head.n_features_in_, head.n_epochs_ = classes, X.shape[1], found.epochs
             head.kernels_, head.biases_ = found.kernels, found.biases
 
 
-def family(head: DenseSoftmax) -> Recipe:
+def family(head: DenseSoftmax) -> DenseRecipe:
     """Return what heads must have in common to train together."""
-    return Recipe(
+    return DenseRecipe(
         widths=widths(head.hidden),
         epochs=head.epochs,
         batch_size=head.batch_size,
@@ -156,7 +156,7 @@ def chunks(heads: Sequence[DenseSoftmax]) -> list[list[int]]:
     It depends on the heads alone. In NumPy a chunk is of one stream of mini-batches, for others share nothing with it;
     in Keras it has several streams with as many heads each.
     """
-    members: dict[tuple[Recipe, object], list[int]] = {}
+    members: dict[tuple[DenseRecipe, object], list[int]] = {}
     for at, head in enumerate(heads):
         members.setdefault((family(head), _stream_of(head)), []).append(at)
     found: dict[object, list[int]] = {}

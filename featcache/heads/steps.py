@@ -1,13 +1,13 @@
-"""What is done to features before a classifier: steps, and chains of them.
+"""Prepare features for a classifier: steps, and chains of steps.
 
-standardise         zero mean and unit variance, as of the images that fit
+standardise         zero mean and unit variance over the images that the head is fitted on
 l2                  unit length, image by image
-pca:64              the first 64 principal components; pca:0.95 as many as hold 95 % of the variance
-pca:64:whiten       the same, each of unit variance
-l2+pca:64           one after the other
-none                features as they are
+pca:64              the first 64 principal components; pca:0.95 enough of them for 95 % of the variance
+pca:64:whiten       the same, each scaled to unit variance
+l2+pca:64           one step after the other
+none                features unchanged
 
-The affine steps are absorbed into the first layer of a head; l2 is a layer of its own.
+The affine steps are absorbed into the first layer of a head; l2 becomes a separate layer.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ _PCA = re.compile(r"pca:(?P<size>\d+|0?\.\d+)(?P<whiten>:whiten)?")
 
 
 def parse_chains(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the chains that are named, comma between them, each as it is written everywhere. Raises UsageError.
+    """Return the chains in a comma-separated text, each in its canonical spelling. Raises UsageError.
 
     >>> parse_chains("standardise, l2 + pca:64,l2+pca:64")
     ('standardise', 'l2+pca:64')
     """
-    asked = text.split(",") if isinstance(text, str) else text
-    chains = ["+".join(_checked(step.strip()) for step in chain.split("+")) for chain in asked if chain.strip()]
+    chains = []
+    for chain in text.split(",") if isinstance(text, str) else text:
+        if chain.strip():
+            steps = [_checked_step(step.strip()) for step in chain.split("+")]
+            chains.append("+".join(steps))
     if not chains:
         raise UsageError(f"--prepare takes one chain at least of {', '.join(STEPS)}")
     return tuple(dict.fromkeys(chains))
@@ -45,14 +48,16 @@ def make_steps(chain: str) -> list[tuple[str, Any]]:
     ['standardise', 'l2']
     """
     steps = [step for step in chain.split("+") if step != NONE]
-    named = [step.partition(":")[0] for step in steps]
-    return [
-        (name if named.count(name) == 1 else f"{name}{number}", _transformer(step))
-        for number, (name, step) in enumerate(zip(named, steps, strict=True), 1)
-    ]
+    kinds = [step.partition(":")[0] for step in steps]
+    named = []
+    for number, (kind, step) in enumerate(zip(kinds, steps, strict=True), 1):
+        # A Pipeline refuses two steps of one name.
+        name = kind if kinds.count(kind) == 1 else f"{kind}{number}"
+        named.append((name, _transformer(step)))
+    return named
 
 
-def _checked(step: str) -> str:
+def _checked_step(step: str) -> str:
     if step in (STANDARDISE, "l2", NONE):
         return step
     match = _PCA.fullmatch(step)
@@ -71,6 +76,6 @@ def _transformer(step: str) -> Any:
     if step == "l2":
         return Normalizer()
     match = _PCA.fullmatch(step)
-    assert match is not None  # _checked has seen it
+    assert match is not None  # parse_chains has checked it
     size = float(match["size"]) if "." in match["size"] else int(match["size"])
-    return PCA(size, whiten=bool(match["whiten"]), svd_solver="full")  # the others are random, or less exact
+    return PCA(size, whiten=bool(match["whiten"]), svd_solver="full")  # the other solvers are random or less exact

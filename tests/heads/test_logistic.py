@@ -47,7 +47,10 @@ def largest_gradient(X, y, C, weights, solution):
 )
 @settings(max_examples=10, deadline=None)
 @pytest.mark.filterwarnings(
-    "ignore:The line search", "ignore:Line Search failed", "ignore:newton-cg failed"
+    "ignore:The line search",
+    "ignore:Rounding errors prevent the line search",
+    "ignore:Line Search failed",
+    "ignore:newton-cg failed",
 )  # at rounding
 def test_every_strength_is_what_scikit_learn_converges_to(num_classes, num_features, class_weight, seed):
     X, y = problem(num_classes, num_features, seed)
@@ -95,8 +98,8 @@ def test_batches_of_strengths_and_blocks_of_rows_change_nothing(monkeypatch):
     for num_features in (5, 90):
         X, y = problem(3, num_features)
         whole = logistic_path(X, y, STRENGTHS, tol=1e-9)
-        monkeypatch.setattr(logistic, "ROOM", 1)
-        monkeypatch.setattr(logistic, "BLOCK", 7)
+        monkeypatch.setattr(logistic, "BATCH_NUMBERS", 1)
+        monkeypatch.setattr(logistic, "BLOCK_ROWS", 7)
         for one, other in zip(whole, logistic_path(X, y, STRENGTHS, tol=1e-9), strict=True):
             assert np.allclose(one.coef, other.coef, atol=1e-5 * np.abs(one.coef).max())
         monkeypatch.undo()

@@ -114,7 +114,7 @@ def test_a_machine_that_cannot_be_fails_alone():
 def test_without_room_for_a_kernel_machines_are_fitted_one_by_one(monkeypatch):
     fold = fold_of(3)
     together = try_all("rbf", MACHINES, fold)
-    monkeypatch.setattr(kernels, "MOST_ROWS", 5)
+    monkeypatch.setattr(kernels, "MAX_ROWS", 5)
     for one, other in zip(try_all("rbf", MACHINES, fold), together, strict=True):
         np.testing.assert_allclose(one.logits, other.logits, atol=1e-6)
 

@@ -19,7 +19,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
 from featcache.extraction import extract
 from featcache.heads.estimators import FAMILIES
-from featcache.heads.solvers.dense_keras import KerasEngine
+from featcache.heads.solvers.dense_keras import KerasHeadEngine
 from featcache.sweeps import Run, selection, sweep
 from featcache.sweeps.advising import advise
 
@@ -396,8 +396,8 @@ def test_progress_counts_every_setting(hard, tmp_path):
 
 def test_heads_that_keras_trains_are_those_of_numpy_and_stay_off_threads(hard, tmp_path, monkeypatch):
     threads = set()
-    step = KerasEngine.step
-    monkeypatch.setattr(KerasEngine, "step", lambda *args: threads.add(threading.current_thread()) or step(*args))
+    step = KerasHeadEngine.step
+    monkeypatch.setattr(KerasHeadEngine, "step", lambda *args: threads.add(threading.current_thread()) or step(*args))
     runs = [
         run_on(hard, tmp_path, "ridge,softmax", name, jobs=2, grid={"softmax": {"engine": [name], "epochs": [2]}})
         for name in ("numpy", "keras")

@@ -1,4 +1,4 @@
-"""Dense heads of one shape trained in one computation (see `softmax`)."""
+"""Fit every setting of a dense head, those of one shape in one computation (see `featcache.heads.softmax`)."""
 
 from __future__ import annotations
 
@@ -10,37 +10,46 @@ from featcache.heads.estimators import make_classifier
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
 
-OWN = frozenset(["learning_rate", "weight_decay", "dropout", "label_smoothing"])
+# Settings may differ in these and still train together ...
+PER_HEAD = frozenset(["learning_rate", "weight_decay", "dropout", "label_smoothing"])
+# ... but must agree in these.
 SHARED = frozenset(
     ["hidden", "epochs", "batch_size", "optimizer", "momentum", "nesterov", "schedule", "patience", "engine"]
 )
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
-    """Yield each setting, trained on the fold."""
+    """Yield the result of each setting, trained on the fold."""
     from featcache.heads.softmax import train_together
 
     began = time.perf_counter()
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    faults = [_fault(one) for one in classifiers]
-    good = [one for one, fault in zip(classifiers, faults, strict=True) if fault is None]
-    train_together(good, fold.X, fold.y)
-    share = (time.perf_counter() - began) / max(1, len(good))
-    for classifier, fault in zip(classifiers, faults, strict=True):
-        yield evaluate(classifier, fold, time.perf_counter() - share) if fault is None else failure(fault)
+    errors = [_parameter_error(classifier) for classifier in classifiers]
+    valid = [classifier for classifier, error in zip(classifiers, errors, strict=True) if error is None]
+    train_together(valid, fold.X, fold.y)
+    seconds_each = (time.perf_counter() - began) / max(1, len(valid))
+    for classifier, error in zip(classifiers, errors, strict=True):
+        if error is not None:
+            yield failure(error)
+        else:
+            yield evaluate(classifier, fold, time.perf_counter() - seconds_each)
 
 
 def chunks(head: str, grid: Sequence[Params]) -> list[list[int]]:
-    """Return the settings that train in one computation, and alone those that cannot train."""
-    from featcache.heads.softmax import chunks as of_heads
+    """Return the numbers of the settings that train in one computation; those that cannot train stand alone."""
+    from featcache.heads.softmax import chunks as chunks_of_classifiers
 
     classifiers = [make_classifier(head, params) for params in grid]
-    good = [at for at, one in enumerate(classifiers) if _fault(one) is None]
-    found = [[good[at] for at in chunk] for chunk in of_heads([classifiers[at] for at in good])]
-    return found + [[at] for at in range(len(grid)) if at not in good]
+    valid, invalid = list[int](), list[int]()
+    for number, classifier in enumerate(classifiers):
+        (valid if _parameter_error(classifier) is None else invalid).append(number)
+    groups = []
+    for chunk in chunks_of_classifiers([classifiers[number] for number in valid]):
+        groups.append([valid[at] for at in chunk])
+    return groups + [[number] for number in invalid]
 
 
-def _fault(classifier: Any) -> ValueError | None:
+def _parameter_error(classifier: Any) -> ValueError | None:
     from featcache.heads.softmax import check
 
     try:

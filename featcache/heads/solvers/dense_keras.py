@@ -1,4 +1,4 @@
-"""The steps of dense heads in Keras, on any of its backends: for accelerators, which compute a great many at once."""
+"""Make the steps of dense heads in Keras, on any of its backends: for accelerators, which train many heads at once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from featcache.heads.solvers.dense_steps import (
     BETA_2,
     EPSILON,
     Data,
+    DenseRecipe,
     Knobs,
     NumpyEngine,
-    Recipe,
-    State,
+    TrainingState,
     batch_of,
     correction,
     gradients,
     spread,
 )
 
+# Compilers of the backends; Keras itself offers none that serves all of them.
+COMPILERS = {"jax": ("jax", "jit"), "tensorflow": ("tensorflow", "function")}
+
 
 def on_accelerator() -> bool:
-    """Tell whether Keras runs in this process already, and on more than a CPU."""
+    """Return whether Keras already runs in this process, and on more than a CPU."""
     keras = sys.modules.get("keras")
     if keras is None:
         return False
@@ -38,12 +41,12 @@ def on_accelerator() -> bool:
     return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
 
 
-class KerasEngine(NumpyEngine):
-    """Heads in training as tensors of Keras; a step is compiled where the backend can."""
+class KerasHeadEngine(NumpyEngine):
+    """Heads in training as Keras tensors. Each step is compiled if the backend has a compiler."""
 
-    worth = 0.5  # with fewer heads it is compiled again
+    shrink_below = 0.5  # removing heads changes the shapes, so that the step is compiled again
 
-    def __init__(self, recipe: Recipe, data: Data, params: Sequence[Floats], knobs: Knobs) -> None:
+    def __init__(self, recipe: DenseRecipe, data: Data, params: Sequence[Floats], knobs: Knobs) -> None:
         start_keras()
         import keras
 
@@ -51,44 +54,48 @@ class KerasEngine(NumpyEngine):
         super().__init__(recipe, data, params, knobs)
 
     def put(self, array: Any) -> Any:
-        """Return an array of NumPy as a tensor."""
+        """Return a NumPy array as a tensor."""
         return self.xp.convert_to_tensor(array)
 
     def get(self, array: Any) -> Any:
-        """Return a tensor as an array of NumPy."""
+        """Return a tensor as a NumPy array."""
         return self.xp.convert_to_numpy(array)
 
     def step(self, rows: Classes, noise: Floats | None, fraction: float, count: int) -> None:
         """Train on rows (g, B), at this fraction of the learning rates, in step `count`, from 1."""
+        # What changes from step to step is passed as a tensor: a Python number would compile the step again.
         factors = self.put(np.array([fraction, correction(count)], dtype=np.float32))
-        drawn = None if noise is None else self.put(noise)
-        step = _compiled(self.recipe.optimizer == "adamw", self.recipe.momentum, self.recipe.nesterov)
-        self.state = State(*step(self.state, self.data, self.knobs, self.put(rows), drawn, factors))
+        noise_tensor = None if noise is None else self.put(noise)
+        step = _compiled_step(self.recipe.optimizer == "adamw", self.recipe.momentum, self.recipe.nesterov)
+        parts = step(self.state, self.data, self.knobs, self.put(rows), noise_tensor, factors)
+        self.state = TrainingState(*parts)
 
 
 @cache
-def _compiled(adam: bool, momentum: float, nesterov: bool) -> Callable[..., Any]:
-    """Return the function from a state and mini-batches to the next state, as three tuples."""
+def _compiled_step(adam: bool, momentum: float, nesterov: bool) -> Callable[..., Any]:
+    """Return the function from a state and mini-batches to the parts of the next state."""
     from keras import backend, ops
 
-    def step(state: State, data: Data, knobs: Knobs, rows: Any, noise: Any, factors: Any) -> Any:
-        found = gradients(ops, state.params, batch_of(ops, data, rows, noise, knobs.dropout, 1.0), knobs)
+    def step(state: TrainingState, data: Data, knobs: Knobs, rows: Any, noise: Any, factors: Any) -> Any:
+        batch = batch_of(ops, data, rows, noise, knobs.dropout, 1.0)
+        by_param = gradients(ops, state.params, batch, knobs)
         rate = knobs.learning_rate * factors[0]
         updated = []
-        for at, (gradient, param, first, second) in enumerate(zip(found, *state, strict=True)):
-            by = spread(ops, rate, param)
-            if at % 2 == 0:
-                param = param - param * spread(ops, knobs.weight_decay * rate, param)  # biases do not decay
+        for at, (gradient, param, first, second) in enumerate(zip(by_param, *state, strict=True)):
+            rate_of_param = spread(ops, rate, param)
+            is_kernel = at % 2 == 0
+            if is_kernel:  # biases do not decay
+                param = param - param * spread(ops, knobs.weight_decay * rate, param)
             if adam:
-                updated.append(_adam(gradient, param, first, second, by * factors[1]))
+                updated.append(_adam(gradient, param, first, second, rate_of_param * factors[1]))
             else:
-                updated.append((*_sgd(gradient, param, first, by, momentum, nesterov), second))
+                moved, velocity = _sgd(gradient, param, first, rate_of_param, momentum, nesterov)
+                updated.append((moved, velocity, second))
         return tuple(zip(*updated, strict=True))
 
-    compilers = {"jax": ("jax", "jit"), "tensorflow": ("tensorflow", "function")}  # Keras has none for all backends
-    if backend.backend() not in compilers:
+    if backend.backend() not in COMPILERS:
         return step
-    module, name = compilers[backend.backend()]
+    module, name = COMPILERS[backend.backend()]
     return getattr(import_module(module), name)(step)  # type: ignore[no-any-return]
 
 

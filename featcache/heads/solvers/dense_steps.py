@@ -1,8 +1,14 @@
-"""One step of dense softmax heads of one shape, for all of them in one computation.
+"""Make one training step of many dense softmax heads of one shape at the same time.
 
-X (g, B, D) @ kernels (g, D, n * U): each of g streams of mini-batches feeds n heads that lie side by side, so that
-they share the reading of the features and one large product. What follows the first layer is a product for each head.
-Gradients are by hand, against an array namespace `xp`: NumPy here, keras.ops in dense_keras.
+Each of g streams of mini-batches feeds n heads, which lie side by side in the first layer:
+
+    X (g, B, D) @ kernel (g, D, n U) -> (g, B, n U)
+
+so n heads share one reading of the features and one large product, which is where the time goes (D is the largest
+dimension). Later layers are one product for each head: (g, n, B, U) @ (g, n, U, V).
+
+Gradients are written out here, for an array namespace `xp`: NumPy in this file, keras.ops in dense_keras. Shapes:
+g streams, n heads of a stream, B rows of a mini-batch, D features, U and V units, K classes.
 """
 
 from __future__ import annotations
@@ -15,14 +21,14 @@ import numpy as np
 
 from featcache.arrays import Classes, Floats
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # those of Keras
-RATIO = (1 - BETA_1) / (1 - BETA_2) ** 0.5
-BLOCK = 1 << 16  # parameters that one update reads and writes while they are in the cache of a core
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # as in Keras
+MOMENT_RATIO = (1 - BETA_1) / (1 - BETA_2) ** 0.5  # see `_adam`
+BLOCK_PARAMETERS = 1 << 16  # parameters that one update reads and writes while they are in the core's cache
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What heads have in common that train together."""
+class DenseRecipe:
+    """The settings that heads must share to be trained together."""
 
     widths: tuple[int, ...]  # of the hidden layers
     epochs: int
@@ -38,7 +44,7 @@ class Recipe:
 
 
 class Knobs(NamedTuple):
-    """What each head has for itself: (g, n) each."""
+    """The settings that each head has for itself, (g, n) each."""
 
     learning_rate: Any
     weight_decay: Any
@@ -47,10 +53,10 @@ class Knobs(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What all heads learn from."""
+    """The images that all heads learn from."""
 
     X: Any  # (N, D)
-    targets: Any  # (N, K), one-hot
+    targets: Any  # (N, K), one-hot or probabilities
     weights: Any  # (N, 1)
 
 
@@ -59,26 +65,27 @@ class Batch(NamedTuple):
 
     X: Any  # (g, B, D)
     targets: Any  # (g, 1, B, K)
-    weights: Any  # (g, 1, B, 1), of each row in the loss
-    mask: Any  # what the input of the last layer is multiplied by: (g, B, D) of linear heads, else (g, n, B, U)
+    weights: Any  # (g, 1, B, 1), the factor of each row in the loss
+    mask: Any  # dropout's factor on the input of the last layer: (g, B, D) of linear heads, else (g, n, B, U)
 
 
-class State(NamedTuple):
-    """The parameters of all heads, kernel and bias in turn, and what the optimizer keeps of each.
+class TrainingState(NamedTuple):
+    """The parameters of all heads, kernel and bias in turn, and the optimizer's moments of each.
 
-    First layer: (g, D, n * U) and (g, 1, n * U). Later ones: (g, n, U, V) and (g, n, 1, V).
+    First layer: (g, D, n U) and (g, 1, n U). Later layers: (g, n, U, V) and (g, n, 1, V).
     """
 
     params: tuple[Any, ...]
-    first: tuple[Any, ...]
-    second: tuple[Any, ...]  # as many, zeros with SGD
+    first: tuple[Any, ...]  # Adam's first moment, or SGD's velocity
+    second: tuple[Any, ...]  # Adam's second moment; zeros for SGD
 
 
 def forward(xp: Any, params: Sequence[Any], X: Any, num_heads: int, mask: Any = None) -> tuple[list[Any], Any]:
-    """Return what goes into each layer, and the logits (g, n, N, K), for X (g, N, D)."""
+    """Return the input of each layer, and the logits (g, n, N, K), for X (g, N, D)."""
     last = len(params) - 2
     inputs = [X * mask if last == 0 and mask is not None else X]
     values = xp.matmul(inputs[0], params[0]) + params[1]
+    # (g, N, n U) -> (g, n, N, U)
     values = xp.swapaxes(xp.reshape(values, (*values.shape[:2], num_heads, -1)), 1, 2)
     for at in range(2, len(params), 2):
         values = xp.maximum(values, 0)
@@ -88,36 +95,49 @@ def forward(xp: Any, params: Sequence[Any], X: Any, num_heads: int, mask: Any = 
 
 
 def gradients(xp: Any, params: Sequence[Any], batch: Batch, knobs: Knobs) -> list[Any]:
-    """Return the gradient of each parameter, in its shape, of the weighted cross-entropy of each head."""
+    """Return the gradient of each parameter, in its shape, of the weighted cross-entropy of each head.
+
+    For a layer y = h W + b with dL/dy = delta: dL/dW = h' delta, dL/db = sum of delta over the rows, and
+    dL/dh = delta W', which ReLU passes on where h > 0. At the logits, delta = (softmax - targets) * weights.
+    """
     inputs, logits = forward(xp, params, batch.X, knobs.dropout.shape[1], batch.mask)
-    delta = _error(xp, logits, batch.targets, knobs.label_smoothing[:, :, None, None]) * batch.weights
-    found: list[Any] = []
+    smoothing = knobs.label_smoothing[:, :, None, None]
+    delta = _softmax_error(xp, logits, batch.targets, smoothing) * batch.weights
+    later_layers: list[Any] = []
     for at in reversed(range(1, len(inputs))):
-        found[:0] = xp.matmul(xp.swapaxes(inputs[at], 2, 3), delta), xp.sum(delta, axis=2, keepdims=True)
+        kernel_gradient = xp.matmul(xp.swapaxes(inputs[at], 2, 3), delta)
+        bias_gradient = xp.sum(delta, axis=2, keepdims=True)
+        later_layers = [kernel_gradient, bias_gradient, *later_layers]
         delta = xp.matmul(delta, xp.swapaxes(params[2 * at], 2, 3))
         if at == len(inputs) - 1 and batch.mask is not None:
             delta = delta * batch.mask
         delta = xp.where(inputs[at] > 0, delta, 0.0)
+    # (g, n, B, U) -> (g, B, n U), side by side again for the first layer
     delta = xp.reshape(xp.swapaxes(delta, 1, 2), (*batch.X.shape[:2], -1))
-    return [xp.matmul(xp.swapaxes(inputs[0], 1, 2), delta), xp.sum(delta, axis=1, keepdims=True), *found]
+    first_kernel = xp.matmul(xp.swapaxes(inputs[0], 1, 2), delta)
+    first_bias = xp.sum(delta, axis=1, keepdims=True)
+    return [first_kernel, first_bias, *later_layers]
 
 
-def _error(xp: Any, logits: Any, targets: Any, smoothing: Any) -> Any:
-    """Return probabilities less smoothed targets, (g, n, B, K)."""
+def _softmax_error(xp: Any, logits: Any, targets: Any, smoothing: Any) -> Any:
+    """Return softmax minus smoothed targets, (g, n, B, K): the derivative of cross-entropy by the logits."""
     exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-    wanted = targets * (1 - smoothing) + smoothing / logits.shape[-1]
-    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True) - wanted
+    smoothed = targets * (1 - smoothing) + smoothing / logits.shape[-1]
+    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True) - smoothed
 
 
 def batch_of(xp: Any, data: Data, rows: Any, noise: Any, dropout: Any, scale: float) -> Batch:
-    """Return the mini-batches of rows (g, B). noise: uniform in [0, 1), in the shape of the mask but for n.
+    """Return the mini-batches of rows (g, B).
 
-    scale: what the loss, which is a mean over the rows, is multiplied by.
+    noise: uniform in [0, 1), (g, B, D) for linear heads, else (g, 1, B, U): all heads of a stream drop by the same
+    noise. scale: factor on the loss, which is a mean over the rows.
     """
-    X, targets, weights = (xp.take(one, rows, axis=0) for one in data)
+    X, targets, weights = (xp.take(array, rows, axis=0) for array in data)
     mask = None
     if noise is not None:
-        rate = dropout[:, :1, None] if len(noise.shape) == 3 else dropout[:, :, None, None]
+        linear = len(noise.shape) == 3
+        rate = dropout[:, :1, None] if linear else dropout[:, :, None, None]
+        # Inverted dropout: what stays grows by 1 / (1 - rate), so that prediction needs no factor.
         mask = xp.where(noise >= rate, 1 / (1 - rate), 0.0)
     return Batch(X, targets[:, None], weights[:, None] * (scale / rows.shape[1]), mask)
 
@@ -130,81 +150,94 @@ def spread(xp: Any, values: Any, param: Any) -> Any:
 
 
 def correction(count: int) -> float:
-    """Return what Adam multiplies the learning rate by in step `count`, from 1."""
+    """Return the factor on Adam's learning rate in step `count`, from 1, for moments that start at zero.
+
+    Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, end of section 2: sqrt(1 - beta_2^t) / (1 - beta_1^t).
+    """
     return float((1 - BETA_2**count) ** 0.5 / (1 - BETA_1**count))
 
 
 class NumpyEngine:
-    """Heads in training, as arrays of NumPy that every step changes in place."""
+    """Heads in training as NumPy arrays, which every step changes in place."""
 
     xp: Any = np
-    worth: float = 1.0  # heads that have stopped leave once so large a part or less still trains
+    shrink_below: float = 1.0  # heads that have stopped are removed once at most this share still trains
 
-    def __init__(self, recipe: Recipe, data: Data, params: Sequence[Floats], knobs: Knobs) -> None:
+    def __init__(self, recipe: DenseRecipe, data: Data, params: Sequence[Floats], knobs: Knobs) -> None:
         self.recipe = recipe
-        self.data = Data(*(self.put(one) for one in data))
-        zeros = [[np.zeros_like(one) for one in params] for _ in range(2)]
-        self._begin(State(tuple(params), *(tuple(one) for one in zeros)), knobs)
+        self.data = Data(*(self.put(array) for array in data))
+        first = tuple(np.zeros_like(param) for param in params)
+        second = tuple(np.zeros_like(param) for param in params)
+        self._begin(TrainingState(tuple(params), first, second), knobs)
 
     def put(self, array: Any) -> Any:
-        """Return an array of NumPy as this engine computes with it."""
+        """Return a NumPy array as this engine's kind of array."""
         return array
 
     def get(self, array: Any) -> Any:
-        """Return what `put` gave as an array of NumPy."""
+        """Return this engine's array as a NumPy array."""
         return array
 
     def step(self, rows: Classes, noise: Floats | None, fraction: float, count: int) -> None:
         """Train on rows (g, B), at this fraction of the learning rates, in step `count`, from 1."""
         adam = self.recipe.optimizer == "adamw"
-        batch = batch_of(np, self.data, rows, noise, self.knobs.dropout, 1 - BETA_1 if adam else 1.0)
-        found = gradients(np, self.state.params, batch, self.knobs)
+        # For Adam the loss is multiplied by 1 - BETA_1, which saves a pass over every gradient: see `_adam`.
+        scale = 1 - BETA_1 if adam else 1.0
+        batch = batch_of(np, self.data, rows, noise, self.knobs.dropout, scale)
+        by_param = gradients(np, self.state.params, batch, self.knobs)
         rate = self.knobs.learning_rate * np.float32(fraction)
-        factor = rate * np.float32(correction(count) * RATIO) if adam else rate
+        factor = rate * np.float32(correction(count) * MOMENT_RATIO) if adam else rate
         shrink = 1 - self.knobs.weight_decay * rate
-        for at, (gradient, *own) in enumerate(zip(found, *self.state, strict=True)):
-            by, kept = (spread(np, one, gradient) for one in (factor, shrink))
-            for some, param, first, second in _blocks(gradient, *own):
-                if at % 2 == 0:
-                    param *= kept  # biases do not decay
+        for at, arrays in enumerate(zip(by_param, *self.state, strict=True)):
+            is_kernel = at % 2 == 0
+            factor_of_param = spread(np, factor, arrays[0])
+            shrink_of_param = spread(np, shrink, arrays[0])
+            for gradient, param, first, second in _cache_blocks(*arrays):
+                if is_kernel:  # biases do not decay
+                    param *= shrink_of_param
                 if adam:
-                    _adam(some, param, first, second, by)
+                    _adam(gradient, param, first, second, factor_of_param)
                 else:
-                    _sgd(some, param, first, by, self.recipe)
+                    _sgd(gradient, param, first, factor_of_param, self.recipe)
 
     def log_loss(self, rows: Classes) -> Floats:
-        """Return (g, n), the weighted log loss of rows (g, M), without dropout."""
-        X, targets, weights = (self.xp.take(one, self.put(rows), axis=0) for one in self.data)
-        logits = forward(self.xp, self.state.params, X, self._num_heads)[1]
+        """Return the weighted log loss of rows (g, M), without dropout, as (g, n)."""
+        X, targets, weights = (self.xp.take(array, self.put(rows), axis=0) for array in self.data)
+        _, logits = forward(self.xp, self.state.params, X, self._num_heads)
+        # -log softmax of the true class = log sum exp(logits) - its logit
         logits = logits - self.xp.max(logits, axis=-1, keepdims=True)
-        own = self.xp.sum(logits * targets[:, None], axis=-1)  # (g, n, M), of the true class
-        losses = self.get(self.xp.log(self.xp.sum(self.xp.exp(logits), axis=-1)) - own)
-        return np.average(losses, axis=2, weights=np.broadcast_to(self.get(weights)[:, None, :, 0], losses.shape))
+        true_logit = self.xp.sum(logits * targets[:, None], axis=-1)  # (g, n, M)
+        losses = self.get(self.xp.log(self.xp.sum(self.xp.exp(logits), axis=-1)) - true_logit)
+        row_weights = np.broadcast_to(self.get(weights)[:, None, :, 0], losses.shape)
+        return np.average(losses, axis=2, weights=row_weights)
 
     def head(self, stream: int, number: int) -> list[Floats]:
         """Return the parameters of one head: kernel (D, U), bias (1, U), and so on."""
-        return [_apart(self.get(one), self._num_heads)[stream, number].copy() for one in self.state.params]
+        params = [by_head(self.get(param), self._num_heads) for param in self.state.params]
+        return [param[stream, number].copy() for param in params]
 
     def keep(self, streams: Classes, numbers: Classes) -> None:
-        """Go on with some streams (g,) and of each these heads (g, n)."""
+        """Continue only with these streams (g,), and in each of them with these heads (g, n)."""
         at = streams[:, None], numbers
+        kept = []
+        for part in self.state:
+            arrays = []
+            for array in part:
+                values = self.get(array)
+                arrays.append(_side_by_side(by_head(values, self._num_heads)[at], values.ndim))
+            kept.append(tuple(arrays))
+        self._begin(TrainingState(*kept), Knobs(*(self.get(knob)[at] for knob in self.knobs)))
 
-        def some(param: Floats) -> Floats:
-            return _side_by_side(_apart(param, self._num_heads)[at], param.ndim)
-
-        state = State(*(tuple(some(self.get(one)) for one in part) for part in self.state))
-        self._begin(state, Knobs(*(self.get(one)[at] for one in self.knobs)))
-
-    def _begin(self, state: State, knobs: Knobs) -> None:
-        self.state = State(*(tuple(self.put(one) for one in part) for part in state))
-        self.knobs = Knobs(*(self.put(one) for one in knobs))
+    def _begin(self, state: TrainingState, knobs: Knobs) -> None:
+        self.state = TrainingState(*(tuple(self.put(array) for array in part) for part in state))
+        self.knobs = Knobs(*(self.put(knob) for knob in knobs))
 
     @property
     def _num_heads(self) -> int:
         return int(self.knobs.dropout.shape[1])
 
 
-def _apart(param: Floats, num_heads: int) -> Floats:
+def by_head(param: Floats, num_heads: int) -> Floats:
     """Return a parameter of all heads as (g, n, rows, columns)."""
     if param.ndim == 4:
         return param
@@ -212,22 +245,30 @@ def _apart(param: Floats, num_heads: int) -> Floats:
 
 
 def _side_by_side(param: Floats, ndim: int) -> Floats:
-    """Return what `_apart` gave in the number of dimensions that it had."""
-    return param if ndim == 4 else param.swapaxes(1, 2).reshape(len(param), param.shape[2], -1)
+    """Undo `by_head`: return (g, n, rows, columns) with `ndim` dimensions."""
+    if ndim == 4:
+        return param
+    return param.swapaxes(1, 2).reshape(len(param), param.shape[2], -1)
 
 
-def _blocks(*arrays: Floats) -> Iterator[list[Floats]]:
-    """Yield the same rows of each array, as many as stay in the cache."""
-    length = arrays[0].shape[-2]
-    rows = max(1, BLOCK * length // arrays[0].size)
-    for start in range(0, length, rows):
-        yield [one[..., start : start + rows, :] for one in arrays]
+def _cache_blocks(*arrays: Floats) -> Iterator[list[Floats]]:
+    """Yield the same rows of each array, few enough to stay in the core's cache through all passes of an update."""
+    num_rows = arrays[0].shape[-2]
+    step = max(1, BLOCK_PARAMETERS * num_rows // arrays[0].size)
+    for start in range(0, num_rows, step):
+        yield [array[..., start : start + step, :] for array in arrays]
 
 
 def _adam(gradient: Floats, param: Floats, first: Floats, second: Floats, rate: Floats) -> None:
-    """Update in place, and use up the gradient, which comes as 1 - BETA_1 of it: two passes over memory fewer.
+    """Update in place, without temporary arrays, and overwrite the gradient.
 
-    So second is RATIO squared times that of Keras, and rate RATIO times it.
+    The gradient arrives as h = (1 - BETA_1) g, which saves two passes over memory. Then
+
+        first  = BETA_1 first + h              Adam's m
+        second = BETA_2 second + h^2           Adam's v times MOMENT_RATIO^2, since Adam adds (1 - BETA_2) g^2
+        param -= rate first / (sqrt(second) + EPSILON MOMENT_RATIO)
+
+    which is Adam's step if `rate` is MOMENT_RATIO times Adam's.
     """
     first *= BETA_1
     first += gradient
@@ -235,13 +276,14 @@ def _adam(gradient: Floats, param: Floats, first: Floats, second: Floats, rate: 
     second *= BETA_2
     second += gradient
     np.sqrt(second, out=gradient)
-    gradient += EPSILON * RATIO
+    gradient += EPSILON * MOMENT_RATIO
     np.divide(first, gradient, out=gradient)
     gradient *= rate
     param -= gradient
 
 
-def _sgd(gradient: Floats, param: Floats, first: Floats, rate: Floats, recipe: Recipe) -> None:
+def _sgd(gradient: Floats, param: Floats, first: Floats, rate: Floats, recipe: DenseRecipe) -> None:
+    """Update in place as Keras does: v = momentum v - rate g; param += v, or momentum v - rate g with Nesterov."""
     gradient *= rate
     first *= recipe.momentum
     first -= gradient

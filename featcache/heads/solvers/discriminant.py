@@ -1,7 +1,15 @@
-"""Linear discriminant analysis for every shrinkage from one decomposition.
+"""Fit linear discriminant analysis for every shrinkage from one decomposition.
 
-scikit-learn's covariance for shrinkage r is (1 - r) S + r m I, with S the pooled covariance within classes and m the
-mean of its diagonal, so that the eigenvectors of S serve all r.
+With class means M (K, D), priors p and the shrunk covariance C_r, the scores are x W' + b with
+
+    W = M C_r^-1,    b = log p - diag(W M') / 2,    C_r = (1 - r) S + r m I,    m = trace(S) / D
+
+where S (D, D) is the pooled covariance within classes. This is scikit-learn's `solver="lsqr"`. With S = V diag(s) V',
+
+    C_r^-1 = V diag(1 / ((1 - r) s + r m)) V' + (I - V V') / (r m)
+
+so one eigendecomposition serves every r. The second term counts only if V has fewer than D columns, which is so for
+N < D, where the decomposition is that of the (N, N) products. Cost: N D min(N, D) + min(N, D)^3, then K D R for each r.
 """
 
 from __future__ import annotations
@@ -15,63 +23,73 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.row_blocks import mapped, squared, summed
+from featcache.heads.row_blocks import map_rows, sum_blocks
 
-NOTHING = 1e-12  # of the largest eigenvalue: what is below comes of rounding
+MIN_VARIANCE = 1e-12  # of the largest eigenvalue: smaller ones are rounding error
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
-    """Yield each shrinkage, fitted on the fold."""
+    """Yield the result of each shrinkage, fitted on the fold."""
     began = time.perf_counter()
     classes, index = np.unique(fold.y, return_inverse=True)
     if len(fold.X) == len(classes):
-        raise ValueError("The number of samples must be more than the number of classes.")  # as scikit-learn says
-    means, values, vectors, trace = _within(fold.X, index, len(classes))
+        raise ValueError("The number of samples must be more than the number of classes.")  # scikit-learn's message
+    means, values, vectors, mean_variance = _covariance_within_classes(fold.X, index, len(classes))
     priors = np.bincount(index) / len(index)
     for params in grid:
-        classifier, shrinkage = make_classifier(head, params, class_weight, seed), params["shrinkage"]
+        classifier = make_classifier(head, params, class_weight, seed)
+        shrinkage = params["shrinkage"]
         try:
-            classifier._validate_params()  # as its own fit would
+            classifier._validate_params()  # scikit-learn's fit would raise this error
             if not isinstance(shrinkage, (int, float)) or shrinkage == 0:
                 yield evaluate(classifier.fit(fold.X, fold.y), fold, began)
                 continue
         except Exception as error:
             yield failure(error)
             continue
-        coef = _solved(means, values, vectors, float(shrinkage), trace)
+        coef = _means_over_covariance(means, values, vectors, float(shrinkage), mean_variance)
         intercept = -0.5 * (means * coef).sum(axis=1) + np.log(priors)
         if len(classes) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         set_coefficients(classifier, classes, coef, intercept)
-        scores = mapped(lambda some, coef=coef: some @ coef.T, fold.others) + intercept  # type: ignore[misc]
-        yield result_from_scores(classifier, scores, classes, began)
+        scores = map_rows(lambda features, coef=coef: features @ coef.T, fold.others)  # type: ignore[misc]
+        yield result_from_scores(classifier, scores + intercept, classes, began)
         began = time.perf_counter()
 
 
-def _within(X: Features, index: Classes, num_classes: int) -> tuple[Floats, Floats, Floats, float]:
-    """Return the class means (K, D), and of the covariance within classes: eigenvalues (R,), vectors (D, R), mean."""
-    member = np.eye(num_classes)[index]
-    means = summed(lambda some: member[some].T @ X[some], len(X)) / np.bincount(index)[:, None]
+def _covariance_within_classes(X: Features, index: Classes, num_classes: int) -> tuple[Floats, Floats, Floats, float]:
+    """Return the class means M (K, D), eigenvalues s (R,) and vectors V (D, R) of S, and its mean diagonal m."""
+    one_hot = np.eye(num_classes)[index]
+    means = sum_blocks(lambda block: one_hot[block].T @ X[block], len(X)) / np.bincount(index)[:, None]
 
-    def apart(some: slice = slice(None)) -> Floats:
-        return np.asarray(X[some].astype(np.float64) - means[index[some]])
+    def deviations(block: slice = slice(None)) -> Floats:
+        return np.asarray(X[block].astype(np.float64) - means[index[block]])
+
+    def products(block: slice) -> Floats:
+        rows = deviations(block)
+        return np.asarray(rows.T @ rows)
 
     if len(X) >= X.shape[1]:
-        covariance = summed(lambda some: squared(apart(some)), len(X)) / len(X)
+        covariance = sum_blocks(products, len(X)) / len(X)
         values, vectors = np.linalg.eigh(covariance)
         return means, np.maximum(values, 0), vectors, float(np.trace(covariance)) / X.shape[1]
-    wide = apart()
-    values, left = np.linalg.eigh(wide @ wide.T / len(X))
-    some = values > NOTHING * max(values[-1], np.finfo(np.float64).tiny)
-    vectors = wide.T @ left[:, some] / np.sqrt(values[some] * len(X))
-    return means, values[some], vectors, float((wide**2).sum() / wide.size)
+
+    # A A' / N = Q diag(s) Q' has the eigenvalues of S = A' A / N, whose eigenvectors are A' Q / sqrt(N s).
+    rows = deviations()
+    values, left = np.linalg.eigh(rows @ rows.T / len(X))
+    kept = values > MIN_VARIANCE * max(values[-1], np.finfo(np.float64).tiny)
+    vectors = rows.T @ left[:, kept] / np.sqrt(values[kept] * len(X))
+    return means, values[kept], vectors, float((rows**2).sum() / rows.size)
 
 
-def _solved(means: Floats, values: Floats, vectors: Floats, shrinkage: float, trace: float) -> Floats:
-    """Return the means (K, D) times the inverse of the shrunk covariance."""
-    ridge = shrinkage * trace
+def _means_over_covariance(
+    means: Floats, values: Floats, vectors: Floats, shrinkage: float, mean_variance: float
+) -> Floats:
+    """Return M C_r^-1, (K, D)."""
+    ridge = shrinkage * mean_variance
     inside = means @ vectors
     coef = (inside / ((1 - shrinkage) * values + ridge)) @ vectors.T
+    # Outside the span of V the covariance is only its ridge.
     if vectors.shape[1] < len(vectors):
         coef += (means - inside @ vectors.T) / ridge
     return np.asarray(coef)

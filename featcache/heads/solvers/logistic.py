@@ -1,13 +1,26 @@
-"""Logistic regression of many strengths at once: what scikit-learn's converges to, in a fraction of its time.
+"""Solve multinomial logistic regression for many regularisation strengths at once.
 
-turned     The penalty is the same along any axes, and nothing is learned outside the span of the rows: the solution is
-           sought along the principal axes of the features, min(N, D) at most.
-descended  Along these axes the Hessian is nearly diagonal, p (1 - p) lambda + 1 / C (after Boehning 1992), so that few
-           steps of preconditioned conjugate gradients do. Many strengths step together: large products are quick.
-begun      Every hundredfold strength begins where the one below ended, the others between those on either side. So what
-           comes of a strength hardly depends on which others are asked for, even where the solution is far away.
+For each strength C the minimum over B of the convex
 
-Two classes are solved as K = 2 with half the strength, which is the same problem: w = w_1 - w_0.
+    F(B) = sum_i w_i loss_i(B) + penalty / 2 |B|^2        penalty = 1 / (C sum_i s_i)
+
+where w = s / sum(s) are the sample weights s scaled to sum 1. This is scikit-learn's objective divided by C sum(s), so
+the minimum is the same. The method takes a fraction of scikit-learn's time for three reasons:
+
+- Rotation. |B| does not change when the axes rotate, and B never leaves the span of the rows of X. So B is sought along
+  the principal axes of X: R - 1 <= min(N, D) columns, and one column of ones for the intercept.
+- Preconditioned conjugate gradients. Along principal axes the Hessian is nearly diagonal, p (1 - p) lambda + penalty
+  (after Boehning 1992, "Multinomial logistic regression algorithm"), so few steps are enough. Strengths step together,
+  because one large matrix product is faster than many small ones.
+- Warm starts. Strengths that are 100 times apart are solved in ascending order, each from the solution below. The
+  others start between their two solved neighbours. So the result for a strength hardly depends on which others are
+  requested, even where the minimum is far from zero.
+
+Two classes are solved as K = 2 with C / 2. With w = w_1 - w_0, the minimum has w_1 = -w_0 = w / 2, so that
+|w_0|^2 + |w_1|^2 = |w|^2 / 2: twice the penalty on (w_0, w_1) equals scikit-learn's penalty on w.
+
+Cost of one step for S strengths: two products of (K S, R) with (R, N), and one pass over (K, S, N) for each try of the
+line search. Shapes: N images, D features, K classes, S strengths, R axes.
 """
 
 from __future__ import annotations
@@ -19,32 +32,38 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.arrays import Classes, Floats
+from featcache.heads.row_blocks import row_slices
 
-SINGLE = (
-    1e-5  # norm of the gradient from which float32 does: what rounding leaves of the gradient is below a tenth of it
-)
-STRICTER = 10  # than the tolerance: with weak penalties little is left of the gradient long before the end
-LEAST_TOL = 1e-12  # what rounding leaves in float64
-LEAST_SQUARE = 1e-12  # of the largest: axes with less are rounding
-LADDER = tuple(10.0**power for power in range(-17, 16, 2))  # solved on the way up, whatever strengths are asked for
-EASY = 1e-3  # strength that needs no step of the ladder below
-APART = (10.0, 10**0.5, 1.0)  # then strengths so many times apart are solved, and those between
-LEFT = 1e-4  # of the objective: where classes come apart little is left of the gradient long before the end
-REFRESH = 3  # steps that a preconditioner serves
-FLATTEST = 0.02  # of its value at zero: p (1 - p) of a class, which vanishes as classes come apart
-SLOPE_LEFT = 0.5  # of the slope, at which a line search ends
-LINE = 20  # tries of a line search
-ROOM = 2**24  # numbers in a batch of strengths, or as many as the features have
-ARRAYS = 8  # that a batch has of the size of its logits
-BLOCK = 2048  # rows in float64 at once
+# When to stop
+TOL_SHARE = 10  # stop at tol / 10: with weak penalties the gradient is small long before the minimum
+FLOAT32_TOL = 1e-5  # down to this gradient norm float32 is enough: its rounding error stays below a tenth of it
+MIN_TOL = 1e-12  # rounding error of the gradient in float64
+MAX_GAP = 1e-4  # of F: where classes are separable, the gradient alone stops half-way to the minimum
+
+# In which order strengths are solved
+LADDER = tuple(10.0**power for power in range(-17, 16, 2))  # always solved first, whichever strengths are requested
+EASY_STRENGTH = 1e-3  # below this a strength needs no warm start from the ladder
+SPACINGS = (10.0, 10**0.5, 1.0)  # after the ladder: strengths this factor apart, then those between them
+
+# How one step is made
+PRECONDITIONER_STEPS = 3  # steps between two computations of the preconditioner
+MIN_FLATNESS = 0.02  # of p (1 - p) at B = 0; p (1 - p) itself vanishes where classes are separable
+SLOPE_SHARE = 0.5  # the line search ends at this share of the first slope
+MAX_LINE_TRIES = 20
+
+# How much memory it takes
+MIN_VARIANCE = 1e-12  # of the largest: principal axes with less variance hold only rounding error
+BATCH_NUMBERS = 2**24  # numbers in one batch of strengths, or as many as X has
+ARRAYS_PER_BATCH = 8  # arrays of the size of the logits in one batch
+BLOCK_ROWS = 2048  # rows that are float64 at the same time
 
 
 @dataclass(frozen=True)
 class Solution:
-    """One strength. Where it has not converged, `iterations` are as many as there may be."""
+    """The solution for one strength. If it has not converged, `iterations` is `max_iter`."""
 
-    coef: Floats  # (K, D), or (1, D) of two classes
-    intercept: Floats  # (K,) of mean zero, or (1,)
+    coef: Floats  # (K, D); (1, D) for two classes
+    intercept: Floats  # (K,) with mean 0; (1,) for two classes
     iterations: int
     converged: bool
 
@@ -57,267 +76,326 @@ def logistic_path(
     max_iter: int = 1000,
     tol: float = 1e-4,
 ) -> list[Solution]:
-    """Return the solution of every strength C: of sum_i s_i loss_i + |W|^2 / 2C the least. Arrays have the type of X.
+    """Return the minimum of sum_i s_i loss_i + |W|^2 / (2 C) for every strength C. Arrays have the type of X.
 
-    X: (N, D), standardised. index: (N,) from 0 to K - 1, each of which occurs. sample_weight: s, (N,), above 0.
-    Converged is where the gradient of the mean loss has a Euclidean norm of at most a tenth of `tol` for each class;
-    scikit-learn compares the largest entry of that gradient, which is no more, with `tol`.
+    X: (N, D), standardised. index: (N,) from 0 to K - 1, where every class occurs. sample_weight: s, (N,), above 0.
+    A solution has converged when, for each class, the gradient of the mean loss has a Euclidean norm of at most
+    tol / 10. scikit-learn compares the largest entry of that gradient, which is never larger than the norm, with tol.
     """
     s = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    problem = _problem(X, index, s / s.sum(), max(tol / STRICTER, LEAST_TOL))
-    asked = np.asarray(strengths, np.float64)
-    ladder = [one for one in LADDER if min(EASY, asked.min() / 100) < one <= asked.max()]
-    order = np.unique([*asked, *ladder])
+    problem = _rotated_problem(X, index, s / s.sum(), max(tol / TOL_SHARE, MIN_TOL))
+    requested = np.asarray(strengths, np.float64)
+    lowest_step = min(EASY_STRENGTH, requested.min() / 100)
+    ladder = [step for step in LADDER if lowest_step < step <= requested.max()]
+    order = np.unique([*requested, *ladder])
+
     penalties = (2 if problem.num_classes == 2 else 1) / (order * s.sum())
-    B = np.zeros((problem.num_classes, len(order), len(problem.squares)), problem.features.dtype)
+    B = np.zeros((problem.num_classes, len(order), len(problem.variances)), problem.features.dtype)
     iterations = np.full(len(order), max_iter)
-    for known, some in _levels(order, np.isin(order, ladder)):
-        begun = _between(np.log(order), B, known, some)
-        for part in _parts(np.arange(len(some)), problem):
-            at = some[part]
-            B[:, at], iterations[at] = _descend(problem, penalties[at], begun[:, part], max_iter)
-    coef: Floats = problem.unturned(B[..., :-1])
+    for solved, next_up in _levels(order, np.isin(order, ladder)):
+        starts = _starting_points(np.log(order), B, solved, next_up)
+        for part in _memory_batches(len(next_up), problem):
+            at = next_up[part]
+            B[:, at], iterations[at] = _descend(problem, penalties[at], starts[:, part], max_iter)
+
+    coef: Floats = problem.rotate_back(B[..., :-1])
+    # The features were centred: x coef' + intercept = (x - mean) coef' + B_last
     intercept: Floats = B[..., -1] - coef @ problem.mean
     if problem.num_classes == 2:
         coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
     coef, intercept = coef.astype(X.dtype), intercept.astype(X.dtype)
-    return [
-        Solution(coef[:, at], intercept[:, at], int(iterations[at]), bool(iterations[at] < max_iter))
-        for at in np.searchsorted(order, asked)
-    ]
+
+    solutions = []
+    for at in np.searchsorted(order, requested):
+        converged = bool(iterations[at] < max_iter)
+        solutions.append(Solution(coef[:, at], intercept[:, at], int(iterations[at]), converged))
+    return solutions
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """The features along R - 1 axes, with a last one of ones for the intercept."""
+class _LogisticProblem:
+    """The features along R - 1 principal axes, with a last column of ones for the intercept."""
 
     features: Floats  # (N, R)
-    squares: Floats  # (R,) weighted mean squares of the features
-    weights: Floats  # (N,) of sum 1
+    variances: Floats  # (R,), the weighted mean square of each column
+    weights: Floats  # (N,), with sum 1
     index: Classes  # (N,)
     num_classes: int
-    mean: Floats  # (D,) of what was turned
-    unturned: Callable[[Floats], Floats]  # (K, S, R - 1) to (K, S, D)
+    mean: Floats  # (D,) of X
+    rotate_back: Callable[[Floats], Floats]  # (K, S, R - 1) along principal axes -> (K, S, D) along features
     tol: float
 
     def probabilities(self, logits: Floats) -> Floats:
-        """Return (K, S, N)."""
-        found = logits - logits.max(axis=0)
-        np.exp(found, out=found)
-        found /= found.sum(axis=0)
-        return np.asarray(found)
+        """Return the softmax over the first axis, (K, S, N)."""
+        values = logits - logits.max(axis=0)
+        np.exp(values, out=values)
+        values /= values.sum(axis=0)
+        return np.asarray(values)
 
     def residual(self, probabilities: Floats) -> Floats:
-        """Return what the mean loss changes by with each logit, (K, S, N)."""
-        found = probabilities.copy()
-        found[self.index, :, np.arange(len(self.index))] -= 1
-        found *= self.weights
-        return found
+        """Return the derivative of the mean loss by each logit, w (p - y) with y one-hot, (K, S, N)."""
+        values = probabilities.copy()
+        values[self.index, :, np.arange(len(self.index))] -= 1
+        values *= self.weights
+        return values
 
 
-def _problem(X: Floats, index: Classes, weights: Floats, tol: float) -> _Problem:
-    dtype = np.float32 if tol >= SINGLE else np.float64
+def _rotated_problem(X: Floats, index: Classes, weights: Floats, tol: float) -> _LogisticProblem:
+    dtype = np.float32 if tol >= FLOAT32_TOL else np.float64
     mean = weights.astype(X.dtype) @ X
-    turn = _by_rows if len(X) < X.shape[1] else _by_columns
-    features, squares, unturned = turn(X, mean, weights, dtype)
-    squares = np.append(squares, 1).astype(dtype)
-    return _Problem(features, squares, weights.astype(dtype), index, int(index.max()) + 1, mean, unturned, tol)
+    rotate = _rotate_few_rows if len(X) < X.shape[1] else _rotate_many_rows
+    features, variances, rotate_back = rotate(X, mean, weights, dtype)
+    variances = np.append(variances, 1).astype(dtype)  # the column of ones
+    num_classes = int(index.max()) + 1
+    return _LogisticProblem(features, variances, weights.astype(dtype), index, num_classes, mean, rotate_back, tol)
 
 
-Turned = tuple[Floats, Floats, Callable[[Floats], Floats]]
+_Rotation = tuple[Floats, Floats, Callable[[Floats], Floats]]
 
 
-def _by_rows(X: Floats, mean: Floats, weights: Floats, dtype: type[np.floating]) -> Turned:
-    """Fewer rows than columns: the axes come from the products of rows."""
+def _rotate_few_rows(X: Floats, mean: Floats, weights: Floats, dtype: type[np.floating]) -> _Rotation:
+    """Find the principal axes from the (N, N) products of rows, for N < D.
+
+    With A = sqrt(w) (X - mean) and A A' = Q diag(v) Q', the axes are V = A' Q / sqrt(v), and A V = Q sqrt(v).
+    Cost: N^2 D + N^3.
+    """
     root = np.sqrt(weights)[:, None]
     rows = root * (X - mean)
-    squares, vectors = _principal(rows @ rows.T)
-    features = _with_ones(len(X), len(squares), dtype)
-    features[:, :-1] = vectors * np.sqrt(squares) / root
-    rows, onto = rows.astype(dtype), (vectors / np.sqrt(squares)).astype(dtype)
-    return features, squares, lambda B: _times(_times(B, onto.T), rows)
+    variances, vectors = _principal_axes(rows @ rows.T)
+    features = np.ones((len(X), len(variances) + 1), dtype)
+    features[:, :-1] = vectors * np.sqrt(variances) / root
+    rows, to_rows = rows.astype(dtype), (vectors / np.sqrt(variances)).astype(dtype)
+    # B V' = (B (Q / sqrt(v))') A, without ever making the (D, R) matrix V
+    return features, variances, lambda B: _times(_times(B, to_rows.T), rows)
 
 
-def _by_columns(X: Floats, mean: Floats, weights: Floats, dtype: type[np.floating]) -> Turned:
-    gram = np.zeros((X.shape[1], X.shape[1]))
-    for block in _blocks(len(X)):
+def _rotate_many_rows(X: Floats, mean: Floats, weights: Floats, dtype: type[np.floating]) -> _Rotation:
+    """Find the principal axes V from the (D, D) covariance A'A = V diag(v) V'. Cost: 2 N D^2 + D^3."""
+    covariance = np.zeros((X.shape[1], X.shape[1]))
+    for block in row_slices(len(X), BLOCK_ROWS):
         rows = np.sqrt(weights[block])[:, None] * (X[block] - mean)
-        gram += rows.T @ rows
-    squares, vectors = _principal(gram)
-    features = _with_ones(len(X), len(squares), dtype)
-    for block in _blocks(len(X)):
+        covariance += rows.T @ rows
+    variances, vectors = _principal_axes(covariance)
+    features = np.ones((len(X), len(variances) + 1), dtype)
+    for block in row_slices(len(X), BLOCK_ROWS):
         features[block, :-1] = (X[block] - mean) @ vectors
-    onto = vectors.astype(dtype)
-    return features, squares, lambda B: _times(B, onto.T)
+    axes = vectors.astype(dtype)
+    return features, variances, lambda B: _times(B, axes.T)
 
 
-def _principal(gram: Floats) -> tuple[Floats, Floats]:
-    values, vectors = np.linalg.eigh(gram)  # scipy's would hold the other threads
-    kept = values > max(values[-1], 0) * LEAST_SQUARE
+def _principal_axes(gram: Floats) -> tuple[Floats, Floats]:
+    # NumPy's eigh, because SciPy's holds the GIL while other threads fit other heads.
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > max(values[-1], 0) * MIN_VARIANCE
     return values[kept], vectors[:, kept]
 
 
-def _with_ones(num_rows: int, num_axes: int, dtype: type[np.floating]) -> Floats:
-    return np.ones((num_rows, num_axes + 1), dtype)
-
-
-def _blocks(num_rows: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, num_rows, BLOCK))
-
-
-def _levels(order: Floats, first: npt.NDArray[np.bool_]) -> Iterator[tuple[Classes, Classes]]:
-    """Yield which strengths, ascending, are known, and which to solve next."""
-    logs, known = np.log(order), np.zeros(len(order), bool)
-    # the first one by one, each from the one below: from zero to weak penalties the way is long and ends early
-    for at in np.flatnonzero(first).tolist():
-        yield np.flatnonzero(known), np.array([at])
-        known[at] = True
-    for apart in APART:
-        new = known.copy()
+def _levels(order: Floats, on_ladder: npt.NDArray[np.bool_]) -> Iterator[tuple[Classes, Classes]]:
+    """Yield which of the ascending strengths are solved so far, and which to solve next."""
+    logs = np.log(order)
+    solved = np.zeros(len(order), bool)
+    # The ladder goes up one by one: a weak penalty's minimum is far from zero, but near that of the step below.
+    for at in np.flatnonzero(on_ladder).tolist():
+        yield np.flatnonzero(solved), np.array([at])
+        solved[at] = True
+    for factor in SPACINGS:
+        spread_out = solved.copy()
         for at in range(len(order)):
-            new[at] |= not new.any() or np.abs(logs[at] - logs[new]).min() >= np.log(apart) * 0.99
-        some = np.flatnonzero(new & ~known)
-        if len(some):
-            yield np.flatnonzero(known), some
-        known[some] = True
+            if not spread_out.any() or np.abs(logs[at] - logs[spread_out]).min() >= np.log(factor) * 0.99:
+                spread_out[at] = True
+        next_up = np.flatnonzero(spread_out & ~solved)
+        if len(next_up):
+            yield np.flatnonzero(solved), next_up
+        solved[next_up] = True
 
 
-def _between(logs: Floats, B: Floats, known: Classes, some: Classes) -> Floats:
-    """Return where some strengths begin, (K, S, R): no loss there is above that of both neighbours, as it is convex."""
-    if not len(known):
-        return B[:, some]
-    above = np.clip(np.searchsorted(known, some), 1, len(known) - 1) if len(known) > 1 else np.zeros(len(some), int)
-    low, high = known[above - 1], known[above]
-    share = np.clip((logs[some] - logs[low]) / np.where(low == high, 1, logs[high] - logs[low]), 0, 1)
-    share = share.astype(B.dtype)[:, None]
+def _starting_points(logs: Floats, B: Floats, solved: Classes, next_up: Classes) -> Floats:
+    """Return where the next strengths start, (K, len(next_up), R): between their solved neighbours, by log strength.
+
+    The loss is convex, so at a point between two solutions it is at most the larger of theirs.
+    """
+    if not len(solved):
+        return B[:, next_up]
+    above = np.zeros(len(next_up), int)
+    if len(solved) > 1:
+        above = np.clip(np.searchsorted(solved, next_up), 1, len(solved) - 1)
+    low, high = solved[above - 1], solved[above]
+    distance = np.where(low == high, 1, logs[high] - logs[low])
+    share = np.clip((logs[next_up] - logs[low]) / distance, 0, 1).astype(B.dtype)[:, None]
     return np.asarray((1 - share) * B[:, low] + share * B[:, high])
 
 
-def _parts(some: Classes, problem: _Problem) -> list[Classes]:
-    one = ARRAYS * problem.num_classes * len(problem.features)
-    return np.array_split(some, -(-len(some) * one // max(ROOM, problem.features.size, one)))
+def _memory_batches(num_strengths: int, problem: _LogisticProblem) -> list[Classes]:
+    """Return the positions 0..S-1 in parts whose arrays fit in BATCH_NUMBERS, or in as many numbers as X has."""
+    per_strength = ARRAYS_PER_BATCH * problem.num_classes * len(problem.features)
+    most = max(BATCH_NUMBERS, problem.features.size, per_strength)
+    num_parts = -(-num_strengths * per_strength // most)
+    return np.array_split(np.arange(num_strengths), num_parts)
 
 
 @dataclass
 class _Batch:
-    """S strengths on their way. What they have along the axes is (K, S, R), of the images (K, S, N)."""
+    """S strengths that descend together. The arrays along axes are (K, S, R), those along images (K, S, N)."""
 
-    numbers: Classes  # (S,) among those that began
-    penalty: Floats  # (S, R)
+    numbers: Classes  # (S,), positions among the strengths that `_descend` received
+    penalty: Floats  # (S, R), 0 for the intercept
     B: Floats  # (K, S, R)
     logits: Floats  # (K, S, N)
     probabilities: Floats  # (K, S, N)
     gradient: Floats  # (K, S, R)
-    scale: Floats  # (K, S, R), the preconditioner
+    scale: Floats  # (K, S, R), the preconditioner: the inverse of the approximate Hessian's diagonal
     direction: Floats  # (K, S, R)
-    decrease: Floats  # (S,) gradient' scale gradient
+    decrease: Floats  # (S,), gradient' scale gradient
 
-    def keep(self, some: Classes) -> None:
-        """Let the others leave."""
-        self.numbers, self.penalty, self.decrease = self.numbers[some], self.penalty[some], self.decrease[some]
+    def keep(self, numbers: Classes) -> None:
+        """Drop the strengths whose positions are not in `numbers`."""
+        self.numbers, self.penalty, self.decrease = self.numbers[numbers], self.penalty[numbers], self.decrease[numbers]
         for name in ("B", "logits", "probabilities", "gradient", "scale", "direction"):
-            setattr(self, name, getattr(self, name)[:, some])
+            setattr(self, name, getattr(self, name)[:, numbers])
 
 
-def _descend(problem: _Problem, penalties: Floats, B: Floats, max_iter: int) -> tuple[Floats, Classes]:
-    """Return where strengths that began at B end, (K, S, R), and after how many steps: max_iter if not converged."""
-    batch = _begin(problem, penalties, B)
-    found, iterations = B.copy(), np.full(len(penalties), max_iter)
+def _descend(problem: _LogisticProblem, penalties: Floats, B: Floats, max_iter: int) -> tuple[Floats, Classes]:
+    """Return the minimum reached from B for each strength, (K, S, R), and its steps: max_iter if not converged."""
+    batch = _first_batch(problem, penalties, B)
+    solutions = B.copy()
+    iterations = np.full(len(penalties), max_iter)
     for step in range(max_iter):
         gradient = _times(problem.residual(batch.probabilities), problem.features) + batch.B * batch.penalty
-        going = (_norms(problem, gradient) > problem.tol) | (_left(problem, batch, gradient) > LEFT)
+        steep = _largest_norm(problem, gradient) > problem.tol
+        going = steep | (_relative_gap(problem, batch, gradient) > MAX_GAP)
+        # A strength that has converged leaves, so that the rest of the batch pays nothing for it.
         if not going.all():
             ended = batch.numbers[~going]
-            found[:, ended], iterations[ended] = batch.B[:, ~going], step
+            solutions[:, ended], iterations[ended] = batch.B[:, ~going], step
             batch.keep(np.flatnonzero(going))
             gradient = gradient[:, going]
         if not going.any():
             break
-        _turn_to(problem, batch, gradient, step)
-        _move(problem, batch)
-    found[:, batch.numbers] = batch.B
-    return found, iterations
+        _choose_direction(problem, batch, gradient, step)
+        _line_search(problem, batch)
+    solutions[:, batch.numbers] = batch.B
+    return solutions, iterations
 
 
-def _begin(problem: _Problem, penalties: Floats, B: Floats) -> _Batch:
+def _first_batch(problem: _LogisticProblem, penalties: Floats, B: Floats) -> _Batch:
     penalty = np.repeat(penalties[:, None], B.shape[2], axis=1).astype(B.dtype)
     penalty[:, -1] = 0
-    logits, still = _times(B, problem.features.T), np.zeros_like(B)
-    numbers, decrease = np.arange(len(penalties)), np.full(len(penalties), np.inf, B.dtype)
-    return _Batch(numbers, penalty, B, logits, problem.probabilities(logits), still, still, still, decrease)
+    logits = _times(B, problem.features.T)
+    zeros = np.zeros_like(B)
+    return _Batch(
+        numbers=np.arange(len(penalties)),
+        penalty=penalty,
+        B=B,
+        logits=logits,
+        probabilities=problem.probabilities(logits),
+        gradient=zeros,
+        scale=zeros,
+        direction=zeros,
+        # Infinite, so that the first direction has no share of a direction before it.
+        decrease=np.full(len(penalties), np.inf, B.dtype),
+    )
 
 
-def _norms(problem: _Problem, gradient: Floats) -> Floats:
-    """Return the largest norm of a class, (S,): of the gradient by coefficients of features that are not centred."""
+def _largest_norm(problem: _LogisticProblem, gradient: Floats) -> Floats:
+    """Return an upper bound of the largest gradient norm of a class, (S,), for features that are not centred.
+
+    With residual r: X'r = (X - mean)'r + mean sum(r), so |X'r| <= |(X - mean)'r| + |mean| |sum(r)|. Rotation keeps
+    the norm of the first term, and sum(r) is the intercept's gradient.
+    """
     by_class = np.sqrt(np.einsum("ksr,ksr->ks", gradient[..., :-1], gradient[..., :-1]))
-    centre, intercept = np.linalg.norm(problem.mean), np.abs(gradient[..., -1])
-    return np.asarray(np.maximum(by_class + centre * intercept, intercept).max(axis=0))
+    by_intercept = np.abs(gradient[..., -1])
+    bound = by_class + np.linalg.norm(problem.mean) * by_intercept
+    return np.asarray(np.maximum(bound, by_intercept).max(axis=0))
 
 
-def _left(problem: _Problem, batch: _Batch, gradient: Floats) -> Floats:
-    """Return how far above its least the objective may be, (S,), as a share of it: half of Newton's decrement."""
-    scale = 1 / (_flatness(problem, batch)[..., None] * problem.squares + batch.penalty)
-    of_truth = batch.probabilities[problem.index, :, np.arange(len(problem.index))]  # (N, S)
-    loss = -problem.weights @ np.log(np.maximum(of_truth, np.finfo(of_truth.dtype).tiny))
+def _relative_gap(problem: _LogisticProblem, batch: _Batch, gradient: Floats) -> Floats:
+    """Return how far F may be above its minimum, as a share of F, (S,).
+
+    Newton's decrement estimates the gap: F(B) - F(minimum) ~ g' H^-1 g / 2, here with the approximate Hessian.
+    """
+    inverse_hessian = 1 / (_flatness(problem, batch)[..., None] * problem.variances + batch.penalty)
+    true_class = batch.probabilities[problem.index, :, np.arange(len(problem.index))]  # (N, S)
+    tiny = np.finfo(true_class.dtype).tiny
+    loss = -problem.weights @ np.log(np.maximum(true_class, tiny))
     objective = loss + _dot(batch.B * batch.penalty, batch.B) / 2
-    return np.asarray(_dot(gradient * scale, gradient) / 2 / np.maximum(objective, np.finfo(loss.dtype).tiny))
+    gap = _dot(gradient * inverse_hessian, gradient) / 2
+    return np.asarray(gap / np.maximum(objective, np.finfo(loss.dtype).tiny))
 
 
-def _turn_to(problem: _Problem, batch: _Batch, gradient: Floats, step: int) -> None:
-    """Set the direction: conjugate to the one before, or down the scaled gradient where that is not downwards."""
-    if step % REFRESH == 0:
-        batch.scale = 1 / (_flatness(problem, batch)[..., None] * problem.squares + batch.penalty)
-    down = batch.scale * gradient
-    down -= down.mean(axis=0)  # what all classes share changes nothing
-    decrease = _dot(gradient, down)
-    share = np.maximum(0, (decrease - _dot(batch.gradient, down)) / batch.decrease)[:, None]
-    direction = share * batch.direction - down
+def _choose_direction(problem: _LogisticProblem, batch: _Batch, gradient: Floats, step: int) -> None:
+    """Set the direction by preconditioned conjugate gradients (Polak and Ribiere 1969, restarted at negative shares).
+
+    With preconditioner M: d = -M g + share d_before, share = max(0, g' M (g - g_before) / (g_before' M g_before)).
+    """
+    if step % PRECONDITIONER_STEPS == 0:
+        batch.scale = 1 / (_flatness(problem, batch)[..., None] * problem.variances + batch.penalty)
+    scaled = batch.scale * gradient
+    scaled -= scaled.mean(axis=0)  # adding the same vector to all classes changes no probability
+    decrease = _dot(gradient, scaled)
+    share = np.maximum(0, (decrease - _dot(batch.gradient, scaled)) / batch.decrease)[:, None]
+    direction = share * batch.direction - scaled
+    # Where that does not go down, start again with the scaled gradient, which always does.
     upwards = _dot(gradient, direction) >= 0
-    direction[:, upwards] = -down[:, upwards]
+    direction[:, upwards] = -scaled[:, upwards]
     batch.gradient, batch.direction, batch.decrease = gradient, direction, decrease
 
 
-def _flatness(problem: _Problem, batch: _Batch) -> Floats:
-    """Return the mean p (1 - p) of every class, (K, S)."""
-    share = np.bincount(problem.index, problem.weights, problem.num_classes)
-    found = (batch.probabilities * (1 - batch.probabilities)) @ problem.weights
-    return np.asarray(np.maximum(found, FLATTEST * (share * (1 - share))[:, None].astype(found.dtype)))
+def _flatness(problem: _LogisticProblem, batch: _Batch) -> Floats:
+    """Return the weighted mean p (1 - p) of every class, (K, S), at least MIN_FLATNESS of what it is at B = 0."""
+    class_share = np.bincount(problem.index, problem.weights, problem.num_classes)
+    mean = (batch.probabilities * (1 - batch.probabilities)) @ problem.weights
+    at_zero = (class_share * (1 - class_share))[:, None].astype(mean.dtype)
+    return np.asarray(np.maximum(mean, MIN_FLATNESS * at_zero))
 
 
-def _move(problem: _Problem, batch: _Batch) -> None:
-    """Go along the direction to where the slope is a fraction of what it was. Both rise with the way, as for Newton."""
-    along = _times(batch.direction, problem.features.T)
-    start, bend = (_dot(one * batch.penalty, batch.direction) for one in (batch.B, batch.direction))
-    first = _dot(batch.gradient, batch.direction)
-    low, high = np.zeros_like(first), np.full_like(first, np.inf)
-    way = -first / _curvature(problem, batch.probabilities, along, bend)
-    for _ in range(LINE):
-        probabilities = problem.probabilities(batch.logits + way[:, None] * along)
-        slope = _dot(problem.residual(probabilities), along) + start + way * bend
-        steep = np.abs(slope) > SLOPE_LEFT * np.abs(first)
+def _line_search(problem: _LogisticProblem, batch: _Batch) -> None:
+    """Move along the direction to where the slope is at most SLOPE_SHARE of the first one.
+
+    With f(t) = F(B + t d) and a = d features', the logits change by t a, and
+        f'(t)  = <w (p(t) - y), a> + penalty <B, d> + t penalty <d, d>
+        f''(t) = sum_i w_i Var_p(a_i) + penalty <d, d>      (see `_curvature`)
+    f is convex, so f' rises: Newton's method on f', kept inside the interval where f' changes its sign.
+    """
+    along = _times(batch.direction, problem.features.T)  # a, (K, S, N)
+    penalty_slope = _dot(batch.B * batch.penalty, batch.direction)
+    penalty_bend = _dot(batch.direction * batch.penalty, batch.direction)
+    first_slope = _dot(batch.gradient, batch.direction)
+    low, high = np.zeros_like(first_slope), np.full_like(first_slope, np.inf)
+    t = -first_slope / _curvature(problem, batch.probabilities, along, penalty_bend)
+    for _ in range(MAX_LINE_TRIES):
+        probabilities = problem.probabilities(batch.logits + t[:, None] * along)
+        slope = _dot(problem.residual(probabilities), along) + penalty_slope + t * penalty_bend
+        steep = np.abs(slope) > SLOPE_SHARE * np.abs(first_slope)
         if not steep.any():
             break
-        high, low = np.where(steep & (slope > 0), way, high), np.where(steep & (slope <= 0), way, low)
-        newton = way - slope / _curvature(problem, probabilities, along, bend)
-        middle = np.where(np.isfinite(high), (low + np.where(np.isfinite(high), high, 0)) / 2, 2 * way)
-        newton = np.where((newton > low) & (newton < high), newton, middle)
-        way = np.where(steep, newton, way)
-    batch.B = batch.B + way[:, None] * batch.direction
-    batch.logits = batch.logits + way[:, None] * along
+        high = np.where(steep & (slope > 0), t, high)
+        low = np.where(steep & (slope <= 0), t, low)
+        newton = t - slope / _curvature(problem, probabilities, along, penalty_bend)
+        # Outside the interval Newton's step is worth nothing: halve the interval, or double t while it has no end.
+        bounded = np.isfinite(high)
+        middle = np.where(bounded, (low + np.where(bounded, high, 0)) / 2, 2 * t)
+        inside = (newton > low) & (newton < high)
+        t = np.where(steep, np.where(inside, newton, middle), t)
+    batch.B = batch.B + t[:, None] * batch.direction
+    batch.logits = batch.logits + t[:, None] * along
     batch.probabilities = probabilities
 
 
-def _curvature(problem: _Problem, probabilities: Floats, along: Floats, bend: Floats) -> Floats:
-    moved = probabilities * along
-    mean = moved.sum(axis=0)
-    found = np.einsum("ksn,ksn,n->s", moved, along, problem.weights, optimize=["einsum_path", (0, 1), (0, 1)])
-    return np.asarray(np.maximum(found - mean**2 @ problem.weights + bend, np.finfo(bend.dtype).tiny))
+def _curvature(problem: _LogisticProblem, probabilities: Floats, along: Floats, penalty_bend: Floats) -> Floats:
+    """Return f''(t), (S,): sum_i w_i (sum_k p a^2 - (sum_k p a)^2) + penalty <d, d>, with a = `along`."""
+    weighted = probabilities * along
+    mean = weighted.sum(axis=0)
+    # Sum over the classes first, then over the weighted images: this makes no further (K, S, N) array.
+    order = ["einsum_path", (0, 1), (0, 1)]
+    mean_square = np.einsum("ksn,ksn,n->s", weighted, along, problem.weights, optimize=order)
+    return np.asarray(np.maximum(mean_square - mean**2 @ problem.weights + penalty_bend, np.finfo(mean.dtype).tiny))
 
 
 def _times(A: Floats, M: Floats) -> Floats:
-    """Return A (K, S, n) @ M (n, m) as one product."""
+    """Return A (K, S, n) @ M (n, m) as one matrix product, which NumPy would otherwise make K times."""
     return (A.reshape(A.shape[0] * A.shape[1], A.shape[2]) @ M).reshape(*A.shape[:2], M.shape[1])
 
 
 def _dot(A: Floats, B: Floats) -> Floats:
+    """Return the inner product for each strength, (S,)."""
     return np.asarray(np.einsum("ksn,ksn->s", A, B))

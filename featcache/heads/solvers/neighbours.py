@@ -1,4 +1,8 @@
-"""k nearest neighbours for every k from one search."""
+"""Fit k nearest neighbours for every k from one search.
+
+The neighbours for k are the first k of those for the largest k, so the votes of every k are one cumulative sum over
+neighbours ordered by distance. Cost: one search, M N D, and M k K for the votes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier
@@ -15,69 +18,77 @@ from featcache.heads.folds import Fold, FoldResult, failure
 from featcache.heads.grids import Params
 from featcache.heads.logits import log_probabilities
 
-BLOCK_BYTES = 2**27  # of votes, one for each neighbour and class
+BLOCK_BYTES = 2**27  # of votes in memory at the same time, one for each neighbour and class
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
-    """Yield each number of neighbours, fitted on the fold."""
-    classifiers = _made(head, grid, fold.X, fold.y)
-    yield from _votes(classifiers, fold.y, lambda one, most: _found(one, fold.others, most), len(fold.X))
+    """Yield the result of each number of neighbours, fitted on the fold."""
+
+    def search(classifier: Any, most: int) -> Classes:
+        if not len(fold.others):
+            return np.zeros((0, most), np.int64)
+        return np.asarray(classifier.kneighbors(fold.others, most, return_distance=False))
+
+    yield from _votes(_fit_each(head, grid, fold.X, fold.y), fold.y, search, len(fold.X))
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[FoldResult]:
-    """Yield each number of neighbours fitted on all images, and what those of every image but itself say of it."""
+    """Yield each number of neighbours fitted on all images, with each image's votes from all the others."""
 
-    def search(one: Any, most: int) -> Classes:
-        return np.asarray(one.kneighbors(None, most, return_distance=False))  # None: each row without itself
+    def search(classifier: Any, most: int) -> Classes:
+        # Without features, scikit-learn returns the neighbours of each fitted row other than itself.
+        return np.asarray(classifier.kneighbors(None, most, return_distance=False))
 
-    yield from _votes(_made("knn", grid, X, y), y, search, len(X) - 1)
+    yield from _votes(_fit_each("knn", grid, X, y), y, search, len(X) - 1)
 
 
-def _made(head: str, grid: Sequence[Params], X: Features, y: Classes) -> list[Any]:
-    """Return the fitted classifiers, or in the place of one that cannot be its failed trial."""
-    made: list[Any] = []
+def _fit_each(head: str, grid: Sequence[Params], X: Features, y: Classes) -> list[Any]:
+    """Return a fitted classifier for each setting, or its failure."""
+    fitted: list[Any] = []
     for params in grid:
         try:
-            made.append(make_classifier(head, params).fit(X, y))
-        except Exception as error:  # a number of neighbours that is none
-            made.append(failure(error))
-    return made
+            fitted.append(make_classifier(head, params).fit(X, y))
+        except Exception as error:  # such as 0 neighbours
+            fitted.append(failure(error))
+    return fitted
 
 
-def _found(classifier: Any, others: Features, most: int) -> Classes:
-    if not len(others):
-        return np.zeros((0, most), np.int64)
-    return np.asarray(classifier.kneighbors(others, most, return_distance=False))
+def _votes(fitted: Sequence[Any], y: Classes, search: Callable[[Any, int], Classes], most: int) -> Iterator[FoldResult]:
+    """Yield the result of each classifier; failures pass through.
 
-
-def _votes(made: Sequence[Any], y: Classes, search: Callable[[Any, int], Classes], most: int) -> Iterator[FoldResult]:
-    """Neighbours of one class each vote for it; of classes with as many votes the first wins, as in scikit-learn."""
+    search: function from a classifier and k to the rows of its k nearest images, (M, k). most: the largest k there is.
+    Each neighbour votes for its class. Among classes with equal votes the first wins, as in scikit-learn.
+    """
     began = time.perf_counter()
-    classifiers = [one for one in made if not isinstance(one, FoldResult)]
+    classifiers = [item for item in fitted if not isinstance(item, FoldResult)]
     if not classifiers:
-        yield from made
+        yield from fitted
         return
-    found = search(classifiers[0], min(max(one.n_neighbors for one in classifiers), most))
+    largest = max(classifier.n_neighbors for classifier in classifiers)
+    neighbours = search(classifiers[0], min(largest, most))  # (M, k), nearest first
+    num_images, num_neighbours = neighbours.shape
     classes, index = np.unique(y, return_inverse=True)
-    counted = [np.zeros((len(found), len(classes)), np.int32) for _ in classifiers]
-    step = max(1, BLOCK_BYTES // (4 * len(classes) * max(1, found.shape[1])))
-    for at in range(0, len(found), step):
-        votes = np.eye(len(classes), dtype=np.int32)[index[found[at : at + step]]].cumsum(axis=1)
-        for one, count in zip(classifiers, counted, strict=True):
-            count[at : at + step] = votes[:, min(one.n_neighbors, votes.shape[1]) - 1]
-    counts = iter(counted)
-    for classifier in made:
-        if isinstance(classifier, FoldResult):
-            yield classifier
+
+    votes_by_k = {classifier.n_neighbors: np.zeros((num_images, len(classes)), np.int32) for classifier in classifiers}
+    step = max(1, BLOCK_BYTES // (4 * len(classes) * max(1, num_neighbours)))
+    for start in range(0, num_images, step):
+        block = slice(start, start + step)
+        one_hot = np.eye(len(classes), dtype=np.int32)[index[neighbours[block]]]  # (n, k, K)
+        running_votes = one_hot.cumsum(axis=1)
+        for k, votes in votes_by_k.items():
+            votes[block] = running_votes[:, min(k, num_neighbours) - 1]
+
+    for item in fitted:
+        if isinstance(item, FoldResult):
+            yield item
             continue
-        count = next(counts)
-        if classifier.n_neighbors > found.shape[1]:
-            reason = f"there are {len(y)} images, so no {classifier.n_neighbors} neighbours"
+        if item.n_neighbors > num_neighbours:
+            reason = f"there are {len(y)} images, so no {item.n_neighbors} neighbours"
             yield failure(ValueError(reason))
             continue
-        yield FoldResult(classifier, classes[count.argmax(axis=1)], _logits(count), time.perf_counter() - began)
+        votes = votes_by_k[item.n_neighbors]
+        logits: Floats | None = None
+        if num_images:
+            logits = log_probabilities(votes / votes.sum(axis=1, keepdims=True))
+        yield FoldResult(item, classes[votes.argmax(axis=1)], logits, time.perf_counter() - began)
         began = time.perf_counter()
-
-
-def _logits(count: npt.NDArray[np.int32]) -> Floats | None:
-    return log_probabilities(count / count.sum(axis=1, keepdims=True)) if len(count) else None

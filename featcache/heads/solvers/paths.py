@@ -1,7 +1,7 @@
-"""Settings of one head, fitted together on one fold, and what each says of the images that choose.
+"""Fit the settings of one head together on one fold, and return each one's predictions on the other images.
 
-What a family computes for all of its settings it computes once: see `PATHS`. What comes of it is what scikit-learn
-gives, setting by setting. Families without such a path are fitted one by one.
+Work that all settings of a family share is done once: see `PATHS`. Each result is what scikit-learn gives for the
+setting alone. Families without a path are fitted setting by setting.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
 from featcache.heads.solvers import dense_grid, discriminant, kernels, logreg, neighbours, ridge, streams
 
-Fit = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[FoldResult]]
-Split = Callable[[str, Sequence[Params]], list[list[int]]]
+FitGrid = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[FoldResult]]
+SplitGrid = Callable[[str, Sequence[Params]], list[list[int]]]
 LeaveOneOut = Callable[[Sequence[Params], Features, Classes, str | None], Iterator[FoldResult]]
 
 
 @dataclass(frozen=True)
 class Path:
-    """How settings of a family are fitted together that differ in nothing but the parameters `along`."""
+    """How to fit settings of a family together. They may differ only in the parameters `along`."""
 
-    fit: Fit
+    fit: FitGrid
     along: frozenset[str]
-    besides: frozenset[str] = frozenset()  # other parameters that it can be asked for
-    split: Split | None = None  # such settings into those of one call
-    leave_one_out: LeaveOneOut | None = None  # from one fit on all images
+    besides: frozenset[str] = frozenset()  # parameters that the path also supports, with one value for all settings
+    split: SplitGrid | None = None  # divides such settings into groups of one call each
+    leave_one_out: LeaveOneOut | None = None  # closed form from one fit on all images
 
 
-_DENSE = Path(dense_grid.fit, dense_grid.OWN, dense_grid.SHARED, split=dense_grid.chunks)
+_DENSE = Path(dense_grid.fit, dense_grid.PER_HEAD, dense_grid.SHARED, split=dense_grid.chunks)
 PATHS = {
     "softmax": _DENSE,
     "mlp": _DENSE,
@@ -52,33 +52,42 @@ LEAVE_ONE_OUT = tuple(name for name, path in PATHS.items() if path.leave_one_out
 
 
 def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
-    """Return which settings of a head go to `try_all` as one: those that differ only in what its path runs along."""
+    """Return the numbers of the settings in groups, each of which goes to one call of `try_all`.
+
+    Settings share a group if they differ only in the parameters that the head's path runs along.
+    """
     groups: dict[object, list[int]] = {}
     for number, params in enumerate(grid):
         path = _path_of(head, params)
-        rest = None if path is None else {name: value for name, value in params.items() if name not in path.along}
-        groups.setdefault(number if rest is None else repr(rest), []).append(number)
-    return [[some[at] for at in part] for some in groups.values() for part in _split(head, [grid[at] for at in some])]
+        key: object = number  # without a path, a group of its own
+        if path is not None:
+            key = repr({name: value for name, value in params.items() if name not in path.along})
+        groups.setdefault(key, []).append(number)
 
-
-def _split(head: str, grid: Sequence[Params]) -> list[list[int]]:
-    path = _path_of(head, grid[0])
-    return [[*range(len(grid))]] if path is None or path.split is None else path.split(head, grid)
+    parts = []
+    for numbers in groups.values():
+        path = _path_of(head, grid[numbers[0]])
+        if path is None or path.split is None:
+            parts.append(numbers)
+            continue
+        for positions in path.split(head, [grid[number] for number in numbers]):
+            parts.append([numbers[at] for at in positions])
+    return parts
 
 
 def try_all(
     head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None = None, seed: int = 0
 ) -> list[FoldResult]:
-    """Fit every setting of a group on a fold, and return them in their order."""
+    """Fit every setting of a group on a fold, and return the results in the order of the grid."""
     path = _path_of(head, grid[0])
-    fit = _one_by_one if path is None else path.fit
-    if fold.streamed and not (streams.in_blocks(head) and path is not None):
+    fit = _fit_each if path is None else path.fit
+    if fold.streamed and not (streams.reads_blocks(head) and path is not None):
         if not streams.can_stream(head):
-            return [streams.refusal(head, fold) for _ in grid]
+            return [streams.too_large(head, fold) for _ in grid]
         fit = streams.fit
     try:
         return list(fit(head, grid, fold, class_weight, seed))
-    except Exception as error:  # whatever a classifier raises, others can do better
+    except Exception as error:  # a classifier may raise anything, and other heads may still work
         return [failure(error) for _ in grid]
 
 
@@ -92,22 +101,24 @@ def check_leave_one_out(head: str, params: Params) -> None:
 def try_leave_one_out(
     head: str, grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None = None
 ) -> list[FoldResult]:
-    """Return every setting of a group fitted on all images, and what it says of each when fitted on all others."""
+    """Return every setting of a group fitted on all images, with each image's prediction when fitted on the others."""
     path = _path_of(head, grid[0])
-    assert path is not None  # check_leave_one_out has seen it
+    assert path is not None  # check_leave_one_out comes first
     assert path.leave_one_out is not None
     try:
         return list(path.leave_one_out(grid, X, y, class_weight))
-    except Exception as error:  # whatever a classifier raises, others can do better
+    except Exception as error:  # a classifier may raise anything, and other heads may still work
         return [failure(error) for _ in grid]
 
 
 def _path_of(head: str, params: Params) -> Path | None:
     path = PATHS.get(family_of(head).name)
-    return path if path is not None and params.keys() <= path.along | path.besides else None
+    if path is None or not params.keys() <= path.along | path.besides:
+        return None
+    return path
 
 
-def _one_by_one(
+def _fit_each(
     head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int
 ) -> Iterator[FoldResult]:
     for params in grid:
@@ -115,5 +126,5 @@ def _one_by_one(
         try:
             classifier = make_classifier(head, params, class_weight, seed).fit(fold.X, fold.y)
             yield evaluate(classifier, fold, began)
-        except Exception as error:
+        except Exception as error:  # a classifier may raise anything, and other settings may still work
             yield failure(error)

@@ -1,9 +1,15 @@
-"""Ridge of every strength from one decomposition, with exact leave-one-out.
+"""Fit ridge classifiers of every strength from one decomposition, with exact leave-one-out scores.
 
-With centred features X (N, D) and targets Y (N, K) of -1 and 1, and X'X = V diag(s) V', the coefficients for strength
-a are V (V'X'Y / (s + a)); with fewer images than features, X'Q (Q'Y / (s + a)) of XX' = Q diag(s) Q'. The residuals
-of leaving one image out are e_i / (1 - h_i), h the diagonal of the hat matrix (Allen 1974, PRESS), which big_vision's
-few-shot evaluator and RidgeCV use too.
+For centred features X (N, D) and centred targets Y (N, K) of -1 and 1, ridge with strength a has the coefficients
+
+    W = (X'X + a)^-1 X'Y  = V diag(1 / (s + a)) V' X'Y      with X'X = V diag(s) V'     if N >= D   ("primal")
+    W = X' (XX' + a)^-1 Y = X' Q diag(1 / (s + a)) Q' Y     with XX' = Q diag(s) Q'     if N < D    ("dual")
+
+so one eigendecomposition, O(min(N, D)^3), serves every a. Sample weights w multiply each row of X and Y by sqrt(w).
+
+Leaving image i out changes its residual e_i to e_i / (1 - h_i), where h is the diagonal of the hat matrix that turns
+Y into predictions (PRESS, Allen 1974, https://doi.org/10.2307/1267500). big_vision's few-shot evaluator and
+scikit-learn's RidgeCV use the same two identities.
 """
 
 from __future__ import annotations
@@ -18,143 +24,170 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.row_blocks import mapped, squared, summed
+from featcache.heads.row_blocks import map_rows, sum_blocks
 
-WORTH_EIGENVALUES = 6  # as many solutions of a linear system take as long (870 x 870: 73 and 12 ms)
-LEAST = 1e-8  # of the largest eigenvalue: strengths below it leave nothing of a residual but rounding
+MIN_ALPHAS_FOR_EIGEN = 6  # fewer linear systems are solved faster one by one (870 x 870: 12 ms each, eigen 73 ms)
+MIN_ALPHA = 1e-8  # of the largest eigenvalue: below it a residual left out is only rounding error
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """Centred, weighted least squares in double precision."""
+class _RidgeProblem:
+    """Centred, weighted least squares in double precision. X stays as it is; its rows are centred block by block."""
 
-    X: Features
-    root: Floats  # (N, 1), of the weights
+    X: Features  # (N, D), neither centred nor weighted
+    root: Floats  # (N, 1), square roots of the sample weights
     Y: Floats  # (N, K), centred and weighted
     Y_mean: Floats  # (K,)
-    mean: Floats  # (D,)
+    mean: Floats  # (D,) of X
 
     @property
     def dual(self) -> bool:
         """Return whether there are fewer images than features."""
         return bool(len(self.X) < self.X.shape[1])
 
-    def centred(self, some: Features) -> Floats:
-        """Return features (n, D) without their mean."""
-        return np.asarray(some.astype(np.float64) - self.mean)
+    def centred(self, features: Features) -> Floats:
+        """Return features (n, D) minus the mean of X."""
+        return np.asarray(features.astype(np.float64) - self.mean)
 
-    def rows(self, some: slice = slice(None)) -> Floats:
+    def rows(self, block: slice = slice(None)) -> Floats:
         """Return rows of X, centred and weighted."""
-        return np.asarray(self.root[some] * self.centred(self.X[some]))
+        return np.asarray(self.root[block] * self.centred(self.X[block]))
 
     def gram(self) -> Floats:
-        """Return XX' (N, N), or X'X (D, D) if that is smaller."""
+        """Return XX' (N, N) or X'X (D, D), the smaller of the two."""
         if self.dual:
             rows = self.rows()
             return np.asarray(rows @ rows.T)
-        return summed(lambda some: squared(self.rows(some)), len(self.X))
 
-    def right(self) -> Floats:
-        """Return what the system is solved for: Y, or X'Y."""
-        return self.Y if self.dual else summed(lambda some: self.rows(some).T @ self.Y[some], len(self.X))
+        def products(block: slice) -> Floats:
+            rows = self.rows(block)
+            return np.asarray(rows.T @ rows)
+
+        return sum_blocks(products, len(self.X))
+
+    def right_side(self) -> Floats:
+        """Return the right side of the linear system: Y (N, K) or X'Y (D, K)."""
+        if self.dual:
+            return self.Y
+        return sum_blocks(lambda block: self.rows(block).T @ self.Y[block], len(self.X))
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
-    """Yield each strength, fitted on the fold."""
+    """Yield the result of each strength, fitted on the fold."""
     began = time.perf_counter()
-    problem = _problem(fold.X, fold.y, class_weight)
+    classes = np.unique(fold.y)
+    problem = _centred_problem(fold.X, fold.y, class_weight)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
-    refused = [invalid_parameters(one) for one in classifiers]
-    good = [one for one, reason in zip(classifiers, refused, strict=True) if reason is None and one.alpha > 0]
-    solved = iter(_solved(problem, [one.alpha for one in good], fold))
-    each = (time.perf_counter() - began) / len(grid)
-    for classifier, reason in zip(classifiers, refused, strict=True):
-        if reason is not None:
-            yield reason
+    refusals = [invalid_parameters(classifier) for classifier in classifiers]
+    alphas = []
+    for classifier, refusal in zip(classifiers, refusals, strict=True):
+        if refusal is None and classifier.alpha > 0:
+            alphas.append(classifier.alpha)
+    solutions = iter(_solve_and_predict(problem, alphas, fold))
+    seconds_each = (time.perf_counter() - began) / len(grid)
+
+    for classifier, refusal in zip(classifiers, refusals, strict=True):
+        if refusal is not None:
+            yield refusal
             continue
-        if classifier.alpha == 0:  # of least squares alone there are many solutions: scikit-learn's is one
+        if classifier.alpha == 0:  # least squares has many solutions; return the one that scikit-learn chooses
             yield evaluate(classifier.fit(fold.X, fold.y), fold, time.perf_counter())
             continue
-        weights, scores = next(solved)
+        weights, scores = next(solutions)
         if fold.keep:
-            set_coefficients(classifier, np.unique(fold.y), weights.T, problem.Y_mean - weights.T @ problem.mean)
-        tried = result_from_scores(classifier if fold.keep else None, scores, np.unique(fold.y), time.perf_counter())
-        yield replace(tried, seconds=each)
+            set_coefficients(classifier, classes, weights.T, problem.Y_mean - weights.T @ problem.mean)
+        result = result_from_scores(classifier if fold.keep else None, scores, classes, time.perf_counter())
+        yield replace(result, seconds=seconds_each)
 
 
-def _solved(problem: _Problem, alphas: Sequence[float], fold: Fold) -> list[tuple[Floats, Floats]]:
-    """Return the weights (D, K) of every strength, or none where they are not wanted, and scores (M, K) of the others.
+def _solve_and_predict(problem: _RidgeProblem, alphas: Sequence[float], fold: Fold) -> list[tuple[Floats, Floats]]:
+    """Return, for every strength, the weights (D, K) and the scores (M, K) of the other images.
 
-    What all strengths are multiplied with they are multiplied with at once.
+    Every product is made once for all strengths, whose columns lie side by side. If the fold does not keep its
+    classifiers, the dual never makes the weights: they are (0, K).
     """
     if not alphas:
         return []
-    every = np.concatenate(_solutions(problem.gram(), problem.right(), alphas), axis=1)
+    solutions = np.concatenate(_solutions(problem.gram(), problem.right_side(), alphas), axis=1)  # (N or D, A K)
     if problem.dual and not fold.keep:
         rows = problem.rows()
-        weights: Floats = np.zeros((0, every.shape[1]))
-        found = mapped(lambda some: problem.centred(some) @ rows.T @ every, fold.others)
+        weights: Floats = np.zeros((0, solutions.shape[1]))
+        # Left to right: the kernel x X' (n, N) first, so that no (D, A K) array is made.
+        scores = map_rows(lambda features: problem.centred(features) @ rows.T @ solutions, fold.others)
     else:
-        weights = problem.rows().T @ every if problem.dual else every
-        found = mapped(lambda some: problem.centred(some) @ weights, fold.others)
-    parts = (np.split(one, len(alphas), axis=1) for one in (weights, found))
-    return [(part, scores + problem.Y_mean) for part, scores in zip(*parts, strict=True)]
+        weights = problem.rows().T @ solutions if problem.dual else solutions
+        scores = map_rows(lambda features: problem.centred(features) @ weights, fold.others)
+    weights_by_alpha = np.split(weights, len(alphas), axis=1)
+    scores_by_alpha = np.split(scores, len(alphas), axis=1)
+    return [(part, own + problem.Y_mean) for part, own in zip(weights_by_alpha, scores_by_alpha, strict=True)]
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[FoldResult]:
-    """Yield each strength fitted on all images, and what it says of every one when fitted on all others.
+    """Yield each strength fitted on all images, with each image's scores when fitted on all the others.
 
-    Class weights are those of all images.
+    Balanced class weights are computed once, from all images.
     """
     began = time.perf_counter()
-    problem = _problem(X, y, class_weight)
+    problem = _centred_problem(X, y, class_weight)
+    classes = np.unique(y)
     values, vectors = _eigen(problem.gram())
-    scores = vectors if problem.dual else problem.rows() @ vectors  # (N, R)
+    # Along the R eigenvectors, with s = values:
+    #   primal  W = V (T / (s + a)),  X W = (X V) (T / (s + a)),  T = (X V)' Y,  hat = (X V) diag(1 / (s + a)) (X V)'
+    #   dual    W = X'Q (T / (s + a)),  X W = Q (s T / (s + a)),  T = Q' Y,      hat = Q diag(s / (s + a)) Q'
+    projected = vectors if problem.dual else problem.rows() @ vectors  # (N, R)
     basis = problem.rows().T @ vectors if problem.dual else vectors  # (D, R)
-    squares, rotated = scores**2, scores.T @ problem.Y
-    share = problem.root**2 / (problem.root**2).sum()
+    squares = projected**2
+    targets = projected.T @ problem.Y  # T, (R, K)
+    # The intercept is the weighted mean, which adds w_i / sum(w) to the diagonal of the hat matrix.
+    intercept_hat = problem.root**2 / (problem.root**2).sum()
     for params in grid:
         classifier = make_classifier("ridge", params, class_weight)
-        reason = invalid_parameters(classifier)
-        if reason is None and params["alpha"] < LEAST * values.max():
-            reason = failure(ValueError(f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"))
-        if reason is not None:
-            yield reason
+        refusal = invalid_parameters(classifier)
+        if refusal is None and params["alpha"] < MIN_ALPHA * values.max():
+            message = f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"
+            refusal = failure(ValueError(message))
+        if refusal is not None:
+            yield refusal
             continue
         shrunk = (1 / (values + params["alpha"]))[:, None]
-        coef = (basis @ (shrunk * rotated)).T
-        set_coefficients(classifier, np.unique(y), coef, problem.Y_mean - coef @ problem.mean)
+        coef = (basis @ (shrunk * targets)).T
+        set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
         if problem.dual:
             shrunk *= values[:, None]
-        hat = share + squares @ shrunk
-        residual = (problem.Y - scores @ (shrunk * rotated)) / np.maximum(1 - hat, 1e-12) / problem.root
-        left_out = problem.Y / problem.root + problem.Y_mean - residual
-        yield result_from_scores(classifier, left_out, np.unique(y), began)
+        hat = intercept_hat + squares @ shrunk  # (N, 1)
+        residual = problem.Y - projected @ (shrunk * targets)
+        residual = residual / np.maximum(1 - hat, 1e-12) / problem.root
+        scores = problem.Y / problem.root + problem.Y_mean - residual
+        yield result_from_scores(classifier, scores, classes, began)
         began = time.perf_counter()
 
 
-def _problem(X: Features, y: Classes, class_weight: str | None) -> _Problem:
+def _centred_problem(X: Features, y: Classes, class_weight: str | None) -> _RidgeProblem:
     from sklearn.preprocessing import LabelBinarizer
     from sklearn.utils.class_weight import compute_sample_weight
 
     Y = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(y).astype(np.float64)
     weights = compute_sample_weight(class_weight, y).astype(np.float64)
-    mean = summed(lambda some: weights[some] @ X[some], len(X)) / weights.sum()
+    mean = sum_blocks(lambda block: weights[block] @ X[block], len(X)) / weights.sum()
     Y_mean = weights @ Y / weights.sum()
     root = np.sqrt(weights)[:, None]
-    return _Problem(X, root, root * (Y - Y_mean), Y_mean, mean)
+    return _RidgeProblem(X, root, root * (Y - Y_mean), Y_mean, mean)
 
 
-def _solutions(gram: Floats, right: Floats, alphas: Sequence[float]) -> list[Floats]:
-    """Return (gram + alpha)^-1 right of every alpha > 0. NumPy's LAPACK, unlike SciPy's, lets other threads run."""
-    if len(alphas) < WORTH_EIGENVALUES:
-        return [np.linalg.solve(gram + alpha * np.eye(len(gram)), right) for alpha in alphas]
+def _solutions(gram: Floats, right_side: Floats, alphas: Sequence[float]) -> list[Floats]:
+    """Return (gram + alpha)^-1 right_side for every alpha > 0.
+
+    NumPy's LAPACK releases the GIL, unlike SciPy's, so that other threads can fit other heads.
+    """
+    if len(alphas) < MIN_ALPHAS_FOR_EIGEN:
+        return [np.linalg.solve(gram + alpha * np.eye(len(gram)), right_side) for alpha in alphas]
     values, vectors = _eigen(gram)
-    rotated = vectors.T @ right
-    every = vectors @ np.concatenate([rotated / (values + alpha)[:, None] for alpha in alphas], axis=1)
-    return np.split(every, len(alphas), axis=1)
+    rotated = vectors.T @ right_side
+    shrunk = [rotated / (values + alpha)[:, None] for alpha in alphas]
+    return np.split(vectors @ np.concatenate(shrunk, axis=1), len(alphas), axis=1)
 
 
 def _eigen(gram: Floats) -> tuple[Floats, Floats]:
+    """Return eigenvalues (R,), without the negative ones that rounding makes, and eigenvectors in columns."""
     values, vectors = np.linalg.eigh(gram)
     return np.maximum(values, 0), vectors
