@@ -22,6 +22,8 @@ class Result(NamedTuple):
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
     """Return a function that runs `featcache` with these arguments."""
     handler = signal.getsignal(signal.SIGTERM)
+    # On a slow machine a step may last long enough to be named on stderr; only test_screen.py is about that.
+    monkeypatch.setattr("featcache_cli.screen.PLAIN_AFTER_S", 1e9)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["featcache", *map(str, arguments)])
