@@ -79,9 +79,10 @@ def _plain(value: object) -> str:
 def wrapped(line: str, width: int | None = None, indent: int = 2) -> str:
     """Return a sentence on as many lines as it takes; paths and commands that stand in it stay whole.
 
-    >>> print(wrapped("Only 3 images chose; --cv 5 would choose on 40.", width=30))
-    Only 3 images chose; --cv 5
-      would choose on 40.
+    >>> print(wrapped("The test split was not read, so it still proves something.", width=30))
+    The test split was not read,
+      so it still proves
+      something.
     """
     room = max(width or shutil.get_terminal_size().columns, indent + NARROWEST)
     if len(line) <= room:

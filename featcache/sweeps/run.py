@@ -32,6 +32,7 @@ from featcache.sweeps import records
 from featcache.sweeps.metrics import METRICS, Metric, Score, better
 from featcache.sweeps.presets import preset_of
 from featcache.sweeps.unseen import judging
+from featcache.text import counted
 
 RUN_FORMAT = 4
 WITHOUT_MAKERS = 3  # the format before, which did not say what the run was made with
@@ -135,7 +136,7 @@ class Run:
     unjudged: tuple[str, ...] = ()  # classes without an image that chose, so that scores say nothing about them
 
     def __repr__(self) -> str:
-        return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
+        return f"Run({self.path}, {counted(len(self.trials), 'trial')} on {', '.join(self.settings.taps)})"
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -23,6 +23,7 @@ from featcache.heads.tried import Fold
 from featcache.spec import ImageRow, units_of
 from featcache.sweeps.run import LOO, Settings, features_of, rows_of, single_taps, taps_in
 from featcache.sweeps.unseen import roles, why_not_left_out
+from featcache.text import counted
 
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
 KEEP_BYTES = 2**30  # of prepared features; what is more is prepared again for every group of heads
@@ -171,7 +172,7 @@ def _too_few_choose(
 ) -> TooFewClasses | UsageError:
     """Return what to raise where next to no image is left to choose on."""
     seen = [tap for tap in single_taps(cache, asked.taps) if why_not_left_out(cache, train, tap)]
-    there = f"{cache.path} has {len(val)} validation images to choose on"
+    there = f"{cache.path} has {counted(len(val), 'validation image')} to choose on"
     if not seen:
         return TooFewClasses(f"{there}. Choose by cross-validation: --cv 5")
     trained = len([row for row in cache.usable("val", asked.shots) if row.label]) - len(val)

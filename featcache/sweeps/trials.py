@@ -35,6 +35,7 @@ from featcache.sweeps.presets import Preset, preset_of, taps_of
 from featcache.sweeps.run import DROPPED, LOO, Run, Settings, by_depth, few_of, head_file, predictions_file, taps_in
 from featcache.sweeps.tasks import Prepared, Task, choosing_rows, images_of, make_task, notes_on_val, part_of
 from featcache.sweeps.writer import Writer
+from featcache.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _note_on_shots(shots: int | None, train: Sequence[ImageRow], progress: Progr
     """Say so if no class has as many images as are asked for."""
     most = max(Counter(row.label for row in train).values())
     if shots is not None and shots > most:
-        note = f"--shots {shots} takes all: no class has more than {most} training images"
+        note = f"--shots {shots} takes all: no class has more than {counted(most, 'training image')}"
         progress(Tick("sweep", 0, 0, note))
 
 

@@ -38,7 +38,7 @@ from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import said_by
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, score_of, value_of
-from featcache.text import printable
+from featcache.text import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Report:
             ("Classes", str(len(run.classes))),
             ("Chosen on", _how(run)),
             ("Features", f"{cache.path}, {size / 1e6:.1f} MB"),
-            ("Sweep", f"{len(run.trials)} trials in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
+            ("Sweep", f"{counted(len(run.trials), 'trial')} in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
             ("Seed", str(run.settings.seed)),
             *([("Settings", _settings(run))] if _settings(run) else []),
             *_makers(run),
@@ -386,7 +386,7 @@ def _how(run: Run) -> str:
     way = "the validation split"
     if cv:
         way = "train, leaving one out" if cv == "loo" else f"train, by {cv}-fold cross-validation"
-    text = f"{run.num_select} images of {way}; {run.num_train} trained"
+    text = f"{counted(run.num_select, 'image')} of {way}; {run.num_train} trained"
     if not run.unjudged:
         return text
     return f"{text}. {unjudged_text(run.unjudged, len(run.classes), 'training' if cv else 'validation')}"

@@ -46,7 +46,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
     rows = [[cell(trial) for cell in shown.values()] for trial in ranked[:limit]]
-    where = [f"On {ranked[0].tap}, {ranked[0].width} features:"] if one_tap else []
+    where = [f"On {ranked[0].tap}, {counted(ranked[0].width, 'feature')}:"] if one_tap else []
     if not one_tap and not fits(list(shown), rows):
         short, where = shortened(dict.fromkeys(trial.tap for trial in ranked))
         rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
@@ -111,8 +111,9 @@ def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bo
         how = "leaving one out" if settings.cv == LOO else f"{settings.cv}-fold cross-validation within train"
     lines = [
         f"Run {run.path}",
-        f"{len(run.classes)} classes, {run.num_train} training images, chosen on {run.num_select} images by {how}.",
-        f"{len(run.trials)} trials in {run.seconds:.1f} s on the features of {settings.cache}",
+        f"{counted(len(run.classes), 'class')}, {counted(run.num_train, 'training image')}, "
+        f"chosen on {counted(run.num_select, 'image')} by {how}.",
+        f"{counted(len(run.trials), 'trial')} in {run.seconds:.1f} s on the features of {settings.cache}",
         "",
         trials_table(run, limit=15),
         "",
@@ -250,12 +251,14 @@ def _on_images(run: Run) -> list[str]:
     if run.num_select < FEW_SELECT:
         # Runs of earlier versions have heads that nothing calibrated: their temperature is exactly 1.
         is_calibrated = all(trial.temperature != 1 for trial in run.ranked if trial.log_loss is not None)
-        text = f"Only {run.num_select} images chose" + (" and calibrated the probabilities" if is_calibrated else "")
+        calibrated = " and calibrated the probabilities" if is_calibrated else ""
+        text = f"Only {counted(run.num_select, 'image')} chose{calibrated}"
         may_be_more = run.settings.cv is None and run.num_train > run.num_select and _can_leave_out(run)
-        notes.append(f"{text}; --cv 5 would choose on {run.num_train}." if may_be_more else f"{text}.")
+        more = f" To choose on {run.num_train}: featcache sweep {quote(run.settings.cache)} --cv 5"
+        notes.append(f"{text}.{more if may_be_more else ''}")
     if run.settings.shots is not None:
-        chose = "" if run.settings.cv else f", and at most {run.settings.shots} validation images chose"
-        notes.append(f"At most {run.settings.shots} images per class trained{chose} (--shots).")
+        chose = "" if run.settings.cv else f", and at most {counted(run.settings.shots, 'validation image')} chose"
+        notes.append(f"At most {counted(run.settings.shots, 'image')} per class trained{chose} (--shots).")
     if run.unjudged:
         notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if run.settings.cv else "validation"))
     return notes
