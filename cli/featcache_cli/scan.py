@@ -195,7 +195,9 @@ def _groups(groups: Groups) -> str:
     >>> _groups(Groups(count=20, least=1, most=6, ungrouped=3, crossing=0))
     '20 groups, 1 to 6 images each; 3 images without a group'
     """
+    from featcache.text import counted
+
     sizes = str(groups.most) if groups.least == groups.most else f"{groups.least} to {groups.most}"
     images = "image" if sizes == "1" else "images"
     text = f"{groups.count} groups, {sizes} {images} each" if groups.count > 1 else f"1 group of {sizes} {images}"
-    return f"{text}; {groups.ungrouped} images without a group" if groups.ungrouped else text
+    return f"{text}; {counted(groups.ungrouped, 'image')} without a group" if groups.ungrouped else text

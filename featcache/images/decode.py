@@ -19,7 +19,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2, TiffImageFile
@@ -83,7 +83,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 # libtiff prints there by itself, a line for each tag that it does not know. What matters comes as an exception, too.
 with suppress(AttributeError, OSError):  # it is built into Pillow, or Pillow has none
-    libtiff = ctypes.CDLL(Image.core.__file__)
+    libtiff = ctypes.CDLL(_imaging.__file__)
     libtiff.TIFFSetWarningHandler(None)
     libtiff.TIFFSetErrorHandler(None)
 

@@ -342,7 +342,9 @@ def _check(X: Features, rows: Sequence[ImageRow], tap: str) -> None:
             [at + np.flatnonzero(~np.isfinite(X[at : at + BLOCK]).all(axis=1)) for at in (bad * BLOCK).tolist()]
         )
         names = ", ".join(rows[at].path for at in found[:BAD_ROWS])
-        raise ShapeMismatch(f"Tap '{tap}' has features that are not finite, in {len(found)} rows such as {names}")
+        raise ShapeMismatch(
+            f"Tap '{tap}' has features that are not finite, in {counted(len(found), 'row')} such as {names}"
+        )
     if (X[:1] == X).all():
         raise ShapeMismatch(
             f"Tap '{tap}' has the same features for all {len(rows)} images, so that no head can tell them apart"

@@ -25,8 +25,8 @@ def plots(run: Run) -> str:
     taps = {tap: [trial for trial in ranked if trial.tap == tap] for tap in run.settings.taps}
     taps = {tap: trials for tap, trials in taps.items() if trials}
     if len(taps) > 1:
-        short, lines = shortened(taps)
-        shown += [*lines, _plot("tap", {short[tap]: trials for tap, trials in taps.items()}, run), ""]
+        short, backbones = shortened(taps)
+        shown += [*backbones, _plot("tap", {short[tap]: trials for tap, trials in taps.items()}, run), ""]
     best = [trial for trial in ranked if trial.tap == ranked[0].tap]
     for family in dict.fromkeys(family_of(trial.head).name for trial in best):
         trials = [trial for trial in best if family_of(trial.head).name == family]
