@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 GAP = "  "  # between columns
 NARROW, NARROWEST = 18, 10  # characters to which a column of text is narrowed: first, and if nothing else helps
+_COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
+_HELD_SPACE = "\0"  # stands for a space at which no line may break
 _WORDS = re.compile(r"(?<=\s)")
 _PARTS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column goes on in the next line
 
@@ -88,6 +90,21 @@ def wrapped(line: str, width: int | None = None, indent: int = 2) -> str:
     if len(line) <= room:
         return line
     return textwrap.fill(line, room, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def folded(text: str) -> str:
+    """Return text whose sentences break between words, for a terminal.
+
+    Tables stay as they are. A command stays on one line, so that it can be copied.
+    """
+    lines = []
+    for line in text.split("\n"):
+        is_table = "  " in line.strip()
+        if not is_table:
+            held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)
+            line = wrapped(held).replace(_HELD_SPACE, " ")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
