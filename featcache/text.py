@@ -14,6 +14,8 @@ from itertools import zip_longest
 GAP = "  "  # between columns
 # Characters to which columns of text are narrowed: first, and after all spare columns are left out.
 NARROW, NARROWEST = 18, 10
+_COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
+_HELD_SPACE = "\0"  # stands for a space at which no line may break
 _WORD_ENDS = re.compile(r"(?<=\s)")
 _NAME_BREAKS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column may be broken
 
@@ -87,14 +89,30 @@ def _plain(value: object) -> str:
 def wrapped(line: str, width: int | None = None, indent: int = 2) -> str:
     """Return a sentence on as many lines as it takes; paths and other words in it stay whole.
 
-    >>> print(wrapped("Only 3 images chose; --cv 5 would choose on 40.", width=30))
-    Only 3 images chose; --cv 5
-      would choose on 40.
+    >>> print(wrapped("The test split was not read, so it still proves something.", width=30))
+    The test split was not read,
+      so it still proves
+      something.
     """
     room = max(width or shutil.get_terminal_size().columns, indent + NARROWEST)
     if len(line) <= room:
         return line
     return textwrap.fill(line, room, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def folded(text: str) -> str:
+    """Return text whose sentences break between words, for a terminal.
+
+    Tables stay as they are. A command stays on one line, so that it can be copied.
+    """
+    lines = []
+    for line in text.split("\n"):
+        is_table = "  " in line.strip()
+        if not is_table:
+            held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)
+            line = wrapped(held).replace(_HELD_SPACE, " ")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:

@@ -35,7 +35,7 @@ def document(found: Advice) -> dict[str, Any]:
 
 def text(found: Advice) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval, table
+    from featcache.text import counted, interval, table
 
     rows = [
         [one.tap, one.width, interval(one.left_out, *one.interval), f"{one.fitted:.3f}", f"{one.gap:.3f}"]
@@ -43,7 +43,8 @@ def text(found: Advice) -> str:
     ]
     return "\n".join(
         [
-            f"{found.images} training images of {found.classes} classes, {found.least} of the smallest.",
+            f"{counted(found.images, 'training image')} of {counted(found.classes, 'class')}, "
+            f"{found.least} of the smallest.",
             "",
             table(["tap", "width", "ridge, one left out [95 %]", "fitted", "gap"], rows),
             "",

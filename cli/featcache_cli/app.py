@@ -38,7 +38,6 @@ from featcache_cli import (
 )
 from featcache_cli.base import App
 from featcache_cli.config import set_by_file
-from featcache_cli.output import folded
 
 EXIT_CODES: dict[type[FeatcacheError], int] = {UsageError: 2, GateError: 3, DataError: 4, EnvironmentFault: 5}
 STOPPED = 130
@@ -181,7 +180,7 @@ def _hint(error: Any, context: Any) -> str:
 
 def _say(message: str, code: int) -> int:
     """Print an error, which is one line unless a terminal is too narrow, and return the exit code."""
-    from featcache.text import printable
+    from featcache.text import folded, printable
     from featcache_cli.options import in_flags
 
     line = f"featcache: {printable(in_flags(' '.join(message.split())))}"

@@ -98,14 +98,15 @@ def verify_command(
     from featcache.cache.check import verify
     from featcache.cache.reader import Cache
     from featcache.errors import NotACache
-    from featcache.text import printable
+    from featcache.text import counted, printable
 
     trust.allow(*(allow or ()))
     found = verify(cache)
     if found.problems:
         raise NotACache("; ".join(found.problems))
     facts = {"cache": str(cache), "files": found.files, "rows": found.rows, "recomputed": []}
-    lines = [f"{printable(str(cache))}: {found.rows} rows in {found.files} files are what was written."]
+    rows = f"{counted(found.rows, 'row')} in {counted(found.files, 'file')}"
+    lines = [f"{printable(str(cache))}: {rows}, as they were written."]
     if recompute:
         from featcache.extraction.recheck import recompute as compute_again
 
@@ -113,7 +114,8 @@ def verify_command(
         again = compute_again(opened, recompute)
         facts["recomputed"] = [asdict(one) for one in again]
         lines += [
-            f"{one.tap}: {one.rows} images computed again differ by {one.difference:.1e} standard deviations at most"
+            f"{one.tap}: {counted(one.rows, 'image')} computed again, "
+            f"at most {one.difference:.1e} standard deviations apart"
             if one.rows
             else f"{one.tap}: none of the images of the last extraction is in this tap, so nothing was compared"
             for one in again
@@ -217,7 +219,7 @@ def export_command(
     """
     from featcache.cache.exchange import export
     from featcache.cache.reader import Cache
-    from featcache.text import printable
+    from featcache.text import counted, printable
 
     rows = export(Cache.open(cache), out, tap, split, force=force)
-    emit(json, {"file": str(out), "rows": rows}, lambda: f"{rows} rows. File: {printable(str(out))}")
+    emit(json, {"file": str(out), "rows": rows}, lambda: f"{counted(rows, 'row')}. File: {printable(str(out))}")

@@ -66,12 +66,15 @@ def document(found: Comparison) -> dict[str, Any]:
 
 def text(found: Comparison) -> str:
     """Return the result as a person reads it."""
+    from featcache.text import counted
+
     low, high = found.interval
     return "\n".join(
         [
             f"{found.a}  {found.metric} {found.scores[0]:.4f}",
             f"{found.b}  {found.metric} {found.scores[1]:.4f}",
-            f"difference {found.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {found.images} images, by bootstrap",
+            f"difference {found.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {counted(found.images, 'image')}, "
+            "by bootstrap",
             f"only the first is right of {found.only_a}, only the second of {found.only_b}: "
             f"McNemar's exact p = {found.p_value:.3g}",
             found.verdict,

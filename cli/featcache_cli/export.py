@@ -57,7 +57,7 @@ def document(done: Exported) -> dict[str, Any]:
 
 def text(done: Exported) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval, printable, table
+    from featcache.text import counted, interval, printable, table
 
     shape = ", ".join("any" if one is None else str(one) for one in done.input)
     lines = [
@@ -67,7 +67,7 @@ def text(done: Exported) -> str:
     ]
     if done.scores:
         rows = [[name, interval(*one), interval(*done.model_scores[name])] for name, one in done.scores.items()]
-        lines.append(table([f"on {done.judged_on} images", f"{done.format} [95 %]", "model [95 %]"], rows))
+        lines.append(table([f"on {counted(done.judged_on, 'image')}", f"{done.format} [95 %]", "model [95 %]"], rows))
     lines += [f"Asserted and met: {one}" for one in done.gates]
     lines.append(f"Takes uint8 RGB images ({shape}), gives probabilities; {done.bytes / 1e6:.1f} MB")
     lines.append(f"File: {printable(str(done.path))}")

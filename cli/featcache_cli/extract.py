@@ -47,10 +47,10 @@ def command(
 
 def forecast(expected: Estimate) -> str:
     """Return the estimate as a person reads it."""
-    from featcache.text import printable
+    from featcache.text import counted, printable
 
     lines = [
-        f"{expected.images} images: {expected.hits} cached, {expected.missing} to compute in about "
+        f"{counted(expected.images, 'image')}: {expected.hits} cached, {expected.missing} to compute in about "
         f"{expected.seconds:.0f} s.",
         f"{printable(expected.cache)} would grow by {expected.bytes / 1e6:.1f} MB; "
         f"its disk has {expected.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(expected.taps)}",
@@ -92,7 +92,7 @@ def name_failures(done: Extracted) -> None:
 
 def text(done: Extracted, classes: Sequence[str]) -> str:
     """Return the result as a person reads it. classes: those of the cache."""
-    from featcache.text import printable, table
+    from featcache.text import counted, printable, table
 
     lines = [
         counts(done),
@@ -101,9 +101,10 @@ def text(done: Extracted, classes: Sequence[str]) -> str:
         _next(in_shell(done.cache), classes),
     ]
     if done.stray:
-        lines.insert(1, f"{len(done.stray)} images beside the class folders have no label and are left out")
+        lines.insert(1, f"Left out, without a label: {counted(len(done.stray), 'image')} beside the class folders")
     if done.others:
-        lines.insert(1, f"{sum(done.others.values())} files are no images by their suffix (featcache scan names them)")
+        num_others = counted(sum(done.others.values()), "file")
+        lines.insert(1, f"{num_others} not of an image by suffix (featcache scan names them)")
     return "\n".join(lines)
 
 

@@ -93,7 +93,7 @@ def text(tuned: Tuned) -> str:
         )
         for one in tuned.history
     ]
-    lines = [table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows)]
+    lines = [table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows, spare=["s", "train loss"])]
     lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
     mixtures = [one for one in tuned.history if one.mixture is not None]
     if mixtures:

@@ -66,9 +66,12 @@ def document(out: Path, certificate: Certificate) -> dict[str, Any]:
 
 def text(certificate: Certificate) -> str:
     """Return the certificate as a person reads it."""
+    from featcache.text import counted
+
     said = (
-        f"Parity on {certificate.images} images: largest logit difference {certificate.inference:.1e} in inference, "
-        f"{certificate.training:.1e} in training; same class on {certificate.agreement:.1%}."
+        f"Parity on {counted(certificate.images, 'image')}: largest logit difference "
+        f"{certificate.inference:.1e} in inference, {certificate.training:.1e} in training; "
+        f"same class on {certificate.agreement:.1%}."
     )
     if certificate.distilled is None:
         return said
@@ -78,8 +81,10 @@ def text(certificate: Certificate) -> str:
 
 def calibration(chosen: Chosen) -> str:
     """Return on how many images the probabilities of a trial were calibrated."""
+    from featcache.text import counted
+
     if chosen.trial.log_loss is None:
         return f"Probabilities are not calibrated: {chosen.trial.head} only names a class."
     if chosen.trial.temperature == 1:
         return "Probabilities are not calibrated: the run is of an earlier featcache."
-    return f"Probabilities were calibrated on {chosen.run.num_select} images."
+    return f"Probabilities were calibrated on {counted(chosen.run.num_select, 'image')}."

@@ -151,10 +151,10 @@ def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Tabl
 
 
 def _what_was_compared(found: Leaks) -> list[str]:
-    from featcache.text import printable
+    from featcache.text import counted, printable
 
     at, seconds = found.thresholds, sum(found.seconds.values())
-    lines = [f"{found.images} images, compared by the features of {found.tap} in {seconds:.1f} s."]
+    lines = [f"{counted(found.images, 'image')}, compared by the features of {found.tap} in {seconds:.1f} s."]
     if at.agreement is None:
         lines.append(f"Threshold: similarity {at.features:.3f}, {at.why}.")
     else:
@@ -224,7 +224,7 @@ def _remedy(found: Leaks) -> list[str]:
 
 
 def _doubts(doubted: Doubts) -> list[str]:
-    from featcache.text import printable, table
+    from featcache.text import counted, printable, table
 
     lines = [
         f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression on {doubted.tap} "
@@ -237,7 +237,7 @@ def _doubts(doubted: Doubts) -> list[str]:
         places = " and ".join(f"{path} ({label})" for path, label in photo)
         lines.append(printable(f"One photo under {len({label for _, label in photo})} labels: {places}"))
     if doubted.unjudged:
-        lines.append(f"{doubted.unjudged} images were not judged: their classes have too few others.")
+        lines.append(f"Not judged: {counted(doubted.unjudged, 'image')} in classes that have too few others.")
     rows = [
         [doubt.path, doubt.label, doubt.suggested or "-", _share(doubt.probability), _share(doubt.of_suggested)]
         for doubt in doubted.doubts[:LISTED]
@@ -252,11 +252,12 @@ def _share(probability: float | None) -> str:
 
 
 def _fixed(fixed: Fixed) -> list[str]:
-    from featcache.text import printable, table
+    from featcache.text import counted, printable, table
 
     lines = [
-        f"Fixed in {printable(str(fixed.cache))}: {fixed.images} images in {fixed.groups} groups, each in one split. "
-        f"{len(fixed.moved)} images moved" + (":" if fixed.moved else ".")
+        f"Fixed in {printable(str(fixed.cache))}: {counted(fixed.images, 'image')} in "
+        f"{counted(fixed.groups, 'group')}, each in one split. "
+        f"{counted(len(fixed.moved), 'image')} moved" + (":" if fixed.moved else ".")
     ]
     if fixed.moved:
         rows = [[one.path, one.before, one.after] for one in fixed.moved[:LISTED]]

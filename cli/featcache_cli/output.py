@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,14 +13,12 @@ import typer
 
 from featcache.errors import NotDownloaded
 from featcache.spec import Progress, silent
+from featcache.text import folded
 from featcache_cli.options import shared
 from featcache_cli.screen import current
 
 if TYPE_CHECKING:
     from featcache.sweeps import Chosen
-
-_COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
-_HELD_SPACE = "\0"  # stands for a space at which no line may break
 
 Json = Annotated[bool, shared("json")]
 Quiet = Annotated[bool, shared("quiet")]
@@ -45,23 +42,6 @@ def print_text(text: str) -> None:
         typer.echo(folded(text) if sys.stdout.isatty() else text)
 
 
-def folded(text: str) -> str:
-    """Return text whose sentences break between words, for a terminal.
-
-    Tables stay as they are. A command stays on one line, so that it can be copied.
-    """
-    from featcache.text import wrapped
-
-    lines = []
-    for line in text.split("\n"):
-        is_table = "  " in line.strip()
-        if not is_table:
-            held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)
-            line = wrapped(held).replace(_HELD_SPACE, " ")
-        lines.append(line)
-    return "\n".join(lines)
-
-
 def allow_flags(names: Sequence[str]) -> str:
     """Return the --allow options, each with a space before it, of a command that needs this code."""
     return "".join(f" --allow {quote(name)}" for name in names)
@@ -80,11 +60,10 @@ def in_shell(value: object) -> str:
 
 def say(text: str) -> None:
     """Print a remark on stderr."""
-    text = folded(text) if sys.stderr.isatty() else text
     if (shown := current()) is not None:
         shown.say(text)
         return
-    sys.stderr.write(text + "\n")
+    sys.stderr.write((folded(text) if sys.stderr.isatty() else text) + "\n")
     sys.stderr.flush()
 
 

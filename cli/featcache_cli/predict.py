@@ -107,7 +107,9 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
     lines = ["; ".join([counts, *(printable(str(path)) for path in files)])]
     if tally.others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in tally.others.items())
-        lines.append(f"Not looked at, by their names: {sum(tally.others.values())} files ({printable(kinds)})")
+        lines.append(
+            f"Not looked at, by their names: {counted(sum(tally.others.values()), 'file')} ({printable(kinds)})"
+        )
     if tally.threshold is not None:
         lines += _on_unknown(tally.unknown, tally.threshold)
     if tally.accuracy is not None:
@@ -115,7 +117,7 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
         lines.append("which is too good if the model was trained, or its head chosen, on some of these images")
     if tally.known_unknown:
         asked = tally.answered + tally.known_unknown
-        lines.append(f"Not counted there: {tally.known_unknown} of these {asked} images, which were called unknown")
+        lines.append(f"Not counted there: {tally.known_unknown} of these {counted(asked, 'image')}, called unknown")
     return "\n".join(lines)
 
 

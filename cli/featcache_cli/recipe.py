@@ -124,14 +124,14 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval, printable, table
+    from featcache.text import counted, interval, printable, table
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
     lines = [
         *_warning(done),
         f"{done.recipe.name}: {done.recipe.does}.",
-        f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
+        f"{counted(len(done.images.rows), 'image')}, {counted(len(done.images.classes), 'class')}: "
         + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
         extract_command.counts(done.extracted),
         *([done.recipe.note] if done.recipe.note else []),

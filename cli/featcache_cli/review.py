@@ -118,16 +118,16 @@ def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
 
 
 def _reviewed(done: Reviewed, file: Path | None) -> str:
-    from featcache.text import printable, table
+    from featcache.text import counted, printable, table
 
     name = printable(str(done.cache))
     changed = len(done.relabelled)
     if file is None:
-        lines = [f"Decisions about labels in {name}: {done.decisions} taken back, {changed} labels changed."]
+        lines = [f"Decisions about labels in {name}: {done.decisions} taken back, {counted(changed, 'label')} changed."]
     else:
         lines = [
-            f"Decisions of {printable(str(file))}: {done.decisions}. In {name}: {changed - len(done.dropped)} labels "
-            f"changed, {len(done.dropped)} images dropped."
+            f"Decisions of {printable(str(file))}: {done.decisions}. In {name}: "
+            f"{counted(changed - len(done.dropped), 'label')} changed, {counted(len(done.dropped), 'image')} dropped."
         ]
     if done.undecided:
         lines.append(f"Rows without a decision: {done.undecided}.")

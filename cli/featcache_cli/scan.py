@@ -108,7 +108,7 @@ def text(found: Images) -> str:
     lines.append(f"{len(found.unreadable)} unreadable" + (":" if found.unreadable else "."))
     lines += [f"  {printable(one.path)}: {one.status}, {printable(one.reason)}" for one in found.unreadable]
     lines += [f"{note}." for note in found.notes]
-    lines.append(f"{len(found.duplicates)} images are there more than once" + (":" if found.duplicates else "."))
+    lines.append(f"{counted(len(found.duplicates), 'image')} found more than once" + (":" if found.duplicates else "."))
     lines += [f"  {'  '.join(map(printable, same))}" for same in found.duplicates]
     if found.crossing:
         lines.append(
@@ -121,10 +121,10 @@ def text(found: Images) -> str:
         lines.append(f"{printable(crossing)}.")
     lines += _rare(found)
     if found.stray:
-        lines.append(f"{len(found.stray)} images beside the class folders have no label and are left out.")
+        lines.append(f"Left out, without a label: {counted(len(found.stray), 'image')} beside the class folders.")
     if found.others:
         suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in found.others.items())
-        lines.append(f"{sum(found.others.values())} files are no images by their suffix: {suffixes}.")
+        lines.append(f"{counted(sum(found.others.values()), 'file')} not of an image by suffix: {suffixes}.")
     return "\n".join(lines)
 
 
@@ -162,6 +162,9 @@ def _groups(groups: Groups) -> str:
     >>> _groups(Groups(count=20, least=1, most=6, ungrouped=3, crossing=0))
     '20 groups, 1 to 6 images each; 3 images without a group'
     """
+    from featcache.text import counted
+
     sizes = str(groups.most) if groups.least == groups.most else f"{groups.least} to {groups.most}"
-    text = f"{groups.count} groups, {sizes} images each" if groups.count > 1 else f"1 group of {sizes} images"
-    return f"{text}; {groups.ungrouped} images without a group" if groups.ungrouped else text
+    images = "image" if sizes == "1" else "images"
+    text = f"{groups.count} groups, {sizes} {images} each" if groups.count > 1 else f"1 group of {sizes} {images}"
+    return f"{text}; {counted(groups.ungrouped, 'image')} without a group" if groups.ungrouped else text

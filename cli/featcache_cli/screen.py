@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from featcache.spec import Tick
-from featcache.text import printable
+from featcache.text import folded, printable
 
 SHOWN_AFTER_S = 0.5  # from the start, or from what was printed last: what is done by then shows nothing
 REFRESH_S = 0.1
@@ -99,7 +99,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a remark above the line."""
         with self.cleared():
-            self._stream.write(text + "\n")
+            self._stream.write((folded(text) if self._is_terminal else text) + "\n")
             self._stream.flush()
 
     @contextmanager

@@ -20,6 +20,7 @@ from featcache.cache.rows import Digests, TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
+from featcache.text import counted
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Cache:
     report: Any = None  # what the extraction that returned this cache did
 
     def __repr__(self) -> str:
-        return f"Cache({self.path}, {len(self.rows)} images, taps {', '.join(self.taps)})"
+        return f"Cache({self.path}, {counted(len(self.rows), 'image')}, taps {', '.join(self.taps)})"
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:

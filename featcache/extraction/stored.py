@@ -15,6 +15,7 @@ from featcache.images.groups import crossing_remark, without_split
 from featcache.images.listing import normalize_name
 from featcache.images.manifest import Images
 from featcache.spec import SPLITS, ImageRow, SplitSpec, unit_of, units_of
+from featcache.text import counted
 
 
 def as_stored(images: Images, earlier: Cache | None, decisions: Decisions | None = None) -> tuple[Images, Changes]:
@@ -52,8 +53,8 @@ def review_remarks(images: Images, changes: Changes) -> list[str]:
         remarks.append(f"Labels are as reviewed: {outcomes}. To take that back: featcache leaks CACHE --unapply")
     if edited:
         remarks.append(
-            f"{len(edited)} images are other files than when their labels were reviewed, such as {edited[0]}, so these "
-            "have the labels of their folders or table again"
+            f"Changed since the labels were reviewed, so labelled by folder or table again: "
+            f"{counted(len(edited), 'image')}, such as {edited[0]}"
         )
     return remarks
 
@@ -101,8 +102,8 @@ def apart(images: Images) -> list[str]:
         is_given = not images.given.isdisjoint(chain.from_iterable(copies))
         why = "folders or a table give the splits" if is_given else "stored splits never move"
         remarks.append(
-            f"{len(copies)} images have copies in several splits, such as {first} and {other}, since {why}: scores on "
-            "those splits are too good. Put copies into one split: featcache leaks CACHE --fix"
+            f"Copies of {counted(len(copies), 'image')} stand in several splits, such as {first} and {other}, since "
+            f"{why}: scores on those splits are too good. Put copies into one split: featcache leaks CACHE --fix"
         )
     return remarks
 

@@ -24,6 +24,7 @@ from featcache.sweeps import Chosen, Run, sweep
 from featcache.sweeps.choosing import MIN_SELECT
 from featcache.sweeps.metrics import score_of
 from featcache.sweeps.run_paths import free_folder
+from featcache.text import counted
 from featcache.tuning import Tuned, finetune, from_scratch
 
 SHOTS = 5
@@ -193,9 +194,9 @@ def _require_validation(manifest: Images, root: Path) -> None:
     num_val = manifest.splits.get("val", 0)
     if num_val < MIN_SELECT:
         raise TooFewClasses(
-            f"{root} has {num_val} validation images, and quickstart chooses on at least {MIN_SELECT}. Add images, or "
-            "give more of them to validation: --split 50/50/0. Or choose by cross-validation, step by step: featcache "
-            "extract, then featcache sweep --cv 5"
+            f"{root} has {counted(num_val, 'validation image')}, and quickstart chooses on at least {MIN_SELECT}. Add "
+            "images, or give more of them to validation: --split 50/50/0. Or choose by cross-validation, step by step: "
+            "featcache extract, then featcache sweep --cv 5"
         )
 
 

@@ -27,6 +27,7 @@ from featcache.images.sources import IN_MEMORY, Source, is_table, list_source
 from featcache.images.splits import assign, carve
 from featcache.images.tables import require_files
 from featcache.spec import Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
+from featcache.text import counted
 
 Size = tuple[int, int]
 Seen = tuple[Size, frozenset[str]]  # an image's size and kinds
@@ -63,7 +64,7 @@ class Images:
     listing: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"Images({self.root}, {len(self.rows)} images, {len(self.classes)} classes)"
+        return f"Images({self.root}, {counted(len(self.rows), 'image')}, {counted(len(self.classes), 'class')})"
 
     @property
     def read_from(self) -> Path:

@@ -14,6 +14,7 @@ from featcache.sweeps.inputs import rows_of, single_taps, taps_in
 from featcache.sweeps.run import Settings
 from featcache.sweeps.selection import rows_that_choose
 from featcache.sweeps.unseen import roles, why_not_left_out
+from featcache.text import counted
 
 MIN_SELECT = 2  # images of validation below which nothing can be chosen on them
 
@@ -125,7 +126,7 @@ def _too_few_choose(
 ) -> TooFewClasses | UsageError:
     """Return what to raise where too few validation images are left to choose on."""
     seen = [tap for tap in single_taps(cache, settings.taps) if why_not_left_out(cache, train, tap)]
-    what = f"{cache.path} has {len(val)} validation images to choose on"
+    what = f"{cache.path} has {counted(len(val), 'validation image')} to choose on"
     if not seen:
         return TooFewClasses(f"{what}. Choose by cross-validation: --cv 5")
     num_trained = len(_labelled_val(cache, settings)) - len(val)

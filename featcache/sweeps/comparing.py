@@ -23,6 +23,7 @@ from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Predictio
 from featcache.sweeps.run import Run
 from featcache.sweeps.run_paths import predictions_file
 from featcache.sweeps.stored_predictions import NOT_JUDGED, PREDICTIONS, read_predictions
+from featcache.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Comparison:
         if not np.isfinite(self.interval).all():
             return f"{self.metric} is not a number of one of them, so they cannot be compared"
         if low <= 0 <= high:
-            return f"tie: the interval of the difference holds 0, so {self.images} images cannot tell them apart"
+            images = counted(self.images, "image")
+            return f"tie: the interval of the difference holds 0, so {images} cannot tell them apart"
         return f"{self.a if low > 0 else self.b} is better"
 
 

@@ -24,6 +24,7 @@ from featcache.sweeps.metrics import Metric
 from featcache.sweeps.presets import preset_of
 from featcache.sweeps.selection import Selection
 from featcache.sweeps.trial import Trial, best_first, trials_csv
+from featcache.text import counted
 
 RUN_FORMAT = 4
 WITHOUT_MAKERS = 3  # the format before, which did not say what the run was made with
@@ -89,7 +90,7 @@ class Run:
     unjudged: tuple[str, ...] = ()  # classes without an image that chose: scores do not cover them
 
     def __repr__(self) -> str:
-        return f"Run({self.path}, {len(self.trials)} trials on {', '.join(self.settings.taps)})"
+        return f"Run({self.path}, {counted(len(self.trials), 'trial')} on {', '.join(self.settings.taps)})"
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

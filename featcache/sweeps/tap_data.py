@@ -23,6 +23,7 @@ from featcache.sweeps.choosing import one_of_each_unit
 from featcache.sweeps.inputs import features_of, taps_in
 from featcache.sweeps.run import Settings
 from featcache.sweeps.selection import Folds, rows_that_choose
+from featcache.text import counted
 
 KEEP_BYTES = 2**30  # of prepared features; larger ones are prepared again for every bundle of heads
 BLOCK = 4096  # rows that are read, checked or standardised at a time
@@ -222,7 +223,8 @@ def _check_features(X: Features, rows: Sequence[ImageRow], tap: str) -> None:
             bad += (begin + np.flatnonzero(~is_finite.all(axis=1))).tolist()
     if bad:
         names = ", ".join(rows[number].path for number in bad[:BAD_ROWS])
-        raise ShapeMismatch(f"Tap '{tap}' has features that are not finite, in {len(bad)} rows such as {names}")
+        where = f"in {counted(len(bad), 'row')} such as {names}"
+        raise ShapeMismatch(f"Tap '{tap}' has features that are not finite, {where}")
     if (X[:1] == X).all():
         raise ShapeMismatch(
             f"Tap '{tap}' has the same features for all {len(rows)} images, so that no head can tell them apart"

@@ -42,6 +42,7 @@ from featcache.sweeps.stored_predictions import save_predictions
 from featcache.sweeps.tap_data import Prepared, TapData, make_tap_data
 from featcache.sweeps.trial import DROPPED
 from featcache.sweeps.writer import Writer
+from featcache.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _notes(cache: Cache, settings: Settings, train: Sequence[ImageRow], *, all_t
         notes += cache.incomplete
     most = max(Counter(row.label for row in train).values())
     if settings.shots is not None and settings.shots > most:
-        notes.append(f"--shots {settings.shots} takes all: no class has more than {most} training images")
+        notes.append(f"--shots {settings.shots} takes all: no class has more than {counted(most, 'training image')}")
     if not settings.selection.is_within_train:
         notes += notes_on_val(cache, settings)
     return notes

@@ -18,6 +18,7 @@ from featcache.arrays import Classes, Floats
 from featcache.errors import EnvironmentFault, is_out_of_memory
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
+from featcache.text import counted
 from featcache.tuning.data import LabelledSet, in_order
 from featcache.tuning.optimizing import RateGroup, make_optimizer, rate_at
 from featcache.tuning.recipe import Recipe
@@ -230,7 +231,7 @@ class TrainingLoop:
         too_long = number - self.best.epoch >= self.recipe.patience
         self.is_over = self.clock.is_up or too_long or number == self.recipe.epochs
         if too_long and not self.clock.is_up:
-            self.stopped = f"no better validation score for {self.recipe.patience} epochs in a row"
+            self.stopped = f"no better validation score for {counted(self.recipe.patience, 'epoch')} in a row"
         self._keep()
 
     def _batches(self, number: int) -> Iterator[tuple[Any, Classes]]:

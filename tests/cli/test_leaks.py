@@ -129,7 +129,7 @@ def test_labels_are_written_for_review_and_the_reviewed_table_is_taken(cli, doub
     told = cli("cache", "why", doubtful, tmp_path / "photos/train/blue/wrong.png").out
     assert "Label 'blue' was changed to 'red' by a review on " in told
     done = cli("leaks", doubtful, "--unapply")
-    assert (done.code, "1 taken back, 1 labels changed." in done.out) == (0, True)
+    assert (done.code, "1 taken back, 1 label changed." in done.out) == (0, True)
 
 
 def test_a_bad_row_is_one_line_with_file_and_line(cli, cache, tmp_path):

@@ -68,7 +68,7 @@ def test_scan_counts_groups_and_those_that_folders_cut(cli, photos):
     [remark] = found["remarks"]
     assert remark.startswith(f"'{RULE}' gives 1 of 38 images no group, such as val/red/none.png, ")
     text = cli("scan", folder, "--group-from", RULE).out
-    assert "4 groups, 8 to 11 images each; 1 images without a group." in text
+    assert "4 groups, 8 to 11 images each; 1 image without a group." in text
     assert remark in text
     assert "3 of 4 groups stand in several splits, such as 'p0' in train and val, since folders or a table give" in text
 

@@ -182,3 +182,12 @@ def test_the_bar_has_no_colour_with_no_color(no_color, monkeypatch):
         current().draw(Tick("extract", 1, 3))
         stderr.until("1/3")
     assert ("\x1b[32m" in stderr.getvalue()) != no_color
+
+
+def test_in_a_terminal_remarks_of_the_library_break_between_words(monkeypatch):
+    stream = terminal_stderr(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = screen_module.Screen("extract", stream)
+    shown.draw(Tick("engine", 0, 0, "OpenVINO is half as fast as Keras on these images and agrees with it"))
+    shown.end()
+    assert "OpenVINO is half as fast as Keras on\n  these images and agrees with it\n" in stream.getvalue()

@@ -96,7 +96,7 @@ def test_rows_that_are_not_finite_are_named_from_any_block(hard, tmp_path):
         tmp_path / "nan.h5",
         lambda file: with_rows(file, hard, lambda row, values: values * (np.nan if row == bad else 1)),
     )
-    with pytest.raises(ShapeMismatch, match=rf"not finite, in 1 rows such as {bad.path}"):
+    with pytest.raises(ShapeMismatch, match=rf"not finite, in 1 row such as {bad.path}"):
         run_on(cache, tmp_path / "run", "ridge")
 
 

@@ -313,7 +313,7 @@ def test_features_that_are_not_finite_are_refused_naming_the_image(hard, tmp_pat
         tmp_path / "nan.h5",
         lambda file: with_rows(file, hard, lambda row, values: values * (np.nan if row == bad else 1)),
     )
-    with pytest.raises(ShapeMismatch, match=rf"'{TAP}' has features that are not finite, in 1 rows such as {bad.path}"):
+    with pytest.raises(ShapeMismatch, match=rf"'{TAP}' has features that are not finite, in 1 row such as {bad.path}"):
         run_on(cache, tmp_path)
 
 

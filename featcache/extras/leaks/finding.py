@@ -20,6 +20,7 @@ from featcache.images.groups import crossing_groups
 from featcache.images.sources import open_source
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps.tap_data import SHARE, physical_memory
+from featcache.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise ShapeMismatch(
-            f"Tap '{name}' has features that are not finite, in {len(bad)} rows such as {rows[bad[0]].path}"
+            f"Tap '{name}' has features that are not finite, in {counted(len(bad), 'row')} such as {rows[bad[0]].path}"
         )
     return features
 

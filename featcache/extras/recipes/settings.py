@@ -180,7 +180,8 @@ _ENTRIES: tuple[Training | Naming, ...] = (
         tuned="fine-tuned from mixed0 on",
         class_weight="balanced",
         note="The first 18 layers end with the second max pooling, after which mixed0 begins. The tutorial also turns "
-        "and moves the images of the head's training and of validation; here both are as they are. 800 steps of 64 "
+        "and moves the images of the head's training, here cached as they are, and of validation, whose scores would "
+        "then be about images that nobody has. 800 steps of 64 "
         "are 51,200 images an epoch, hours without a GPU: fewer with --set finetune.steps_per_epoch=50.",
         small_size=75,
     ),
@@ -260,7 +261,9 @@ _ENTRIES: tuple[Training | Naming, ...] = (
         | {"unfreeze": "none", "optimizer": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "batch": 64}
         | {"epochs": 200, "patience": 10},
         tuned="the head trained on, stopped and kept by validation accuracy",
-        note="The tutorial's decay of 1e-6 a step takes 0.4 % off the rate in 4,000 steps; here the rate is constant.",
+        note="The tutorial's decay of 1e-6 a step takes 0.4 % off the rate in 4,000 steps; here the rate is constant. "
+        "Its second method, to train the file's own classifier on, is left out: here a new head is trained, whatever "
+        "the file's classes are.",
         small_size=None,
     ),
 )

@@ -38,7 +38,7 @@ from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import predictions_on_selection
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Predictions, Score, score_of, value_of
-from featcache.text import printable
+from featcache.text import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Report:
             ("Classes", str(len(run.classes))),
             ("Chosen on", _how(run)),
             ("Features", f"{cache.path}, {size / 1e6:.1f} MB"),
-            ("Sweep", f"{len(run.trials)} trials in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
+            ("Sweep", f"{counted(len(run.trials), 'trial')} in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
             ("Seed", str(run.settings.seed)),
         ]
         settings = _settings(run)
@@ -412,7 +412,7 @@ def _files_of(path: Path) -> list[Path]:
 
 def _how(run: Run) -> str:
     selection = run.settings.selection
-    text = f"{run.num_select} images ({selection.describe()}); {run.num_train} trained"
+    text = f"{counted(run.num_select, 'image')} ({selection.describe()}); {run.num_train} trained"
     if not run.unjudged:
         return text
     images = "training" if selection.is_within_train else "validation"

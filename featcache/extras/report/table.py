@@ -49,7 +49,7 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     has_one_tap = len({trial.tap for trial in ranked}) == 1
     if has_one_tap:
         del columns["tap"], columns["width"]
-        lines.append(f"On {ranked[0].tap}, {ranked[0].width} features:")
+        lines.append(f"On {ranked[0].tap}, {counted(ranked[0].width, 'feature')}:")
 
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
@@ -135,8 +135,9 @@ def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bo
     how = settings.selection.describe()
     lines = [
         f"Run {run.path}",
-        f"{len(run.classes)} classes, {run.num_train} training images, chosen on {run.num_select} images by {how}.",
-        f"{len(run.trials)} trials in {run.seconds:.1f} s on the features of {settings.cache}",
+        f"{counted(len(run.classes), 'class')}, {counted(run.num_train, 'training image')}, "
+        f"chosen on {counted(run.num_select, 'image')} by {how}.",
+        f"{counted(len(run.trials), 'trial')} in {run.seconds:.1f} s on the features of {settings.cache}",
         "",
         trials_table(run, limit=15),
         "",
@@ -293,16 +294,18 @@ def _small_data(run: Run) -> list[str]:
     if run.num_select < FEW_SELECT:
         # Runs of earlier versions have heads that nothing calibrated: their temperature is exactly 1.
         is_calibrated = all(trial.temperature != 1 for trial in run.ranked if trial.log_loss is not None)
-        note = f"Only {run.num_select} images chose"
+        note = f"Only {counted(run.num_select, 'image')} chose"
         if is_calibrated:
             note += " and calibrated the probabilities"
         if not is_within_train and run.num_train > run.num_select and _can_leave_out(run):
-            note += f"; --cv 5 would choose on {run.num_train}"
-        notes.append(f"{note}.")
+            sweep = f"featcache sweep {quote(run.settings.cache)} --cv 5"
+            notes.append(f"{note}. To choose on {run.num_train}: {sweep}")
+        else:
+            notes.append(f"{note}.")
     shots = run.settings.shots
     if shots is not None:
-        chose = "" if is_within_train else f", and at most {shots} validation images chose"
-        notes.append(f"At most {shots} images per class trained{chose} (--shots).")
+        chose = "" if is_within_train else f", and at most {counted(shots, 'validation image')} chose"
+        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (--shots).")
     if run.unjudged:
         notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))
     return notes

@@ -175,7 +175,7 @@ def test_features_that_are_not_finite_are_refused(split, cached, monkeypatch):
         return features
 
     monkeypatch.setattr(fc.Cache, "features", broken)
-    with pytest.raises(ShapeMismatch, match=r"has features that are not finite, in 1 rows such as val/rose/023.png"):
+    with pytest.raises(ShapeMismatch, match=r"has features that are not finite, in 1 row such as val/rose/023.png"):
         leaks(cache)
 
 

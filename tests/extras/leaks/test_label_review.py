@@ -118,7 +118,9 @@ def test_folders_that_say_another_label_win_over_an_old_review_and_edited_images
     after = extract(photos, PIXELS, out=cache.path)
     assert labels_of(cache)["green/002b.png"] == "green"
     assert labels_of(cache)["blue/000.png"] == "blue"
-    assert after.report.remarks[-1].startswith("1 images are other files than when their labels were reviewed, such as")
+    assert after.report.remarks[-1].startswith(
+        "Changed since the labels were reviewed, so labelled by folder or table again: 1 image"
+    )
 
 
 def test_a_decision_between_the_scan_of_an_extraction_and_its_work_stays(cache, photos, table):

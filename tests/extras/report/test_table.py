@@ -96,7 +96,7 @@ def test_images_that_shots_leaves_out_are_noted(cv, chose):
 
 def test_a_choice_on_few_images_is_noted():
     text = "Only 10 images chose and calibrated the probabilities"
-    assert f"{text}; --cv 5 would choose on 40." in in_one_line(trials_table(run_of(trial(1, 0.5))))
+    assert f"{text}. To choose on 40: featcache sweep" in in_one_line(trials_table(run_of(trial(1, 0.5))))
     assert f"{text}." in in_one_line(trials_table(run_of(trial(1, 0.5), cv=5)))
 
 
