@@ -27,7 +27,7 @@ def images_of(cache: Cache, settings: Settings) -> tuple[list[ImageRow], list[Im
     train = rows_of(cache, "train", settings.taps, settings.shots)
     val = rows_of(cache, "val", settings.taps, settings.shots)
     selection = settings.selection
-    _check_classes(cache, train, selection.needed_images, f"--cv {selection.cv}")
+    _check_classes(cache, train, selection.needed_images, f"`{selection}`")
     if selection.is_within_train:
         _check_left_out(cache, train, settings)
     elif len(val) < MIN_SELECT:
@@ -45,9 +45,9 @@ def choosing_rows(cache: Cache, train: list[ImageRow], val: list[ImageRow], sett
     rows = [train[number] for number in np.sort(choosing)]
     if len({row.label for row in rows}) < 2:
         raise TooFewClasses(
-            f"--cv {selection.cv} needs two classes with training images that can be left out, which others of their "
+            f"`{selection}` needs two classes with training images that can be left out, which others of their "
             "class are not copies of or in one group with. Add images, or choose on the validation split: leave out "
-            "--cv"
+            "`cv`"
         )
     return rows
 
@@ -117,8 +117,10 @@ def _check_left_out(cache: Cache, train: list[ImageRow], settings: Settings) -> 
         if not reason:
             sound.append(name)
     if first_reason:
-        other_taps = f", or name other taps: --tap {','.join(sound)}" if sound else ""
-        raise UsageError(f"--cv {settings.cv}: {first_reason}. Choose on validation images: leave out --cv{other_taps}")
+        other_taps = f", or name other taps: `taps='{','.join(sound)}'`" if sound else ""
+        raise UsageError(
+            f"`{settings.selection}`: {first_reason}. Choose on validation images: leave out `cv`{other_taps}"
+        )
 
 
 def _too_few_choose(
@@ -128,9 +130,9 @@ def _too_few_choose(
     seen = [tap for tap in single_taps(cache, settings.taps) if why_not_left_out(cache, train, tap)]
     what = f"{cache.path} has {counted(len(val), 'validation image')} to choose on"
     if not seen:
-        return TooFewClasses(f"{what}. Choose by cross-validation: --cv 5")
+        return TooFewClasses(f"{what}. Choose by cross-validation: `cv=5`")
     num_trained = len(_labelled_val(cache, settings)) - len(val)
     return UsageError(
-        f"{what} besides {num_trained} that trained the backbone of tap '{seen[0]}', as training images did, so --cv "
-        "tells nothing either. Extract with the --split and --seed that it was tuned with, into another -o"
+        f"{what} besides {num_trained} that trained the backbone of tap '{seen[0]}', as training images did, so `cv` "
+        "tells nothing either. Extract with the `split` and `seed` that it was tuned with, into another `out`"
     )

@@ -87,7 +87,7 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     name, other_name = _name(a), _name(b)
     if _is_same(a, b):
         raise UsageError(f"Both are {name}. Name another trial: featcache show {quote(str(run.path))}")
-    by_metric: Metric = choose("--metric", metric or run.settings.metric, METRICS)
+    by_metric: Metric = choose("metric", metric or run.settings.metric, METRICS)
 
     if isinstance(a, Chosen) and isinstance(b, Chosen):
         (rows, first), (other_rows, second) = predictions_on_selection(a), predictions_on_selection(b)

@@ -187,7 +187,7 @@ class Run:
             return Chosen(self, ranked[0])
         if name == "refit":
             if self.refitted is None:
-                raise UnknownHead(f"{self.path} has no head fitted on train and val. Sweep with --refit")
+                raise UnknownHead(f"{self.path} has no head fitted on train and val. Sweep with `refit=True`")
             return replace(self[self.refitted], refit=True)
         for trial in self.trials:
             if str(trial.trial) == str(name):

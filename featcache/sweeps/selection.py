@@ -34,7 +34,7 @@ class Selection:
         if cv == LOO:
             return cls(leaves_one_out=True)
         if not str(cv).lstrip("-").isdecimal() or int(cv) < 2:
-            raise UsageError(f"--cv takes a number of folds from 2, or {LOO}; got {cv}")
+            raise UsageError(f"`cv` takes a number of folds from 2, or {LOO}; got {cv}")
         return cls(num_folds=int(cv))
 
     @property
@@ -61,6 +61,10 @@ class Selection:
     def num_fits(self) -> int:
         """Return how many times each setting is fitted: after the folds once more, on all of train."""
         return self.num_folds + 1
+
+    def __str__(self) -> str:
+        """Return it as an argument of `fc.sweep`: cv=5, cv='loo'."""
+        return f"cv={self.cv!r}"
 
     def describe(self) -> str:
         """Return it in words, as they follow "chosen by".
@@ -111,7 +115,7 @@ def folds_of(train: Sequence[ImageRow], labels: Classes, num_folds: int, seed: i
             folds.append((np.sort(np.concatenate([fit_on, choose_on[stays]])), choose_on[~stays]))
     if any(len(choose_on) == 0 for _, choose_on in folds):
         raise TooFewClasses(
-            f"--cv {num_folds}: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
+            f"`cv={num_folds}`: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
             "split"
         )
     return tuple(folds)

@@ -121,9 +121,9 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
         num_mates = len(train) - len(one_of_each_unit(train))
         if num_mates:
             raise UsageError(
-                f"--cv {selection.cv} leaves out one image at a time, and {num_mates} of {len(train)} training images "
+                f"`{selection}` leaves out one image at a time, and {num_mates} of {len(train)} training images "
                 f"of {cache.path} are copies or in the group of another, which would stay. Folds keep them together: "
-                "--cv 5"
+                "`cv=5`"
             )
     rows = train if selection.is_within_train else [*train, *val]
     labels = cache.labels(rows)
@@ -154,7 +154,7 @@ def parse_bytes(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt]b?|b)", text.strip().lower())
     if match is None:
-        raise UsageError(f"--memory takes a size such as 500M or 4G; got '{text}'")
+        raise UsageError(f"`memory` takes a size such as 500M or 4G; got '{text}'")
     return float(match[1]) * 1000.0 ** "bkmgt".index(match[2][0])
 
 
@@ -166,18 +166,18 @@ def physical_memory() -> int:
 def _check_streamed(settings: Settings, tap: str, num_bytes: float, allowed: float) -> None:
     """Raise UsageError if the settings need features in memory."""
     need_memory = {
-        "--cv": settings.selection.is_within_train,
-        "--budget": settings.budget is not None,
-        "--refit": settings.refit,
-        f"--preset {settings.preset}": settings.few,
-        "--prepare": settings.prepare != (STANDARDISE,),
+        "`cv`": settings.selection.is_within_train,
+        "`budget`": settings.budget is not None,
+        "`refit`": settings.refit,
+        f"`preset={settings.preset!r}`": settings.few,
+        "`prepare`": settings.prepare != (STANDARDISE,),
     }
     options = [option for option, is_set in need_memory.items() if is_set]
     if options:
         raise UsageError(
             f"The features of tap '{tap}' take {num_bytes / 1e9:.2g} GB, more than the {allowed / 1e9:.2g} GB they "
-            f"may, so they are streamed; that goes without {', '.join(options)}. Leave that out, or give more: "
-            "--memory"
+            f"may, so they are streamed; that goes without {', '.join(options)}. Leave that out, or give more "
+            "`memory`"
         )
 
 
@@ -192,7 +192,7 @@ def _on_disk(cache: Cache, rows: Sequence[ImageRow], tap: str, width: int) -> Fe
     except OSError as error:
         raise DiskFault(
             f"Cannot keep {num_bytes / 1e6:.0f} MB of features of tap '{tap}' in {cache.path.absolute().parent}: "
-            f"{error.strerror or error}. Free some space there, or keep them in memory: --memory"
+            f"{error.strerror or error}. Free some space there, or keep them in memory: give more `memory`"
         ) from error
     for begin in range(0, len(rows), BLOCK):
         X[begin : begin + BLOCK] = features_of(cache, rows[begin : begin + BLOCK], tap)

@@ -96,16 +96,16 @@ def sweep(
         for setting in head_settings:
             check_leave_one_out(setting.head, setting.params)
     if force and out is None:
-        raise UsageError("--force goes with -o RUN: without it a sweep takes the next free name")
+        raise UsageError("`force` goes with `out`: without it a sweep takes the next free name")
     if jobs == 0:
-        raise UsageError("--jobs takes a number of trials at once, or -1 for one per core; got 0")
+        raise UsageError("`jobs` takes a number of trials at once, or -1 for one per core; got 0")
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     settings = Settings(
         cache=str(cache.path.resolve()),
         heads=tuple(dict.fromkeys(setting.head for setting in head_settings)),
         taps=_parse_taps(cache, taps or _taps_of_preset(cache, protocol)),
         cv=selection.cv,
-        metric=choose("--metric", metric, METRICS),
+        metric=choose("metric", metric, METRICS),
         class_weight=class_weight,
         shots=shots,
         seed=seed,
@@ -153,7 +153,7 @@ def _grid_of_preset(name: str, protocol: Preset, heads: str | Sequence[str] | No
     others = [head.strip() for head in requested if head.strip() not in ("", *protocol.grid)]
     if others:
         raise UsageError(
-            f"--preset {name} is a protocol of {protocol.heads}; --heads {','.join(others)} contradicts it. "
+            f"`preset={name!r}` is a protocol of {protocol.heads}; `heads={','.join(others)!r}` contradicts it. "
             "Leave one of them out"
         )
     return {head: {**protocol.grid.get(head, {}), **grid.get(head, {})} for head in {**protocol.grid, **grid}}
@@ -177,7 +177,7 @@ def _parse_taps(cache: Cache, taps: str | Sequence[str]) -> tuple[str, ...]:
         names: tuple[str, ...] = cache.vectors
     elif "auto" in requested and "auto" not in cache.taps:
         raise UsageError(
-            f"--tap auto is for extract. {cache.path} has {', '.join(cache.taps)}; without --tap all are swept"
+            f"`taps='auto'` is for extract. {cache.path} has {', '.join(cache.taps)}; without `taps` all are swept"
         )
     else:
         names = tuple("+".join(cache.tap(part).name for part in taps_in(cache, name)) for name in requested)
@@ -189,7 +189,7 @@ def _parse_taps(cache: Cache, taps: str | Sequence[str]) -> tuple[str, ...]:
     ]
     if maps or not names:
         raise UsageError(
-            f"{cache.path} has no vectors to sweep in tap '{', '.join(maps or cache.taps)}'. Extract with --pool"
+            f"{cache.path} has no vectors to sweep in tap '{', '.join(maps or cache.taps)}'. Extract with `pool`"
         )
     return tuple(dict.fromkeys(names))
 
@@ -198,21 +198,21 @@ def _check(settings: Settings) -> None:
     """Raise UsageError for values out of range, and for options that contradict each other."""
     shots, budget, memory, selection = settings.shots, settings.budget, settings.memory, settings.selection
     if shots is not None and shots < 1:
-        raise UsageError(f"--shots takes a number of images per class from 1; got {shots}")
+        raise UsageError(f"`shots` takes a number of images per class from 1; got {shots}")
     if budget is not None and not 0 < budget < math.inf:
-        raise UsageError(f"--budget takes a time such as 60s, 5m or 1h; got {budget:g} s")
+        raise UsageError(f"`budget` takes a time such as 60s, 5m or 1h; got {budget:g} s")
     if memory is not None and not 0 < memory < math.inf:
-        raise UsageError(f"--memory takes a size such as 500M or 4G; got {memory:g} bytes")
+        raise UsageError(f"`memory` takes a size such as 500M or 4G; got {memory:g} bytes")
     if selection.leaves_one_out and budget is not None:
-        raise UsageError("--budget has nothing to save with --cv loo, which fits once. Leave one of them out")
+        raise UsageError("`budget` has nothing to save with `cv='loo'`, which fits once. Leave one of them out")
     if selection.leaves_one_out and any("pca" in chain for chain in settings.prepare):
-        raise UsageError("--cv loo goes without pca, which would see the image that is left out. Use --cv 5")
+        raise UsageError("`cv='loo'` goes without pca, which would see the image that is left out. Use `cv=5`")
     if settings.few and (selection.is_within_train or shots or budget or settings.refit):
         raise UsageError(
-            f"--preset {settings.preset} draws its own images: leave out --cv, --shots, --budget and --refit"
+            f"`preset={settings.preset!r}` draws its own images: leave out `cv`, `shots`, `budget` and `refit`"
         )
     if settings.class_weight is not None:
-        choose("--class-weight", settings.class_weight, ["balanced"])
+        choose("class_weight", settings.class_weight, ["balanced"])
 
 
 def _as_json(grid: Grid | None) -> dict[str, dict[str, list[Any]]] | None:

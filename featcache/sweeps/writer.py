@@ -165,11 +165,11 @@ def _claim(path: Path, fresh: Run, force: bool = False) -> Iterator[Run]:
     Raises UsageError if another sweep is at work there, or the folder holds something else.
     """
     if path.exists() and not path.is_dir():
-        raise _NotFree(f"{path} is there already and is no run, so it is kept. Give another -o")
+        raise _NotFree(f"{path} is there already and is no run, so it is kept. Give another `out`")
     if not (path / "run.json").exists():
         strangers = _strangers(path)
         if strangers:
-            raise _NotFree(f"{path} is there already and is no run: it holds {strangers[0]}. Give another -o")
+            raise _NotFree(f"{path} is there already and is no run: it holds {strangers[0]}. Give another `out`")
     with _alone(path):
         yield again(lambda: _begin_or_continue(path, fresh, force))
 
@@ -193,7 +193,7 @@ def _begin_or_continue(path: Path, fresh: Run, force: bool) -> Run:
     if differences and not force:
         raise _NotFree(
             f"{path} holds a run already, with other {', '.join(differences)} (featcache show {quote(str(path))}). "
-            "Give another -o, or none for the next free name; --force replaces it"
+            "Give another `out`, or none for the next free name; `force=True` replaces it"
         )
     if differences:
         _replace(fresh)
@@ -240,7 +240,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keep other sweeps out of a folder. Raises UsageError if one is at work there."""
 
     def refuse() -> NoReturn:
-        raise _NotFree(f"Another sweep is at work in {folder}. Wait for it, or give another -o")
+        raise _NotFree(f"Another sweep is at work in {folder}. Wait for it, or give another `out`")
 
     make_folder(folder)
     try:

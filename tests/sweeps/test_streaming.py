@@ -79,7 +79,7 @@ def test_a_classifier_that_cannot_stream_says_so_and_the_sweep_goes_on(hard, tmp
 )
 def test_what_takes_features_in_memory_is_refused(options, hard, tmp_path):
     [name] = options
-    with pytest.raises(UsageError, match=rf"more than the .* so they are streamed; that goes without --{name}"):
+    with pytest.raises(UsageError, match=rf"more than the .* so they are streamed; that goes without `{name}"):
         run_on(hard, tmp_path / "run", "ridge", **options)
 
 
@@ -108,5 +108,5 @@ def test_a_quarter_of_the_memory_is_enough_for_small_caches(hard, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "4", "4X", "-1G", "G"])
 def test_a_size_that_is_none_is_refused(text):
-    with pytest.raises(UsageError, match="--memory takes a size such as 500M or 4G"):
+    with pytest.raises(UsageError, match="`memory` takes a size such as 500M or 4G"):
         parse_bytes(text)
