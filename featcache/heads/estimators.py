@@ -1,4 +1,8 @@
-"""The heads by name: which settings a sweep tries, and the scikit-learn pipeline of each."""
+"""Heads by name: the settings that a sweep tries, and the scikit-learn pipeline of each.
+
+`FAMILIES` has one entry for each kind of head; to add a scikit-learn classifier, add its entry and the function that
+makes it. All tests of heads then run over it.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,12 @@ from featcache.trust import allow
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of head. `grid` runs from simple (strongly regularised) to complex: ties go to the earlier."""
+    """One kind of head. `grid` runs from simple (strongly regularised) to complex; among equals the earlier wins."""
 
     name: str
     grid: tuple[Params, ...]
     make: Callable[[Params, str | None, int], Any]  # params, class_weight, seed -> classifier
-    in_keras: Callable[[Params], bool] = lambda params: False  # trained by Keras, so not on threads
+    in_keras: Callable[[Params], bool] = lambda params: False  # whether Keras trains it, which excludes threads
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Setting:
 
     head: str  # as the user names it: "logreg", "mlp:512"
     params: Params
-    rank: int  # place in the order from simple to complex
+    rank: int  # position in the order from simple to complex
 
 
 def _centroid(params: Params, class_weight: str | None, seed: int) -> Any:
@@ -67,7 +71,7 @@ def _logreg(params: Params, class_weight: str | None, seed: int) -> Any:
 def _svm(params: Params, class_weight: str | None, seed: int) -> Any:
     from sklearn.svm import LinearSVC
 
-    # not the dual: liblinear draws its random numbers from one global, so fits on threads would disturb each other
+    # Not the dual: for it liblinear draws random numbers from one global, so that threads would disturb each other.
     return LinearSVC(**{"dual": False, "max_iter": 5000, **params}, class_weight=class_weight)
 
 
@@ -118,7 +122,8 @@ def _grid(name: str, values: Sequence[Any]) -> tuple[Params, ...]:
 
 
 MLP_WIDTH = 256
-NOT_SWEPT = ("class_weight", "seed", "random_state", "decision_function_shape")  # of the sweep, or of no use in it
+# Parameters that --grid refuses: the sweep sets them, or they change no prediction.
+NOT_SWEPT = ("class_weight", "seed", "random_state", "decision_function_shape")
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (  # from simple to complex
@@ -143,19 +148,22 @@ DEFAULT_HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
 def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setting]:
     """Return the settings to try for heads such as "logreg,mlp:512", simplest first.
 
-    grid: values instead of those of the heads' own grids, {"logreg": {"C": [0.1, 1]}}.
-    Raises UnknownHead with near names, UsageError if there is none, or if the grid is not of these heads.
+    grid: values that replace the heads' default grids, {"logreg": {"C": [0.1, 1]}}.
+    Raises UnknownHead with near names; UsageError if no head is named, or if the grid names a head that is not.
     """
     grid = grid or {}
-    names = [name.strip() for name in (heads.split(",") if isinstance(heads, str) else heads) if name.strip()]
+    listed = heads.split(",") if isinstance(heads, str) else heads
+    names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
     if not names:
         raise UsageError(f"Name at least one head: {', '.join(FAMILIES)}")
     if stray := [name for name in grid if name not in names]:
         near = did_you_mean(stray[0], names)
         raise UsageError(f"--grid has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
-    found = [Setting(name, params, 0) for name in dict.fromkeys(names) for params in _params(name, grid.get(name, {}))]
-    found.sort(key=lambda setting: complexity(setting.head))
-    return [Setting(setting.head, setting.params, rank) for rank, setting in enumerate(found)]
+    chosen: list[Setting] = []
+    for name in sorted(names, key=complexity):
+        for params in _params(name, grid.get(name, {})):
+            chosen.append(Setting(name, params, rank=len(chosen)))
+    return chosen
 
 
 def family_of(head: str) -> Family:
@@ -171,31 +179,34 @@ def family_of(head: str) -> Family:
 
 
 def is_own_class(head: str) -> bool:
-    """Return whether a head is a class of the user's, neither a family nor scikit-learn's."""
+    """Return whether a head is a user's class, neither a family nor from scikit-learn."""
     return family_of(head).name not in FAMILIES and not head.startswith("sklearn.")
 
 
 def check_heads_of_file(heads: Sequence[str]) -> None:
-    """Raise UnknownHead if heads that a file names take a class that featcache does not import for that."""
+    """Raise UnknownHead if a head that only a file names needs a class that the user has not allowed."""
     for head in heads:
         if family_of(head).name not in FAMILIES:
             imported_class(head)
 
 
 def complexity(head: str) -> int:
-    """Return the place of a head's kind in the order from simple to complex; what is imported comes last."""
+    """Return the position of a head's family in the order from simple to complex; imported classes come last."""
     name = head.partition(":")[0]
     return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
 
 
 def _imported(head: str) -> Family:
-    """Return the family of `module:Classifier`, which has no grid of its own."""
+    """Return the family of `module:Classifier`, whose only default setting is the class without arguments."""
 
     def make(params: Params, class_weight: str | None, seed: int) -> Any:
         classifier = imported_class(head)(**params)
-        known = classifier.get_params()
-        given = {"class_weight": class_weight, "random_state": seed}
-        return classifier.set_params(**{name: value for name, value in given.items() if known.get(name, 0) is None})
+        defaults = classifier.get_params()
+        # The sweep's settings apply to a parameter that the class has and leaves at None.
+        for name, value in (("class_weight", class_weight), ("random_state", seed)):
+            if defaults.get(name, 0) is None:
+                classifier.set_params(**{name: value})
+        return classifier
 
     return Family(head, ({},), make)
 
@@ -208,22 +219,22 @@ def make_pipeline(
 
 
 def make_classifier(head: str, params: Params, class_weight: str | None = None, seed: int = 0) -> Any:
-    """Return the unfitted classifier of one setting, which takes prepared features.
+    """Return the unfitted classifier of one setting, for prepared features.
 
-    Classifiers without class weights (knn, centroid, gnb, lda, mlpclassifier) are made without.
+    knn, centroid, gnb, lda and mlpclassifier have no class weights, and ignore them.
     """
     return family_of(head).make(params, class_weight, seed)
 
 
 def joined(steps: Sequence[tuple[str, Any]], classifier: Any) -> Any:
-    """Return a scikit-learn Pipeline of the two, fitted if they are."""
+    """Return a scikit-learn Pipeline of the steps and the classifier, fitted if they are."""
     from sklearn.pipeline import Pipeline
 
     return Pipeline([*steps, ("head", classifier)])
 
 
 def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept: Floats) -> None:
-    """Make a linear classifier one that was fitted with this result: coef (K, D), or (1, D) of two classes."""
+    """Make a linear classifier a fitted one: coef (K, D) and intercept (K,), or (1, D) and (1,) for two classes."""
     from sklearn.linear_model import RidgeClassifier
     from sklearn.preprocessing import LabelBinarizer
 
@@ -233,15 +244,15 @@ def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept:
         classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
 
 
-def _params(head: str, given: Mapping[str, Sequence[Any]]) -> list[Params]:
-    own = _own_params(head)
-    if not given:
-        return own
-    known = make_classifier(head, own[0]).get_params()
-    return combined(head, own, given, [name for name in known if name not in NOT_SWEPT])
+def _params(head: str, requested: Mapping[str, Sequence[Any]]) -> list[Params]:
+    defaults = _default_params(head)
+    if not requested:
+        return defaults
+    known = make_classifier(head, defaults[0]).get_params()
+    return combined(head, defaults, requested, [name for name in known if name not in NOT_SWEPT])
 
 
-def _own_params(head: str) -> list[Params]:
+def _default_params(head: str) -> list[Params]:
     family = family_of(head)
     width = head.partition(":")[2]
     if family.name == head:
@@ -252,7 +263,7 @@ def _own_params(head: str) -> list[Params]:
     if family.name != "mlp":
         raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
     layers = width.split("-")
-    if not all(one.isdecimal() and int(one) > 0 for one in layers):
+    if not all(layer.isdecimal() and int(layer) > 0 for layer in layers):
         raise UsageError(
             f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512; of several mlp:1024-512"
         )
@@ -263,7 +274,7 @@ def _check_classifier(head: str) -> None:
     """Raise UsageError unless a class makes scikit-learn classifiers without arguments."""
     try:
         make_classifier(head, {})
-    except Exception as error:  # whatever a user's class raises
+    except Exception as error:  # a user's class may raise anything
         if isinstance(error, UnknownHead):
             raise
         raise UsageError(f"'{head}' is no classifier as scikit-learn's are, made without arguments: {error}") from error

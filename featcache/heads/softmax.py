@@ -1,12 +1,16 @@
-"""Dense softmax heads with the interface of a scikit-learn classifier, alone or many trained together.
+"""Dense softmax heads with the interface of a scikit-learn classifier, trained alone or many together.
 
-Training: AdamW or SGD over mini-batches whose order and initial weights come from `seed` alone, in NumPy, or in Keras
-where that has an accelerator. The fitted weights are plain arrays, so that predicting and storing need no Keras.
+AdamW or SGD trains them on mini-batches, in NumPy, or in Keras if that has an accelerator. The order of the batches
+and the initial weights depend on `seed` alone. The fitted weights are plain arrays, so that predicting and storing
+need no Keras.
+
+Stored heads name this class as `featcache.heads.softmax.DenseSoftmax`, so it must stay at this path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,15 +23,15 @@ from featcache.heads.solvers.dense import train
 from featcache.heads.solvers.dense_keras import KerasHeadEngine, on_accelerator
 from featcache.heads.solvers.dense_steps import Data, DenseRecipe, Knobs, NumpyEngine
 
-UNITS = 512  # of the first layers that train side by side: more do not stay in the cache of a processor
+MAX_UNITS = 512  # units of first layers side by side; more would not stay in the processor's cache
+LINEAR_UNITS = 32  # units that a linear head counts as, however many classes it has
+ACCELERATOR_FACTOR = 64  # an accelerator trains this many times as many units together
 WHOLE = (int, np.integer)
-CLASSES = 32  # units that a linear head counts as, however many classes it has
-ON_ACCELERATOR = 64  # times as many units
 
-
+# Valid values of the parameters: from 0 to below a limit, from a least whole number, or one of several choices.
 BELOW = {"learning_rate": np.inf, "weight_decay": np.inf, "momentum": 1, "dropout": 1, "label_smoothing": 1}
 LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "patience": 1, "steps_per_epoch": 1}
-OR_NONE = ("patience", "steps_per_epoch")  # may be None
+MAY_BE_NONE = ("patience", "steps_per_epoch")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "class_weight": (None, "balanced"),
     "optimizer": ("adamw", "sgd"),
@@ -40,12 +44,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Softmax classifier, linear (`hidden=0`) or with layers of ReLU units: `hidden=256`, `(1024, 512)`, "1024-512".
 
-    learning_rate: at the start, falling to 0 along a cosine unless the schedule is "constant". weight_decay: decoupled
-    from the gradient, on kernels. momentum, nesterov: SGD's. dropout: of what the last layer takes.
-    patience: hold out a tenth of each class, and stop after so many epochs in which its log loss was no better; the
-    head is that of the best epoch. steps_per_epoch: of each epoch; None: as many as the images make, and 300 steps in
-    all at least. class_weight "balanced": weigh each sample by the inverse frequency of its class.
-    engine: "numpy", "keras", or "auto", Keras if it runs already and has an accelerator.
+    learning_rate: initial rate, which falls to 0 along a cosine unless schedule is "constant".
+    weight_decay: decoupled from the gradient, on kernels only.
+    momentum, nesterov: apply only to optimizer "sgd".
+    dropout: rate on the input of the last layer.
+    patience: hold out a tenth of each class, stop after this many epochs without a lower log loss on it, and keep the
+        weights of the best epoch.
+    steps_per_epoch: None takes as many as the images make, and at least 300 steps over all epochs.
+    class_weight: "balanced" weighs each sample by the inverse frequency of its class.
+    engine: "numpy", "keras", or "auto": Keras if it already runs in this process and has an accelerator.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.engine = engine
 
     def fit(self, X: Floats, y: Classes) -> DenseSoftmax:
-        """Train on X (N, D) and labels y (N,). Raises ValueError if a parameter is not one."""
+        """Train on X (N, D) and labels y (N,). Raises ValueError if a parameter is invalid."""
         train_together([self], X, y)
         return self
 
@@ -110,9 +117,9 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def train_together(heads: Sequence[DenseSoftmax], X: Floats, y: Classes) -> None:
-    """Fit heads on X (N, D) and labels y (N,), as many at once as can: each becomes what `fit` would make it.
+    """Fit heads on X (N, D) and labels y (N,), as many at once as possible. Each becomes what its `fit` would make it.
 
-    n_epochs_ of a head is after how many epochs its weights were taken. Raises ValueError if a parameter is not one.
+    A head's n_epochs_ is the epoch whose weights it has. Raises ValueError if a parameter is invalid.
     """
     for head in heads:
         check(head)
@@ -125,16 +132,16 @@ def train_together(heads: Sequence[DenseSoftmax], X: Floats, y: Classes) -> None
         if first.patience is not None and len(classes) == len(y):
             raise ValueError(f"patience holds out images of classes that have two; got {len(y)} of as many classes")
         data = Data(X, targets, first._sample_weights(index)[:, None])
-        recipe = family(first)
+        recipe = recipe_of(first)
         engine = KerasHeadEngine if recipe.engine == "keras" else NumpyEngine
         trained = train(engine, recipe, _knobs(streams), [stream[0].seed for stream in streams], data)
-        for head, found in zip((one for stream in streams for one in stream), trained, strict=True):
-            head.classes_, head.n_features_in_, head.n_epochs_ = classes, X.shape[1], found.epochs
-            head.kernels_, head.biases_ = found.kernels, found.biases
+        for head, result in zip(chain.from_iterable(streams), trained, strict=True):
+            head.classes_, head.n_features_in_, head.n_epochs_ = classes, X.shape[1], result.epochs
+            head.kernels_, head.biases_ = result.kernels, result.biases
 
 
-def family(head: DenseSoftmax) -> DenseRecipe:
-    """Return what heads must have in common to train together."""
+def recipe_of(head: DenseSoftmax) -> DenseRecipe:
+    """Return the settings that heads must share to train together."""
     return DenseRecipe(
         widths=widths(head.hidden),
         epochs=head.epochs,
@@ -151,30 +158,34 @@ def family(head: DenseSoftmax) -> DenseRecipe:
 
 
 def chunks(heads: Sequence[DenseSoftmax]) -> list[list[int]]:
-    """Return which heads train in one computation: of one family, and so many that they stay in the cache.
+    """Return the numbers of the heads that train in one computation.
 
-    It depends on the heads alone. In NumPy a chunk is of one stream of mini-batches, for others share nothing with it;
-    in Keras it has several streams with as many heads each.
+    They share a recipe, and there are few enough that their first layers stay in the cache. The result depends on the
+    heads alone. In NumPy a chunk has one stream of mini-batches, because streams share no work. In Keras it has
+    several streams with equally many heads, because one large step costs an accelerator little more than a small one.
     """
     members: dict[tuple[DenseRecipe, object], list[int]] = {}
-    for at, head in enumerate(heads):
-        members.setdefault((family(head), _stream_of(head)), []).append(at)
-    found: dict[object, list[int]] = {}
+    for number, head in enumerate(heads):
+        members.setdefault((recipe_of(head), _stream_key(head)), []).append(number)
+
+    by_key: dict[object, list[int]] = {}
     for (recipe, stream), numbers in members.items():
         in_keras = recipe.engine == "keras"
-        units = UNITS * (ON_ACCELERATOR if in_keras else 1)
-        most = max(1, units // (recipe.widths or [CLASSES])[0])
-        for number, piece in enumerate(np.array_split(numbers, -(-len(numbers) // most))):
-            key = (recipe, number, len(piece)) if in_keras else (recipe, stream, number)
-            found.setdefault(key, []).extend(int(at) for at in piece)
-    return list(found.values())
+        max_units = MAX_UNITS * ACCELERATOR_FACTOR if in_keras else MAX_UNITS
+        first_width = recipe.widths[0] if recipe.widths else LINEAR_UNITS
+        max_heads = max(1, max_units // first_width)
+        num_pieces = -(-len(numbers) // max_heads)
+        for at, piece in enumerate(np.array_split(numbers, num_pieces)):
+            key = (recipe, at, len(piece)) if in_keras else (recipe, stream, at)
+            by_key.setdefault(key, []).extend(piece.tolist())
+    return list(by_key.values())
 
 
-def engine_of(asked: str) -> str:
-    """Return "numpy" or "keras"."""
-    if asked == "auto":
+def engine_of(engine: str) -> str:
+    """Return "numpy" or "keras" for the parameter `engine`."""
+    if engine == "auto":
         return "keras" if on_accelerator() else "numpy"
-    return asked
+    return engine
 
 
 def widths(hidden: int | str | Sequence[int]) -> tuple[int, ...]:
@@ -183,17 +194,18 @@ def widths(hidden: int | str | Sequence[int]) -> tuple[int, ...]:
     >>> widths(0), widths(256), widths("1024-512")
     ((), (256,), (1024, 512))
     """
-    found: Sequence[Any] = [hidden] if isinstance(hidden, WHOLE) else hidden
+    sizes: Sequence[Any] = [hidden] if isinstance(hidden, WHOLE) else hidden
     if isinstance(hidden, str):
-        found = [int(one) if one.isdecimal() else None for one in hidden.split("-")]
-    found = [] if list(found) == [0] else found
-    if not all(isinstance(one, WHOLE) and one > 0 for one in found):
+        sizes = [int(text) if text.isdecimal() else None for text in hidden.split("-")]
+    if list(sizes) == [0]:
+        return ()
+    if not all(isinstance(size, WHOLE) and size > 0 for size in sizes):
         raise ValueError(f"hidden takes 0, a width, or several such as '1024-512'; got {hidden!r}")
-    return tuple(int(one) for one in found)
+    return tuple(int(size) for size in sizes)
 
 
 def check(head: DenseSoftmax) -> None:
-    """Raise ValueError if a parameter of a head is not one."""
+    """Raise ValueError if a parameter of a head is invalid."""
     widths(head.hidden)
     for name, below in BELOW.items():
         value = getattr(head, name)
@@ -202,27 +214,30 @@ def check(head: DenseSoftmax) -> None:
             raise ValueError(f"{name} is a number from 0{limit}; got {value!r}")
     for name, least in LEAST.items():
         value = getattr(head, name)
-        if not ((isinstance(value, WHOLE) and value >= least) or (value is None and name in OR_NONE)):
+        if not ((isinstance(value, WHOLE) and value >= least) or (value is None and name in MAY_BE_NONE)):
             raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
     for name, known in CHOICES.items():
         if getattr(head, name) not in known:
             raise ValueError(f"{name} is one of {', '.join(map(str, known))}; got {getattr(head, name)!r}")
 
 
-def _stream_of(head: DenseSoftmax) -> object:
-    """Return what heads must have in common to take the same input: of linear heads that has the dropout."""
+def _stream_key(head: DenseSoftmax) -> object:
+    """Return what heads must share to read the same input: the seed, and for linear heads also the dropout."""
     return head.seed, None if widths(head.hidden) else head.dropout
 
 
 def _streams(heads: Sequence[DenseSoftmax]) -> list[list[DenseSoftmax]]:
-    found: dict[object, list[DenseSoftmax]] = {}
+    by_key: dict[object, list[DenseSoftmax]] = {}
     for head in heads:
-        found.setdefault(_stream_of(head), []).append(head)
-    return list(found.values())
+        by_key.setdefault(_stream_key(head), []).append(head)
+    return list(by_key.values())
 
 
 def _knobs(streams: Sequence[Sequence[DenseSoftmax]]) -> Knobs:
-    def of(name: str) -> Floats:
-        return np.array([[getattr(head, name) for head in stream] for stream in streams], dtype=np.float32)
+    """Return the settings of each head, (g, n) each."""
 
-    return Knobs(*(of(name) for name in Knobs._fields))
+    def values(name: str) -> Floats:
+        rows = [[getattr(head, name) for head in stream] for stream in streams]
+        return np.array(rows, dtype=np.float32)
+
+    return Knobs(*(values(name) for name in Knobs._fields))

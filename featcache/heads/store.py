@@ -1,9 +1,12 @@
-"""Fitted heads as files in which nothing can run.
+"""Store fitted heads as files that cannot run code.
 
-Linear and dense heads are .npz files of plain arrays, from which our own code rebuilds them; other estimators of
-scikit-learn are .skops files, which name their classes: skops makes those of KNOWN and those that it trusts itself, and
-the steps must be of the classes that the trial's setting makes. What a head takes and gives is checked.
-kNN heads are their training rows, which the cache has, and classes of others are not known: both are fitted again.
+- Linear and dense heads after standardising are .npz files of plain arrays, from which featcache rebuilds them.
+- Other scikit-learn estimators are .skops files. These name classes; skops makes only the ones in KNOWN and the ones it
+  trusts itself, and the steps must be of the classes that the trial's setting makes.
+- kNN heads are not stored, because they are their training rows, which the cache has. Classes outside scikit-learn are
+  not stored, because their contents are unknown. Both are fitted again.
+
+Loading checks how many features a head takes and how many scores it gives.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from featcache.heads.steps import STANDARDISE
 
 Arrays = dict[str, Any]
 
-
+# Classifiers that are stored as plain arrays
 PLAIN = ("RidgeClassifier", "LogisticRegression", "LinearSVC", "LinearDiscriminantAnalysis", "DenseSoftmax")
-KNOWN = (  # beside those that skops itself knows
+# Classes that .skops files may name, besides those that skops trusts itself
+KNOWN = (
     "featcache.heads.softmax.DenseSoftmax",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -35,18 +39,18 @@ KNOWN = (  # beside those that skops itself knows
 
 
 def save(path: Path, estimator: Any) -> int:
-    """Write a fitted pipeline to `path`, or to its .skops beside it, and return its bytes: 0 if it is not stored."""
+    """Write a fitted pipeline to `path`, or to a .skops file beside it. Return its size, 0 if it is not stored."""
     for old in (path, path.with_suffix(".skops")):
         old.unlink(missing_ok=True)
     if _is_plain(estimator):
         return write_arrays(path, _arrays_of(estimator))
-    if hasattr(estimator[-1], "_fit_X"):  # neighbours
+    if hasattr(estimator[-1], "_fit_X"):  # kNN
         return 0
     from skops.io import dumps, get_untrusted_types
 
     try:
         content = dumps(estimator)
-    except Exception:  # an estimator of others can hold anything
+    except Exception:  # a user's estimator may hold anything
         return 0
     if set(get_untrusted_types(data=content)) - set(KNOWN):
         return 0
@@ -57,21 +61,25 @@ def save(path: Path, estimator: Any) -> int:
 def load(
     path: Path, head: str, params: Params, num_features: int, prepare: str = STANDARDISE, num_classes: int | None = None
 ) -> Any:
-    """Return the fitted pipeline. Raises NotARun if the file is missing or damaged, ShapeMismatch if it is another."""
-    other = path.with_suffix(".skops")
+    """Return the fitted pipeline.
+
+    Raises NotARun if the file is missing or damaged, ShapeMismatch if it has other features or classes.
+    """
+    skops_path = path.with_suffix(".skops")
     try:
         unfitted = make_pipeline(head, params, prepare=prepare)
-        if other.exists():
-            return _checked(_from_skops(other), unfitted, other, num_features, num_classes)
+        if skops_path.exists():
+            return _checked(_from_skops(skops_path), unfitted, skops_path, num_features, num_classes)
         arrays = read_arrays(path)
         if not _is_plain(unfitted):
             raise ValueError(f"a head {head} after {prepare} is not stored as arrays")
         return _with_arrays(unfitted, arrays, num_features, path)
     except ShapeMismatch:
         raise
-    except Exception as error:  # a damaged file can raise anything
+    except Exception as error:  # a damaged file may raise anything
         raise_if_of_the_system(path, error)
-        raise NotARun(f"Cannot read the head {other if other.exists() else path}: {error}. Sweep again") from error
+        stored = skops_path if skops_path.exists() else path
+        raise NotARun(f"Cannot read the head {stored}: {error}. Sweep again") from error
 
 
 def _is_plain(estimator: Any) -> bool:
@@ -86,22 +94,22 @@ def _from_skops(path: Path) -> Any:
 
 
 def _checked(estimator: Any, unfitted: Any, path: Path, num_features: int, num_classes: int | None) -> Any:
-    """Return a pipeline of the steps that were read if they are of the same classes as those of `unfitted`."""
-    # The file decides which objects it holds, so their classes are looked at before anything of them is called.
+    """Return a pipeline of the loaded steps, if their classes are the same as in `unfitted`."""
+    # The file decides which objects it holds, so their classes are checked before any method of theirs is called.
     if type(estimator) is not type(unfitted):
         raise ValueError("it holds no fitted pipeline")
-    held = [(name, type(step)) for name, step in estimator.steps]
+    loaded = [(name, type(step)) for name, step in estimator.steps]
     expected = [(name, type(step)) for name, step in unfitted.steps]
-    if held != expected:
-        names = " + ".join(kind.__name__ for _, kind in held)
+    if loaded != expected:
+        names = " + ".join(class_.__name__ for _, class_ in loaded)
         raise ValueError(f"it holds {names}, which is not what the trial's head and preparation make")
-    # a new pipeline, without what else the file may have set on the old one
+    # A new pipeline, without any other attribute that the file may have set on the loaded one.
     estimator = joined(estimator.steps[:-1], estimator.steps[-1][1])
-    found = (estimator[0].n_features_in_, len(estimator[-1].classes_))
-    if found[0] != num_features:
-        raise ShapeMismatch(f"The head {path} takes {found[0]} features, its tap has {num_features}. Sweep again")
-    if num_classes is not None and found[1] != num_classes:
-        raise ShapeMismatch(f"The head {path} gives {found[1]} scores for {num_classes} classes. Sweep again")
+    width, num_scores = estimator[0].n_features_in_, len(estimator[-1].classes_)
+    if width != num_features:
+        raise ShapeMismatch(f"The head {path} takes {width} features, its tap has {num_features}. Sweep again")
+    if num_classes is not None and num_scores != num_classes:
+        raise ShapeMismatch(f"The head {path} gives {num_scores} scores for {num_classes} classes. Sweep again")
     return estimator
 
 
@@ -150,5 +158,7 @@ def _check_shapes(layers: Sequence[tuple[Floats, Floats]], arrays: Arrays, num_f
         if kernel.shape != (width, len(bias)):
             raise ShapeMismatch(f"The layers of the head {path} do not fit each other. Sweep again")
         width = len(bias)
-    if width != (1 if num_classes == 2 and "coef" in arrays else num_classes):
+    # A linear classifier has one score for two classes.
+    num_scores = 1 if num_classes == 2 and "coef" in arrays else num_classes
+    if width != num_scores:
         raise ShapeMismatch(f"The head {path} gives {width} scores for {num_classes} classes. Sweep again")

@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator
+from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline as make_pipeline_of
+from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UsageError
 from featcache.heads.absorb import decision_logits, exact_head, is_exact
@@ -78,3 +82,20 @@ def test_what_an_estimator_says_of_two_classes_has_two_columns(fitted):
     X, _ = blobs(2, seed=1)
     logits = decision_logits(fitted("svm", 2), X)
     same(logits[:, 1] - logits[:, 0], fitted("svm", 2).decision_function(X))
+
+
+class LeastSquares(LinearClassifierMixin, BaseEstimator):
+    """A head as docs/head.md tells a user to write one: linear, fitted in closed form."""
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        weights = np.linalg.pinv(np.c_[X, np.ones(len(X))]) @ np.eye(len(self.classes_))[y]
+        self.coef_, self.intercept_ = weights[:-1].T, weights[-1]
+        return self
+
+
+def test_a_linear_head_of_the_users_converts_exactly():
+    X, y = blobs(3)
+    estimator = make_pipeline_of(StandardScaler(), LeastSquares()).fit(X, y)
+    assert is_exact(estimator[-1])
+    np.testing.assert_allclose(exact_head(estimator, "tap").logits(X), decision_logits(estimator, X), atol=1e-9)

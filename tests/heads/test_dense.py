@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.heads import softmax
 from featcache.heads.folds import Fold
-from featcache.heads.softmax import DenseSoftmax, chunks, family, train_together
+from featcache.heads.softmax import DenseSoftmax, chunks, recipe_of, train_together
 from featcache.heads.solvers import dense
 from featcache.heads.solvers.dense import MIN_STEPS, held_out, initial_kernels, mini_batches
 from featcache.heads.solvers.dense_steps import Batch, NumpyEngine, batch_of, forward, gradients
@@ -233,7 +233,7 @@ def test_heads_that_have_stopped_leave_the_computation(monkeypatch):
 def test_balanced_weights_count_in_what_is_held_out():
     data = dense.Data(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.array([[1], [3]], np.float32))
     kernel, knobs = np.array([[[1, 0], [0, 0]]], np.float32), softmax._knobs([[head_of()]])
-    engine = softmax.NumpyEngine(family(head_of()), data, [kernel, np.zeros((1, 1, 2), np.float32)], knobs)
+    engine = softmax.NumpyEngine(recipe_of(head_of()), data, [kernel, np.zeros((1, 1, 2), np.float32)], knobs)
     expected = (np.log(1 + np.exp(-1)) + 3 * np.log(2)) / 4
     assert engine.log_loss(np.array([[0, 1]])) == pytest.approx(expected)
 
@@ -343,9 +343,9 @@ def test_chunks_are_of_even_sizes_that_fit_the_cache():
 
 
 def test_heads_of_another_family_differ_in_what_all_share():
-    assert family(head_of(hidden=(8,))) == family(head_of(hidden="8", learning_rate=0.5, dropout=0.1, seed=4))
+    assert recipe_of(head_of(hidden=(8,))) == recipe_of(head_of(hidden="8", learning_rate=0.5, dropout=0.1, seed=4))
     for name, value in [("hidden", 3), ("epochs", 9), ("momentum", 0.1), ("class_weight", "balanced")]:
-        assert family(head_of()) != family(head_of(**{name: value}))
+        assert recipe_of(head_of()) != recipe_of(head_of(**{name: value}))
 
 
 def test_training_in_numpy_imports_no_keras():
