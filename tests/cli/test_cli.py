@@ -226,6 +226,7 @@ def test_the_best_is_called_so_when_test_is_open_too(cli, run, tmp_path):
     assert "Best head: trial" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_json_of_export(cli, run, model, tmp_path):
     out = tmp_path / "new.keras"
     done = cli("export", model, "--to", "keras", "-o", out, "--run", run, "--assert", "accuracy>=0.5", "--json")
@@ -563,6 +564,7 @@ def test_what_needs_no_network_does_not_wait_for_tensorflow(arguments, photos, t
     assert light(*(places.get(one, one) for one in arguments)) == "imported []"
 
 
+@pytest.mark.slow
 def test_no_network_names_the_file_and_where_to_put_it(photos, tmp_path):
     nothing = "http://127.0.0.1:9"
     env = os.environ | {"KERAS_HOME": str(tmp_path / "keras"), "https_proxy": nothing, "HTTPS_PROXY": nothing}
@@ -655,6 +657,7 @@ def test_a_sweep_takes_steps_heads_and_a_budget(cli, toy, tmp_path):
     assert "std" in shown.splitlines()[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     code = (
         "import time; from featcache.sweeps import writer\n"
@@ -805,6 +808,7 @@ def test_bad_options_of_fine_tuning(cli, run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_model_file_is_compared_with_the_head_it_came_from(cli, run, toy_run, tmp_path):
     model = tmp_path / "t.keras"
     assert cli("finetune", f"{run}@6", "-o", model, "--epochs", "2", "--lr", "1e-3").code == 0

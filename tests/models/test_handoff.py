@@ -94,6 +94,7 @@ def joined(toy, tmp_path):
     return run.best
 
 
+@pytest.mark.slow
 def test_several_taps_of_several_backbones_are_one_model(joined, tmp_path):
     assert joined.trial.handoff
     model = handoff(joined, tmp_path / "model.keras")
@@ -111,6 +112,7 @@ def test_taps_that_take_images_of_different_sizes_are_refused(toy, tmp_path):
         handoff(run.best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["forest", *(pytest.param(one, marks=pytest.mark.slow) for one in ("knn", "boosting"))]
 )
@@ -211,6 +213,7 @@ def test_images_that_have_moved_are_found_and_changed_ones_refused(logreg, toy, 
         handoff(logreg, images=moved)
 
 
+@pytest.mark.slow
 def test_a_layer_inside_the_backbone_can_be_handed_over(toy, tmp_path):
     cache = extract(toy.root, TOY, tap="block_2_relu", out=tmp_path / "inside.h5")
     run = sweep(cache, "logreg", out=tmp_path / "run")
@@ -232,6 +235,7 @@ def test_dropout_and_normalisation_of_a_large_backbone_are_stilled(toy, tmp_path
     assert tuned.best.val.value >= tuned.start.val.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "most"),
     [({"precision": "bfloat16"}, 0.1), pytest.param({"dtype": "float16"}, 0.02, marks=pytest.mark.slow)],
@@ -246,6 +250,7 @@ def test_features_of_reduced_precision_agree_as_far_as_it_tells(how, most, toy, 
     assert tuned.best.val.value >= tuned.start.val.value
 
 
+@pytest.mark.slow
 def test_images_that_were_arrays_are_given_again(tmp_path):
     pixels = np.stack([np.full((12, 12, 3), value, np.uint8) for value in range(60)])
     pixels[::2] = 255 - pixels[::2]
@@ -396,6 +401,7 @@ def test_a_model_is_written_to_names_that_keras_reads(name, logreg, tmp_path):
         handoff(logreg, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_nothing_but_an_earlier_model_of_a_handoff_is_overwritten(toy_run, logreg, tmp_path):
     path = tmp_path / "model.keras"
     path.write_text("my diary")

@@ -231,6 +231,7 @@ def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_training_is_refused(fresh, tmp_path):
     path = tmp_path / "a.keras"
     with pytest.raises(UsageError, match=r"There is nothing to go on with at .*a\.state\. Leave --resume out"):
@@ -298,6 +299,7 @@ def test_a_full_disk_while_training_leaves_model_and_state_of_the_epoch_before(f
     assert [one.val_loss for one in found.history] == [one.val_loss for one in whole.history]
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_them_is_named(fresh, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
