@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def forget_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what a test allows: it holds for the process, which the tests of many files share in an order by chance."""
-    monkeypatch.setattr(trust, "_ALLOWED", set(trust._ALLOWED))
+    monkeypatch.setattr(trust, "ALLOWED", set(trust.ALLOWED))
 
 
 @pytest.fixture

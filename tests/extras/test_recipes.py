@@ -29,7 +29,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 def no_weights(tmp_path, monkeypatch):
     """Keep these tests from the weights of whoever runs them."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path / "keras"))
+    monkeypatch.setattr(config, "keras_home", lambda: str(tmp_path / "keras"))
 
 
 @pytest.fixture

@@ -272,8 +272,13 @@ def test_images_may_lie_in_an_archive(toy_run, toy, tmp_path):
 # Broken on purpose: the gate must see it.
 
 
+def nothing_done(mean, scale):
+    """Return a layer that leaves features as they are, in place of one that standardises them."""
+    return absorb.Affine(np.ones_like(scale), np.zeros_like(mean))
+
+
 def test_a_step_that_was_not_absorbed_is_caught(logreg, monkeypatch, tmp_path):
-    monkeypatch.setattr(absorb, "_step_layers", lambda step: ())
+    monkeypatch.setattr(absorb.Affine, "standardising", nothing_done)
     with pytest.raises(
         ParityFailed,
         match=r"Parity failed for .*@\d+: its logits differ .* in inference .* over 0\.001\. The first",
@@ -302,8 +307,12 @@ def test_a_temperature_that_was_not_absorbed_is_caught(toy_run, monkeypatch):
 
 
 def test_the_layer_of_the_head_that_diverges_is_named(toy_run, monkeypatch):
-    with_weights = assembling._with
-    monkeypatch.setattr(assembling, "_with", lambda layer, values, *w: with_weights(layer, values, w[0], w[1] + 1))
+    set_weights = keras.layers.Dense.set_weights
+
+    def shifted(layer, weights):
+        set_weights(layer, [weights[0], weights[1] + layer.name.startswith("head_")])
+
+    monkeypatch.setattr(keras.layers.Dense, "set_weights", shifted)
     with pytest.raises(ParityFailed, match=r"The first that diverges: layer 'head_0' of the head"):
         handoff(of_family(toy_run, "mlp"))
 

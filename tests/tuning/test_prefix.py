@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import keras
@@ -20,6 +21,7 @@ from featcache.models import Start, handoff, load_model
 from featcache.models.assemble import backbones_of, logits_of
 from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, job, prefix
+from featcache.tuning.data import ActivationSet
 from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
 from featcache.tuning.state import State
@@ -138,8 +140,13 @@ def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
 
 @pytest.mark.parametrize("broken", ["train", "val"])
 def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(broken, fresh, tmp_path, monkeypatch):
-    plain, rows = prefix._array, fresh.run.rows(fresh.run.cache(), broken)
-    monkeypatch.setattr(prefix, "_array", lambda *which: plain(*which) + 0.1 * (which[1] == rows))
+    num_broken = len(fresh.run.rows(fresh.run.cache(), broken))
+
+    def shifted(views, labels, seed):
+        shift = 0.1 * (len(labels) == num_broken)
+        return ActivationSet([[array + shift for array in view] for view in views], labels, seed)
+
+    monkeypatch.setattr(prefix, "ActivationSet", shifted)
     monkeypatch.setattr(job, "train", lambda *args: pytest.fail("training began"))
     with pytest.raises(ParityFailed, match=r"The part that would train differs by .* --no-prefix"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
@@ -147,9 +154,7 @@ def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(b
 
 
 def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
-    from featcache.extraction import job as extraction
-
-    monkeypatch.setattr(extraction, "_free_bytes", lambda out: 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(DiskFault, match=r"prefix\.h5 would need .* MB"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     assert (tmp_path / "a.keras").exists() is False

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 
@@ -57,12 +56,9 @@ def task_of(model, recipe, images=24, **more):
 
 def scripted(monkeypatch, scores, losses=None):
     """Let validation answer with these scores, epoch 0 first."""
-    losses = losses or [1.0] * len(scores)
-
-    def evaluate(running, found):
-        return replace(found, val_loss=losses[found.epoch], val=Score(scores[found.epoch], 0, 1))
-
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    values, losses = iter(scores), iter(losses or [1.0] * len(scores))
+    monkeypatch.setattr(loop, "score", lambda *arguments: Score(next(values), 0, 1))
+    monkeypatch.setattr(loop, "log_loss", lambda *arguments: next(losses))
 
 
 def epoch(number, value, loss):
@@ -293,18 +289,18 @@ def test_after_memory_ran_out_the_schedule_goes_on_where_it_was_and_the_state_kn
 
 
 def test_memory_that_runs_out_at_once_halves_the_batch_too(monkeypatch):
-    plain, seen = loop._Running._evaluate, []
+    seen = []
 
-    def evaluate(running, found):
-        seen.append(running.recipe.batch)
+    def predict(model, images, batch, *how):
+        seen.append(batch)
         if len(seen) == 1:
             raise RuntimeError("CUDA out of memory")
-        return plain(running, found)
+        return predict_logits(model, images, batch, *how)
 
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    monkeypatch.setattr(loop, "predict_logits", predict)
     recipe = Recipe(epochs=1, batch=8)
     assert train(task_of(small_model(), recipe), recipe, lambda tick: None).batch == 4
-    assert seen == [8, 4, 4]
+    assert seen == [8, 4, 4, 4]  # the start twice, the epoch, and the predictions of the better
 
 
 def test_out_of_memory_twice_is_an_error_that_says_what_to_do(monkeypatch):
@@ -324,27 +320,25 @@ def test_mixtures_of_start_and_end_compete(monkeypatch):
     model = small_model(bias=1.0)
     start = model.get_weights()
     recipe = Recipe(epochs=2, learning_rate=0.5, wise_ft=True, **PLAIN)
-    wanted = []
-    scores = {0: 0.1, 1: 0.6, 2: 0.2}
+    weights = []  # at each evaluation
 
-    def better_in_between(running, found):
-        wanted.append((found.mixture, running._weights()))
-        value = 0.9 if found.mixture == 0.3 else 0.5 if found.mixture else scores[found.epoch]
-        return replace(found, val_loss=1.0, val=Score(value, 0, 1))
+    def predict(*how):
+        weights.append(model.get_weights())
+        return predict_logits(*how)
 
-    monkeypatch.setattr(loop._Running, "_evaluate", better_in_between)
-    found = train(task_of(model, recipe), recipe, lambda tick: None)
-    assert (found.best.epoch, found.best.mixture) == (1, 0.3)
-    assert [share for share, _ in wanted[3:]] == [step / 10 for step in range(1, 10)]
-    for now, one, other in zip(model.get_weights(), start, wanted[1][1], strict=True):
-        np.testing.assert_allclose(now, 0.7 * one + 0.3 * other, rtol=1e-6)
+    monkeypatch.setattr(loop, "predict_logits", predict)
+    epochs, shares = [0.1, 0.6, 0.2], [0.5] * 9
+    shares[2] = 0.9  # of 0.1, 0.2, 0.3 ..
+    scripted(monkeypatch, [*epochs, *shares])
+    trained = train(task_of(model, recipe), recipe, lambda tick: None)
+    assert (trained.best.epoch, trained.best.mixture) == (1, 0.3)
+    assert len(weights) >= len(epochs) + len(shares)
+    for mixed, at_start, at_best in zip(model.get_weights(), start, weights[1], strict=True):
+        np.testing.assert_allclose(mixed, 0.7 * at_start + 0.3 * at_best, rtol=1e-6)
 
 
 def test_where_no_epoch_was_better_the_last_is_mixed_with_the_start(monkeypatch):
-    def evaluate(running, found):
-        return replace(found, val_loss=1.0, val=Score({0.9: 0.9}.get(found.mixture, 0.5 - found.epoch / 9), 0, 1))
-
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    scripted(monkeypatch, [0.5, 0.4, 0.3, 0.2, *[0.1] * 8, 0.9])
     recipe = Recipe(epochs=3, learning_rate=0.5, wise_ft=True)
     found = train(task_of(small_model(), recipe), recipe, lambda tick: None)
     assert (found.best.epoch, found.best.mixture) == (3, 0.9)
