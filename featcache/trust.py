@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from featcache.errors import UsageError
 
-_ALLOWED: set[str] = set()
+ALLOWED: set[str] = set()
 
 
 def allow(*names: str) -> None:
@@ -27,12 +27,12 @@ def allow(*names: str) -> None:
         module, _, attribute = name.partition(":")
         if not all(part.isidentifier() for part in [*module.split("."), attribute]):
             raise UsageError(f"Name code as module:Class or module:function, such as my_heads:Nearest; got '{name}'")
-    _ALLOWED.update(names)
+    ALLOWED.update(names)
 
 
 def is_allowed(name: str) -> bool:
     """Return whether the user named this class or function."""
-    return name in _ALLOWED
+    return name in ALLOWED
 
 
 def how_to_allow(name: str) -> str:

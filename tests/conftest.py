@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +19,56 @@ from featcache.cache.reader import Cache
 from featcache.extraction import extract
 from featcache.sweeps import Run, sweep
 
-settings.register_profile("featcache", deadline=None)  # how fast the machine is says nothing about the promise
-settings.load_profile("featcache")
+# How fast the machine is says nothing about the promise, so no deadline.
+settings.register_profile("featcache", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=20)
 
-SHARED = Path(__file__).parents[2] / "shared"
+TESTS = Path(__file__).parent
+SHARED = TESTS.parents[1] / "shared"
+
+# What one runs while editing, with `pytest -m quick`: files that never import Keras and take a few seconds each.
+NOT_QUICK = {TESTS / "images" / "test_zoo.py", TESTS / "heads" / "test_dense.py"}
+QUICK = {
+    *(TESTS / "images").glob("test_*.py"),
+    *(TESTS / "heads").glob("test_*.py"),
+    *(TESTS / "cache" / f"test_{name}.py" for name in ("check", "exchange", "golden", "layout")),
+    *(
+        TESTS / f"test_{name}.py"
+        for name in ("architecture", "files", "locks", "outputs", "plan", "public_names", "spec")
+    ),
+} - NOT_QUICK
+
+
+def is_quick_session(config: pytest.Config) -> bool:
+    """Return whether only quick tests were asked for."""
+    return bool(config.option.markexpr == "quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples Hypothesis tries. Every import of Keras or TensorFlow fails in a quick session."""
+    settings.load_profile("quick" if is_quick_session(config) else "featcache")
+    if is_quick_session(config):
+        for name in ("keras", "tensorflow"):
+            sys.modules[name] = None  # type: ignore[assignment]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the other files of a quick session: to collect a file imports it, and many import Keras."""
+    leads_to_quick = any(path.is_relative_to(collection_path) for path in QUICK)
+    return True if is_quick_session(config) and not leads_to_quick else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of quick files, but for their slow ones."""
+    for item in items:
+        if item.path in QUICK and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True)
 def forget_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what a test allows: it holds for the process, which the tests of many files share in an order by chance."""
-    monkeypatch.setattr(trust, "_ALLOWED", set(trust._ALLOWED))
+    monkeypatch.setattr(trust, "ALLOWED", set(trust.ALLOWED))
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def test_settings_of_the_users_own_file_are_refused_in_one_line(tmp_path):
     assert f"Change it in {tmp_path}/keras.json" in last
 
 
+@pytest.mark.slow
 def test_settings_are_never_those_of_a_folder_that_anybody_can_write_to(tmp_path):
     code = (
         "import os; os.access = lambda path, mode: False\n"

@@ -201,7 +201,8 @@ def test_a_file_that_changed_meanwhile_is_not_replaced(tmp_path):
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"a": b"theirs"}
 
 
-def test_work_is_done_again_when_it_was_overtaken_but_not_for_ever(tmp_path):
+def test_work_is_done_again_when_it_was_overtaken_but_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("featcache.files.LAST_WAIT_S", 0.001)
     tries = []
 
     def work(times):

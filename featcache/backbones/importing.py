@@ -76,7 +76,7 @@ def import_model(
     # Check the model as Keras reads it from the new file, not the one in memory.
     data, imported = _save_and_load(cut, members, trust)
     num_weights = _check_weights(imported, path)
-    against, original = _original(path, tap, layer, trust)
+    against, original = original_of(path, tap, layer, trust)
     difference = None if original is None else _check_outputs(imported, original, path, against)
     check_output(target, IMPORTED, inputs=[path], force=force)
     write_whole(target, data)
@@ -142,7 +142,7 @@ def _check_weights(model: Any, path: Path) -> int:
     return imported.total()
 
 
-def _original(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Callable[[Any], Any] | None]:
+def original_of(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Callable[[Any], Any] | None]:
     """Return what can run the original, and a function that runs it up to the layer.
 
     If nothing here can run it, return what to install, and None.

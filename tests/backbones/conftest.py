@@ -45,7 +45,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "keras"
     folder.mkdir()
     monkeypatch.setenv("KERAS_HOME", str(folder))
-    monkeypatch.setattr(config, "_KERAS_DIR", str(folder))
+    monkeypatch.setattr(config, "keras_home", lambda: str(folder))
     return folder
 
 

@@ -60,6 +60,7 @@ def cli(monkeypatch, capsys, *arguments):
     return leaving.value.code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_what_was_fetched_loads_and_is_not_fetched_again(home, good, server):
     server.answers = [(200, good, len(good))]
     ticks = []

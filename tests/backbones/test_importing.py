@@ -168,7 +168,7 @@ def test_an_import_is_compared_with_an_original_that_runs(here, suffix):
 def test_an_import_that_computes_something_else_is_withheld(here, monkeypatch, capsys, run):
     other = {1: lambda images: OUTPUTS["nested/flatten_1"][:1] * np.ones((8, 1)), 2: lambda images: np.nan}
     for number, original in other.items():
-        monkeypatch.setattr(importing, "_original", lambda *of, it=original: ("the oracle", it))
+        monkeypatch.setattr(importing, "original_of", lambda *of, it=original: ("the oracle", it))
         with pytest.raises(ParityFailed, match=r"gives other numbers than the oracle: by up to .* Nothing was written"):
             import_model(GOLDEN / "nested.h5", "flatten_1", f"cut{number}.keras")
         assert run("backbones", "import", GOLDEN / "nested.h5", "--tap", "flatten_1")[0] == 3

@@ -142,6 +142,7 @@ def test_training_sees_what_inference_sees_whatever_is_random_inside(tmp_path, n
     assert [layer.name for layer in quiet.layers] == [layer.name for layer in model.layers]
 
 
+@pytest.mark.slow
 def test_what_is_saved_stays_quiet_in_plain_keras(photos, tmp_path):
     first = keras.Sequential([L.RandomFlip(), L.RandomContrast(0.5)], name="augmentation")
     model_with(first=first, inside=attended).save(tmp_path / "own.keras")

@@ -30,6 +30,7 @@ SMALLEST = {
     min(entries, key=lambda entry: entry.params).name
     for _, group in groupby(KERAS_ENTRIES, key=lambda entry: entry.module)
     for entries in [list(group)]
+    if min(entry.params for entry in entries) < 4e6
 }
 LAST_BLOCK = {
     "mobilenet": "block_13",

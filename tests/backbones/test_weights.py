@@ -262,6 +262,7 @@ def test_a_file_that_was_placed_by_hand_stays_as_it_is(official, no_network):
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_the_command_line_leaves_a_file_that_was_placed_by_hand(photos, tmp_path, home):
     file = home / "models" / "efficientnetb0_notop.h5"
     file.parent.mkdir()
@@ -321,6 +322,7 @@ def test_layers_have_the_same_names_after_a_download(place, good, monkeypatch):
     assert first.weights_digest == second.weights_digest
 
 
+@pytest.mark.slow
 def test_new_images_do_not_join_rows_of_other_weights_under_the_same_source(photos, tmp_path, place, good, monkeypatch):
     save(place)
     poisoned = f"sha256 {hashlib.sha256(good).hexdigest()}"

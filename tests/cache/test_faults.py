@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from .scenes import SCENES
+from .scenes import SCENES as ALL_SCENES
 
 TESTS = Path(__file__).parents[1]
-LONG = ("merge", "finish a folder")  # the same calls as the second time
+SAME_CALLS = ("merge", "finish a folder")  # as the second time
+SCENES = [scene for scene in ALL_SCENES if scene.name not in SAME_CALLS]
+QUICK = [scene for scene in SCENES if not scene.name.endswith("again")]
+
+
+def with_slow_folders(scenes):
+    """Return the scenes as parameters; those of a folder, which do the same to more files, are slow."""
+    marks = {True: pytest.mark.slow, False: ()}
+    return [pytest.param(scene, id=scene.name, marks=marks[scene.folder]) for scene in scenes if scene.before]
 
 
 def run(module, *arguments):
@@ -28,7 +36,7 @@ def run(module, *arguments):
     return printed
 
 
-@pytest.mark.parametrize("scene", [one for one in SCENES if one.name not in LONG], ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", QUICK, ids=lambda scene: scene.name)
 def test_any_call_may_fail_and_the_same_command_goes_on(scene, tmp_path):
     last = run("cache.failing_calls", scene.name, tmp_path, 1)[-1]
     assert {"open", "fsync", "close", "replace"} <= set(last.split())
@@ -40,13 +48,13 @@ def test_any_call_may_fail_in_any_way(scene, tmp_path):
     run("cache.failing_calls", scene.name, tmp_path, 5)
 
 
-@pytest.mark.parametrize("scene", [one for one in SCENES if one.before], ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", with_slow_folders(ALL_SCENES))
 def test_a_limit_on_the_size_of_files_is_an_error_and_no_signal(scene, tmp_path):
     assert run("cache.full_disk", scene.name, tmp_path, "limit")[-1] == "went on"
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small disk")
-@pytest.mark.parametrize("scene", [one for one in SCENES if one.before], ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", with_slow_folders(ALL_SCENES))
 def test_a_disk_that_is_full_is_an_error_and_no_signal(scene, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -24,6 +24,7 @@ def test_a_part_with_a_flipped_bit_is_set_aside(tmp_path):
     assert flip("part", tmp_path, 500) == "done {'aside': 500}"
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_cache_is_noticed_or_does_not_matter(tmp_path):
     assert "refused" in flip("cache", tmp_path, 150)
 

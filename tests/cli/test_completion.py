@@ -43,7 +43,8 @@ def bash(shell, script, cwd=None):
 @pytest.fixture(scope="module")
 def offered(shell):
     """Return a function that gives what bash would offer after TAB."""
-    script = bash(shell, "featcache --show-completion")
+    # with one command alone bash would become featcache, which looks for the shell that it was started from
+    script = bash(shell, "featcache --show-completion; true")
 
     def after(*words):
         line = " ".join(f"'{word}'" for word in ("featcache", *words))

@@ -83,6 +83,7 @@ EXPORTS = {
     f"export {to}": Case(output, lambda at, to=to, output=output: [*_export(at, to), "-o", output])
     for to, output in {"savedmodel": "s", "litert": "s.tflite", "onnx": "s.onnx", "openvino": "s.xml"}.items()
 }
+TRAINED = ["handoff", "finetune"]
 BESIDE = {
     "openvino's weights": Case("s.bin", lambda at: [*_export(at, "openvino"), "-o", "s.xml"]),
     "the state of finetune": Case("t.state", lambda at: ["finetune", f"{at.run}@best", "-o", "t.keras"]),
@@ -99,9 +100,9 @@ def _export(at: Place, to: str) -> list[Any]:
     return ["export", at.model, "--to", to, "--run", at.run]
 
 
-def cases(*tables, marks=()):
+def cases(*tables, slow=()):
     merged = {name: case for table in tables for name, case in table.items()}
-    return [pytest.param(case, id=name, marks=marks) for name, case in merged.items()]
+    return [pytest.param(case, id=name, marks=SLOW if name in slow else ()) for name, case in merged.items()]
 
 
 def refused(done, *words):
@@ -126,7 +127,7 @@ def test_a_file_of_the_user_is_kept(case, cli, place):
     assert sorted(Path().rglob("*")) == before  # and nothing was begun
 
 
-@pytest.mark.parametrize("case", cases(CASES) + cases(EXPORTS, marks=SLOW))
+@pytest.mark.parametrize("case", cases(CASES, EXPORTS, slow=[*TRAINED, "export keras", *EXPORTS]))
 def test_force_replaces_it_and_the_same_command_its_own_output(case, cli, place):
     output = put(Path(case.output))
     done = cli(*case.command(place), "--force", "-q")
@@ -189,7 +190,9 @@ def test_two_outputs_have_two_names(cli, place):
     refused(cli("predict", place.model, place.photos, "--csv", "p.csv", "-o", "p.csv"), "p.csv is named twice")
 
 
-@pytest.mark.parametrize("case", cases({name: CASES[name] for name in ("predict --csv", "handoff", "report --html")}))
+@pytest.mark.parametrize(
+    "case", cases({name: CASES[name] for name in ("predict --csv", "handoff", "report --html")}, slow=TRAINED)
+)
 def test_a_link_stays_a_link_and_its_file_is_judged(case, cli, place):
     link, file = Path(case.output), Path("elsewhere", case.output)
     file.parent.mkdir()
@@ -288,6 +291,7 @@ def test_a_report_and_logs_keep_the_images_that_have_moved(cli, place):
         assert image.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_of_another_head_is_kept(cli, place):
     grid = {"ridge": {"alpha": [100.0]}}
     other = sweep(place.cache, "ridge", grid=grid, out=place.home / "other.run")

@@ -303,6 +303,7 @@ def test_a_model_runs_no_code(what, here, cli):
     assert "hostile_layers_of_a_test" not in sys.modules
 
 
+@pytest.mark.slow
 def test_packages_in_the_current_folder_do_not_stand_in_for_installed_ones(here):
     """In a process of its own, which has not imported them yet."""
     for package in ("sklearn", "keras", "numpy", "scipy", "tensorflow"):

@@ -368,6 +368,7 @@ def test_openvino_agrees_with_keras_and_ran_in_float32(photos, tmp_path, tap):
         assert np.abs(a - b).max() < 1e-3 * a.std()
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_gives_an_image_the_same_features_in_every_batch_and_place(toy_taps):
     from featcache.extraction.openvino_engine import OpenVINOEngine

@@ -29,7 +29,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 def no_weights(tmp_path, monkeypatch):
     """Keep these tests from the weights of whoever runs them."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path / "keras"))
+    monkeypatch.setattr(config, "keras_home", lambda: str(tmp_path / "keras"))
 
 
 @pytest.fixture
@@ -200,6 +200,7 @@ def check(done, folder):
     return [line.name for line in done.table]
 
 
+@pytest.mark.slow
 def test_own_model_makes_a_model_itself_and_cuts_it_at_flatten_1(tmp_path):
     said = []
     done = run_recipe("own-model", out=tmp_path / "own", small=True, progress=said.append)
@@ -352,6 +353,7 @@ def test_without_cifar_it_says_which_file_to_put_where(tmp_path):
         run_recipe("cifar", out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_without_weights_imagenet_says_which_files_to_put_where(tmp_path, no_network):
     said = r"Put vgg16_weights_tf_dim_ordering_tf_kernels.h5 \(https.*\) and imagenet_class_index.json \(https.*"
     with pytest.raises(WeightsMissing, match=rf"{said}into {tmp_path / 'keras' / 'models'}") as raised:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images.pictures import CORNERS, TURNED, corners_of, four_corners, is_near, saved
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from featcache.errors import UsageError
 from featcache.images import decode as decoding
@@ -134,13 +135,14 @@ class Drafts:
     """Notes the sizes at which JPEGs are decoded."""
 
     def __init__(self, monkeypatch):
-        self.sizes, loaded = [], decoding._loaded
+        self.sizes, load = [], ImageFile.load
 
-        def noting(image, *how):
-            self.sizes.append(image.size)
-            return loaded(image, *how)
+        def noting(image):
+            if image.tile:  # else it has been decoded already
+                self.sizes.append(image.size)
+            return load(image)
 
-        monkeypatch.setattr(decoding, "_loaded", noting)
+        monkeypatch.setattr(ImageFile, "load", noting)
 
 
 def rough(width, height, form="JPEG", **options):

@@ -36,6 +36,7 @@ def test_every_layer_is_there_with_what_it_gives_and_how_many_parameters_it_has(
     assert sum(layer.parameters for layer in inside) == backbone.parameters > 0
 
 
+@pytest.mark.slow
 def test_what_trains_is_what_was_unfrozen(head, tmp_path):
     tuned = finetune(head, tmp_path / "m.keras", unfreeze="last", epochs=1)
     summary = summarize(str(tmp_path / "m.keras"))

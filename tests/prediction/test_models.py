@@ -283,7 +283,7 @@ def test_a_file_of_1000_classes_may_have_imagenets_names(weights, tmp_path, phot
 
 def test_without_network_it_says_which_files_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "keras_home", lambda: str(tmp_path))
 
     def refused(fname=None, origin=None, **options):
         raise Exception(f"URL fetch failure on {origin}: None -- [Errno -2] Name or service not known")

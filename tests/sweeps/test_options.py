@@ -199,6 +199,7 @@ def test_features_that_are_all_the_same_are_refused(hard, tmp_path):
         run_on(cache, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_few_constant_features_do_no_harm(hard, tmp_path):
     def constant(row, values):
         return np.concatenate([values[:6], [3.0] * 6]).astype(np.float32)

@@ -103,6 +103,7 @@ def test_rows_say_what_their_images_did_for_the_backbone(scene):
     assert set(role_of(scene.features, CLEAN).values()) == {"none"}
 
 
+@pytest.mark.slow
 def test_a_model_tuned_from_a_tuned_model_records_what_trained_either(scene, tmp_path):
     others = write_images(tmp_path / "others", per_class=16, first=200)
     cache = extract(others, str(scene.tuned), out=tmp_path / "others.h5")
@@ -134,6 +135,7 @@ def test_a_clean_tap_beside_is_named_and_goes_on_as_before(scene, tmp_path):
     assert run.num_select == len(scene.features.usable("train"))
 
 
+@pytest.mark.slow
 def test_validation_images_choose_as_before(scene, tmp_path):
     notes = []
     run = sweep(scene.features, "ridge", prepare=RAW, out=tmp_path / "run", progress=notes.append)
@@ -144,6 +146,7 @@ def test_validation_images_choose_as_before(scene, tmp_path):
     finetune(run.best, tmp_path / "next.keras", **HOW)
 
 
+@pytest.mark.slow
 def test_validation_images_that_trained_the_backbone_do_not_choose(scene, moved, tmp_path):
     cache, notes = moved("30/40/30"), []
     val = cache.usable("val")
@@ -204,6 +207,7 @@ def test_advice_looks_at_taps_that_these_images_did_not_train(scene, tmp_path):
         advise(only)
 
 
+@pytest.mark.slow
 def test_labels_are_judged_by_features_that_these_images_did_not_train(scene, tmp_path):
     found = leaks(scene.features, tap="tuned/top")
     assert doubts(found).tap == CLEAN
@@ -217,6 +221,7 @@ def test_labels_are_judged_by_features_that_these_images_did_not_train(scene, tm
     assert "which knows them, so leaving them out tells nothing" in page
 
 
+@pytest.mark.slow
 def test_what_rows_say_survives_merging_fixing_and_compaction_and_the_loss_of_the_model(scene, tmp_path):
     model = shutil.copy(scene.tuned, tmp_path / "tuned.keras")
     one = extract(scene.photos, str(model), out=tmp_path / "one.h5")
@@ -238,6 +243,7 @@ def test_what_rows_say_survives_merging_fixing_and_compaction_and_the_loss_of_th
         sweep(later, "ridge", taps=["tuned/top"], cv=3, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_model_without_a_record_is_refused_likewise_and_may_be_recorded_later(scene, tmp_path):
     model, notes = without_record(scene.tuned, tmp_path / "old.keras"), []
     cache = extract(scene.photos, str(model), out=tmp_path / "c.h5")
@@ -277,6 +283,7 @@ def test_rows_of_an_earlier_version_are_known_by_the_model_that_is_there(scene, 
         sweep(cache.path, "ridge", cv=3, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_linear_head_trains_no_features(scene, tmp_path):
     run = sweep(scene.cache, "ridge", out=tmp_path / "run")
     handoff(run.best, tmp_path / "head.keras")
@@ -289,18 +296,21 @@ def test_a_linear_head_trains_no_features(scene, tmp_path):
         sweep(cache, "ridge", taps=["head/logits"], cv=3, out=tmp_path / "logits.run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["mlp:8", "knn"])
 def test_hidden_layers_of_a_head_and_what_a_head_was_taught_are_trained_features(scene, tmp_path, head):
     handoff(sweep(scene.cache, head, out=tmp_path / "run").best, tmp_path / "head.keras")
     assert lineages_in(tmp_path / "head.keras").features.trained == numbers(scene.cache.usable("train"))
 
 
+@pytest.mark.slow
 def test_fine_tuning_of_a_linear_head_alone_trains_no_features(scene, tmp_path):
     best = sweep(scene.cache, "ridge", out=tmp_path / "run").best
     finetune(best, tmp_path / "tuned.keras", **(HOW | {"unfreeze": "none"}))
     assert lineages_in(tmp_path / "tuned.keras").features.trained == frozenset()
 
 
+@pytest.mark.slow
 def test_the_head_as_handed_over_trains_no_features_if_no_epoch_was_better(scene, tmp_path):
     best = sweep(scene.cache, "ridge", out=tmp_path / "run").best
     tuned = finetune(best, tmp_path / "tuned.keras", **(HOW | {"learning_rate": 1e3}))

@@ -63,6 +63,7 @@ def test_the_file_tells_strange_images_by_its_own_features_not_by_those_of_the_s
     assert np.abs(kept.directions - reference_of_head(probe).directions).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
     tuned = finetune(perfect, tmp_path / "tuned.keras", unfreeze="last", epochs=2, learning_rate=1e3)
     assert (tuned.best.epoch, tuned.best.val.value) == (0, 1.0)
@@ -113,12 +114,14 @@ def test_the_model_has_the_score_that_is_claimed(last, weak):
     assert score(cache.labels(rows), predicted) == last.best.val
 
 
+@pytest.mark.slow
 def test_one_seed_makes_two_fine_tunings_equal(weak, last, tmp_path):
     again = finetune(weak, tmp_path / "t.keras", unfreeze="last", epochs=3, learning_rate=1e-3, patience=3, batch=32)
     assert [one.val_loss for one in again.history] == [one.val_loss for one in last.history]
     assert not changed(weights_of(last.model), weights_of(again.model))
 
 
+@pytest.mark.slow
 def test_with_nothing_unfrozen_only_the_head_trains(weak, tmp_path):
     tuned = finetune(weak, tmp_path / "t.keras", unfreeze="none", epochs=2, learning_rate=1e-3)
     assert changed(weights_of(Probe.open(weak).model()), weights_of(tuned.model)) == {"logits"}
@@ -191,6 +194,7 @@ def scratch(weak, monkeypatch):
     return tuned, before
 
 
+@pytest.mark.slow
 def test_from_scratch_starts_at_random_and_trains_everything(weak, scratch):
     tuned, before = scratch
     start, after = weights_of(Probe.open(weak).model()), weights_of(tuned.model)

@@ -20,6 +20,7 @@ from featcache.models import Probe, handoff, load_model
 from featcache.models.assemble import backbones_of, logits_of
 from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, finetuning, prefix
+from featcache.tuning.data import ActivationSet
 from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
 from featcache.tuning.state import TrainingState
@@ -138,8 +139,13 @@ def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
 
 @pytest.mark.parametrize("broken", ["train", "val"])
 def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(broken, fresh, tmp_path, monkeypatch):
-    plain, rows = prefix._array, fresh.run.rows(fresh.run.cache(), broken)
-    monkeypatch.setattr(prefix, "_array", lambda *which: plain(*which) + 0.1 * (which[1] == rows))
+    num_broken = len(fresh.run.rows(fresh.run.cache(), broken))
+
+    def shifted(views, labels, seed):
+        shift = 0.1 * (len(labels) == num_broken)
+        return ActivationSet([[array + shift for array in view] for view in views], labels, seed)
+
+    monkeypatch.setattr(prefix, "ActivationSet", shifted)
     monkeypatch.setattr(finetuning, "train", lambda *args: pytest.fail("training began"))
     with pytest.raises(ParityFailed, match=r"The part that would train differs by .* --no-prefix"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
@@ -147,7 +153,6 @@ def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(b
 
 
 def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
-
     monkeypatch.setattr("featcache.extraction.space.free_bytes", lambda out: 1000)
     with pytest.raises(DiskFault, match=r"prefix\.h5 would need .* MB"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
@@ -230,6 +235,7 @@ def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_training_is_refused(fresh, tmp_path):
     path = tmp_path / "a.keras"
     with pytest.raises(UsageError, match=r"There is nothing to go on with at .*a\.state\. Leave --resume out"):
@@ -297,6 +303,7 @@ def test_a_full_disk_while_training_leaves_model_and_state_of_the_epoch_before(f
     assert [one.val_loss for one in found.history] == [one.val_loss for one in whole.history]
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_them_is_named(fresh, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -22,6 +22,7 @@ def broken(tmp_path, monkeypatch):
     return put
 
 
+@pytest.mark.slow
 def test_this_installation_is_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     diagnosis = diagnose(speed=False)

@@ -1,5 +1,6 @@
 """What Linux tells of a machine, read from files made for the purpose."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import filelock
@@ -75,14 +76,13 @@ def test_locks_that_keep_out_work(tmp_path):
 
 def test_locks_that_keep_nobody_out_are_reported(tmp_path, monkeypatch):
     """As flock on some network file systems: everybody gets it."""
-    monkeypatch.setattr(filelock.FileLock, "_acquire", lambda self: setattr(self._context, "lock_file_fd", 0))
-    monkeypatch.setattr(filelock.FileLock, "_release", lambda self: setattr(self._context, "lock_file_fd", None))
+    monkeypatch.setattr(filelock, "FileLock", lambda *arguments, **options: nullcontext())
     assert machine.locking(tmp_path) == "two held one lock at once"
 
 
 def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
-    def refuse(self):
+    def refuse(*arguments, **options):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     assert "No locks available" in machine.locking(tmp_path)

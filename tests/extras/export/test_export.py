@@ -118,6 +118,7 @@ def test_an_export_to_keras_is_the_model_file_itself(model, tmp_path):
     assert (done.scores, done.judged_on, done.input) == ({}, 0, (None, None, None, 3))
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_run_is_exported_as_it_would_be_handed_over(model, tmp_path):
     run = next(path for path in model.parent.iterdir() if path.is_dir())
     done = export(f"{run}@best", "keras", tmp_path / "m.keras")
@@ -166,6 +167,7 @@ def test_a_file_that_gives_nan_or_does_not_run_is_not_written(change, model, wro
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_agrees_only_at_one_size_is_not_written(model, monkeypatch, tmp_path):
     right = formats.read_keras
 
@@ -201,6 +203,7 @@ def test_an_8_bit_file_that_predicts_other_classes_is_refused(model, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_old_file_stays_when_the_new_one_fails(model, wrong, tmp_path):
     (tmp_path / "m.keras").write_text("old")
     wrong(moved)
@@ -335,6 +338,7 @@ def test_a_folder_that_was_exported_is_replaced(tmp_path):
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["featcache.json", "new.txt"]
 
 
+@pytest.mark.slow
 def test_an_export_to_openvino_reports_nothing_to_its_makers():
     code = (
         "import sys; from featcache.extras.export.formats import FORMATS\n"

@@ -69,6 +69,7 @@ def write_table(tmp_path):
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

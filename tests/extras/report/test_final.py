@@ -207,6 +207,7 @@ def test_looks_and_models_that_an_earlier_version_wrote_into_run_json_are_read(r
     assert len(again.looks()) == 2
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_is_scored_beside_its_head_wherever_it_lies(run, tmp_path):
     chosen = next(run[trial.trial] for trial in run.trials if trial.params == {"C": 0.01})
     tuned = finetune(chosen, tmp_path / "elsewhere.keras", unfreeze="none", epochs=1, learning_rate=1e-6)

@@ -134,6 +134,7 @@ def weak_trial(run):
     return next(trial.trial for trial in run.trials if trial.score is not None and trial.score < 0.9)
 
 
+@pytest.mark.slow
 def test_the_page_is_about_the_fine_tuned_model_with_the_head_beside_it(run):
     assert run.best.trial.score == 1
     tune(run, weak_trial(run), wrong=0, name="other.keras")
@@ -159,6 +160,7 @@ def test_the_page_is_about_the_fine_tuned_model_with_the_head_beside_it(run):
     assert mistakes.count("<br>head: ") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["worse than the head", "the head itself", "predictions of another training"])
 def test_the_page_is_about_the_head_where_no_fine_tuned_model_is_better(run, way):
     best = run.best.trial.trial
@@ -175,6 +177,7 @@ def test_the_page_is_about_the_head_where_no_fine_tuned_model_is_better(run, way
     assert ("Its predictions are not stored" in page) == (way == "predictions of another training")
 
 
+@pytest.mark.slow
 def test_each_class_is_judged_on_test_once_it_was_opened(run):
     assert "On the test split" not in page_of(run)
     final = open_test(run)
@@ -202,6 +205,7 @@ def test_test_images_stay_hidden_until_they_are_opened(run, toy):
     assert "this page does not show it" in page_of(opened)
 
 
+@pytest.mark.slow
 def test_mistakes_are_those_of_the_head(run):
     weak = run[next(trial.trial for trial in run.trials if trial.score is not None and trial.score < 1)]
     shown = points(page_of(run, chosen=weak))
@@ -210,6 +214,7 @@ def test_mistakes_are_those_of_the_head(run):
     assert sum(point["verdict"] != "not judged" for point in shown) == run.num_select
 
 
+@pytest.mark.slow
 def test_the_page_says_if_there_are_no_mistakes(run):
     assert run.best.trial.score == 1
     page = page_of(run)
@@ -311,6 +316,7 @@ def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     assert "test/blue/wrong-051.png" in page_of(opened, final=scores)
 
 
+@pytest.mark.slow
 def test_doubts_outside_of_test_do_not_depend_on_test_labels(tmp_path):
     photos = write_images(tmp_path / "photos", 12)
     shutil.move(photos / "red" / "004.png", photos / "blue" / "0001.png")  # second, so in train
@@ -332,6 +338,7 @@ def test_doubts_outside_of_test_do_not_depend_on_test_labels(tmp_path):
     assert section({}) == section({"red": "green", "green": "blue", "blue": "red"})
 
 
+@pytest.mark.slow
 def test_copies_within_test_are_counted_but_not_shown(tmp_path):
     photos = tmp_path / "photos"
     for split, first in (("train", 0), ("val", 30), ("test", 50)):
@@ -399,6 +406,7 @@ def test_a_head_without_probabilities_is_not_called_sure(toy, tmp_path, monkeypa
     assert "Calibration" not in page
 
 
+@pytest.mark.slow
 def test_commands_on_the_page_can_be_typed(toy, tmp_path):
     page = page_of(sweep(toy, "ridge", refit=True, out=tmp_path / "a run"))
     assert html.unescape(page).count(f"featcache report '{tmp_path / 'a run'}@refit' --final") == 1
@@ -453,6 +461,7 @@ def test_groups_of_features_stay_groups():
     assert (truth[apart.argmin(axis=1)] == truth).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_the_colours_of_the_toy_images_are_classes(run):
     assert {point["class"] for point in points(page_of(run))} == set(COLOURS)
     assert Path(run.path / "report.html").stat().st_size < 1_000_000
