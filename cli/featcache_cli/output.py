@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.spec import Progress, silent
-from featcache_cli.options import shared
+from featcache_cli.options import in_flags, shared
 from featcache_cli.screen import current
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def in_shell(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print a remark on stderr."""
+    """Print a remark on stderr, with flags where it names arguments of the library."""
+    text = in_flags(text)
     text = _folded(text) if sys.stderr.isatty() else text
     if (shown := current()) is not None:
         shown.say(text)

@@ -117,7 +117,7 @@ class Options:
 
     def requests(self) -> list[Request]:
         """Return the requested backbones, each once. Raises UsageError, UnknownBackbone."""
-        decoder = DECODERS[one_of("--decode", self.decode, DECODERS)]
+        decoder = DECODERS[one_of("decode", self.decode, DECODERS)]
         parsed = requests(
             self.backbone,
             tap=self.tap,
@@ -138,7 +138,7 @@ class Options:
         """The number of bits in use in 16-bit images. Raises UsageError."""
         bits = ALL_BITS if self.bits is None else self.bits
         if bits not in range(LEAST_BITS, ALL_BITS + 1):
-            raise UsageError(f"--bits takes a whole number from {LEAST_BITS} to {ALL_BITS}; got {bits!r}")
+            raise UsageError(f"`bits` takes a whole number from {LEAST_BITS} to {ALL_BITS}; got {bits!r}")
         return int(bits)
 
     @property
@@ -146,7 +146,7 @@ class Options:
         """Images through the backbone at once; None to find out. Raises UsageError."""
         text = str(self.batch)
         if text != "auto" and (not text.isdecimal() or int(text) < 1):
-            raise UsageError(f"--batch takes auto or a number of images from 1; got {text}")
+            raise UsageError(f"`batch` takes auto or a number of images from 1; got {text}")
         return None if text == "auto" else int(text)
 
 
@@ -341,7 +341,7 @@ class Job:
         self.replaces = replaces
         self.requests = options.requests()
         self.batch = options.batch_size
-        one_of("--engine", options.engine, ENGINES)
+        one_of("engine", options.engine, ENGINES)
         check_kinds(options.device)
         self.in_parts = _in_parts(out, options.layout)
 
@@ -458,7 +458,7 @@ class Job:
                     )
                 note = f"its {len(piece)} rows are computed again"
             else:
-                note = "it stays as it is until the extraction that made it is repeated with --rehash"
+                note = "it stays as it is until the extraction that made it is repeated with `rehash=True`"
             if fingerprint not in self.damaged:
                 self.progress(Tick("aside", 0, 0, f"Tap '{piece.tap.name}' of {self.out} is damaged: {note}"))
         if not damaged:
@@ -778,7 +778,7 @@ def _plain_pixels(request: Request) -> Request:
     if request.spec.name != "pixels":
         return replace(request, layers=layers)
     if not set(layers) <= {"top", "auto"}:
-        raise UsageError(f"'pixels' has no layers, so --tap takes top; got {', '.join(layers)}")
+        raise UsageError(f"'pixels' has no layers, so `tap` takes top; got {', '.join(layers)}")
     return replace(request, layers=("top",), pooling="flatten", precision="float32")
 
 
@@ -809,7 +809,7 @@ def _replaces_other_file(images: Images | str | Path, out: Path, options: Option
 def _in_parts(out: Path, layout: str | None) -> bool:
     """Return whether the cache is, or will be, a folder of parts. Raises UsageError if `layout` contradicts it."""
     if layout is not None:
-        one_of("--layout", layout, LAYOUTS)
+        one_of("layout", layout, LAYOUTS)
     if not out.exists():
         return layout == "parts"
     has_no_rows = out.is_dir() and not table_of(out).exists() and not part_files(out)
@@ -817,7 +817,7 @@ def _in_parts(out: Path, layout: str | None) -> bool:
         raise UsageError(f"{out} is a folder, not a cache. Give -o the name of a file, such as {out.name}.h5")
     if layout is not None and (layout == "parts") != out.is_dir():
         kind = "folder of parts" if out.is_dir() else "file"
-        raise UsageError(f"{out} is a {kind}; for --layout {layout} use another -o")
+        raise UsageError(f"{out} is a {kind}; for `layout={layout}` use another `out`")
     return out.is_dir()
 
 

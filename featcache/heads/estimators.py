@@ -152,7 +152,7 @@ def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setti
         raise UsageError(f"Name at least one head: {', '.join(FAMILIES)}")
     if stray := [name for name in grid if name not in names]:
         near = did_you_mean(stray[0], names)
-        raise UsageError(f"--grid has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
+        raise UsageError(f"`grid` has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
     found = [Setting(name, params, 0) for name in dict.fromkeys(names) for params in _params(name, grid.get(name, {}))]
     found.sort(key=lambda setting: complexity(setting.head))
     return [Setting(setting.head, setting.params, rank) for rank, setting in enumerate(found)]

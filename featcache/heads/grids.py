@@ -39,7 +39,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
             continue
         asked = _ASKED.fullmatch(text.strip())
         if asked is None:
-            raise UsageError(f"--grid takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6..1e5:45; got '{text}'")
+            raise UsageError(f"`grid` takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6..1e5:45; got '{text}'")
         grid.setdefault(asked["head"], {})[asked["name"]] = _values(asked["values"], text)
     return grid
 
@@ -48,21 +48,21 @@ def _table(text: str) -> dict[str, dict[str, list[Any]]]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--grid: this is no JSON: {error}; got '{text}'") from error
+        raise UsageError(f"`grid`: this is no JSON: {error}; got '{text}'") from error
     if not all(isinstance(axes, dict) for axes in found.values()):
-        raise UsageError(f"--grid takes a table of tables, one per head, as in ridge.alpha = [0.1, 1]; got '{text}'")
+        raise UsageError(f"`grid` takes a table of tables, one per head, as in ridge.alpha = [0.1, 1]; got '{text}'")
     return dict(found)
 
 
 def _values(text: str, asked: str) -> list[Any]:
     between = _RANGE.fullmatch(text.strip())
     if between is None and ".." in text:
-        raise UsageError(f"--grid: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{asked}'")
+        raise UsageError(f"`grid`: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{asked}'")
     if between is None:
         return [parse_value(one.strip()) for one in text.split(",") if one.strip()]
     first, last, count = parse_value(between["first"]), parse_value(between["last"]), int(between["count"])
     if not all(isinstance(one, (int, float)) and 0 < one < float("inf") for one in (first, last)) or count < 2:
-        raise UsageError(f"--grid: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{asked}'")
+        raise UsageError(f"`grid`: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{asked}'")
     found = [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
     whole = isinstance(first, int) and isinstance(last, int) and all(value.is_integer() for value in found)
     return [int(value) for value in found] if whole else found
@@ -94,9 +94,9 @@ def combined(
         axes[name] = list(dict.fromkeys(params[name] for params in own))
     for name, values in given.items():
         if name not in known:
-            raise UsageError(f"--grid: {head} has no parameter '{name}'{did_you_mean(name, known)}: {', '.join(known)}")
+            raise UsageError(f"`grid`: {head} has no parameter '{name}'{did_you_mean(name, known)}: {', '.join(known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise UsageError(f"--grid: {head}.{name} takes a list of values with one at least; got {values!r}")
+            raise UsageError(f"`grid`: {head}.{name} takes a list of values with one at least; got {values!r}")
         axes[name] = _ordered(list({repr(value): value for value in values}.values()), axes.get(name, []))
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 

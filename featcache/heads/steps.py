@@ -34,7 +34,7 @@ def parse_chains(text: str | Sequence[str]) -> tuple[str, ...]:
     asked = text.split(",") if isinstance(text, str) else text
     chains = ["+".join(_checked(step.strip()) for step in chain.split("+")) for chain in asked if chain.strip()]
     if not chains:
-        raise UsageError(f"--prepare takes one chain at least of {', '.join(STEPS)}")
+        raise UsageError(f"`prepare` takes one chain at least of {', '.join(STEPS)}")
     return tuple(dict.fromkeys(chains))
 
 
@@ -58,7 +58,7 @@ def _checked(step: str) -> str:
     match = _PCA.fullmatch(step)
     if match is None or float(match["size"]) == 0:
         near = did_you_mean(step.partition(":")[0], [STANDARDISE, "l2", NONE, "pca"])
-        raise UsageError(f"--prepare takes {', '.join(STEPS)}, joined by + into chains; got '{step}'{near}")
+        raise UsageError(f"`prepare` takes {', '.join(STEPS)}, joined by + into chains; got '{step}'{near}")
     return step
 
 

@@ -97,7 +97,7 @@ class Reference:
     def threshold(self, rate: float) -> Threshold:
         """Return the threshold that this share of the known images exceeds, rounded down to whole images."""
         if not 0 < rate < 1:
-            raise UsageError(f"--reject takes the share of known images that may be rejected, such as 0.02; got {rate}")
+            raise UsageError(f"`reject` takes the share of known images that may be rejected, such as 0.02; got {rate}")
         exceeded = int(rate * len(self.seen) + 1e-9)
         return Threshold(float(self.seen[len(self.seen) - 1 - exceeded]), len(self.seen), exceeded)
 

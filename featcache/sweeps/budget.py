@@ -38,7 +38,7 @@ def parse_seconds(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh]?)", text.strip().lower())
     if match is None:
-        raise UsageError(f"--budget takes a time such as 60s, 5m or 1h; got '{text}'")
+        raise UsageError(f"`budget` takes a time such as 60s, 5m or 1h; got '{text}'")
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 

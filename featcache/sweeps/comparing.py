@@ -84,7 +84,7 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     runs = [one.run if isinstance(one, Chosen) else one.chosen.run for one in (a, b)]
     if _same(a, b):
         raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {quote(str(runs[0].path))}")
-    chosen = choose("--metric", metric or runs[0].settings.metric, METRICS)
+    chosen = choose("metric", metric or runs[0].settings.metric, METRICS)
     of_trials = isinstance(a, Chosen) and isinstance(b, Chosen)
     (rows, first), (other_rows, second) = (
         said_by(one) if of_trials and isinstance(one, Chosen) else _on_val(one) for one in (a, b)

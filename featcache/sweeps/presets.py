@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
 
 def preset_of(name: str) -> Preset:
     """Return a preset by its name. Raises UsageError with near names."""
-    return PRESETS[choose("--preset", name, PRESETS)]
+    return PRESETS[choose("preset", name, PRESETS)]
 
 
 def taps_of(preset: Preset, vectors: Sequence[str]) -> list[str]:

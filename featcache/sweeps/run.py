@@ -210,7 +210,7 @@ class Run:
 
     def _refit(self) -> Chosen:
         if self.refitted is None:
-            raise UnknownHead(f"{self.path} has no head fitted on train and val. Sweep with --refit")
+            raise UnknownHead(f"{self.path} has no head fitted on train and val. Sweep with `refit=True`")
         return replace(self[self.refitted], refit=True)
 
     def cache(self) -> Cache:

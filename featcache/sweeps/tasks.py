@@ -125,7 +125,7 @@ def images_of(cache: Cache, asked: Settings) -> tuple[list[ImageRow], list[Image
     needed = 2 if asked.cv == LOO else asked.cv
     most = max(counts, key=lambda name: counts[name])
     if isinstance(needed, int) and counts[most] < needed:
-        how = "Leaving one out" if asked.cv == LOO else f"--cv {asked.cv}"
+        how = "Leaving one out" if asked.cv == LOO else f"`cv={asked.cv}`"
         raise TooFewClasses(
             f"{how} needs {needed} training images of a class; the largest, '{most}', has {counts[most]}. Use fewer "
             "folds, or add some images"
@@ -150,8 +150,8 @@ def choosing_rows(cache: Cache, train: list[ImageRow], val: list[ImageRow], aske
     rows = [train[at] for at in np.sort(chosen_by)]
     if len({row.label for row in rows}) < 2:
         raise TooFewClasses(
-            f"--cv {asked.cv} needs two classes with training images that can be left out, which others of their class "
-            "are not copies of or in one group with. Add images, or choose on the validation split: leave out --cv"
+            f"`cv={asked.cv}` needs two classes with training images that can be left out, which others of their class "
+            "are not copies of or in one group with. Add images, or choose on the validation split: leave out `cv`"
         )
     return rows
 
@@ -162,8 +162,8 @@ def _check_left_out(cache: Cache, train: list[ImageRow], asked: Settings) -> Non
     reason = next((text for texts in reasons.values() for text in texts if text), "")
     if reason:
         others = [name for name, texts in reasons.items() if not any(texts)]
-        another = f", or name other taps: --tap {','.join(others)}" if others else ""
-        raise UsageError(f"--cv {asked.cv}: {reason}. Choose on validation images: leave out --cv{another}")
+        another = f", or name other taps: `taps='{','.join(others)}'`" if others else ""
+        raise UsageError(f"`cv={asked.cv}`: {reason}. Choose on validation images: leave out `cv`{another}")
 
 
 def _too_few_choose(
@@ -173,7 +173,7 @@ def _too_few_choose(
     seen = [tap for tap in single_taps(cache, asked.taps) if why_not_left_out(cache, train, tap)]
     there = f"{cache.path} has {len(val)} validation images to choose on"
     if not seen:
-        return TooFewClasses(f"{there}. Choose by cross-validation: --cv 5")
+        return TooFewClasses(f"{there}. Choose by cross-validation: `cv=5`")
     trained = len([row for row in cache.usable("val", asked.shots) if row.label]) - len(val)
     return UsageError(
         f"{there} besides {trained} that trained the backbone of tap '{seen[0]}', as training images did, so --cv "
@@ -204,8 +204,8 @@ def make_task(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow]
     names = taps_in(cache, tap)
     if asked.cv == LOO and (mates := len(train) - len(one_of_each_unit(train))):
         raise UsageError(
-            f"--cv {LOO} leaves out one image at a time, and {mates} of {len(train)} training images of {cache.path} "
-            "are copies or in the group of another, which would stay. Folds keep them together: --cv 5"
+            f"`cv='{LOO}'` leaves out one image at a time, and {mates} of {len(train)} training images of {cache.path} "
+            "are copies or in the group of another, which would stay. Folds keep them together: `cv=5`"
         )
     rows = train if asked.cv else [*train, *val]
     y, width = cache.labels(rows), sum(cache.features(rows[:1], name).shape[1] for name in names)
@@ -242,7 +242,7 @@ def parse_bytes(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt]b?|b)", text.strip().lower())
     if match is None:
-        raise UsageError(f"--memory takes a size such as 500M or 4G; got '{text}'")
+        raise UsageError(f"`memory` takes a size such as 500M or 4G; got '{text}'")
     return float(match[1]) * 1000.0 ** "bkmgt".index(match[2][0])
 
 
@@ -253,14 +253,14 @@ def physical_memory() -> int:
 
 def _check_streamed(asked: Settings, tap: str, size: float, room: float) -> None:
     """Raise UsageError if what is asked takes features in memory."""
-    given = {"--cv": asked.cv, "--budget": asked.budget, "--refit": asked.refit, f"--preset {asked.preset}": asked.few}
+    given = {"`cv`": asked.cv, "`budget`": asked.budget, "`refit`": asked.refit, f"`preset={asked.preset}`": asked.few}
     extra = [name for name, value in given.items() if value]
     if asked.prepare != (STANDARDISE,):
-        extra.append("--prepare")
+        extra.append("`prepare`")
     if extra:
         raise UsageError(
             f"The features of tap '{tap}' take {size / 1e9:.2g} GB, more than the {room / 1e9:.2g} GB they may, so "
-            f"they are streamed; that goes without {', '.join(extra)}. Leave that out, or give more: --memory"
+            f"they are streamed; that goes without {', '.join(extra)}. Leave that out, or give more `memory`"
         )
 
 
@@ -274,7 +274,7 @@ def _on_disk(cache: Cache, rows: Sequence[ImageRow], tap: str, width: int) -> Fe
     except OSError as error:
         raise DiskFault(
             f"Cannot keep {num_bytes / 1e6:.0f} MB of features of tap '{tap}' in {cache.path.absolute().parent}: "
-            f"{error.strerror or error}. Free some space there, or keep them in memory: --memory"
+            f"{error.strerror or error}. Free some space there, or keep them in memory: give more `memory`"
         ) from error
     for at in range(0, len(rows), BLOCK):
         X[at : at + BLOCK] = features_of(cache, rows[at : at + BLOCK], tap)
@@ -323,7 +323,7 @@ def folds_of(train: Sequence[ImageRow], y: Classes, num_folds: int, seed: int) -
             folds.append((np.sort(np.concatenate([fit_on, choose_on[stays]])), choose_on[~stays]))
     if not all(len(choose_on) for _, choose_on in folds):
         raise TooFewClasses(
-            f"--cv {num_folds}: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
+            f"`cv={num_folds}`: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
             "split"
         )
     return tuple(folds)

@@ -83,16 +83,16 @@ def sweep(
     todo = settings(heads or protocol.heads, grid)
     folds = _cv(cv, todo)
     if force and out is None:
-        raise UsageError("--force goes with -o RUN: without it a sweep takes the next free name")
+        raise UsageError("`force` goes with `out`: without it a sweep takes the next free name")
     if jobs == 0:
-        raise UsageError("--jobs takes a number of trials at once, or -1 for one per core; got 0")
+        raise UsageError("`jobs` takes a number of trials at once, or -1 for one per core; got 0")
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     asked = Settings(
         cache=str(cache.path.resolve()),
         heads=tuple(dict.fromkeys(setting.head for setting in todo)),
         taps=_taps(cache, taps or _of_protocol(cache, protocol)),
         cv=folds,
-        metric=choose("--metric", metric, METRICS),
+        metric=choose("metric", metric, METRICS),
         class_weight=class_weight,
         shots=shots,
         seed=seed,
@@ -114,7 +114,7 @@ def sweep(
     choosing = choosing_rows(cache, train, val, asked)
     with Writer.begun(cache, asked, out, train, val, choosing, len(plan), force) as writer:
         if writer.run.is_finished:
-            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another -o"))
+            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another `out`"))
             return writer.run
         _Sweep(cache, asked, train, val, writer, jobs, progress).run(plan)
         if asked.refit and writer.run.ranked:
@@ -127,7 +127,7 @@ def _note_on_shots(shots: int | None, train: Sequence[ImageRow], progress: Progr
     """Say so if no class has as many images as are asked for."""
     most = max(Counter(row.label for row in train).values())
     if shots is not None and shots > most:
-        note = f"--shots {shots} takes all: no class has more than {most} training images"
+        note = f"`shots={shots}` takes all: no class has more than {most} training images"
         progress(Tick("sweep", 0, 0, note))
 
 
@@ -136,7 +136,7 @@ def _grid_of(name: str, protocol: Preset, heads: str | Sequence[str] | None, giv
     wanted = heads.split(",") if isinstance(heads, str) else heads or []
     if others := [head.strip() for head in wanted if head.strip() not in ("", *protocol.grid)]:
         raise UsageError(
-            f"--preset {name} is a protocol of {protocol.heads}; --heads {','.join(others)} contradicts it. "
+            f"`preset={name}` is a protocol of {protocol.heads}; `heads={','.join(others)}` contradicts it. "
             "Leave one of them out"
         )
     return {head: {**protocol.grid.get(head, {}), **given.get(head, {})} for head in {**protocol.grid, **given}}
@@ -161,7 +161,7 @@ def _taps(cache: Cache, taps: str | Sequence[str] | None) -> tuple[str, ...]:
     else:
         if "auto" in names and "auto" not in cache.taps:
             there = ", ".join(cache.taps)
-            raise UsageError(f"--tap auto is for extract. {cache.path} has {there}; without --tap all are swept")
+            raise UsageError(f"`taps='auto'` is for extract. {cache.path} has {there}; without `taps` all are swept")
         chosen = tuple("+".join(cache.tap(one).name for one in taps_in(cache, name)) for name in names)
     single = list(dict.fromkeys(one for name in chosen for one in taps_in(cache, name)))
     maps = [name for name in single if name not in cache.vectors and cache.taps[name].pooling == "none"]
@@ -183,26 +183,26 @@ def _cv(cv: int | str | None, todo: Sequence[Setting]) -> int | str | None:
             check_leave_one_out(setting.head, setting.params)
         return LOO
     if not str(cv).lstrip("-").isdecimal() or int(cv) < 2:
-        raise UsageError(f"--cv takes a number of folds from 2, or {LOO}; got {cv}")
+        raise UsageError(f"`cv` takes a number of folds from 2, or {LOO}; got {cv}")
     return int(cv)
 
 
 def _check(asked: Settings) -> None:
     """Raise UsageError for what cannot be meant."""
     if asked.shots is not None and asked.shots < 1:
-        raise UsageError(f"--shots takes a number of images per class from 1; got {asked.shots}")
+        raise UsageError(f"`shots` takes a number of images per class from 1; got {asked.shots}")
     if asked.budget is not None and not 0 < asked.budget < math.inf:
-        raise UsageError(f"--budget takes a time such as 60s, 5m or 1h; got {asked.budget:g} s")
+        raise UsageError(f"`budget` takes a time such as 60s, 5m or 1h; got {asked.budget:g} s")
     if asked.memory is not None and not 0 < asked.memory < math.inf:
-        raise UsageError(f"--memory takes a size such as 500M or 4G; got {asked.memory:g} bytes")
+        raise UsageError(f"`memory` takes a size such as 500M or 4G; got {asked.memory:g} bytes")
     if asked.budget is not None and asked.cv == LOO:
-        raise UsageError("--budget has nothing to save with --cv loo, which fits once. Leave one of them out")
+        raise UsageError("`budget` has nothing to save with `cv='loo'`, which fits once. Leave one of them out")
     if asked.cv == LOO and any("pca" in chain for chain in asked.prepare):
-        raise UsageError("--cv loo goes without pca, which would see the image that is left out. Use --cv 5")
+        raise UsageError("`cv='loo'` goes without pca, which would see the image that is left out. Use `cv=5`")
     if asked.few and (asked.cv or asked.shots or asked.budget or asked.refit):
-        raise UsageError(f"--preset {asked.preset} draws its own images: leave out --cv, --shots, --budget and --refit")
+        raise UsageError(f"`preset={asked.preset}` draws its own images: leave out `cv`, `shots`, `budget` and `refit`")
     if asked.class_weight is not None:
-        choose("--class-weight", asked.class_weight, ["balanced"])
+        choose("class_weight", asked.class_weight, ["balanced"])
 
 
 def _plain(grid: Grid | None) -> dict[str, dict[str, list[Any]]] | None:

@@ -187,7 +187,7 @@ def _begun(path: Path, fresh: Run, force: bool) -> Run:
     if differ and not force:
         raise _NotFree(
             f"{path} holds a run already, with other {', '.join(differ)} (featcache show {quote(str(path))}). "
-            "Give another -o, or none for the next free name; --force replaces it"
+            "Give another `out`, or none for the next free name; `force=True` replaces it"
         )
     if differ:
         _replace(fresh)

@@ -80,7 +80,7 @@ def _first(names: list[str], what: str) -> int:
     if match := _NUMBER.fullmatch(what):
         number = int(match["number"])
         if not 0 <= number <= len(names):
-            raise UsageError(f"--unfreeze takes up to {len(names)} layers of this backbone; got {what}")
+            raise UsageError(f"`unfreeze` takes up to {len(names)} layers of this backbone; got {what}")
         return number if match["slice"] else len(names) - number
     return first_of(names, what)
 
@@ -93,5 +93,5 @@ def _note(of_layer: list[str], first: int, what: str) -> str:
     nearest = min(starts, key=lambda at: abs(at - first))
     return (
         f"Layer {first} of {len(of_layer)} lies inside block {of_layer[first]}. The nearest block begins at "
-        f"layer {nearest}: --unfreeze {of_layer[nearest]}"
+        f"layer {nearest}: `unfreeze='{of_layer[nearest]}'`"
     )

@@ -42,7 +42,7 @@ class State:
     def load(cls, path: Path, facts: dict[str, Any]) -> State:
         """Read it. Raises UsageError if there is none, or one of another training, NotAModel if it is damaged."""
         if not path.exists():
-            raise UsageError(f"There is nothing to go on with at {path}. Leave --resume out")
+            raise UsageError(f"There is nothing to go on with at {path}. Leave `resume` out")
         try:
             arrays = read_arrays(path)
             said = json.loads(arrays.pop("said").tobytes())
@@ -50,7 +50,7 @@ class State:
             found = cls(said["facts"], weights, best, optimizer, tuple(said["history"]), said["batch"], said["is_over"])
         except Exception as error:  # a damaged file can raise anything
             raise_if_of_the_system(path, error)
-            raise NotAModel(f"{path} cannot be read ({error}). Leave --resume out to begin anew") from error
+            raise NotAModel(f"{path} cannot be read ({error}). Leave `resume` out to begin anew") from error
         _require_same(found.facts, facts, path)
         return found
 
@@ -101,7 +101,7 @@ def _require_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> N
         elif one != other:
             raise UsageError(
                 f"{path} is the state of another training: its {name} is {_short(one)}, not {_short(other)}. "
-                "Resume with the same options, or leave --resume out"
+                "Resume with the same options, or leave `resume` out"
             )
 
 

@@ -144,7 +144,7 @@ def test_predictions_of_another_length_are_refused(run, tmp_path):
 
 
 def test_an_unknown_metric_is_refused(run):
-    with pytest.raises(UsageError, match=r"--metric takes accuracy, .*got 'acc'"):
+    with pytest.raises(UsageError, match=r"`metric` takes accuracy, .*got 'acc'"):
         compare(run[1], run[2], "acc")
 
 

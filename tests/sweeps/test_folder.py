@@ -121,7 +121,7 @@ def test_force_replaces_the_files_of_another_sweep_and_nothing_else(photos):
     write_record(out / TUNED / "x.json", {"file": "x.keras", "at": ""})
     (out / "heads" / "notes.txt").write_text("mine")
     (out / "finetuned.keras").write_text("a model")
-    with pytest.raises(UsageError, match=r"daily\.run holds a run already, with other heads.*--force replaces it"):
+    with pytest.raises(UsageError, match=r"daily\.run holds a run already, with other heads.*`force=True` replaces it"):
         sweep(photos, "knn", taps=[TAP], out=out)
     run = sweep(photos, "knn", taps=[TAP], out=out, force=True)
     fresh = sweep(photos, "knn", taps=[TAP], out=photos.path.with_name("fresh.run"))
@@ -163,7 +163,7 @@ def test_force_replaces_a_damaged_run_but_not_a_run_json_of_others(photos):
 
 
 def test_force_without_a_name_is_refused(photos):
-    with pytest.raises(UsageError, match="--force goes with -o RUN"):
+    with pytest.raises(UsageError, match="`force` goes with `out`"):
         sweep(photos, **ASKED, force=True)
 
 

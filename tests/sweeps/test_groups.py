@@ -42,7 +42,7 @@ def test_groups_that_share_a_copy_are_in_one_fold(grouped, tmp_path):
 
 def test_leaving_one_out_is_refused_where_its_mates_would_stay(grouped, tmp_path):
     cache = extract(grouped, PIXELS, out=tmp_path / "c.h5", group_from="parent", split="100/0/0")
-    with pytest.raises(UsageError, match=r"48 of 60 training images of .*c.h5 are copies or in the group .* --cv 5"):
+    with pytest.raises(UsageError, match=r"48 of 60 training images of .*c.h5 are copies or in the group .* `cv=5`"):
         sweep(cache, "ridge", cv="loo", out=tmp_path / "run")
 
 

@@ -102,7 +102,7 @@ def test_a_group_that_has_a_whole_class_stays_in_training(cached, tmp_path):
 @pytest.mark.parametrize("cv", [2, "loo"])
 def test_folds_take_two_classes_that_can_be_judged(cached, tmp_path, cv):
     cache = cached(a=(9,), x=(1,))
-    with pytest.raises(TooFewClasses, match=rf"--cv {cv} needs two classes with training images that can be left out"):
+    with pytest.raises(TooFewClasses, match=rf"`cv={cv}` needs two classes with training images that can be left out"):
         sweep(cache, "ridge", cv=cv, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

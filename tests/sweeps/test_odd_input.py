@@ -65,7 +65,7 @@ def test_without_a_penalty_ridge_is_scikit_learns(hard, tmp_path):
 
 
 def test_pca_and_leaving_one_out_do_not_go_together(hard, tmp_path):
-    with pytest.raises(UsageError, match="--cv loo goes without pca, which would see the image that is left out"):
+    with pytest.raises(UsageError, match="`cv='loo'` goes without pca, which would see the image that is left out"):
         run_on(hard, tmp_path / "run", "ridge", cv="loo", prepare="pca:3")
 
 
@@ -198,7 +198,7 @@ def test_what_a_head_gives_as_pairs_of_classes_is_not_asked_for(hard, tmp_path):
 
 
 def test_no_trials_at_once_are_refused(hard, tmp_path):
-    with pytest.raises(UsageError, match="--jobs takes a number of trials at once, or -1 for one per core; got 0"):
+    with pytest.raises(UsageError, match="`jobs` takes a number of trials at once, or -1 for one per core; got 0"):
         run_on(hard, tmp_path / "run", "ridge", jobs=0)
 
 

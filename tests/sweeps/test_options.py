@@ -76,7 +76,7 @@ def test_leaving_one_out_scores_ridge_on_images_it_was_not_fitted_on(hard, tmp_p
 
 
 def test_leaving_one_out_is_refused_for_other_heads_before_anything_is_read(hard, tmp_path):
-    with pytest.raises(UsageError, match="--cv loo is for ridge, knn; of 'svm' it takes too long"):
+    with pytest.raises(UsageError, match="`cv='loo'` is for ridge, knn; with 'svm' it takes too long"):
         run_on(hard, tmp_path, "ridge,svm", cv="loo")
 
 
@@ -153,7 +153,7 @@ def test_draws_of_different_seeds_differ_and_more_shots_keep_those_of_fewer(hard
 
 
 def test_a_preset_that_draws_images_takes_no_other_choice(hard, tmp_path):
-    with pytest.raises(UsageError, match="--preset fewshot draws its own images: leave out --cv"):
+    with pytest.raises(UsageError, match="`preset=fewshot` draws its own images: leave out `cv`"):
         run_on(hard, tmp_path, None, preset="fewshot", cv=3)
 
 
@@ -180,7 +180,7 @@ def test_flags_win_over_a_preset(hard, tmp_path):
 
 @pytest.mark.parametrize("heads", ["ridge", ["ridge", "logreg"], "logreg, ridge"])
 def test_heads_that_a_preset_is_not_about_are_refused(heads, hard, tmp_path):
-    with pytest.raises(UsageError, match="--preset kornblith is a protocol of logreg; --heads ridge contradicts it"):
+    with pytest.raises(UsageError, match="`preset=kornblith` is a protocol of logreg; `heads=ridge` contradicts it"):
         run_on(hard, tmp_path, heads, preset="kornblith")
 
 

@@ -200,17 +200,17 @@ def test_the_best_on_few_images_go_on(hard, tmp_path, monkeypatch):
 
 
 def test_a_budget_and_leaving_one_out_do_not_go_together(hard, tmp_path):
-    with pytest.raises(UsageError, match="--budget has nothing to save with --cv loo"):
+    with pytest.raises(UsageError, match="`budget` has nothing to save with `cv='loo'`"):
         run_on(hard, tmp_path / "run", "ridge", budget=1.0, cv="loo")
 
 
 @pytest.mark.parametrize("text", ["", "60d", "-1", "nan", "1e3", "s"])
 def test_a_time_that_is_none_is_refused(text):
-    with pytest.raises(UsageError, match="--budget takes a time such as 60s, 5m or 1h"):
+    with pytest.raises(UsageError, match="`budget` takes a time such as 60s, 5m or 1h"):
         parse_seconds(text)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_budget_that_is_none_is_refused(seconds, hard, tmp_path):
-    with pytest.raises(UsageError, match="--budget takes a time"):
+    with pytest.raises(UsageError, match="`budget` takes a time"):
         run_on(hard, tmp_path / "run", budget=seconds)

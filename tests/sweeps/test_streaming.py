@@ -107,5 +107,5 @@ def test_a_quarter_of_the_memory_is_enough_for_small_caches(hard, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "4", "4X", "-1G", "G"])
 def test_a_size_that_is_none_is_refused(text):
-    with pytest.raises(UsageError, match="--memory takes a size such as 500M or 4G"):
+    with pytest.raises(UsageError, match="`memory` takes a size such as 500M or 4G"):
         parse_bytes(text)

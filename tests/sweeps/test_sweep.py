@@ -209,7 +209,7 @@ def test_more_shots_than_any_class_has_are_said_to_take_all(hard, tmp_path):
     for shots in (most, most + 1):
         run_on(hard, tmp_path, "gnb", str(shots), shots=shots, progress=notes.append)
     said = [tick.note for tick in notes if tick.note]
-    assert said == [f"--shots {most + 1} takes all: no class has more than {most} training images"]
+    assert said == [f"`shots={most + 1}` takes all: no class has more than {most} training images"]
 
 
 def test_more_shots_keep_the_images_of_fewer(hard):
@@ -244,12 +244,12 @@ def test_the_metric_asked_for_chooses(hard, tmp_path):
     [
         (
             {"metric": "acuracy"},
-            r"--metric takes accuracy, .*, log_loss, ece; got 'acuracy' \(did you mean",
+            r"`metric` takes accuracy, .*, log_loss, ece; got 'acuracy' \(did you mean",
         ),
-        ({"cv": 1}, "--cv takes a number of folds from 2, or loo; got 1"),
-        ({"cv": 0}, "--cv takes a number of folds from 2, or loo; got 0"),
-        ({"shots": 0}, "--shots takes a number of images per class from 1; got 0"),
-        ({"class_weight": "balance"}, r"--class-weight takes balanced; got 'balance' \(did you mean balanced\?\)"),
+        ({"cv": 1}, "`cv` takes a number of folds from 2, or loo; got 1"),
+        ({"cv": 0}, "`cv` takes a number of folds from 2, or loo; got 0"),
+        ({"shots": 0}, "`shots` takes a number of images per class from 1; got 0"),
+        ({"class_weight": "balance"}, r"`class_weight` takes balanced; got 'balance' \(did you mean balanced\?\)"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(options, message, toy, tmp_path):
@@ -265,14 +265,14 @@ def test_an_unknown_tap_is_refused_naming_those_there_are(toy, tmp_path):
 
 def test_auto_is_said_to_be_for_extract_naming_the_taps_there_are(toy, tmp_path):
     with pytest.raises(
-        UsageError, match=rf"--tap auto is for extract\. .*toy\.h5 has {TAP}, pixels:size=8/top; without"
+        UsageError, match=rf"`taps='auto'` is for extract\. .*toy\.h5 has {TAP}, pixels:size=8/top; without"
     ):
         sweep(toy, "ridge", taps="auto", out=tmp_path / "run")
 
 
 def test_more_folds_than_images_of_a_class_are_refused(toy, tmp_path):
     with pytest.raises(
-        TooFewClasses, match=r"--cv 5 needs 5 training images of a class; the largest, '\w+', has 3\. Use"
+        TooFewClasses, match=r"`cv=5` needs 5 training images of a class; the largest, '\w+', has 3\. Use"
     ):
         run_on(toy, tmp_path, shots=3, cv=5)
 
@@ -282,7 +282,7 @@ def test_no_validation_images_ask_for_cross_validation(toy, tmp_path):
         rewrite(file["images"], "split", np.array([b"train"] * len(toy.rows)))
 
     cache = edited(toy, tmp_path / "no_val.h5", all_train)
-    with pytest.raises(TooFewClasses, match=r"has 0 validation images to choose on\. .*--cv 5"):
+    with pytest.raises(TooFewClasses, match=r"has 0 validation images to choose on\. .*`cv=5`"):
         run_on(cache, tmp_path)
     assert run_on(cache, tmp_path, "ridge", cv=2).best.trial.score > 0.5
 

@@ -119,8 +119,8 @@ def test_images_that_trained_the_backbone_are_not_left_out_for_it(scene, tmp_pat
     train = len(scene.features.usable("train"))
     trained = len(scene.cache.usable("train"))
     message = (
-        rf"--cv {cv}: {trained} of {train} images trained the backbone of tap 'tuned/top', which knows them, so "
-        r"leaving them out tells nothing\. Choose on validation images: leave out --cv$"
+        rf"`cv={cv}`: {trained} of {train} images trained the backbone of tap 'tuned/top', which knows them, so "
+        r"leaving them out tells nothing\. Choose on validation images: leave out `cv`$"
     )
     with pytest.raises(UsageError, match=message):
         sweep(scene.features, "ridge", taps=[taps], cv=cv, out=tmp_path / "run")
@@ -128,7 +128,7 @@ def test_images_that_trained_the_backbone_are_not_left_out_for_it(scene, tmp_pat
 
 
 def test_a_clean_tap_beside_is_named_and_goes_on_as_before(scene, tmp_path):
-    with pytest.raises(UsageError, match=rf"leave out --cv, or name other taps: --tap {CLEAN}$"):
+    with pytest.raises(UsageError, match=rf"leave out `cv`, or name other taps: `taps='{CLEAN}'`$"):
         sweep(scene.features, "ridge", cv=3, out=tmp_path / "run")
     run = sweep(scene.features, "ridge", cv=3, taps=[CLEAN], out=tmp_path / "run")
     assert run.num_select == len(scene.features.usable("train"))
