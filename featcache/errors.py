@@ -96,5 +96,32 @@ class WeightsMissing(EnvironmentFault):
     """Pretrained weights are neither on this machine nor to be had from the network."""
 
 
+class NotDownloaded(WeightsMissing):
+    """Keras would download these weights, and there is no network."""
+
+
 class DiskFault(EnvironmentFault):
     """Reading or writing failed: full disk, no permission, input/output error, too many open files."""
+
+
+# In the name or the message of an exception of TensorFlow, JAX, PyTorch, OpenVINO or Python when memory runs out.
+_OUT_OF_MEMORY = (
+    "resourceexhausted",
+    "resource_exhausted",
+    "outofmemory",
+    "out of memory",
+    "oom when",
+    "memoryerror",
+    "bad_alloc",
+    "failed to allocate",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of any backend says that memory has run out.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("no such layer"))
+    (True, False)
+    """
+    description = f"{type(error).__name__}: {error}".lower()
+    return any(words in description for words in _OUT_OF_MEMORY)

@@ -1,4 +1,7 @@
-"""Plain text: aligned columns, no colour, the same in a terminal and in a pipe. Imports nothing heavy."""
+"""Plain text: aligned columns, no colour, the same in a terminal and in a pipe. Imports nothing heavy.
+
+Not rich.table: it takes 0.2 s to import, folds numbers with their intervals, and breaks names anywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 GAP = "  "  # between columns
-NARROW, NARROWEST = 18, 10  # characters to which a column of text is narrowed: first, and if nothing else helps
-_WORDS = re.compile(r"(?<=\s)")
-_PARTS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column goes on in the next line
+# Characters to which columns of text are narrowed: first, and after all spare columns are left out.
+NARROW, NARROWEST = 18, 10
+_WORD_ENDS = re.compile(r"(?<=\s)")
+_NAME_BREAKS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column may be broken
 
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None, spare: Sequence[str] = ()
 ) -> str:
-    """Return the rows under their header; columns of numbers stand to the right.
+    """Return the rows under their header; columns of numbers are right-aligned.
 
-    width: characters of a line, by default of the terminal, 80 where there is none. What is longer goes on
-    below, within its column, as far as that helps: numbers stay whole.
-    spare: columns that are left out, the first one first, where even that is not enough.
+    width: most characters of a line; by default the terminal's, or 80 without a terminal. Longer text is folded within
+    its column, numbers stay whole. Lines may still be longer if that is not enough.
+    spare: columns to leave out if folding is not enough, the first one first.
 
     >>> print(table(["head", "score"], [["logreg", "0.95"], ["knn", "0.9"]]))
     head    score
@@ -33,26 +38,28 @@ def table(
     mobilenet_v2/       1360
     block_3_expand
     """
-    lines = [[printable(str(cell)) for cell in row] for row in rows]
-    right = [bool(lines) and all(_is_number(line[at]) for line in lines) for at in range(len(header))]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    # `all` of no rows is true, but the header of an empty table is text.
+    is_number = [bool(cells) and all(_is_number(row[at]) for row in cells) for at in range(len(header))]
     room = width or shutil.get_terminal_size().columns
-    widths = _fitted([header, *lines], right, room, NARROW if spare else NARROWEST)
-    if spare and _long(widths) > room:
+    widths = _fitted_widths([header, *cells], is_number, room, NARROW if spare else NARROWEST)
+    if spare and _line_length(widths) > room:
         at = header.index(spare[0])
-        less = [[*row[:at], *row[at + 1 :]] for row in (header, *rows)]
-        return table([str(name) for name in less[0]], less[1:], room, spare[1:])
+        fewer = [[*row[:at], *row[at + 1 :]] for row in rows]
+        return table([*header[:at], *header[at + 1 :]], fewer, room, spare[1:])
 
-    def row(cells: Sequence[str]) -> list[str]:
-        folded = [_folded(cell, wide) for cell, wide in zip(cells, widths, strict=True)]
-        deep = max(map(len, folded))
-        return [_line([one[at] if at < len(one) else "" for one in folded], widths, right) for at in range(deep)]
-
-    rule = _line(["-" * wide for wide in widths], widths, right)
-    return "\n".join([*row(header), rule, *(line for cells in lines for line in row(cells))])
+    lines: list[str] = []
+    for number, row in enumerate([header, *cells]):
+        folded = [_folded(cell, column_width) for cell, column_width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            lines.append(_line(parts, widths, is_number))
+        if number == 0:
+            lines.append(_line(["-" * column_width for column_width in widths], widths, is_number))
+    return "\n".join(lines)
 
 
 def fields(facts: Mapping[str, object], width: int | None = None) -> str:
-    """Return a name and its value a line; long values go on below, between words.
+    """Return a line for each name and its value; long values are folded between words.
 
     >>> print(fields({"head": "ridge", "scores": {"accuracy": 0.9, "ece": None}, "taps": ()}))
     head    ridge
@@ -60,24 +67,25 @@ def fields(facts: Mapping[str, object], width: int | None = None) -> str:
     taps    -
     """
     left = max(map(len, facts)) + len(GAP)
-    return "\n".join(
-        wrapped(f"{name:{left}}{printable(_plain(value))}", width, indent=left) for name, value in facts.items()
-    )
+    lines: list[str] = []
+    for name, value in facts.items():
+        lines.append(wrapped(f"{name:{left}}{printable(_plain(value))}", width, indent=left))
+    return "\n".join(lines)
 
 
 def _plain(value: object) -> str:
-    """Return a value as it is said, a dash for nothing."""
+    """Return a value in plain words, a dash for nothing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {one}" for name, one in value.items()) or "-"
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None or value == "" else str(value)
 
 
 def wrapped(line: str, width: int | None = None, indent: int = 2) -> str:
-    """Return a sentence on as many lines as it takes; paths and commands that stand in it stay whole.
+    """Return a sentence on as many lines as it takes; paths and other words in it stay whole.
 
     >>> print(wrapped("Only 3 images chose; --cv 5 would choose on 40.", width=30))
     Only 3 images chose; --cv 5
@@ -90,13 +98,13 @@ def wrapped(line: str, width: int | None = None, indent: int = 2) -> str:
 
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
-    """Tell whether the lines of a table have room in the terminal as they are."""
+    """Return whether a table fits into the terminal without folding."""
     widths = [max(len(printable(str(cell))) for cell in column) for column in zip(header, *rows, strict=True)]
-    return _long(widths) <= shutil.get_terminal_size().columns
+    return _line_length(widths) <= shutil.get_terminal_size().columns
 
 
 def counted(count: int, noun: str) -> str:
-    """Return how many there are of something.
+    """Return a count with its noun, in the plural if need be.
 
     >>> counted(1, "image"), counted(1360, "image"), counted(2, "class")
     ('1 image', '1360 images', '2 classes')
@@ -106,12 +114,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows as it is: no control characters, no undecodable bytes.
+    """Return text with control characters and undecodable bytes escaped, so that it is safe to print.
 
     >>> printable("caf\\udce9 \\x1b[31m")
     'caf\\\\udce9 \\\\x1b[31m'
     """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def interval(score: float, low: float, high: float) -> str:
@@ -123,42 +131,51 @@ def interval(score: float, low: float, high: float) -> str:
     return f"{score:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    placed = zip(cells, widths, right, strict=True)
-    return GAP.join(cell.rjust(wide) if to_right else cell.ljust(wide) for cell, wide, to_right in placed).rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]) -> str:
+    placed: list[str] = []
+    for cell, width, to_right in zip(cells, widths, is_number, strict=True):
+        placed.append(cell.rjust(width) if to_right else cell.ljust(width))
+    return GAP.join(placed).rstrip()
 
 
-def _long(widths: Sequence[int]) -> int:
+def _line_length(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
-def _fitted(lines: Sequence[Sequence[str]], right: Sequence[bool], room: int, narrowest: int) -> list[int]:
-    """Return the widths of columns: the widest columns of text are narrowed until the line has room."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    while _long(widths) > room:
-        widest = max((at for at in range(len(widths)) if not right[at]), key=lambda at: widths[at], default=None)
-        if widest is None or widths[widest] <= narrowest:
+def _fitted_widths(rows: Sequence[Sequence[str]], is_number: Sequence[bool], room: int, narrowest: int) -> list[int]:
+    """Return the widths of columns. Columns of text are narrowed, the widest first, until a line fits."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text_columns = [at for at in range(len(widths)) if not is_number[at]]
+    while text_columns and _line_length(widths) > room:
+        widest = max(text_columns, key=widths.__getitem__)
+        if widths[widest] <= narrowest:
             break
         widths[widest] -= 1
     return widths
 
 
-def _folded(cell: str, wide: int) -> list[str]:
-    """Return a cell as lines of at most so many characters, broken between words, or within names if it must be."""
+def _folded(cell: str, width: int) -> list[str]:
+    """Return a cell as lines of at most `width` characters, broken between words, or within names if it must be."""
     lines = [""]
-    for part in _pieces(cell, wide):
-        if len(lines[-1]) + len(part.rstrip()) > wide:
+    for piece in _pieces(cell, width):
+        if len(lines[-1]) + len(piece.rstrip()) > width:
             lines.append("")
-        lines[-1] += part
+        lines[-1] += piece
     return [line.rstrip() for line in lines if line] or [""]
 
 
-def _pieces(cell: str, wide: int) -> Iterator[str]:
-    """Yield what stays together: words; parts of longer ones; what is longer still in equal lengths."""
-    for word in _WORDS.split(cell):
-        for part in [word] if len(word.rstrip()) <= wide else _PARTS.split(word):
-            fits = len(part.rstrip()) <= wide
-            yield from [part] if fits else (part[at : at + wide] for at in range(0, len(part), wide))
+def _pieces(cell: str, width: int) -> Iterator[str]:
+    """Yield what should stay together: words, else parts of names, else runs of `width` characters."""
+    for word in _WORD_ENDS.split(cell):
+        if len(word.rstrip()) <= width:
+            yield word
+            continue
+        for part in _NAME_BREAKS.split(word):
+            if len(part.rstrip()) <= width:
+                yield part
+                continue
+            for start in range(0, len(part), width):
+                yield part[start : start + width]
 
 
 def _is_number(text: str) -> bool:

@@ -56,7 +56,7 @@ ENTRIES = {
     "a fine-tuning": "fc.finetune(fc.Run.open('run').best, out='new.keras', epochs=1)",
     "predictions": "list(fc.predict('head.keras', 'photos'))",
     "an export": "from featcache.extras.export import export; export('head.keras', to='keras', out='new.keras')",
-    "a doctor": "from featcache.extras.doctor.probe import SECTIONS; SECTIONS['keras']()",
+    "a doctor": "from featcache.extras.doctor.library_facts import SECTIONS; SECTIONS['keras']()",
     "a tutorial": "from featcache.backbones.tutorials import write_small_model; write_small_model(Path('new.h5'))",
 }
 

@@ -38,6 +38,7 @@ from featcache_cli import (
 )
 from featcache_cli.base import App
 from featcache_cli.config import set_by_file
+from featcache_cli.output import folded
 
 EXIT_CODES: dict[type[FeatcacheError], int] = {UsageError: 2, GateError: 3, DataError: 4, EnvironmentFault: 5}
 STOPPED = 130
@@ -179,11 +180,12 @@ def _hint(error: Any, context: Any) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    """Print an error as one line, and return the exit code."""
+    """Print an error, which is one line unless a terminal is too narrow, and return the exit code."""
     from featcache.text import printable
     from featcache_cli.options import in_flags
 
-    sys.stderr.write(f"featcache: {printable(in_flags(' '.join(message.split())))}\n")
+    line = f"featcache: {printable(in_flags(' '.join(message.split())))}"
+    sys.stderr.write(f"{folded(line) if sys.stderr.isatty() else line}\n")
     return code
 
 

@@ -151,7 +151,7 @@ def why_command(
     found = why(opened, file, lambda path: open_source(opened.root).read(path))
     missing: list[str] = []
     if options.backbone is not None:
-        from featcache.extraction.job import Options
+        from featcache.extraction import Options
         from featcache.extraction.recheck import lacking
 
         asked = Options(**vars(options))

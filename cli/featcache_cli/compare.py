@@ -38,7 +38,7 @@ def command(
     trust.allow(*(allow or ()))
     first = open_trial(a)
     if b.endswith(".keras"):
-        from featcache.extras.report.models import model_on_val
+        from featcache.extras.report.tuned_models import model_on_val
 
         with progress(quiet) as draw:
             found = compare(first, model_on_val(first.run, Path(b), images, draw), metric)

@@ -54,7 +54,7 @@ def text(found: Diagnosis) -> str:
     lines = [*_versions(facts), *_extras(facts), *_machine(facts), *_keras(facts), *_weights(facts), *_disks(facts)]
     shown = [wrapped(printable(line), indent=WIDE + 1) for line in lines]
     for one in found.findings:
-        shown += ["", wrapped(printable(f"{KINDS[one.kind]}: {one.what}.")), f"  Do: {printable(one.do)}"]
+        shown += ["", printable(f"{KINDS[one.kind]}: {one.what}."), f"  Do: {printable(one.do)}"]
     if not found.findings:
         shown += ["", "Nothing is broken, and nothing would be slower than it must be."]
     return "\n".join(shown)

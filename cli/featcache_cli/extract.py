@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ExtractOptions
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, say
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, say, without_download
 from featcache_cli.scan import Where
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def command(
     """
     from featcache.extraction import estimate, extract
 
-    with progress(quiet) as draw:
+    advice = "use -b glyphnet (needs no download) or --weights none (random)"
+    with progress(quiet) as draw, without_download(advice):
         if dry_run:
             expected = estimate(images, out=out, progress=draw, **vars(options))
             emit(json, asdict(expected), lambda: forecast(expected))

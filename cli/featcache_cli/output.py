@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.errors import NotDownloaded
 from featcache.spec import Progress, silent
 from featcache_cli.options import in_flags, shared
 from featcache_cli.screen import current
@@ -18,7 +20,8 @@ from featcache_cli.screen import current
 if TYPE_CHECKING:
     from featcache.sweeps import Chosen
 
-PROGRAMS = ("featcache", "tensorboard")  # a line with a command of theirs is not broken, so that it can be copied
+_COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
+_HELD_SPACE = "\0"  # stands for a space at which no line may break
 
 Json = Annotated[bool, shared("json")]
 Quiet = Annotated[bool, shared("quiet")]
@@ -39,18 +42,23 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
 def print_text(text: str) -> None:
     """Print a result, or a part of it, for people to read."""
     with cleared():
-        typer.echo(_folded(text) if sys.stdout.isatty() else text)
+        typer.echo(folded(text) if sys.stdout.isatty() else text)
 
 
-def _folded(text: str) -> str:
-    """Return text whose sentences break between words; tables stay as they are, and commands can be copied whole."""
+def folded(text: str) -> str:
+    """Return text whose sentences break between words, for a terminal.
+
+    Tables stay as they are. A command stays on one line, so that it can be copied.
+    """
     from featcache.text import wrapped
 
     lines = []
     for line in text.split("\n"):
         is_table = "  " in line.strip()
-        has_command = any(f"{program} " in line for program in PROGRAMS)
-        lines.append(line if is_table or has_command else wrapped(line))
+        if not is_table:
+            held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)
+            line = wrapped(held).replace(_HELD_SPACE, " ")
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -73,12 +81,21 @@ def in_shell(value: object) -> str:
 def say(text: str) -> None:
     """Print a remark on stderr, with flags where it names arguments of the library."""
     text = in_flags(text)
-    text = _folded(text) if sys.stderr.isatty() else text
+    text = folded(text) if sys.stderr.isatty() else text
     if (shown := current()) is not None:
         shown.say(text)
         return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def without_download(advice: str) -> Iterator[None]:
+    """Add to the error of a download that failed what this command can do without it."""
+    try:
+        yield
+    except NotDownloaded as error:
+        raise NotDownloaded(f"{error}; or {advice}") from error
 
 
 def open_trial(name: str) -> Chosen:

@@ -13,7 +13,7 @@ from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.quickstart import Part, Quickstart
@@ -37,7 +37,7 @@ def command(
     """
     from featcache.extras.quickstart import quickstart
 
-    with progress(quiet) as draw:
+    with progress(quiet) as draw, without_download("use -b glyphnet (needs no download)"):
         done = quickstart(
             images,
             out,

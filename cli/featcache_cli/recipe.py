@@ -13,7 +13,7 @@ from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.recipes import Named, Naming, Trained, Training
@@ -52,7 +52,8 @@ def command(
     if name == LIST:
         emit(json, listed(), list_text)
         return
-    with progress(quiet) as draw:
+    weights = "predict.weights" if name == "imagenet" else "extract.weights"
+    with progress(quiet) as draw, without_download(f"use --set {weights}=none (random), or try it with --small"):
         done = run_recipe(
             name,
             images,
@@ -123,7 +124,7 @@ def document(done: Trained) -> dict[str, Any]:
 
 def text(done: Trained) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval, printable, table, wrapped
+    from featcache.text import interval, printable, table
 
     rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
     advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
@@ -133,7 +134,7 @@ def text(done: Trained) -> str:
         f"{len(done.images.rows)} images, {len(done.images.classes)} classes: "
         + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
         extract_command.counts(done.extracted),
-        *([wrapped(done.recipe.note, indent=0)] if done.recipe.note else []),
+        *([done.recipe.note] if done.recipe.note else []),
         "",
         "Step by step:",
         *map(printable, done.commands),

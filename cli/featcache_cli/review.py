@@ -118,7 +118,7 @@ def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
 
 
 def _reviewed(done: Reviewed, file: Path | None) -> str:
-    from featcache.text import printable, table, wrapped
+    from featcache.text import printable, table
 
     name = printable(str(done.cache))
     changed = len(done.relabelled)
@@ -138,7 +138,7 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
         lines += [f"{changed - LISTED} more: --json lists all."] if changed > LISTED else []
     if done.of_test:
         seen = f" It was opened before (looks: {done.looks}), which stays recorded." if done.looks else ""
-        lines.append(wrapped(f"Of these images {len(done.of_test)} are or were in test; reports say so.{seen}"))
+        lines.append(f"Of these images {len(done.of_test)} are or were in test; reports say so.{seen}")
     if done.relabelled:
         lines.append(f"Runs from before have other labels. Sweep again: featcache sweep {in_shell(done.cache)}")
     if file is not None and done.decisions:

@@ -62,7 +62,7 @@ def _show_model(name: str, plot: bool, json: bool) -> None:
 
 def _model_text(model: ModelSummary) -> str:
     """Return a model as a person reads it, a line for each layer; layers of a nested model are indented."""
-    from featcache.text import printable, table, wrapped
+    from featcache.text import printable, table
 
     rows = [
         [". " * layer.depth + layer.name, layer.kind, _shape(layer), f"{layer.parameters:,}", _trains(layer)]
@@ -71,7 +71,7 @@ def _model_text(model: ModelSummary) -> str:
     lines = [table(["layer", "kind", "gives", "parameters", "trains"], rows)]
     lines.append(f"{model.parameters:,} parameters, of which {model.trainable:,} train.")
     if model.classes:
-        lines.append(wrapped(f"{len(model.classes)} classes: {', '.join(map(printable, model.classes))}"))
+        lines.append(f"{len(model.classes)} classes: {', '.join(map(printable, model.classes))}")
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ def command(
     from featcache.heads.grids import parse_grid
     from featcache.sweeps import sweep
     from featcache.sweeps.budget import parse_seconds
-    from featcache.sweeps.tasks import parse_bytes
+    from featcache.sweeps.tap_data import parse_bytes
 
     trust.allow(*(allow or ()))
     before = set_by_run(ctx)
@@ -172,7 +172,7 @@ def choices_text() -> str:
 
 def _tries(grid: Mapping[str, Sequence[Any]]) -> str:
     """Return the values of parameters as --grid takes them, of many the ends."""
-    from featcache.sweeps.run import spelt
+    from featcache.sweeps.trial import spelt
 
     def some(values: Sequence[Any]) -> str:
         texts = list(dict.fromkeys(map(spelt, values)))

@@ -6,12 +6,12 @@ The Inceptions name only the layer that closes a block ("mixed5"). The convoluti
 "conv2d_56", whose numbers depend on what the session built earlier, so they are ignored.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from itertools import accumulate
 
 from featcache.errors import UnknownBlock
+from featcache.spec import did_you_mean
 
 STEM = "stem"
 
@@ -85,9 +85,10 @@ def first_of(layer_names: Sequence[str], block: str) -> int:
     if block in layer_names:
         return layer_names.index(block)
     known = list(dict.fromkeys(names))
-    near = difflib.get_close_matches(block, known)
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
-    raise UnknownBlock(f"No block or layer '{block}'.{hint} The {len(known)} blocks run from {known[0]} to {known[-1]}")
+    raise UnknownBlock(
+        f"No block or layer '{block}'{did_you_mean(block, known)}. "
+        f"The {len(known)} blocks run from {known[0]} to {known[-1]}"
+    )
 
 
 def _by_opening_names(layer_names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from featcache.backbones.parse import Request, requests
 from featcache.backbones.registry import SIZES, Entry, get, weights_file
 from featcache.backbones.weights import Chatter, check_download, check_writable
 from featcache.backend import keras_home, start_keras
-from featcache.errors import FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
+from featcache.errors import FeatcacheError, NotDownloaded, UsageError, WeightsMismatch
 from featcache.spec import Preprocess
 
 CLASS_INDEX = "imagenet_class_index.json"
@@ -133,7 +133,7 @@ def _load_or_explain(load: Callable[[], Any], file: Path, files: Sequence[Path])
         reason = " ".join(str(error).split())
         missing = [_with_url(needed, file, reason) for needed in files if not needed.exists()]
         if missing:
-            raise WeightsMissing(
+            raise NotDownloaded(
                 f"No network, and what names ImageNet's classes is not on this machine. Put {' and '.join(missing)} "
                 f"into {keras_home() / 'models'} (KERAS_HOME is {os.environ.get('KERAS_HOME', 'not set')})"
             ) from error

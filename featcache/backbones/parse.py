@@ -29,6 +29,7 @@ from featcache.spec import (
 from featcache.trust import allow
 
 OWN_OPTIONS = ("size", "weights", "seed")  # options of featcache, which may follow the name as the backbone's do
+LONGEST_STEM = 20  # characters of a weights file's name that a tap's name takes; Keras' own names have 60
 DEFAULTS: dict[str, Any] = {"alpha": 1.0, "minimalistic": False, "depth_multiplier": 1}
 
 
@@ -51,7 +52,7 @@ class Request:
 
         weights_digest, architecture: of the built backbone. layers: replaces the layers that were requested ("auto").
         """
-        label, suffix = self._label(), self._suffix()
+        label, suffix = self._label(weights_digest), self._suffix()
         taps = []
         for view in self.views:
             view_suffix = "" if view == IDENTITY else f"@{view}"
@@ -72,15 +73,19 @@ class Request:
                 )
         return taps
 
-    def _label(self) -> str:
-        """Return the backbone with every option that is not the default."""
+    def _label(self, weights_digest: str) -> str:
+        """Return the backbone with every option that is not the default.
+
+        The weights are called as their file, or, if its name is long, by the beginning of their digest.
+        """
         parts = [self.spec.name, *(f"{key}={value}" for key, value in self.spec.options)]
         usual_size = self.own_size
         if self.spec.origin == "registry":
             entry = get(self.spec.name)
             usual_size = entry.size
             if self.spec.weights != default_weights(entry):
-                parts.append(f"weights={Path(self.spec.weights).stem}")
+                stem = Path(self.spec.weights).stem
+                parts.append(f"weights={weights_digest[:8] if len(stem) > LONGEST_STEM else stem}")
         if self.spec.seed:
             parts.append(f"seed={self.spec.seed}")
         if self.preprocess.size != usual_size:

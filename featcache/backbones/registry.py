@@ -5,14 +5,13 @@ measured on Keras 3.15.1 without the top, and is held to that by the contract su
 tests/backbones/test_registry.py.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from featcache.errors import UnknownBackbone
-from featcache.spec import Mode
+from featcache.spec import Mode, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,11 @@ def get(name: str) -> Entry:
     entries = {_squeezed(entry.name): entry for entry in _ENTRIES}
     if entry := entries.get(_squeezed(name)):
         return entry
-    near = [entries[key].name for key in difflib.get_close_matches(_squeezed(name), entries)]
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
-    raise UnknownBackbone(f"Unknown backbone '{name}'.{hint} All names: featcache backbones list")
+    # `did_you_mean` compares the plain names: hyphens and capitals would only make near names look far.
+    plain_name = re.sub(r"[\W_]+", "_", name).lower()
+    raise UnknownBackbone(
+        f"Unknown backbone '{name}'{did_you_mean(plain_name, REGISTRY)}. All names: featcache backbones list"
+    )
 
 
 def is_name(text: str) -> bool:

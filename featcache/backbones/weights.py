@@ -19,7 +19,7 @@ from pathlib import Path
 from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
 from featcache.backend import keras_backend, keras_home
-from featcache.errors import DiskFault, FeatcacheError, UsageError, WeightsMismatch, WeightsMissing
+from featcache.errors import DiskFault, FeatcacheError, NotDownloaded, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import DISK_ERRORS, file_digest, raise_if_of_the_system
 from featcache.spec import BackboneSpec
 
@@ -121,7 +121,7 @@ def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:
             return DiskFault(f"The ImageNet weights of '{spec.name}' cannot be written to {file}: {error.strerror}")
         if not file.exists() and (isinstance(error, (OSError, HTTPException)) or _NO_DOWNLOAD in reason):
             cause = reason.partition(": ")[2].removeprefix("None -- ")  # Keras has no HTTP status there
-            return WeightsMissing(_missing(spec, file, cause or type(error).__name__))
+            return NotDownloaded(_missing(spec, file, cause or type(error).__name__))
         raise_if_of_the_system(file, error)
         broken = damage(file) if file.exists() else None
         if broken or isinstance(error, OSError) or _NO_HASH in reason:
@@ -173,6 +173,5 @@ def _missing(spec: BackboneSpec, file: Path, reason: str) -> str:
     return (
         f"No network, and the ImageNet weights of '{spec.name}' are not on this machine ({reason[:120]}). On one with "
         f"network run the same command once, then put {file.name} into {file.parent} (KERAS_HOME is "
-        f"{os.environ.get('KERAS_HOME', 'not set')}); or use `backbone='glyphnet'` (needs no download) "
-        "or `weights='none'` (random)"
+        f"{os.environ.get('KERAS_HOME', 'not set')})"
     )

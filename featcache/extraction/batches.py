@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from featcache.arrays import Features, Pixels
-from featcache.errors import EnvironmentFault
-
-# The words of TensorFlow, JAX, PyTorch, OpenVINO and Python, in the name or the message of their exceptions.
-OUT_OF_MEMORY = ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory", "memoryerror", "bad_alloc")
+from featcache.errors import EnvironmentFault, is_out_of_memory
 
 
 class Batched:
@@ -47,8 +44,7 @@ class Batched:
 
     def _halve(self, error: Exception) -> None:
         """Halve the batch if memory ran out. Raises any other error again."""
-        description = f"{type(error).__name__} {error}".lower()
-        if not any(words in description for words in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise error
         if self.batch == 1:
             raise EnvironmentFault(

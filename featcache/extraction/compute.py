@@ -65,7 +65,7 @@ class Target:
     check_space: receives the bytes of all missing rows once they are known. Raises DiskFault.
     """
 
-    taps: dict[str, list[Tap]]
+    taps: Mapping[str, Sequence[Tap]]
     missing: Collection[str]
     start: Callable[[Pixels], Started]
     check_space: Callable[[int], None]

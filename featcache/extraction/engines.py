@@ -1,4 +1,7 @@
-"""Engines compute features: from (N, size, size, 3) uint8 pixels to one (N, D) float32 array per tap."""
+"""Engines compute features: from (N, size, size, 3) uint8 pixels to one (N, D) float32 array per tap.
+
+Keras is the reference. RIVALS are the engines that may compute in its place, where they are faster and agree with it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,10 +31,10 @@ OPENVINO_BATCH = 4  # the feature maps of a few images stay in the CPU's cache: 
 MAX_BATCH = 1024
 SMALL_SIZE = 64  # pixels
 CHEAPER = 0.15  # share of the time per image that a doubled batch must save
-FASTER = 1.1  # times as fast as Keras, for OpenVINO to be chosen
+FASTER = 1.1  # times as fast as Keras, for a rival to be chosen
 WORTH_GROWING = 2000  # images
 WORTH_TIMING = 4 * BATCH  # images
-WORTH_TRYING_S = 20.0  # of Keras; converting and timing OpenVINO takes about five
+WORTH_TRYING_S = 20.0  # of Keras; converting a network and timing a rival takes about five
 TINY = 1e-30  # so that rows of zeros agree with rows of zeros
 # Against Keras at float32: the smallest cosine of a row, and the largest difference in standard deviations.
 LIMITS: dict[Precision, tuple[float, float]] = {
@@ -113,6 +117,19 @@ class SeveralDevices:
         return [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
 
 
+class Rival(NamedTuple):
+    """An engine that may compute in place of Keras, on the CPU."""
+
+    title: str  # as messages write it
+    batch: int  # images at once, unless the user says how many
+    is_installed: Callable[[], bool]
+    # Returns the engine for a float32 backbone, its taps, a batch and a precision. Raises EnvironmentFault.
+    build: Callable[[Backbone, Sequence[Tap], int, Precision], Engine]
+
+
+RIVALS = {"openvino": Rival("OpenVINO", OPENVINO_BATCH, is_installed, OpenVINOEngine)}
+
+
 def choose(
     build_at: Callable[[Precision], Backbone],
     taps: Sequence[Tap],
@@ -127,51 +144,88 @@ def choose(
     """Return the engine that computes these taps of one view.
 
     build_at: returns the backbone at a precision. sample: a few of the images, to try engines on. engine: "auto" takes
-    OpenVINO if it is installed, faster than Keras, and agrees with Keras at float32; "openvino" must agree, too.
+    a rival of Keras if it is installed, faster, and agrees with Keras at float32; a rival that is named must agree too.
     num_images: how many images will come; trying engines takes seconds, which is not worth it for a few.
     Raises EnvironmentFault if the requested engine or device is missing or does not agree.
     """
-    precision = taps[0].precision
-    keras_batch = batch or BATCH
-    names = devices(device)
+    contest = _Contest(build_at, taps, sample, devices(device), batch, num_images, say)
+    if engine == "keras" or (engine == "auto" and not contest.can_pay()):
+        return contest.keras()
+    backbone = build_at("float32")
+    exact = KerasEngine(backbone, taps, batch or BATCH, contest.devices[0])
+    if engine != "auto":
+        rival_engine, _ = contest.started(RIVALS[engine], backbone, exact)
+        return rival_engine
+    keras_s = seconds_per_image(exact, sample)
+    if keras_s * num_images < WORTH_TRYING_S:
+        return contest.keras(exact)
+    return contest.fastest(backbone, exact, keras_s)
 
-    def keras_engine(exact: KerasEngine | None = None) -> Engine:
+
+@dataclass(frozen=True)
+class _Contest:
+    """Keras against its rivals, on a few of the images."""
+
+    build_at: Callable[[Precision], Backbone]
+    taps: Sequence[Tap]
+    sample: Pixels
+    devices: Sequence[str]
+    batch: int | None  # as the user gave it
+    num_images: int
+    say: Callable[[str], None]
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the taps."""
+        return self.taps[0].precision
+
+    def can_pay(self) -> bool:
+        """Return whether there are rivals, and images enough to try them."""
+        is_any_installed = any(rival.is_installed() for rival in RIVALS.values())
+        return self.num_images >= WORTH_TIMING and is_any_installed and on_cpu(self.devices)
+
+    def keras(self, exact: KerasEngine | None = None) -> Engine:
         """Return Keras at the precision of the taps on all devices; `exact` is Keras at float32, if it was built."""
-        if exact is not None and precision == "float32":
+        if exact is not None and self.precision == "float32":
             first = exact
         else:
-            first = KerasEngine(build_at(precision), taps, keras_batch, names[0])
-        if batch is None:
-            first = _grown(first, sample, num_images, on_cpu(names))
-        return first if len(names) == 1 else SeveralDevices(first, names)
+            first = KerasEngine(self.build_at(self.precision), self.taps, self.batch or BATCH, self.devices[0])
+        if self.batch is None:
+            first = _grown(first, self.sample, self.num_images, on_cpu(self.devices))
+        return first if len(self.devices) == 1 else SeveralDevices(first, self.devices)
 
-    can_gain = num_images >= WORTH_TIMING and is_installed() and on_cpu(names)
-    if engine == "keras" or (engine == "auto" and not can_gain):
-        return keras_engine()
-    backbone = build_at("float32")
-    exact = KerasEngine(backbone, taps, keras_batch, names[0])
-    keras_s = 0.0 if engine == "openvino" else seconds_per_image(exact, sample)
-    if engine == "auto" and keras_s * num_images < WORTH_TRYING_S:
-        return keras_engine(exact)
-    try:
-        fast = OpenVINOEngine(backbone, taps, batch or OPENVINO_BATCH, precision)
-        agreement = agree(exact.forward(sample), fast.forward(sample), precision)
-    except EnvironmentFault as error:
-        if engine == "openvino":
-            raise
-        say(f"{error}. Computing with Keras")
-        return keras_engine(exact)
-    if engine == "openvino":
-        return fast
-    slow = keras_engine(exact)
-    if slow is not exact:
-        keras_s = seconds_per_image(slow, sample)
-    gain = keras_s / seconds_per_image(fast, sample)
-    say(f"OpenVINO is {gain:.1f} times as fast as Keras on these images and {agreement}")
-    return fast if gain >= FASTER else slow
+    def started(self, rival: Rival, backbone: Backbone, exact: KerasEngine) -> tuple[Engine, str]:
+        """Return a rival at work, and how far it agrees with Keras. Raises EnvironmentFault if it does not."""
+        engine = rival.build(backbone, self.taps, self.batch or rival.batch, self.precision)
+        return engine, agree(exact.forward(self.sample), engine.forward(self.sample), self.precision, rival.title)
+
+    def fastest(self, backbone: Backbone, exact: KerasEngine, keras_s: float) -> Engine:
+        """Return the fastest engine that agrees with Keras. keras_s: seconds per image of `exact`."""
+        agreeing: list[tuple[Rival, Engine, str]] = []
+        for rival in RIVALS.values():
+            if rival.is_installed():
+                try:
+                    engine, agreement = self.started(rival, backbone, exact)
+                except EnvironmentFault as error:
+                    self.say(f"{error}. Computing with Keras")
+                else:
+                    agreeing.append((rival, engine, agreement))
+        keras = self.keras(exact)
+        if not agreeing:
+            return keras
+        if keras is not exact:
+            # At reduced precision or on several devices, Keras takes another time than `exact`.
+            keras_s = seconds_per_image(keras, self.sample)
+        best, best_gain = keras, FASTER
+        for rival, engine, agreement in agreeing:
+            gain = keras_s / seconds_per_image(engine, self.sample)
+            self.say(f"{rival.title} is {gain:.1f} times as fast as Keras on these images and {agreement}")
+            if gain >= best_gain:
+                best, best_gain = engine, gain
+        return best
 
 
-def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision) -> str:
+def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision, title: str = "OpenVINO") -> str:
     """Return how far features are from those of Keras at float32. Raises EnvironmentFault if they are too far."""
     cosines, differences = [], []
     for ours, theirs in zip(exact, other, strict=True):
@@ -186,7 +240,7 @@ def agree(exact: Sequence[Features], other: Sequence[Features], precision: Preci
     # Both numbers are NaN if any feature is, and a comparison with NaN is False.
     is_close = cosine >= min_cosine and difference <= max_difference
     if not is_close:
-        raise EnvironmentFault(f"OpenVINO does not agree with Keras: {numbers}")
+        raise EnvironmentFault(f"{title} does not agree with Keras: {numbers}")
     return f"agrees with it at float32: {numbers}"
 
 

@@ -23,7 +23,7 @@ NEEDED = ("path", "label", "decision")
 DECISIONS = "accept, keep, drop, change:CLASS, or new:CLASS for a class that no image has yet"
 
 
-class Line(NamedTuple):
+class Decision(NamedTuple):
     """One row of the table that decides something."""
 
     place: str  # "labels.csv, line 3"
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 class Decisions(NamedTuple):
     """A table that was read."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[Decision, ...]
     undecided: int  # rows without a decision
     at: str  # when it was read, UTC
 
@@ -55,7 +55,7 @@ def read_decisions(file: str | Path) -> Decisions:
             f"{path} needs one column called '{missing[0]}', and has {', '.join(columns)}. A reviewed table has "
             f"{', '.join(COLUMNS)}"
         )
-    lines: list[Line] = []
+    lines: list[Decision] = []
     first_place: dict[str, str] = {}
     undecided = 0
     for where, cells in rows:
@@ -71,13 +71,14 @@ def read_decisions(file: str | Path) -> Decisions:
     return Decisions(tuple(lines), undecided, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
 
 
-def _line(place: str, values: Mapping[str, str]) -> Line:
+def _line(place: str, values: Mapping[str, str]) -> Decision:
     decision, colon, name = values["decision"].strip().partition(":")
     decision, name = decision.strip().lower(), name.strip()
     takes_name = decision in ("change", "new")
-    if decision not in ("accept", "keep", "drop", "change", "new") or takes_name != bool(name) or (colon and not name):
+    is_known = decision in ("accept", "keep", "drop", "change", "new")
+    if not is_known or takes_name != bool(name) or (colon and not name):
         raise DataError(f"{place}: decision '{values['decision']}'. Write {DECISIONS}, or nothing")
-    return Line(place, values["path"], values["label"], values.get("suggestion", ""), decision, name)
+    return Decision(place, values["path"], values["label"], values.get("suggestion", ""), decision, name)
 
 
 def reviews_of(decisions: Decisions, rows: Sequence[ImageRow], earlier: Iterable[Review] = ()) -> list[Review]:
@@ -118,7 +119,7 @@ def reviews_of(decisions: Decisions, rows: Sequence[ImageRow], earlier: Iterable
     return list(reviews.values())
 
 
-def _new_label(line: Line, row: ImageRow, class_of: Mapping[str, str]) -> str:
+def _new_label(line: Decision, row: ImageRow, class_of: Mapping[str, str]) -> str:
     if line.decision == "keep":
         return row.label
     if line.decision == "drop":
@@ -136,7 +137,7 @@ def _new_label(line: Line, row: ImageRow, class_of: Mapping[str, str]) -> str:
 
 
 def _remedy(text: str, otherwise: str) -> str:
-    """Return what to do about a cell that names nothing: its bytes may be those of a national code page."""
+    """Return what to do about a cell that names nothing: the table may be in a national code page."""
     if any("\udc80" <= letter <= "\udcff" for letter in text):
         return "The table is not UTF-8: save it as such (in Excel: CSV UTF-8)"
     return f"{otherwise}, or write the table again: featcache leaks CACHE.h5 --labels --csv FILE"
@@ -145,12 +146,19 @@ def _remedy(text: str, otherwise: str) -> str:
 def _path(cell: str, paths: Mapping[str, ImageRow]) -> str:
     """Return a path as the cache has it: spreadsheets may add blanks, and Windows backslashes."""
     stripped = cell.strip()
-    return next((name for name in (cell, stripped, stripped.replace("\\", "/")) if name in paths), cell)
+    for name in (cell, stripped, stripped.replace("\\", "/")):
+        if name in paths:
+            return name
+    return cell
 
 
 def _spellings(classes: Iterable[str]) -> dict[str, str]:
     """Return {text of a cell: class}: with the ' that keeps spreadsheets from running it, too."""
+    names = sorted(classes)
     class_of: dict[str, str] = {}
-    for name in sorted(classes):
+    for name in names:
         class_of.setdefault(normalize_name(safe_cell(name)), name)
-    return class_of | {normalize_name(name): name for name in sorted(classes)}
+    # The plain spelling wins over a class whose safe cell looks like it.
+    for name in names:
+        class_of[normalize_name(name)] = name
+    return class_of

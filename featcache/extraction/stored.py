@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -36,18 +36,20 @@ def as_stored(images: Images, earlier: Cache | None, decisions: Decisions | None
 
 def review_remarks(images: Images, changes: Changes) -> list[str]:
     """Return a sentence on the labels that are as a review left them, and one on reviews of images edited since."""
-    given = {(row.digest, changes.relabelled.get(row.path, row.label)) for row in images.rows}
-    counts = Counter(review.outcome for review in changes.reviews if (review.digest, review.label) in given)
+    # A review belongs to certain bytes with the label that their folder or table gave them.
+    scanned = {(row.digest, changes.relabelled.get(row.path, row.label)) for row in images.rows}
+    label_of = {row.path: row.label for row in images.rows}
+    counts = Counter[str]()
+    edited: list[str] = []  # images with other bytes than when they were reviewed
+    for review in changes.reviews:
+        if (review.digest, review.label) in scanned:
+            counts[review.outcome] += 1
+        elif label_of.get(review.path) == review.label:
+            edited.append(review.path)
     remarks = []
     if counts:
         outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("changed", "dropped", "kept"))
         remarks.append(f"Labels are as reviewed: {outcomes}. To take that back: featcache leaks CACHE --unapply")
-    label_of = {row.path: row.label for row in images.rows}
-    edited = [
-        review.path
-        for review in changes.reviews
-        if (review.digest, review.label) not in given and label_of.get(review.path) == review.label
-    ]
     if edited:
         remarks.append(
             f"{len(edited)} images are other files than when their labels were reviewed, such as {edited[0]}, so these "
@@ -71,8 +73,8 @@ def _in_stored_splits(images: Images, earlier: Cache) -> tuple[Images, Changes]:
             joined[row.path] = scanned.group
     changes = earlier.changes._replace(joined=joined, moved=_moved(images, joined, earlier))
     # `leaks --fix` decides on the splits of joined images, even where a folder or a table gives another split.
-    given = images.given - joined.keys()
-    return replace(images, rows=_with_stored_splits(rows, given, earlier)), changes
+    fixed_by_scan = images.given - joined.keys()
+    return replace(images, rows=_with_stored_splits(rows, fixed_by_scan, earlier)), changes
 
 
 def kept_apart(scanned: Images, stored: Images) -> str:
@@ -137,8 +139,10 @@ def _moved(images: Images, joined: Mapping[str, str], earlier: Cache) -> dict[st
     splits: dict[str, str] = {}
     for row in images.rows:
         if row.path in joined:
-            otherwise = row.split if row.path in images.given else by_content.get(row.digest, row.split)
-            splits[row.path] = by_place.get((row.path, row.digest), otherwise)
+            split = row.split
+            if row.path not in images.given:
+                split = by_content.get(row.digest, split)
+            splits[row.path] = by_place.get((row.path, row.digest), split)
     return splits
 
 
@@ -155,9 +159,10 @@ def _check_groups(images: Images, earlier: Cache) -> None:
             )
 
 
-def _with_stored_splits(rows: Sequence[ImageRow], given: frozenset[str], earlier: Cache) -> tuple[ImageRow, ...]:
-    """Return the rows with the splits of the cache, except rows whose splits come from folders or a manifest (`given`).
+def _with_stored_splits(rows: Sequence[ImageRow], fixed: frozenset[str], earlier: Cache) -> tuple[ImageRow, ...]:
+    """Return the rows with the splits of the cache.
 
+    fixed: paths of images that keep the splits they have, since folders or a manifest give these.
     A stored image keeps its split, and its copies get the same. A new image goes to the split of its group, or of
     groups that share an image with it. If these are in several splits, it goes to train if that is one of them, else to
     val. A group under a new name is recognised by its images. Raises UsageError if they are in several splits.
@@ -179,7 +184,7 @@ def _with_stored_splits(rows: Sequence[ImageRow], given: frozenset[str], earlier
 
     placed = []
     for unit, row in zip(units[len(stored) :], rows, strict=True):
-        if not row.split or row.path in given:
+        if not row.split or row.path in fixed:
             placed.append(row)
             continue
         splits = splits_by_digest.get(row.digest)
@@ -187,18 +192,15 @@ def _with_stored_splits(rows: Sequence[ImageRow], given: frozenset[str], earlier
             group_splits = splits_by_group.setdefault(unit_of(row), splits)
             if splits.isdisjoint(group_splits):
                 raise UsageError(
-                    f"{earlier.path} has {row.path} in {_listed(splits)}, and others of {_group(row.group)} in "
-                    f"{_listed(group_splits)}, and splits never move. Keep the groups as they were, or use another -o"
+                    f"{earlier.path} has {row.path} in {' and '.join(sorted(splits))}, and others of "
+                    f"{_group(row.group)} in {' and '.join(sorted(group_splits))}, and splits never move. "
+                    "Keep the groups as they were, or use another -o"
                 )
         stored_split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
         candidates = splits or splits_by_unit.get(unit) or {row.split}
         split = stored_split or min(candidates, key=SPLITS.index)
         placed.append(row._replace(split=split))
     return tuple(placed)
-
-
-def _listed(splits: Iterable[str]) -> str:
-    return " and ".join(sorted(splits))
 
 
 def _group(name: str) -> str:

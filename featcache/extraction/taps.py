@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from featcache.backbones.parse import Request
 from featcache.cache.reader import Cache
 from featcache.errors import ImagesChanged
-from featcache.extraction.job import Job, Options
+from featcache.extraction.extract_options import Options
+from featcache.extraction.workflow import open_extraction
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.spec import ImageRow, Progress, Tap, silent
@@ -39,23 +40,14 @@ def extract_taps(
         views = dict.fromkeys((*request.views, tap.view))
         requests[shared] = replace(shared, layers=tuple(layers), views=tuple(views))
     # Training continues from what Keras computes. It will read all features, so damage is found and mended here.
-    options = _Taps(engine="keras", rehash=True, of_taps=tuple(requests.values()))
+    options = Options(engine="keras", rehash=True)
     layout: Any = cache.layout
     images = Images(cache.root, source, layout, tuple(rows), cache.split_spec)
-    extracted = Job(images, Path(out), options, None, progress).run()
+    extraction = open_extraction(images, Path(out), options, None, progress, requests=list(requests.values()))
+    extracted = extraction.run()
 
     unchanged = set(rows).intersection(extracted.usable())
     changed = {row.path for row in set(rows) - unchanged}
     if changed:
         raise ImagesChanged(f"{min(changed)} is not the image that {cache.path} has, or is gone. Extract again")
     return extracted
-
-
-@dataclass(frozen=True)
-class _Taps(Options):
-    """Options for requests that need no parsing."""
-
-    of_taps: tuple[Request, ...] = ()
-
-    def requests(self) -> list[Request]:
-        return list(self.of_taps)

@@ -1,4 +1,4 @@
-"""The main job in one go: extract, sweep, handoff, fine-tune, and the table that says what transfer was worth."""
+"""The main path in one go: extract, sweep, handoff, fine-tune, and a table that shows what transfer was worth."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses
 from featcache.extraction import Extracted, extract
-from featcache.extraction.job import CACHE
-from featcache.extras.report.final import Final, head_said, model_said, opening, rows_of_split
+from featcache.extraction.api import CACHE
+from featcache.extras.report.final import Final, head_predictions, model_predictions, opening, rows_of_split
 from featcache.extras.report.html import REPORT, write_report
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
@@ -21,9 +21,9 @@ from featcache.models.modelfile import MODEL
 from featcache.outputs import check_output
 from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen, Run, sweep
+from featcache.sweeps.choosing import MIN_SELECT
 from featcache.sweeps.metrics import score_of
-from featcache.sweeps.run import free_folder
-from featcache.sweeps.tasks import MIN_SELECT
+from featcache.sweeps.run_paths import free_folder
 from featcache.tuning import Tuned, finetune, from_scratch
 
 SHOTS = 5
@@ -35,7 +35,7 @@ WAYS = {
     "tuned": "fine-tuned from the best head",
     "scratch": "trained from scratch, equal time",
 }
-FEW_HEADS = "ridge,logreg,svm,knn"  # what a handful of images can tell apart
+FEW_HEADS = "ridge,logreg,svm,knn"  # the heads that a handful of images can train
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ PHOTOS = Course("mobilenet_v2", "pixels:size=32", epochs=3, batch=32, learning_r
 
 
 @dataclass(frozen=True)
-class Line:
-    """One way to a classifier, and how it does on images that neither trained nor chose it."""
+class Way:
+    """One way to a classifier, and its score on images that neither trained nor chose it."""
 
     name: str
     train_images: int
@@ -67,7 +67,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What the job did. `judged_on` is "test", or "val" where the folders have no test split."""
+    """The results of all stages. `judged_on` is "test", or "val" if the folders have no test split."""
 
     folder: Path
     images: Images
@@ -76,7 +76,7 @@ class Quickstart:
     head: Chosen
     model: Any  # the head handed over: keras.Model with its certificate
     tuned: Tuned
-    table: tuple[Line, ...]
+    table: tuple[Way, ...]
     judged_on: str
     report: Path  # one HTML file
     seconds: float
@@ -92,12 +92,12 @@ class ExtractedTap:
 
 @dataclass(frozen=True)
 class Compared:
-    """The ways to a classifier, from so many training images, side by side."""
+    """The ways to a classifier from the same training images, side by side."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[Way, ...]
     metric: str
     judged_on: str  # as in Quickstart
-    tested: Final | None = None  # the predictions on test, where that judged
+    tested: Final | None = None  # the predictions on test; None without a test split
 
 
 Part = Images | Extracted | Run | Certificate | Tuned | Compared  # what a quickstart makes, in this order
@@ -116,11 +116,11 @@ def quickstart(
     progress: Progress = silent,
     seen: Callable[[Part], None] = lambda part: None,
 ) -> Quickstart:
-    """Run the whole path on a folder of images, or on the embedded digits, and return what it did.
+    """Run the whole path on a folder of images, or on the embedded digits, and return the results.
 
-    Everything is written under `out`; running again computes no feature twice. backbone: mobilenet_v2 with
-    ImageNet weights unless told otherwise, glyphnet for the embedded digits. force: replace files under `out` that
-    stand where quickstart writes and are not its own. seen: called with each result as soon as it is there.
+    Everything is written under `out`; running again computes no feature twice. backbone: by default mobilenet_v2 with
+    ImageNet weights, or glyphnet for the embedded digits. force: replace files under `out` that quickstart would write
+    to, even if it did not make them. seen: called with each result as soon as it exists.
 
     The table compares, on the test split, the frozen features of the backbone and the model fine-tuned from the best
     head; and with controls, once with all training images and once with 5 per class (for training and for validation),
@@ -135,23 +135,25 @@ def quickstart(
     manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
     _require_validation(manifest, root)
     seen(manifest)
-    job = _Job(manifest, backbone or course.backbone, course, folder, seed, force, progress)
+    stages = _Stages(manifest, backbone or course.backbone, course, folder, seed, force, progress)
 
-    cache = job.extract("features")
+    cache = stages.extract("features")
     seen(cache.report)
-    run = job.sweep("features", None)
+    run = stages.sweep("features", None)
     seen(run)
     head = run.best_handoff
     (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
     model = handoff(head, folder / "head.keras")
     seen(model.certificate)
-    tuned = job.finetune(head, None)
+    tuned = stages.finetune(head, None)
     seen(tuned)
-    comparisons = [job.compare(run, head, tuned, None, controls)]
+    comparisons = [stages.compare(run, head, tuned, None, controls)]
     seen(comparisons[0])
     if controls and _has_more_than(SHOTS, cache):
-        few = job.sweep("features", SHOTS)
-        comparisons.append(job.compare(few, few.best_handoff, job.finetune(few.best_handoff, SHOTS), SHOTS, controls))
+        few = stages.sweep("features", SHOTS)
+        comparisons.append(
+            stages.compare(few, few.best_handoff, stages.finetune(few.best_handoff, SHOTS), SHOTS, controls)
+        )
         seen(comparisons[1])
 
     tested = comparisons[0].tested
@@ -187,7 +189,7 @@ def _check_folder(folder: Path, read: list[Path], force: bool) -> None:
 
 
 def _require_validation(manifest: Images, root: Path) -> None:
-    """Raise TooFewClasses if next to no image is left to choose on, before anything is computed."""
+    """Raise TooFewClasses if there are too few validation images to choose on, before anything is computed."""
     num_val = manifest.splits.get("val", 0)
     if num_val < MIN_SELECT:
         raise TooFewClasses(
@@ -198,13 +200,13 @@ def _require_validation(manifest: Images, root: Path) -> None:
 
 
 def _has_more_than(shots: int, cache: Cache) -> bool:
-    """Tell whether every class has more training images than that."""
+    """Return whether every class has more than `shots` training images."""
     labels = [row.label for row in cache.usable("train")]
     return min(labels.count(name) for name in cache.classes) > shots
 
 
 @dataclass
-class _Job:
+class _Stages:
     """The stages of a quickstart. shots: images per class, None for all."""
 
     manifest: Images
@@ -218,11 +220,11 @@ class _Job:
 
     @property
     def cache_file(self) -> Path:
-        """Return where all taps are."""
+        """Return the cache, which holds all taps."""
         return self.folder / "features.h5"
 
     def extract(self, kind: str) -> Cache:
-        """Extract the tap of this kind, unless that has been done, and return the cache."""
+        """Extract the tap of this kind, unless it has been extracted, and return the cache."""
         specs = {"features": self.backbone, "random": f"{self.backbone}:weights=none", "pixels": self.course.pixels}
         if kind in self.taps:
             return Cache.open(self.cache_file)
@@ -270,23 +272,23 @@ class _Job:
             )
         spent = {kind: self.taps[kind].seconds + run.seconds for kind, run in runs.items()}
         spent |= {kind: model.seconds for kind, model in models.items()}
-        spent["tuned"] += spent["features"]  # it starts from their head
+        spent["tuned"] += spent["features"]  # it starts from the head on the features
         judge = _judge(run.cache())
         with opening([run.best for run in runs.values()], judge) as scores:
-            said = {kind: head_said(run.best, judge) for kind, run in runs.items()}
+            predictions = {kind: head_predictions(run.best, judge) for kind, run in runs.items()}
             for kind, model in models.items():
-                said[kind] = model_said(head, model.model, judge, progress=self.progress)
+                predictions[kind] = model_predictions(head, model.model, judge, progress=self.progress)
             lines = []
             for kind, name in WAYS.items():
-                if kind in said:
-                    score = score_of(said[kind], run.settings.metric)
-                    lines.append(Line(name, run.num_train, score.value, (score.low, score.high), spent[kind]))
+                if kind in predictions:
+                    score = score_of(predictions[kind], run.settings.metric)
+                    lines.append(Way(name, run.num_train, score.value, (score.low, score.high), spent[kind]))
                     scores[name] = score
         tested = None
         if judge == "test" and tuned.path is not None:
-            named = {WAYS[kind]: said[kind] for kind in ("features", "tuned")}
+            shown = {WAYS[kind]: predictions[kind] for kind in ("features", "tuned")}
             rows = rows_of_split(run, run.cache(), judge)
-            tested = Final(run, scores, rows, named, {tuned.path: WAYS["tuned"]})
+            tested = Final(run, scores, rows, shown, {tuned.path: WAYS["tuned"]})
         return Compared(tuple(lines), run.settings.metric, judge, tested)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from featcache.arrays import Features, Floats
 from featcache.heads.absorb import decision_logits
-from featcache.heads.dense import train
-from featcache.heads.dense_steps import Data, Knobs, NumpyEngine, Recipe
 from featcache.heads.layers import Affine, Head, dense, make_head
 from featcache.heads.logits import softmax
+from featcache.heads.solvers.dense import train
+from featcache.heads.solvers.dense_steps import Data, Knobs, NumpyEngine, Recipe
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from featcache.arrays import Classes, Floats
-from featcache.heads.dense import train
-from featcache.heads.dense_keras import KerasEngine, on_accelerator
-from featcache.heads.dense_steps import Data, Knobs, NumpyEngine, Recipe
 from featcache.heads.layers import dense, make_head
 from featcache.heads.logits import softmax
+from featcache.heads.solvers.dense import train
+from featcache.heads.solvers.dense_keras import KerasEngine, on_accelerator
+from featcache.heads.solvers.dense_steps import Data, Knobs, NumpyEngine, Recipe
 
 UNITS = 512  # of the first layers that train side by side: more do not stay in the cache of a processor
 WHOLE = (int, np.integer)

@@ -1,8 +1,9 @@
-"""Zip and tar archives as sources: members are read where they lie, never unpacked to disk by their names.
+"""Zip and tar archives as sources: members are read in place, never unpacked to disk under their names.
 
-A table says where each member's bytes are, so that any thread reads any member. Of a compressed tar only the
-beginning can be found, so it is decompressed once, to a temporary file without a name. Links, devices and
-names that lead out of the archive are listed as unreadable, not followed.
+`zipfile` and `tarfile` list an archive once. From then on a table of offsets serves all threads at once with `pread`;
+reading through these modules would make the decoding threads wait for one lock. A compressed tar has no offsets, so it
+is decompressed once, to a temporary file without a name. Links, devices and names that lead out of the archive are
+listed as unreadable, not followed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PACKERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
 
 
 class Held:
-    """A file that stays open, to be read at any place from any thread; closed with whoever holds it."""
+    """A file that stays open and that any thread can read at any offset. It is closed when nobody refers to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._handle = os.dup(file.fileno())
@@ -49,28 +50,30 @@ class Held:
         os.close(self._handle)
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return `size` bytes from there, or as many as there are."""
-        parts = []
-        while size > 0 and (part := os.pread(self._handle, min(size, 2**30), offset)):
-            parts.append(part)
-            size, offset = size - len(part), offset + len(part)
-        return b"".join(parts)
+        """Return `size` bytes from `offset` on, or fewer at the end of the file."""
+        pieces = []
+        # One call reads less than 2 GB on Linux.
+        while size > 0 and (piece := os.pread(self._handle, min(size, 2**30), offset)):
+            pieces.append(piece)
+            size -= len(piece)
+            offset += len(piece)
+        return b"".join(pieces)
 
     def stamp(self) -> Stamp:
         """Return the stamp of the whole file."""
         return stamp_of(os.fstat(self._handle))
 
     def reopened(self) -> IO[bytes]:
-        """Return the file as one that is read from its beginning."""
+        """Return the file opened at its beginning."""
         file = os.fdopen(os.dup(self._handle), "rb")
         file.seek(0)
         return file
 
 
 class Member(NamedTuple):
-    """Where the bytes of a member lie."""
+    """Where the bytes of a member are."""
 
-    offset: int  # of its data; in a zip of its header
+    offset: int  # of its data; in a zip, of its header
     size: int
     packed_size: int = 0  # in a zip
     packed: bool = False
@@ -104,10 +107,10 @@ class Archive:
 
     def stamp(self, path: str) -> Stamp:
         """Return the stamp of the archive together with the place of the member in it."""
-        member, whole = self._member(path), self._whole()
-        return Stamp(member.size + (whole.size << 40), whole.mtime_ns, whole.inode + (member.offset << 64))
+        member, archive = self._member(path), self._archive_stamp()
+        return Stamp(member.size + (archive.size << 40), archive.mtime_ns, archive.inode + (member.offset << 64))
 
-    def _whole(self) -> Stamp:
+    def _archive_stamp(self) -> Stamp:
         return self._held.stamp()
 
     def _bytes_of(self, member: Member) -> bytes:
@@ -117,10 +120,14 @@ class Archive:
         return data
 
     def _add(self, name: str, member: Member, wrong: str) -> None:
-        """Note a member under its name, or why it is refused; the last of several of one name counts."""
+        """Add a member to the table, or to the refused ones. wrong: why it is refused, or "".
+
+        If several members have one name, the last counts, as it does when an archive is unpacked.
+        """
         name = name.replace("\0", "\ufffd")
         wrong = wrong or _wrong_name(name)
-        name = name if wrong else posixpath.normpath(name)
+        if not wrong:
+            name = posixpath.normpath(name)
         self._members.pop(name, None)
         self.refused.pop(name, None)
         if not wrong:
@@ -165,17 +172,16 @@ class TarSource(Archive):
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._stamp = stamp_of(os.fstat(file.fileno()))
-            packers = [packer for magic, packer in PACKERS.items() if file.read(len(magic) + file.seek(0)) == magic]
-            file.seek(0)
-            self._unpacked = bool(packers)
-            super().__init__(path, unpacked(packers[0](file), path) if packers else Held(file))
-            if packers and stamp_of(os.fstat(file.fileno())) != self._stamp:
+            packer = _packer_of(file)
+            self._unpacked = packer is not None
+            super().__init__(path, Held(file) if packer is None else unpacked(packer(file), path))
+            if self._unpacked and stamp_of(os.fstat(file.fileno())) != self._stamp:
                 raise DataError(f"{path} has changed while it was read. Try again when nothing writes to it")
         with self._held.reopened() as file:
             self._list(file)
 
-    def _whole(self) -> Stamp:
-        return self._stamp if self._unpacked else super()._whole()
+    def _archive_stamp(self) -> Stamp:
+        return self._stamp if self._unpacked else super()._archive_stamp()
 
     def _list(self, file: IO[bytes]) -> None:
         try:
@@ -185,19 +191,30 @@ class TarSource(Archive):
                     if not info.isdir():
                         self._add(info.name, Member(info.offset_data, info.size), _wrong_in_tar(info))
                 file.seek(archive.offset)
+                # tarfile takes any damage behind the first member for the end; a real end is a block of zeros.
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"no member begins at byte {archive.offset}")
         except BROKEN as error:
             raise damaged(self.location, error) from error
 
 
+def _packer_of(file: IO[bytes]) -> Callable[[IO[bytes]], Any] | None:
+    """Return what decompresses a file, by its first bytes, or None if it is not compressed."""
+    start = file.read(max(map(len, PACKERS)))
+    file.seek(0)
+    for magic, packer in PACKERS.items():
+        if start.startswith(magic):
+            return packer
+    return None
+
+
 def unpacked(stream: IO[bytes], path: Path) -> Held:
-    """Return what a stream gives, in a temporary file without a name. Raises DataError, DiskFault."""
+    """Return the bytes of a stream in a temporary file without a name. Raises DataError, DiskFault."""
     folder = tempfile.gettempdir()
     limit = min(MAX_UNPACKED_BYTES, shutil.disk_usage(folder).free // 2)
     size = 0
     with stream, tempfile.TemporaryFile(dir=folder) as file:
-        while chunk := _chunk(stream, path):
+        while chunk := _read_chunk(stream, path):
             size += len(chunk)
             if size > limit:
                 raise DataError(
@@ -233,21 +250,26 @@ def _separator_of(names: Sequence[str]) -> str:
 
 
 def data_offset(held: Held, header: int) -> int:
-    """Return where a member's bytes begin, behind its own header in a zip. Raises Undecodable."""
+    """Return where the bytes of a zip's member begin. Raises Undecodable.
+
+    In front of them is a header of 30 bytes, the name, and an extra field; bytes 26 to 29 have the lengths of the two.
+    """
     fixed = held.read(30, header)
     if len(fixed) < 30 or fixed[:4] != b"PK\3\4":
         raise Undecodable("unreadable", "damaged in the archive: its header is not there")
-    return header + 30 + int.from_bytes(fixed[26:28], "little") + int.from_bytes(fixed[28:30], "little")
+    name_length = int.from_bytes(fixed[26:28], "little")
+    extra_length = int.from_bytes(fixed[28:30], "little")
+    return header + 30 + name_length + extra_length
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """Return the error that says that an archive as a whole cannot be read. Raises DiskFault if the system refused."""
+    """Return the error for an archive that cannot be read at all. Raises DiskFault if the system refused."""
     raise_if_of_the_system(path, error)
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(f"{path} is damaged, or not what its name says ({reason}). Copy or download it again")
 
 
-def _chunk(stream: IO[bytes], path: Path) -> bytes:
+def _read_chunk(stream: IO[bytes], path: Path) -> bytes:
     try:
         return stream.read(CHUNK)
     except BROKEN as error:
@@ -255,13 +277,16 @@ def _chunk(stream: IO[bytes], path: Path) -> bytes:
 
 
 def _wrong_name(name: str) -> str:
-    """Say what is wrong with a name that leads out of the archive."""
+    """Return what is wrong with a name that leads out of the archive, or ""."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
         return "an absolute name in an archive is not followed"
-    return "a name with .. in an archive is not followed" if ".." in re.split(r"[/\\]", name) else ""
+    if ".." in re.split(r"[/\\]", name):
+        return "a name with .. in an archive is not followed"
+    return ""
 
 
 def _wrong_in_zip(info: zipfile.ZipInfo) -> str:
+    """Return why a member of a zip cannot be read, or ""."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         return "a link in an archive is not followed"
@@ -269,11 +294,15 @@ def _wrong_in_zip(info: zipfile.ZipInfo) -> str:
         return "not a regular file"
     if info.flag_bits & 1:
         return "encrypted in the archive"
-    stored = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    return "" if info.compress_type in stored else "compressed in the archive by a method other than deflate"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "compressed in the archive by a method other than deflate"
+    return ""
 
 
 def _wrong_in_tar(info: tarfile.TarInfo) -> str:
+    """Return why a member of a tar cannot be read, or ""."""
     if info.islnk() or info.issym():
         return "a link in an archive is not followed"
-    return "" if info.isreg() and not info.issparse() else "not a regular file"
+    if not info.isreg() or info.issparse():
+        return "not a regular file"
+    return ""

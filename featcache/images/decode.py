@@ -8,6 +8,7 @@ anything else happen. What is shown otherwise than it may be meant is noted by k
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import warnings
@@ -18,7 +19,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2, TiffImageFile
@@ -36,7 +37,7 @@ from featcache.images.depth import (
     scaled_colours,
 )
 from featcache.images.kinds import ALPHA_TIFF, BANDS, COARSE, FRAMES, PAGES, TRANSPARENT
-from featcache.images.views import Frame, frame_of, parse_views
+from featcache.images.views import WHOLE_IMAGE, Box, frame_of, parse_views
 from featcache.spec import ALL_BITS, DRAFT_VERSION, IDENTITY, Preprocess
 
 __all__ = [
@@ -80,6 +81,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # What Pillow logs of files that it does not read would go to stderr
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+# libtiff prints there by itself, a line for each tag that it does not know. What matters comes as an exception, too.
+with suppress(AttributeError, OSError):  # it is built into Pillow, or Pillow has none
+    libtiff = ctypes.CDLL(_imaging.__file__)
+    libtiff.TIFFSetWarningHandler(None)
+    libtiff.TIFFSetErrorHandler(None)
 
 
 class Undecodable(Exception):
@@ -106,7 +112,7 @@ def decode(data: bytes, preprocess: Preprocess) -> Pixels:
 def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], digest: str) -> list[Pixels]:
     """Return one (size, size, 3) uint8 array per view. Raises Undecodable.
 
-    The image is decoded once; a draft once for each crop, since the scale that is enough for it is its own.
+    The image is decoded once; a draft is decoded once for each crop.
     digest: SHA-256 of `data`, which decides what the crops show.
     """
     return decode_picture(data, preprocess, views, digest).views
@@ -115,21 +121,33 @@ def decode_views(data: bytes, preprocess: Preprocess, views: Sequence[str], dige
 def decode_picture(data: bytes, preprocess: Preprocess, views: Sequence[str], digest: str) -> Picture:
     """Return what `decode_views` returns, with the kinds of the image. Raises Undecodable."""
     frames = [frame_of(view, digest) for view in views]
-    parts = list({frame[:4]: frame for frame in frames}.values())
-    together = [[part] for part in parts] if preprocess.is_draft else [parts]
+    boxes = list(dict.fromkeys(frame.box for frame in frames))
     kinds: set[str] = set()
-    shown = {part[:4]: pixels for some in together for part, pixels in _shown(data, preprocess, some, kinds)}
-    cut = [np.ascontiguousarray(shown[frame[:4]][:, :: -1 if frame.mirrored else 1]) for frame in frames]
-    return Picture([augmented(pixels, view, digest) for pixels, view in zip(cut, views, strict=True)], frozenset(kinds))
+    pixels_of_box: dict[Box, Pixels] = {}
+    if preprocess.is_draft:
+        # The scale that is enough depends on the box, so a draft is decoded again for each.
+        for box in boxes:
+            pixels_of_box |= _decoded(data, preprocess, [box], kinds)
+    else:
+        pixels_of_box = _decoded(data, preprocess, boxes, kinds)
+
+    shown: list[Pixels] = []
+    for view, frame in zip(views, frames, strict=True):
+        pixels = pixels_of_box[frame.box]
+        if frame.mirrored:
+            pixels = pixels[:, ::-1]
+        shown.append(augmented(np.ascontiguousarray(pixels), view, digest))
+    return Picture(shown, frozenset(kinds))
 
 
-def _shown(data: bytes, preprocess: Preprocess, frames: Sequence[Frame], kinds: set[str]) -> list[tuple[Frame, Pixels]]:
+def _decoded(data: bytes, preprocess: Preprocess, boxes: Sequence[Box], kinds: set[str]) -> dict[Box, Pixels]:
+    """Return {part of the image: its pixels}, from decoding once. A draft is decoded at the scale of the first box."""
     image = _opened(data)
     if preprocess.is_draft:
-        _draft(image, preprocess, frames[0])
+        _draft(image, preprocess, boxes[0])
     with _room_for(image), _undecodable():
         upright = _loaded(image, data, preprocess.bits, kinds)
-        return [(frame, np.asarray(_resized(_cut(upright, frame), preprocess))) for frame in frames]
+        return {box: np.asarray(_resized(_cut(upright, box), preprocess)) for box in boxes}
 
 
 def upright_rgb(data: bytes) -> Image.Image:
@@ -142,16 +160,17 @@ def upright_rgb(data: bytes) -> Image.Image:
 def thumbnail(data: bytes, side: int, bits: int = ALL_BITS) -> tuple[Pixels, tuple[int, int]]:
     """Return the whole image stretched to (side, side) uint8 greys, and its (width, height) as shown.
 
-    JPEGs are decoded at reduced scale, still twice as large as is asked for. bits: as of `Preprocess`. Raises
-    Undecodable.
+    JPEGs are decoded at reduced scale, but never at less than twice `side`. bits: as in `Preprocess`.
+    Raises Undecodable.
     """
     image = _opened(data)
     size = image.size
-    _draft(image, Preprocess(2 * side, decode=DRAFT_VERSION), Frame())
+    _draft(image, Preprocess(2 * side, decode=DRAFT_VERSION), WHOLE_IMAGE)
     stored = image.size
     with _room_for(image), _undecodable():
         upright = _loaded(image, data, bits, set())
-        size = size[::-1] if upright.size != stored else size  # EXIF turned it by 90 degrees
+        if upright.size != stored:
+            size = size[::-1]  # EXIF turned it by 90 degrees
         twice = upright.convert("L").resize((2 * side, 2 * side), Image.Resampling.BILINEAR)
         return np.asarray(twice.reduce(2)), size
 
@@ -169,7 +188,8 @@ def _opened(data: bytes) -> ImageFile:
     if not data:
         raise Undecodable("empty", "the file has no bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        Image.init()
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         raise Undecodable("unknown_format", _unknown(data)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -185,37 +205,41 @@ def _opened(data: bytes) -> ImageFile:
 
 
 def _unknown(data: bytes) -> str:
-    """Return why Pillow knows no such format, with what a TIFF says of itself."""
-    reason = "not an image in a format that Pillow reads"
+    """Return why Pillow cannot open a file. For a TIFF, describe what the file holds."""
     if data[:4] in PREFIXES:
+        is_big_tiff = 43 in data[2:4]  # its header has 16 bytes, that of other TIFFs 8
         with suppress(Exception):  # the directory may be damaged in any way
-            directory = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+            directory = ImageFileDirectory_v2(data[: 16 if is_big_tiff else 8])
             file = io.BytesIO(data)
             file.seek(directory.next)
             directory.load(file)
             return f"Pillow does not read {_layout(directory)}; save it as grey or RGB of 8 or 16 bits"
-    return reason
+    return "not an image in a format that Pillow reads"
 
 
 def _layout(directory: ImageFileDirectory_v2) -> str:
     """Return what a page of a TIFF holds: 'a TIFF with 13 bands of 16 bits (unsigned)'."""
     bits = directory.get(BITS_PER_SAMPLE, (1,))
-    bands = directory.get(SAMPLES, len(bits))
-    number = NUMBER_FORMATS.get(directory.get(NUMBER_FORMAT, (1,))[0], "unknown numbers")
-    kind = number + (", white is zero" if directory.get(PHOTOMETRIC) == 0 else "")
-    return f"a TIFF with {bands} band{'' if bands == 1 else 's'} of {max(bits)} bits ({kind})"
+    num_bands = directory.get(SAMPLES, len(bits))
+    bands = "1 band" if num_bands == 1 else f"{num_bands} bands"
+    kind = NUMBER_FORMATS.get(directory.get(NUMBER_FORMAT, (1,))[0], "unknown numbers")
+    if directory.get(PHOTOMETRIC) == 0:
+        kind += ", white is zero"
+    return f"a TIFF with {bands} of {max(bits)} bits ({kind})"
 
 
 def _is_misread(image: TiffImageFile) -> bool:
     """Return whether Pillow would read separate, uncompressed planes as if their values had 8 bits.
 
-    Of the name of how the values lie ("RGB;16L") it takes one letter for each plane.
+    For each plane Pillow takes one letter of its raw mode ("RGB;16L"), which loses how many bits a value has.
     """
     if image.tag_v2.get(PLANES, 1) == 1 or not image.tile or image.tile[0].codec_name != "raw":
         return False
+    if image.tag_v2.get(PHOTOMETRIC) == 0:
+        return True  # white is zero, which the letter does not say either
     bits = set(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
-    is_native_float = image.mode == "F" and image.tag_v2.prefix == b"II" and image.tag_v2.get(PHOTOMETRIC) != 0
-    is_bytes = (bits == {8} or image.mode == "1") and image.tag_v2.get(PHOTOMETRIC) != 0
+    is_native_float = image.mode == "F" and image.tag_v2.prefix == b"II"
+    is_bytes = bits == {8} or image.mode == "1"
     return not is_bytes and not is_native_float
 
 
@@ -234,21 +258,25 @@ def _undecodable() -> Iterator[None]:
 
 
 def _room_for(image: Image.Image) -> AbstractContextManager[object]:
-    """Large images are decoded one at a time, so that memory does not depend on the number of threads."""
+    """Wait until no other thread decodes a large image if this one is large: memory must not grow with the threads."""
     return _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
-def _draft(image: Image.Image, preprocess: Preprocess, frame: Frame) -> None:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8, where the part that is shown still is `DRAFT_GAP` times its size then."""
+def _draft(image: Image.Image, preprocess: Preprocess, box: Box) -> None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 if the box is then still `DRAFT_GAP` times as large as the result."""
     if not isinstance(image, JpegImageFile):
         return
-    side = preprocess.size * DRAFT_GAP / min(frame.right - frame.left, frame.bottom - frame.top)
+    side = preprocess.size * DRAFT_GAP / min(box.right - box.left, box.bottom - box.top)
     width, height = image.size
-    share = side / max(width, height) if preprocess.resize == "pad" else side / min(width, height)
+    # Padding fits the longer side into the square, the other ways of resizing fill it with the shorter side.
+    fitted = max(width, height) if preprocess.resize == "pad" else min(width, height)
+    share = side / fitted
     image.draft(None, (ceil(share * width), ceil(share * height)))
 
 
 def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.Image:
+    """Return an opened image upright and in RGB, and add its kinds to `kinds`. bits: as in `Preprocess`."""
+    # Ask before loading: afterwards Pillow no longer says how the values lie in the file.
     is_sixteen = is_sixteen_bit(image, data)
     is_colour = is_sixteen and not image.mode.startswith("I")
     if is_colour and (bits < ALL_BITS or is_plain_ppm(image)):
@@ -264,22 +292,23 @@ def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.
 
 
 def _colour_values(image: ImageFile, data: bytes, kinds: set[str]) -> Values:
-    """Return the (H, W, C) uint16 values of a 16-bit colour image, upright; note where only their high bytes are."""
+    """Return the (H, W, C) uint16 values of a 16-bit colour image, upright. Note if only the high bytes can be read."""
     if is_plain_ppm(image):
         return ppm_values(image, data)
-    again = _opened(data)
-    has_low = read_low_bytes(again)
+    # Pillow keeps the first byte of each value that it reads. In the other byte order, that is the low byte.
+    swapped = _opened(data)
+    can_read_low = read_low_bytes(swapped)
     high: Values = np.asarray(_upright(image)).astype(np.uint16)
-    if has_low:
-        low: Values = np.asarray(_upright(again)).astype(np.uint16)
-        high = high << 8 | low
-        return high
-    kinds.add(COARSE)
-    return high * np.uint16(257)
+    if not can_read_low:
+        kinds.add(COARSE)
+        return high * np.uint16(257)  # 255 becomes 65535
+    low: Values = np.asarray(_upright(swapped)).astype(np.uint16)
+    values: Values = high << 8 | low
+    return values
 
 
 def _note_structure(image: ImageFile, kinds: set[str]) -> None:
-    """Note what the file holds beside the bands and the page that are shown. Leaves the image at another page."""
+    """Note bands, pages and frames of the file that are not shown. Leaves the image at another page."""
     if isinstance(image, TiffImageFile):
         if image.tag_v2.get(SAMPLES, 1) > len(image.getbands()):
             kinds.add(BANDS)
@@ -290,33 +319,33 @@ def _note_structure(image: ImageFile, kinds: set[str]) -> None:
 
 
 def _has_pages(image: TiffImageFile) -> bool:
-    """Return whether another page is no mask and no smaller form of the first, as in pyramids."""
-    first = image.width * image.height
+    """Return whether the file has another picture than its first page, such as the next slice of a stack.
+
+    Masks are no pictures, nor are smaller forms of the first page, as in pyramids.
+    """
+    num_pixels = image.width * image.height
     with suppress(Exception):  # EOFError behind the last page, and anything on damaged ones
         for number in range(1, MOST_PAGES):
             image.seek(number)
-            is_apart = not int(image.tag_v2.get(SUBFILE, 0)) & REDUCED_OR_MASK
-            if is_apart and 3 * image.width * image.height > first:
+            is_picture = not int(image.tag_v2.get(SUBFILE, 0)) & REDUCED_OR_MASK
+            # Some programs do not mark the smaller forms, which have a quarter of the pixels at most.
+            if is_picture and 3 * image.width * image.height > num_pixels:
                 return True
     return False
 
 
-def _cut(image: Image.Image, frame: Frame) -> Image.Image:
-    """Return the part of the image, to the nearest pixel, and at least one."""
-    if frame[:4] == Frame()[:4]:
+def _cut(image: Image.Image, box: Box) -> Image.Image:
+    """Return a part of the image, rounded to whole pixels and at least one pixel wide and high."""
+    if box == WHOLE_IMAGE:
         return image
-    left, top = int(frame.left * image.width), int(frame.top * image.height)
-    width = max(1, round((frame.right - frame.left) * image.width))
-    height = max(1, round((frame.bottom - frame.top) * image.height))
+    left, top = int(box.left * image.width), int(box.top * image.height)
+    width = max(1, round((box.right - box.left) * image.width))
+    height = max(1, round((box.bottom - box.top) * image.height))
     return image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
 
 
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
 def _upright(image: Image.Image) -> Image.Image:
+    """Return the image, turned in place as its EXIF block says."""
     with suppress(Exception):  # a broken EXIF block says nothing about which way is up
         ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -326,6 +355,7 @@ def _rgb(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) -> Im
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(eight_bit(image, is_sixteen, bits, kinds)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # Viewers show transparent images on their background, which is mostly white.
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
             kinds.add(ALPHA_TIFF if isinstance(image, TiffImageFile) else TRANSPARENT)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import ImagesChanged, TooFewClasses, UsageError
-from featcache.images.arrays import memory_arrays
+from featcache.images.array_source import memory_arrays
 from featcache.images.decode import Undecodable, check_image
 from featcache.images.groups import Groups, rule_of, summary
 from featcache.images.groups import check as check_groups

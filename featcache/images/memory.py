@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from featcache.images.arrays import AnyArray, memory_arrays
+from featcache.images.array_source import AnyArray, memory_arrays
 from featcache.images.decode import Undecodable
 from featcache.images.folder import Stamp
 

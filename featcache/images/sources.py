@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featcache.errors import ImagesChanged, NoImages, UsageError
 from featcache.images.archives import Archive, TarSource, ZipSource
-from featcache.images.arrays import ArraySource, stored_arrays
+from featcache.images.array_source import ArraySource, stored_arrays
 from featcache.images.folder import MAX_FILE_BYTES, FolderSource, Source, Stamp
 from featcache.images.listing import Listing, arrange, list_images
 from featcache.images.tables import TABLES, list_table

@@ -48,7 +48,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such
 NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 ONES = ("1", "1.0", "true")
 ZEROS = ("0", "0.0", "false")
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters at least: C:/ is a drive
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 Row = tuple[str, Sequence[str]]  # where it stands ("line 3"), and its cells
 
@@ -278,7 +278,7 @@ class _Door:
             raise DataError(
                 f"{where}: {path!r} leads out of the manifest's folder. If you mean that: `allow_outside=True`"
             )
-        return plain
+        return path if ADDRESS.match(path) else plain  # an address is named as it stands there
 
     def _stays(self, path: str) -> bool:
         """Tell whether a path stays inside; links that do are fine."""

@@ -1,4 +1,4 @@
-"""Views: fixed augmentations of an image, each cached as rows of its own.
+"""Views: fixed augmentations of an image, each cached as another tap.
 
 "identity" is the whole image, "hflip" its mirror image, "crop-1" to "crop-30" are parts of it, and "light-1",
 "strong-1", "tutorial-1" and so on are what training with that augmentation sees. What a view shows is drawn from the
@@ -24,13 +24,22 @@ LEAST_AREA = 0.5
 LEAST_ASPECT = 3 / 4  # width to height, where the whole image is 1; at most its reciprocal
 
 
-class Frame(NamedTuple):
-    """The part of an upright image that a view shows, in shares of its width and height."""
+class Box(NamedTuple):
+    """A part of an upright image, in shares of its width and height."""
 
-    left: float = 0.0
-    top: float = 0.0
-    right: float = 1.0
-    bottom: float = 1.0
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+WHOLE_IMAGE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+class Frame(NamedTuple):
+    """The part of an image that a view shows, and whether it is mirrored."""
+
+    box: Box = WHOLE_IMAGE
     mirrored: bool = False
 
 
@@ -57,18 +66,21 @@ def parse_views(text: str) -> tuple[str, ...]:
 def frame_of(view: str, digest: str) -> Frame:
     """Return what a view shows of the image with this digest.
 
-    A crop has an area of at least half the image, and its sides are to each other as the image's own are, times 3/4
-    to 4/3. Only exact arithmetic is used, so that every machine draws the same numbers.
+    A crop covers at least half of the image's area, and its aspect ratio is 3/4 to 4/3 times the image's. Only
+    arithmetic that is the same on every machine is used.
     """
     if view == IDENTITY or augmentation_of(view):
         return Frame()
     if view == HFLIP:
         return Frame(mirrored=True)
     drawn = hashlib.sha256(f"{view.removeprefix('crop-')}:{digest}".encode()).digest()
-    area, shape, across, down = (int.from_bytes(drawn[at : at + 8], "big") / 2**64 for at in (0, 8, 16, 24))
-    area = LEAST_AREA + (1 - LEAST_AREA) * area
-    narrowest, widest = max(area, sqrt(area * LEAST_ASPECT)), min(1.0, sqrt(area / LEAST_ASPECT))
+    # Four numbers in [0, 1), each from eight bytes of the digest
+    size, shape, across, down = (int.from_bytes(drawn[at : at + 8], "big") / 2**64 for at in (0, 8, 16, 24))
+    area = LEAST_AREA + (1 - LEAST_AREA) * size
+    # width * height = area and aspect = width / height, so width = sqrt(area * aspect); neither side exceeds 1.
+    narrowest = max(area, sqrt(area * LEAST_ASPECT))
+    widest = min(1.0, sqrt(area / LEAST_ASPECT))
     width = narrowest + (widest - narrowest) * shape
     height = min(1.0, area / width)
     left, top = (1 - width) * across, (1 - height) * down
-    return Frame(left, top, left + width, top + height, mirrored=bool(drawn[31] & 1))
+    return Frame(Box(left, top, left + width, top + height), mirrored=bool(drawn[31] & 1))

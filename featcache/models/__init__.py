@@ -1,4 +1,4 @@
-"""Best head -> Keras model, with its parity certificate."""
+"""A trial of a run -> a Keras model of backbones and head, with its parity certificate."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def handoff(
 
     The model takes (N, height, width, 3) uint8 images of any size and gives (N, K) probabilities; it has the
     attributes `certificate` and `class_names`. A head that has no exact form in Keras, such as a forest, is distilled
-    into a dense one, of which the certificate says how often it agrees. images: where the images lie now, if they have
-    moved, or a scan of them. force: replace what lies at `out` even if it is not an earlier model of a handoff.
+    into a dense one, and the certificate says how often both agree. images: where the images are now, if they have
+    moved, or a scan of them. force: replace the file at `out` even if it is not an earlier model of a handoff.
     Raises UsageError if something else lies at `out` or taps take images of different sizes, WeightsMismatch if the
-    backbone's weights are not those the features were made with, ParityFailed if the logits differ.
+    backbone has other weights than when the features were made, ParityFailed if the logits differ.
     """
     probe = Probe.open(chosen, images)
     if out is not None:
@@ -39,7 +39,8 @@ def handoff(
     model.certificate = certified(model, probe)
     model.class_names = chosen.run.classes
     if out is not None:
-        check_model_path(Path(out), probe.facts, inputs=probe.files, force=force)  # the proof may have taken minutes
+        # Again: the proof may have taken minutes, and somebody may have put a file there.
+        check_model_path(Path(out), probe.facts, inputs=probe.files, force=force)
         facts = probe.facts | {"certificate": asdict(model.certificate)}
         save_model(model, Path(out), facts, probe.lineages(), reference_of_head(probe))
     return model

@@ -22,37 +22,39 @@ from featcache.heads import layers as kinds
 from featcache.spec import Preprocess, Tap
 
 RESIZE, FEATURES, LOGITS = "resize", "features", "logits"
-HEAD = (LOGITS, "head_")  # how the names of all layers of a head begin
+HEAD = (LOGITS, "head_")  # the names of all layers of a head begin with these
 
 
 @dataclass(frozen=True)
-class Part:
-    """One backbone of a model, and the taps that the head reads of it."""
+class ModelPart:
+    """One backbone of a model, and the taps that the head reads from it."""
 
     backbone: Backbone
     taps: tuple[Tap, ...]
 
 
 def assemble(
-    parts: Sequence[Part], head: kinds.Head | None, num_classes: int, order: Sequence[str] | None = None
+    parts: Sequence[ModelPart], head: kinds.Head | None, num_classes: int, order: Sequence[str] | None = None
 ) -> Any:
-    """Return the model; its layers "logits" and "probabilities" are what they say.
+    """Return the model; its layers "logits" and "probabilities" give what their names say.
 
-    All parts take images of one size. Batch normalisation and dropout of the backbones are made to compute in training
-    what they compute in inference. With head=None the backbones train as they are and a linear head starts at random:
-    for training from scratch. order: the names of the taps as their features stand side by side; None: that of the
-    parts. Raises ShapeMismatch if the head takes another number of features than the taps give.
+    All parts take images of one size. In training, batch normalisation and dropout of the backbones compute what they
+    compute in inference. With head=None the backbones train as they are, and a linear head starts at random: for
+    training from scratch. order: the names of the taps in the order in which their features are joined; None: the order
+    of the parts. Raises ShapeMismatch if the head takes another number of features than the taps give.
     """
     import keras
 
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
-    sized = _resizing(parts[0].taps[0].preprocess)(keras.ops.cast(image, "float32"))
+    resized = _resizing(parts[0].taps[0].preprocess)(keras.ops.cast(image, "float32"))
     by_tap: dict[str, Any] = {}
     for number, part in enumerate(parts):
-        by_tap |= _features(part, sized, number, head is not None)
-    found = [by_tap[name] for name in order or by_tap]
-    together = keras.layers.Identity if len(found) == 1 else keras.layers.Concatenate
-    features = together(name=FEATURES)(found[0] if len(found) == 1 else found)
+        by_tap |= _features(part, resized, number, is_still=head is not None)
+    ordered = [by_tap[name] for name in order or by_tap]
+    if len(ordered) == 1:
+        features = keras.layers.Identity(name=FEATURES)(ordered[0])  # so that the layer always has this name
+    else:
+        features = keras.layers.Concatenate(name=FEATURES)(ordered)
     logits = keras.layers.Dense(num_classes, name=LOGITS)(features) if head is None else grown(head, features)
     return keras.Model(image, keras.layers.Softmax(name="probabilities")(logits), name="featcache")
 
@@ -60,7 +62,7 @@ def assemble(
 def grown(head: kinds.Head, features: Any) -> Any:
     """Return the logits (N, K) of a head as Keras layers on features (N, D).
 
-    Raises ShapeMismatch if it takes another number.
+    Raises ShapeMismatch if the head takes another number of features.
     """
     if head.takes != features.shape[-1]:
         raise ShapeMismatch(f"The head takes {head.takes} features, tap '{head.tap}' gives {features.shape[-1]}")
@@ -77,7 +79,7 @@ def backbones_of(model: Any) -> list[Any]:
 
 def head_layers(model: Any) -> list[Any]:
     """Return the layers of the head that have weights, first to last."""
-    return [one for one in model.layers if one.weights and one.name.startswith(HEAD)]
+    return [layer for layer in model.layers if layer.weights and layer.name.startswith(HEAD)]
 
 
 def logits_of(model: Any) -> Any:
@@ -87,22 +89,23 @@ def logits_of(model: Any) -> Any:
     return keras.Model(model.input, model.get_layer(LOGITS).output, name=LOGITS)
 
 
-def _features(part: Part, sized: Any, number: int, still: bool) -> dict[str, Any]:
-    """Return {tap: its pooled features} of a part."""
+def _features(part: ModelPart, resized: Any, number: int, is_still: bool) -> dict[str, Any]:
+    """Return {tap: its pooled features} of a part. is_still: whether it computes in training as in inference."""
     name = part.backbone.network.name + (f"_{number}" if number else "")
     network = part.backbone.tapped([tap.layer for tap in part.taps], name)
-    if still:
+    if is_still:
+        # The head was fitted on features from inference; training must begin with the same ones.
         network.trainable = False
         freeze_noise(network)
-    maps = network(entering(network, sized, part.taps[0].preprocess))
-    return {tap.name: pooled(one, tap.pooling) for one, tap in zip(maps, part.taps, strict=True)}
+    maps = network(entering(network, resized, part.taps[0].preprocess))
+    return {tap.name: pooled(tensor, tap.pooling) for tensor, tap in zip(maps, part.taps, strict=True)}
 
 
 def _dense(layer: kinds.Dense, values: Any, name: str) -> Any:
     import keras
 
-    made = keras.layers.Dense(layer.kernel.shape[1], layer.activation, name=name)
-    return _with(made, values, layer.kernel, layer.bias)
+    dense = keras.layers.Dense(layer.kernel.shape[1], layer.activation, name=name)
+    return _with(dense, values, layer.kernel, layer.bias)
 
 
 def _affine(layer: kinds.Affine, values: Any, name: str) -> Any:
@@ -125,27 +128,37 @@ def _squares(layer: kinds.Squares, values: Any, name: str) -> Any:
 
 
 def _nearness(layer: kinds.Nearness, values: Any, name: str) -> Any:
-    """exp(2 gamma x s - gamma |s|^2 - gamma |x|^2), the last as one more value with a weight of its own."""
+    """Return exp(-gamma |x - s|^2) for each support s, (N, M).
+
+    The square is expanded: exp(2 gamma x.s - gamma |s|^2 - gamma |x|^2). The first term and the last are one product,
+    of [x, |x|^2] with the kernel [2 gamma s, -gamma]; the middle one is the bias.
+    """
     import keras
 
-    length = keras.layers.Dot(axes=1, name=f"{name}_length")([values, values])
-    beside = keras.layers.Concatenate(name=f"{name}_beside")([values, length])
+    squared_length = keras.layers.Dot(axes=1, name=f"{name}_length")([values, values])
+    inputs = keras.layers.Concatenate(name=f"{name}_beside")([values, squared_length])
     kernel = layer.gamma * np.vstack([2 * layer.support.T, -np.ones((1, len(layer.support)))])
-    made = keras.layers.Dense(len(layer.support), "exponential", name=name)
-    return _with(made, beside, kernel, -layer.gamma * (layer.support**2).sum(axis=1))
+    bias = -layer.gamma * (layer.support**2).sum(axis=1)
+    return _with(keras.layers.Dense(len(layer.support), "exponential", name=name), inputs, kernel, bias)
 
 
 def _votes(layer: kinds.Votes, values: Any, name: str) -> Any:
-    """Votes are steps, which do not train; the sums of decisions within them do."""
+    """Return the votes (N, K) of one-against-one decisions (N, P), with their sums to break ties.
+
+    A sum s of decisions enters as s / (3 (|s| + 1)), which is less than 1/3: it never outweighs a vote. Votes are
+    steps, so only the sums pass on a gradient.
+    """
     import keras
 
-    def summed(some: Any, name: str) -> Any:
-        made = keras.layers.Dense(layer.num_classes, use_bias=False, trainable=False, name=name)
-        return _with(made, some, layer.signs)
+    def signed_sum(decisions: Any, name: str) -> Any:
+        dense = keras.layers.Dense(layer.num_classes, use_bias=False, trainable=False, name=name)
+        return _with(dense, decisions, layer.signs)
 
-    total, votes = summed(values, f"{name}_sums"), summed(keras.ops.sign(values), f"{name}_votes")
+    total = signed_sum(values, f"{name}_sums")
+    difference = signed_sum(keras.ops.sign(values), f"{name}_votes")
     within = total / (3 * (keras.ops.abs(total) + 1))
-    votes = keras.layers.Rescaling(0.5, (layer.num_classes - 1) / 2, name=f"{name}_counts")(votes)
+    # Wins minus losses in K - 1 decisions -> wins: (difference + K - 1) / 2.
+    votes = keras.layers.Rescaling(0.5, (layer.num_classes - 1) / 2, name=f"{name}_counts")(difference)
     return keras.layers.Add(name=name)([votes, within])
 
 
@@ -160,14 +173,17 @@ _GROWN: dict[type, Any] = {
 
 
 def _with(layer: Any, values: Any, *weights: Floats) -> Any:
-    """Return what a layer gives for values, once it has these weights."""
-    given = layer(values)
+    """Return the output of a layer for values, with these weights."""
+    output = layer(values)  # the call builds the layer, which has no weights to set before
     layer.set_weights(list(weights))
-    return given
+    return output
 
 
 def _resizing(preprocess: Preprocess) -> Any:
-    """Resize as near to the decoder as Keras can: bilinear and antialiased. Images of the size stay as they are."""
+    """Return the layer that resizes as the decoder does, as nearly as Keras can: bilinear and antialiased.
+
+    Images that have the size already stay unchanged.
+    """
     import keras
 
     return keras.layers.Resizing(

@@ -1,8 +1,8 @@
 """MODEL.keras: what Keras writes, plus `featcache.json` inside the archive.
 
-The JSON holds class names, tap, preprocessing and the parity certificate; `featcache_reference.npz` beside it what
-tells strange images from known ones, and `featcache_lineage.npz` which images trained the model. Plain Keras loads the
-file too: it is built of Keras' own layers only.
+The JSON holds class names, taps, preprocessing and the parity certificate. Beside it, `featcache_reference.npz` tells
+strange images from known ones, and `featcache_lineage.npz` lists which images trained the model. Plain Keras loads the
+file too, because the model consists of Keras' own layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
-OF_START = ("run", "trial", "start")  # the facts that tell from which head a fine-tuning began
+OF_START = ("run", "trial", "start")  # the facts that identify the head from which a fine-tuning began
 
 
 def save_model(
@@ -48,28 +48,28 @@ def save_model(
 
 
 def kind_of(facts: Mapping[str, Any]) -> Kind:
-    """Return the kind of a model as an output. facts: those of the model; without "finetuned" it was handed off.
+    """Return the kind of a model as an output, from its facts. Without "finetuned" among them it was handed off.
 
-    A fine-tuning takes hours, so one with other options or of another head is another kind: neither it nor a handoff
-    replaces it.
+    A fine-tuning takes hours. So a fine-tuning with other options or from another head is another kind: neither it nor
+    a handoff replaces the file.
     """
     training = facts.get("finetuned")
 
     def is_ours(path: Path) -> bool:
-        there = read_facts(path)
-        if training is None or there.get("finetuned") is None:
-            return training is there.get("finetuned")
-        begins = {name: facts[name] for name in OF_START if name in facts}
-        return _is_same(there, begins) and _is_same(there["finetuned"], training)
+        stored = read_facts(path)
+        if training is None or stored.get("finetuned") is None:
+            return training is stored.get("finetuned")
+        start = {name: facts[name] for name in OF_START if name in facts}
+        return _is_same(stored, start) and _is_same(stored["finetuned"], training)
 
     if training is None:
         return Kind("model that featcache handed off", is_ours)
     return Kind("model that was fine-tuned with these options from this head", is_ours)
 
 
-def _is_same(there: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    """Return whether facts are those that are there; what an earlier featcache did not have was at its default."""
-    return all(there.get(name, value) == value for name, value in facts.items())
+def _is_same(stored: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Return whether the stored facts agree. An option that an earlier featcache did not have was at its default."""
+    return all(stored.get(name, value) == value for name, value in facts.items())
 
 
 def check_model_path(path: Path, facts: Mapping[str, Any], *, inputs: Iterable[Path] = (), force: bool = False) -> None:
@@ -106,7 +106,7 @@ def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 def is_ours(path: Path) -> bool:
-    """Tell whether featcache wrote a model file."""
+    """Return whether featcache wrote a model file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return MEMBER in archive.namelist()
@@ -119,10 +119,12 @@ MODEL = Kind("model of featcache", is_ours)
 
 
 def read_reference(path: Path) -> Reference | None:
-    """Return what tells strange images from known ones; None if the file has nothing of the kind. Raises NotAModel."""
+    """Return the reference that tells strange images from known ones; None if the file has none. Raises NotAModel."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return Reference.from_bytes(archive.read(REFERENCE)) if REFERENCE in archive.namelist() else None
+            if REFERENCE not in archive.namelist():
+                return None
+            return Reference.from_bytes(archive.read(REFERENCE))
     except Exception as error:  # damaged files raise many kinds
         raise_if_of_the_system(path, error)
         raise NotAModel(f"{path}: {REFERENCE} in it is damaged ({error}). Make it again: featcache handoff") from error
@@ -134,8 +136,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             facts = json.loads(archive.read(MEMBER))
     except FileNotFoundError as error:
-        others = [one.name for one in matching(path.parent, "*.keras")]
-        near = did_you_mean(path.name, others)
+        near = did_you_mean(path.name, [file.name for file in matching(path.parent, "*.keras")])
         make = f"featcache handoff RUN@best -o {quote(str(path))}"
         raise NotAModel(f"No model at {path}{near}. Make one: {make}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:

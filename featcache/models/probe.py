@@ -21,11 +21,11 @@ from featcache.heads.distil import distilled
 from featcache.heads.layers import Affine, Head, Squares, Unit
 from featcache.images.manifest import Images
 from featcache.images.sources import Source, open_source
-from featcache.models.assemble import Part, assemble
+from featcache.models.assemble import ModelPart, assemble
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps import Chosen
+from featcache.sweeps.inputs import features_of, taps_in
 from featcache.sweeps.metrics import Score, wilson
-from featcache.sweeps.run import features_of, taps_in
 
 NO_FILES = ("", "imagenet", "embedded", "none")  # what `weights` may be instead of a file
 UNSUPERVISED = (Affine, Squares, Unit)  # layers of a head that see no labels
@@ -138,7 +138,7 @@ class Probe:
         predicted = self.estimator.classes_[self.head.logits(features).argmax(axis=1)]
         return wilson(int((predicted == self.estimator.predict(features)).sum()), len(predicted))
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ModelPart]:
         """Return the backbones, newly built, each with the taps that the head reads from it.
 
         Raises WeightsMismatch if a backbone has other weights than when the features were made, UsageError if two
@@ -149,9 +149,9 @@ class Probe:
         for tap in self.taps:
             network = (tap.backbone, tap.weights_digest, tap.preprocess, tap.pooling, tap.precision)
             taps_by_network.setdefault(network, []).append(tap)
-        return [Part(_built(taps[0]), tuple(taps)) for taps in taps_by_network.values()]
+        return [ModelPart(_built(taps[0]), tuple(taps)) for taps in taps_by_network.values()]
 
-    def model(self, parts: Sequence[Part] | None = None) -> Any:
+    def model(self, parts: Sequence[ModelPart] | None = None) -> Any:
         """Return the model of backbones and head, not checked yet."""
         parts = self.parts() if parts is None else parts
         return assemble(parts, self.head, len(self.chosen.run.classes), self.tap_names)

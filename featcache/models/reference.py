@@ -1,16 +1,16 @@
-"""Is an image like those that a model knows? What travels inside the model to say so.
+"""Does an image look like those that a model knows? The reference that travels inside the model answers.
 
     strangeness = (d - mean of d) / deviation of d + (mean of l - l) / deviation of l
 
-d is the distance of its features from the nearest class, 1 minus the cosine to the mean direction of that class's
-training images; l is its largest logit. Means and deviations are those of known images that did not train: validation
-images, and where these are few also training images, fold by fold, as a head sees them that was fitted on the others.
+d is the distance of its features from the nearest class: 1 minus the cosine to the mean direction of that class's
+training images. l is its largest logit. Means and deviations come from known images that did not train: validation
+images, and where these are few also training images, each seen by a head that was fitted on the other folds.
 
 Measured with MobileNetV2 and logistic regression that knew 12 of 17 flowers, over four draws of the 12. AUROC against
 the other 5 flowers, and against photos of insects: the largest probability .82 and .89, cosine to the fifth nearest
-neighbour .70 and .97, Mahalanobis distance .61 and .95, d alone .75 and .98, this sum .84 and .98. What is near
-shows in the logits, what is far in the distance. With a threshold that 5 % of the validation images exceed, 4 % of
-the test images of the known flowers did, 33 % of the unknown flowers and 91 % of the insects.
+neighbour .70 and .97, Mahalanobis distance .61 and .95, d alone .75 and .98, this sum .84 and .98. Logits show what is
+near, distance shows what is far. Of the test images, 4 % of the known flowers, 33 % of the unknown flowers and 91 % of
+the insects exceeded a threshold that 5 % of the validation images exceed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from featcache.models.assemble import FEATURES, LOGITS
 from featcache.models.certificate import load_pixels
 from featcache.models.probe import Probe
 from featcache.spec import ImageRow
-from featcache.sweeps.tasks import folds_of
+from featcache.sweeps.selection import folds_of
 from featcache.sweeps.unseen import why_not_left_out
 
 log = logging.getLogger(__name__)
 
 PER_CLASS = 50  # training images; with 20 the AUROC was .82 instead of .84
 MOST_VAL = 5000  # validation images
-FEW_VAL = 100  # validation images below which training images that are left out count, too
+FEW_VAL = 100  # with fewer validation images, training images that are held out count, too
 NUM_FOLDS = 5
 BATCH = 32
 
@@ -51,7 +51,7 @@ class Threshold:
 
     value: float
     images: int
-    exceeded: int  # by how many of these images
+    exceeded: int  # how many of these images are stranger
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -68,10 +68,10 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Known:
-    """What a model gives for images of its classes that did not train it."""
+    """How near a model finds images of its classes that did not train it."""
 
-    distance: Floats  # (M,) from the nearest class
-    logit: Floats  # (M,) the largest
+    distance: Floats  # (M,), from the nearest class
+    logit: Floats  # (M,), the largest logit
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,24 @@ class Reference:
     @classmethod
     def of(cls, directions: Floats, parts: Sequence[Known]) -> Reference:
         """Return the reference of the classes' directions (K, D), and of M known images in all, M at least 1."""
-        distance, logit = (np.concatenate([getattr(part, name) for part in parts]) for name in ("distance", "logit"))
-        known = Known(distance, logit)
-        usual = np.array([[values.mean(), values.std() or 1.0] for values in (known.distance, known.logit)])
-        return cls(directions.astype(np.float32), usual, np.sort(_strangeness(usual, known)))
+        distance = np.concatenate([part.distance for part in parts])
+        logit = np.concatenate([part.logit for part in parts])
+        # A single known image, or equal ones, have no deviation: 1 keeps the strangeness finite.
+        usual = np.array([[distance.mean(), distance.std() or 1.0], [logit.mean(), logit.std() or 1.0]])
+        return cls(directions.astype(np.float32), usual, np.sort(_strangeness(usual, Known(distance, logit))))
 
     def strangeness(self, features: Floats, logits: Floats) -> Floats:
         """Return (N,) of features (N, D) and logits (N, K); 0 is usual for the known classes."""
         return _strangeness(self.usual, known_of(self.directions, features, logits))
 
     def threshold(self, rate: float) -> Threshold:
-        """Return the threshold that this share of the known images exceeds, rounded down to whole images."""
+        """Return the threshold that this share of the known images exceeds, rounded down to whole images.
+
+        Raises UsageError if the share is not between 0 and 1.
+        """
         if not 0 < rate < 1:
             raise UsageError(f"`reject` takes the share of known images that may be rejected, such as 0.02; got {rate}")
-        exceeded = int(rate * len(self.seen) + 1e-9)
+        exceeded = int(rate * len(self.seen) + 1e-9)  # 0.29 * 100 is 28.999999999999996
         return Threshold(float(self.seen[len(self.seen) - 1 - exceeded]), len(self.seen), exceeded)
 
     def to_bytes(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What a model file is made of: its layers, their shapes and parameters, and what of them trains."""
+"""What a model file consists of: its layers, their shapes and parameters, and which parameters train."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from featcache.models.modelfile import is_ours, load_model
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer; that of a nested model counts the layers inside it, which follow."""
+    """One layer. The entry of a nested model counts the layers inside it, whose entries follow."""
 
     name: str
     kind: str
-    shape: tuple[int | None, ...] | None  # of what it gives, without the batch; None if it gives several tensors
+    shape: tuple[int | None, ...] | None  # of its output, without the batch; None if it has several outputs
     parameters: int
     trainable: int  # parameters that train
-    depth: int  # in how many nested models it stands
+    depth: int  # number of nested models around it
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class ModelSummary:
     """A model file, layer by layer."""
 
     model: str
-    classes: tuple[str, ...]  # as the file names them; nothing if it does not
+    classes: tuple[str, ...]  # as the file names them; empty if it does not
     parameters: int
     trainable: int
     layers: tuple[LayerSummary, ...]
 
 
 def summarize(text: str) -> ModelSummary:
-    """Return what a model file holds: of featcache, or any Keras model. Raises NotAModel."""
+    """Return what a model file of featcache, or of any Keras model, consists of. Raises NotAModel."""
     path = Path(text)
     parsed = own.parse(text)
     if parsed is None or not Path(parsed[0].weights).exists():
@@ -74,7 +74,9 @@ def _layers(model: Any, depth: int) -> Iterator[LayerSummary]:
 
 def _shape(layer: Any) -> tuple[int | None, ...] | None:
     output = getattr(layer, "output", None)
-    return None if isinstance(output, (list, tuple, dict)) or output is None else tuple(output.shape[1:])
+    if output is None or isinstance(output, (list, tuple, dict)):
+        return None
+    return tuple(output.shape[1:])
 
 
 def _count(weights: list[Any]) -> int:

@@ -1,10 +1,10 @@
 """Which of the four cases of transfer learning this is, and what to do: small or large, similar or different.
 
 The four cases are those of Stanford's CS231n notes on transfer learning (https://cs231n.github.io/transfer-learning/).
-They are decided by numbers: images per class; and for every tap the accuracy of ridge when each training image is left
-out once, in closed form (of each group, and of copies, one image: others would give its class away). If a layer before
-the last separates the classes better, what the network learned last is not what these images need, so they are
-different from those it was trained on.
+Two numbers decide: images per class; and for every tap the accuracy of ridge when each training image is left out
+once, in closed form (one image of each group, and one of all copies: the others would give its class away). If a layer
+before the last separates the classes better, then what the network learned last is not what these images need: they
+differ from those it was trained on.
 """
 
 from __future__ import annotations
@@ -20,198 +20,27 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses, UsageError
-from featcache.heads.paths import try_all, try_leave_one_out
-from featcache.heads.tried import Fold
-from featcache.spec import Progress, Tick, silent
+from featcache.heads.folds import Fold
+from featcache.heads.solvers.paths import try_all, try_leave_one_out
+from featcache.spec import ImageRow, Progress, Tick, silent
+from featcache.sweeps.choosing import images_of, one_of_each_unit
+from featcache.sweeps.inputs import by_depth, few_of
 from featcache.sweeps.metrics import wilson
-from featcache.sweeps.run import Settings, by_depth, few_of, free_folder
-from featcache.sweeps.tasks import images_of, make_task, one_of_each_unit
+from featcache.sweeps.run import Settings
+from featcache.sweeps.run_paths import free_folder
+from featcache.sweeps.selection import LOO
+from featcache.sweeps.tap_data import make_tap_data
 from featcache.sweeps.unseen import why_not_left_out
 
 LARGE = 200  # training images per class, in the median, from which fine-tuning the whole network pays
-SIMILAR = 0.7  # of the way from chance to perfect: with one tap only, all there is to go by
+SIMILAR = 0.7  # of the way from chance to perfect: what decides if there is a single tap
 ALPHAS = tuple({"alpha": float(10**power)} for power in (5, 4, 3, 2, 1, 0))
-MOST_IMAGES = 5_000  # that are used, as many of each class
+MOST_IMAGES = 5_000  # that are used, an equal number of each class
 MIN_ALONE = 2  # images of a class that can be left out
+LARGE_GAP = 0.1  # between accuracy on fitted and on left-out images
 Z = 1.959964
 
-
-@dataclass(frozen=True)
-class Depth:
-    """How well one tap separates the classes."""
-
-    tap: str
-    width: int
-    left_out: float  # accuracy of ridge on training images that it was not fitted on
-    interval: tuple[float, float]
-    fitted: float  # accuracy on those it was fitted on
-    alpha: float
-
-    @property
-    def gap(self) -> float:
-        """Return how much better it is on what it was fitted on."""
-        return self.fitted - self.left_out
-
-
-@dataclass(frozen=True)
-class Advice:
-    """The case, the numbers that say so, and what to do."""
-
-    cache: Path
-    classes: int
-    images: int  # of train
-    least: int  # training images of the smallest class
-    median: float  # and of the class in the middle
-    chance: float  # accuracy of always saying the largest class
-    curve: tuple[Depth, ...]
-    best: str  # the tap that separates best, the last one of those that cannot be told apart
-    large: bool
-    similar: bool
-    why: tuple[str, ...]
-    do: tuple[str, ...]
-    commands: tuple[str, ...]
-
-    @property
-    def case(self) -> str:
-        """Return the case.
-
-        >>> Advice(Path(), 2, 9, 4, 4.5, 0.5, (), "", False, True, (), (), ()).case
-        'small and similar'
-        """
-        return f"{'large' if self.large else 'small'} and {'similar' if self.similar else 'different'}"
-
-
-def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
-    """Return which case of transfer learning the training images of a cache are.
-
-    A tap whose backbone these images trained is not looked at. Raises TooFewClasses, UsageError if no tap is left.
-    """
-    cache = cache if isinstance(cache, Cache) else Cache.open(cache)
-    if not cache.vectors:
-        raise UsageError(f"{cache.path} has no vectors, only spatial maps or unfinished taps. Extract with --pool avg")
-    for note in cache.incomplete:
-        progress(Tick("advise", 0, 0, note))
-    labelled = [row for row in cache.usable("train") if row.label]
-    reasons = {tap: why_not_left_out(cache, labelled, tap) for tap in cache.vectors}
-    left_out = [reason for reason in reasons.values() if reason]  # what the numbers are not about, and why
-    taps = tuple(tap for tap, reason in reasons.items() if not reason)
-    if not taps:
-        raise UsageError(
-            f"{left_out[0]}. Ask about features of a backbone that these images did not train: featcache extract"
-        )
-    asked = Settings(str(cache.path), ("ridge",), taps, cv="loo")
-    train, _ = images_of(cache, asked)
-    counts = Counter(row.label for row in train)
-    alone = one_of_each_unit(train)
-    alone_counts = Counter(row.label for row in alone)
-    rare = [name for name in counts if alone_counts[name] < MIN_ALONE]
-    if len(counts) - len(rare) < 2:
-        raise TooFewClasses(
-            f"Advice needs two classes with {MIN_ALONE} training images each that are in different groups and no "
-            f"copies; '{min(rare)}' of {cache.path} has {alone_counts[min(rare)]}. Add images"
-        )
-    # No head could name such a class once its image is left out.
-    alone = [row for row in alone if row.label not in rare]
-    if rare:
-        left_out.append(
-            f"{len(rare)} of {len(counts)} classes have too few training images to leave one out, such as "
-            f"'{min(rare)}', so these numbers are about the others"
-        )
-    depths, right = [], dict[str, Classes]()
-    progress(Tick("advise", 0, len(taps)))
-    for number, tap in enumerate(by_depth(cache, taps), 1):
-        task = make_task(cache, tap, alone, [], asked)
-        rows = few_of(task.y, max(2, MOST_IMAGES // len(counts)), 0)
-        depth, right[tap] = _depth(tap, task.X[rows], task.y[rows])
-        depths.append(depth)
-        progress(Tick("advise", number, len(taps)))
-    chance = max(Counter(row.label for row in alone).values()) / len(alone)
-    best, similar, why = _similarity(cache, depths, right, chance)
-    median = float(np.median(list(counts.values())))
-    large = median >= LARGE
-    size = f"{median:g} training images per class in the median: {'at least' if large else 'fewer than'} {LARGE}, "
-    return Advice(
-        cache=cache.path,
-        classes=len(counts),
-        images=len(train),
-        least=min(counts.values()),
-        median=median,
-        chance=chance,
-        curve=tuple(depths),
-        best=best.tap,
-        large=large,
-        similar=similar,
-        why=(f"{size}so {'large' if large else 'small'}", why, _on_the_gap(best), *left_out),
-        do=_DO[large, similar],
-        commands=_commands(cache, best, large, similar),
-    )
-
-
-def _depth(tap: str, X: Features, y: Classes) -> tuple[Depth, Classes]:
-    """Return how well a tap separates, and of which images ridge is right when they are left out."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaled = StandardScaler().fit_transform(X)
-    tried = try_leave_one_out("ridge", ALPHAS, scaled, y)
-    right = [(one.predicted == y).mean() for one in tried]
-    at = int(np.argmax(right))  # of equal ones the first, the most regularised
-    [fitted] = try_all("ridge", ALPHAS[at : at + 1], Fold(scaled, y, scaled, keep=False))
-    hits = np.asarray(tried[at].predicted == y)
-    value, low, high = wilson(int(hits.sum()), len(hits))
-    seen = float((fitted.predicted == y).mean())
-    return Depth(tap, X.shape[1], value, (low, high), seen, ALPHAS[at]["alpha"]), hits.astype(np.int64)
-
-
-def _similarity(
-    cache: Cache, depths: Sequence[Depth], right: dict[str, Classes], chance: float
-) -> tuple[Depth, bool, str]:
-    """Return the tap to use, whether the images are like those the network was trained on, and the numbers."""
-    top = max(depths, key=lambda one: one.left_out)
-    backbone = cache.taps[top.tap].backbone
-    curve = [one for one in depths if cache.taps[one.tap].backbone == backbone]
-    last = curve[-1]
-    if len(curve) == 1:
-        share = (last.left_out - chance) / (1 - chance) if chance < 1 else 0.0
-        similar = share >= SIMILAR
-        return (
-            last,
-            similar,
-            (
-                f"one tap only, which gets {last.left_out:.3f}, {share:.0%} of the way from chance ({chance:.3f}): "
-                f"{'at least' if similar else 'less than'} {SIMILAR:.0%}, so {'similar' if similar else 'different'}; "
-                "extract --tap auto shows at which depth the classes separate best"
-            ),
-        )
-    apart = right[top.tap] - right[last.tap]
-    error = float(apart.std(ddof=1) / np.sqrt(len(apart)))
-    if apart.mean() <= Z * error:
-        return (
-            last,
-            True,
-            (
-                f"the last layer gets {last.left_out:.3f}, and none before it is better beyond chance "
-                f"(best: {top.tap}, {top.left_out:.3f}), so similar"
-            ),
-        )
-    return (
-        top,
-        False,
-        (
-            f"{top.tap} gets {top.left_out:.3f}, better than the last layer with {last.left_out:.3f} "
-            f"(difference {apart.mean():.3f} +- {Z * error:.3f}), so different"
-        ),
-    )
-
-
-def _on_the_gap(best: Depth) -> str:
-    return (
-        f"ridge on {best.tap} gets {best.fitted:.3f} of what it was fitted on and {best.left_out:.3f} of what was left "
-        f"out: a gap of {best.gap:.3f}"
-        + (", so more images, or more regularisation, would help" if best.gap > 0.1 else "")
-    )
-
-
-_DO: dict[tuple[bool, bool], tuple[str, ...]] = {
+DO: dict[tuple[bool, bool], tuple[str, ...]] = {  # (large, similar)
     (False, True): (
         "Train a linear head on the last layer; that is most of what can be had.",
         "Fine-tuning can overfit: at most the last block, at a small learning rate, and only if validation agrees.",
@@ -230,7 +59,209 @@ _DO: dict[tuple[bool, bool], tuple[str, ...]] = {
 }
 
 
-def _commands(cache: Cache, best: Depth, large: bool, similar: bool) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class TapAccuracy:
+    """How well one tap separates the classes."""
+
+    tap: str
+    width: int
+    left_out: float  # accuracy of ridge on training images that it was not fitted on
+    interval: tuple[float, float]
+    fitted: float  # accuracy on those it was fitted on
+    alpha: float
+
+    @property
+    def gap(self) -> float:
+        """Return how much better it is on the images it was fitted on."""
+        return self.fitted - self.left_out
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The case, the numbers that decide it, and what to do."""
+
+    cache: Path
+    classes: int
+    images: int  # of train
+    least: int  # training images of the smallest class
+    median: float  # training images of the class in the middle
+    chance: float  # accuracy of always predicting the largest class
+    curve: tuple[TapAccuracy, ...]
+    best: str  # the tap that separates best; of several that cannot be told apart the last
+    large: bool
+    similar: bool
+    why: tuple[str, ...]
+    do: tuple[str, ...]
+    commands: tuple[str, ...]
+
+    @property
+    def case(self) -> str:
+        """Return the case.
+
+        >>> Advice(Path(), 2, 9, 4, 4.5, 0.5, (), "", False, True, (), (), ()).case
+        'small and similar'
+        """
+        size = "large" if self.large else "small"
+        return f"{size} and {'similar' if self.similar else 'different'}"
+
+
+def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
+    """Return which case of transfer learning the training images of a cache are.
+
+    Taps whose backbone these images trained are left out. Raises TooFewClasses, UsageError if no tap is left.
+    """
+    cache = cache if isinstance(cache, Cache) else Cache.open(cache)
+    if not cache.vectors:
+        raise UsageError(f"{cache.path} has no vectors, only spatial maps or unfinished taps. Extract with --pool avg")
+    for note in cache.incomplete:
+        progress(Tick("advise", 0, 0, note))
+    taps, exclusions = _sound_taps(cache)
+    settings = Settings(str(cache.path), ("ridge",), taps, cv=LOO)
+    train, _ = images_of(cache, settings)
+    counts = Counter(row.label for row in train)
+    alone, note = _left_out_alone(cache, train)
+    if note:
+        exclusions.append(note)
+
+    progress(Tick("advise", 0, len(taps)))
+    curve = []
+    hits: dict[str, Classes] = {}  # {tap: 1 for each image that ridge gets right when it is left out}
+    for number, tap in enumerate(by_depth(cache, taps), 1):
+        data = make_tap_data(cache, tap, alone, [], settings)
+        rows = few_of(data.y, max(2, MOST_IMAGES // len(counts)), 0)
+        accuracy, hits[tap] = _tap_accuracy(tap, data.X[rows], data.y[rows])
+        curve.append(accuracy)
+        progress(Tick("advise", number, len(taps)))
+
+    chance = max(Counter(row.label for row in alone).values()) / len(alone)
+    best, similar, why_similar = _similarity(cache, curve, hits, chance)
+    median = float(np.median(list(counts.values())))
+    large = median >= LARGE
+    why_large = f"{median:g} training images per class in the median: "
+    why_large += f"at least {LARGE}, so large" if large else f"fewer than {LARGE}, so small"
+    return Advice(
+        cache=cache.path,
+        classes=len(counts),
+        images=len(train),
+        least=min(counts.values()),
+        median=median,
+        chance=chance,
+        curve=tuple(curve),
+        best=best.tap,
+        large=large,
+        similar=similar,
+        why=(why_large, why_similar, _on_the_gap(best), *exclusions),
+        do=DO[large, similar],
+        commands=_commands(cache, best, large, similar),
+    )
+
+
+def _sound_taps(cache: Cache) -> tuple[tuple[str, ...], list[str]]:
+    """Return the taps on which leaving images out means something, and why it does not on the others.
+
+    Raises UsageError if there is none.
+    """
+    labelled = [row for row in cache.usable("train") if row.label]
+    taps, reasons = [], []
+    for tap in cache.vectors:
+        reason = why_not_left_out(cache, labelled, tap)
+        if reason:
+            reasons.append(reason)
+        else:
+            taps.append(tap)
+    if not taps:
+        raise UsageError(
+            f"{reasons[0]}. Ask about features of a backbone that these images did not train: featcache extract"
+        )
+    return tuple(taps), reasons
+
+
+def _left_out_alone(cache: Cache, train: Sequence[ImageRow]) -> tuple[list[ImageRow], str]:
+    """Return one image of each group whose class has another one, and a note on classes that have none.
+
+    Raises TooFewClasses if fewer than two classes are left.
+    """
+    alone = one_of_each_unit(train)
+    counts = Counter(row.label for row in alone)
+    classes = dict.fromkeys(row.label for row in train)
+    # No head could name a class of a single image once that is left out.
+    rare = [name for name in classes if counts[name] < MIN_ALONE]
+    if len(classes) - len(rare) < 2:
+        raise TooFewClasses(
+            f"Advice needs two classes with {MIN_ALONE} training images each that are in different groups and no "
+            f"copies; '{min(rare)}' of {cache.path} has {counts[min(rare)]}. Add images"
+        )
+    note = ""
+    if rare:
+        note = (
+            f"{len(rare)} of {len(classes)} classes have too few training images to leave one out, such as "
+            f"'{min(rare)}', so these numbers are about the others"
+        )
+    return [row for row in alone if row.label not in rare], note
+
+
+def _tap_accuracy(tap: str, X: Features, y: Classes) -> tuple[TapAccuracy, Classes]:
+    """Return how well a tap separates, and 1 for each image that ridge gets right when it is left out."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler().fit_transform(X)
+    left_out = try_leave_one_out("ridge", ALPHAS, scaled, y)
+    accuracies = [(tried.predicted == y).mean() for tried in left_out]
+    best = int(np.argmax(accuracies))  # of equal ones the first, which is the most regularised
+    hits = np.asarray(left_out[best].predicted == y)
+    value, low, high = wilson(int(hits.sum()), len(hits))
+
+    [fitted] = try_all("ridge", ALPHAS[best : best + 1], Fold(scaled, y, scaled, keep=False))
+    fitted_accuracy = float((fitted.predicted == y).mean())
+    accuracy = TapAccuracy(tap, X.shape[1], value, (low, high), fitted_accuracy, ALPHAS[best]["alpha"])
+    return accuracy, hits.astype(np.int64)
+
+
+def _similarity(
+    cache: Cache, taps: Sequence[TapAccuracy], hits: dict[str, Classes], chance: float
+) -> tuple[TapAccuracy, bool, str]:
+    """Return the tap to use, whether the images are like those the network was trained on, and the numbers."""
+    top = max(taps, key=lambda tap: tap.left_out)
+    backbone = cache.taps[top.tap].backbone
+    curve = [tap for tap in taps if cache.taps[tap.tap].backbone == backbone]
+    last = curve[-1]
+    if len(curve) == 1:
+        share = (last.left_out - chance) / (1 - chance) if chance < 1 else 0.0
+        similar = share >= SIMILAR
+        conclusion = f"at least {SIMILAR:.0%}, so similar" if similar else f"less than {SIMILAR:.0%}, so different"
+        why = (
+            f"one tap only, which gets {last.left_out:.3f}, {share:.0%} of the way from chance ({chance:.3f}): "
+            f"{conclusion}; extract --tap auto shows at which depth the classes separate best"
+        )
+        return last, similar, why
+
+    # Paired: both taps saw the same images. 1 if only the top one is right, -1 if only the last one.
+    differences = hits[top.tap] - hits[last.tap]
+    margin = Z * float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    if differences.mean() <= margin:
+        why = (
+            f"the last layer gets {last.left_out:.3f}, and none before it is better beyond chance "
+            f"(best: {top.tap}, {top.left_out:.3f}), so similar"
+        )
+        return last, True, why
+    why = (
+        f"{top.tap} gets {top.left_out:.3f}, better than the last layer with {last.left_out:.3f} "
+        f"(difference {differences.mean():.3f} +- {margin:.3f}), so different"
+    )
+    return top, False, why
+
+
+def _on_the_gap(best: TapAccuracy) -> str:
+    text = (
+        f"ridge on {best.tap} gets {best.fitted:.3f} of what it was fitted on and {best.left_out:.3f} of what was left "
+        f"out: a gap of {best.gap:.3f}"
+    )
+    if best.gap > LARGE_GAP:
+        text += ", so more images, or more regularisation, would help"
+    return text
+
+
+def _commands(cache: Cache, best: TapAccuracy, large: bool, similar: bool) -> tuple[str, ...]:
     run = free_folder(cache.path.with_suffix(".run"))
     sweep = f"featcache sweep {quote(str(cache.path))} --tap {quote(best.tap)} -o {quote(str(run))}"
     if not large:

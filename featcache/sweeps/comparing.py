@@ -1,37 +1,37 @@
 """Two trials on the same images: is one better, or is it chance?
 
 The difference has a 95 % interval by paired bootstrap over images, and a p-value by McNemar's exact test on the images
-of which only one trial is right (McNemar 1947; exact as in Edwards 1948, a binomial test with one half).
+that only one trial gets right (McNemar 1947; exact as in Edwards 1948, a binomial test with one half).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from shlex import quote
 from typing import Protocol
 
 import numpy as np
 from scipy.stats import binomtest
 
-from featcache.arrays import Classes, Floats
-from featcache.errors import NotARun, UsageError
-from featcache.files import raise_if_of_the_system, read_arrays
+from featcache.arrays import Floats
+from featcache.errors import UsageError
 from featcache.spec import ImageRow, choose
-from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Said, draws, values_of
-from featcache.sweeps.run import LOO, NOT_JUDGED, Chosen, predictions_file
+from featcache.sweeps.chosen import Chosen
+from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Predictions, draws, values_of
+from featcache.sweeps.run import Run
+from featcache.sweeps.run_paths import predictions_file
+from featcache.sweeps.stored_predictions import NOT_JUDGED, PREDICTIONS, read_predictions
 
 log = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 10_000
-PREDICTIONS = frozenset({"predicted", "loss", "confidence"})  # arrays of a file of predictions
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much better a is than b: a - b, or b - a where less is better."""
+    """How much better a is than b: a - b, or b - a if less is better."""
 
     a: str
     b: str
@@ -40,13 +40,13 @@ class Comparison:
     difference: float
     interval: tuple[float, float]
     p_value: float  # of McNemar's test, which looks at accuracy whatever the metric
-    only_a: int  # images of which a alone is right
+    only_a: int  # images that a alone gets right
     only_b: int
     images: int
 
     @property
     def verdict(self) -> str:
-        """Return what can be said: which one is better, or that they cannot be told apart."""
+        """Return the conclusion: which one is better, or that the images cannot tell them apart."""
         low, high = self.interval
         if not np.isfinite(self.interval).all():
             return f"{self.metric} is not a number of one of them, so they cannot be compared"
@@ -65,125 +65,116 @@ class Model(Protocol):
 
     @property
     def val_logits(self) -> Floats:
-        """Return (M, K) of the validation images of its run."""
+        """Return the (M, K) logits of the validation images of its run."""
         ...
 
     @property
     def name(self) -> str:
-        """Return what to call it."""
+        """Return its name in the comparison."""
         ...
 
 
 def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> Comparison:
     """Return how two trials differ on the images that chose, which must be the same.
 
-    a, b: trials, or models that were fine-tuned from one: with these the images are those of validation, also of a
-    trial that was chosen by folds, whose head saw only train. metric: that of the run of `a`, unless told otherwise.
-    Raises UsageError if the images are others, or if both are the same trial.
+    a, b: trials, or models that were fine-tuned from one. If one is a model, both are compared on validation images,
+    also a trial that was chosen by folds: its head saw only train. metric: by default that of the run of `a`.
+    Raises UsageError if the images differ, or if both are the same trial.
     """
-    runs = [one.run if isinstance(one, Chosen) else one.chosen.run for one in (a, b)]
-    if _same(a, b):
-        raise UsageError(f"Both are {_name(a)}. Name another trial: featcache show {quote(str(runs[0].path))}")
-    chosen = choose("metric", metric or runs[0].settings.metric, METRICS)
-    of_trials = isinstance(a, Chosen) and isinstance(b, Chosen)
-    (rows, first), (other_rows, second) = (
-        said_by(one) if of_trials and isinstance(one, Chosen) else _on_val(one) for one in (a, b)
-    )
-    keys, others = _keys(rows), _keys(other_rows)
-    if runs[0].classes != runs[1].classes:
-        raise UsageError(f"{_name(a)} and {_name(b)} are about other classes, so they cannot be compared")
-    if sorted(keys) != sorted(others):
+    run, other_run = _run_of(a), _run_of(b)
+    name, other_name = _name(a), _name(b)
+    if _is_same(a, b):
+        raise UsageError(f"Both are {name}. Name another trial: featcache show {quote(str(run.path))}")
+    by_metric: Metric = choose("metric", metric or run.settings.metric, METRICS)
+
+    if isinstance(a, Chosen) and isinstance(b, Chosen):
+        (rows, first), (other_rows, second) = predictions_on_selection(a), predictions_on_selection(b)
+    else:
+        (rows, first), (other_rows, second) = _predictions_on_val(a), _predictions_on_val(b)
+    keys, other_keys = _keys(rows), _keys(other_rows)
+    if run.classes != other_run.classes:
+        raise UsageError(f"{name} and {other_name} are about other classes, so they cannot be compared")
+    if sorted(keys) != sorted(other_keys):
+        ways = f"{run.settings.selection.describe()}, {other_run.settings.selection.describe()}"
         raise UsageError(
-            f"{_name(a)} and {_name(b)} were chosen on other images or labels "
-            f"({', '.join(_how(one.settings.cv) for one in runs)}), so they cannot be compared"
+            f"{name} and {other_name} were chosen on other images or labels ({ways}), so they cannot be compared"
         )
-    at = {key: number for number, key in enumerate(others)}
-    said = [first, second[np.array([at[key] for key in keys])]]
-    if chosen in LOWER_IS_BETTER and any(one.loss is None for one in said):
-        raise UsageError(f"{chosen} needs probabilities, which one of {_name(a)} and {_name(b)} does not give")
+    # The order of the images may differ: what follows pairs them one by one.
+    position = {key: number for number, key in enumerate(other_keys)}
+    second = second[np.array([position[key] for key in keys])]
+    if by_metric in LOWER_IS_BETTER and (first.loss is None or second.loss is None):
+        raise UsageError(f"{by_metric} needs probabilities, which one of {name} and {other_name} does not give")
+
     truth = first.truth
-    sign = -1 if chosen in LOWER_IS_BETTER else 1
-    everything = np.ones((1, len(truth)))
-    scores = [float(values_of(one, everything, chosen)[0]) for one in said]
+    sign = -1 if by_metric in LOWER_IS_BETTER else 1
+    every_image = np.ones((1, len(truth)))
+    scores = tuple(float(values_of(predictions, every_image, by_metric)[0]) for predictions in (first, second))
     log.info("Computing the interval of the difference")
-    counts = draws(len(truth), NUM_RESAMPLES)
-    apart = np.concatenate([sign * np.subtract(*(values_of(one, some, chosen) for one in said)) for some in counts])
-    low, high = np.quantile(apart, [0.025, 0.975])
-    right = [one.predicted == truth for one in said]
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    differences = []
+    for counts in draws(len(truth), NUM_RESAMPLES):
+        # Both on the same draw: their common luck cancels out.
+        differences.append(sign * (values_of(first, counts, by_metric) - values_of(second, counts, by_metric)))
+    low, high = np.quantile(np.concatenate(differences), [0.025, 0.975])
+
+    is_right, is_other_right = first.predicted == truth, second.predicted == truth
+    only_a = int((is_right & ~is_other_right).sum())
+    only_b = int((is_other_right & ~is_right).sum())
+    num_discordant = only_a + only_b
     return Comparison(
-        a=_name(a),
-        b=_name(b),
-        metric=chosen,
+        a=name,
+        b=other_name,
+        metric=by_metric,
         scores=(scores[0], scores[1]),
         difference=sign * (scores[0] - scores[1]),
         interval=(float(low), float(high)),
-        p_value=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
-        only_a=only[0],
-        only_b=only[1],
+        p_value=float(binomtest(only_a, num_discordant).pvalue) if num_discordant else 1.0,
+        only_a=only_a,
+        only_b=only_b,
         images=len(truth),
     )
 
 
-def said_by(one: Chosen) -> tuple[list[ImageRow], Said]:
-    """Return the images that chose, and what the trial said of them.
+def predictions_on_selection(chosen: Chosen) -> tuple[list[ImageRow], Predictions]:
+    """Return the images that chose, and the trial's predictions of them.
 
     Raises UsageError if it has no score, or was fitted on them; NotARun if its predictions are damaged.
     """
-    if one.trial.status != "ok":
-        raise UsageError(f"{_name(one)} has no score: {one.trial.status}")
-    if one.refit:
-        raise UsageError(f"{one.run.path}@refit was fitted on the images that chose. Compare {one.run.path}@best")
-    cache = one.run.cache()
-    rows = one.run.rows(cache, "train" if one.run.settings.cv else "val")
-    path = predictions_file(one.run.path, one.trial.trial)
-    required = {"predicted"} if one.trial.log_loss is None else PREDICTIONS
-    said = read_predictions(path, cache.labels(rows), required, "Sweep again")
-    judged = np.flatnonzero(said.predicted != NOT_JUDGED)
-    return [rows[at] for at in judged], said[judged]
+    run, trial = chosen.run, chosen.trial
+    if trial.status != "ok":
+        raise UsageError(f"{_name(chosen)} has no score: {trial.status}")
+    if chosen.refit:
+        raise UsageError(f"{run.path}@refit was fitted on the images that chose. Compare {run.path}@best")
+    cache = run.cache()
+    rows = run.rows(cache, run.settings.selection.split)
+    required = {"predicted"} if trial.log_loss is None else PREDICTIONS
+    path = predictions_file(run.path, trial.trial)
+    predictions = read_predictions(path, cache.labels(rows), required, "Sweep again")
+    choosing = np.flatnonzero(predictions.predicted != NOT_JUDGED)
+    return [rows[number] for number in choosing], predictions[choosing]
 
 
-def read_predictions(path: Path, truth: Classes, required: Collection[str], do: str) -> Said:
-    """Return what a file says of images with these labels. required: the arrays that it must have.
-
-    Raises NotARun, with what to do, if it is damaged or says something of other images.
-    """
-    try:
-        arrays = read_arrays(path)
-        # The checksums of a zip do not cover its names: an array under another name must not count as absent.
-        if not set(required) <= arrays.keys() <= PREDICTIONS:
-            raise ValueError(f"its arrays are {', '.join(sorted(map(ascii, arrays)))}")
-        lengths = {len(values) for values in arrays.values()}
-    except Exception as error:  # a damaged file can raise anything
-        raise_if_of_the_system(path, error)
-        raise NotARun(f"Cannot read the predictions {path}: {error}. {do}") from error
-    if lengths != {len(truth)}:
-        raise NotARun(f"{path} does not fit the images of its run. {do}")
-    return Said(truth, **arrays)
-
-
-def _on_val(one: Chosen | Model) -> tuple[list[ImageRow], Said]:
-    """Return the validation images, and what a trial or a model says of them."""
-    run = one.run if isinstance(one, Chosen) else one.chosen.run
+def _predictions_on_val(model: Chosen | Model) -> tuple[list[ImageRow], Predictions]:
+    """Return the validation images, and what a trial or a model predicts for them."""
+    run = _run_of(model)
     cache = run.cache()
     rows = run.rows(cache, "val")
-    logits = one.logits(rows) if isinstance(one, Chosen) else one.val_logits
-    return rows, Said.of(cache.labels(rows), logits.argmax(axis=1), logits)
+    logits = model.logits(rows) if isinstance(model, Chosen) else model.val_logits
+    return rows, Predictions.of(cache.labels(rows), logits.argmax(axis=1), logits)
+
+
+def _run_of(model: Chosen | Model) -> Run:
+    return model.run if isinstance(model, Chosen) else model.chosen.run
 
 
 def _keys(rows: Sequence[ImageRow]) -> list[str]:
     return [f"{row.digest} {row.label} {row.path}" for row in rows]
 
 
-def _same(a: Chosen | Model, b: Chosen | Model) -> bool:
+def _is_same(a: Chosen | Model, b: Chosen | Model) -> bool:
     if not isinstance(a, Chosen) or not isinstance(b, Chosen):
         return a is b
     return (a.run.path.resolve(), a.trial.trial, a.refit) == (b.run.path.resolve(), b.trial.trial, b.refit)
 
 
-def _name(one: Chosen | Model) -> str:
-    return f"{one.run.path}@{one.trial.trial}" if isinstance(one, Chosen) else one.name
-
-
-def _how(cv: int | str | None) -> str:
-    return "one left out" if cv == LOO else f"{cv} folds" if cv else "validation"
+def _name(model: Chosen | Model) -> str:
+    return f"{model.run.path}@{model.trial.trial}" if isinstance(model, Chosen) else model.name

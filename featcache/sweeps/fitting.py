@@ -1,4 +1,4 @@
-"""Groups of settings, fitted round after round, and what came of each."""
+"""Bundles of candidates, fitted round after round, and what became of each candidate."""
 
 from __future__ import annotations
 
@@ -12,90 +12,102 @@ import numpy as np
 
 from featcache.arrays import Classes, Floats
 from featcache.heads.estimators import family_of, joined
-from featcache.heads.paths import try_all, try_leave_one_out
-from featcache.heads.tried import Tried, failed
-from featcache.sweeps.groups import Group
+from featcache.heads.folds import FoldResult, failure
+from featcache.heads.solvers.paths import try_all, try_leave_one_out
+from featcache.sweeps.candidates import Bundle
 from featcache.sweeps.run import Settings
-from featcache.sweeps.tasks import Prepared, Task
+from featcache.sweeps.tap_data import Prepared, TapData
 
 
 @dataclass
 class Outcome:
-    """What became of one setting so far, fold by fold."""
+    """What became of one candidate so far, fold by fold."""
 
     predicted: list[Classes] = field(default_factory=list)
     logits: list[Floats] = field(default_factory=list)
     seconds: float = 0.0
-    reason: str = ""
+    reason: str = ""  # why it failed
     estimator: Any = None  # of the last fold
     rounds: int = 0
 
-    def add(self, tried: Tried, steps: Any) -> None:
-        """Note what came of one more round."""
+    def add(self, tried: FoldResult, steps: Any) -> None:
+        """Add the result of one more round; after the first failure only the time counts."""
         self.rounds += 1
-        finite = tried.logits is None or np.isfinite(tried.logits).all()
-        self.reason = self.reason or tried.reason or ("" if finite else "ValueError: its scores are not finite")
         self.seconds += tried.seconds
-        if not self.reason:
-            self.estimator = joined(steps, tried.classifier)
-            if len(tried.predicted):
-                self.predicted.append(tried.predicted)
-            if tried.logits is not None:
-                self.logits.append(tried.logits)
+        is_finite = tried.logits is None or np.isfinite(tried.logits).all()
+        self.reason = self.reason or tried.reason
+        if not self.reason and not is_finite:
+            self.reason = "ValueError: its scores are not finite"
+        if self.reason:
+            return
+        self.estimator = joined(steps, tried.classifier)
+        if len(tried.predicted):
+            self.predicted.append(tried.predicted)
+        if tried.logits is not None:
+            self.logits.append(tried.logits)
+
+
+Round = tuple[Bundle, Any, list[FoldResult]]  # a bundle, the fitted steps before it, and the result of each candidate
 
 
 def fitted(
-    task: Task,
+    data: TapData,
     prepared: Prepared,
-    groups: Sequence[Group],
-    asked: Settings,
+    bundles: Sequence[Bundle],
+    settings: Settings,
     jobs: int,
     *,
     may_begin: Callable[[], bool] = lambda: True,
     tick: Callable[[], None] = lambda: None,
-) -> Generator[tuple[Group, list[Outcome]], None, None]:
-    """Yield every group with what came of its settings.
+) -> Generator[tuple[Bundle, list[Outcome]], None, None]:
+    """Yield every bundle with the outcomes of its candidates.
 
-    Heads are fitted on threads with one BLAS thread each, those that Keras trains one by one. may_begin: asked
-    before a group; with False it is left out. tick: called for every setting of every round.
+    Heads are fitted on threads with one BLAS thread each, those that Keras trains one by one. may_begin: called
+    before a bundle, which is left out if it returns False. tick: called for every candidate of every round.
     """
-    outcomes: dict[int, list[Outcome]] = {}
-    with closing(_rounds(task, prepared, groups, asked, jobs, may_begin)) as rounds:
-        for group, steps, found in rounds:
-            so_far = outcomes.setdefault(id(group), [Outcome() for _ in found])
-            for outcome, tried in zip(so_far, found, strict=True):
+    outcomes_of: dict[int, list[Outcome]] = {}
+    with closing(_rounds(data, prepared, bundles, settings, jobs, may_begin)) as rounds:
+        for bundle, steps, results in rounds:
+            outcomes = outcomes_of.setdefault(id(bundle), [Outcome() for _ in results])
+            for outcome, tried in zip(outcomes, results, strict=True):
                 outcome.add(tried, steps)
                 tick()
-            if so_far[0].rounds == len(task.rounds):
-                yield group, outcomes.pop(id(group))
-
-
-_Round = tuple[Group, Any, list[Tried]]
+            if outcomes[0].rounds == len(data.rounds):
+                yield bundle, outcomes_of.pop(id(bundle))
 
 
 def _rounds(
-    task: Task, prepared: Prepared, groups: Sequence[Group], asked: Settings, jobs: int, may_begin: Callable[[], bool]
-) -> Generator[_Round, None, None]:
+    data: TapData,
+    prepared: Prepared,
+    bundles: Sequence[Bundle],
+    settings: Settings,
+    jobs: int,
+    may_begin: Callable[[], bool],
+) -> Generator[Round, None, None]:
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    def calls(in_keras: bool) -> Iterator[tuple[Group, int]]:
-        for group in groups:
-            if family_of(group.head).in_keras(group.grid[0]) == in_keras and may_begin():
-                yield from ((group, number) for number in range(len(task.rounds)))
+    def calls(in_keras: bool) -> Iterator[tuple[Bundle, int]]:
+        for bundle in bundles:
+            if family_of(bundle.head).in_keras(bundle.grid[0]) == in_keras and may_begin():
+                for number in range(len(data.rounds)):
+                    yield bundle, number
 
-    def fit(group: Group, number: int) -> _Round:
+    def fit(bundle: Bundle, number: int) -> Round:
         try:
             steps, fold = prepared[number]
-        except Exception as error:  # more components than images, for one
-            return group, None, [failed(error) for _ in group.grid]
-        if not task.folds:
-            return group, steps, try_leave_one_out(group.head, group.grid, fold.X, fold.y, asked.class_weight)
-        return group, steps, try_all(group.head, group.grid, fold, asked.class_weight, asked.seed)
+        except Exception as error:  # for example, PCA to more components than there are images
+            return bundle, None, [failure(error) for _ in bundle.grid]
+        if not data.folds:
+            results = try_leave_one_out(bundle.head, bundle.grid, fold.X, fold.y, settings.class_weight)
+        else:
+            results = try_all(bundle.head, bundle.grid, fold, settings.class_weight, settings.seed)
+        return bundle, steps, results
 
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore")  # hundreds of fits would say it hundreds of times; Trial.converged counts
+        warnings.simplefilter("ignore")  # hundreds of fits would repeat the same warnings; Trial.converged counts them
         parallel = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
-        yield from parallel(delayed(fit)(*one) for one in calls(in_keras=False))
-    for one in calls(in_keras=True):
-        yield fit(*one)
+        yield from parallel(delayed(fit)(bundle, number) for bundle, number in calls(in_keras=False))
+    # Outside of the limit: Keras trains one head at a time and uses all cores for it.
+    for bundle, number in calls(in_keras=True):
+        yield fit(bundle, number)

@@ -1,10 +1,15 @@
-"""Scores with their 95 % intervals."""
+"""Scores of predictions, with their 95 % intervals.
+
+Accuracy has Wilson's interval in closed form (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953); every other
+metric the percentile bootstrap over images (Efron 1979). log_loss and ece need probabilities; ece, the expected
+calibration error, takes 15 bins of confidence as Guo et al. 2017 (https://arxiv.org/abs/1706.04599) do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,11 +18,12 @@ from featcache.heads.logits import softmax
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
 METRICS: tuple[Metric, ...] = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
-OF_LABELS = METRICS[:3]  # know predictions only
+OF_LABELS = METRICS[:3]  # need predicted classes only
 LOWER_IS_BETTER = METRICS[3:]
 NUM_RESAMPLES = 1000
-MOST_DRAWS = 20_000_000  # images drawn in all resamples; of many images fewer resamples do
-NUM_BINS = 15  # of confidence, as in Guo et al. 2017
+MIN_RESAMPLES = 200
+MOST_DRAWS = 20_000_000  # images drawn in all resamples; the more images, the fewer resamples are needed
+NUM_BINS = 15  # of confidence
 LARGEST = 1e4  # inverse temperature, and its inverse the smallest
 
 
@@ -30,8 +36,8 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Said:
-    """What is known of images (N,): their classes, what was predicted and, with probabilities, how surely."""
+class Predictions:
+    """Predicted classes of images (N,) beside the true ones and, with probabilities, how confident they are."""
 
     truth: Classes
     predicted: Classes
@@ -39,18 +45,19 @@ class Said:
     confidence: Floats | None = None  # probability of the predicted class
 
     @classmethod
-    def of(cls, truth: Classes, predicted: Classes, logits: Floats | None) -> Said:
-        """Return it from logits (N, K), of which softmax gives the probabilities."""
+    def of(cls, truth: Classes, predicted: Classes, logits: Floats | None) -> Predictions:
+        """Return predictions with the probabilities that softmax gives for logits (N, K)."""
         if logits is None:
             return cls(truth, predicted)
-        with np.errstate(invalid="ignore", over="ignore"):  # of logits that are not finite
+        with np.errstate(invalid="ignore", over="ignore"):  # logits may not be finite
             confidence = softmax(logits.astype(np.float64)).max(axis=1)
         return cls(truth, predicted, losses(logits, truth), confidence)
 
-    def __getitem__(self, some: slice | Classes) -> Said:
-        """Return what is known of some of the images."""
-        parts = (None if one is None else one[some] for one in (self.loss, self.confidence))
-        return Said(self.truth[some], self.predicted[some], *parts)
+    def __getitem__(self, images: slice | Classes) -> Predictions:
+        """Return the predictions of these images."""
+        loss = None if self.loss is None else self.loss[images]
+        confidence = None if self.confidence is None else self.confidence[images]
+        return Predictions(self.truth[images], self.predicted[images], loss, confidence)
 
 
 def score(truth: Classes, predicted: Classes, metric: Metric = "accuracy", logits: Floats | None = None) -> Score:
@@ -58,30 +65,32 @@ def score(truth: Classes, predicted: Classes, metric: Metric = "accuracy", logit
 
     logits: (N, K) of which softmax gives the probabilities; log_loss and ece need them, and are nan without.
     """
-    return score_of(Said.of(truth, predicted, logits), metric)
+    return score_of(Predictions.of(truth, predicted, logits), metric)
 
 
-def score_of(said: Said, metric: Metric) -> Score:
-    """Return the score of what is known of images."""
-    value = value_of(said, metric)
+def score_of(predictions: Predictions, metric: Metric) -> Score:
+    """Return the score of predictions with its interval; all nan if the metric needs probabilities that are missing."""
     if metric == "accuracy":
-        return wilson(int((said.truth == said.predicted).sum()), len(said.truth))
+        return wilson(int((predictions.truth == predictions.predicted).sum()), len(predictions.truth))
+    value = value_of(predictions, metric)
     if np.isnan(value):
         return Score(value, value, value)
-    resampled = np.concatenate([values_of(said, counts, metric) for counts in draws(len(said.truth), NUM_RESAMPLES)])
-    low, high = np.quantile(resampled, [0.025, 0.975])  # resampling raises the calibration error, at times over itself
+    counts = draws(len(predictions.truth), NUM_RESAMPLES)
+    resampled = np.concatenate([values_of(predictions, block, metric) for block in counts])
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    # Resampling raises the calibration error, sometimes so much that the interval would not hold the score.
     return Score(value, min(value, float(low)), max(value, float(high)))
 
 
-def value_of(said: Said, metric: Metric) -> float:
+def value_of(predictions: Predictions, metric: Metric) -> float:
     """Return the score alone; nan if it needs probabilities and there are none."""
-    if metric not in OF_LABELS and said.loss is None:
+    if metric not in OF_LABELS and predictions.loss is None:
         return np.nan
-    return float(values_of(said, np.ones((1, len(said.truth))), metric)[0])
+    return float(values_of(predictions, np.ones((1, len(predictions.truth))), metric)[0])
 
 
 def better(metric: Metric, value: float) -> float:
-    """Return what grows as a score gets better; what is not a number is worse than all."""
+    """Return a number that grows as a score gets better; a score that is not finite is worse than all."""
     if not np.isfinite(value):
         return -np.inf
     return -value if metric in LOWER_IS_BETTER else value
@@ -93,11 +102,14 @@ def wilson(correct: int, total: int) -> Score:
     >>> tuple(round(value, 3) for value in wilson(95, 100))
     (0.95, 0.888, 0.978)
     """
-    z = 1.959964
+    z = 1.959964  # 97.5 % of a standard normal distribution lie below it
     share = correct / total
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return Score(share, min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half))))
+    # Rounding must not push the interval out of 0 to 1, nor off the share.
+    low = min(share, max(0.0, float(middle - half)))
+    high = max(share, min(1.0, float(middle + half)))
+    return Score(share, low, high)
 
 
 def losses(logits: Floats, truth: Classes) -> Floats:
@@ -120,24 +132,32 @@ def log_loss(logits: Floats, truth: Classes) -> float:
 def fit_temperature(logits: Floats, truth: Classes) -> float:
     """Return the temperature that gives softmax(logits / temperature) the least log loss on labels (N,).
 
-    Labels are smoothed by 1 / (N + 2), as Platt (1999) does, so that separable images do not ask for certainty.
-    The loss is convex in the inverse temperature, which Newton's steps find, halved where they overshoot.
+    The smoothed label of image n is q_n = (1 - s) onehot(truth_n) + s / K with s = 1 / (N + 2), as in Platt (1999): on
+    separable images the best temperature would be 0 otherwise. In the inverse temperature b, with p = softmax(b z), the
+    loss mean_n(logsumexp(b z_n) - b q_n.z_n) has the slope mean_n(p_n.z_n - q_n.z_n) and the curvature
+    mean_n(variance of z_n under p_n). It is convex, so Newton's steps find b; bisection replaces steps that overshoot.
     """
     wide = logits - logits.max(axis=1, keepdims=True)
+    # Searched on logits of about 1, so that the bounds hold for heads of every scale.
     scale = float(np.abs(wide).mean()) or 1.0
     wide = wide / scale
     smoothing = 1 / (len(truth) + 2)
-    of_truth = float(np.mean((1 - smoothing) * wide[np.arange(len(truth)), truth] + smoothing * wide.mean(axis=1)))
+    true_logits = wide[np.arange(len(truth)), truth]
+    target = float(np.mean((1 - smoothing) * true_logits + smoothing * wide.mean(axis=1)))  # mean q.z
     inverse, low, high = 1.0, 1 / LARGEST, LARGEST
     for _ in range(100):
-        shares = np.exp(inverse * wide)  # the largest of each row is 0
+        shares = np.exp(inverse * wide)  # cannot overflow: the largest logit of each row is 0
         shares /= shares.sum(axis=1, keepdims=True)
         mean = (shares * wide).sum(axis=1)
-        slope = float(mean.mean()) - of_truth
-        low, high = (low, inverse) if slope > 0 else (inverse, high)
-        curve = float(((shares * wide**2).sum(axis=1) - mean**2).mean())
-        step = inverse - slope / curve if curve > 0 else np.inf
-        step = step if low < step < high else float(np.sqrt(low * high))
+        slope = float(mean.mean()) - target
+        if slope > 0:
+            high = inverse
+        else:
+            low = inverse
+        curvature = float(((shares * wide**2).sum(axis=1) - mean**2).mean())
+        step = inverse - slope / curvature if curvature > 0 else np.inf
+        if not low < step < high:
+            step = float(np.sqrt(low * high))  # the middle of the bracket on a log scale
         if abs(step - inverse) <= 1e-10 * inverse:
             break
         inverse = step
@@ -145,39 +165,42 @@ def fit_temperature(logits: Floats, truth: Classes) -> float:
 
 
 def draws(num_images: int, resamples: int) -> Iterator[Floats]:
-    """Yield counts (B, N), of how often each image is drawn when N are, with replacement; always the same.
+    """Yield counts (B, N): how often each image is drawn when N are, with replacement; always the same.
 
-    Of many images fewer resamples do.
+    With many images there are fewer resamples: see MOST_DRAWS.
     """
     rng = np.random.default_rng(0)
-    total = max(200, min(resamples, MOST_DRAWS // num_images))
-    for at in range(0, total, 50):
-        drawn = rng.integers(0, num_images, (min(50, total - at), num_images))
-        yield np.stack([np.bincount(one, minlength=num_images) for one in drawn]).astype(np.float64)
+    total = max(MIN_RESAMPLES, min(resamples, MOST_DRAWS // num_images))
+    for begin in range(0, total, 50):
+        drawn = rng.integers(0, num_images, (min(50, total - begin), num_images))
+        yield np.stack([np.bincount(images, minlength=num_images) for images in drawn]).astype(np.float64)
 
 
-def values_of(said: Said, counts: Floats, metric: Metric) -> Floats:
-    """Return (B,) the score for each row of counts (B, N), of how often each image stands there."""
-    right = said.truth == said.predicted
+def values_of(predictions: Predictions, counts: Floats, metric: Metric) -> Floats:
+    """Return (B,) the score for each row of counts (B, N): how often each image is in the resample."""
+    is_right = predictions.truth == predictions.predicted
     if metric in ("balanced_accuracy", "macro_f1"):
-        return np.array([_of_classes(said, right, row, metric) for row in counts])
+        return np.array([_mean_over_classes(predictions, is_right, row, metric) for row in counts])
     total = counts.sum(axis=1)
     if metric == "accuracy":
-        return np.asarray(counts @ right / total)
-    assert said.loss is not None
-    assert said.confidence is not None
+        return np.asarray(counts @ is_right / total)
+    assert predictions.loss is not None
+    assert predictions.confidence is not None
     if metric == "log_loss":
-        return np.asarray(counts @ said.loss / total)
-    bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-    apart = np.eye(NUM_BINS)[bins] * (right - said.confidence)[:, None]
-    return np.asarray(np.abs(counts @ apart).sum(axis=1) / total)
+        return np.asarray(counts @ predictions.loss / total)
+    # ece: over bins, |sum of (right - confidence)| / N. A gap counts where its image's confidence falls.
+    bins = np.minimum((predictions.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    gaps = np.eye(NUM_BINS)[bins] * (is_right - predictions.confidence)[:, None]
+    return np.asarray(np.abs(counts @ gaps).sum(axis=1) / total)
 
 
-def _of_classes(said: Said, right: Any, counts: Floats, metric: Metric) -> float:
-    """Return the mean over classes: of those that are there, for F1 also of those that were predicted."""
-    most = int(max(said.truth.max(), said.predicted.max())) + 1
-    both = np.bincount(said.truth, counts * right, most)
-    there = np.bincount(said.truth, counts, most)
+def _mean_over_classes(predictions: Predictions, is_right: Classes, counts: Floats, metric: Metric) -> float:
+    """Return the mean recall of the classes in the resample, or the mean F1 of these and the predicted ones."""
+    num_classes = int(max(predictions.truth.max(), predictions.predicted.max())) + 1
+    hits = np.bincount(predictions.truth, counts * is_right, num_classes)
+    total = np.bincount(predictions.truth, counts, num_classes)
     if metric == "macro_f1":
-        there, both = there + np.bincount(said.predicted, counts, most), 2 * both
-    return float((both[there > 0] / there[there > 0]).mean())
+        # F1 = 2 hits / (images of the class + images predicted as the class)
+        hits, total = 2 * hits, total + np.bincount(predictions.predicted, counts, num_classes)
+    is_there = total > 0
+    return float((hits[is_there] / total[is_there]).mean())

@@ -1,6 +1,6 @@
-"""Protocols that papers report their numbers by, on cached features.
+"""Protocols by which papers report their numbers, on cached features.
 
-Each says what it takes from its source. Flags win over what a preset sets, but for its heads.
+Each says what it takes from its source. The user's options win over those of a preset, except for its heads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.arrays import Floats
 from featcache.heads.grids import Grid
 from featcache.spec import choose
 
@@ -23,31 +24,32 @@ class Preset:
     grid: Grid
     prepare: str = "none"
     refit: bool = False
-    few: tuple[tuple[int, int], ...] = ()  # (images per class, seed) of every small training set
-    join_last: int = 0  # so many last taps are tried joined, too
+    few: tuple[tuple[int, int], ...] = ()  # (images per class, seed) of each small training set
+    join_last: int = 0  # number of last taps that are also tried joined
 
 
-def _powers(first: float, last: float, count: int) -> list[float]:
-    return [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
+def _short(values: Floats) -> list[float]:
+    """Return values rounded to 12 digits: 0.1 rather than 0.09999999999999999."""
+    return [float(f"{value:.12g}") for value in values]
 
 
 SHOTS, SEEDS = (1, 2, 5, 10), (0, 1, 2)
-_RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
-_DINO_BATCH = 128
+DINO_RATES = np.array([1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1])
+DINO_BATCH = 128
 
 PRESETS: dict[str, Preset] = {
     "kornblith": Preset(
         source="Kornblith et al. 2019, arXiv:1805.08974: L2-regularised logistic regression by L-BFGS, 45 strengths "
         "from 1e-6 to 1e5 chosen on validation, then fitted on train and validation",
         heads="logreg",
-        grid={"logreg": {"C": _powers(1e-6, 1e5, 45)}},
+        grid={"logreg": {"C": _short(np.geomspace(1e-6, 1e5, 45))}},
         refit=True,
     ),
     "clip": Preset(
         source="Radford et al. 2021, arXiv:2103.00020, A.3: logistic regression by L-BFGS, 8 strengths per decade from "
         "1e-6 to 1e6; they search by bisection, here all 97 are tried",
         heads="logreg",
-        grid={"logreg": {"C": _powers(1e-6, 1e6, 97)}},
+        grid={"logreg": {"C": _short(np.geomspace(1e-6, 1e6, 97))}},
         refit=True,
     ),
     "dinov2": Preset(
@@ -56,10 +58,10 @@ PRESETS: dict[str, Preset] = {
         heads="softmax",
         grid={
             "softmax": {
-                "learning_rate": [float(f"{rate * _DINO_BATCH / 256:.12g}") for rate in _RATES],
+                "learning_rate": _short(DINO_RATES * DINO_BATCH / 256),
                 "optimizer": ["sgd"],
                 "weight_decay": [0.0],
-                "batch_size": [_DINO_BATCH],
+                "batch_size": [DINO_BATCH],
                 "epochs": [10],
             }
         },
@@ -82,8 +84,10 @@ def preset_of(name: str) -> Preset:
 
 
 def taps_of(preset: Preset, vectors: Sequence[str]) -> list[str]:
-    """Return the taps that a preset tries where the user names none, of those of one backbone by their depth."""
+    """Return the taps that a preset tries if the user names none. vectors: the taps of one backbone by their depth."""
     if not preset.join_last:
         return list(vectors)
-    last = list(vectors[-preset.join_last :])
-    return [*vectors[-1:], *(["+".join(last)] if len(last) > 1 else [])]
+    taps = list(vectors[-1:])
+    if len(vectors) > 1:
+        taps.append("+".join(vectors[-preset.join_last :]))
+    return taps

@@ -1,8 +1,8 @@
-"""What other commands than the sweep record of a run: looks at its test split, and models fine-tuned from it.
+"""Records that later commands add to a run: looks at its test split, and models fine-tuned from it.
 
-A record is a small file of its own, written whole, under a name that no other record has. So writers at the same time,
-kills, and file systems without locks lose none. A look at the test split is recorded a second time beside the cache,
-where those of all runs on it lie together: a test split that chose among runs proves as little as one that chose heads.
+Each record is a small file with a unique name, written as a whole. So none is lost to two writers at the same time, to
+a kill, or to a file system without locks. A look at the test split is recorded a second time beside the cache, together
+with the looks of all other runs on it: a test split that chose among runs proves as little as one that chose heads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESTORE = "Restore it, or remove it if what it recorded may be forgotten"
 
 
 def new_look() -> tuple[str, str]:
-    """Return the name of the file of a look, which no other look has, and the time in it."""
+    """Return a unique name for the record of a look, and the time that the name holds."""
     now = datetime.datetime.now(datetime.UTC)
     return f"test-{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.json", now.isoformat(timespec="microseconds")
 
@@ -39,20 +39,24 @@ def read_record(file: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise NotARun(f"{file} is damaged: it is no record. {RESTORE}")
     if {"digest", "at"}.isdisjoint(facts):
-        return facts  # of an earlier version
+        return facts  # written by an earlier version
     return check_seal(facts, file, NotARun, RESTORE)
 
 
 def read_looks(folder: Path) -> list[dict[str, Any]]:
     """Return the looks that are recorded in a folder, oldest first, each with the name of its file as "record"."""
-    return [read_record(file) | {"record": file.name} for file in _files(folder) if file.name.startswith("test-")]
+    looks = []
+    for file in _files(folder):
+        if file.name.startswith("test-"):
+            looks.append(read_record(file) | {"record": file.name})
+    return looks
 
 
 def read_tuned(run: Path) -> list[str]:
-    """Return the files of the models that were fine-tuned from a run, in the order in which that ended."""
-    records = [read_record(file) for file in _files(run / TUNED)]
-    named = [record for record in records if "file" in record]  # earlier versions named them in run.json
-    return [record["file"] for record in sorted(named, key=lambda record: str(record.get("at")))]
+    """Return the files of the models that were fine-tuned from a run, those that ended first before others."""
+    tuned = [read_record(file) for file in _files(run / TUNED)]
+    tuned.sort(key=lambda record: str(record.get("at")))
+    return [record["file"] for record in tuned if "file" in record]  # earlier versions named the file in run.json
 
 
 def predictions_of(record: Path) -> Path:
@@ -61,7 +65,7 @@ def predictions_of(record: Path) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the records of a folder, sorted by name. Raises NotARun if nobody can tell which there are."""
+    """Return the records of a folder, sorted by name; none without a folder. Raises NotARun if it cannot be read."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The folder of a run while it is made: begun, gone on with, written again and again.
+"""The folder of a run while a sweep fills it: begun, continued, saved every few seconds.
 
 run.json is the first file in it, and says from the beginning which sweep the folder belongs to: after a kill at any
-moment the same command finds its folder and goes on there.
+moment the same command finds its folder and continues there.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from featcache.errors import NotARun, UsageError
 from featcache.files import TEMPORARY, again, make_folder, matching, remove, remove_litter
 from featcache.heads import store
 from featcache.heads.estimators import joined
-from featcache.heads.paths import try_all
+from featcache.heads.folds import Fold
+from featcache.heads.solvers.paths import try_all
 from featcache.heads.steps import make_steps
-from featcache.heads.tried import Fold
 from featcache.locks import locked
 from featcache.provenance import made_with
 from featcache.spec import ImageRow
 from featcache.sweeps import records
-from featcache.sweeps.run import (
-    Run,
-    Settings,
-    Trial,
-    digest_of_rows,
-    features_of,
-    head_file,
-    numbered,
-    predictions_file,
-    single_taps,
-)
+from featcache.sweeps.inputs import digest_of_rows, features_of, single_taps
+from featcache.sweeps.run import Run, Settings
+from featcache.sweeps.run_paths import head_file, numbered, predictions_file
+from featcache.sweeps.trial import Trial
 
-SAVE_SHARE = 0.1  # of the time that goes to writing run.json; of a short run every group of trials is written at once
+SAVE_SHARE = 0.1  # of the time may go to writing run.json; a short run is saved after every bundle of trials
 LOCK = ".lock"
-BEGINNING = b'{\n  "format": '  # of every run.json
+BEGINNING = b'{\n  "format": '  # how every run.json begins
+CACHE_FACTS = {  # of a run, that come from its cache: {field: its name in messages}
+    "classes": "classes",
+    "fingerprints": "features",
+    "images_digest": "images",
+    "num_train": "images",
+    "planned": "trials",
+}
 
 
 @dataclass
 class Writer:
-    """The folder of the run, written every few seconds and when the sweep ends, in whatever way."""
+    """The folder of a run, saved every few seconds and when the sweep ends, in whatever way."""
 
     run: Run
     _began: float
     _saved: float = field(default_factory=time.perf_counter)
-    _save_s: float = 0.0  # that writing it took
+    _save_s: float = 0.0  # seconds that saving it took
 
     @classmethod
     @contextmanager
     def begun(
         cls,
         cache: Cache,
-        asked: Settings,
+        settings: Settings,
         out: str | Path | None,
         train: Sequence[ImageRow],
         val: Sequence[ImageRow],
@@ -67,21 +67,21 @@ class Writer:
         planned: int,
         force: bool = False,
     ) -> Iterator[Writer]:
-        """Give a writer of a new run, or of the one that was asked the same, stopped or finished.
+        """Yield the writer of a new run, or of the one with the same settings, stopped or finished.
 
-        choosing: the images that choose. force: replace the run in the folder `out` if it was asked something else.
-        Raises UsageError.
+        choosing: the images that choose. planned: number of trials. force: replace the run in the folder `out` if it
+        has other settings. Raises UsageError.
         """
         judged = {row.label for row in choosing}
         fresh = Run(
             path=Path(),
-            settings=asked,
+            settings=settings,
             classes=cache.classes,
-            fingerprints={tap: cache.taps[tap].fingerprint for tap in single_taps(cache, asked.taps)},
+            fingerprints={tap: cache.taps[tap].fingerprint for tap in single_taps(cache, settings.taps)},
             num_train=len(train),
             num_select=len(choosing),
             trials=(),
-            images_digest=digest_of_rows([*train, *val], asked.cv),
+            images_digest=digest_of_rows([*train, *val], with_groups=settings.selection.is_within_train),
             seconds=0.0,
             planned=planned,
             unjudged=tuple(name for name in cache.classes if name not in judged),
@@ -98,19 +98,21 @@ class Writer:
                 if writer.run.trials and writer.run is not run:
                     writer.save()
                 elif not writer.run.trials and not writer.run.test_opened:
-                    _give_back(run.path)
+                    _remove_if_empty(run.path)
 
     @property
     def done(self) -> set[int]:
-        """Return the numbers of the trials that were tried."""
+        """Return the numbers of the trials that are written."""
         return {trial.trial for trial in self.run.trials}
 
     def add(self, trials: Sequence[Trial]) -> None:
-        """Write down what was tried, and with which versions on which machine."""
-        together = sorted([*self.run.trials, *trials], key=lambda trial: trial.trial)
-        makers = self.run.makers if made_with() in self.run.makers else (*self.run.makers, made_with())
-        self.run = replace(self.run, trials=tuple(together), makers=makers)
-        # No upper bound: run.json holds all trials, so that thousands take seconds to write, and more each time.
+        """Add trials, and the versions and the machine that made them."""
+        all_trials = sorted([*self.run.trials, *trials], key=lambda trial: trial.trial)
+        makers = self.run.makers
+        if made_with() not in makers:
+            makers = (*makers, made_with())
+        self.run = replace(self.run, trials=tuple(all_trials), makers=makers)
+        # A share without an upper bound: run.json holds all trials, so that thousands of them take seconds to write.
         if time.perf_counter() - self._saved > self._save_s / SAVE_SHARE:
             self.save()
 
@@ -123,13 +125,14 @@ class Writer:
         self._save_s = self._saved - began
 
     def refit(self, cache: Cache, rows: Sequence[ImageRow]) -> None:
-        """Fit the winner on train and val."""
-        best, asked = self.run.best.trial, self.run.settings
-        X, steps = features_of(cache, rows, best.tap), make_steps(best.prepare)
+        """Fit the winner on `rows`, those of train and val, and store its head."""
+        best, settings = self.run.best.trial, self.run.settings
+        X = features_of(cache, rows, best.tap)
+        steps = make_steps(best.prepare)
         for _, step in steps:
             X = step.fit_transform(X)
         fold = Fold(X, cache.labels(rows), X[:0])
-        [tried] = try_all(best.head, [best.params], fold, asked.class_weight, asked.seed)
+        [tried] = try_all(best.head, [best.params], fold, settings.class_weight, settings.seed)
         store.save(head_file(self.run.path, "refit"), joined(steps, tried.classifier))
         self.run = replace(self.run, refitted=best.trial)
 
@@ -139,17 +142,17 @@ class _NotFree(UsageError):
 
 
 def _claim_first(held: ExitStack, cache: Cache, fresh: Run) -> Run:
-    """Return the last of CACHE.run, CACHE-2.run .. that was asked the same, else a new one in the first free folder."""
+    """Return the last of CACHE.run, CACHE-2.run .. with the same settings, else a new one in the first free folder."""
     first = cache.path.with_suffix(".run")
-    there = list(takewhile(Path.exists, numbered(first)))
-    for path in reversed(there):
+    existing = list(takewhile(Path.exists, numbered(first)))
+    for path in reversed(existing):
         with suppress(NotARun):
             if not _differences(Run.open(path), fresh):
                 return held.enter_context(_claim(path, fresh))
     for path in numbered(first):
         if (path / "run.json").exists():
             continue
-        # Another sweep may claim the same folder at this moment: then it is not free, and the next one is looked at.
+        # Another sweep may claim the same folder at this moment: then it is not free, and the next one is tried.
         with suppress(_NotFree, NotARun):
             return held.enter_context(_claim(path, fresh))
     raise AssertionError
@@ -157,75 +160,79 @@ def _claim_first(held: ExitStack, cache: Cache, fresh: Run) -> Run:
 
 @contextmanager
 def _claim(path: Path, fresh: Run, force: bool = False) -> Iterator[Run]:
-    """Keep other sweeps out of a folder and give the run in it: the one that was asked the same, or the new one.
+    """Keep other sweeps out of a folder and yield the run in it: the one with the same settings, or the new one.
 
     Raises UsageError if another sweep is at work there, or the folder holds something else.
     """
     if path.exists() and not path.is_dir():
         raise _NotFree(f"{path} is there already and is no run, so it is kept. Give another -o")
-    if not (path / "run.json").exists() and (others := _strangers(path)):
-        raise _NotFree(f"{path} is there already and is no run: it holds {others[0]}. Give another -o")
+    if not (path / "run.json").exists():
+        strangers = _strangers(path)
+        if strangers:
+            raise _NotFree(f"{path} is there already and is no run: it holds {strangers[0]}. Give another -o")
     with _alone(path):
-        yield again(lambda: _begun(path, fresh, force))
+        yield again(lambda: _begin_or_continue(path, fresh, force))
 
 
-def _begun(path: Path, fresh: Run, force: bool) -> Run:
-    """Return the run of a folder, which is written there if the folder is free. Raises UsageError, Overtaken."""
+def _begin_or_continue(path: Path, fresh: Run, force: bool) -> Run:
+    """Return the run of a folder; `fresh`, written there, if the folder is free. Raises UsageError, Overtaken."""
     fresh = replace(fresh, path=path)
     if not (path / "run.json").exists():
         fresh.save(replaces=False)
         return fresh
     try:
-        there = Run.open(path)
+        stored = Run.open(path)
     except NotARun:
-        if not (force and (path / "run.json").read_bytes().startswith(BEGINNING)):
+        is_damaged_run = (path / "run.json").read_bytes().startswith(BEGINNING)
+        if not (force and is_damaged_run):
             raise
-        _replace(fresh)  # damaged, but ours
-        return fresh
-    fresh = replace(fresh, test_opened=there.test_opened)  # of these nothing is lost, whatever happens to the run
-    differ = _differences(there, fresh)
-    if differ and not force:
-        raise _NotFree(
-            f"{path} holds a run already, with other {', '.join(differ)} (featcache show {quote(str(path))}). "
-            "Give another `out`, or none for the next free name; `force=True` replaces it"
-        )
-    if differ:
         _replace(fresh)
         return fresh
-    if there.ranked or len(there.trials) < there.planned:
-        return there
-    return replace(fresh, tuned=there.tuned, recorded=there.recorded)  # all of it was tried and failed: anew
+    fresh = replace(fresh, test_opened=stored.test_opened)  # a look at test is never forgotten
+    differences = _differences(stored, fresh)
+    if differences and not force:
+        raise _NotFree(
+            f"{path} holds a run already, with other {', '.join(differences)} (featcache show {quote(str(path))}). "
+            "Give another `out`, or none for the next free name; `force=True` replaces it"
+        )
+    if differences:
+        _replace(fresh)
+        return fresh
+    if stored.ranked or len(stored.trials) < stored.planned:
+        return stored
+    # All its trials failed: try them again.
+    return replace(fresh, tuned=stored.tuned, recorded=stored.recorded)
 
 
 def _replace(fresh: Run) -> None:
-    """Replace the run in a folder: its files only. Records of looks at test stay, and so does what else lies there."""
+    """Replace the run in a folder, its files only: records of looks at test stay, and so do the user's files."""
     fresh.save()
-    # After run.json, so that a run that is not replaced keeps what is recorded of it.
-    for record in matching(fresh.path / records.TUNED, "*.json"):  # of trials that are gone
+    # After run.json, so that a run that is not replaced keeps its records.
+    for record in matching(fresh.path / records.TUNED, "*.json"):
         remove(record)
         remove(records.predictions_of(record))
-    # It no longer names any of these: a kill in between leaves files that nobody reads.
+    # run.json names none of these any more: a kill in between leaves files that nobody reads.
     for stale in (head_file(fresh.path, "*"), predictions_file(fresh.path, "*")):
         for file in matching(stale.parent, "*.npz") + matching(stale.parent, "*.skops"):
             remove(file)
 
 
 def _strangers(path: Path) -> list[str]:
-    """Return what lies in a folder beside locks and temporary files of ours; nothing if it is not there."""
+    """Return the names in a folder but for our locks and temporary files; none if there is no folder."""
     try:
         names = sorted(os.listdir(path))
     except FileNotFoundError:
         return []
     except NotADirectoryError:
-        return []  # making the folder says so
+        return []  # making the folder reports it
     return [name for name in names if name != LOCK and not TEMPORARY.fullmatch(name)]
 
 
-def _give_back(folder: Path) -> None:
-    """Remove the folder of a sweep that ended before its first trial, unless something else lies in it."""
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the files of a sweep that ended before its first trial, unless something else lies in the folder."""
     if set(_strangers(folder)) <= {"run.json", "trials.csv"}:
-        for name in ("trials.csv", "run.json"):  # last what says whose the folder is
-            remove(folder / name)
+        remove(folder / "trials.csv")
+        remove(folder / "run.json")  # last: it says which sweep the folder belongs to
 
 
 @contextmanager
@@ -239,31 +246,21 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         with locked(folder / LOCK, busy=refuse):
             for place in (folder, head_file(folder, 1).parent, predictions_file(folder, 1).parent):
-                remove_litter(place)  # of a sweep that was killed
+                remove_litter(place)  # temporary files of a sweep that was killed
             try:
                 yield
             finally:
                 remove(folder / LOCK)
     finally:
-        with suppress(OSError):  # something is in it, as it should be
+        with suppress(OSError):  # as a rule it holds a run, and stays
             folder.rmdir()
 
 
-def _differences(found: Run, fresh: Run) -> list[str]:
-    """Return in what two runs differ: names of settings, or of what the cache holds."""
-    asked = [one.name for one in fields(Settings) if _of(found, one.name) != _of(fresh, one.name)]
-    same = ("classes", "fingerprints", "images_digest", "num_train", "planned")
-    return asked or [_SAID[one] for one in same if getattr(found, one) != getattr(fresh, one)]
-
-
-def _of(run: Run, setting: str) -> object:
-    return getattr(run.settings, setting)
-
-
-_SAID = {
-    "classes": "classes",
-    "fingerprints": "features",
-    "images_digest": "images",
-    "num_train": "images",
-    "planned": "trials",
-}
+def _differences(stored: Run, fresh: Run) -> list[str]:
+    """Return how two runs differ: the names of settings or, if these are equal, of what the cache holds."""
+    names = [setting.name for setting in fields(Settings)]
+    differences = [name for name in names if getattr(stored.settings, name) != getattr(fresh.settings, name)]
+    if differences:
+        return differences
+    names = [text for fact, text in CACHE_FACTS.items() if getattr(stored, fact) != getattr(fresh, fact)]
+    return list(dict.fromkeys(names))

@@ -1,7 +1,7 @@
 """What a model trains on, batch by batch: images, or what the frozen part of the model makes of them.
 
-Images are decoded once and kept while they fit, decoded again for every epoch if not. Which view of an image an epoch
-sees is drawn from seed and epoch alone, so that training goes on after a stop as if there had been none.
+Images are decoded once and kept if they fit in memory, else decoded again for every epoch. The view of an image that
+an epoch sees depends on seed and epoch alone, so that a resumed training sees what an undisturbed one would have seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEEP_BYTES = 512 * 2**20
 LARGEST_VIEW = 10**9 - 1
 
 
-class Labelled(Protocol):
+class LabelledSet(Protocol):
     """Labelled images of one split, in some form that a model takes."""
 
     labels: Classes  # (N,)
@@ -36,7 +36,7 @@ class Labelled(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, order: Classes, size: int, epoch: int = 0) -> Iterator[tuple[Any, Classes]]:
-        """Yield what the model takes, and (n,) labels, in this order. epoch: 0 for images as they are."""
+        """Yield what the model takes, and (n,) labels, in this order. epoch: 0 for unchanged images."""
         ...
 
 
@@ -58,44 +58,47 @@ class ImageSet:
 
     def batches(self, order: Classes, size: int, epoch: int = 0) -> Iterator[tuple[Pixels, Classes]]:
         """Yield pixels and labels; threads decode and augment one batch ahead."""
-        chunks = [order[at : at + size] for at in range(0, len(order), size)]
-        numbers = view_numbers(len(self), self.views, self.seed, epoch)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        view_of_image = view_numbers(len(self), self.views, self.seed, epoch)
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(num_threads()) as threads:
             self._keep(threads)
-            coming = ahead.submit(self._pixels, chunks[0], numbers, threads)
-            for number, chunk in enumerate(chunks):
-                pixels = coming.result()
-                if number + 1 < len(chunks):
-                    coming = ahead.submit(self._pixels, chunks[number + 1], numbers, threads)
-                yield pixels, self.labels[chunk]
+            next_pixels = ahead.submit(self._pixels, batches[0], view_of_image, threads)
+            for number, batch in enumerate(batches):
+                pixels = next_pixels.result()
+                # Submitted before the yield: it is decoded while the model trains on this batch.
+                if number + 1 < len(batches):
+                    next_pixels = ahead.submit(self._pixels, batches[number + 1], view_of_image, threads)
+                yield pixels, self.labels[batch]
 
     def first(self, count: int, view: int) -> Pixels:
-        """Return a view of the first images, 0 for these as they are."""
-        at = np.arange(min(count, len(self)))
+        """Return a view of the first images; view 0 is the unchanged image."""
+        first = np.arange(min(count, len(self)))
         with ThreadPoolExecutor(num_threads()) as threads:
-            return self._pixels(at, np.full(len(self), view), threads)
+            return self._pixels(first, np.full(len(self), view), threads)
 
     def _keep(self, threads: Executor) -> None:
         needed = len(self.rows) * self.preprocess.size**2 * 3
         if self._kept is None and needed <= KEEP_BYTES:
             self._kept = load_pixels(self.source, self.rows, self.preprocess, threads)
 
-    def _pixels(self, at: Classes, numbers: Classes, threads: Executor) -> Pixels:
+    def _pixels(self, batch: Classes, view_of_image: Classes, threads: Executor) -> Pixels:
+        rows = [self.rows[number] for number in batch]
         if self._kept is not None:
-            pixels = self._kept[at]
+            pixels = self._kept[batch]
         else:
-            pixels = load_pixels(self.source, [self.rows[number] for number in at], self.preprocess, threads)
-        if self.augment == NO_AUGMENTATION or not numbers.any():
+            pixels = load_pixels(self.source, rows, self.preprocess, threads)
+        if self.augment == NO_AUGMENTATION or not view_of_image.any():
             return pixels
-        views = [f"{self.augment}-{numbers[number]}" for number in at]
-        return np.stack([*threads.map(augmented, pixels, views, [self.rows[number].digest for number in at])])
+        views = [f"{self.augment}-{view_of_image[number]}" for number in batch]
+        digests = [row.digest for row in rows]
+        return np.stack([*threads.map(augmented, pixels, views, digests)])
 
 
 @dataclass
 class ActivationSet:
     """What enters the part of a model that trains: for each view the arrays (N, ...) of its inputs."""
 
-    views: Sequence[Sequence[Any]]  # the first is of the images as they are, if the set is not augmented
+    views: Sequence[Sequence[Any]]  # without augmentation one, of the unchanged images
     labels: Classes
     seed: int = 0
 
@@ -104,36 +107,36 @@ class ActivationSet:
 
     def batches(self, order: Classes, size: int, epoch: int = 0) -> Iterator[tuple[list[Any], Classes]]:
         """Yield the arrays of a batch and its labels."""
-        numbers = view_numbers(len(self), len(self.views), self.seed, epoch if len(self.views) > 1 else 0)
-        for at in range(0, len(order), size):
-            chunk = order[at : at + size]
-            yield (
-                [self._rows(number, chunk, numbers[chunk]) for number in range(len(self.views[0]))],
-                self.labels[chunk],
-            )
+        view_of_image = view_numbers(len(self), len(self.views), self.seed, epoch if len(self.views) > 1 else 0)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            arrays = [self._rows(number, batch, view_of_image[batch]) for number in range(len(self.views[0]))]
+            yield arrays, self.labels[batch]
 
-    def _rows(self, number: int, chunk: Classes, view_of: Classes) -> Any:
-        found = np.array(self.views[0][number][chunk])
-        for view in np.unique(view_of[view_of > 1]):
-            of_view = view_of == view
-            found[of_view] = self.views[view - 1][number][chunk[of_view]]
-        return found
+    def _rows(self, number: int, batch: Classes, view_of_row: Classes) -> Any:
+        """Return the rows of one input of the model, each from the array of its view."""
+        rows = np.array(self.views[0][number][batch])  # views 0 and 1 are both the first array
+        for view in np.unique(view_of_row[view_of_row > 1]):
+            mask = view_of_row == view
+            rows[mask] = self.views[view - 1][number][batch[mask]]
+        return rows
 
 
 def view_numbers(count: int, views: int | None, seed: int, epoch: int) -> Classes:
-    """Return which view of each image (N,) an epoch sees, from 1; 0 stands for the image as it is, in epoch 0.
+    """Return which view of each image (N,) an epoch sees, from 1; in epoch 0 it is 0, the unchanged image.
 
-    views: how many there are; None: a new one in every epoch.
+    views: how many there are; None: every epoch sees a new one.
     """
     if epoch == 0:
         return np.zeros(count, dtype=np.int64)
     if views is None:
-        drawn = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
-        return np.full(count, 1 + int.from_bytes(drawn[:8], "big") % (LARGEST_VIEW - 1))
+        # A hash of both: with their sum, seed 1 would see the views of seed 0 one epoch earlier.
+        digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+        return np.full(count, 1 + int.from_bytes(digest[:8], "big") % (LARGEST_VIEW - 1))
     return np.random.default_rng((seed, epoch)).integers(1, views + 1, count)
 
 
-def in_order(images: Labelled) -> Classes:
+def in_order(images: LabelledSet) -> Classes:
     """Return 0..N-1."""
     return np.arange(len(images))
 

@@ -16,7 +16,7 @@ from featcache.backbones.lineage import Lineages
 from featcache.errors import ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.models import Probe
-from featcache.models.assemble import Part, backbones_of, logits_of
+from featcache.models.assemble import ModelPart, backbones_of, logits_of
 from featcache.models.certificate import Certificate, certified, tolerance_of
 from featcache.models.modelfile import check_model_path, read_reference, save_model
 from featcache.models.reference import reference_of_head, reference_of_model
@@ -25,16 +25,16 @@ from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Pre
 from featcache.spec import Progress, Tick, choose, silent
 from featcache.sweeps import Chosen
 from featcache.tuning import prefix
-from featcache.tuning.data import ActivationSet, Labelled, image_sets
+from featcache.tuning.data import ActivationSet, LabelledSet, image_sets
 from featcache.tuning.logs import logger
-from featcache.tuning.optimizing import Group, groups
+from featcache.tuning.optimizing import RateGroup, groups
 from featcache.tuning.precision import twin_of
 from featcache.tuning.recipe import CONTROLS, Recipe, recipe_of
 from featcache.tuning.scratch import train_from_scratch
-from featcache.tuning.stages import Unfrozen
+from featcache.tuning.stages import TrainablePart
 from featcache.tuning.stages import unfreeze as set_trainable
-from featcache.tuning.state import STATE, State, state_file
-from featcache.tuning.train import Task, Trained, train
+from featcache.tuning.state import STATE, TrainingState, state_file
+from featcache.tuning.train import TrainingResult, TrainingTask, train
 from featcache.tuning.tuned import Tuned
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
@@ -166,11 +166,11 @@ class _FineTuning:
         self, path: Path | None, keep: Path, resume: bool | None, logs: str | Path | None = None, name: str = "train"
     ) -> Tuned:
         """Train, write the best model to `path` if there is one, and the state to `keep`. name: shown as progress."""
-        state = State.find(keep, self.facts, resume)
+        state = TrainingState.find(keep, self.facts, resume)
         if state is not None and state.is_over:
             note = f"this training is finished ({keep}) and shown again; `resume=False` starts over"
             self.progress(Tick("resume", 0, 0, note))
-        sets: tuple[Labelled, Labelled] = image_sets(self.probe, self.recipe)
+        sets: tuple[LabelledSet, LabelledSet] = image_sets(self.probe, self.recipe)
         parts = self.probe.parts()
         model = self.probe.model(parts)
         unfrozen = self._unfreeze(model)
@@ -202,13 +202,13 @@ class _FineTuning:
             self._add_reference(model, path, facts, lineages, trained)
         return self._tuned(model, path, certificate, unfrozen, cut, prefix_s, trained)
 
-    def _unfreeze(self, model: Any) -> list[Unfrozen]:
+    def _unfreeze(self, model: Any) -> list[TrainablePart]:
         unfrozen = [set_trainable(network, self.recipe.unfreeze) for network in backbones_of(model)]
         for note in dict.fromkeys(backbone.note for backbone in unfrozen if backbone.note):
             self.progress(Tick("unfreeze", 0, 0, note))
         return unfrozen
 
-    def _cut(self, model: Any, parts: Sequence[Part], sets: Sequence[Labelled]) -> prefix.Cut | None:
+    def _cut(self, model: Any, parts: Sequence[ModelPart], sets: Sequence[LabelledSet]) -> prefix.Cut | None:
         """Return the model in two parts, if it pays to compute the frozen one only once."""
         new_views_every_epoch = self.recipe.is_augmented and self.recipe.views is None
         if not self.recipe.prefix or new_views_every_epoch:
@@ -236,10 +236,10 @@ class _FineTuning:
                     f"{cut.layers}. Train without computing the frozen part once: `prefix=False`"
                 )
 
-    def _task(self, model: Any, trains: Any, sets: tuple[Labelled, Labelled]) -> Task:
+    def _task(self, model: Any, trains: Any, sets: tuple[LabelledSet, LabelledSet]) -> TrainingTask:
         """Return the training of `trains`, the part of the model that changes, at the precision of the recipe."""
         twin = None if self.recipe.precision == "float32" else twin_of(trains, self.recipe.precision)
-        return Task(
+        return TrainingTask(
             model=trains,
             groups=_of_twin(groups(model, self.recipe), trains, twin),
             train_set=sets[0],
@@ -249,7 +249,7 @@ class _FineTuning:
         )
 
     def _add_reference(
-        self, model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, trained: Trained
+        self, model: Any, path: Path, facts: dict[str, Any], lineages: Lineages, trained: TrainingResult
     ) -> None:
         """Write the model once more with its reference, which checkpoints leave out because it takes long."""
         if read_reference(path) is not None:
@@ -264,10 +264,10 @@ class _FineTuning:
         model: Any,
         path: Path | None,
         certificate: Certificate,
-        unfrozen: Sequence[Unfrozen],
+        unfrozen: Sequence[TrainablePart],
         cut: prefix.Cut | None,
         prefix_s: float,
-        trained: Trained,
+        trained: TrainingResult,
     ) -> Tuned:
         return Tuned(
             model=model,
@@ -295,7 +295,7 @@ def on_batch(model: Any, inputs: Any) -> Floats:
     return np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs)))
 
 
-def _of_twin(rate_groups: list[Group], model: Any, twin: Any) -> list[Group]:
+def _of_twin(rate_groups: list[RateGroup], model: Any, twin: Any) -> list[RateGroup]:
     """Return the groups with the weights of the twin, if there is one."""
     if twin is None:
         return rate_groups

@@ -1,4 +1,4 @@
-"""Logs of a training that TensorBoard shows."""
+"""Logs of a training for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from featcache.tuning.train import Epoch
 
 
 def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
-    """Return what writes an epoch and its learning rate into a folder, nothing without one.
+    """Return a function that writes an epoch and its learning rate into a folder; without a folder it does nothing.
 
     Raises EnvironmentFault if tensorboard is not installed.
     """
@@ -24,7 +24,7 @@ def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`logs` takes a folder; {folder} is a file")
-    writer = cache(lambda: Writer(str(folder)))  # at the first epoch: a finished training that is shown has none
+    writer = cache(lambda: Writer(str(folder)))  # made at the first epoch: showing a finished training writes nothing
 
     def log(epoch: Epoch, rate: float) -> None:
         values = {

@@ -1,4 +1,4 @@
-"""A model once more, computing at reduced precision from float32 weights: what trains faster on an accelerator."""
+"""A copy of a model that computes at reduced precision from float32 weights: it trains faster on an accelerator."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ def twin_of(model: Any, precision: str) -> Any:
 
     policy = f"mixed_{precision}"
 
-    def again(layer: Any) -> Any:
+    def layer_at_precision(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
-            return layer  # a bare operation: it computes in the precision of what it gets
+            return layer  # a bare operation: it computes in the precision of its input
         is_of_head = layer.name.startswith(HEAD)
         return layer.__class__.from_config(layer.get_config() | {"dtype": "float32" if is_of_head else policy})
 
-    found = keras.models.clone_model(model, clone_function=again, recursive=True)
-    found.set_weights(model.get_weights())
-    for one, other in zip(found._flatten_layers(), model._flatten_layers(), strict=True):
-        one.trainable = other.trainable
-    return found
+    twin = keras.models.clone_model(model, clone_function=layer_at_precision, recursive=True)
+    twin.set_weights(model.get_weights())
+    # What is frozen stays frozen in the copy, in nested models too.
+    for copied, original in zip(twin._flatten_layers(), model._flatten_layers(), strict=True):
+        copied.trainable = original.trainable
+    return twin

@@ -25,9 +25,9 @@ from featcache.errors import DiskFault
 from featcache.extraction import extract_taps
 from featcache.files import reserve
 from featcache.models import Probe
-from featcache.models.assemble import FEATURES, LOGITS, Part, backbones_of
+from featcache.models.assemble import FEATURES, LOGITS, ModelPart, backbones_of
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
-from featcache.sweeps.tasks import physical_memory
+from featcache.sweeps.tap_data import physical_memory
 from featcache.tuning.data import ActivationSet
 from featcache.tuning.recipe import Recipe
 
@@ -48,7 +48,7 @@ class Cut:
         return ", ".join(tap.layer for tap in self.taps)
 
 
-def cut(model: Any, parts: Sequence[Part], order: Sequence[str]) -> Cut | None:
+def cut(model: Any, parts: Sequence[ModelPart], order: Sequence[str]) -> Cut | None:
     """Return the assembled model cut before what trains; None where a backbone trains from its first layers on.
 
     order: the names of the taps in the order in which their features are joined.
@@ -118,7 +118,7 @@ def bytes_needed(cut_model: Cut, recipe: Recipe, num_train: int, num_val: int) -
     return int(bytes_per_image * (num_train * (recipe.views or 1) + num_val))
 
 
-def _boundary(network: Any, part: Part) -> tuple[str | None, list[Tap]]:
+def _boundary(network: Any, part: ModelPart) -> tuple[str | None, list[Tap]]:
     """Return the layer to cut a backbone at, and its taps that lie behind the cut.
 
     The layer is None if there is no bottleneck with weights before what trains: computing it once would save nothing.
@@ -141,7 +141,7 @@ def _boundary(network: Any, part: Part) -> tuple[str | None, list[Tap]]:
     return (candidates[-1] if candidates else None), taps_behind
 
 
-def _width_of(network: Any, part: Part, tap: Tap) -> tuple[int, ...]:
+def _width_of(network: Any, part: ModelPart, tap: Tap) -> tuple[int, ...]:
     """Return (D,) of a tap's pooled features."""
     return tuple(pooled(network.outputs[part.taps.index(tap)], tap.pooling).shape[1:])
 

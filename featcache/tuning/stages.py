@@ -1,6 +1,7 @@
-"""Which layers of the backbone train: none, the last block, from a named block on, the last N layers, all.
+"""Which layers of the backbone train: none, the last block, a named block and all after it, the last N layers, all.
 
-"gradual" has all train, block after block from the last; "gradual:BLOCK" those from a block on.
+With "gradual", all blocks begin to train one after the other, from the last to the first; "gradual:BLOCK" stops at a
+block.
 """
 
 from __future__ import annotations
@@ -19,79 +20,87 @@ _NUMBER = re.compile(r"(?P<number>-?\d+)(?P<slice>:?)")  # "8": the last 8 layer
 
 
 @dataclass(frozen=True)
-class Unfrozen:
-    """What of a backbone trains."""
+class TrainablePart:
+    """The part of a backbone that trains."""
 
     num_weights: int
-    block: str  # of the first layer that trains; "" if none does
-    note: str = ""  # where a number of layers lies in no block's beginning
+    block: str  # the block of the first layer that trains; "" if none does
+    note: str = ""  # if a number of layers cuts a block in two, or if nothing trains after all
 
 
-def unfreeze(network: Any, what: str) -> Unfrozen:
+def unfreeze(network: Any, selection: str) -> TrainablePart:
     """Set the trainable layers of a backbone.
 
-    what: "none", "last", "all", a number of layers ("8": the last 8; "172:": from layers[172] on), "gradual",
+    selection: "none", "last", "all", a number of layers ("8": the last 8; "172:": from layers[172] on), "gradual",
     "gradual:BLOCK", or the name of a block or layer from which on all train. Batch normalisation stays frozen, which
     keeps it in inference. Raises UnknownBlock, UsageError.
     """
     import keras
 
     names = [layer.name for layer in network.layers]
-    first = _first(names, what)
+    first = _first(names, selection)
     network.trainable = True
-    for at, layer in enumerate(network.layers):
-        layer.trainable = at >= first
-    for layer in all_layers(network):  # of nested models too
+    for position, layer in enumerate(network.layers):
+        layer.trainable = position >= first
+    # Last, because making a nested model trainable makes all its layers trainable.
+    for layer in all_layers(network):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     num_weights = sum(math.prod(weight.shape) for weight in network.trainable_weights)
-    block, note = place(names, what)
+    block, note = place(names, selection)
     if not num_weights and first < len(names):
         block = ""
         note = (
             f"Nothing of the backbone trains from layer {first} of {len(names)} on: what has weights there stays frozen"
         )
-    return Unfrozen(num_weights, block, note)
+    return TrainablePart(num_weights, block, note)
 
 
-def place(names: list[str], what: str) -> tuple[str, str]:
+def place(names: list[str], selection: str) -> tuple[str, str]:
     """Return the block of the first layer that would train, "" if none does, and a note if it lies inside that block.
 
     names: of all layers in order. Raises UnknownBlock, UsageError.
     """
-    first, of_layer = _first(names, what), block_names(names)
-    return of_layer[first] if first < len(names) else "", _note(of_layer, first, what)
+    first, block_of_layer = _first(names, selection), block_names(names)
+    block = block_of_layer[first] if first < len(names) else ""
+    return block, _note(block_of_layer, first, selection)
 
 
-def is_gradual(what: str) -> bool:
+def is_gradual(selection: str) -> bool:
     """Return whether blocks begin to train one after the other."""
-    return what.partition(":")[0] == GRADUAL
+    return selection.partition(":")[0] == GRADUAL
 
 
-def _first(names: list[str], what: str) -> int:
-    if is_gradual(what):
-        what = what.partition(":")[2] or "all"
-    if what == "none":
+def _first(names: list[str], selection: str) -> int:
+    if is_gradual(selection):
+        selection = selection.partition(":")[2] or "all"
+    if selection == "none":
         return len(names)
-    if what == "all":
+    if selection == "all":
         return 0
-    if what == "last":
+    if selection == "last":
         return first_of(names, blocks(names)[-1])
-    if match := _NUMBER.fullmatch(what):
+    if match := _NUMBER.fullmatch(selection):
         number = int(match["number"])
         if not 0 <= number <= len(names):
-            raise UsageError(f"`unfreeze` takes up to {len(names)} layers of this backbone; got {what}")
+            raise UsageError(f"`unfreeze` takes up to {len(names)} layers of this backbone; got {selection}")
         return number if match["slice"] else len(names) - number
-    return first_of(names, what)
+    return first_of(names, selection)
 
 
-def _note(of_layer: list[str], first: int, what: str) -> str:
-    """Say where the nearest block begins, if a number of layers cuts one in two."""
-    if not _NUMBER.fullmatch(what) or not 0 < first < len(of_layer) or of_layer[first] != of_layer[first - 1]:
+def _note(blocks_in_order: list[str], first: int, selection: str) -> str:
+    """Return where the nearest block begins, if a number of layers cuts one in two.
+
+    blocks_in_order: the block of each layer.
+    """
+    starts = [0]
+    for position in range(1, len(blocks_in_order)):
+        if blocks_in_order[position] != blocks_in_order[position - 1]:
+            starts.append(position)
+    if not _NUMBER.fullmatch(selection) or first in (*starts, len(blocks_in_order)):
         return ""
-    starts = [at for at in range(len(of_layer)) if at == 0 or of_layer[at] != of_layer[at - 1]]
-    nearest = min(starts, key=lambda at: abs(at - first))
+    nearest = min(starts, key=lambda start: abs(start - first))
     return (
-        f"Layer {first} of {len(of_layer)} lies inside block {of_layer[first]}. The nearest block begins at "
-        f"layer {nearest}: `unfreeze='{of_layer[nearest]}'`"
+        f"Layer {first} of {len(blocks_in_order)} lies inside block {blocks_in_order[first]}. The nearest block begins "
+        f"at layer {nearest}: `unfreeze={blocks_in_order[nearest]}`"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,13 +20,13 @@ from featcache.files import file_digest, make_folder, write_arrays
 from featcache.models.certificate import Certificate
 from featcache.provenance import made_with
 from featcache.sweeps import Chosen
-from featcache.sweeps.metrics import Said
+from featcache.sweeps.metrics import Predictions
 from featcache.sweeps.records import TUNED, predictions_of, read_record, write_record
 from featcache.tuning.train import Epoch
 
 
 def record_of(run: Path, model: Path) -> Path:
-    """Return where a run keeps how a model that was fine-tuned from it got there."""
+    """Return the file in which a run records how a model was fine-tuned from it."""
     name = hashlib.sha256(str(model.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return run / TUNED / f"{model.stem}-{name}.json"
 
@@ -40,16 +41,16 @@ class Tuned:
     best: Epoch
     certificate: Certificate | None  # None from scratch: there is nothing to agree with
     num_trainable: int  # weights of the backbone that trained
-    seconds: float  # of all epochs, and of computing what is frozen
+    seconds: float  # all epochs, and computing what is frozen
     chosen: Chosen  # the trial whose head was the start, or whose images it trained on
-    val_logits: Floats = field(repr=False)  # (M, K), of the validation images
-    unfrozen: str = ""  # the block from which on the backbone trained
-    prefix: str = ""  # the layers up to which it was computed once
+    val_logits: Floats = field(repr=False)  # (M, K), on the validation images
+    unfrozen: str = ""  # the first block of the backbone that trained
+    prefix: str = ""  # the layers up to which the backbone was computed once
     prefix_s: float = 0.0  # what that took, this time
     notes: tuple[str, ...] = ()
     stopped: str = ""  # why training ended before its epochs were over, if it did
     controls: dict[str, Tuned] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()  # that train it again, on the command line
+    flags: tuple[str, ...] = ()  # options of the command that trains it again
 
     def __repr__(self) -> str:
         return (
@@ -69,13 +70,14 @@ class Tuned:
     @property
     def trained(self) -> tuple[Epoch, ...]:
         """Return the epochs that trained."""
-        return tuple(one for one in self.history if one.epoch and one.mixture is None)
+        return tuple(epoch for epoch in self.history if epoch.epoch and epoch.mixture is None)
 
     def save(self, cache: Cache | None = None) -> None:
-        """Record in its run how it got there, for reports; controls that it had before stay. Raises DiskFault.
+        """Record the training in its run, for reports. Raises DiskFault.
 
-        What it predicts of the validation images lies beside the record, which names the digest of that file: after a
-        kill between the two, the record does not take the predictions of another training for its own.
+        If the record is of this training already, which was only shown again, its controls and seconds stay.
+        The predictions on validation are a file beside the record, which names their digest: after a kill between the
+        two, the record does not take the predictions of another training for its own.
         cache: that of the run, if it is open already.
         """
         if self.path is None:
@@ -92,22 +94,25 @@ class Tuned:
             "predictions": file_digest(predictions),
         }
         facts = json.loads(json.dumps(facts))  # as it is read again
-        if path.exists() and not self.controls:
+        if path.exists():
             with suppress(NotARun):  # a damaged record is replaced
                 before = read_record(path)
                 if before.get("history") == facts["history"]:
-                    facts["controls"] = before["controls"]
+                    # This time the frozen part came from the disk.
+                    facts["seconds"] = before.get("seconds", facts["seconds"])
+                    if not self.controls:
+                        facts["controls"] = before["controls"]
         write_record(path, facts)
 
     def _predicted(self, cache: Cache) -> dict[str, Any]:
-        """Return what it predicts of the validation images, as arrays in their order."""
+        """Return its predictions on the validation images, as arrays in their order."""
         truth = cache.labels(self.chosen.run.rows(cache, "val"))
         predicted = self.val_logits.argmax(axis=1).astype(np.int32)
-        said = Said.of(truth, predicted, self.val_logits)
-        return {"predicted": predicted, "loss": said.loss, "confidence": said.confidence}
+        predictions = Predictions.of(truth, predicted, self.val_logits)
+        return {"predicted": predicted, "loss": predictions.loss, "confidence": predictions.confidence}
 
     def to_json(self) -> dict[str, Any]:
-        """Return how it got there as JSON has it."""
+        """Return the training as JSON."""
         return {
             "model": str(self.path),
             "trial": self.chosen.trial.trial,
@@ -119,11 +124,17 @@ class Tuned:
             "stopped": self.stopped,
             "certificate": None if self.certificate is None else asdict(self.certificate),
             "best": self.best.to_json(),
-            "history": [one.to_json() for one in self.history],
-            "controls": {name: [one.to_json() for one in control.history] for name, control in self.controls.items()},
+            "history": _json_of(self.history),
+            "controls": {name: _json_of(control.history) for name, control in self.controls.items()},
         }
 
     @property
     def seconds_per_epoch(self) -> float:
         """Return the mean time of an epoch, validation included."""
-        return sum(one.seconds for one in self.trained) / len(self.trained) if self.trained else 0.0
+        if not self.trained:
+            return 0.0
+        return sum(epoch.seconds for epoch in self.trained) / len(self.trained)
+
+
+def _json_of(history: Sequence[Epoch]) -> list[dict[str, Any]]:
+    return [epoch.to_json() for epoch in history]

@@ -69,7 +69,7 @@ def test_an_unknown_backbone_is_refused_with_near_names(text, near):
     if near is None:
         assert one(text).spec.name == "efficientnet_b0"
         return
-    with pytest.raises(UnknownBackbone, match=rf"Unknown backbone '{text}'. Did you mean .*{near}"):
+    with pytest.raises(UnknownBackbone, match=rf"Unknown backbone '{text}' \(did you mean .*{near}"):
         requests(text)
 
 

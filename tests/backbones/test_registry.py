@@ -264,7 +264,7 @@ def test_a_backbone_is_found_however_it_is_spelt(entry):
 
 
 def test_an_unknown_backbone_is_refused_with_near_names():
-    message = r"^Unknown backbone 'mobilnet_v2'\. Did you mean mobilenet_v2, .+\? All names: featcache backbones"
+    message = r"^Unknown backbone 'mobilnet_v2' \(did you mean mobilenet_v2, .+\?\)\. All names: featcache backbones"
     with pytest.raises(UnknownBackbone, match=message):
         get("mobilnet_v2")
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from urllib.error import URLError
 
 import h5py
 import numpy as np
@@ -21,11 +22,13 @@ from tiny import TOY, write_images
 from featcache import errors
 from featcache.heads.estimators import FAMILIES
 from featcache.sweeps.presets import PRESETS
-from featcache.sweeps.run import Run, spelt
+from featcache.sweeps.run import Run
+from featcache.sweeps.trial import spelt
 from featcache_cli.app import EXIT_CODES, app, exit_code_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
 TAP = "glyphnet:weights=none/top"
+SMALL = "mobilenet_v2:alpha=0.35:size=96"
 FEATCACHE = [sys.executable, "-c", "from featcache_cli.app import main; main()"]
 
 
@@ -563,6 +566,31 @@ def test_what_needs_no_network_does_not_wait_for_tensorflow(arguments, photos, t
     assert light(*(places.get(one, one) for one in arguments)) == "imported []"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["extract", "PHOTOS", "-o", "OUT", "-b", SMALL], "-b glyphnet (needs no download) or --weights none (random)"),
+        (["quickstart", "PHOTOS", "-o", "OUT", "-b", SMALL], "-b glyphnet (needs no download)"),
+        (
+            ["recipe", "flower-photos", "PHOTOS", "-o", "OUT", "--set", f"extract.backbone={SMALL}"],
+            "--set extract.weights=none (random), or try it with --small",
+        ),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_network_advises_what_the_command_takes(arguments, advice, photos, tmp_path, monkeypatch, cli):
+    def refuse(*arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", refuse)
+    places = {"PHOTOS": str(photos), "OUT": str(tmp_path / "new")}
+    done = cli(*(places.get(word, word) for word in arguments))
+    assert done.code == 5
+    assert done.err.splitlines()[-1].endswith(f"; or use {advice}")
+
+
 def test_no_network_names_the_file_and_where_to_put_it(photos, tmp_path):
     nothing = "http://127.0.0.1:9"
     env = os.environ | {"KERAS_HOME": str(tmp_path / "keras"), "https_proxy": nothing, "HTTPS_PROXY": nothing}
@@ -686,11 +714,11 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
 def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
     """Other threads are in native code then, or asleep, and the interpreter must not wait for them."""
     code = (
-        "import time; from featcache.heads import ridge\n"
+        "import time; from featcache.heads.solvers import ridge\n"
         "def fit(*args):\n"
         "    print('fitting', flush=True); time.sleep(30); yield\n"
         "ridge.fit = fit\n"
-        "from featcache.heads import paths; from dataclasses import replace\n"
+        "from featcache.heads.solvers import paths; from dataclasses import replace\n"
         "paths.PATHS['ridge'] = replace(paths.PATHS['ridge'], fit=fit)\n"
         "from featcache_cli.app import main; main()"
     )

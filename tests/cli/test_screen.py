@@ -113,14 +113,14 @@ def test_a_slow_import_is_announced_before_it_begins(terminal, slow_keras):
     go_on()
     *_, last = shown.until().rstrip().split(CLEAR)
     assert process.wait() == 5
-    assert last.startswith("featcache: Keras is set to the backend tensorflow (")
+    assert last.startswith("featcache: Keras is set to the backend tensorflow")
 
 
 def test_quiet_shows_nothing_but_errors(terminal, slow_keras):
     modules, go_on = slow_keras
     process, shown = terminal("backbones", "show", TOY, "--layers", "--quiet", env={"PYTHONPATH": modules})
     go_on()
-    assert shown.until().startswith("featcache: Keras is set to the backend tensorflow (")
+    assert shown.until().startswith("featcache: Keras is set to the backend tensorflow")
     assert process.wait() == 5
 
 

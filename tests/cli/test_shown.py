@@ -73,6 +73,17 @@ def test_commands_and_paths_in_a_sentence_stay_whole():
     assert fields({"weights": path}).endswith(path)
 
 
+def test_in_a_terminal_errors_break_between_words(cli, tmp_path, monkeypatch):
+    place = tmp_path / "none.h5"
+    refused = cli("sweep", place).err
+    assert refused.splitlines() == [f"featcache: No cache at {place}. Make one: featcache extract IMAGES -o {place}"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = cli("sweep", place).err.splitlines()
+    assert lines[-1] == f"  featcache extract IMAGES -o {place}"
+    assert " ".join(line.strip() for line in lines) == refused.strip()
+
+
 def test_in_a_terminal_sentences_break_between_words_and_commands_not_at_all(capsys, monkeypatch):
     sentence = "On the same images this head is better than the other by chance or not: nobody can tell."
     command = "Next: featcache handoff a_folder_with_a_name.run@best -o model.keras"
@@ -82,6 +93,12 @@ def test_in_a_terminal_sentences_break_between_words_and_commands_not_at_all(cap
     back = "To take it back: featcache leaks a_folder_with_a_name.h5 --unfix"
     emit(False, {}, lambda: "\n".join([sentence, table_line, back, command]))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3:] == [table_line, back, command]
-    assert max(map(len, lines[:-3])) <= 40
-    assert " ".join(line.strip() for line in lines[:-3]) == sentence
+    assert lines[-5:] == [
+        table_line,
+        "To take it back:",
+        "  featcache leaks a_folder_with_a_name.h5 --unfix",
+        "Next:",
+        "  featcache handoff a_folder_with_a_name.run@best -o model.keras",
+    ]
+    assert max(map(len, lines[:-5])) <= 40
+    assert " ".join(line.strip() for line in lines[:-5]) == sentence

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from featcache.extraction import job
+from featcache.extraction import networks
 from featcache.extraction.engines import KerasEngine, PixelEngine
 
 
@@ -23,13 +23,13 @@ def count(monkeypatch) -> Counter:
     counter = Counter()
     for engine in (KerasEngine, PixelEngine):
         monkeypatch.setattr(engine, "forward", _counting(engine.forward, counter))
-    build = job.build
+    build = networks.build
 
     def counting_build(*args):
         counter.builds += 1
         return build(*args)
 
-    monkeypatch.setattr(job, "build", counting_build)
+    monkeypatch.setattr(networks, "build", counting_build)
     return counter
 
 

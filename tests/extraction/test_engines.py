@@ -19,6 +19,7 @@ from featcache.extraction.batches import Batched
 from featcache.extraction.engines import (
     KerasEngine,
     PixelEngine,
+    Rival,
     agree,
     choose,
     provenance,
@@ -215,8 +216,7 @@ class Fake(Batched):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(engines, "OpenVINOEngine", Fake)
-    monkeypatch.setattr(engines, "is_installed", lambda: True)
+    monkeypatch.setitem(engines.RIVALS, "openvino", Rival("OpenVINO", 4, lambda: True, Fake))
     return monkeypatch
 
 
@@ -257,8 +257,23 @@ def test_at_reduced_precision_the_rival_is_keras_at_that_precision(fake, seconds
     assert engine.name.startswith("keras" if seconds_at_bfloat16 < 1 else "openvino")
 
 
+def test_of_two_rivals_auto_takes_the_faster(fake, toy_taps):
+    class Faster(Fake):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.name = "swift 1.0"
+
+    fake.setitem(engines.RIVALS, "swift", Rival("Swift", 4, lambda: True, Faster))
+    seconds = {"keras": 2.0, "openvino": 1.0, "swift": 0.5}
+    fake.setattr(engines, "seconds_per_image", lambda engine, sample: seconds[engine.name.split()[0]])
+    said = []
+    assert choose(build_toy, toy_taps, SAMPLE, num_images=1000, say=said.append).name == "swift 1.0"
+    assert [text.split(" is ")[0] for text in said] == ["OpenVINO", "Swift"]
+    assert choose(build_toy, toy_taps, SAMPLE, engine="swift").name == "swift 1.0"
+
+
 def test_for_a_few_seconds_nothing_is_tried(fake, toy_taps):
-    fake.setattr(engines, "OpenVINOEngine", None)
+    fake.setattr(Fake, "__init__", None)
     fake.setattr(engines, "seconds_per_image", lambda engine, sample: 0.1)
     assert choose(build_toy, toy_taps, SAMPLE, num_images=150).name.startswith("keras")
     fake.setattr(engines, "seconds_per_image", None)

@@ -13,7 +13,7 @@ from tiny import TOY, write_images
 
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NoImages, UnknownBackbone, UnreadableImages, UsageError
-from featcache.extraction import Options, extract, job
+from featcache.extraction import Options, extract
 from featcache.extraction.engines import PixelEngine
 from featcache.images.manifest import scan
 
@@ -43,17 +43,16 @@ def test_every_option_reaches_the_job_under_the_default_of_options(photos, out, 
     assert {name: parameters[name].default for name in names} == vars(Options())
 
     values = {name: object() for name in names}
-    jobs = []
+    received = []
 
-    class FakeJob:
-        def __init__(self, images, out, options, *_, **__):
-            jobs.append(vars(options))
-            raise Killed
+    def record(images, out, options, *_, **__):
+        received.append(vars(options))
+        raise Killed
 
-    monkeypatch.setattr(job, "Job", FakeJob)
+    monkeypatch.setattr("featcache.extraction.api.open_extraction", record)
     with pytest.raises(Killed):
         extract(photos, out=out, **values)
-    assert jobs == [values]
+    assert received == [values]
 
 
 # Nothing is computed twice
@@ -207,6 +206,25 @@ def test_weights_are_known_by_their_values_not_by_their_file(photos, out, tmp_pa
     shutil.copy(tmp_path / "mine.npz", tmp_path / "copy.npz")
     assert extract(photos, "glyphnet", weights=str(tmp_path / "copy.npz"), out=out).report.computed == 0
     assert work.images == 36
+
+
+def test_a_long_name_of_weights_does_not_become_the_taps(photos, out, tmp_path, work, monkeypatch):
+    from featcache.backbones import parse
+    from featcache.backbones.glyphnet import glyphnet, save_weights
+
+    weights = tmp_path / f"{'w' * 60}.npz"
+    save_weights(glyphnet(), weights)
+    with monkeypatch.context() as earlier:  # a cache from when names were not shortened
+        earlier.setattr(parse, "LONGEST_STEM", 99)
+        extract(photos, "glyphnet", weights=str(weights), out=out)
+    long_name = f"glyphnet:weights={'w' * 60}/top"
+    cache = extract(photos, "glyphnet", weights=str(weights), out=out)
+    assert (list(cache.taps), cache.tap(long_name).name) == ([long_name], long_name)
+    assert work.images == 36  # nothing was computed again
+
+    fresh = extract(photos, "glyphnet", weights=str(weights), out=tmp_path / "fresh.h5").tap()
+    assert fresh.name == f"glyphnet:weights={fresh.weights_digest[:8]}/top"
+    assert fresh.fingerprint == cache.tap().fingerprint
 
 
 # No image kills a job

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from featcache.heads import dense, softmax
-from featcache.heads.dense import MIN_STEPS, held_out, initial_kernels, mini_batches
-from featcache.heads.dense_steps import Batch, NumpyEngine, batch_of, forward, gradients
-from featcache.heads.paths import Fold, together, try_all
+from featcache.heads import softmax
+from featcache.heads.folds import Fold
 from featcache.heads.softmax import DenseSoftmax, chunks, family, train_together
+from featcache.heads.solvers import dense
+from featcache.heads.solvers.dense import MIN_STEPS, held_out, initial_kernels, mini_batches
+from featcache.heads.solvers.dense_steps import Batch, NumpyEngine, batch_of, forward, gradients
+from featcache.heads.solvers.paths import together, try_all
 
 from .conftest import blobs
 

@@ -9,10 +9,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featcache.heads import logistic
-from featcache.heads.logistic import logistic_path
-from featcache.heads.paths import together, try_all
-from featcache.heads.tried import Fold
-from featcache.sweeps.judging import _converged
+from featcache.heads.folds import Fold
+from featcache.heads.solvers.logistic import logistic_path
+from featcache.heads.solvers.paths import together, try_all
+from featcache.sweeps.scoring import has_converged
 
 from .conftest import blobs
 
@@ -109,7 +109,7 @@ def test_few_iterations_are_said_not_to_be_enough():
     grid = [{"C": C, "max_iter": most} for most in (2, 1000) for C in (1e-1, 1e1)]
     assert together("logreg", grid) == [[0, 1], [2, 3]]
     short, long = (try_all("logreg", some, Fold(X, y, X)) for some in (grid[:2], grid[2:]))
-    assert [_converged(one.classifier) for one in [*short, *long]] == [False, False, True, True]
+    assert [has_converged(one.classifier) for one in [*short, *long]] == [False, False, True, True]
 
 
 def test_the_features_have_no_spread():

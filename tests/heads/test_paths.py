@@ -14,11 +14,12 @@ from sklearn.svm import SVC
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featcache.errors import UsageError
-from featcache.heads import blocks, kernels
+from featcache.heads import row_blocks
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import FAMILIES
-from featcache.heads.paths import check_leave_one_out, together, try_all, try_leave_one_out
-from featcache.heads.tried import Fold, Tried
+from featcache.heads.folds import Fold, FoldResult
+from featcache.heads.solvers import kernels
+from featcache.heads.solvers.paths import check_leave_one_out, together, try_all, try_leave_one_out
 
 from .conftest import blobs
 
@@ -173,7 +174,7 @@ def test_features_are_made_wide_block_by_block(monkeypatch):
     fold = fold_of(3, per_class=40, num_features=5)
     whole = try_all("ridge", ALPHAS, fold)
     others = try_all("lda", SHRINKAGES, fold)
-    monkeypatch.setattr(blocks, "ROWS", 7)
+    monkeypatch.setattr(row_blocks, "ROWS", 7)
     for tried, same in zip(try_all("ridge", ALPHAS, fold), whole, strict=True):
         np.testing.assert_allclose(tried.logits, same.logits, rtol=1e-9, atol=1e-9)
     for tried, same in zip(try_all("lda", SHRINKAGES, fold), others, strict=True):
@@ -231,7 +232,7 @@ def test_a_classifier_that_raises_gives_its_reason(head, monkeypatch):
 
     monkeypatch.setitem(FAMILIES, head, replace(FAMILIES[head], make=broken))
     grid = FAMILIES[head].grid[:2]
-    assert try_all(head, grid, fold_of(3)) == [Tried(None, None, None, 0.0, "ArithmeticError: planted fault")] * 2
+    assert try_all(head, grid, fold_of(3)) == [FoldResult(None, None, None, 0.0, "ArithmeticError: planted fault")] * 2
 
 
 def test_settings_that_differ_in_something_else_are_apart():

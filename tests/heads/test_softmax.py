@@ -3,8 +3,8 @@ import pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
-from featcache.heads.dense import mini_batches
 from featcache.heads.softmax import DenseSoftmax
+from featcache.heads.solvers.dense import mini_batches
 
 from .conftest import blobs
 

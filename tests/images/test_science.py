@@ -11,7 +11,7 @@ from images.tiffs import ramp, tiff
 from PIL import Image
 
 from featcache.errors import DataError
-from featcache.images.arrays import pnm
+from featcache.images.array_source import pnm
 from featcache.images.decode import Undecodable, check_image, decode, decode_picture, thumbnail
 from featcache.images.kinds import notes
 from featcache.images.manifest import scan
@@ -151,6 +151,17 @@ def test_transparent_images_are_told():
     clear = Image.new("RGBA", (8, 8), (9, 9, 9, 100))
     assert kinds_of(saved(clear, "PNG")) == {"transparent"}
     assert kinds_of(saved(Image.new("RGBA", (8, 8), (9, 9, 9, 255)), "PNG")) == frozenset()
+
+
+def test_libtiff_prints_nothing(capfd):
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "TIFF", compression="tiff_lzw")
+    with Image.open(file) as image:
+        [start], [length] = image.tag_v2[273], image.tag_v2[279]
+    damaged = file.getvalue()[:start] + b"\xff" * length + file.getvalue()[start + length :]
+    with pytest.raises(Undecodable):
+        shown(damaged)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_stacks_are_told_and_pyramids_are_one_picture():

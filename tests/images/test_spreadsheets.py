@@ -213,7 +213,7 @@ def test_where_no_file_exists_the_table_is_named_and_what_it_may_mean(photos, pa
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("https://example.org/1.png", "names addresses, such as 'https:/"),
+        ("https://example.org/1.png", "names addresses, such as 'https://example.org/1.png', not files"),
         ("gone/1.png", "move the table to the folder"),
     ],
 )

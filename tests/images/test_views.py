@@ -10,7 +10,7 @@ from PIL import Image
 from featcache.errors import UsageError
 from featcache.images import decode as decoding
 from featcache.images.decode import Undecodable, decode, decode_views
-from featcache.images.views import CROPS, VIEWS, Frame, frame_of, parse_views
+from featcache.images.views import CROPS, VIEWS, Box, Frame, frame_of, parse_views
 from featcache.spec import DRAFT_VERSION, Preprocess
 
 digests = st.binary(max_size=8).map(lambda data: hashlib.sha256(data).hexdigest())
@@ -48,7 +48,7 @@ def test_other_views_are_refused_with_the_choices(text):
 
 @given(k=st.sampled_from(CROPS), digest=digests)
 def test_a_crop_lies_inside_and_has_the_area_and_shape_it_should(k, digest):
-    left, top, right, bottom, _ = frame_of(k, digest)
+    left, top, right, bottom = frame_of(k, digest).box
     assert 0 <= left < right <= 1 + 1e-12
     assert 0 <= top < bottom <= 1 + 1e-12
     assert (right - left) * (bottom - top) * (1 + 1e-12) >= 0.5
@@ -57,11 +57,12 @@ def test_a_crop_lies_inside_and_has_the_area_and_shape_it_should(k, digest):
 
 def test_crops_use_all_the_room_they_have():
     frames = [frame_of(k, hashlib.sha256(bytes([n])).hexdigest()) for k in CROPS for n in range(20)]
-    areas = [(frame.right - frame.left) * (frame.bottom - frame.top) for frame in frames]
-    shapes = [(frame.right - frame.left) / (frame.bottom - frame.top) for frame in frames]
+    boxes = [frame.box for frame in frames]
+    areas = [(box.right - box.left) * (box.bottom - box.top) for box in boxes]
+    shapes = [(box.right - box.left) / (box.bottom - box.top) for box in boxes]
     assert (min(areas) < 0.52, max(areas) > 0.98) == (True, True)
     assert (min(shapes) < 0.8, max(shapes) > 1.25) == (True, True)
-    assert (max(frame.left for frame in frames) > 0.2, max(frame.top for frame in frames) > 0.2) == (True, True)
+    assert (max(box.left for box in boxes) > 0.2, max(box.top for box in boxes) > 0.2) == (True, True)
     assert 0.4 < np.mean([frame.mirrored for frame in frames]) < 0.6
     assert len({*frames}) == len(frames)
 
@@ -69,10 +70,10 @@ def test_crops_use_all_the_room_they_have():
 def test_what_a_crop_shows_is_pinned():
     """Cached rows would be of other parts of the images if these numbers changed."""
     assert frame_of("crop-1", "0" * 64) == Frame(
-        0.0037144804743863167, 0.177525515120898, 0.9661821870578715, 0.9499406766364995, True
+        Box(0.0037144804743863167, 0.177525515120898, 0.9661821870578715, 0.9499406766364995), True
     )
     assert frame_of("crop-30", "f" * 64) == Frame(
-        0.11816750985418141, 0.016180113355354936, 0.9544481522942694, 0.9755744202771407, False
+        Box(0.11816750985418141, 0.016180113355354936, 0.9544481522942694, 0.9755744202771407), False
     )
 
 
@@ -95,13 +96,13 @@ def test_a_view_does_not_depend_on_its_company(k, digest, others):
 
 @given(k=st.sampled_from(CROPS), digest=digests, resize=resizes)
 def test_a_crop_is_cut_from_the_full_image_before_it_is_resized(k, digest, resize):
-    frame = frame_of(k, digest)
-    left, top = int(frame.left * 64), int(frame.top * 48)
-    width, height = round((frame.right - frame.left) * 64), round((frame.bottom - frame.top) * 48)
+    box, mirrored = frame_of(k, digest)
+    left, top = int(box.left * 64), int(box.top * 48)
+    width, height = round((box.right - box.left) * 64), round((box.bottom - box.top) * 48)
     part = Image.fromarray(NOISE[top : top + height, left : left + width])
     wanted = decode(saved(part, "PNG"), Preprocess(16, resize))
     found = decode_views(saved(Image.fromarray(NOISE), "PNG"), Preprocess(16, resize), [k], digest)[0]
-    assert np.array_equal(found, wanted[:, ::-1] if frame.mirrored else wanted)
+    assert np.array_equal(found, wanted[:, ::-1] if mirrored else wanted)
 
 
 def test_views_are_of_the_upright_image():

@@ -9,7 +9,7 @@ import pytest
 from featcache.backbones.build import build, feature_model
 from featcache.backbones.registry import REGISTRY
 from featcache.heads.layers import Dense, make_head
-from featcache.models.assemble import Part, assemble, backbones_of, logits_of
+from featcache.models.assemble import ModelPart, assemble, backbones_of, logits_of
 from featcache.models.certificate import TOLERANCE, certify
 from featcache.spec import BackboneSpec, Preprocess, Tap
 from featcache.tuning.stages import unfreeze
@@ -33,7 +33,7 @@ def test_parity_holds_with_everything_unfrozen(name):
     head = make_head([Dense(kernel, -features.mean(axis=0) @ kernel)], "t")
     logits = head.logits(features.astype(np.float64))
     assert logits.std() > 0.1
-    model = assemble([Part(backbone, (tap,))], head, 3)
+    model = assemble([ModelPart(backbone, (tap,))], head, 3)
     unfreeze(backbones_of(model)[0], "all")
     assert certify(model, pixels, logits).inference <= TOLERANCE
     # against inference run the same way: untrained, the deepest networks turn the rounding of another way into anything

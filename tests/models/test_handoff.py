@@ -24,7 +24,7 @@ from featcache.spec import Preprocess
 from featcache.sweeps import sweep
 from featcache.sweeps.metrics import wilson
 from featcache.tuning import finetune
-from featcache.tuning.stages import Unfrozen
+from featcache.tuning.stages import TrainablePart
 
 assembling = import_module("featcache.models.assemble")  # the package has the function under this name
 HANDED = ["ridge", "logreg", "svm", "softmax", "mlp"]
@@ -320,7 +320,7 @@ def test_another_preprocessing_is_caught(logreg, monkeypatch):
 def test_batch_normalisation_that_trains_is_caught_before_anything_is_trained(logreg, monkeypatch, tmp_path):
     def thaw(network, what):
         network.trainable = True
-        return Unfrozen(1, "stem")
+        return TrainablePart(1, "stem")
 
     monkeypatch.setattr(assembling, "freeze_noise", lambda network: None)
     monkeypatch.setattr(tuning, "set_trainable", thaw)

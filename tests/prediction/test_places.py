@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import COLOURS, write_images
 
 from featcache.errors import DataError, NoImages
-from featcache.images.arrays import pnm
+from featcache.images.array_source import pnm
 from featcache.images.decode import decode
 from featcache.prediction import paths_in, predict
 from featcache.prediction.places import LONGEST_PATH, gather

@@ -6,7 +6,7 @@ import pytest
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.sweeps import advise, advising, sweep
-from featcache.sweeps.run import by_depth
+from featcache.sweeps.inputs import by_depth
 
 from .conftest import TAP, edited, rewrite
 
@@ -94,7 +94,7 @@ def test_a_layer_that_is_better_by_chance_only_says_similar(more, similar, toy, 
     first, last = TAP.replace("/top", "/block_1"), TAP
     right = {last: np.arange(60) < 30, first: np.arange(60) < 30 + more}
     right = {name: hits.astype(np.int64) for name, hits in right.items()}
-    depths = [advising.Depth(name, 256, right[name].mean(), (0.0, 1.0), 1.0, 1.0) for name in (first, last)]
+    depths = [advising.TapAccuracy(name, 256, right[name].mean(), (0.0, 1.0), 1.0, 1.0) for name in (first, last)]
     best, found, why = advising._similarity(cache, depths, right, 0.3)
     assert (found, best.tap) == (similar, last if similar else first)
     assert ("none before it is better beyond chance" in why) == similar

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from featcache.errors import NotARun, UsageError
 from featcache.sweeps import Run, compare, sweep
-from featcache.sweeps.run import predictions_file
+from featcache.sweeps.run_paths import predictions_file
 
 from .conftest import TAP, edited, rewrite
 
@@ -92,7 +92,8 @@ def test_trials_of_two_runs_with_other_folds_are_compared_image_by_image(run, ha
 
 def test_other_images_cannot_be_compared(run, hard, tmp_path):
     other = sweep(hard, "ridge", taps=[TAP], out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"chosen on other images or labels \(3 folds, validation\)"):
+    ways = r"\(3-fold cross-validation within train, the validation split\)"
+    with pytest.raises(UsageError, match=rf"chosen on other images or labels {ways}"):
         compare(run[1], other[1])
 
 

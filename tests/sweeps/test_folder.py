@@ -106,7 +106,7 @@ def test_a_sweep_that_ends_before_its_first_trial_leaves_no_folder(photos, monke
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featcache.sweeps.trials.make_task", stopped)
+    monkeypatch.setattr("featcache.sweeps.trials.make_tap_data", stopped)
     with pytest.raises(KeyboardInterrupt):
         sweep(photos, **ASKED)
     assert names(photos.path.parent) == ["photos.h5"]

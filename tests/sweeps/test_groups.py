@@ -8,8 +8,9 @@ from tiny import write_images
 from featcache.errors import TooFewClasses, UsageError
 from featcache.extraction import extract
 from featcache.sweeps import advise, sweep
+from featcache.sweeps.choosing import images_of
 from featcache.sweeps.run import Settings
-from featcache.sweeps.tasks import images_of, make_task
+from featcache.sweeps.tap_data import make_tap_data
 
 PIXELS = "pixels:size=8"
 TAP = "pixels:size=8/top"
@@ -33,9 +34,9 @@ def test_groups_that_share_a_copy_are_in_one_fold(grouped, tmp_path):
     cache = extract(grouped, PIXELS, out=tmp_path / "c.h5", group_from="parent", split="100/0/0")
     settings = Settings(str(cache.path), ("ridge",), (TAP,), cv=2)
     train, _ = images_of(cache, settings)
-    task = make_task(cache, TAP, train, [], settings)
+    data = make_tap_data(cache, TAP, train, [], settings)
     assert len(train) == 60
-    for fit_on, choose_on in task.folds:
+    for fit_on, choose_on in data.folds:
         for what in ("group", "digest"):
             assert not {getattr(train[at], what) for at in fit_on} & {getattr(train[at], what) for at in choose_on}
 

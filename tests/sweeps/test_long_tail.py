@@ -16,9 +16,10 @@ from featcache.extras.report.html import write_report
 from featcache.extras.report.table import text_report
 from featcache.images.manifest import scan
 from featcache.sweeps import Run, compare, sweep
-from featcache.sweeps.comparing import said_by
+from featcache.sweeps.choosing import images_of
+from featcache.sweeps.comparing import predictions_on_selection
 from featcache.sweeps.run import Settings
-from featcache.sweeps.tasks import images_of, make_task
+from featcache.sweeps.tap_data import make_tap_data
 
 PIXELS = "pixels:size=8"
 TAP = "pixels:size=8/top"
@@ -49,25 +50,25 @@ def test_classes_of_one_image_train_in_all_folds_and_are_not_judged(cached, tmp_
     cache = cached(a=(9,), b=(8,), two=(2,), x=(1,), y=(1,))
     settings = Settings(str(cache.path), ("ridge",), (TAP,), cv=4)
     train, _ = images_of(cache, settings)
-    task = make_task(cache, TAP, train, [], settings)
+    data = make_tap_data(cache, TAP, train, [], settings)
     labels = np.array([row.label for row in train])
-    for fit_on, choose_on in task.folds:
+    for fit_on, choose_on in data.folds:
         assert set(labels[fit_on]) == {"a", "b", "two", "x", "y"}
         assert not set(fit_on) & set(choose_on)
         assert len(fit_on) + len(choose_on) == len(train)
-    judged = np.concatenate([choose_on for _, choose_on in task.folds])
+    judged = np.concatenate([choose_on for _, choose_on in data.folds])
     assert Counter(labels[judged]) == {"a": 9, "b": 8, "two": 2}
 
     run = sweep(cache, "ridge", cv=4, grid=GRID, metric="balanced_accuracy", out=tmp_path / "run")
     assert (run.num_train, run.num_select, run.unjudged) == (21, 19, ("x", "y"))
     assert Run.open(run.path).unjudged == ("x", "y")
     predicted = np.full(len(train), -1)
-    for fit_on, choose_on in task.folds:
-        alone = make_pipeline(StandardScaler(), RidgeClassifier()).fit(task.X[fit_on], task.y[fit_on])
-        predicted[choose_on] = alone.predict(task.X[choose_on])
-    recalls = [(predicted == task.y)[labels == name].mean() for name in ("a", "b", "two")]
+    for fit_on, choose_on in data.folds:
+        alone = make_pipeline(StandardScaler(), RidgeClassifier()).fit(data.X[fit_on], data.y[fit_on])
+        predicted[choose_on] = alone.predict(data.X[choose_on])
+    recalls = [(predicted == data.y)[labels == name].mean() for name in ("a", "b", "two")]
     assert run.best.trial.score == pytest.approx(np.mean(recalls))
-    rows, said = said_by(run.best)
+    rows, said = predictions_on_selection(run.best)
     assert [row.path for row in rows] == [row.path for row in train if row.label not in "xy"]
     assert (said.predicted == predicted[predicted >= 0]).all()
 

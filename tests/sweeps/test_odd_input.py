@@ -8,7 +8,8 @@ from filelock import FileLock
 
 from featcache.errors import UnknownHead, UsageError
 from featcache.sweeps import Run, sweep, writer
-from featcache.sweeps.run import head_file, open_trial
+from featcache.sweeps.run import open_trial
+from featcache.sweeps.run_paths import head_file
 
 from .conftest import TAP, edited
 

@@ -11,12 +11,12 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featcache.errors import ShapeMismatch, UsageError
 from featcache.heads.estimators import FAMILIES, Setting, make_pipeline
-from featcache.sweeps import Run, Settings, presets, sweep, tasks
+from featcache.sweeps import Run, Settings, presets, sweep, tap_data
+from featcache.sweeps.candidates import Candidate
 from featcache.sweeps.fitting import Outcome
-from featcache.sweeps.groups import Planned
-from featcache.sweeps.judging import judged_trial
+from featcache.sweeps.inputs import features_of, few_of
 from featcache.sweeps.metrics import METRICS, better, score
-from featcache.sweeps.run import features_of, few_of
+from featcache.sweeps.scoring import scored_trial
 
 from .conftest import TAP, edited, with_rows
 
@@ -209,7 +209,7 @@ def test_a_few_constant_features_do_no_harm(hard, tmp_path):
 
 def test_what_is_standardised_in_place_is_the_same(hard, tmp_path, monkeypatch):
     plain = run_on(hard, tmp_path, "ridge,logreg", "plain", prepare="standardise,none")
-    monkeypatch.setattr(tasks, "BLOCK", 7)
+    monkeypatch.setattr(tap_data, "BLOCK", 7)
     blocks = run_on(hard, tmp_path, "ridge,logreg", "blocks")
     for one, other in zip(plain.trials, blocks.trials, strict=False):
         assert one.score == other.score
@@ -218,7 +218,7 @@ def test_what_is_standardised_in_place_is_the_same(hard, tmp_path, monkeypatch):
 
 def test_folds_that_do_not_fit_into_memory_are_prepared_again(hard, tmp_path, monkeypatch):
     plain = run_on(hard, tmp_path, "ridge,knn", "plain", cv=3)
-    monkeypatch.setattr(tasks, "KEEP_BYTES", 0)
+    monkeypatch.setattr(tap_data, "KEEP_BYTES", 0)
     again = run_on(hard, tmp_path, "ridge,knn", "again", cv=3)
     assert [one.score for one in plain.trials] == [one.score for one in again.trials]
 
@@ -230,10 +230,10 @@ def test_scores_that_are_not_numbers_come_last():
 
 
 def test_the_time_of_a_trial_is_that_of_one_fit():
-    task = tasks.Task(TAP, np.zeros((6, 2), np.float32), np.array([0, 1] * 3), (), 6)
-    planned = Planned(1, TAP, "standardise", None, Setting("ridge", {}, 0))
+    data = tap_data.TapData(TAP, np.zeros((6, 2), np.float32), np.array([0, 1] * 3), (), 6)
+    candidate = Candidate(1, TAP, "standardise", None, Setting("ridge", {}, 0))
     failed = Outcome(seconds=6.0, rounds=4, reason="ValueError: no")
-    assert judged_trial(task, planned, failed, Settings("c.h5", ("ridge",), (TAP,))).fit_s == 1.5
+    assert scored_trial(data, candidate, failed, Settings("c.h5", ("ridge",), (TAP,))).fit_s == 1.5
 
 
 @pytest.mark.parametrize("cv", [None, 3])

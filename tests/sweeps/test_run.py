@@ -12,7 +12,7 @@ import pytest
 from featcache.errors import NotARun, ShapeMismatch, UnknownHead
 from featcache.files import write_sealed
 from featcache.sweeps import Run, Settings, Trial, open_trial, sweep
-from featcache.sweeps.comparing import said_by
+from featcache.sweeps.comparing import predictions_on_selection
 
 from .conftest import TAP, edit, edited, rewrite
 
@@ -281,7 +281,7 @@ def test_no_damaged_byte_of_a_head_or_its_predictions_changes_what_is_read(which
 
 def answers(chosen, X):
     """Return what a trial predicted in the sweep, and what its head predicts."""
-    _, predictions = said_by(chosen)
+    _, predictions = predictions_on_selection(chosen)
     arrays = [predictions.predicted, predictions.confidence, predictions.loss, chosen.estimator.predict(X)]
     return [None if array is None else array.tolist() for array in arrays]
 

@@ -179,14 +179,14 @@ def test_one_group_is_tried_however_little_time_there_is(hard, tmp_path):
 
 def test_the_best_on_few_images_go_on(hard, tmp_path, monkeypatch):
     kept = []
-    keep = budget._looked
+    keep = budget.glimpses_of
 
     def looked(groups, task_of, asked, jobs, share, clock):
         found = [*keep(groups, task_of, asked, jobs, share, clock)]
-        kept.append((share, {id(one.group): one.value for one in found}))
+        kept.append((share, {id(one.bundle): one.value for one in found}))
         return found
 
-    monkeypatch.setattr(budget, "_looked", looked)
+    monkeypatch.setattr(budget, "glimpses_of", looked)
     monkeypatch.setattr(Clock, "left", 0.0)
     monkeypatch.setattr(Clock, "may_begin", lambda self: True)
     asked_for = {"svm": {"C": [0.1**n for n in range(9)]}}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from featcache.errors import ShapeMismatch, UsageError
-from featcache.heads import blocks, streams
-from featcache.sweeps import sweep, tasks
-from featcache.sweeps.tasks import parse_bytes, physical_memory
+from featcache.heads import row_blocks
+from featcache.heads.solvers import streams
+from featcache.sweeps import sweep, tap_data
+from featcache.sweeps.tap_data import parse_bytes, physical_memory
 
 from .conftest import TAP, edited, with_rows
 
@@ -16,9 +17,9 @@ SGD = "sklearn.linear_model:SGDClassifier"
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "ROWS", 16)
+    monkeypatch.setattr(row_blocks, "ROWS", 16)
     monkeypatch.setattr(streams, "ROWS", 16)
-    monkeypatch.setattr(tasks, "BLOCK", 16)
+    monkeypatch.setattr(tap_data, "BLOCK", 16)
 
 
 def run_on(cache, out, heads, **options):
@@ -45,13 +46,13 @@ def test_naive_bayes_streams_with_the_smoothing_of_its_last_block(hard, tmp_path
 
 def test_features_are_never_in_memory_whole(hard, tmp_path, monkeypatch):
     asked = []
-    keep = tasks.features_of
+    keep = tap_data.features_of
 
     def reading(cache, rows, tap):
         asked.append(len(rows))
         return keep(cache, rows, tap)
 
-    monkeypatch.setattr(tasks, "features_of", reading)
+    monkeypatch.setattr(tap_data, "features_of", reading)
     run_on(hard, tmp_path / "run", "ridge")
     assert max(asked) == 16
     assert sum(asked) == len(hard.usable("train")) + len(hard.usable("val"))

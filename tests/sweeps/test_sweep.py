@@ -18,9 +18,9 @@ from featcache.cache.exchange import export
 from featcache.cache.reader import Cache
 from featcache.errors import NotACache, ShapeMismatch, TooFewClasses, UnknownHead, UnknownTap, UsageError
 from featcache.extraction import extract
-from featcache.heads.dense_keras import KerasEngine
 from featcache.heads.estimators import FAMILIES
-from featcache.sweeps import Run, sweep, tasks
+from featcache.heads.solvers.dense_keras import KerasEngine
+from featcache.sweeps import Run, selection, sweep
 from featcache.sweeps.advising import advise
 
 from .conftest import TAP, edited, rewrite, with_rows
@@ -108,14 +108,14 @@ def test_folds_respect_groups(hard, tmp_path, monkeypatch):
 
     grouped = edited(hard, tmp_path / "grouped.h5", into_bursts)
     seen = []
-    keep = tasks.folds_of
+    keep = selection.folds_of
 
     def noting(train, *arguments):
         folds = keep(train, *arguments)
         seen.append((train, folds))
         return folds
 
-    monkeypatch.setattr(tasks, "folds_of", noting)
+    monkeypatch.setattr(selection, "folds_of", noting)
     run_on(grouped, tmp_path, "ridge", cv=3)
     (train, folds), *others = seen  # those that say which images choose, and those of the tap
     for _, again in others:

@@ -220,3 +220,13 @@ def test_head_and_tuned_model_are_compared_on_the_same_images(last, weak, toy_ru
     assert compare(last, weak).difference == -found.difference
     with pytest.raises(UsageError, match="Both are"):
         compare(last, last)
+
+
+def test_a_finished_training_that_is_shown_again_says_why_it_ended_and_how_long_it_took(perfect, tmp_path):
+    path = tmp_path / "tuned.keras"
+    first = finetune(perfect, path, unfreeze="none", epochs=3, patience=1, learning_rate=1.0)
+    recorded = read_record(record_of(perfect.run.path, path))
+    again = finetune(perfect, path, unfreeze="none", epochs=3, patience=1, learning_rate=1.0)
+    assert again.history == first.history
+    assert again.stopped == first.stopped == "no better validation score for 1 epochs in a row"
+    assert read_record(record_of(perfect.run.path, path))["seconds"] == recorded["seconds"]

@@ -6,7 +6,7 @@ import pytest
 
 from featcache.models import Probe
 from featcache.models.assemble import backbones_of
-from featcache.tuning.optimizing import HEAD, Group, groups, make_optimizer, rate_at
+from featcache.tuning.optimizing import HEAD, RateGroup, groups, make_optimizer, rate_at
 from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import unfreeze
 
@@ -40,7 +40,7 @@ def test_of_gradual_unfreezing_the_head_begins_and_the_first_block_is_last(model
 
 
 def test_rates_rise_then_fall_along_a_cosine():
-    recipe, group = Recipe(warmup=0.1), Group("g", (), 1.0)
+    recipe, group = Recipe(warmup=0.1), RateGroup("g", (), 1.0)
     rates = [rate_at(group, recipe, step, 100) for step in range(100)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     assert rates[10] == pytest.approx(1)
@@ -53,7 +53,7 @@ def stepped(optimizer_name, gradient=1e-3, steps=1, **how):
     """Return how far one weight moves."""
     weight = keras.Variable(np.ones(1, np.float32))
     recipe = Recipe(optimizer=optimizer_name, warmup=0.0, schedule="constant", weight_decay=0.0, **how)
-    optimizer = make_optimizer([Group("g", (weight,), recipe.learning_rate)], recipe, 10)
+    optimizer = make_optimizer([RateGroup("g", (weight,), recipe.learning_rate)], recipe, 10)
     for _ in range(steps):
         optimizer.apply([keras.ops.convert_to_tensor(np.full(1, gradient, np.float32))], [weight])
     return 1 - float(weight.numpy()[0])
@@ -76,7 +76,7 @@ def test_large_gradients_are_clipped():
 def test_several_rates_move_weights_apart(name):
     one, other = (keras.Variable(np.ones(1, np.float32)) for _ in range(2))
     recipe = Recipe(optimizer=name, warmup=0.0, schedule="constant", weight_decay=0.0, momentum=PLAIN.get(name))
-    optimizer = make_optimizer([Group("a", (one,), 1e-2), Group("b", (other,), 1e-3)], recipe, 10)
+    optimizer = make_optimizer([RateGroup("a", (one,), 1e-2), RateGroup("b", (other,), 1e-3)], recipe, 10)
     gradient = keras.ops.convert_to_tensor(np.full(1, 0.5, np.float32))
     optimizer.apply([gradient, gradient], [one, other])
     moved = [1 - float(weight.numpy()[0]) for weight in (one, other)]
@@ -88,7 +88,7 @@ def test_kernels_decay_and_biases_do_not(name):
     kernel, bias = (keras.Variable(np.ones(1, np.float32), name=one) for one in ("kernel", "bias"))
     how = {"warmup": 0.0, "schedule": "constant", "weight_decay": 0.5, "learning_rate": 0.1}
     recipe = Recipe(optimizer=name, momentum=PLAIN.get(name), **how)
-    optimizer = make_optimizer([Group("g", (kernel, bias), 0.1)], recipe, 10)
+    optimizer = make_optimizer([RateGroup("g", (kernel, bias), 0.1)], recipe, 10)
     zero = keras.ops.convert_to_tensor(np.zeros(1, np.float32))
     optimizer.apply([zero, zero], [kernel, bias])
     assert (float(kernel.numpy()[0]), float(bias.numpy()[0])) == (pytest.approx(0.95), 1.0)

@@ -22,7 +22,7 @@ from featcache.sweeps import Run, sweep
 from featcache.tuning import finetune, finetuning, prefix
 from featcache.tuning.precision import twin_of
 from featcache.tuning.stages import unfreeze
-from featcache.tuning.state import State
+from featcache.tuning.state import TrainingState
 from featcache.tuning.tuned import record_of
 
 HOW = {"epochs": 2, "learning_rate": 1e-3, "patience": 9, "batch": 16}
@@ -147,9 +147,8 @@ def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(b
 
 
 def test_a_full_disk_leaves_what_was_there(fresh, tmp_path, monkeypatch):
-    from featcache.extraction import job as extraction
 
-    monkeypatch.setattr(extraction, "_free_bytes", lambda out: 1000)
+    monkeypatch.setattr("featcache.extraction.space.free_bytes", lambda out: 1000)
     with pytest.raises(DiskFault, match=r"prefix\.h5 would need .* MB"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     assert (tmp_path / "a.keras").exists() is False
@@ -198,12 +197,12 @@ def test_controls_that_were_stopped_go_on_and_give_the_same(fresh, tmp_path, mon
         if path.name == "k.scratch.state":
             raise KeyboardInterrupt
 
-    save = State.save
-    monkeypatch.setattr(State, "save", stopped)
+    save = TrainingState.save
+    monkeypatch.setattr(TrainingState, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
         finetune(fresh, tmp_path / "k.keras", **how)
     trained = []
-    monkeypatch.setattr(State, "save", lambda self, path: trained.append((path.name, len(self.history))))
+    monkeypatch.setattr(TrainingState, "save", lambda self, path: trained.append((path.name, len(self.history))))
     found = finetune(fresh, tmp_path / "k.keras", resume=True, **how)
     assert trained == [("k.scratch.state", 3)]  # two epochs and the start: only the last was missing
     for name, control in whole.controls.items():
@@ -219,9 +218,9 @@ def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path
     whole = finetune(fresh, tmp_path / "w.keras", **how)
     script = (
         "import os; from featcache.sweeps import Run; from featcache.tuning import finetune\n"
-        "from featcache.tuning.state import State; save = State.save\n"
+        "from featcache.tuning.state import TrainingState; save = TrainingState.save\n"
         "def dying(self, path):\n    save(self, path)\n    len(self.history) == 3 and os.kill(os.getpid(), 9)\n"
-        f"State.save = dying; finetune(Run.open({str(fresh.run.path)!r})[{fresh.trial.trial}], "
+        f"TrainingState.save = dying; finetune(Run.open({str(fresh.run.path)!r})[{fresh.trial.trial}], "
         f"{str(tmp_path / 'k.keras')!r}, **{how!r})"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9

@@ -14,10 +14,10 @@ from featcache.errors import EnvironmentFault
 from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps.metrics import Score
 from featcache.tuning.data import ImageSet
-from featcache.tuning.optimizing import Group
+from featcache.tuning.optimizing import RateGroup
 from featcache.tuning.recipe import Recipe
-from featcache.tuning.state import State
-from featcache.tuning.train import Epoch, Task, predict_logits, train
+from featcache.tuning.state import TrainingState
+from featcache.tuning.train import Epoch, TrainingTask, predict_logits, train
 
 loop = import_module("featcache.tuning.train")  # the package has the function under this name
 SIZE = 4
@@ -50,9 +50,9 @@ def run_loop(model, recipe, checkpoint=lambda: None, images=24):
 
 def task_of(model, recipe, images=24, **more):
     logits = keras.Model(model.input, model.get_layer("logits").output)
-    group = Group("head", tuple(logits.trainable_weights), recipe.learning_rate)
+    group = RateGroup("head", tuple(logits.trainable_weights), recipe.learning_rate)
     sets = {"train_set": image_set(images), "val_set": image_set(11, seed=1), **more}
-    return Task(logits, [group], changing=logits.weights, **sets)
+    return TrainingTask(logits, [group], changing=logits.weights, **sets)
 
 
 def scripted(monkeypatch, scores, losses=None):
@@ -62,7 +62,7 @@ def scripted(monkeypatch, scores, losses=None):
     def evaluate(running, found):
         return replace(found, val_loss=losses[found.epoch], val=Score(scores[found.epoch], 0, 1))
 
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    monkeypatch.setattr(loop.TrainingLoop, "evaluate", evaluate)
 
 
 def epoch(number, value, loss):
@@ -156,9 +156,9 @@ def test_one_seed_makes_two_trainings_equal_and_another_does_not():
 
 
 def test_balanced_classes_weigh_as_much():
-    np.testing.assert_allclose(loop._class_weights(np.array([0, 0, 0, 1]), "balanced"), [4 / 6, 2])
-    assert loop._class_weights(np.array([0, 0, 0, 1]), None).tolist() == [1, 1]
-    assert np.isfinite(loop._class_weights(np.array([0, 2]), "balanced")).all()
+    np.testing.assert_allclose(loop.class_weights(np.array([0, 0, 0, 1]), "balanced"), [4 / 6, 2])
+    assert loop.class_weights(np.array([0, 0, 0, 1]), None).tolist() == [1, 1]
+    assert np.isfinite(loop.class_weights(np.array([0, 2]), "balanced")).all()
 
 
 @pytest.mark.parametrize("count", [1, 7, 32, 33, 50])
@@ -224,7 +224,7 @@ def test_a_training_that_was_stopped_goes_on_bit_equal(optimizer, epochs, tmp_pa
     stopped_after(epochs, recipe, states)
     states[-1].save(tmp_path / "t.state")
     model = small_model()
-    found = train(task_of(model, recipe), recipe, lambda tick: None, State.load(tmp_path / "t.state", {}))
+    found = train(task_of(model, recipe), recipe, lambda tick: None, TrainingState.load(tmp_path / "t.state", {}))
     assert [(one.epoch, one.val_loss, one.train_loss) for one in found.history[1:]] == [
         (one.epoch, one.val_loss, one.train_loss) for one in expected.history[1:]
     ]
@@ -293,7 +293,7 @@ def test_after_memory_ran_out_the_schedule_goes_on_where_it_was_and_the_state_kn
 
 
 def test_memory_that_runs_out_at_once_halves_the_batch_too(monkeypatch):
-    plain, seen = loop._Running._evaluate, []
+    plain, seen = loop.TrainingLoop.evaluate, []
 
     def evaluate(running, found):
         seen.append(running.recipe.batch)
@@ -301,7 +301,7 @@ def test_memory_that_runs_out_at_once_halves_the_batch_too(monkeypatch):
             raise RuntimeError("CUDA out of memory")
         return plain(running, found)
 
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    monkeypatch.setattr(loop.TrainingLoop, "evaluate", evaluate)
     recipe = Recipe(epochs=1, batch=8)
     assert train(task_of(small_model(), recipe), recipe, lambda tick: None).batch == 4
     assert seen == [8, 4, 4]
@@ -328,11 +328,11 @@ def test_mixtures_of_start_and_end_compete(monkeypatch):
     scores = {0: 0.1, 1: 0.6, 2: 0.2}
 
     def better_in_between(running, found):
-        wanted.append((found.mixture, running._weights()))
+        wanted.append((found.mixture, running.weights()))
         value = 0.9 if found.mixture == 0.3 else 0.5 if found.mixture else scores[found.epoch]
         return replace(found, val_loss=1.0, val=Score(value, 0, 1))
 
-    monkeypatch.setattr(loop._Running, "_evaluate", better_in_between)
+    monkeypatch.setattr(loop.TrainingLoop, "evaluate", better_in_between)
     found = train(task_of(model, recipe), recipe, lambda tick: None)
     assert (found.best.epoch, found.best.mixture) == (1, 0.3)
     assert [share for share, _ in wanted[3:]] == [step / 10 for step in range(1, 10)]
@@ -344,7 +344,7 @@ def test_where_no_epoch_was_better_the_last_is_mixed_with_the_start(monkeypatch)
     def evaluate(running, found):
         return replace(found, val_loss=1.0, val=Score({0.9: 0.9}.get(found.mixture, 0.5 - found.epoch / 9), 0, 1))
 
-    monkeypatch.setattr(loop._Running, "_evaluate", evaluate)
+    monkeypatch.setattr(loop.TrainingLoop, "evaluate", evaluate)
     recipe = Recipe(epochs=3, learning_rate=0.5, wise_ft=True)
     found = train(task_of(small_model(), recipe), recipe, lambda tick: None)
     assert (found.best.epoch, found.best.mixture) == (3, 0.9)

@@ -1,7 +1,7 @@
-"""Gather the facts of `machine` and `probe`, and derive the findings from them.
+"""Gather the facts of `machine` and `library_facts`, and derive the findings from them.
 
-`machine` reads the system with the standard library alone, in this process. `probe` imports the libraries that may be
-broken, in a process of its own: TensorFlow can end the whole process on a CPU that it does not support.
+`machine` reads the system with the standard library alone, in this process. `library_facts` imports the libraries that
+may be broken, in a separate process: TensorFlow can end the whole process on a CPU that it does not support.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ SETTINGS = (
     "TF_ENABLE_ONEDNN_OPTS",
     "TF_NUM_INTRAOP_THREADS",
 )
-SECTION_NAMES = ("packages", "hdf5", "threads", "locking", "weights", "backend", "keras")  # of the probe, in its order
+# In the order in which `library_facts` gathers them.
+SECTION_NAMES = ("packages", "hdf5", "threads", "locking", "weights", "backend", "keras")
 PROBING_S = 120
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Facts as they stand in JSON, and what they mean."""
+    """Facts as `doctor --json` prints them, and what they mean."""
 
     facts: dict[str, Any]
     findings: tuple[Finding, ...]
@@ -56,13 +57,13 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
 
     speed: also time a network, which takes a few seconds.
     """
-    probed = _run_probe(speed)
-    weights = probed.pop("weights", [])
+    library_facts = _library_facts(speed)
+    weights = library_facts.pop("weights", [])
 
     versions = {"python": platform.python_version(), "featcache": _version("featcache")}
     for package in SHOWN:
         versions[package] = _version(package)
-    versions["hdf5"] = probed.pop("hdf5", None)
+    versions["hdf5"] = library_facts.pop("hdf5", None)
 
     offline = []
     for file in weights:
@@ -84,49 +85,51 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
         "disks": disks(folders),
         "weights": weights,
         "offline": offline,
-        **probed,
+        **library_facts,
     }
     return Diagnosis(facts, findings_of(facts))
 
 
-def _run_probe(speed: bool) -> dict[str, Any]:
-    """Return {section: its facts} from the probe, and under "faults" why a section is missing."""
+def _library_facts(speed: bool) -> dict[str, Any]:
+    """Return {section: its facts}, and under "faults" why a section is missing."""
     sections = [*SECTION_NAMES, "speed"] if speed else list(SECTION_NAMES)
-    printed, end = _probe_output(sections)
+    printed, end = _output_of_sections(sections)
 
     facts: dict[str, Any] = {}
     faults: dict[str, str] = {}
     for line in printed.splitlines():
-        if not line.strip():
-            continue
-        section = json.loads(line)
+        try:
+            section = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the process ended within this line, or Python printed it before the first section
         if "facts" in section:
             facts[section["section"]] = section["facts"]
         else:
             faults[section["section"]] = section["fault"]
 
-    # The probe prints a line after each section, so the first one without a line is the one that ended it.
-    if end is not None:
-        num_printed = len(facts) + len(faults)
-        faults[sections[num_printed]] = end
+    # Each section prints a line when it is done, so the first one without a line is the one that ended the process.
+    # If every section has a line, the process failed while it exited, and nothing is missing.
+    unprinted = [name for name in sections if name not in facts and name not in faults]
+    if end is not None and unprinted:
+        faults[unprinted[0]] = end
     return {**facts, "faults": faults}
 
 
-def _probe_output(sections: Sequence[str]) -> tuple[str, str | None]:
-    """Return what the probe printed, and why it ended early; None if it did not."""
-    command = [sys.executable, "-P", "-m", "featcache.extras.doctor.probe", *sections]
-    # The probe must import what this process would import, even from folders that were added to sys.path.
+def _output_of_sections(sections: Sequence[str]) -> tuple[str, str | None]:
+    """Return what the other process printed, and why it ended early; None if it did not."""
+    command = [sys.executable, "-P", "-m", "featcache.extras.doctor.library_facts", *sections]
+    # It must import what this process would import, even from folders that were added to sys.path.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        probe = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBING_S)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBING_S)
     except subprocess.TimeoutExpired as error:
         printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
         return printed, f"took longer than {PROBING_S} s"
-    if probe.returncode < 0:
-        return probe.stdout, f"the process was ended by {signal.Signals(-probe.returncode).name}"
-    if probe.returncode > 0:
-        return probe.stdout, f"the process ended with {probe.returncode}"
-    return probe.stdout, None
+    if process.returncode < 0:
+        return process.stdout, f"the process was ended by {signal.Signals(-process.returncode).name}"
+    if process.returncode > 0:
+        return process.stdout, f"the process ended with {process.returncode}"
+    return process.stdout, None
 
 
 def _version(package: str) -> str | None:

@@ -23,8 +23,8 @@ from featcache.arrays import Floats, Pixels
 from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.errors import EnvironmentFault, UsageError
 from featcache.extraction.openvino_engine import import_openvino
-from featcache.extras.export.graph import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.extras.export.origin import Origin
+from featcache.extras.export.runtime_model import INPUT, OUTPUT, of_one_size, write_saved_model
 from featcache.extras.export.sample import Runner
 from featcache.files import temporary_folder
 from featcache.models import Probe

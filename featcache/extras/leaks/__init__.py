@@ -2,9 +2,7 @@
 
 from featcache.extras.leaks.finding import leaks
 from featcache.extras.leaks.fixing import Fixed, Move, Unfixed, check_table, fix, unfix, write_table
-from featcache.extras.leaks.labels import Doubt, Doubts, doubts
-from featcache.extras.leaks.results import KINDS, Leaks, Pair, Thresholds
-from featcache.extras.leaks.reviewing import (
+from featcache.extras.leaks.label_review import (
     Relabelled,
     Reviewed,
     apply_review,
@@ -12,6 +10,8 @@ from featcache.extras.leaks.reviewing import (
     unapply,
     write_doubts,
 )
+from featcache.extras.leaks.labels import Doubt, Doubts, doubts
+from featcache.extras.leaks.results import KINDS, Leaks, Pair, Thresholds
 
 __all__ = [
     "KINDS",

@@ -1,4 +1,4 @@
-"""Cache -> images that show the same, above all across splits: copies of bytes by digest, others by `search`."""
+"""Cache -> images that show the same, above all across splits: byte-for-byte copies by digest, others by `search`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from featcache.arrays import Features
 from featcache.cache.reader import Cache
 from featcache.errors import FeatcacheError, ShapeMismatch, UnknownTap, UsageError
 from featcache.extras.leaks.results import KINDS, Leaks, Pair
-from featcache.extras.leaks.search import Found, search
+from featcache.extras.leaks.search import SearchResult, search
 from featcache.extras.leaks.thumbnails import Thumbnails, thumbnails
 from featcache.images.groups import crossing_groups
 from featcache.images.sources import open_source
 from featcache.spec import ImageRow, Progress, silent
-from featcache.sweeps.tasks import SHARE, physical_memory
+from featcache.sweeps.tap_data import SHARE, physical_memory
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1024  # rows of features that are read at a time
-Contents = Mapping[str, Sequence[ImageRow]]  # {digest: its images}
+Copies = Mapping[str, Sequence[ImageRow]]  # {digest: the images with these bytes}
 
 
 def leaks(
@@ -37,39 +37,44 @@ def leaks(
 ) -> Leaks:
     """Return the pairs of images that show the same, exact copies and others, within and across splits.
 
-    tap: whose features are compared, by default the widest last layer; maps are averaged over places. threshold: of the
-    similarity of features, instead of "auto", which sets it from the data (see `search`). images: where the images lie
-    now, if the folder has moved; where they are gone, features decide alone. Nothing is written.
-    Raises UnknownTap, UsageError, ShapeMismatch for features that are not finite.
+    tap: whose features are compared, by default the widest last layer; maps are averaged over places.
+    threshold: similarity of features from which a pair is a candidate; "auto" sets it from the data (see `search`).
+    images: where the images lie now, if the folder has moved; without the images, features decide alone.
+    Nothing is written. Raises UnknownTap, UsageError, ShapeMismatch if features are not finite.
     """
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
-    given = _given(threshold)
+    fixed_threshold = _parsed_threshold(threshold)
     name = cache.tap(tap).name if tap else widest(cache)
     rows = cache.usable()
-    contents: dict[str, list[ImageRow]] = {}
+    copies: dict[str, list[ImageRow]] = {}
     for row in rows:
-        contents.setdefault(row.digest, []).append(row)
-    distinct = [some[0] for some in contents.values()]
+        copies.setdefault(row.digest, []).append(row)
+    distinct = [copies_of_image[0] for copies_of_image in copies.values()]
+
     laps = _Laps()
     log.info("Reading the features of %d images", len(distinct))
     features = features_of(cache, distinct, name)
     laps("reading features")
-    seen, notes = _seen(cache, distinct, images, cache.taps[name].preprocess.bits, progress)
+    looks, notes = _thumbnails(cache, distinct, images, cache.taps[name].preprocess.bits, progress)
     laps("reading images")
     log.info("Comparing the features of %d images", len(distinct))
-    found = search(features, seen, [row.split for row in distinct], given, laps)
-    pairs = [*_copies(contents), *_pairs(found, distinct, contents)]
-    guarded = next((name for name in ("test", "val") if any(row.split == name for row in rows)), "")
+    splits = [row.split for row in distinct]
+    result = search(features, looks, splits, fixed_threshold, laps)
+
+    pairs = [*_exact_pairs(copies), *_similar_pairs(result, distinct, copies)]
+    all_splits = {row.split for row in rows}
+    guarded = next((split for split in ("test", "val") if split in all_splits), "")
     digest_of_path = {row.path: row.digest for row in rows}
+    unseen = sum(len(copies[distinct[number].digest]) for number in np.flatnonzero(~looks.seen))
     return Leaks(
         cache=cache.path,
         tap=name,
         images=len(rows),
         pairs=tuple(sorted(pairs, key=lambda pair: _order(pair, guarded))),
         guarded=guarded,
-        thresholds=found.thresholds,
-        unseen=sum(len(contents[row.digest]) for row, there in zip(distinct, seen.seen, strict=True) if not there),
-        notes=(*notes, *found.notes),
+        thresholds=result.thresholds,
+        unseen=unseen,
+        notes=(*notes, *result.notes),
         seconds=dict(laps.seconds),
         digests={path: digest_of_path[path] for pair in pairs for path in (pair.a, pair.b)},
         crossing_groups=crossing_groups(rows),
@@ -77,26 +82,26 @@ def leaks(
 
 
 def widest(cache: Cache, names: Sequence[str] = ()) -> str:
-    """Return the tap that is compared: the widest last layer, else the widest one; raw pixels last, maps if need be.
+    """Return the tap to compare: the widest last layer, else the widest tap. Raw pixels come last.
 
-    names: the taps to choose from, by default all.
+    names: the taps to choose from; by default all with vectors, or if there are none, all with maps.
     """
-    some = cache.usable()[:1]
-    if not some:
+    first_row = cache.usable()[:1]
+    if not first_row:
         raise UsageError(f"{cache.path} has no images with features. Extract some: featcache extract")
     names = names or cache.vectors or tuple(name for name, tap in cache.taps.items() if tap.pooling == "none")
     if not names:
-        raise UnknownTap(f"{cache.path} lacks images in every tap. Bring it up to date: featcache extract")
+        raise UnknownTap(f"Every tap of {cache.path} lacks some images. Bring it up to date: featcache extract")
 
     def worth(name: str) -> tuple[bool, bool, int]:
         tap = cache.taps[name]
-        return tap.backbone.name != "pixels", tap.layer == "top", cache.features(some, name).size
+        return tap.backbone.name != "pixels", tap.layer == "top", cache.features(first_row, name).size
 
     return max(names, key=worth)
 
 
 class _Laps:
-    """Seconds of each step."""
+    """A stopwatch: call it with the name of each step that has just ended."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -104,10 +109,12 @@ class _Laps:
 
     def __call__(self, step: str) -> None:
         now = time.perf_counter()
-        self.seconds[step], self._began = round(now - self._began, 3), now
+        self.seconds[step] = round(now - self._began, 3)
+        self._began = now
 
 
-def _given(threshold: float | str) -> float | None:
+def _parsed_threshold(threshold: float | str) -> float | None:
+    """Return the threshold as a number, or None for "auto". Raises UsageError."""
     if threshold == "auto":
         return None
     try:
@@ -120,62 +127,84 @@ def _given(threshold: float | str) -> float | None:
 
 
 def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
-    """Return (N, D), averaged over places where a tap has maps. Raises ShapeMismatch, UsageError."""
+    """Return (N, D) float32; maps are averaged over places. Raises UsageError, ShapeMismatch if one is not finite."""
     width = cache.features(rows[:1], name).shape[-1]
-    if (size := len(rows) * width * 4) > physical_memory() / SHARE:
+    size = len(rows) * width * 4
+    if size > physical_memory() / SHARE:
         raise UsageError(
             f"The features of tap '{name}' take {size / 1e9:.2g} GB, more than a quarter of the memory. Name a "
             "narrower one: --tap"
         )
-    found = np.empty((len(rows), width), np.float32)
-    for at in range(0, len(rows), BLOCK):
-        some = cache.features(rows[at : at + BLOCK], name)
-        found[at : at + BLOCK] = some.mean(axis=tuple(range(1, some.ndim - 1))) if some.ndim > 2 else some
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    features = np.empty((len(rows), width), np.float32)
+    for start in range(0, len(rows), BLOCK):
+        block = cache.features(rows[start : start + BLOCK], name)
+        if block.ndim > 2:
+            block = block.mean(axis=tuple(range(1, block.ndim - 1)))
+        features[start : start + BLOCK] = block
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise ShapeMismatch(
             f"Tap '{name}' has features that are not finite, in {len(bad)} rows such as {rows[bad[0]].path}"
         )
-    return found
+    return features
 
 
-def _seen(
+def _thumbnails(
     cache: Cache, rows: Sequence[ImageRow], images: str | Path | None, bits: int, progress: Progress
 ) -> tuple[Thumbnails, list[str]]:
-    """Return what the images look like, and what is to be said of those that are gone."""
+    """Return how the images look, and a note for the user if images are gone."""
+    where = cache.root if images is None else images
     try:
-        source = open_source(cache.root if images is None else images)
+        source = open_source(where)
     except FeatcacheError as error:
         if images is not None:
             raise
         return Thumbnails.none(len(rows)), [f"Only features are compared: {' '.join(str(error).split())}"]
-    found = thumbnails(source, rows, bits, progress)
-    lost = len(rows) - int(found.seen.sum())
-    where = cache.root if images is None else images
-    said = f"{lost} of {len(rows)} images are not in {where} any more, or are others now: only features are compared"
-    return found, [said] if lost else []
+    looks = thumbnails(source, rows, bits, progress)
+    num_missing = len(rows) - int(looks.seen.sum())
+    notes: list[str] = []
+    if num_missing:
+        notes.append(
+            f"{num_missing} of {len(rows)} images are not in {where} any more, or have changed: only their features "
+            "are compared"
+        )
+    return looks, notes
 
 
-def _copies(contents: Contents) -> Iterator[Pair]:
-    """Yield copies of bytes. Of many each is paired with the first of every split, which tells as much."""
-    for rows in contents.values():
+def _exact_pairs(copies: Copies) -> Iterator[Pair]:
+    """Yield the pairs of byte-for-byte copies.
+
+    Each copy is paired only with the first one of every split: this names every image and every crossing, and n copies
+    do not make n^2 pairs.
+    """
+    for rows in copies.values():
         split_of = {row.path: row.split for row in rows}
-        firsts = {row.split: row.path for row in reversed(rows)}.values()
-        for a, b in sorted({(min(pair), max(pair)) for pair in product(split_of, firsts)}):
-            if a != b:
-                yield Pair(a, b, "exact", 1.0, 1.0, (split_of[a], split_of[b]))
+        pairs: set[tuple[str, str]] = set()
+        for path, first in product(split_of, _first_of_each_split(rows)):
+            if path != first.path:
+                pairs.add((min(path, first.path), max(path, first.path)))
+        for a, b in sorted(pairs):
+            yield Pair(a, b, "exact", 1.0, 1.0, (split_of[a], split_of[b]))
 
 
-def _pairs(found: Found, distinct: Sequence[ImageRow], contents: Contents) -> Iterator[Pair]:
-    """Yield what was found; of contents that are there more than once the first of every split."""
-    firsts = [list({row.split: row for row in reversed(contents[one.digest])}.values()) for one in distinct]
-    for match in found.matches:
-        for a, b in product(firsts[match.a], firsts[match.b]):
-            first, second = sorted((a, b), key=lambda row: row.path)
+def _similar_pairs(result: SearchResult, distinct: Sequence[ImageRow], copies: Copies) -> Iterator[Pair]:
+    """Yield the pairs of a search. An image with copies is paired once for every split that it is in."""
+    firsts = [_first_of_each_split(copies[row.digest]) for row in distinct]
+    for match in result.matches:
+        for row_a, row_b in product(firsts[match.a], firsts[match.b]):
+            first, second = sorted((row_a, row_b), key=lambda row: row.path)
             splits = (first.split, second.split)
             yield Pair(first.path, second.path, match.kind, match.similarity, match.agreement, splits)
 
 
+def _first_of_each_split(rows: Sequence[ImageRow]) -> list[ImageRow]:
+    firsts: dict[str, ImageRow] = {}
+    for row in rows:
+        firsts.setdefault(row.split, row)
+    return list(firsts.values())
+
+
 def _order(pair: Pair, guarded: str) -> tuple[bool, bool, int, float, str, str]:
+    """Return the sort key: pairs that contaminate first, then others that cross, then by kind."""
     contaminates = pair.crosses and guarded in pair.splits
     return not contaminates, not pair.crosses, KINDS.index(pair.kind), -pair.similarity, pair.a, pair.b

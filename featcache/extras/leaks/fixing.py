@@ -1,7 +1,7 @@
 """Put images that show the same, and images of one group, into one group and one split, in the cache's own table.
 
-Which split: train if one of them is in train, else val. So test only ever loses images: what was trained on never comes
-into test, and of two copies test does not count both. Of the groups that images had, all others come along.
+The split is train if one of them is in train, else val. So test only loses images: a trained-on image never comes into
+test, and test does not count two copies. All other images of their groups move with them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featcache.images.sources import IN_MEMORY
 from featcache.outputs import Kind, check_output
 from featcache.spec import ImageRow, Progress, digest_of, silent, units_of
 
-NAME = "same:"  # how the groups are called that were joined
+PREFIX = "same:"  # of the names of joined groups
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Move:
 
 @dataclass(frozen=True)
 class Unfixed:
-    """What was taken back."""
+    """What `unfix` undid."""
 
     cache: Path
-    images: int  # that had been put together
+    images: int  # whose group and split `fix` had set
     moved: tuple[Move, ...]
     splits: Mapping[str, int]  # images in each split now
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What was put together."""
+    """What `fix` did."""
 
     cache: Path
     groups: int  # sets of images that show the same
@@ -59,26 +59,37 @@ class Fixed:
     emptied: tuple[str, ...]  # "daisy has no test image" where it had one
 
 
-def fix(found: Leaks, *, progress: Progress = silent) -> Fixed:
+def fix(leaks: Leaks, *, progress: Progress = silent) -> Fixed:
     """Join the groups of images that show the same, and put each joined group into one split; return what moved.
 
-    Waits for an extraction that is at work on the cache. Runs that were made before see that the images are others.
-    Raises NotACache if a tap of it is damaged, DiskFault if it cannot be written.
+    Waits for an extraction that is at work on the cache. Runs made earlier notice that the images have changed.
+    Raises NotACache if a tap of the cache is damaged, DiskFault if it cannot be written.
     """
-    before, after = rewrite(found.cache, lambda cache: rows_of(found, cache), progress)
-    return _fixed(before, after)
+    before, after = rewrite(leaks.cache, lambda cache: rows_of(leaks, cache), progress)
+    groups = Counter(row.group for row in after.rows if row.path in after.joined)
+    had = {(row.label, row.split) for row in before.rows if row.label and row.split}
+    have = {(row.label, row.split) for row in after.rows if row.label}
+    return Fixed(
+        cache=before.path,
+        groups=len(groups),
+        images=sum(groups.values()),
+        moved=_moves(before, after),
+        splits=_splits(after),
+        emptied=tuple(f"{label} has no {split} image" for label, split in sorted(had - have)),
+    )
 
 
 def unfix(cache: str | Path, *, progress: Progress = silent) -> Unfixed:
-    """Take all that `fix` did to a cache back: images have the groups and splits that they had before.
+    """Undo all that `fix` did to a cache: images get the groups and splits that they had before.
 
-    Raises UsageError if nobody knows these, NotACache if a tap of it is damaged, DiskFault if it cannot be written.
+    Raises UsageError if these were not recorded, NotACache if a tap is damaged, DiskFault if it cannot be written.
     """
-    before, after = rewrite(Path(cache), _unfixed, progress)
+    before, after = rewrite(Path(cache), _original_table, progress)
     return Unfixed(before.path, len(before.joined), _moves(before, after), _splits(after))
 
 
-def _unfixed(cache: Cache) -> Table:
+def _original_table(cache: Cache) -> Table:
+    """Return the table as it was before `fix`, with the reviews that were applied."""
     joined, moved = cache.changes.joined, cache.changes.moved
     unknown = joined.keys() - moved.keys()
     if unknown:
@@ -86,15 +97,17 @@ def _unfixed(cache: Cache) -> Table:
             f"{cache.path} was fixed by an earlier featcache, which did not record the splits from before. Bring it up "
             "to date (featcache extract), or extract into another -o, and try again"
         )
-    rows = [
-        row._replace(group=joined.get(row.path, row.group), split=moved.get(row.path, row.split))
-        for row in without_review(cache.rows, cache.changes)
-    ]
+    # Splits were recorded as they were before any review: undo the reviews first, apply them again last.
+    rows: list[ImageRow] = []
+    for row in without_review(cache.rows, cache.changes):
+        group = joined.get(row.path, row.group)
+        split = moved.get(row.path, row.split)
+        rows.append(row._replace(group=group, split=split))
     return with_review(rows, UNCHANGED, cache.changes.reviews)
 
 
 def _never(path: Path) -> bool:
-    """Return that no table counts as an earlier output: the user may have made it, or gone on with it."""
+    """Return that no table counts as an earlier output, since the user may have made or edited it."""
     return False
 
 
@@ -102,7 +115,7 @@ TABLE = Kind("table", _never, otherwise="may be your own table")
 
 
 def check_table(cache: str | Path, out: str | Path, images: str | Path | None = None, *, force: bool = False) -> None:
-    """Raise now what `write_table` would raise: UsageError, DiskFault."""
+    """Raise early what `write_table` would raise: UsageError, DiskFault."""
     path, opened = Path(out), Cache.open(cache)
     if path.suffix != ".csv":
         raise UsageError(f"The table of images is written to a file that ends in .csv; got {path.name}")
@@ -112,105 +125,106 @@ def check_table(cache: str | Path, out: str | Path, images: str | Path | None = 
             f"The images of {opened.path} are in {root}, and a table can only name files. Fix the cache itself: "
             f"featcache leaks {quote(str(opened.path))} --fix"
         )
-    read = [opened.path, *(root / row.path for row in opened.rows)] if path.exists() else []
-    check_output(path, TABLE, inputs=read, force=force)
+    inputs: list[Path] = []
+    if path.exists():  # else it cannot be an input, and a cache may have a million images
+        inputs = [opened.path, *(root / row.path for row in opened.rows)]
+    check_output(path, TABLE, inputs=inputs, force=force)
 
 
-def write_table(found: Leaks, out: str | Path, images: str | Path | None = None, *, force: bool = False) -> bool:
+def write_table(leaks: Leaks, out: str | Path, images: str | Path | None = None, *, force: bool = False) -> bool:
     """Write the images as `fix` would leave them to a CSV that `extract` takes: path, label, split, group.
 
-    Its paths are relative to its own folder. Return whether they all stay in it; if not, `extract` takes the table with
+    Paths are relative to the folder of the CSV. Return whether all images lie in that folder; if not, `extract` needs
     --allow-outside. images: where the images lie now, if they have moved. force: replace what lies at `out`.
     Raises UsageError, also for images in an archive or in arrays, and DiskFault.
     """
     path = Path(out)
-    check_table(found.cache, path, images, force=force)
-    cache = Cache.open(found.cache)
-    before = _way(path.parent, cache.root if images is None else Path(images))
-    rows, _ = rows_of(found, cache)
-    paths = [os.path.join(before, row.path) for row in rows]
+    check_table(leaks.cache, path, images, force=force)
+    cache = Cache.open(leaks.cache)
+    root = cache.root if images is None else Path(images)
+
+    # Resolve links first: "..", followed through a link, leads to another folder than the text suggests.
+    way_to_root = os.path.relpath(os.path.realpath(root), os.path.realpath(path.parent))
+    way_to_root = "" if way_to_root == os.curdir else way_to_root.replace(os.sep, "/")
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "split", "group"])
-    writer.writerows([path, row.label, row.split, row.group] for path, row in zip(paths, rows, strict=True))
+    are_inside = True
+    rows, _ = rows_of(leaks, cache)
+    for row in rows:
+        image = os.path.join(way_to_root, row.path)
+        writer.writerow([image, row.label, row.split, row.group])
+        if os.path.isabs(image) or ".." in image.split("/"):
+            are_inside = False
     write_whole(path, os.fsencode(text.getvalue()))
-    return not any(os.path.isabs(path) or ".." in path.split("/") for path in paths)
+    return are_inside
 
 
-def _way(start: Path, root: Path) -> str:
-    """Return how to get from a folder to the images; "" if it is theirs. Links are followed, since .. does not."""
-    way = os.path.relpath(os.path.realpath(root), os.path.realpath(start))
-    return "" if way == os.curdir else way.replace(os.sep, "/")
-
-
-def rows_of(found: Leaks, cache: Cache) -> Table:
-    """Return the images in joined groups, each in one split, and what each joined image had before."""
-    set_of = sets_of(found, cache.rows)
+def rows_of(leaks: Leaks, cache: Cache) -> Table:
+    """Return the images in joined groups, each group in one split, and the record of what each image had before."""
+    set_names = sets_of(leaks, cache.rows)
     members: dict[str, list[ImageRow]] = {}
-    for unit, row in zip(set_of, cache.rows, strict=True):
-        members.setdefault(unit, []).append(row)
-    in_pairs = {found.digests[path] for pair in found.pairs for path in (pair.a, pair.b)}
+    for name, row in zip(set_names, cache.rows, strict=True):
+        members.setdefault(name, []).append(row)
+    digests_in_pairs = {leaks.digests[path] for pair in leaks.pairs for path in (pair.a, pair.b)}
 
+    # A set changes if it crosses splits or shows the same image twice; all other images keep group and split.
     group_of: dict[str, str] = {}
     split_of: dict[str, str] = {}
-    for unit, of_unit in members.items():
-        splits = {row.split for row in of_unit if row.split}
-        if len(splits) > 1 or any(row.digest in in_pairs for row in of_unit):
-            group_of[unit] = NAME + digest_of(sorted({row.digest for row in of_unit}))[:16]
-            split_of[unit] = min(splits, key=ORDER.__getitem__, default="")
+    for name, rows_of_set in members.items():
+        splits = {row.split for row in rows_of_set if row.split}
+        digests = {row.digest for row in rows_of_set}
+        if len(splits) > 1 or digests & digests_in_pairs:
+            group_of[name] = PREFIX + digest_of(sorted(digests))[:16]
+            split_of[name] = min(splits, key=ORDER.__getitem__, default="")
 
     rows: list[ImageRow] = []
     joined, moved, dropped = dict(cache.changes.joined), dict(cache.changes.moved), dict(cache.changes.dropped)
-    for unit, row in zip(set_of, cache.rows, strict=True):
-        if unit in group_of:
-            if row.path not in joined:
+    for name, row in zip(set_names, cache.rows, strict=True):
+        if name in group_of:
+            if row.path not in joined:  # else an earlier fix recorded the original values
                 joined[row.path] = row.group
                 moved[row.path] = dropped.get(row.path, row.split)
-            if row.path in dropped:  # when the review is taken back, it comes into the split of the others
-                dropped[row.path] = split_of[unit] or dropped[row.path]
-            row = row._replace(group=group_of[unit], split=split_of[unit] if row.split else "")
+            if row.path in dropped:
+                # If the review that dropped this image is undone, the image joins the others' split.
+                dropped[row.path] = split_of[name] or dropped[row.path]
+            row = row._replace(group=group_of[name], split=split_of[name] if row.split else "")
         rows.append(row)
     return tuple(rows), cache.changes._replace(joined=joined, moved=moved, dropped=dropped)
 
 
-def sets_of(found: Leaks, rows: Sequence[ImageRow]) -> list[str]:
-    """Return a name for each image that it shares with all that must stay in one split with it."""
+def sets_of(leaks: Leaks, rows: Sequence[ImageRow]) -> list[str]:
+    """Return for each image the name of its set. Images of one set must stay in one split.
+
+    Two images are in one set if they share a group, have the same bytes, are a pair of `leaks`, or are linked by a
+    chain of these: the connected components, by union-find.
+    """
     units = units_of(rows)
     unit_of_digest = {row.digest: unit for unit, row in zip(units, rows, strict=True)}
-    above: dict[str, str] = {}
+    parent: dict[str, str] = {}
 
-    def top(unit: str) -> str:
-        while above.setdefault(unit, unit) != unit:
-            above[unit] = above[above[unit]]
-            unit = above[unit]
+    def root(unit: str) -> str:
+        while parent.setdefault(unit, unit) != unit:
+            parent[unit] = parent[parent[unit]]  # halve the path, so that later calls are short
+            unit = parent[unit]
         return unit
 
-    for pair in found.pairs:
-        # known by their bytes: an extraction may have changed what lies at a path since the pair was found
-        first, second = (unit_of_digest.get(found.digests[path]) for path in (pair.a, pair.b))
-        if first is not None and second is not None:
-            above[top(first)] = top(second)
-    return [top(unit) for unit in units]
-
-
-def _fixed(before: Cache, after: Cache) -> Fixed:
-    groups = Counter(row.group for row in after.rows if row.path in after.joined)
-    had, have = ({(row.label, row.split) for row in some.rows if row.label} for some in (before, after))
-    return Fixed(
-        cache=before.path,
-        groups=len(groups),
-        images=sum(groups.values()),
-        moved=_moves(before, after),
-        splits=_splits(after),
-        emptied=tuple(f"{label} has no {split} image" for label, split in sorted(had - have) if split),
-    )
+    for pair in leaks.pairs:
+        # By digest and not by path: an extraction may have changed the file at a path since the pair was found.
+        unit_a = unit_of_digest.get(leaks.digests[pair.a])
+        unit_b = unit_of_digest.get(leaks.digests[pair.b])
+        if unit_a is not None and unit_b is not None:
+            parent[root(unit_a)] = root(unit_b)
+    return [root(unit) for unit in units]
 
 
 def _moves(before: Cache, after: Cache) -> tuple[Move, ...]:
-    pairs = zip(before.rows, after.rows, strict=True)
-    return tuple(Move(new.path, old.split, new.split) for old, new in pairs if old.split != new.split)
+    rows = zip(before.rows, after.rows, strict=True)
+    return tuple(Move(new.path, old.split, new.split) for old, new in rows if old.split != new.split)
 
 
 def _splits(cache: Cache) -> Mapping[str, int]:
+    """Return {split: images}, in the order train, val, test."""
     counts = Counter(row.split for row in cache.rows if row.split)
     return dict(sorted(counts.items(), key=lambda item: ORDER[item[0]]))

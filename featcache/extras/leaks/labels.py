@@ -1,13 +1,19 @@
-"""Which labels look wrong? Confident learning (Northcutt, Jiang, Chuang 2021, https://arxiv.org/abs/1911.00068).
+"""Find labels that look wrong: confident learning (Northcutt, Jiang, Chuang 2021, https://arxiv.org/abs/1911.00068).
 
-Every image is judged by a logistic regression on cached features that has seen neither it nor any image that shows the
-same: five folds over sets of images. Its strength is the one of three with the least log loss on what was left out, so
-that the probabilities can be believed. A class counts as possible for an image if it is given at least the probability
-that images labelled so get in the mean. A label is doubted where the most probable possible class is another one.
+A logistic regression on cached features judges every image. It has seen neither the image nor any image that shows the
+same, since the five folds keep such sets together. Of three strengths the one with the least log loss on the left-out
+images is used, so that its probabilities can be trusted.
 
-The doubted stand in the order of the margin: probability of the label less that of the likeliest other class. Before
-them stand photos that are there under two labels, byte for byte: one of these is wrong, whatever the regression thinks.
-What somebody has reviewed is not listed again.
+With p_i(k) the left-out probability of class k for image i, and y_i its label, the usual confidence of class k is
+
+    usual(k) = mean of p_i(k) over the images with y_i = k
+
+Class k is possible for image i if p_i(k) >= usual(k). A label is doubted if the most probable possible class is another
+one. Classes that are hard to tell apart have a low usual(k), so a rare or difficult class is not doubted as a whole.
+
+Doubts are listed by margin, the lowest first: the probability of the label less that of the suggested class. Before
+them come photos that are there under two labels, byte for byte: one of the two is wrong, whatever the regression says.
+Images whose labels somebody has reviewed are not listed again.
 """
 
 from __future__ import annotations
@@ -28,16 +34,16 @@ from featcache.errors import TooFewClasses, UsageError
 from featcache.extras.leaks.finding import features_of, widest
 from featcache.extras.leaks.fixing import sets_of
 from featcache.extras.leaks.results import Leaks
+from featcache.heads.folds import Fold
 from featcache.heads.logits import softmax
-from featcache.heads.paths import try_all
-from featcache.heads.tried import Fold
+from featcache.heads.solvers.paths import try_all
 from featcache.spec import ImageRow, Progress, Tick, silent
 from featcache.sweeps.unseen import why_not_left_out
 
 STRENGTHS = (0.01, 0.1, 1.0)
-TOL = 1e-2  # where the probabilities are right to a thousandth
+TOL = 1e-2  # enough for probabilities that are right to a thousandth
 FOLDS = 5
-LEAST = 1e-12  # probability
+LEAST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ class Doubt:
     path: str
     label: str
     split: str
-    suggested: str  # for a photo under two labels the more probable of them, which may be this one; "" if not judged
-    probability: float | None  # of the label; None of a photo under two labels that could not be judged
-    of_suggested: float | None
+    suggested: str  # of a photo under two labels the more probable one, which may be this label; "" if not judged
+    probability: float | None  # of the label; None for a photo under two labels that could not be judged
+    of_suggested: float | None  # probability of the suggested class
     same_photo: tuple[tuple[str, str], ...] = ()  # (path, label) of the same bytes under other labels
 
     @property
     def margin(self) -> float:
-        """Return how much more probable the label is than the suggested class; not a number if it was not judged."""
+        """Return the probability of the label less that of the suggested class; NaN if the image was not judged."""
         if self.probability is None or self.of_suggested is None:
             return math.nan
         return self.probability - self.of_suggested
@@ -65,90 +71,99 @@ class Doubts:
     """The labels that look wrong, the most doubtful first."""
 
     images: int  # that were judged
-    unjudged: int  # of classes all of whose images fell into one fold
-    accuracy: float  # of what judged, on images that it had not seen
-    strength: float
-    tap: str  # whose features judged
+    unjudged: int  # images of classes that fell into one fold as a whole
+    accuracy: float  # of the regression, on images that it had not seen
+    strength: float  # of the regression: C in scikit-learn
+    tap: str  # whose features the regression used
     doubts: tuple[Doubt, ...]
     seconds: float
-    reviewed: int = 0  # that look wrong and are not listed, because somebody has decided about them
+    reviewed: int = 0  # labels that look wrong but are not listed, because somebody has decided about them
 
     @property
     def photos_of_two_labels(self) -> tuple[tuple[tuple[str, str], ...], ...]:
         """Return for each photo that is there under several labels its (path, label), sorted."""
-        photos = {tuple(sorted([(one.path, one.label), *one.same_photo])) for one in self.doubts if one.same_photo}
+        photos: set[tuple[tuple[str, str], ...]] = set()
+        for doubt in self.doubts:
+            if doubt.same_photo:
+                photos.add(tuple(sorted([(doubt.path, doubt.label), *doubt.same_photo])))
         return tuple(sorted(photos))
 
 
 def doubts(
-    found: Leaks, *, tap: str | None = None, without: str = "", seed: int = 0, progress: Progress = silent
+    leaks: Leaks, *, tap: str | None = None, without: str = "", seed: int = 0, progress: Progress = silent
 ) -> Doubts:
-    """Return the labels that look wrong, of all splits.
+    """Return the labels that look wrong, in all splits.
 
-    found: what `leaks` gave for the cache, so that what judges an image has not seen its copies. tap: whose features
-    judge, by default those that were compared, or others if these images trained their backbone. without: a split whose
-    labels stay closed: they are neither judged nor learnt from.
-    Raises TooFewClasses, ShapeMismatch, UsageError if the images trained the backbone, so that it has seen them all.
+    leaks: the result of `leaks` for the cache, so that no image is judged by its own copies.
+    tap: the features to judge by; by default the compared ones, or others if these images trained their backbone.
+    without: a split whose labels stay closed: they are neither judged nor learnt from.
+    Raises TooFewClasses, ShapeMismatch, and UsageError if the images trained the backbone, which thus has seen them.
     """
     began = time.perf_counter()
-    cache = Cache.open(found.cache)
+    cache = Cache.open(leaks.cache)
     rows = [row for row in cache.usable() if row.label and not (without and row.split == without)]
     names = sorted({row.label for row in rows})
     if len(names) < 2:
         raise TooFewClasses(f"{cache.path} has {len(names)} classes of labels; to doubt labels takes two")
-    name = _judge(cache, rows, found, tap)
-    number_of = {name: number for number, name in enumerate(names)}
-    y = np.array([number_of[row.label] for row in rows], np.int64)
-    folds = _folds(_units(found, rows), y, seed)
-    with threadpool_limits(1):  # five times as fast where others use the cores, too
-        probabilities, strength = _left_out(features_of(cache, rows, name), y, len(names), folds, progress)
+    tap_name = _tap_to_judge_by(cache, rows, leaks, tap)
+    class_index = {name: number for number, name in enumerate(names)}
+    y = np.array([class_index[row.label] for row in rows], np.int64)
+    set_names = sets_of(leaks, rows)
+    set_numbers = np.unique(set_names, return_inverse=True)[1].astype(np.int64)
+    folds = _folds(set_numbers, y, seed)
+    with threadpool_limits(1):  # five times as fast while other processes use the cores
+        probabilities, strength = left_out_probabilities(
+            features_of(cache, rows, tap_name), y, len(names), folds, progress
+        )
     judged = np.flatnonzero(np.isfinite(probabilities[:, 0]))
     if not len(judged):
         raise TooFewClasses(f"{cache.path} has too few images for doubts: all images of each class show the same")
-    p, labels = probabilities[judged], y[judged]
-    place_of = {row.path: place for place, row in enumerate(rows)}
-    others_of = _same_photos(rows)
-    listed = [
-        _of_two_labels(rows[place_of[path]], others, probabilities[place_of[path]], names)
-        for path, others in others_of.items()
-    ]
-    for place, other in doubted(p, labels):
-        at = judged[place]
-        row = rows[at]
-        if row.path not in others_of:
-            values = float(probabilities[at, y[at]]), float(probabilities[at, other])
-            listed.append(Doubt(row.path, row.label, row.split, names[other], *values))
-    decided = _decided(cache)
-    open_doubts = tuple(doubt for doubt in listed if doubt.path not in decided)
+
+    all_doubts: list[Doubt] = []
+    same_photos = _same_photos(rows)
+    number_of_path = {row.path: number for number, row in enumerate(rows)}
+    for path, others in same_photos.items():
+        number = number_of_path[path]
+        all_doubts.append(_of_two_labels(rows[number], others, probabilities[number], names))
+    for place, suggested in doubted(probabilities[judged], y[judged]):
+        number = judged[place]
+        row = rows[number]
+        if row.path not in same_photos:
+            of_label, of_suggested = probabilities[number, [y[number], suggested]].tolist()
+            all_doubts.append(Doubt(row.path, row.label, row.split, names[suggested], of_label, of_suggested))
+
+    decided_paths = _decided_paths(cache)
+    open_doubts = tuple(doubt for doubt in all_doubts if doubt.path not in decided_paths)
     return Doubts(
         images=len(judged),
         unjudged=len(rows) - len(judged),
-        accuracy=float((p.argmax(axis=1) == labels).mean()),
+        accuracy=float((probabilities[judged].argmax(axis=1) == y[judged]).mean()),
         strength=strength,
-        tap=name,
+        tap=tap_name,
         doubts=open_doubts,
         seconds=round(time.perf_counter() - began, 3),
-        reviewed=len(listed) - len(open_doubts),
+        reviewed=len(all_doubts) - len(open_doubts),
     )
 
 
 def _same_photos(rows: Sequence[ImageRow]) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Return {path: (path, label) of the same bytes under other labels}, those of one photo one after the other."""
+    """Return {path: (path, label) of the same bytes under other labels}, photo by photo."""
     copies: dict[str, list[ImageRow]] = {}
     for row in rows:
         copies.setdefault(row.digest, []).append(row)
-    return {
-        row.path: tuple((other.path, other.label) for other in photo if other.label != row.label)
-        for photo in copies.values()
-        if len({row.label for row in photo}) > 1
-        for row in photo
-    }
+    others_of: dict[str, tuple[tuple[str, str], ...]] = {}
+    for photo in copies.values():
+        for row in photo:
+            others = tuple((other.path, other.label) for other in photo if other.label != row.label)
+            if others:
+                others_of[row.path] = others
+    return others_of
 
 
 def _of_two_labels(
     row: ImageRow, others: tuple[tuple[str, str], ...], probabilities: Floats, names: Sequence[str]
 ) -> Doubt:
-    """Return what is known of a photo that is there under several labels. probabilities: (K,), of the classes."""
+    """Return the doubt about a photo that is there under several labels. probabilities: (K,), NaN if not judged."""
     if not np.isfinite(probabilities[0]):
         return Doubt(row.path, row.label, row.split, "", None, None, others)
     probability_of = dict(zip(names, probabilities.tolist(), strict=True))
@@ -159,16 +174,17 @@ def _of_two_labels(
     )
 
 
-def _decided(cache: Cache) -> set[str]:
-    """Return the paths of the images about whose label somebody has decided."""
+def _decided_paths(cache: Cache) -> set[str]:
+    """Return the paths of the images whose label somebody has decided about."""
     decided = {(review.digest, review.label) for review in cache.changes.reviews}
-    given = without_review(cache.rows, cache.changes)
-    return {row.path for row in given if (row.digest, row.label) in decided}
+    # A decision is about the label as the folder or table gives it, before any review.
+    rows = without_review(cache.rows, cache.changes)
+    return {row.path for row in rows if (row.digest, row.label) in decided}
 
 
-def _judge(cache: Cache, rows: Sequence[ImageRow], found: Leaks, tap: str | None) -> str:
-    """Return the tap whose features judge. Raises UsageError if none can: its backbone was trained by these images."""
-    first = found.tap if tap is None else cache.tap(tap).name
+def _tap_to_judge_by(cache: Cache, rows: Sequence[ImageRow], leaks: Leaks, tap: str | None) -> str:
+    """Return the tap whose features can judge. Raises UsageError if these images trained every backbone."""
+    first = leaks.tap if tap is None else cache.tap(tap).name
     reason = why_not_left_out(cache, rows, first)
     if not reason:
         return first
@@ -180,9 +196,9 @@ def _judge(cache: Cache, rows: Sequence[ImageRow], found: Leaks, tap: str | None
 
 
 def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:
-    """Return which labels are doubted, and the class that is suggested, the least margin first.
+    """Return (image number, suggested class) of each doubted label, the lowest margin first.
 
-    probabilities: (N, K), of images that their classifier had not seen. labels: (N,).
+    probabilities: (N, K), from a classifier that had not seen the image. labels: (N,).
 
     >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.1, 0.9], [0.2, 0.8]])
     >>> doubted(p, np.array([0, 0, 1, 1, 1]))
@@ -191,65 +207,66 @@ def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:
     usual = np.array([_mean(probabilities[labels == name, name]) for name in range(probabilities.shape[1])])
     possible = np.where(probabilities >= usual, probabilities, -1.0)
     suggested = possible.argmax(axis=1)
-    at = np.flatnonzero((possible.max(axis=1) >= 0) & (suggested != labels))
-    margin = probabilities[at, labels[at]] - probabilities[at, suggested[at]]
-    order = at[np.argsort(margin, kind="stable")]
-    return [(int(one), int(suggested[one])) for one in order]
+    has_possible_class = possible.max(axis=1) >= 0
+    numbers = np.flatnonzero(has_possible_class & (suggested != labels))
+    margin = probabilities[numbers, labels[numbers]] - probabilities[numbers, suggested[numbers]]
+    order = numbers[np.argsort(margin, kind="stable")]
+    return list(zip(order.tolist(), suggested[order].tolist(), strict=True))
 
 
 def _mean(values: Floats) -> float:
+    """Return the mean, or infinity of nothing: no probability reaches it, and no log loss is worse."""
     return float(values.mean()) if len(values) else np.inf
 
 
-def _units(found: Leaks, rows: Sequence[ImageRow]) -> Classes:
-    """Return the number of the set that each image belongs to, (N,)."""
-    names = sets_of(found, rows)
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
-
-
-def _folds(units: Classes, y: Classes, seed: int) -> Classes:
+def _folds(set_numbers: Classes, y: Classes, seed: int) -> Classes:
     """Return the fold of each image, (N,): sets stay together, classes are spread evenly."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    _, first = np.unique(units, return_index=True)
-    count = min(FOLDS, len(first))
-    if count < 2:
+    # Split the sets, each represented by its first image, and let the others follow.
+    _, first = np.unique(set_numbers, return_index=True)
+    num_folds = min(FOLDS, len(first))
+    if num_folds < 2:
         raise TooFewClasses("All images show the same, so no label can be judged by the others")
-    of_class = np.bincount(y[first])
-    even = of_class[of_class > 0].min() >= count
-    kind = StratifiedKFold if even else KFold  # of rare classes it would warn
-    fold_of = np.empty(len(first), np.int64)
-    for number, (_, left_out) in enumerate(kind(count, shuffle=True, random_state=seed).split(first, y[first])):
-        fold_of[left_out] = number
-    return fold_of[units]
+    sets_of_class = np.bincount(y[first])
+    can_stratify = sets_of_class[sets_of_class > 0].min() >= num_folds
+    splitter = StratifiedKFold if can_stratify else KFold  # StratifiedKFold warns about rare classes
+    fold_of_set = np.empty(len(first), np.int64)
+    for fold, (_, left_out) in enumerate(splitter(num_folds, shuffle=True, random_state=seed).split(first, y[first])):
+        fold_of_set[left_out] = fold
+    return fold_of_set[set_numbers]
 
 
-def _left_out(
+def left_out_probabilities(
     X: Features, y: Classes, num_classes: int, folds: Classes, progress: Progress
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Return (N, K), what is said of images that were left out, not numbers for those of classes that were, too.
+    """Return (N, K), the probabilities that left-out images get, and the strength of the regression.
 
-    Also the strength of the regression that says it.
+    The row of an image is NaN if its class was left out as a whole.
     """
     from sklearn.preprocessing import StandardScaler
 
     grid = [{"C": strength, "tol": TOL} for strength in STRENGTHS]
-    said = np.full((len(grid), len(y), num_classes), np.nan)
-    count = int(folds.max()) + 1
-    progress(Tick("labels", 0, count))
-    for number in range(count):
-        seen, left_out = folds != number, np.flatnonzero(folds == number)
-        classes = np.unique(y[seen])
-        known = left_out[np.isin(y[left_out], classes)]
-        if len(classes) > 1 and len(known):
-            scaler = StandardScaler().fit(X[seen])
-            fold = Fold(scaler.transform(X[seen]), y[seen], scaler.transform(X[known]), keep=False)
-            for at, tried in enumerate(try_all("logreg", grid, fold)):
-                if tried.logits is not None:
-                    said[at, known] = 0.0
-                    said[at, known[:, None], classes] = softmax(tried.logits)
-        progress(Tick("labels", number + 1, count))
-    right = said[:, np.arange(len(y)), y]
-    loss = [_mean(-np.log(np.maximum(one[np.isfinite(one)], LEAST))) for one in right]
-    best = int(np.argmin(loss))
-    return said[best], STRENGTHS[best]
+    probabilities = np.full((len(grid), len(y), num_classes), np.nan)
+    num_folds = int(folds.max()) + 1
+    progress(Tick("labels", 0, num_folds))
+    for number in range(num_folds):
+        train, left_out = folds != number, np.flatnonzero(folds == number)
+        classes = np.unique(y[train])
+        judged = left_out[np.isin(y[left_out], classes)]
+        if len(classes) > 1 and len(judged):
+            scaler = StandardScaler().fit(X[train])
+            fold = Fold(scaler.transform(X[train]), y[train], scaler.transform(X[judged]), keep=False)
+            for at, candidate in enumerate(try_all("logreg", grid, fold)):
+                if candidate.logits is not None:
+                    probabilities[at, judged] = 0.0  # for classes that the fold did not train
+                    probabilities[at, judged[:, None], classes] = softmax(candidate.logits)
+        progress(Tick("labels", number + 1, num_folds))
+
+    # The strength with the least log loss on left-out images: its probabilities are the best calibrated.
+    losses: list[float] = []
+    for of_label in probabilities[:, np.arange(len(y)), y]:
+        of_judged = of_label[np.isfinite(of_label)]
+        losses.append(_mean(-np.log(np.maximum(of_judged, LEAST_PROBABILITY))))
+    best = int(np.argmin(losses))
+    return probabilities[best], STRENGTHS[best]

@@ -1,13 +1,16 @@
-"""Do two images show the same? Their pixels are compared, as 64 x 64 greys without what is smooth in them.
+"""Do two images show the same? Compare their pixels: 64 x 64 greys, less what is smooth in them.
 
-hashes         8 x 8 lowest frequencies of the cosine transform, of which pHash keeps the signs. Kept as numbers, their
-               similarity is a correlation. Mirroring changes signs, turning by 90 degrees swaps the axes, too
-whole          correlation of the whole images in the best of their 8 symmetries
-cropped        correlation of the middle of one image with the other, at the best of 49 scales and all places:
-               crops, and the next photograph of a series
+hashes     the 8 x 8 lowest frequencies of the cosine transform. pHash (Zauner 2010) keeps their signs; here they stay
+           numbers, so that the similarity of two hashes is a correlation. All 8 symmetries of an image come from one
+           transform: the k-th cosine is even or odd about the middle of the axis with k, so mirroring an axis changes
+           the sign of its odd frequencies, and swapping the axes transposes the table
+whole      the correlation of the whole images, in the best of the 8 symmetries
+cropped    the largest correlation of the middle of one image with any part of the other, over 7 x 7 scales: for crops,
+           and for the next photograph of a series
 
-What is smooth is taken away (a Gaussian of 3 pixels), because a bright disc on black correlates with every other one.
-On photographs of flowers the same ones got 0.83 and more, the most similar of different ones 0.54.
+The smooth part (a Gaussian of 3 pixels) is subtracted, because otherwise every bright disc on black correlates with
+every other. On photographs of flowers, pairs that show the same had correlations of 0.83 and more; the most similar
+pair of different images had 0.54.
 """
 
 from __future__ import annotations
@@ -30,12 +33,14 @@ from featcache.extras.leaks.similar import Vectors, unit
 
 SIDE = 64
 LOW = 8  # frequencies along each axis
-SMOOTH = 3.0
-MIDDLE = 40  # pixels of what is looked for in the other image
+SMOOTH = 3.0  # pixels, standard deviation of the Gaussian
+MIDDLE = 40  # pixels, side of the middle that is searched for in the other image
 SCALES = tuple(2.0 ** (step / 6) for step in range(-3, 4))  # 0.71 to 1.41
 FLAT = 1.0  # standard deviation in grey levels below which an image shows nothing
-ROUGH = 0.25  # the same of what is not smooth: below, it is rounding
+ROUGH = 0.25  # the same for the image less its smooth part: below, it is rounding
 ALIKE = 2.0  # grey levels by which two images that show nothing may differ
+UPRIGHT_BONUS = 0.02  # correlation that a turned image must gain before it counts as turned
+HASH_BLOCK = 4096  # images at once
 BLOCK = 64  # pairs at once
 T = TypeVar("T")
 SYMMETRIES = tuple(product((False, True), (False, True), (False, True)))  # axes swapped, upside down, mirrored
@@ -43,65 +48,75 @@ SYMMETRIES = tuple(product((False, True), (False, True), (False, True)))  # axes
 
 def hashes(greys: Pixels) -> Vectors:
     """Return the hashes of (N, 64, 64) greys, in all symmetries."""
-    found = np.concatenate([_low(greys[at : at + 4096]) for at in range(0, len(greys), 4096)])
-    signs = np.where(np.arange(LOW) % 2, -1, 1).astype(np.float32)
-    others = []
+    low = np.concatenate([_low_frequencies(greys[at : at + HASH_BLOCK]) for at in range(0, len(greys), HASH_BLOCK)])
+    mirror_signs = np.where(np.arange(LOW) % 2, -1, 1).astype(np.float32)
+    symmetries: list[Floats] = []
     for swapped, upside_down, mirrored in SYMMETRIES:
-        other = found.transpose(0, 2, 1) if swapped else found
-        other = other * (signs[:, None] if upside_down else 1) * (signs if mirrored else 1)
-        others.append(np.ascontiguousarray(other.reshape(len(found), -1)))
-    return Vectors(others[0], tuple(others))
+        turned = low.transpose(0, 2, 1) if swapped else low
+        if upside_down:
+            turned = turned * mirror_signs[:, None]
+        if mirrored:
+            turned = turned * mirror_signs
+        symmetries.append(np.ascontiguousarray(turned.reshape(len(low), -1)))
+    return Vectors(symmetries[0], tuple(symmetries))
 
 
-def _low(greys: Pixels) -> Floats:
+def _low_frequencies(greys: Pixels) -> Floats:
+    """Return (N, 8, 8): the lowest frequencies, at length one; zero for images that show nothing."""
     halved = greys.reshape(len(greys), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4), dtype=np.float32)
-    shown = halved.std(axis=(1, 2)) > FLAT
+    is_flat = halved.std(axis=(1, 2)) <= FLAT
     low = dctn(halved, axes=(1, 2), norm="ortho")[:, :LOW, :LOW]
-    low[:, 0, 0] = 0  # how bright it is
-    low[~shown] = 0
+    low[:, 0, 0] = 0  # the mean brightness says nothing about what an image shows
+    low[is_flat] = 0
     return unit(low.reshape(len(low), -1)).reshape(-1, LOW, LOW)
 
 
 def outlines(greys: Pixels) -> Vectors:
-    """Return (N, 64, 64) greys without what is smooth, in all symmetries: their similarity is what `whole` gives."""
-    found = _sharp(greys.astype(np.float32))
-    others = [np.ascontiguousarray(_turned(found, *how).reshape(len(found), -1)) for how in SYMMETRIES]
-    return Vectors(others[0], tuple(others))
+    """Return (N, 64, 64) greys less their smooth part, in all symmetries. Their similarity is what `whole` returns."""
+    sharp = _sharp(greys.astype(np.float32))
+    symmetries = [np.ascontiguousarray(_turned(sharp, *how).reshape(len(sharp), -1)) for how in SYMMETRIES]
+    return Vectors(symmetries[0], tuple(symmetries))
 
 
 def whole(greys: Pixels, a: Classes, b: Classes) -> tuple[Floats, Classes]:
-    """Return for pairs (M,) of (N, 64, 64) greys how well they agree, and in which symmetry: none if it can be.
+    """Return the agreement of pairs of (N, 64, 64) greys, (M,), and the number of its symmetry, (M,).
 
-    Two images that show nothing agree if they are equally bright.
+    Symmetry 0 is the image as it is; another one must agree clearly better. Two images that show nothing agree if they
+    are equally bright.
     """
 
-    def compared(some: slice) -> tuple[Floats, Classes]:
-        first, second = greys[a[some]].astype(np.float32), greys[b[some]].astype(np.float32)
+    def compared(block: slice) -> tuple[Floats, Classes]:
+        first, second = greys[a[block]].astype(np.float32), greys[b[block]].astype(np.float32)
         left, right = _sharp(first), _sharp(second)
-        found = np.stack([np.einsum("phw,phw->p", left, _turned(right, *how)) for how in SYMMETRIES])
-        best = np.where(found[0] > found.max(axis=0) - 0.02, 0, found.argmax(axis=0))
-        flat = (first.std(axis=(1, 2)) < FLAT) & (second.std(axis=(1, 2)) < FLAT)
-        same = np.abs(first - second).mean(axis=(1, 2)) < ALIKE
-        return np.where(flat, same, np.take_along_axis(found, best[None], 0)[0]), np.where(flat, 0, best)
+        correlations = np.stack([np.einsum("phw,phw->p", left, _turned(right, *how)) for how in SYMMETRIES])
+        is_upright = correlations[0] > correlations.max(axis=0) - UPRIGHT_BONUS
+        symmetry = np.where(is_upright, 0, correlations.argmax(axis=0))
+        agreement = np.take_along_axis(correlations, symmetry[None], 0)[0]
 
-    values, which = zip(*_in_threads(compared, len(a)), strict=True)
-    return np.concatenate(values), np.concatenate(which)
+        # The correlation of images that show nothing is zero or rounding: compare their brightness.
+        both_flat = (first.std(axis=(1, 2)) < FLAT) & (second.std(axis=(1, 2)) < FLAT)
+        equally_bright = np.abs(first - second).mean(axis=(1, 2)) < ALIKE
+        return np.where(both_flat, equally_bright, agreement), np.where(both_flat, 0, symmetry)
+
+    agreements, symmetries = zip(*_in_threads(compared, len(a)), strict=True)
+    return np.concatenate(agreements), np.concatenate(symmetries)
 
 
 def cropped(greys: Pixels, a: Classes, b: Classes) -> Floats:
-    """Return for pairs (M,) of (N, 64, 64) greys how well the middle of either agrees with a part of the other."""
+    """Return (M,): how well the middle of either image of a pair agrees with a part of the other."""
 
-    def compared(some: slice) -> Floats:
-        first, second = greys[a[some]].astype(np.float32), greys[b[some]].astype(np.float32)
-        return np.maximum(_sought(first, second), _sought(second, first))
+    def compared(block: slice) -> Floats:
+        first, second = greys[a[block]].astype(np.float32), greys[b[block]].astype(np.float32)
+        return np.maximum(_best_match(first, second), _best_match(second, first))
 
     return np.concatenate(_in_threads(compared, len(a)))
 
 
 def _in_threads(work: Callable[[slice], T], count: int) -> list[T]:
-    parts = [slice(at, at + BLOCK) for at in range(0, max(count, 1), BLOCK)]
-    with threadpool_limits(1), ThreadPoolExecutor(num_threads()) as threads:  # products this small gain nothing by more
-        return list(threads.map(work, parts))
+    blocks = [slice(at, at + BLOCK) for at in range(0, max(count, 1), BLOCK)]
+    # One thread in each product: the threads here already use all cores, and products this small gain nothing more.
+    with threadpool_limits(1), ThreadPoolExecutor(num_threads()) as threads:
+        return list(threads.map(work, blocks))
 
 
 def _turned(images: Floats, swapped: bool, upside_down: bool, mirrored: bool) -> Floats:
@@ -110,55 +125,71 @@ def _turned(images: Floats, swapped: bool, upside_down: bool, mirrored: bool) ->
 
 
 def _sharp(images: Floats) -> Floats:
-    """Return images (P, h, w) without what is smooth, each of mean zero and length one, or zero if nothing is left."""
+    """Return images (P, h, w) less their smooth part, of mean zero and length one, or zero if nothing is left."""
     rest = _rough(images)
     rest -= rest.mean(axis=(1, 2), keepdims=True)
-    count = rest.shape[1] * rest.shape[2]
-    return unit(rest.reshape(len(rest), count), ROUGH * count**0.5).reshape(rest.shape)
+    num_pixels = rest.shape[1] * rest.shape[2]
+    # The length of a vector of mean zero is its standard deviation times the root of its size.
+    least_length = ROUGH * num_pixels**0.5
+    return unit(rest.reshape(len(rest), num_pixels), least_length).reshape(rest.shape)
 
 
 def _rough(images: Floats) -> Floats:
+    """Return images (P, h, w) less their smooth part."""
     smooth_rows, smooth_columns = (_smoother(side) for side in images.shape[1:])
     return np.asarray(images - smooth_rows @ images @ smooth_columns.T, np.float32)
 
 
 @cache
 def _smoother(side: int) -> Floats:
-    """Return (side, side): what smooths a column. As products of matrices it is ten times as fast as a filter."""
+    """Return the matrix, (side, side), that smooths a column: ten times as fast as a filter."""
     return np.asarray(gaussian_filter1d(np.eye(side), SMOOTH, axis=0), np.float32)
 
 
-def _sought(where: Floats, what: Floats) -> Floats:
-    """Return (P,): the best normalised correlation of the middle of `what` with any part of `where`."""
-    rough = _rough(where)
-    spectra, spread = rfft2(rough, axes=(1, 2)), _spread(rough)
-    best = np.full(len(where), -1, np.float32)
+def _best_match(scenes: Floats, templates: Floats) -> Floats:
+    """Return (P,): the best normalised correlation of the middle of each template with any part of its scene.
+
+    Normalised correlation at one place is <template, part> / |part - its mean|, for a template t of mean zero and
+    length one: the mean of the part drops out of the product. All places come from one Fourier transform
+    (Lewis 1995, Fast normalized cross-correlation).
+    """
+    rough = _rough(scenes)
+    spectra = rfft2(rough, axes=(1, 2))
+    part_lengths = _part_lengths(rough)
+    best = np.full(len(scenes), -1, np.float32)
+    # A part that starts later would wrap around the border, because the transform is periodic.
     places = slice(0, SIDE - MIDDLE + 1)
-    for high, wide in product(SCALES, SCALES):
-        template = _sharp(_middle(high) @ what @ _middle(wide).T)
-        moved = irfft2(spectra * np.conj(rfft2(template, (SIDE, SIDE), axes=(1, 2))), (SIDE, SIDE), axes=(1, 2))
-        np.maximum(best, (moved[:, places, places] / spread).max(axis=(1, 2)), out=best)
+    for height_scale, width_scale in product(SCALES, SCALES):
+        template = _sharp(_middle(height_scale) @ templates @ _middle(width_scale).T)
+        spectrum = rfft2(template, (SIDE, SIDE), axes=(1, 2))
+        products = irfft2(spectra * np.conj(spectrum), (SIDE, SIDE), axes=(1, 2))
+        correlations = products[:, places, places] / part_lengths
+        np.maximum(best, correlations.max(axis=(1, 2)), out=best)
     return best
 
 
-def _spread(images: Floats) -> Floats:
-    """Return the length that each part of MIDDLE x MIDDLE pixels has around its mean, (P, 25, 25)."""
-    sums, squares = (_boxes(values) for values in (images, images * images))
-    varying = squares - sums * sums / MIDDLE**2
-    return np.sqrt(np.maximum(varying, FLAT * MIDDLE**2)).astype(np.float32)
+def _part_lengths(images: Floats) -> Floats:
+    """Return the length, around its mean, of every part of MIDDLE x MIDDLE pixels, (P, 25, 25)."""
+    sums, squares = _box_sums(images), _box_sums(images * images)
+    # sum (x - mean)^2 = sum x^2 - (sum x)^2 / n; flat parts get a floor, so that their rounding is not scaled up
+    squared_lengths = squares - sums * sums / MIDDLE**2
+    return np.sqrt(np.maximum(squared_lengths, FLAT * MIDDLE**2)).astype(np.float32)
 
 
-def _boxes(values: Floats) -> Floats:
-    summed = np.pad(values.astype(np.float64), ((0, 0), (1, 0), (1, 0))).cumsum(axis=1).cumsum(axis=2)
-    rows = summed[:, MIDDLE:] - summed[:, :-MIDDLE]
+def _box_sums(values: Floats) -> Floats:
+    """Return the sum over every box of MIDDLE x MIDDLE pixels, (P, 25, 25), from a table of running sums."""
+    # float64, because differences of large running sums lose digits
+    running = np.pad(values.astype(np.float64), ((0, 0), (1, 0), (1, 0))).cumsum(axis=1).cumsum(axis=2)
+    rows = running[:, MIDDLE:] - running[:, :-MIDDLE]
     return np.asarray(rows[:, :, MIDDLE:] - rows[:, :, :-MIDDLE])
 
 
 @cache
 def _middle(scale: float) -> Floats:
-    """Return (MIDDLE, 64): what resizes a column to `scale` of its length and takes the middle."""
+    """Return the matrix, (MIDDLE, 64), that resizes a column to `scale` of its length and takes the middle."""
     length = round(SIDE * scale)
-    eye = Image.fromarray(np.eye(SIDE, dtype=np.float32))
-    resized = np.asarray(eye.resize((SIDE, length), Image.Resampling.BILINEAR))
+    # What a linear resize does to the columns of the identity is its matrix.
+    identity = Image.fromarray(np.eye(SIDE, dtype=np.float32))
+    resized = np.asarray(identity.resize((SIDE, length), Image.Resampling.BILINEAR))
     start = (length - MIDDLE) // 2
     return resized[start : start + MIDDLE]

@@ -1,4 +1,4 @@
-"""Replace the table of images of a cache, while extractions may be at work on it; its features stay as they are."""
+"""Replace the table of images of a cache while extractions may be at work on it. The features stay as they are."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Table = tuple[Sequence[ImageRow], Changes]
 
 
 def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) -> tuple[Cache, Cache]:
-    """Write the images as `decide` returns them; return the cache with what was there, and with what was written.
+    """Write the images as `decide` returns them; return the cache as it was before and as it is now.
 
-    Waits for an extraction that is at work on the cache; `decide` is asked again about a table that another process has
-    written meanwhile. Nothing is written where nothing changes. Raises NotACache if a tap is damaged, DiskFault.
+    Waits for an extraction that is at work on the cache. If another process replaces the table meanwhile, `decide` is
+    called again with the new table. If nothing changes, nothing is written. Raises NotACache if a tap is damaged,
+    DiskFault.
     """
     before = after = Cache.open(path)
 
@@ -33,6 +34,7 @@ def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) ->
         return parts.ImageTable(after.rows, failures, facts_of(before), changes)
 
     with parts.lock(path, lambda: progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))):
+        # Decide once without writing: `merge_decided` rewrites the whole file, even if no row changes.
         table()
         if (after.rows, after.changes) != (before.rows, before.changes):
             parts.merge_decided(path, table)
@@ -40,7 +42,7 @@ def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) ->
 
 
 def facts_of(cache: Cache) -> dict[str, str | bytes]:
-    """Return what a cache says of its images as a whole, for `parts.merge`."""
+    """Return the facts about the images as a whole that `parts.merge` writes."""
     facts: dict[str, str | bytes] = {
         "root": os.fsencode(cache.root),
         "layout": cache.layout,

@@ -1,14 +1,15 @@
-"""Features and small greys of images -> pairs that show the same, by number. Copies of bytes are out already.
+"""Features and thumbnails of images -> pairs that show the same, by number. Byte-for-byte copies are already out.
 
-candidates     pairs whose features (cosine around the mean image) or hashes are more similar than those of different
-               images are, by a threshold that is set from the data: see `tails`. It lets through one pair of different
-               images for ten images, since pixels decide
-confirmed      by their pixels: see `pixels`. The least agreement is set from the data as well: where one pair of
-               different images is expected, and at least 0.7. Of photographs it is 0.7, of digits of 8 x 8 pixels 0.99
-kinds          the whole image agrees: re-encoded (same size), resized (same shape), rotated/flipped; else near, such as
-               crops, edits, and the next photograph of a series
+candidates     pairs whose features (cosine around the mean image) or hashes are more similar than different images'
+               are. The threshold is set from the data (see `tails`) so that it lets through one pair of different
+               images for ten images: pixels decide about these
+confirmed      candidates whose pixels agree (see `pixels`). The least agreement is set from the data, too: where one
+               pair of different images is expected, and at least 0.7. It is 0.7 for photographs and 0.99 for digits of
+               8 x 8 pixels
+kinds          the whole images agree: re-encoded (same size), resized (same shape), rotated/flipped. Otherwise near,
+               such as crops, edits, and the next photograph of a series
 
-Where pixels cannot be compared, the features decide, from where one pair of different images is expected in all.
+Where pixels cannot be compared, features decide, from where one pair of different images is expected in all.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from featcache.extras.leaks.tails import LEAST_IMAGES, Tails, draws_of, tails_of
 from featcache.extras.leaks.thumbnails import Thumbnails
 
 FEW_IMAGES = 0.95  # the threshold where there are too few images to set one
-LOOKED_AT = 0.1  # pairs of different images among the candidates, for each image
-LEAST_AGREEMENT = 0.7  # on photographs the same ones agree better, different ones worse: see `pixels`
-PLAINLY = 0.95  # agreement of whole images of which only one is measured
+CANDIDATES_PER_IMAGE = 0.1  # pairs of different images expected among the candidates, for each image
+LEAST_AGREEMENT = 0.7  # between what same and different photographs reach: see `pixels`
+PLAINLY_SAME = 0.95  # agreement from which images count as copies while the threshold is being set
 SAME = 0.9  # agreement of whole images that are one photograph
 MOST = 8  # candidates for each image
-CROPS = 1.0  # candidates for each image in which parts are sought, and so many in all:
+CROPS = 1.0  # candidates for each image that are searched for crops, beyond LEAST_CROPS in all
 LEAST_CROPS = 500
-SHAPE = 0.97  # of a resized image, its ratio of width to height in that of the other
+SHAPE = 0.97  # least ratio of the aspect ratios of an image and its resized copy
 
 
 class Match(NamedTuple):
@@ -46,8 +47,8 @@ class Match(NamedTuple):
     agreement: float | None
 
 
-class Found(NamedTuple):
-    """What a search gives."""
+class SearchResult(NamedTuple):
+    """The pairs that show the same, and what the user should know about the search."""
 
     matches: Sequence[Match]
     thresholds: Thresholds
@@ -55,108 +56,137 @@ class Found(NamedTuple):
 
 
 def search(
-    features: Features, seen: Thumbnails, splits: Sequence[str], given: float | None, lap: Callable[[str], None]
-) -> Found:
+    features: Features,
+    thumbnails: Thumbnails,
+    splits: Sequence[str],
+    threshold: float | None,
+    lap: Callable[[str], None],
+) -> SearchResult:
     """Return the pairs of images that show the same.
 
-    features: (N, D), finite, N at least 1. splits: of each image; crops are sought across them first. given: the
-    similarity of features, instead of the one set from the data. lap: called with the name of each step that is done.
+    features: (N, D), finite, N at least 1. splits: the split of each image; pairs across splits are searched for crops
+    first. threshold: a similarity of features that replaces the one set from the data. lap: called with the name of
+    each finished step.
     """
-    count, by_eye = len(features), bool(seen.seen.any())
-    around = features - features.mean(axis=0) if count >= LEAST_IMAGES else features  # of few it is one of them
-    one = unit(around)
-    vectors = [Vectors(one, (one,)), *([hashes(seen.greys)] if by_eye else [])]
-    there = np.flatnonzero(seen.seen)
-    least = None
-    if by_eye:
-        draws = draws_of(there, lambda rows: outlines(seen.greys[rows]), PLAINLY)
-        agreement = tails_of(draws, len(there), lambda rows: outlines(seen.greys[rows]))
-        least = max(LEAST_AGREEMENT, 0.0 if agreement is None else agreement.threshold(1.0))
+    count = len(features)
+    has_pixels = bool(thumbnails.seen.any())
+    # Cosines around the mean image spread wider. Among few images the mean is close to one of them.
+    centred = features - features.mean(axis=0) if count >= LEAST_IMAGES else features
+    unit_features = unit(centred)
+    compared = [Vectors(unit_features, (unit_features,))]
+    least_agreement: float | None = None
+    if has_pixels:
+        compared.append(hashes(thumbnails.greys))
+        numbers = np.flatnonzero(thumbnails.seen)
+
+        def looks(rows: Any) -> Vectors:
+            return outlines(thumbnails.greys[rows])
+
+        # The draws that set every threshold are free of copies by their pixels, which are surest.
+        draws = draws_of(numbers, looks, PLAINLY_SAME)
+        tail_of_agreement = tails_of(draws, len(numbers), looks)
+        least_agreement = LEAST_AGREEMENT
+        if tail_of_agreement is not None:
+            least_agreement = max(LEAST_AGREEMENT, tail_of_agreement.threshold(1.0))
     else:
-        draws = draws_of(np.arange(count), vectors[0].only, FEW_IMAGES)
-    tails = [tails_of(draws, count, some.only) for some in vectors]
+        draws = draws_of(np.arange(count), compared[0].only, FEW_IMAGES)
+    tails = [tails_of(draws, count, vectors.only) for vectors in compared]
     lap("setting thresholds")
-    alone = _threshold(tails[0], 1.0) if given is None else given
-    looked = [_threshold(tail, max(1.0, LOOKED_AT * count)) for tail in tails]
-    first = looked[0] if given is None and by_eye else alone
-    every = [pairs_over(some, at, MOST * count) for some, at in zip(vectors, [first, *looked[1:]], strict=True)]
+
+    alone = _threshold(tails[0], 1.0) if threshold is None else threshold
+    candidate_thresholds = [_threshold(tail, max(1.0, CANDIDATES_PER_IMAGE * count)) for tail in tails]
+    hash_threshold = candidate_thresholds[1] if has_pixels else None
+    if threshold is not None or not has_pixels:
+        candidate_thresholds[0] = alone
+    candidates = [
+        pairs_over(vectors, least, MOST * count) for vectors, least in zip(compared, candidate_thresholds, strict=True)
+    ]
+    notes: list[str] = []
+    num_cut = sum(pairs.cut for pairs in candidates)
+    if num_cut:
+        notes.append(f"{num_cut} less similar pairs were not compared: too many images look alike")
+    pairs = _united(candidates, unit_features)
     lap("comparing all pairs")
-    pairs, notes = _united(every, one), _notes(every)
-    both = seen.seen[pairs.a] & seen.seen[pairs.b]
-    matches = _unseen(pairs.only(~both & (pairs.similarity >= alone)))
-    if least is not None:
-        confirmed, unsought = _confirmed(seen, pairs.only(both), np.asarray(splits), first, least)
-        matches += confirmed
-        notes += (
-            [f"{unsought} pairs of similar features were not searched for crops: they are many"] if unsought else []
+
+    both_seen = thumbnails.seen[pairs.a] & thumbnails.seen[pairs.b]
+    matches = _without_pixels(pairs.only(~both_seen & (pairs.similarity >= alone)))
+    if least_agreement is not None:
+        confirmed, num_unsearched = _confirmed(
+            thumbnails, pairs.only(both_seen), np.asarray(splits), candidate_thresholds[0], least_agreement
         )
+        matches += confirmed
+        if num_unsearched:
+            notes.append(f"{num_unsearched} pairs of similar features were not searched for crops: there are too many")
         lap("comparing pixels")
-    why = _why(tails[0], count, given, by_eye)
-    return Found(matches, Thresholds(first, alone, looked[1] if by_eye else None, least, why), notes)
+    why = _why(tails[0], count, threshold, has_pixels)
+    thresholds = Thresholds(candidate_thresholds[0], alone, hash_threshold, least_agreement, why)
+    return SearchResult(matches, thresholds, notes)
 
 
 def _threshold(tails: Tails | None, expected: float) -> float:
     return FEW_IMAGES if tails is None else tails.threshold(expected)
 
 
-def _unseen(pairs: Pairs) -> list[Match]:
-    """Return pairs whose pixels nobody can compare."""
+def _without_pixels(pairs: Pairs) -> list[Match]:
+    """Return the matches of pairs whose pixels cannot be compared."""
     columns = (pairs.a.tolist(), pairs.b.tolist(), pairs.similarity.tolist())
     return [Match(a, b, "near", similarity, None) for a, b, similarity in zip(*columns, strict=True)]
 
 
-def _united(every: Sequence[Pairs], one: Features) -> Pairs:
+def _united(candidates: Sequence[Pairs], unit_features: Features) -> Pairs:
     """Return each pair once, with the similarity of its features, most similar first."""
-    pairs = np.concatenate([np.stack([some.a, some.b], axis=1) for some in every])
-    a, b = np.unique(pairs, axis=0).T
-    similarity = np.einsum("pd,pd->p", one[a], one[b])
+    numbers = np.concatenate([np.stack([pairs.a, pairs.b], axis=1) for pairs in candidates])
+    a, b = np.unique(numbers, axis=0).T
+    similarity = np.einsum("pd,pd->p", unit_features[a], unit_features[b])
     order = np.argsort(-similarity, kind="stable")
     return Pairs(a[order], b[order], similarity[order])
 
 
-def _notes(every: Sequence[Pairs]) -> list[str]:
-    cut = sum(pairs.cut for pairs in every)
-    return [f"{cut} less similar pairs were not looked at: so many images are alike"] if cut else []
-
-
-def _confirmed(seen: Thumbnails, pairs: Pairs, splits: Any, first: float, least: float) -> tuple[list[Match], int]:
-    """Return the pairs whose pixels agree; and of how many parts were not sought, because there are too many."""
+def _confirmed(
+    thumbnails: Thumbnails, pairs: Pairs, splits: Any, feature_threshold: float, least_agreement: float
+) -> tuple[list[Match], int]:
+    """Return the pairs whose pixels agree, and how many were not searched for crops because there are too many."""
     if not len(pairs.a):
         return [], 0
-    agreement, how = whole(seen.greys, pairs.a, pairs.b)
-    kinds = [_kind(seen, *one) for one in zip(pairs.a, pairs.b, agreement, how, strict=True)]
-    unsure = np.flatnonzero((agreement < least) & (pairs.similarity >= first))
-    within = splits[pairs.a[unsure]] == splits[pairs.b[unsure]]
-    unsure = unsure[np.argsort(within, kind="stable")]
-    sought = unsure[: LEAST_CROPS + int(CROPS * len(seen.seen))]
-    if len(sought):
-        agreement[sought] = np.maximum(agreement[sought], cropped(seen.greys, pairs.a[sought], pairs.b[sought]))
-    found = [
-        Match(int(pairs.a[at]), int(pairs.b[at]), kinds[at], float(pairs.similarity[at]), float(agreement[at]))
-        for at in np.flatnonzero(agreement >= least)
-    ]
-    return found, len(unsure) - len(sought)
+    agreement, symmetry = whole(thumbnails.greys, pairs.a, pairs.b)
+    # Before crops are searched: the kind depends on how well the whole images agree.
+    kinds = [_kind(thumbnails, *pair) for pair in zip(pairs.a, pairs.b, agreement, symmetry, strict=True)]
+
+    # A crop keeps its features and loses its hash, so pairs similar by hash alone are not worth the search.
+    unsure = np.flatnonzero((agreement < least_agreement) & (pairs.similarity >= feature_threshold))
+    in_one_split = splits[pairs.a[unsure]] == splits[pairs.b[unsure]]
+    unsure = unsure[np.argsort(in_one_split, kind="stable")]
+    searched = unsure[: LEAST_CROPS + int(CROPS * len(thumbnails.seen))]
+    if len(searched):
+        crop_agreement = cropped(thumbnails.greys, pairs.a[searched], pairs.b[searched])
+        agreement[searched] = np.maximum(agreement[searched], crop_agreement)
+
+    matches: list[Match] = []
+    for number in np.flatnonzero(agreement >= least_agreement):
+        a, b = int(pairs.a[number]), int(pairs.b[number])
+        matches.append(Match(a, b, kinds[number], float(pairs.similarity[number]), float(agreement[number])))
+    return matches, len(unsure) - len(searched)
 
 
-def _kind(seen: Thumbnails, a: int, b: int, agreement: float, how: int) -> Kind:
-    """Return what kind of copy one is of the other, from the agreement of the whole images in the best symmetry."""
+def _kind(thumbnails: Thumbnails, a: int, b: int, agreement: float, symmetry: int) -> Kind:
+    """Return in which way two images are copies. agreement: of the whole images, in their best symmetry."""
     if agreement < SAME:
         return "near"
-    if how:
+    if symmetry:
         return "rotated/flipped"
-    first, second = seen.sizes[a], seen.sizes[b]
-    if (first == second).all():
+    size_a, size_b = thumbnails.sizes[a], thumbnails.sizes[b]
+    if (size_a == size_b).all():
         return "re-encoded"
-    ratio = (first[0] * second[1]) / (first[1] * second[0])
+    ratio = (size_a[0] * size_b[1]) / (size_a[1] * size_b[0])
     return "resized" if SHAPE <= ratio <= 1 / SHAPE else "near"
 
 
-def _why(tail: Tails | None, count: int, given: float | None, by_eye: bool) -> str:
+def _why(tail: Tails | None, count: int, threshold: float | None, has_pixels: bool) -> str:
     """Return why the threshold of features is what it is."""
-    if given is not None:
+    if threshold is not None:
         return "as given"
     if tail is None:
         return f"fixed: {count} different images, or all of the same features, are too few to set it from"
-    expected = max(1.0, LOOKED_AT * count) if by_eye else 1.0
+    expected = max(1.0, CANDIDATES_PER_IMAGE * count) if has_pixels else 1.0
     pairs = count * (count - 1) // 2
     return f"set from the data: of {pairs} pairs of different images about {expected:.0f} are expected beyond it"

@@ -1,4 +1,4 @@
-"""Images -> small greys and sizes, read by threads; those that are gone, or others by now, are left out."""
+"""Images -> small greys and sizes, read by threads. Images that are gone or have changed since are left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TICK_S = 0.1
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """What images look like, by number."""
+    """How images look, by number."""
 
     greys: Pixels  # (N, 64, 64)
     sizes: npt.NDArray[np.int64]  # (N, 2): width and height as shown
@@ -33,34 +33,36 @@ class Thumbnails:
 
     @classmethod
     def none(cls, count: int) -> Thumbnails:
-        """Return those of images that nobody has seen."""
+        """Return thumbnails of `count` images of which none could be read."""
         shape = (count, SIDE, SIDE)
         return cls(np.zeros(shape, np.uint8), np.zeros((count, 2), np.int64), np.zeros(count, np.bool_))
 
 
 def thumbnails(source: Source, rows: Sequence[ImageRow], bits: int, progress: Progress) -> Thumbnails:
-    """Return what the images look like; whatever cannot be read, or is not what was cached, is not seen.
+    """Return how the images look. Images that cannot be read, or are no longer the cached ones, count as not seen.
 
-    bits: of 16-bit images, as the features were made of them.
+    bits: how 16-bit images are read; the same as for the features.
     """
-    found = Thumbnails.none(len(rows))
-    said = time.perf_counter()
+    result = Thumbnails.none(len(rows))
+    last_tick = time.perf_counter()
 
     def read(start: int) -> int:
-        for number in range(start, min(start + BLOCK, len(rows))):
+        end = min(start + BLOCK, len(rows))
+        for number in range(start, end):
             try:
-                found.greys[number], found.sizes[number] = thumbnail(read_image(source, rows[number]), SIDE, bits)
-                found.seen[number] = True
+                result.greys[number], result.sizes[number] = thumbnail(read_image(source, rows[number]), SIDE, bits)
             except (Undecodable, DataError):
                 continue
-        return min(start + BLOCK, len(rows))
+            result.seen[number] = True
+        return end
 
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="thumbnails") as threads:
         try:
             for done in threads.map(read, range(0, len(rows), BLOCK)):
-                if time.perf_counter() - said > TICK_S or done == len(rows):
-                    said = time.perf_counter()
+                if time.perf_counter() - last_tick > TICK_S or done == len(rows):
+                    last_tick = time.perf_counter()
                     progress(Tick("leaks", done, len(rows)))
         finally:
+            # After Ctrl-C or an error: do not read the images that are still queued.
             threads.shutdown(wait=True, cancel_futures=True)
-    return found
+    return result

@@ -13,7 +13,7 @@ from featcache.backbones.imagenet import imagenet_classifier, imagenet_files
 from featcache.backbones.weights import file_of
 from featcache.errors import DataError, UsageError
 from featcache.extraction import Extracted, extract
-from featcache.extraction.job import CACHE
+from featcache.extraction.api import CACHE
 from featcache.extras.recipes import cifar
 from featcache.extras.recipes.options import Settings
 from featcache.extras.recipes.settings import Naming, Training, find

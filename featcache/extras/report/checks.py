@@ -1,4 +1,4 @@
-"""What a report says of trust: images that show the same, and labels that look wrong."""
+"""The part of a report about trust: images that show the same, and labels that look wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featcache.images.sources import Source
 from featcache.spec import ImageRow, Progress
 from featcache.text import printable
 
-MOST_IMAGES = 10_000  # that a report looks at; of more it would take minutes
+MOST_IMAGES = 10_000  # more images would take minutes
 SHOWN = 24  # pairs, and doubted labels, with their pictures
 
 
@@ -24,7 +24,7 @@ SHOWN = 24  # pairs, and doubted labels, with their pictures
 class Checks:
     """Pairs and doubts, or why there are none."""
 
-    found: Leaks | None
+    leaks: Leaks | None
     doubted: Doubts | None
     hidden: str  # the split whose labels stay closed, or ""
     why_not: str = ""
@@ -36,62 +36,56 @@ class Checks:
 
     @property
     def pairs(self) -> Sequence[Pair]:
-        """Return the pairs that may be shown: all that have an image outside of the split that stays closed."""
-        every = self.found.pairs if self.found else ()
-        return [one for one in every if not self.hidden or set(one.splits) != {self.hidden}]
+        """Return the pairs that may be shown: all with an image outside of the split that stays closed."""
+        if self.leaks is None:
+            return []
+        return [pair for pair in self.leaks.pairs if not self.hidden or set(pair.splits) != {self.hidden}]
 
 
 def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Progress) -> Checks:
-    """Return what the features say of copies and of labels. hidden: the split whose labels are not to be used."""
+    """Compare the images of a cache by features, and judge their labels. hidden: the split whose labels stay closed."""
     if len(cache.rows) > MOST_IMAGES:
         where = printable(quote(str(cache.path)))
-        why = f"Not looked for here among {len(cache.rows)} images: featcache leaks {where} --labels"
+        why = f"Not searched among {len(cache.rows)} images, which would take minutes: featcache leaks {where} --labels"
         return Checks(None, None, hidden, why)
     try:
-        found = leaks(cache, images=images, progress=progress)
+        same_images = leaks(cache, images=images, progress=progress)
     except DataError as error:
         return Checks(None, None, hidden, str(error))
     try:
-        return Checks(found, doubts(found, without=hidden, progress=progress), hidden)
+        return Checks(same_images, doubts(same_images, without=hidden, progress=progress), hidden)
     except (DataError, UsageError) as error:
-        return Checks(found, None, hidden, str(error))
+        return Checks(same_images, None, hidden, str(error))
 
 
 def pairs_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[str, Any]]:
     """Return the first pairs with both pictures."""
-    rows = _by_path(cache)
-    return [
-        {
-            "pair": pair,
-            "sides": [_side(rows[path], source, bits_of(cache)) for path in (pair.a, pair.b)],
-            "splits": _splits(pair),
-        }
-        for pair in checks.pairs[:SHOWN]
-    ]
+    rows = {row.path: row for row in cache.rows}
+    bits = bits_of(cache)
+    shown: list[dict[str, Any]] = []
+    for pair in checks.pairs[:SHOWN]:
+        sides = [_side(rows[path], source, bits) for path in (pair.a, pair.b)]
+        splits = " - ".join(dict.fromkeys(split or "no split" for split in pair.splits))
+        shown.append({"pair": pair, "sides": sides, "splits": splits})
+    return shown
 
 
 def doubts_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[str, Any]]:
     """Return the first doubted labels with their pictures."""
-    rows = _by_path(cache)
-    return [
-        {
-            "label": printable(one.label),
-            "suggested": printable(one.suggested),
-            "same": ", ".join(printable(f"{path} ({label})") for path, label in one.same_photo),
-            "doubt": one,
+    rows = {row.path: row for row in cache.rows}
+    bits = bits_of(cache)
+    shown: list[dict[str, Any]] = []
+    for doubt in checks.doubts[:SHOWN]:
+        same_photo = [printable(f"{path} ({label})") for path, label in doubt.same_photo]
+        card = {
+            "label": printable(doubt.label),
+            "suggested": printable(doubt.suggested),
+            "same": ", ".join(same_photo),
+            "doubt": doubt,
         }
-        | _side(rows[one.path], source, bits_of(cache))
-        for one in checks.doubts[:SHOWN]
-    ]
-
-
-def _by_path(cache: Cache) -> dict[str, ImageRow]:
-    return {row.path: row for row in cache.rows}
+        shown.append(card | _side(rows[doubt.path], source, bits))
+    return shown
 
 
 def _side(row: ImageRow, source: Source | None, bits: int) -> dict[str, Any]:
     return {"data": picture(source, row, bits), "path": printable(row.path)}
-
-
-def _splits(pair: Pair) -> str:
-    return " - ".join(dict.fromkeys(name or "no split" for name in pair.splits))

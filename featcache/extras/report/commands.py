@@ -1,7 +1,7 @@
-"""The commands that make a run again.
+"""The commands that repeat a run.
 
-They write files of their own beside the caller, never those that the run was made from: an extraction into the same
-cache would replace its table of images where the folder holds others by now.
+They write new files beside the caller and never touch the originals: an extraction into the same cache would replace
+its table of images if the folder has changed since.
 """
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ from featcache.images.sources import IN_MEMORY
 from featcache.spec import ALL_BITS, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
 
-USUAL = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact", "views": IDENTITY}
-WEIGHTS = ("imagenet", "embedded", "")  # that a backbone has if nothing is said
+DEFAULTS = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact", "views": IDENTITY}
+DEFAULT_WEIGHTS = ("imagenet", "embedded", "")
 
 
 def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Return what to type: an extraction for each backbone, what was fixed, the sweep, and each fine-tuning.
+    """Return the commands: an extraction for each backbone, the fix of leaks, the sweep, and each fine-tuning.
 
-    records: of the fine-tunings. A line that begins with # is a note for the reader.
+    records: the records of the fine-tunings. A line that begins with # is a note for the reader.
     """
     name = run.path.resolve().name.removesuffix(".run")
     new_cache, new_run = quote(f"{name}-again.h5"), f"{name}-again.run"
-    alike: dict[Tap, list[Tap]] = {}
-    for tap in [cache.taps[name] for name in run.fingerprints]:
-        alike.setdefault(replace(tap, name="", layer=""), []).append(tap)
+    # Taps that differ only in their layer come from one command.
+    taps_of_command: dict[Tap, list[Tap]] = {}
+    for tap_name in run.fingerprints:
+        tap = cache.taps[tap_name]
+        taps_of_command.setdefault(replace(tap, name="", layer=""), []).append(tap)
 
-    lines = _extractions(cache, list(alike.values()), new_cache)
+    lines = _extractions(cache, list(taps_of_command.values()), new_cache)
     if cache.changes.reviews:
         lines.insert(0, "# Labels were reviewed: add --apply TABLE.csv, the reviewed table, to featcache extract.")
     if cache.joined:
         lines.append(f"featcache leaks {new_cache} --fix")
 
+    # What runs code from a file is allowed by name, each time.
     heads = [f"--allow {quote(head)}" for head in run.settings.heads if is_own_class(head)]
-    backbones = {tap.backbone.weights for tap in alike if tap.backbone.origin == "import"}
-    functions = [f"--allow {quote(name)}" for name in sorted(backbones)]
+    backbones = {tap.backbone.weights for tap in taps_of_command if tap.backbone.origin == "import"}
+    functions = [f"--allow {quote(weights)}" for weights in sorted(backbones)]
     config = quote(str(run.path.resolve() / "run.json"))
     lines.append(" ".join([f"featcache sweep {new_cache} --config {config} -o {quote(new_run)}", *heads]))
 
@@ -54,61 +57,65 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
     return lines
 
 
-def _extractions(cache: Cache, alike: Sequence[Sequence[Tap]], out: str) -> list[str]:
-    """Return the commands that make the cache again, or a note where there is none. alike: taps of one command each."""
+def _extractions(cache: Cache, taps_of_commands: Sequence[Sequence[Tap]], out: str) -> list[str]:
+    """Return the commands that make the cache again, or a note if there are none."""
     listing = cache.listing
     if cache.root == IN_MEMORY:
         return [f"# The images were arrays in Python: extract their features there, with out={out}."]
     if listing is not None and "merged" in listing:
         sources = " ".join(map(quote, listing["merged"]))
         return [f"featcache cache merge {sources} -o {out}"]
-    notes = []
+    lines: list[str] = []
     if listing is None:
-        notes.append(
+        lines.append(
             "# How the images were listed is not recorded, since an earlier version made this cache, or a recipe that "
             "took some of them or other splits. If a table named them, give it instead of its folder, and --group-from "
             "and --label-column as they were."
         )
-    options = [*_of_listing(listing or {}), *_of_split(cache)]
+    options = [*_listing_options(listing or {}), *_split_options(cache)]
     if cache.path.is_dir():
         options.append(("layout", "parts"))
     flags = [f"--{name} {quote(str(value))}" for name, value in options]
     if listing and listing.get("allow_outside"):
         flags.append("--allow-outside")
     images = quote(str(cache.images_from))
-    return [*notes, *(" ".join([f"featcache extract {images} -o {out}", flags_of(taps), *flags]) for taps in alike)]
+    for taps in taps_of_commands:
+        lines.append(" ".join([f"featcache extract {images} -o {out}", flags_of(taps), *flags]))
+    return lines
 
 
-def _of_listing(listing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the options that said how the images are listed, and their values."""
+def _listing_options(listing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the options by which the images were listed, and their values."""
     for name in ("path_column", "label_column", "group_from"):
         if name in listing:
             yield name.replace("_", "-"), listing[name]
 
 
 def flags_of(taps: Sequence[Tap]) -> str:
-    """Return the options of an extraction that makes these taps, which differ in the layer alone."""
-    how = {**dict(_of_tap(taps[0])), "tap": ",".join(tap.layer for tap in taps)}
-    options = [f"--{name} {quote(str(value))}" for name, value in how.items()]
+    """Return the options of an extraction that makes these taps, which differ only in the layer."""
+    values = {**dict(_tap_options(taps[0])), "tap": ",".join(tap.layer for tap in taps)}
+    options = [f"--{name} {quote(str(value))}" for name, value in values.items()]
     return " ".join(["-b", quote(_backbone(taps[0])), *options])
 
 
-def _of_tap(tap: Tap) -> Iterator[tuple[str, Any]]:
-    """Yield options and their values, of those that are not the usual ones."""
+def _tap_options(tap: Tap) -> Iterator[tuple[str, Any]]:
+    """Yield the options that differ from the defaults, and the size, with their values."""
     how, spec = tap.preprocess, tap.backbone
-    if spec.origin == "registry" and spec.weights not in WEIGHTS:
+    if spec.origin == "registry" and spec.weights not in DEFAULT_WEIGHTS:
         yield "weights", spec.weights
     yield "size", how.size
     if tap.pooling != default_pooling(spec.name):
         yield "pool", tap.pooling
     decode = "draft" if how.is_draft else "exact"
-    asked = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode, "views": tap.view}
-    yield from ((name, value) for name, value in asked.items() if value != USUAL[name])
+    values = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode, "views": tap.view}
+    for name, value in values.items():
+        if value != DEFAULTS[name]:
+            yield name, value
     if how.bits != ALL_BITS:
         yield "bits", how.bits
 
 
-def _of_split(cache: Cache) -> Iterator[tuple[str, Any]]:
+def _split_options(cache: Cache) -> Iterator[tuple[str, Any]]:
     spec = cache.split_spec
     if replace(spec, seed=0) != SplitSpec():
         yield "split", f"{spec.train}/{spec.val}/{spec.test}"
@@ -121,5 +128,7 @@ def _backbone(tap: Tap) -> str:
     spec: BackboneSpec = tap.backbone
     if spec.origin != "registry":
         return f"{spec.weights}:mode={tap.preprocess.mode}"
-    options = [f"{name}={value}" for name, value in spec.options]
-    return ":".join([spec.name, *options, *([f"seed={spec.seed}"] if spec.seed else [])])
+    parts = [spec.name, *(f"{name}={value}" for name, value in spec.options)]
+    if spec.seed:
+        parts.append(f"seed={spec.seed}")
+    return ":".join(parts)

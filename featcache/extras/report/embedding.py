@@ -1,12 +1,10 @@
-"""Features as points on a map: those that lie close are alike to the backbone.
+"""Features as points on a map: images that lie close look alike to the backbone.
 
-t-SNE (van der Maaten and Hinton 2008) of the first 50 principal components, begun at the first two, so that the same
-features give the same map. Distances between far groups, and sizes of groups, mean nothing.
+t-SNE (van der Maaten and Hinton 2008) of the first 50 principal components. It starts at the first two, so that the
+same features give the same map. Distances between far groups, and sizes of groups, mean nothing.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -16,26 +14,28 @@ from featcache.arrays import Features, Floats
 MOST = 2_000  # images on a map
 COMPONENTS = 50
 PERPLEXITY = 30.0
-EQUAL = 1e-6  # of the largest value: features that differ by less are the same
-LEAST = 10  # images from which neighbours say anything
+EQUAL = 1e-6  # share of the largest value; features that differ by less are equal
+LEAST = 10  # with fewer images neighbours mean nothing
 
 
 def places(features: Features) -> Floats:
-    """Return (N, 2) places from 0 to 1 of features (N, D), N at least 1."""
+    """Return (N, 2), places from 0 to 1. features: (N, D), N at least 1."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    wide = features.astype(np.float64)
-    wide -= wide.mean(axis=0)
-    spread = float(np.abs(wide).max())
+    centred = features.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    spread = float(np.abs(centred).max())
     if spread <= EQUAL * float(np.abs(features).max()):
-        return np.zeros((len(wide), 2))
-    reduced = PCA(min(COMPONENTS, *wide.shape), random_state=0).fit_transform(wide / spread)
-    if len(wide) >= LEAST:
-        how: dict[str, Any] = {"perplexity": min(PERPLEXITY, (len(wide) - 1) / 3), "init": "pca", "random_state": 0}
-        with threadpool_limits(1):  # threads that wait for one another take minutes where a core is busy otherwise
-            reduced = TSNE(2, max_iter=500, **how).fit_transform(reduced)
-    flat = np.zeros((len(wide), 2))
+        return np.zeros((len(centred), 2))
+    # Scaled to 1, because the squares of very large or small features leave the range of floats.
+    reduced = PCA(min(COMPONENTS, *centred.shape), random_state=0).fit_transform(centred / spread)
+    if len(centred) >= LEAST:
+        perplexity = min(PERPLEXITY, (len(centred) - 1) / 3)  # scikit-learn wants less than N
+        # One thread: threads that wait for one another take minutes if another process uses a core.
+        with threadpool_limits(1):
+            reduced = TSNE(2, max_iter=500, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    flat = np.zeros((len(centred), 2))  # one component gives a line
     flat[:, : min(2, reduced.shape[1])] = reduced[:, :2]
     low, sides = flat.min(axis=0), np.ptp(flat, axis=0)
     return np.asarray((flat - low) / np.where(sides > 0, sides, 1.0))

@@ -1,4 +1,4 @@
-"""Which plots a run asks for: strength of regularisation, depth of tap, what is taken for what, learning curves."""
+"""Choose the plots of a run: strength of regularisation, depth of the tap, learning curves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from itertools import groupby
 from typing import Any
 
 from featcache.cache.reader import Cache
-from featcache.extras.report.plots import Line, curves, steps
+from featcache.extras.report.plots import Curve, curves, steps
 from featcache.sweeps import Run, Trial
-from featcache.sweeps.run import by_depth, spelt
+from featcache.sweeps.inputs import by_depth
+from featcache.sweeps.trial import spelt
 
 STRENGTHS = (
     "C",
@@ -23,20 +24,23 @@ STRENGTHS = (
     "max_depth",
     "var_smoothing",
 )
-LEAST = 3  # values that make a curve
+LEAST = 3  # values from which a curve is drawn
 MOST_LINES = 8
 
 
 def of_scores(run: Run, cache: Cache) -> list[tuple[str, str]]:
-    """Return (title, SVG) of how the score depends on each kind of head and on the tap, all on one scale of scores.
+    """Return (title, SVG) of plots of the score by the strength of each kind of head, and by tap, on one scale.
 
     The kind of head with the best trial comes first.
     """
     metric = run.settings.metric
     strengths = _strengths(run)
     depths = _depths(run, cache)
-    limits = _limits([line for _, _, lines in strengths for line in lines] + depths)
-    figures = []
+    all_lines = [*depths]
+    for _, _, lines in strengths:
+        all_lines += lines
+    limits = _limits(all_lines)
+    figures: list[tuple[str, str]] = []
     for head, axis, lines in strengths:
         numbers = [x for line in lines for x in line.x]
         log = min(numbers) > 0 and max(numbers) / min(numbers) > 20
@@ -49,8 +53,8 @@ def of_scores(run: Run, cache: Cache) -> list[tuple[str, str]]:
     return figures
 
 
-def _strengths(run: Run) -> list[tuple[str, str, list[Line]]]:
-    """Return (head, parameter that regularises it, lines) for each kind of head that has such a parameter."""
+def _strengths(run: Run) -> list[tuple[str, str, list[Curve]]]:
+    """Return (head, its strength parameter, curves) for each kind of head whose strength was varied."""
     by_head: dict[str, list[Trial]] = {}
     for trial in run.ranked:
         if trial.few is None:
@@ -63,17 +67,20 @@ def _strengths(run: Run) -> list[tuple[str, str, list[Line]]]:
     return strengths
 
 
-def _limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Return where the scale of all these lines begins and ends; None if no value is a number."""
-    ends = [end for line in lines for end in (*line.y, *(line.low or ()), *(line.high or ())) if math.isfinite(end)]
-    if not ends:
+def _limits(lines: Sequence[Curve]) -> tuple[float, float] | None:
+    """Return the ends of a scale that fits all these curves; None if no value is a number."""
+    values: list[float] = []
+    for line in lines:
+        values += [*line.y, *(line.low or ()), *(line.high or ())]
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
         return None
-    margin = 0.03 * (max(ends) - min(ends)) or 0.03
-    return min(ends) - margin, max(ends) + margin
+    margin = 0.03 * (max(values) - min(values)) or 0.03
+    return min(values) - margin, max(values) + margin
 
 
-def _depths(run: Run, cache: Cache) -> list[Line]:
-    """Return the best score of every tap of the backbones that have several, in the order of depth."""
+def _depths(run: Run, cache: Cache) -> list[Curve]:
+    """Return a curve of the best score by tap, from early to late layers, for each backbone with several taps."""
     best: dict[str, Trial] = {}
     for trial in run.ranked:
         if trial.tap in cache.taps:
@@ -84,25 +91,27 @@ def _depths(run: Run, cache: Cache) -> list[Line]:
         taps = list(group)
         if len(taps) > 1:
             layers = [cache.taps[name].layer for name in taps]
-            lines.append(Line(backbone, layers, *_judged([best[name] for name in taps])))
+            lines.append(Curve(backbone, layers, *_scores([best[name] for name in taps])))
     return lines
 
 
 def learning(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (title, SVG) of the validation score by epoch and of both losses, with controls; epoch 0 is the head."""
     metric = record["metric"]
-    ways = {"fine-tuned": record["history"], **record["controls"]}
-    scores, losses = [], []
-    for name, history in ways.items():
+    histories = {"fine-tuned": record["history"], **record["controls"]}
+    scores: list[Curve] = []
+    losses: list[Curve] = []
+    for name, history in histories.items():
+        # Mixtures of weights (--wise-ft) follow the last epoch and are no points of time.
         epochs = [epoch for epoch in history if epoch["mixture"] is None]
         numbers = [epoch["epoch"] for epoch in epochs]
         value, low, high = zip(*(epoch["val"] for epoch in epochs), strict=True)
-        scores.append(Line(name, numbers, value, low, high))
-        losses.append(Line(f"{name}, validation", numbers, [epoch["val_loss"] for epoch in epochs]))
+        scores.append(Curve(name, numbers, value, low, high))
+        losses.append(Curve(f"{name}, validation", numbers, [epoch["val_loss"] for epoch in epochs]))
         trained = [epoch for epoch in epochs if epoch["train_loss"] is not None]
         if trained:
             in_training = [epoch["train_loss"] for epoch in trained]
-            losses.append(Line(f"{name}, training", [epoch["epoch"] for epoch in trained], in_training, dashed=True))
+            losses.append(Curve(f"{name}, training", [epoch["epoch"] for epoch in trained], in_training, dashed=True))
     score_title = f"Validation {metric} by epoch, with 95 % intervals"
     loss_title = "Loss by epoch: of training as it is minimised, of validation as log loss"
     return [
@@ -112,39 +121,44 @@ def learning(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _axis(trials: Sequence[Trial]) -> str | None:
-    """Return the parameter that most of them differ in, of those that regularise."""
-    values = {
-        name: {trial.params[name] for trial in trials if _is_number(trial.params.get(name))} for name in STRENGTHS
-    }
-    name = max(STRENGTHS, key=lambda one: len(values[one]))
-    return name if len(values[name]) >= LEAST else None
+    """Return the strength parameter with the most values in these trials; None if it has too few for a curve."""
+    num_values: dict[str, int] = {}
+    for name in STRENGTHS:
+        values = [trial.params.get(name) for trial in trials]
+        num_values[name] = len({value for value in values if _is_number(value)})
+    best = max(STRENGTHS, key=num_values.__getitem__)
+    return best if num_values[best] >= LEAST else None
 
 
-def _lines(run: Run, axis: str, trials: Sequence[Trial]) -> list[Line]:
-    lines: dict[str, list[Trial]] = {}
-    for trial in trials:  # the best first, so that the best lines are
+def _lines(run: Run, axis: str, trials: Sequence[Trial]) -> list[Curve]:
+    """Return a curve over `axis` for each setting of everything else. trials: best first, so the best are kept."""
+    by_setting: dict[str, list[Trial]] = {}
+    for trial in trials:
         if _is_number(trial.params.get(axis)):
-            lines.setdefault(_rest(run, trial, axis), []).append(trial)
-    return [_line(name, axis, some) for name, some in list(lines.items())[:MOST_LINES]]
+            by_setting.setdefault(_other_settings(run, trial, axis), []).append(trial)
+    lines: list[Curve] = []
+    for name, trials_of_line in list(by_setting.items())[:MOST_LINES]:
+        in_order = sorted(trials_of_line, key=lambda trial: trial.params[axis])
+        strengths = [trial.params[axis] for trial in in_order]
+        lines.append(Curve(name, strengths, *_scores(in_order)))
+    return lines
 
 
-def _line(name: str, axis: str, trials: Sequence[Trial]) -> Line:
-    some = sorted(trials, key=lambda one: one.params[axis])
-    return Line(name, [one.params[axis] for one in some], *_judged(some))
-
-
-def _judged(trials: Sequence[Trial]) -> list[list[float]]:
+def _scores(trials: Sequence[Trial]) -> tuple[list[float], list[float], list[float]]:
     """Return the scores, and the low and high ends of their intervals."""
-    return [[getattr(one.judged, part) for one in trials] for part in ("value", "low", "high")]
+    values = [trial.judged.value for trial in trials]
+    lows = [trial.judged.low for trial in trials]
+    highs = [trial.judged.high for trial in trials]
+    return values, lows, highs
 
 
-def _rest(run: Run, trial: Trial, axis: str) -> str:
-    """Return what sets a line apart from the others of its head: the tap, and the other parameters."""
-    others = {name: value for name, value in trial.params.items() if name not in (axis, "hidden")}
-    said = [trial.tap] if len(run.settings.taps) > 1 else []
-    said += [f"{name}={spelt(value)}" for name, value in others.items()]
-    said += [trial.prepare] if len(run.settings.prepare) > 1 else []
-    return " ".join(said) or trial.head
+def _other_settings(run: Run, trial: Trial, axis: str) -> str:
+    """Return what distinguishes the curve of a trial from others of its head: the tap and the other parameters."""
+    words = [trial.tap] if len(run.settings.taps) > 1 else []
+    words += [f"{name}={spelt(value)}" for name, value in trial.params.items() if name not in (axis, "hidden")]
+    if len(run.settings.prepare) > 1:
+        words.append(trial.prepare)
+    return " ".join(words) or trial.head
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The one place that opens the test split; that it was opened is recorded in the run and beside the cache."""
+"""The only place that opens the test split. Every opening is recorded in the run and beside the cache."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, UsageError
-from featcache.extras.report.judged import Judged
+from featcache.extras.report.evaluation import Evaluation
 from featcache.files import remove
 from featcache.images.manifest import Images
 from featcache.models import image_source, load_model
 from featcache.models.assemble import logits_of
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.metrics import Said, Score, score_of
+from featcache.sweeps.inputs import digest_of_rows, features_of, single_taps
+from featcache.sweeps.metrics import Predictions, Score, score_of
 from featcache.sweeps.records import LOOKS, new_look, read_record, write_record
-from featcache.sweeps.run import digest_of_rows, features_of, single_taps
-from featcache.sweeps.unseen import judging
+from featcache.sweeps.unseen import rows_that_judge
 from featcache.text import printable
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import predict_logits
@@ -30,33 +30,36 @@ from featcache.tuning.tuned import record_of
 
 @dataclass(frozen=True)
 class Final:
-    """What came out on the test split."""
+    """Scores and predictions on the test split."""
 
-    run: Run  # with the record that test was opened
+    run: Run  # with the record of this opening
     scores: Mapping[str, Score]  # {name of the head or of a fine-tuned model: its score}, the head first
     rows: Sequence[ImageRow] = field(repr=False)  # the test images
-    said: Mapping[str, Said] = field(repr=False)  # {name: what it predicts of them}
+    predictions: Mapping[str, Predictions] = field(repr=False)  # {name: its predictions}
     models: Mapping[Path, str]  # {file of a fine-tuned model: its name}
 
     @property
     def classes(self) -> dict[str, list[dict[str, Any]]]:
-        """Return by name what `Judged.per_class` tells of each class."""
-        names = tuple(map(printable, self.run.classes))
-        return {name: Judged(self.rows, said, names).per_class for name, said in self.said.items()}
+        """Return {name: `Evaluation.per_class`}."""
+        class_names = tuple(map(printable, self.run.classes))
+        scores: dict[str, list[dict[str, Any]]] = {}
+        for name, predictions in self.predictions.items():
+            scores[name] = Evaluation(self.rows, predictions, class_names).per_class
+        return scores
 
 
 def head_score(chosen: Chosen, split: str = "test") -> Score:
     """Return the score of a head on a split, from cached features. Raises DataError if the split is empty."""
-    return score_of(head_said(chosen, split), chosen.run.settings.metric)
+    return score_of(head_predictions(chosen, split), chosen.run.settings.metric)
 
 
-def head_said(chosen: Chosen, split: str) -> Said:
-    """Return what a head predicts of the images of a split. Raises DataError if it is empty."""
+def head_predictions(chosen: Chosen, split: str) -> Predictions:
+    """Return the predictions of a head on a split, from cached features. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
-    has_logits = chosen.trial.log_loss is not None
-    return Said.of(cache.labels(rows), predicted, chosen.logits(rows) if has_logits else None)
+    logits = None if chosen.trial.log_loss is None else chosen.logits(rows)
+    return Predictions.of(cache.labels(rows), predicted, logits)
 
 
 def model_score(
@@ -67,22 +70,22 @@ def model_score(
     progress: Progress = silent,
 ) -> Score:
     """Return the score of an assembled Keras model on the images of a split."""
-    return score_of(model_said(chosen, model, split, images, progress), chosen.run.settings.metric)
+    return score_of(model_predictions(chosen, model, split, images, progress), chosen.run.settings.metric)
 
 
-def model_said(
+def model_predictions(
     chosen: Chosen,
     model: Any,
     split: str,
     images: Images | str | Path | None = None,
     progress: Progress = silent,
-) -> Said:
-    """Return what an assembled Keras model predicts of the images of a split. Raises DataError if it is empty."""
+) -> Predictions:
+    """Return the predictions of an assembled Keras model on a split. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
-    judged = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
-    logits = predict_logits(logits_of(model), judged, progress=progress, step=f"judge on {split} images")
-    return Said.of(judged.labels, logits.argmax(axis=1), logits)
+    image_set = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
+    logits = predict_logits(logits_of(model), image_set, progress=progress, step=f"judge on {split} images")
+    return Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
 
 
 def final_scores(
@@ -91,7 +94,7 @@ def final_scores(
     chosen: Chosen | None = None,
     progress: Progress = silent,
 ) -> tuple[Run, dict[str, Score]]:
-    """Open the test split as `open_test` does; return the run as it is then, and the scores alone."""
+    """Open the test split as `open_test` does; return the run with the record of it, and the scores."""
     final = open_test(run, images, chosen, progress)
     return final.run, dict(final.scores)
 
@@ -104,32 +107,37 @@ def open_test(
 ) -> Final:
     """Open the test split: return what a head and the models fine-tuned from this run predict there.
 
-    chosen: the head, by default the best. That test was opened, when and with what result is recorded, see `opening`.
-    Raises UsageError if the trial has no head, DiskFault if the run cannot be written: then test is not opened.
+    chosen: the head, by default the best. The opening is recorded, with its time and its result: see `opening`.
+    Raises UsageError if the trial has no head. Raises DiskFault if the run cannot be written; test is then not opened.
     """
     run = Run.open(run.path)  # models may have been fine-tuned from it since
     chosen = chosen or run.best
     number, status = chosen.trial.trial, chosen.trial.status
     if status != "ok":
         raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
-    run.looks()  # raises now if a record is damaged, not when test has been opened
-    again = ", fitted on train and val" if chosen.refit else ""
-    said: dict[str, Said] = {}
+    run.looks()  # a damaged record must raise now, and not when test has been opened
+    predictions: dict[str, Predictions] = {}
     models: dict[Path, str] = {}
     with opening([chosen]) as scores:
-        said[f"head {number} ({chosen.trial.head}{again})"] = head_said(chosen, "test")
-        for path in filter(Path.exists, map(Path, run.tuned)):
+        refit = ", fitted on train and val" if chosen.refit else ""
+        predictions[f"head {number} ({chosen.trial.head}{refit})"] = head_predictions(chosen, "test")
+        for path in map(Path, run.tuned):
+            if not path.exists():
+                continue
             model, facts = load_model(path)
-            if (facts.get("run"), "finetuned" in facts) != (run.path.name, True):
-                continue  # something else has taken its place
-            models[path] = _tuned_name(run, path)
-            said[models[path]] = model_said(run[facts["trial"]], model, "test", images, progress)
-        scores |= {name: score_of(of_model, run.settings.metric) for name, of_model in said.items()}
-    return Final(Run.open(run.path), scores, rows_of_split(run, run.cache(), "test"), said, models)
+            is_tuned_from_run = facts.get("run") == run.path.name and "finetuned" in facts
+            if not is_tuned_from_run:
+                continue  # another model has taken its file name
+            name = _tuned_name(run, path)
+            models[path] = name
+            predictions[name] = model_predictions(run[facts["trial"]], model, "test", images, progress)
+        for name, predictions_of_model in predictions.items():
+            scores[name] = score_of(predictions_of_model, run.settings.metric)
+    return Final(Run.open(run.path), scores, rows_of_split(run, run.cache(), "test"), predictions, models)
 
 
 def _tuned_name(run: Run, model: Path) -> str:
-    """Return what to call a model, which may be the head itself if no epoch was better on validation."""
+    """Return the name of a model in the scores. It says so if no epoch was better, and the model is the head itself."""
     record = record_of(run.path, model)
     is_head = record.exists() and read_record(record)["best"]["epoch"] == 0
     is_only = sum(Path(other).name == model.name for other in run.tuned) == 1
@@ -139,36 +147,38 @@ def _tuned_name(run: Run, model: Path) -> str:
 
 @contextmanager
 def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, Score]]:
-    """Record that the test split is opened for these heads, then let the block compute, and put into the scores.
+    """Record that the test split is opened for these heads, and let the block put scores into what it gets.
 
-    In the run of each head, and beside the cache, lies a record before the first score is computed, so that a kill
-    after somebody saw a score cannot lose it. Afterwards it holds the scores, too. If the block fails nobody saw
-    any, and the record is withdrawn. Several heads in one block are one look at the data set. Where nothing can be
-    written beside the cache the record says so. Other splits leave no trace.
+    The record is written before the first score is computed, in the run of each head and beside the cache, so that a
+    kill after somebody saw a score cannot lose it. Afterwards the scores are added. If the block fails, nobody saw a
+    score, and the record is withdrawn. Several heads in one block are one look at the data set. If nothing can be
+    written beside the cache, the record in the run says so. Other splits leave no trace.
     Raises DiskFault if a run cannot be written, DataError without test images.
     """
     scores: dict[str, Score] = {}
     looks: dict[Path, dict[str, Any]] = {}
     name, at = new_look()
     try:
-        for head in heads if split == "test" else ():
-            _begin_look(head, name, at, looks)
+        if split == "test":
+            for head in heads:
+                _begin_look(head, name, at, looks)
         yield scores
     except BaseException:
         for file in looks:
             with suppress(DiskFault):
                 remove(file)
-            with suppress(OSError):  # other looks are in it
+            with suppress(OSError):  # the folder holds other looks
                 file.parent.rmdir()
         raise
+    scores_of_models = {model: list(score) for model, score in scores.items()}
     for file, look in looks.items():
-        write_record(file, look | {"scores": {name: list(found) for name, found in scores.items()}})
+        write_record(file, look | {"scores": scores_of_models})
 
 
 def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, Any]]) -> None:
     """Record a look without scores in the run and beside its cache; put {file: look} into `looks`.
 
-    name: of the file in both places, by which `Run.looks` knows that they are the same look.
+    name: of the file in both places, by which `Run.looks` recognises one look.
     """
     run, cache = head.run, head.run.cache()
     rows = rows_of_split(run, cache, "test")
@@ -185,23 +195,24 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
         look["left_out"] = num_labelled - len(rows)  # images that trained or chose a backbone
     if reviews := run.test_reviews():
         look["reviewed"] = len(reviews)  # labels of test images that a review changed
-    judged = {row.label for row in rows}
-    if unjudged := [name for name in run.classes if name not in judged]:
+    labels = {row.label for row in rows}
+    if unjudged := [class_name for class_name in run.classes if class_name not in labels]:
         look["unjudged"] = unjudged
-    own, beside = run.path / LOOKS / name, looks_beside(cache.path) / name
+    beside_cache, in_run = looks_beside(cache.path) / name, run.path / LOOKS / name
     try:
-        write_record(beside, look)
-        looks[beside] = look
+        write_record(beside_cache, look)
+        looks[beside_cache] = look
     except DiskFault as error:
         look = look | {"only_in_run": str(error)}
-    looks[own] = look
-    write_record(own, look)
+    # Before the file is written: if a write fails halfway, `opening` must still remove what is there.
+    looks[in_run] = look
+    write_record(in_run, look)
 
 
 def rows_of_split(run: Run, cache: Cache, split: str) -> list[ImageRow]:
-    """Return the images of a split that can judge. Raises DataError if there are none."""
+    """Return the images of a split that no backbone has seen. Raises DataError if there are none."""
     labelled = [row for row in cache.usable(split) if row.label]
-    rows = judging(cache, labelled, split, single_taps(cache, run.settings.taps))
+    rows = rows_that_judge(cache, labelled, split, single_taps(cache, run.settings.taps))
     if labelled and not rows:
         raise DataError(
             f"All {len(labelled)} {split} images trained or chose the backbone of {', '.join(run.settings.taps)}, so "

@@ -1,11 +1,12 @@
 """One HTML file with a few images of each class, to look at before anything is trained.
 
-Wrong labels, copies and images that are turned or black stand out at once. The page needs nothing else, runs no
-script, and stays small however many images there are: at most `PER_CLASS` of each class and `MOST_IMAGES` in all.
+It shows wrong labels, copies, and turned or black images at a glance. The page needs no other file, runs no script, and
+stays small: at most `PER_CLASS` images of each class and `MOST_IMAGES` in all.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from featcache.text import printable
 PER_CLASS = 12
 MOST_IMAGES = 1200  # 5 MB
 MOST_CLASSES = 300
-MOST_NAMED = 20  # of unreadable images
+MOST_UNREADABLE = 20  # unreadable images that are named
 MARK = b'<meta name="generator" content="featcache scan">'
 
 
@@ -43,12 +44,12 @@ class Cell:
 
     path: str
     split: str
-    data: str | None  # a data URI; None: it cannot be read
+    data: str | None  # a data URI; None if the image cannot be read
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: its name, how many images it has in each split, and those that are shown."""
+    """One class: its name, its images in each split, and the images that are shown."""
 
     label: str
     counts: dict[str, int]
@@ -57,7 +58,7 @@ class ClassRow:
 
 
 def check_gallery(images: str | Path, out: str | Path, *, force: bool = False) -> None:
-    """Raise UsageError or DiskFault unless the page may be written there, before the images are read."""
+    """Raise early what `write_gallery` would raise: UsageError, DiskFault."""
     check_output(Path(out), GALLERY, inputs=[Path(images)], force=force)
 
 
@@ -77,47 +78,46 @@ def render(images: Images, progress: Progress = silent) -> str:
     splits = [split for split in SPLITS if split in images.splits]
     labels = sorted({row.label for row in images.rows})
     shown = labels[:MOST_CLASSES]
-    return (
-        templates()
-        .get_template("gallery.html")
-        .render(
-            name=printable(images.root.resolve().name),
-            num_images=len(images.rows),
-            classes=_class_rows(images, shown, splits, progress),
-            num_hidden=len(labels) - len(shown),
-            splits=splits,
-            unreadable=[
-                (printable(failure.path), printable(failure.reason)) for failure in images.unreadable[:MOST_NAMED]
-            ],
-            num_unreadable=len(images.unreadable),
-            num_duplicates=len(images.duplicates),
-            notes=[printable(note) for note in (*images.notes, *images.remarks)],
-            style=Markup(page_text("page.css")),
-        )
+    unreadable = images.unreadable[:MOST_UNREADABLE]
+    template = templates().get_template("gallery.html")
+    return template.render(
+        name=printable(images.root.resolve().name),
+        num_images=len(images.rows),
+        classes=_class_rows(images, shown, splits, progress),
+        num_hidden=len(labels) - len(shown),
+        splits=splits,
+        unreadable=[(printable(failure.path), printable(failure.reason)) for failure in unreadable],
+        num_unreadable=len(images.unreadable),
+        num_duplicates=len(images.duplicates),
+        notes=[printable(note) for note in (*images.notes, *images.remarks)],
+        style=Markup(page_text("page.css")),
     )
 
 
 def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], progress: Progress) -> list[ClassRow]:
-    of_class: dict[str, list[ImageRow]] = {label: [] for label in labels}
+    if not labels:
+        return []
+    rows_of_class: dict[str, list[ImageRow]] = {label: [] for label in labels}
     for row in images.rows:
-        if row.label in of_class:
-            of_class[row.label].append(row)
-    per_class = max(1, min(PER_CLASS, MOST_IMAGES // len(labels))) if labels else 0
-    chosen = {label: _spread(rows, per_class) for label, rows in of_class.items()}
-    total, done = sum(map(len, chosen.values())), 0
+        if row.label in rows_of_class:
+            rows_of_class[row.label].append(row)
+    per_class = max(1, min(PER_CLASS, MOST_IMAGES // len(labels)))
+    shown = {label: _spread(rows, per_class) for label, rows in rows_of_class.items()}
+    total, done = sum(map(len, shown.values())), 0
     class_rows: list[ClassRow] = []
     with ThreadPoolExecutor() as threads:
-        for label, rows in chosen.items():
+        for label, rows in shown.items():
             cells = list(threads.map(partial(_cell, images.source), rows))
             done += len(rows)
             progress(Tick("pictures", done, total))
-            counts = {split: sum(row.split == split for row in of_class[label]) for split in splits}
-            class_rows.append(ClassRow(printable(label), counts, len(of_class[label]), cells))
+            split_counts = Counter(row.split for row in rows_of_class[label])
+            counts = {split: split_counts[split] for split in splits}
+            class_rows.append(ClassRow(printable(label), counts, len(rows_of_class[label]), cells))
     return class_rows
 
 
 def _spread(rows: Sequence[ImageRow], count: int) -> list[ImageRow]:
-    """Return some of the rows, at even distances: neighbours are often of one burst."""
+    """Return `count` of the rows, evenly spaced, because neighbours are often of one burst."""
     if len(rows) <= count:
         return list(rows)
     return [rows[at * len(rows) // count] for at in range(count)]

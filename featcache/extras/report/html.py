@@ -1,6 +1,6 @@
-"""One HTML file of a run that needs nothing else: no network, no other file, opened from disk.
+"""One HTML file about a run that needs nothing else: no network, no other file, opened from disk.
 
-It runs its own script only, whose digest stands in its content security policy; what comes from users is text.
+It runs only its own script, whose digest is in its content security policy. Text from users is escaped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from featcache.extras.report import figures, plots
 from featcache.extras.report.checks import checked, doubts_of, pairs_of
 from featcache.extras.report.commands import commands
 from featcache.extras.report.embedding import MOST, places
+from featcache.extras.report.evaluation import Evaluation
 from featcache.extras.report.final import Final
-from featcache.extras.report.judged import Judged
 from featcache.extras.report.pictures import bits_of, picture, sheet
 from featcache.extras.report.table import looks_text, reviewed_text, settings_of, unjudged_text
 from featcache.extras.report.templates import render_page
-from featcache.extras.report.trainings import Training, best_of, trainings_of
+from featcache.extras.report.tuned_models import TunedModel, best_of, tuned_models_of
 from featcache.files import write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
@@ -36,26 +36,26 @@ from featcache.models import image_source
 from featcache.outputs import Kind, check_output
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.comparing import said_by
-from featcache.sweeps.metrics import LOWER_IS_BETTER, Said, Score, score_of, value_of
+from featcache.sweeps.comparing import predictions_on_selection
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Predictions, Score, score_of, value_of
 from featcache.text import printable
 
 log = logging.getLogger(__name__)
 
-MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter of older pages
-MARKED_BYTES = 4096  # of the beginning of a page, in which the mark stands
+MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter in older pages
+MARKED_BYTES = 4096  # at the beginning of a page, which hold the mark
 
 
 @dataclass(frozen=True)
 class Report:
-    """What stands in the page."""
+    """The content of the page."""
 
     run: Run
-    chosen: Chosen | None  # as it was when images chose it; None: no trial has a score
-    source: Source | None  # of the images; None: they are gone
-    is_named: bool = False  # the user asked for this head, so models from other heads are none of it
+    chosen: Chosen | None  # the head, as the images chose it; None if no trial has a score
+    source: Source | None  # of the images; None if they are gone
+    is_named: bool = False  # the user asked for this head, so the page leaves out models tuned from other heads
     final: Mapping[str, Score] | None = None
-    tested: Final | None = None  # what the final scores are made of
+    tested: Final | None = None  # predictions behind the final scores
     moved: str | Path | None = None  # where the images are now
     progress: Progress = field(default=silent, repr=False)
 
@@ -70,51 +70,52 @@ class Report:
         return self.run.cache()
 
     @cached_property
-    def trainings(self) -> list[Training]:
+    def tuned_models(self) -> list[TunedModel]:
         """Return the models that were fine-tuned from the run."""
-        return trainings_of(self.run, self.cache)
+        return tuned_models_of(self.run, self.cache)
 
     @cached_property
-    def head(self) -> Judged | None:
-        """Return what the head predicts: of the images that chose it, or of validation where a tuned model was."""
+    def head(self) -> Evaluation | None:
+        """Return the head's predictions of the images that chose it; beside a tuned model, of the validation images."""
         if self.chosen is None:
             return None
-        if self.trainings and self.run.settings.cv:
+        if self.tuned_models and self.run.settings.selection.is_within_train:
+            # Folds chose the head, but the validation images chose the tuned models: compare on these.
             rows = self.run.rows(self.cache, "val")
             predicted = self.chosen.estimator.predict(self.chosen.features(rows))
             logits = None if self.chosen.trial.log_loss is None else self.chosen.logits(rows)
-            return Judged(rows, Said.of(self.cache.labels(rows), predicted, logits), self.classes)
-        return Judged(*said_by(self.chosen), self.classes)
+            return Evaluation(rows, Predictions.of(self.cache.labels(rows), predicted, logits), self.classes)
+        return Evaluation(*predictions_on_selection(self.chosen), self.classes)
 
     @cached_property
-    def tuned(self) -> Training | None:
-        """Return the fine-tuned model that the page is about; None where it is about the head."""
+    def tuned(self) -> TunedModel | None:
+        """Return the fine-tuned model that the page is about; None if it is about the head."""
         if self.chosen is None or self.head is None:
             return None
         trial = self.chosen.trial.trial if self.is_named else None
         metric = self.run.settings.metric
-        return best_of(self.trainings, trial, metric, value_of(self.head.said, metric))
+        return best_of(self.tuned_models, trial, metric, value_of(self.head.predictions, metric))
 
     @cached_property
-    def judged(self) -> Judged | None:
-        """Return what the model that the page is about predicts of the images that chose it."""
-        if self.tuned is not None and self.tuned.said is not None:
-            return Judged(self.tuned.rows, self.tuned.said, self.classes)
-        return None if self.chosen is None else Judged(*said_by(self.chosen), self.classes)
+    def main(self) -> Evaluation | None:
+        """Return the predictions of the model that the page is about, of the images that chose it."""
+        if self.tuned is not None and self.tuned.predictions is not None:
+            return Evaluation(self.tuned.rows, self.tuned.predictions, self.classes)
+        return None if self.chosen is None else Evaluation(*predictions_on_selection(self.chosen), self.classes)
 
     @cached_property
     def tested_names(self) -> list[str]:
-        """Return what the final scores call the model that the page is about, and then its head."""
+        """Return the names in the final scores of the model that the page is about and, if that is tuned, its head."""
         if self.tested is None:
             return []
-        names = [next(iter(self.tested.said))]
+        names = [next(iter(self.tested.predictions))]
         if self.tuned is not None and self.tuned.path in self.tested.models:
             names.insert(0, self.tested.models[self.tuned.path])
         return names
 
     def context(self) -> dict[str, Any]:
-        """Return what the template reads."""
-        run, judged = self.run, self.judged
+        """Return the variables of the template."""
+        run, main = self.run, self.main
         beside = self.head if self.tuned else None
         hidden = "test" if self.final is None else ""
         log.info("Looking for leaks and wrong labels")
@@ -141,22 +142,22 @@ class Report:
             "left_out": [trial for trial in run.trials if trial.status != "ok"],
             "curves": figures.of_scores(run, self.cache),
             "tuned": self.tuned,
-            "score": judged and score_of(judged.said, run.settings.metric),
-            "head_score": beside and score_of(beside.said, run.settings.metric),
+            "score": main and score_of(main.predictions, run.settings.metric),
+            "head_score": beside and score_of(beside.predictions, run.settings.metric),
             "test_score": self.tested.scores[self.tested_names[0]] if self.tested else None,
-            "judged": judged,
-            "plots_of_models": self._plots(judged, beside),
-            "confused": judged and judged.confused,
-            "classes_of": self._classes(judged, beside),
+            "judged": main,
+            "plots_of_models": self._plots(main, beside),
+            "confused": main and main.confused,
+            "classes_of": _classes(main, beside),
             "tests": self._tests(),
-            "mistakes": judged and self._pictures(judged.mistakes),
-            "uncertain": judged and self._pictures(judged.uncertain),
+            "mistakes": main and self._pictures(main.mistakes),
+            "uncertain": main and self._pictures(main.uncertain),
             "checks": checks,
             "pairs": pairs_of(checks, self.cache, self.source),
             "doubts": doubts_of(checks, self.cache, self.source),
             "map": self._map(),
-            "trainings": self.trainings,
-            "commands": commands(run, self.cache, [training.record for training in self.trainings]),
+            "trainings": self.tuned_models,
+            "commands": commands(run, self.cache, [model.record for model in self.tuned_models]),
             "failures": self.cache.failures,
             "has_pictures": self.source is not None,
         }
@@ -165,107 +166,120 @@ class Report:
         run, cache = self.run, self.cache
         size = sum(file.stat().st_size for file in _files_of(cache.path))
         heads = sum(trial.size for trial in run.trials)
-        return [
+        facts = [
             ("Images", f"{len(cache.rows)} in {cache.images_from}, {len(cache.failures)} could not be read"),
             ("Classes", str(len(run.classes))),
             ("Chosen on", _how(run)),
             ("Features", f"{cache.path}, {size / 1e6:.1f} MB"),
             ("Sweep", f"{len(run.trials)} trials in {run.seconds:.1f} s; heads of {heads / 1e6:.1f} MB"),
             ("Seed", str(run.settings.seed)),
-            *([("Settings", _settings(run))] if _settings(run) else []),
-            *_makers(run),
         ]
+        settings = _settings(run)
+        if settings:
+            facts.append(("Settings", settings))
+        return facts + _makers(run)
 
     def _taps(self) -> list[dict[str, Any]]:
         stored = stored_rows(self.cache.path)
-        taps = [self.cache.taps[name] for name in self.run.fingerprints]
-        rows = [stored[tap.fingerprint] for tap in taps]
-        return [
-            {"tap": tap, "width": int(np.prod(one.shape)), "makers": list(map(_maker, one.makers))}
-            for tap, one in zip(taps, rows, strict=True)
-        ]
+        taps: list[dict[str, Any]] = []
+        for name in self.run.fingerprints:
+            tap = self.cache.taps[name]
+            rows = stored[tap.fingerprint]
+            makers = [_maker(maker) for maker in rows.makers]
+            taps.append({"tap": tap, "width": int(np.prod(rows.shape)), "makers": makers})
+        return taps
 
     def _splits(self) -> list[dict[str, Any]]:
-        shown = ["train", "val", *(["test"] if "test" in self.cache.splits else [])]
-        labels = {split: [row.label for row in self.cache.usable(split)] for split in shown}
-        return [{"split": split, "images": len(found), "classes": len(set(found))} for split, found in labels.items()]
+        splits: list[dict[str, Any]] = []
+        for split in ("train", "val", "test"):
+            if split != "test" or "test" in self.cache.splits:
+                labels = [row.label for row in self.cache.usable(split)]
+                splits.append({"split": split, "images": len(labels), "classes": len(set(labels))})
+        return splits
 
-    def _plots(self, judged: Judged | None, beside: Judged | None) -> list[tuple[str, str]]:
-        """Return (title, SVG) of confusion and calibration, those of the head beside those of a fine-tuned model."""
-        found = []
-        for name, model in (("", judged), ("The head: ", beside)):
+    def _plots(self, main: Evaluation | None, beside: Evaluation | None) -> list[tuple[str, str]]:
+        """Return (title, SVG) of confusion and calibration; beside those of a fine-tuned model, the head's."""
+        prefix = f"{self.tuned.name}: " if self.tuned else ""
+        figures: list[tuple[str, str]] = []
+        for name, model in ((prefix, main), ("The head: ", beside)):
             if model is None:
                 continue
-            name = f"{self.tuned.name}: " if self.tuned and not name else name
             title = f"{name}true classes (down) by predicted ones (across); shaded by share of the true class."
-            found.append((title, plots.confusion(model.counts, self.classes, about=title)))
+            figures.append((title, plots.confusion(model.counts, self.classes, about=title)))
             if model.calibration is not None:
                 title = (
                     f"{name}calibration: points on the dashed line are as right as they were sure. Expected "
-                    f"calibration error {value_of(model.said, 'ece'):.3f}."
+                    f"calibration error {value_of(model.predictions, 'ece'):.3f}."
                 )
-                found.append((title, model.calibration))
-        return found
-
-    def _classes(self, judged: Judged | None, beside: Judged | None) -> list[dict[str, Any]]:
-        """Return the scores of each class, with the head's recall where the page is about a fine-tuned model."""
-        if judged is None:
-            return []
-        of_head = beside.per_class if beside else [{"recall": None}] * len(self.classes)
-        return [{**row, "head": head["recall"]} for row, head in zip(judged.per_class, of_head, strict=True)]
+                figures.append((title, model.calibration))
+        return figures
 
     def _tests(self) -> dict[str, Any] | None:
-        """Return what the model that the page is about does on the test split; None unless that was opened."""
+        """Return the test results of the model that the page is about; None unless the test split was opened."""
         if self.tested is None:
             return None
-        model, *head = [Judged(self.tested.rows, self.tested.said[name], self.classes) for name in self.tested_names]
+        evaluations: list[Evaluation] = []
+        for name in self.tested_names:
+            evaluations.append(Evaluation(self.tested.rows, self.tested.predictions[name], self.classes))
+        model, *head = evaluations
         name = printable(self.tested_names[0])
         title = f"{name}, on the test split: true classes (down) by predicted ones (across)."
         return {
             "name": name,
             "images": len(self.tested.rows),
-            "classes": self._classes(model, head[0] if head else None),
+            "classes": _classes(model, head[0] if head else None),
             "has_head": bool(head),
             "matrix": (title, plots.confusion(model.counts, self.classes, about=title)),
         }
 
-    def _pictures(self, places_of: Classes) -> list[dict[str, Any]]:
-        assert self.judged is not None
-        said, classes = self.judged.said, self.judged.classes
-        return [
-            {
-                "data": picture(self.source, self.judged.rows[at], bits_of(self.cache)),
-                "path": printable(self.judged.rows[at].path),
-                "true": classes[said.truth[at]],
-                "predicted": classes[said.predicted[at]],
-                "sure": None if said.confidence is None else float(said.confidence[at]),
-                "head": classes[self.head.said.predicted[at]] if self.tuned and self.head else "",
-            }
-            for at in places_of
-        ]
+    def _pictures(self, numbers: Classes) -> list[dict[str, Any]]:
+        assert self.main is not None
+        predictions, classes = self.main.predictions, self.main.classes
+        bits = bits_of(self.cache)
+        pictures: list[dict[str, Any]] = []
+        for number in numbers:
+            row = self.main.rows[number]
+            pictures.append(
+                {
+                    "data": picture(self.source, row, bits),
+                    "path": printable(row.path),
+                    "true": classes[predictions.truth[number]],
+                    "predicted": classes[predictions.predicted[number]],
+                    "sure": None if predictions.confidence is None else float(predictions.confidence[number]),
+                    "head": classes[self.head.predictions.predicted[number]] if self.tuned and self.head else "",
+                }
+            )
+        return pictures
 
     def _map(self) -> dict[str, Any] | None:
-        """Return the map of the images that trained and chose, of test only once it was opened."""
+        """Return the map of the training and validation images, and of test images once test was opened."""
         if self.chosen is None:
             return None
-        splits = ["train", "val", *(["test"] if self.final is not None and "test" in self.cache.splits else [])]
-        rows = [row for split in splits for row in self.run.rows(self.cache, split)]
-        shown = sorted(sorted(rows, key=lambda row: row.digest)[:MOST], key=lambda row: (row.label, row.path))
-        said = self._said_of()
+        splits = ["train", "val"]
+        if self.final is not None and "test" in self.cache.splits:
+            splits.append("test")
+        rows: list[ImageRow] = []
+        for split in splits:
+            rows += self.run.rows(self.cache, split)
+        # By digest: a sample that is the same every time, whatever the order of the rows.
+        sample = sorted(rows, key=lambda row: row.digest)[:MOST]
+        shown = sorted(sample, key=lambda row: (row.label, row.path))
         log.info("Arranging %d images on the map", len(shown))
-        at = places(self._seen(shown))
-        points = [
-            {
-                "x": round(float(x), 4),
-                "y": round(float(y), 4),
-                "path": printable(row.path),
-                "class": printable(row.label),
-                "split": row.split,
-                "predicted": printable(said.get(row.path, "")),
-                "verdict": _verdict(said.get(row.path), row.label),
-            }
-            for row, (x, y) in zip(shown, at, strict=True)
-        ]
+        predicted_by_path = self._predicted_by_path()
+        points: list[dict[str, Any]] = []
+        for row, (x, y) in zip(shown, places(self._prepared_features(shown)), strict=True):
+            predicted = predicted_by_path.get(row.path)
+            points.append(
+                {
+                    "x": round(float(x), 4),
+                    "y": round(float(y), 4),
+                    "path": printable(row.path),
+                    "class": printable(row.label),
+                    "split": row.split,
+                    "predicted": printable(predicted or ""),
+                    "verdict": _verdict(predicted, row.label),
+                }
+            )
         pictures = sheet(self.source, shown, bits_of(self.cache), self.progress)
         colours = {
             "class": plots.palette(self.classes),
@@ -274,21 +288,31 @@ class Report:
         }
         return {"points": points, "sheet": pictures, "colours": colours, "of": len(rows), "tap": self.chosen.trial.tap}
 
-    def _seen(self, rows: Sequence[ImageRow]) -> Features:
-        """Return features as the classifier sees them, after the steps before it."""
+    def _prepared_features(self, rows: Sequence[ImageRow]) -> Features:
+        """Return features as the classifier gets them, after the steps before it."""
         assert self.chosen is not None
         features = self.chosen.features(rows)
-        before = self.chosen.estimator[:-1]
-        return np.asarray(before.transform(features)) if len(before) else features
+        steps = self.chosen.estimator[:-1]
+        return np.asarray(steps.transform(features)) if len(steps) else features
 
-    def _said_of(self) -> dict[str, str]:
-        """Return {path: predicted class} of the images that were judged, as the class is called."""
-        assert self.judged is not None
-        judged = list(zip(self.judged.rows, self.judged.said.predicted, strict=True))
+    def _predicted_by_path(self) -> dict[str, str]:
+        """Return {path: name of the predicted class}."""
+        assert self.main is not None
+        predictions = list(zip(self.main.rows, self.main.predictions.predicted, strict=True))
         if self.tested is not None:
-            predicted = self.tested.said[self.tested_names[0]].predicted
-            judged += zip(self.tested.rows, predicted, strict=True)
-        return {row.path: self.run.classes[int(at)] for row, at in judged}
+            predicted = self.tested.predictions[self.tested_names[0]].predicted
+            predictions += zip(self.tested.rows, predicted, strict=True)
+        return {row.path: self.run.classes[int(number)] for row, number in predictions}
+
+
+def _classes(main: Evaluation | None, beside: Evaluation | None) -> list[dict[str, Any]]:
+    """Return the scores of each class, with the head's recall if there is a head beside the model."""
+    if main is None:
+        return []
+    if beside is None:
+        return [{**scores, "head": None} for scores in main.per_class]
+    both = zip(main.per_class, beside.per_class, strict=True)
+    return [{**scores, "head": head_scores["recall"]} for scores, head_scores in both]
 
 
 def is_report(path: Path) -> bool:
@@ -302,14 +326,14 @@ REPORT = Kind("report of featcache", is_report)
 
 
 def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None, *, force: bool = False) -> None:
-    """Raise now what `write_report` would raise: DiskFault, ImagesChanged, UsageError if something else lies there."""
+    """Raise early what `write_report` would raise: DiskFault, ImagesChanged, UsageError if another file is there."""
     path = Path(out)
     source = _source(run.best if run.ranked else None, images)
     check_output(path, REPORT, inputs=_files_read(run, path, source), force=force)
 
 
 def _files_read(run: Run, out: Path, source: Source | None) -> list[Path]:
-    """Return what a report is made of, if there is a file that it could replace: the run, its cache, its images."""
+    """Return the files that a report reads (run, cache, images), if there is a file at `out` that could be one."""
     if not out.is_file():
         return []
     cache = run.cache()
@@ -331,20 +355,23 @@ def write_report(
 ) -> Path:
     """Write one HTML file of a run (default: report.html in its folder) and return its path.
 
-    The page is about the best model that was fine-tuned from the run, with the best head beside it, or about that head.
-    images: where the images lie now, for thumbnails; without any there are none. chosen: the head that is looked at;
-    then only models from it count. final: scores on the test split, if it was opened; tested: what `open_test` found
-    there, for the scores of each class and the map. force: replace what lies at `out` even if it is no earlier report.
-    Raises NotARun, DiskFault, ImagesChanged, UsageError if something else lies at `out`.
+    The page is about the best model that was fine-tuned from the run, beside its best head; else about that head.
+    images: where the images lie now; if they are gone, the page has no thumbnails. chosen: the head to report on; the
+    page then shows only models tuned from it. final: scores on the test split, if it was opened. tested: what
+    `open_test` returned, for the scores of each class and the map. force: replace any file at `out`.
+    Raises NotARun, DiskFault, ImagesChanged, UsageError if something else than a report lies at `out`.
     """
     path = run.path / "report.html" if out is None else Path(out)
     check_page(run, path, images, force=force)
-    named = chosen or (run.best if run.ranked else None)
-    head = named and replace(named, refit=False)
+    head = chosen or (run.best if run.ranked else None)
+    if head is not None:
+        # The refitted head has seen the validation images, which must not judge it.
+        head = replace(head, refit=False)
     source = _source(head, images)
     moved = None if isinstance(images, Images) else images
     report = Report(run, head, source, chosen is not None, final, tested, moved, progress)
     page = render(report).encode("utf-8", "replace")
+    # Again, because rendering takes a while and another file may lie there by now.
     check_output(path, REPORT, inputs=_files_read(run, path, source), force=force)
     write_whole(path, page)
     return path
@@ -357,13 +384,15 @@ def render(report: Report) -> str:
 
 
 def _maker(text: str) -> str:
-    """Return on one line what computed rows: the engine and the versions."""
+    """Return on one line which engine and versions computed rows."""
     facts = json.loads(text)
     return ", ".join(f"{name} {value}" for name, value in facts.items() if name != "weights_source")
 
 
-def _verdict(said: str | None, label: str) -> str:
-    return "not judged" if said is None else "right" if said == label else "mistake"
+def _verdict(predicted: str | None, label: str) -> str:
+    if predicted is None:
+        return "not judged"
+    return "right" if predicted == label else "mistake"
 
 
 def _source(head: Chosen | None, images: Images | str | Path | None) -> Source | None:
@@ -371,39 +400,42 @@ def _source(head: Chosen | None, images: Images | str | Path | None) -> Source |
         return None
     try:
         return image_source(head, images)
-    except DataError:  # gone, or an archive that is damaged now
+    except DataError:  # the images are gone, or in an archive that is damaged
         if images is not None:
             raise
         return None
 
 
 def _files_of(path: Path) -> list[Path]:
-    return [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def _how(run: Run) -> str:
-    cv = run.settings.cv
-    way = "the validation split"
-    if cv:
-        way = "train, leaving one out" if cv == "loo" else f"train, by {cv}-fold cross-validation"
-    text = f"{run.num_select} images of {way}; {run.num_train} trained"
+    selection = run.settings.selection
+    text = f"{run.num_select} images ({selection.describe()}); {run.num_train} trained"
     if not run.unjudged:
         return text
-    return f"{text}. {unjudged_text(run.unjudged, len(run.classes), 'training' if cv else 'validation')}"
+    images = "training" if selection.is_within_train else "validation"
+    return f"{text}. {unjudged_text(run.unjudged, len(run.classes), images)}"
 
 
 def _settings(run: Run) -> str:
-    asked = run.settings
-    said = {"preset": asked.preset, "class weight": asked.class_weight, "images per class": asked.shots}
-    said["budget"] = None if asked.budget is None else f"{asked.budget:g} s"
-    return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+    settings = run.settings
+    budget = None if settings.budget is None else f"{settings.budget:g} s"
+    values = {
+        "preset": settings.preset,
+        "class weight": settings.class_weight,
+        "images per class": settings.shots,
+        "budget": budget,
+    }
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _makers(run: Run) -> list[tuple[str, str]]:
-    """Return what the trials were made with; several versions and machines where a sweep went on elsewhere."""
+    """Return the versions and machines that made the trials; several if a sweep was continued elsewhere."""
     if not run.makers:
         return [("Versions", "not recorded: an earlier version of featcache made this run")]
-    facts = []
+    facts: list[tuple[str, str]] = []
     for maker in run.makers:
         versions = ", ".join(f"{name} {number}" for name, number in maker["versions"].items())
         cores = "1 core" if maker["cores"] == 1 else f"{maker['cores']} cores"

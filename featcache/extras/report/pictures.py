@@ -22,7 +22,7 @@ from featcache.images.sources import Source
 from featcache.spec import ALL_BITS, DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent, with_bits
 
 THUMBNAIL, SMALL, LARGE = 48, 112, 160  # pixels
-SHEET_BYTES = 2_400_000  # of the sheet as text
+SHEET_BYTES = 2_400_000  # most bytes of a sheet, as text
 QUALITIES = (70, 50, 30, 10)
 GREY = 128
 
@@ -39,31 +39,32 @@ class Sheet:
 def sheet(
     source: Source | None, rows: Sequence[ImageRow], bits: int = ALL_BITS, progress: Progress = silent
 ) -> Sheet | None:
-    """Return the thumbnails of these images in their order; None without any. Grey is what is gone."""
+    """Return the thumbnails of these images, in their order; missing images are grey. None if there are no images."""
     if source is None or not rows:
         return None
     columns = int(np.ceil(np.sqrt(len(rows))))
     cells = np.full((len(rows), THUMBNAIL, THUMBNAIL, 3), GREY, np.uint8)
     with ThreadPoolExecutor(num_threads()) as threads:
-        for at, pixels in enumerate(threads.map(partial(_pixels, source, THUMBNAIL, "crop", bits), rows)):
+        all_pixels = threads.map(partial(_pixels, source, THUMBNAIL, "crop", bits), rows)
+        for number, pixels in enumerate(all_pixels):
             if pixels is not None:
-                cells[at] = pixels
-            progress(Tick("thumbnails", at + 1, len(rows)))
-    whole = tiled(cells, columns, int(np.ceil(len(rows) / columns)), fill=255)
+                cells[number] = pixels
+            progress(Tick("thumbnails", number + 1, len(rows)))
+    grid = tiled(cells, columns, int(np.ceil(len(rows) / columns)), fill=255)
     for quality in QUALITIES:
-        data = _data(whole, quality)
+        data = _data_uri(grid, quality)
         if len(data) <= SHEET_BYTES:
             break
     return Sheet(data, columns)
 
 
 def bits_of(cache: Cache) -> int:
-    """Return how many bits of 16-bit images the features of a cache were made of; the fewest of several."""
+    """Return how many bits of 16-bit images the features were computed from; if taps differ, the fewest."""
     return min((tap.preprocess.bits for tap in cache.taps.values()), default=ALL_BITS)
 
 
 def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
-    """Return images (N, size, size, 3) as one, line by line; fill: of the places that are left."""
+    """Return images (N, size, size, 3) as one image, line by line. fill: grey level of unused places."""
     size = cells.shape[1]
     grid = np.full((lines * columns, size, size, 3), fill, np.uint8)
     grid[: len(cells)] = cells
@@ -71,15 +72,15 @@ def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
 
 
 def picture(source: Source | None, row: ImageRow, bits: int = ALL_BITS) -> str | None:
-    """Return one image as a data URI, whole on a square; None if it is gone or another now."""
+    """Return one image as a data URI, uncropped on a square; None if it is gone or has changed."""
     pixels = None if source is None else _pixels(source, LARGE, "pad", bits, row)
-    return None if pixels is None else _data(pixels, 75)
+    return None if pixels is None else _data_uri(pixels, 75)
 
 
 def small_picture(source: Source, row: ImageRow) -> str | None:
-    """Return one image as a smaller data URI, for a grid of many; None if it is gone or another now."""
+    """Return one image as a smaller data URI, for a grid of many; None if it is gone or has changed."""
     pixels = _pixels(source, SMALL, "pad", ALL_BITS, row)
-    return None if pixels is None else _data(pixels, 60)
+    return None if pixels is None else _data_uri(pixels, 60)
 
 
 def _pixels(source: Source, size: int, resize: Resize, bits: int, row: ImageRow) -> Pixels | None:
@@ -89,7 +90,7 @@ def _pixels(source: Source, size: int, resize: Resize, bits: int, row: ImageRow)
         return None
 
 
-def _data(pixels: Any, quality: int) -> str:
+def _data_uri(pixels: Any, quality: int) -> str:
     from PIL import Image
 
     file = io.BytesIO()

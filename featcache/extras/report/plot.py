@@ -1,4 +1,4 @@
-"""How the score depends on the tap and on the parameters of heads, as text: a point and its 95 % interval a line."""
+"""Scores by tap and by head parameter as text: on each line a point with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -9,61 +9,76 @@ from featcache.extras.report.table import shortened
 from featcache.heads.estimators import family_of
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import better
-from featcache.sweeps.run import spelt
-from featcache.text import table, wrapped
+from featcache.sweeps.trial import spelt
+from featcache.text import table
 
-WIDE = 34  # characters from the lowest to the highest end of an interval
+WIDTH = 34  # characters from the lowest to the highest end of an interval
 
 
 def plots(run: Run) -> str:
-    """Return a plot of the best score of every tap, then on the best tap one of every parameter that was varied.
+    """Return a plot of the best score by tap, then for each parameter that was varied on the best tap.
 
-    What else was varied is at its best in every line.
+    On each line all other settings are at their best.
     """
     ranked = [trial for trial in run.ranked if all(map(math.isfinite, trial.judged))]
-    shown = []
-    taps = {tap: [trial for trial in ranked if trial.tap == tap] for tap in run.settings.taps}
-    taps = {tap: trials for tap, trials in taps.items() if trials}
-    if len(taps) > 1:
-        short, said = shortened(taps)
-        shown += [*map(wrapped, said), _plot("tap", {short[tap]: trials for tap, trials in taps.items()}, run), ""]
-    best = [trial for trial in ranked if trial.tap == ranked[0].tap]
-    for family in dict.fromkeys(family_of(trial.head).name for trial in best):
-        trials = [trial for trial in best if family_of(trial.head).name == family]
+    blocks: list[str] = []
+    trials_of_tap: dict[str, list[Trial]] = {}
+    for tap in run.settings.taps:
+        trials = [trial for trial in ranked if trial.tap == tap]
+        if trials:
+            trials_of_tap[tap] = trials
+    if len(trials_of_tap) > 1:
+        short_names, notes = shortened(trials_of_tap)
+        lines = {short_names[tap]: trials for tap, trials in trials_of_tap.items()}
+        blocks += [*notes, _plot("tap", lines, run), ""]
+
+    on_best_tap = [trial for trial in ranked if trial.tap == ranked[0].tap]
+    trials_of_family: dict[str, list[Trial]] = {}
+    for trial in on_best_tap:
+        trials_of_family.setdefault(family_of(trial.head).name, []).append(trial)
+    for family, trials in trials_of_family.items():
         for name, lines in _parameters(trials).items():
-            shown += [wrapped(f"{family} on {best[0].tap}:"), _plot(name, lines, run), ""]
-    if not shown:
+            blocks += [f"{family} on {ranked[0].tap}:", _plot(name, lines, run), ""]
+    if not blocks:
         return "Nothing to plot: there is one tap only, and no parameter of a head has two values."
-    return "\n".join([*shown, f"o {run.settings.metric} of the best trial there, --- its 95 % interval."])
+    return "\n".join([*blocks, f"o {run.settings.metric} of the best trial there, --- its 95 % interval."])
 
 
 def _parameters(trials: Sequence[Trial]) -> dict[str, dict[str, list[Trial]]]:
     """Return {"alpha": {value: its trials}} of each parameter with several values; numbers from low to high."""
-    found = {}
-    for name in dict.fromkeys(name for trial in trials for name in trial.params if name != "hidden"):
+    names = dict.fromkeys(name for trial in trials for name in trial.params if name != "hidden")
+    parameters: dict[str, dict[str, list[Trial]]] = {}
+    for name in names:
+        # By repr, because a value may be a list, which no dict takes as a key.
         values = list({repr(trial.params.get(name)): trial.params.get(name) for trial in trials}.values())
         if all(isinstance(value, (int, float)) for value in values):
             values.sort()
         if len(values) > 1:
-            lines = {spelt(value): [trial for trial in trials if trial.params.get(name) == value] for value in values}
-            found[name] = lines
-    return found
+            parameters[name] = {}
+            for value in values:
+                parameters[name][spelt(value)] = [trial for trial in trials if trial.params.get(name) == value]
+    return parameters
 
 
 def _plot(name: str, lines: Mapping[str, Sequence[Trial]], run: Run) -> str:
-    """Return a line for the best trial of each, all on one scale."""
+    """Return a line for the best trial of each label, all on one scale."""
     metric = run.settings.metric
-    tops = {label: max(trials, key=lambda trial: better(metric, trial.judged.value)) for label, trials in lines.items()}
-    lowest = min(trial.judged.low for trial in tops.values())
-    highest = max(trial.judged.high for trial in tops.values())
+    best_of: dict[str, Trial] = {}
+    for label, trials in lines.items():
+        best_of[label] = max(trials, key=lambda trial: better(metric, trial.judged.value))
+    lowest = min(trial.judged.low for trial in best_of.values())
+    highest = max(trial.judged.high for trial in best_of.values())
 
-    def place(score: float) -> int:
-        return round((score - lowest) / ((highest - lowest) or 1.0) * (WIDE - 1))
+    def column(score: float) -> int:
+        return round((score - lowest) / ((highest - lowest) or 1.0) * (WIDTH - 1))
 
     def drawn(trial: Trial) -> str:
-        value, low, high = map(place, trial.judged)
-        return "".join("o" if at == value else "-" if low <= at <= high else " " for at in range(WIDE))
+        value, low, high = map(column, trial.judged)
+        line = [" "] * WIDTH
+        line[low : high + 1] = "-" * (high + 1 - low)
+        line[value] = "o"
+        return "".join(line)
 
-    axis = f"{lowest:<{WIDE - 5}.3f}{highest:.3f}"
-    rows = [[label, f"{trial.judged.value:.3f}", f"|{drawn(trial)}|"] for label, trial in tops.items()]
+    axis = f"{lowest:<{WIDTH - 5}.3f}{highest:.3f}"
+    rows = [[label, f"{trial.judged.value:.3f}", f"|{drawn(trial)}|"] for label, trial in best_of.items()]
     return table([name, metric, f" {axis} "], rows)

@@ -1,4 +1,4 @@
-"""Plots as SVG that stands in a page: its text takes the page's colour and font, so it reads in light and dark."""
+"""Plots as SVG for a page. Their text takes the colour and font of the page, so they can be read in light and dark."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes
-from featcache.sweeps.metrics import NUM_BINS, Said, wilson
+from featcache.sweeps.metrics import NUM_BINS, Predictions, Score, wilson
 
-INK = "#010203"  # stands for the colour of the page's text, and is used for nothing else
+INK = "#010203"  # is replaced by the colour of the page's text; no plot uses it for anything else
 COLOURS = ("#3b7dd8", "#d9722b", "#2f9e6e", "#c94f7c", "#8a6fd1", "#b08a1e", "#2ba3b8", "#8c8c8c")
 MOST_LABELS = 40  # classes whose names fit beside a matrix
 MOST_COUNTS = 20  # classes whose counts fit into its cells
@@ -35,25 +35,26 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """Points (x, y) under one name; low and high are the ends of their intervals, if they have some."""
+class Curve:
+    """Points (x, y) under one name, and the ends of their intervals if they have any."""
 
     name: str
     x: Sequence[Any]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    dashed: bool = field(default=False, kw_only=True)  # in the colour of the line before it, to which it belongs
+    dashed: bool = field(default=False, kw_only=True)  # drawn in the colour of the curve before it, to which it belongs
 
 
 def curves(
-    lines: Sequence[Line], x: str, y: str, *, log: bool = False, limits: tuple[float, float] | None = None, about: str
+    lines: Sequence[Curve], x: str, y: str, *, log: bool = False, limits: tuple[float, float] | None = None, about: str
 ) -> str:
-    """Return lines over numbers. limits: of the scale of y, None for what the lines need."""
+    """Return a plot of curves over numbers. limits: ends of the y axis; None to fit the curves."""
     with _figure(6.0, 2.8 + 0.1 * len(lines), about) as (axes, svg):
         number = -1
         for line in lines:
-            number += 0 if line.dashed else 1
+            if not line.dashed:
+                number += 1
             colour = COLOURS[number % len(COLOURS)]
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
@@ -72,20 +73,17 @@ def curves(
     return svg.text
 
 
-def steps(lines: Sequence[Line], y: str, *, limits: tuple[float, float] | None = None, about: str) -> str:
-    """Return points over names that follow one another, with their intervals. limits: of the scale of y."""
+def steps(lines: Sequence[Curve], y: str, *, limits: tuple[float, float] | None = None, about: str) -> str:
+    """Return a plot of points with intervals over names, side by side. limits: ends of the y axis."""
     names = [name for line in lines for name in line.x]
     with _figure(6.0, 2.4 + 0.055 * max(map(len, names)), about) as (axes, svg):
         start = 0
         for number, line in enumerate(lines):
             low, high = line.low or line.y, line.high or line.y
-            apart = [
-                [a - b for a, b in zip(line.y, low, strict=True)],
-                [b - a for a, b in zip(line.y, high, strict=True)],
-            ]
+            lengths = [np.subtract(line.y, low), np.subtract(high, line.y)]
             places = list(range(start, start + len(line.x)))
             colour = COLOURS[number % len(COLOURS)]
-            axes.errorbar(places, line.y, apart, marker="o", markersize=4, capsize=2, color=colour, label=line.name)
+            axes.errorbar(places, line.y, lengths, marker="o", markersize=4, capsize=2, color=colour, label=line.name)
             start += len(line.x)
         axes.set_xticks(range(start), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_ylabel(y)
@@ -95,7 +93,7 @@ def steps(lines: Sequence[Line], y: str, *, limits: tuple[float, float] | None =
 
 
 def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
-    """Return the (K, K) matrix of counts: true classes down, predicted ones across, shaded by share of the row."""
+    """Return a plot of the (K, K) counts: true classes down, predicted ones across, shaded by share of the row."""
     num = len(classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(7.0, 2.2 + 0.28 * min(num, MOST_LABELS))
@@ -115,31 +113,36 @@ def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
     return svg.text
 
 
-def calibration(said: Said, *, about: str) -> str:
-    """Return how often predictions are right against how sure they were, in bins, with 95 % intervals (Wilson)."""
-    assert said.confidence is not None
-    bins = np.minimum((said.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-    right = said.predicted == said.truth
-    there = np.unique(bins)
-    judged = [wilson(int(right[bins == one].sum()), int((bins == one).sum())) for one in there]
-    sure = [float(said.confidence[bins == one].mean()) for one in there]
-    sizes = [20 + 120 * float((bins == one).mean()) for one in there]
+def calibration(predictions: Predictions, *, about: str) -> str:
+    """Return a plot of how often predictions are right by how sure they were, in bins with 95 % intervals (Wilson)."""
+    assert predictions.confidence is not None
+    bins = np.minimum((predictions.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    is_right = predictions.predicted == predictions.truth
+    accuracies: list[Score] = []
+    sure: list[float] = []
+    sizes: list[float] = []
+    for number in np.unique(bins):
+        in_bin = bins == number
+        accuracies.append(wilson(int(is_right[in_bin].sum()), int(in_bin.sum())))
+        sure.append(float(predictions.confidence[in_bin].mean()))
+        sizes.append(20 + 120 * float(in_bin.mean()))
+    values, lows, highs = zip(*accuracies, strict=True)
     with _figure(4.0, 3.6, about) as (axes, svg):
         axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=INK, alpha=0.5)
-        axes.vlines(sure, [one.low for one in judged], [one.high for one in judged], color=COLOURS[0], linewidth=1)
-        axes.scatter(sure, [one.value for one in judged], s=sizes, color=COLOURS[0], zorder=3)
+        axes.vlines(sure, lows, highs, color=COLOURS[0], linewidth=1)
+        axes.scatter(sure, values, s=sizes, color=COLOURS[0], zorder=3)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="how sure it was", ylabel="how often it was right")
     return svg.text
 
 
-def confusions(said: Said, num_classes: int) -> Classes:
-    """Return (K, K) how many images of a class (row) were taken for another (column)."""
-    flat = np.bincount(said.truth * num_classes + said.predicted, minlength=num_classes**2)
-    return flat.reshape(num_classes, num_classes)
+def confusions(predictions: Predictions, num_classes: int) -> Classes:
+    """Return (K, K): images by true class (row) and predicted class (column)."""
+    cells = predictions.truth * num_classes + predictions.predicted
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def palette(names: Sequence[str]) -> Mapping[str, str]:
-    """Return a colour for every name; of many names, hues that go round with the golden angle."""
+    """Return {name: colour}. Many names get hues that are the golden angle apart, so that neighbours differ."""
     if len(names) <= len(COLOURS):
         return dict(zip(names, COLOURS, strict=False))
     return {name: f"hsl({137.508 * at % 360:.0f} 65% {45 + 12 * (at % 3)}%)" for at, name in enumerate(names)}
@@ -151,21 +154,21 @@ class _Svg:
 
 @contextmanager
 def _figure(width: float, height: float, about: str) -> Iterator[tuple[Any, _Svg]]:
-    """Give axes to draw on and, afterwards, the SVG. about: what it shows, for people who cannot see it."""
+    """Give axes to draw on; afterwards `text` is the SVG. about: what it shows, for people who cannot see it."""
     import matplotlib as mpl
     from markupsafe import escape
     from matplotlib.figure import Figure
 
-    found = _Svg()
+    svg = _Svg()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page has its own fonts
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(), found
+        yield figure.subplots(), svg
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     opening = f'<svg role="img" aria-label="{escape(about)}" style="max-width:{width * 96:.0f}px"'
-    found.text = opening + text[text.index("<svg") + 4 :].replace(INK, "currentColor")
+    svg.text = opening + text[text.index("<svg") + 4 :].replace(INK, "currentColor")
 
 
 def _legend(axes: Any, num_lines: int) -> None:

@@ -1,8 +1,8 @@
-"""One HTML file to decide about labels that look wrong, by eye: it needs no network, and saves the table of a review.
+"""One HTML file to review labels that look wrong, by eye. It needs no network and saves a table of decisions.
 
 The lines of that table are written here, so that paths and labels keep their bytes; the page only adds the decisions.
-Until they are saved the browser keeps them (localStorage) for the folder of the images, and there by the bytes and the
-label of each image. So a later page about the same images shows them, too.
+Until they are saved, the browser keeps them (localStorage), by the folder of the images and by the bytes and label of
+each image. So a later page about the same images shows them, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featcache.errors import DataError
 from featcache.extraction.pipeline import num_threads
 from featcache.extraction.reviewing import COLUMNS
 from featcache.extras.leaks import Doubt, Doubts
-from featcache.extras.leaks.reviewing import csv_line, doubt_cells
+from featcache.extras.leaks.label_review import csv_line, doubt_cells
 from featcache.extras.report.pictures import bits_of, picture
 from featcache.extras.report.templates import render_page
 from featcache.files import write_whole
@@ -30,11 +30,11 @@ from featcache.spec import ImageRow, Progress, Tick, digest_of, silent
 from featcache.text import printable
 
 MARK = b'<meta name="generator" content="featcache review">'
-MARKED_BYTES = 4096  # of the beginning of a page, in which the mark stands
-MOST = 10_000  # labels on the page; the table has all
-PICTURE_BYTES = 24_000_000  # of all pictures together, as text
+MARKED_BYTES = 4096  # at the beginning of a page, which hold the mark
+MOST = 10_000  # labels on the page; write_doubts writes all
+PICTURE_BYTES = 24_000_000  # most bytes of all pictures together, as text
 ON_A_PAGE = 48
-BLOCK = 256  # pictures that are made before their bytes are counted
+BLOCK = 256  # pictures at a time; their bytes are counted after each block
 
 
 def saved_as(cache: Path) -> str:
@@ -54,14 +54,14 @@ REVIEW_PAGE = Kind("review page of featcache", is_review_page)
 def check_review_page(
     cache: str | Path, out: str | Path, images: str | Path | None = None, *, force: bool = False
 ) -> None:
-    """Raise now what `write_review_page` would raise: UsageError, DiskFault."""
+    """Raise early what `write_review_page` would raise: UsageError, DiskFault."""
     path = Path(out)
-    read: list[Path] = []
-    if path.exists():
+    inputs: list[Path] = []
+    if path.exists():  # else it cannot be an input
         opened = Cache.open(cache)
         root = opened.root if images is None else Path(images)
-        read = [opened.path, root, *(root / row.path for row in opened.rows)]
-    check_output(path, REVIEW_PAGE, inputs=[file for file in read if file.is_file()], force=force)
+        inputs = [opened.path, root, *(root / row.path for row in opened.rows)]
+    check_output(path, REVIEW_PAGE, inputs=[file for file in inputs if file.is_file()], force=force)
 
 
 def write_review_page(
@@ -73,7 +73,7 @@ def write_review_page(
     force: bool = False,
     progress: Progress = silent,
 ) -> None:
-    """Write a page with the labels that look wrong, the most doubtful first, and a button that saves what is decided.
+    """Write a page with the labels that look wrong, the most doubtful first, and a button that saves the decisions.
 
     images: where the images lie now, if they have moved. force: replace what lies at `out` even if it is no such page.
     Raises UsageError, DiskFault, NoImages if there is nothing at `images`.
@@ -85,6 +85,7 @@ def write_review_page(
     shown = [doubt for doubt in doubted.doubts[:MOST] if doubt.path in row_of]
     rows = [row_of[doubt.path] for doubt in shown]
     pictures = _pictures(source, rows, bits_of(opened), progress)
+    cards = [_card(doubt, row, data) for doubt, row, data in zip(shown, rows, pictures, strict=True)]
     csv = saved_as(opened.path)
     context = {
         "name": printable(opened.path.name),
@@ -100,17 +101,18 @@ def write_review_page(
             "header": _encoded(csv_line(COLUMNS)),
             "onAPage": ON_A_PAGE,
             "classes": [_class(name) for name in opened.classes],
-            "rows": [_card(doubt, row, data) for doubt, row, data in zip(shown, rows, pictures, strict=True)],
+            "rows": cards,
         },
     }
     styles = ("page.css", "review.css")
     page = render_page("review.html", script="review.js", styles=styles, context=context)
+    # Again, because making pictures takes a while and another file may lie there by now.
     check_review_page(cache, out, images, force=force)
     write_whole(Path(out), page.encode("utf-8", "replace"))
 
 
 def _source(cache: Cache, images: str | Path | None) -> Source | None:
-    """Return where the images are; None if they are gone. Raises NoImages if they are not where the user says."""
+    """Return the source of the images; None if they are gone. Raises NoImages if they are not at `images`."""
     try:
         return open_source(cache.root if images is None else images)
     except DataError:
@@ -120,7 +122,7 @@ def _source(cache: Cache, images: str | Path | None) -> Source | None:
 
 
 def _pictures(source: Source | None, rows: Sequence[ImageRow], bits: int, progress: Progress) -> list[str | None]:
-    """Return the picture of each image as a data URI, as long as they fit; None of an image without one."""
+    """Return a data URI for each image; None for images that cannot be read or exceed the bytes of a page."""
     pictures: list[str | None] = []
     num_bytes = 0
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="pictures") as threads:
@@ -135,7 +137,7 @@ def _pictures(source: Source | None, rows: Sequence[ImageRow], bits: int, progre
 
 
 def _card(doubt: Doubt, row: ImageRow, picture: str | None) -> dict[str, Any]:
-    """Return what the page shows of an image, and the beginning of its line in the table."""
+    """Return the facts about an image for the page, and the beginning of its line in the table."""
     return {
         "id": digest_of([row.digest, row.label])[:24],
         "line": _encoded(csv_line(doubt_cells(doubt)).removesuffix(b"\n") + b","),

@@ -1,9 +1,10 @@
-"""A run as text: its trials, what there is to know of them, and the final scores."""
+"""A run as text: its trials, notes on them, and the final scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from string import ascii_uppercase
@@ -15,19 +16,21 @@ from featcache.errors import DataError
 from featcache.heads.steps import NONE, STANDARDISE
 from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
-from featcache.sweeps.run import LOO, spelt
+from featcache.sweeps.trial import spelt
 from featcache.sweeps.unseen import why_not_left_out
-from featcache.text import counted, fits, interval, printable, table, wrapped
+from featcache.text import counted, fits, interval, printable, table
 
-NAMED = 8  # classes that a note names; --json has all
-MOST_CLASSES = 20  # of which the recall on test is printed; --json has all
-FEW_SELECT = 100  # validation images below which their choice is mostly chance
+MOST_NAMES = 8  # classes that a note names; --json has all
+MOST_CLASSES = 20  # classes whose recall on test is printed; --json has all
+FEW_SELECT = 100  # with fewer validation images their choice is mostly chance
 
 
 def trials_table(run: Run, limit: int | None = None) -> str:
-    """Return the trials of a run, best first, and a line on ties and failures."""
+    """Return the trials of a run, best first, and notes on ties, failures and small data.
+
+    limit: print at most this many trials, and a line that says how to see the others.
+    """
     ranked = run.ranked
-    folds = any(trial.std is not None for trial in ranked)
     columns: dict[str, Callable[[Trial], object]] = {
         "trial": lambda trial: trial.trial,
         "tap": lambda trial: trial.tap,
@@ -40,45 +43,67 @@ def trials_table(run: Run, limit: int | None = None) -> str:
         "MB": lambda trial: f"{trial.size / 1e6:.2f}" if trial.size else "-",
         "handoff": lambda trial: "exact" if trial.handoff else "taught",
     }
-    one_tap = len({trial.tap for trial in ranked}) == 1
-    left_out = [*([] if folds else ["std"]), *(["tap", "width"] if one_tap else [])]
-    shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    if all(trial.std is None for trial in ranked):
+        del columns["std"]
+    lines: list[str] = []
+    has_one_tap = len({trial.tap for trial in ranked}) == 1
+    if has_one_tap:
+        del columns["tap"], columns["width"]
+        lines.append(f"On {ranked[0].tap}, {ranked[0].width} features:")
+
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
-    rows = [[cell(trial) for cell in shown.values()] for trial in ranked[:limit]]
-    where = [f"On {ranked[0].tap}, {ranked[0].width} features:"] if one_tap else []
-    if not one_tap and not fits(list(shown), rows):
-        short, where = shortened(dict.fromkeys(trial.tap for trial in ranked))
-        rows = [[row[0], short[str(row[1])], *row[2:]] for row in rows]
-    more = len(ranked) - len(rows)
-    rest = [f"{more} more: featcache show {quote(str(run.path))}"] if more else []
-    spare = [name for name in ("MB", "width", "std", "fit s") if name in shown]
-    return "\n".join([*map(wrapped, where), table(list(shown), rows, spare=spare), *rest, *map(wrapped, _notes(run))])
+    rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
+    if not has_one_tap and not fits(list(columns), rows):
+        short_names, notes = shortened(dict.fromkeys(trial.tap for trial in ranked))
+        lines += notes
+        tap_column = list(columns).index("tap")
+        for row in rows:
+            row[tap_column] = short_names[str(row[tap_column])]
+    spare = [name for name in ("MB", "width", "std", "fit s", "handoff") if name in columns]
+    lines.append(table(list(columns), rows, spare=spare))
+    num_hidden = len(ranked) - len(rows)
+    if num_hidden:
+        lines.append(f"{num_hidden} more: featcache show {quote(str(run.path))}")
+    return "\n".join([*lines, *_notes(run)])
 
 
 def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Return {tap: its name without the backbone, or with a letter for it}, and the line that says so.
+    """Return {tap: its name without the backbone, or with a letter for it}, and the lines that explain it.
 
     >>> shortened(["vgg16/top", "vgg16/block4_pool"])
     ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
-    >>> shortened(["vgg16/top", "vgg16/top+xception/top"])[0]
-    {'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'}
+    >>> shortened(["vgg16/top", "vgg16/top+xception/top"])  # doctest: +NORMALIZE_WHITESPACE
+    ({'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'},
+     ['On layers of these backbones (in --tap type the name, such as vgg16/top, not the letter):',
+      '  A  vgg16', '  B  xception'])
     """
-    parts = {tap: [part.strip().rpartition("/") for part in tap.split("+")] for tap in taps}
-    backbones = list(dict.fromkeys(backbone for some in parts.values() for backbone, _, _ in some))
-    letters = dict(zip(backbones, ascii_uppercase, strict=False))
+    layers_of: dict[str, list[tuple[str, str]]] = {}  # {tap: (backbone, layer) of its parts}
+    for tap in taps:
+        layers_of[tap] = []
+        for part in tap.split("+"):
+            backbone, _, layer = part.strip().rpartition("/")
+            layers_of[tap].append((backbone, layer))
+    all_layers = list(chain.from_iterable(layers_of.values()))
+    backbones = list(dict.fromkeys(backbone for backbone, _ in all_layers))
     if len(backbones) == 1:
-        said, letters = f"On layers of {backbones[0]}:", {backbones[0]: ""}
+        letters = {backbones[0]: ""}
+        lines = [f"On layers of {backbones[0]}:"]
     else:
-        said = f"On layers of {', '.join(f'{letters.get(name, name)} {name}' for name in backbones)}:"
-    return {
-        tap: "+".join(f"{letters.get(name, name)}/{layer}".lstrip("/") for name, _, layer in some)
-        for tap, some in parts.items()
-    }, [said]
+        letters = dict(zip(backbones, ascii_uppercase, strict=False))
+        example = "/".join(all_layers[0])
+        lines = [f"On layers of these backbones (in --tap type the name, such as {example}, not the letter):"]
+        lines += [f"  {letters.get(name, name)}  {name}" for name in backbones]
+
+    short_names: dict[str, str] = {}
+    for tap, layers in layers_of.items():
+        parts = [f"{letters.get(backbone, backbone)}/{layer}".lstrip("/") for backbone, layer in layers]
+        short_names[tap] = "+".join(parts)
+    return short_names, lines
 
 
 def trial_fields(trial: Trial) -> dict[str, object]:
-    """Return what there is to know of one trial, as a person reads it."""
+    """Return the facts about one trial, as a person reads them."""
     facts: dict[str, object] = {
         "trial": trial.trial,
         "tap": trial.tap,
@@ -92,9 +117,9 @@ def trial_fields(trial: Trial) -> dict[str, object]:
     facts["score"] = interval(*trial.judged)
     if trial.std is not None:
         facts["std"] = f"{trial.std:.3f}"
-    known = {name: value for name, value in trial.scores.items() if value is not None}
+    scores = [f"{name} {value:.3f}" for name, value in trial.scores.items() if value is not None]
     return facts | {
-        "scores": ", ".join(f"{name} {value:.3f}" for name, value in known.items()),
+        "scores": ", ".join(scores),
         "temperature": f"{trial.temperature:.3g}",
         "fit s": f"{trial.fit_s:.2f}",
         "MB": f"{trial.size / 1e6:.2f}" if trial.size else None,
@@ -106,9 +131,7 @@ def trial_fields(trial: Trial) -> dict[str, object]:
 def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bool = True) -> str:
     """Return what was done, the best trials, and the final scores if the test split was opened."""
     settings = run.settings
-    how = "the validation split"
-    if settings.cv:
-        how = "leaving one out" if settings.cv == LOO else f"{settings.cv}-fold cross-validation within train"
+    how = settings.selection.describe()
     lines = [
         f"Run {run.path}",
         f"{len(run.classes)} classes, {run.num_train} training images, chosen on {run.num_select} images by {how}.",
@@ -116,59 +139,70 @@ def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bo
         "",
         trials_table(run, limit=15),
         "",
+        *_test_lines(run, final, has_test),
     ]
-    looks, reviewed = run.looks(), reviewed_text(run)
-    if final is not None:
-        rows = [[name, interval(*found)] for name, found in final.items()]
-        lines += [table(["on the test split", f"{settings.metric} [95 %]"], rows)]
-        if left_out := run.test_opened[-1].get("left_out"):
-            lines += [f"{left_out} test images are not counted: they trained or chose the backbone."]
-        if unjudged := run.test_opened[-1].get("unjudged"):
-            lines += [wrapped(unjudged_text(unjudged, len(run.classes), "test"))]
-        if len(looks) > 1:
-            lines += [wrapped(f"The test split was opened {looks_text(run)}: the more looks, the less it proves.")]
-        only_in_run = run.test_opened[-1].get("only_in_run") if run.test_opened else None
-        if only_in_run:
-            lines += [wrapped(f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}")]
-    elif not has_test:
-        lines += ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
-    elif looks:
-        lines += [f"The test split was opened {looks_text(run)} before; --final shows what it says."]
-    else:
-        head = "" if run.refitted is None else "@refit"
-        report = f"featcache report {quote(f'{run.path}{head}')} --final"
-        lines += [f"The test split was not read. When everything is decided: {report}"]
-    lines += [wrapped(reviewed)] if reviewed else []
+    reviewed = reviewed_text(run)
+    if reviewed:
+        lines.append(reviewed)
     return "\n".join(lines)
 
 
+def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> list[str]:
+    """Return the final scores with notes on them, or why there are none."""
+    looks = run.looks()
+    if final is None:
+        if not has_test:
+            return ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
+        if looks:
+            return [f"The test split was opened {looks_text(run)} before; --final shows its scores."]
+        head = "" if run.refitted is None else "@refit"
+        report = f"featcache report {quote(f'{run.path}{head}')} --final"
+        return [f"The test split was not read. When everything is decided: {report}"]
+
+    rows = [[name, interval(*score)] for name, score in final.items()]
+    lines = [table(["on the test split", f"{run.settings.metric} [95 %]"], rows)]
+    opened = run.test_opened[-1] if run.test_opened else {}
+    if left_out := opened.get("left_out"):
+        lines.append(f"{left_out} test images are not counted: they trained or chose the backbone.")
+    if unjudged := opened.get("unjudged"):
+        lines.append(unjudged_text(unjudged, len(run.classes), "test"))
+    if len(looks) > 1:
+        lines.append(f"The test split was opened {looks_text(run)}: the more looks, the less it proves.")
+    if only_in_run := opened.get("only_in_run"):
+        lines.append(f"This look is recorded in {run.path} only, not beside the cache. {only_in_run}")
+    return lines
+
+
 def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return the recall of each class on the test split, worst first. classes: {model: `Judged.per_class`}.
+    """Return the recall of each class on the test split, worst first. classes: {model: `Evaluation.per_class`}.
 
-    Several models stand side by side; the last, which is fine-tuned where there is one, decides the order.
+    Several models stand side by side; the last one, fine-tuned if any is, sets the order.
     """
+    scores_of_models = list(classes.values())
 
-    def worst_first(at: int) -> float:
-        recall = list(classes.values())[-1][at]["recall"]
-        return 2.0 if recall is None else float(recall.value)
+    def recall_of_last(number: int) -> float:
+        recall = scores_of_models[-1][number]["recall"]
+        return 2.0 if recall is None else float(recall.value)  # classes without test images come last
 
-    num_classes = len(next(iter(classes.values())))
-    order = sorted(range(num_classes), key=worst_first)
-    rows = []
-    for at in order[:MOST_CLASSES]:
-        of_models = [of_classes[at] for of_classes in classes.values()]
-        recalls = ["-" if one["recall"] is None else interval(*one["recall"]) for one in of_models]
-        rows.append([of_models[0]["name"], of_models[0]["images"], *recalls])
-    more = num_classes - len(rows)
-    rest = [f"{more} more, none with a lower recall: --json and --html have all."] if more else []
+    num_classes = len(scores_of_models[0])
+    order = sorted(range(num_classes), key=recall_of_last)
+    rows: list[list[object]] = []
+    for number in order[:MOST_CLASSES]:
+        scores = [model[number] for model in scores_of_models]
+        recalls = ["-" if score["recall"] is None else interval(*score["recall"]) for score in scores]
+        rows.append([scores[0]["name"], scores[0]["images"], *recalls])
     header = ["test class", "images", *(f"recall of {name}" for name in classes)]
-    return "\n".join([table(header, rows), *rest])
+    text = table(header, rows)
+    num_hidden = num_classes - len(rows)
+    if num_hidden:
+        text += f"\n{num_hidden} more, none with a lower recall: --json and --html have all."
+    return text
 
 
 def looks_text(run: Run) -> str:
-    """Return how often the test split of a run's cache was opened, and by which runs if not only by this one.
+    """Return how often the test split of a run's cache was opened, and by which runs if others opened it, too.
 
-    Looks at other test images count too: a cache may have got more of them since.
+    Looks at other test images count, too: the cache may have gained some since.
     """
     looks = run.looks()
     text = f"{len(looks)} time{'' if len(looks) == 1 else 's'}"
@@ -180,7 +214,7 @@ def looks_text(run: Run) -> str:
 
 
 def reviewed_text(run: Run) -> str:
-    """Return a sentence on test labels that a review changed, before or after somebody looked at test; "" if none."""
+    """Return a sentence on test labels that a review changed, before or after the first look at test; "" if none."""
     reviews, looks = run.test_reviews(), run.looks()
     if not reviews:
         return ""
@@ -192,77 +226,89 @@ def reviewed_text(run: Run) -> str:
 
 
 def settings_of(trial: Trial) -> str:
-    """Return on one line what a trial was trained with: parameters, steps before, and how few images."""
-    said = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
-    if trial.prepare != STANDARDISE:
-        said += ["not standardised" if trial.prepare == NONE else f"after {trial.prepare}"]
-    said += ["{} per class, seed {}".format(*trial.few)] if trial.few else []
-    return " ".join(said)
+    """Return the settings of a trial on one line: parameters, steps before the head, and the few images per class."""
+    words = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
+    if trial.prepare == NONE:
+        words.append("not standardised")
+    elif trial.prepare != STANDARDISE:
+        words.append(f"after {trial.prepare}")
+    if trial.few:
+        words.append("{} per class, seed {}".format(*trial.few))
+    return " ".join(words)
 
 
 def _notes(run: Run) -> list[str]:
-    ranked = run.ranked
-    notes = []
-    if ranked:
-        best = ranked[0]
-        _, low, high = best.judged
-        ties = [trial for trial in ranked[1:] if low <= trial.judged.value <= high]
-        equal = [trial for trial in ties if trial.score == best.score]
-        if equal:
-            notes.append(
-                f"{len(equal) + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
-            )
-        if ranked[1:]:
-            notes.append(f"Within the best one's interval: {len(ties)} of {counted(len(ranked) - 1, 'other trial')}.")
-    silent = [str(trial.trial) for trial in ranked if trial.log_loss is None]
-    if silent:
-        notes.append(f"Trials that only name a class, so that no probabilities are calibrated: {', '.join(silent)}.")
-    slow = [trial for trial in run.trials if not trial.converged]
-    if slow:
-        notes.append(
-            f"{len(slow)} of {len(run.trials)} did not converge: {', '.join(str(trial.trial) for trial in slow)}."
-        )
-    notes += [*_on_images(run), *_small_sets(run)]
-    dropped = sum(trial.dropped for trial in run.trials)
-    if dropped:
-        notes.append(f"{dropped} of {len(run.trials)} were dropped to keep within {run.settings.budget:g} s.")
+    notes = _ties(run)
+    without_probabilities = [str(trial.trial) for trial in run.ranked if trial.log_loss is None]
+    if without_probabilities:
+        trials = ", ".join(without_probabilities)
+        notes.append(f"Trials that only name a class, so that no probabilities are calibrated: {trials}.")
+    unconverged = [str(trial.trial) for trial in run.trials if not trial.converged]
+    if unconverged:
+        notes.append(f"{len(unconverged)} of {len(run.trials)} did not converge: {', '.join(unconverged)}.")
+    notes += [*_small_data(run), *_small_sets(run)]
+    num_dropped = sum(trial.dropped for trial in run.trials)
+    if num_dropped:
+        notes.append(f"{num_dropped} of {len(run.trials)} were dropped to keep within {run.settings.budget:g} s.")
     if len(run.trials) < run.planned:
         notes.append(f"{len(run.trials)} of {run.planned} are done; the command that began the run goes on with it.")
     return [*notes, *_failures(run)]
 
 
+def _ties(run: Run) -> list[str]:
+    """Return which trials the best one does not clearly beat."""
+    if not run.ranked:
+        return []
+    best, *others = run.ranked
+    ties = [trial for trial in others if best.judged.low <= trial.judged.value <= best.judged.high]
+    num_equal = sum(trial.score == best.score for trial in ties)
+    notes: list[str] = []
+    if num_equal:
+        notes.append(
+            f"{num_equal + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
+        )
+    if others:
+        notes.append(f"Within the best one's interval: {len(ties)} of {counted(len(others), 'other trial')}.")
+    return notes
+
+
 def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str:
-    """Return what scores say nothing about. images: "training" where folds chose, "validation" or "test".
+    """Return which classes the scores leave out. images: "training" if folds chose, "validation" or "test".
 
     >>> unjudged_text(["x", "y"], 13, "test")
     '2 of 13 classes have no test image and are not judged: x, y. Scores are about the other 11.'
     """
     cause = "too few training images to leave one out" if images == "training" else f"no {images} image"
-    names = ", ".join(map(printable, unjudged[:NAMED]))
-    more = f" and {len(unjudged) - NAMED} more" if len(unjudged) > NAMED else ""
+    names = ", ".join(map(printable, unjudged[:MOST_NAMES]))
+    more = f" and {len(unjudged) - MOST_NAMES} more" if len(unjudged) > MOST_NAMES else ""
     others = f"Scores are about the other {num_classes - len(unjudged)}."
     return f"{len(unjudged)} of {num_classes} classes have {cause} and are not judged: {names}{more}. {others}"
 
 
-def _on_images(run: Run) -> list[str]:
-    """Return what to know of the images that trained and chose: how few they are, and which classes they lack."""
-    notes = []
+def _small_data(run: Run) -> list[str]:
+    """Return notes on few images, and on classes without images."""
+    notes: list[str] = []
+    is_within_train = run.settings.selection.is_within_train
     if run.num_select < FEW_SELECT:
         # Runs of earlier versions have heads that nothing calibrated: their temperature is exactly 1.
         is_calibrated = all(trial.temperature != 1 for trial in run.ranked if trial.log_loss is not None)
-        text = f"Only {run.num_select} images chose" + (" and calibrated the probabilities" if is_calibrated else "")
-        may_be_more = run.settings.cv is None and run.num_train > run.num_select and _can_leave_out(run)
-        notes.append(f"{text}; --cv 5 would choose on {run.num_train}." if may_be_more else f"{text}.")
-    if run.settings.shots is not None:
-        chose = "" if run.settings.cv else f", and at most {run.settings.shots} validation images chose"
-        notes.append(f"At most {run.settings.shots} images per class trained{chose} (--shots).")
+        note = f"Only {run.num_select} images chose"
+        if is_calibrated:
+            note += " and calibrated the probabilities"
+        if not is_within_train and run.num_train > run.num_select and _can_leave_out(run):
+            note += f"; --cv 5 would choose on {run.num_train}"
+        notes.append(f"{note}.")
+    shots = run.settings.shots
+    if shots is not None:
+        chose = "" if is_within_train else f", and at most {shots} validation images chose"
+        notes.append(f"At most {shots} images per class trained{chose} (--shots).")
     if run.unjudged:
-        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if run.settings.cv else "validation"))
+        notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))
     return notes
 
 
 def _can_leave_out(run: Run) -> bool:
-    """Tell whether cross-validation would tell something, as far as one can see: see `sweeps.unseen`."""
+    """Return whether cross-validation is possible, as far as is known: see `sweeps.unseen`."""
     try:
         cache = run.cache()
     except DataError:
@@ -273,14 +319,15 @@ def _can_leave_out(run: Run) -> bool:
 
 def _failures(run: Run) -> list[str]:
     """Return why trials failed, a line for each reason."""
-    alike: dict[tuple[str, str], list[str]] = {}
+    trials_of_reason: dict[tuple[str, str], list[str]] = {}
     for trial in run.trials:
         if trial.failed:
-            alike.setdefault((trial.head, trial.status), []).append(str(trial.trial))
-    return [
-        f"Trial{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} ({head}) failed: {status}"
-        for (head, status), numbers in alike.items()
-    ]
+            trials_of_reason.setdefault((trial.head, trial.status), []).append(str(trial.trial))
+    lines: list[str] = []
+    for (head, status), numbers in trials_of_reason.items():
+        noun = "Trials" if len(numbers) > 1 else "Trial"
+        lines.append(f"{noun} {', '.join(numbers)} ({head}) failed: {status}")
+    return lines
 
 
 def _small_sets(run: Run) -> list[str]:
@@ -290,8 +337,8 @@ def _small_sets(run: Run) -> list[str]:
         if trial.few is not None and trial.status == "ok":
             name = f"{trial.head} {settings_of(replace(trial, few=None))}"
             scores.setdefault((name, trial.few[0]), []).append(trial.judged.value)
-    return [
-        f"{shots} per class, {name.strip()}: {np.mean(found):.3f} +- {np.std(found, ddof=min(1, len(found) - 1)):.3f} "
-        f"over {len(found)} draws"
-        for (name, shots), found in sorted(scores.items())
-    ]
+    lines: list[str] = []
+    for (name, shots), values in sorted(scores.items()):
+        std = np.std(values, ddof=min(1, len(values) - 1))
+        lines.append(f"{shots} per class, {name.strip()}: {np.mean(values):.3f} +- {std:.3f} over {len(values)} draws")
+    return lines

@@ -1,4 +1,4 @@
-"""Pages from templates that escape every value; a page runs only its own script, whose digest its policy names."""
+"""Render pages from templates that escape every value. A page runs only the script whose digest its policy names."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def render_page(
     context: Mapping[str, Any],
     filters: Mapping[str, Callable[..., Any]] = NO_FILTERS,
 ) -> str:
-    """Return a page of the folder `page`, with its script and its styles in it."""
+    """Render a template of the folder `page`, with its script and styles inside."""
     from markupsafe import Markup
 
     code = page_text(script)
-    kept = templates()
-    kept.filters |= filters
-    return kept.get_template(template).render(
+    environment = templates()
+    environment.filters |= filters
+    return environment.get_template(template).render(
         **context,
         script=Markup(code),
         style=Markup("".join(map(page_text, styles))),
         digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
-        svg=Markup,  # plots are our own, and escape what they show
+        svg=Markup,  # not escaped: our own plots, which escape their text
     )
 
 
 def templates() -> Environment:
-    """Return the jinja2.Environment of the folder `page`, which escapes values and refuses undefined ones."""
+    """Return the jinja2.Environment of the folder `page`, which escapes values and raises for undefined ones."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

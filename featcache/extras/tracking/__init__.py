@@ -1,1 +1,1 @@
-"""A run and its fine-tunings in TensorBoard and MLflow."""
+"""Log a run and its fine-tunings to TensorBoard and MLflow."""

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one run of it with the best head, and below it one for every trial."""
+"""Log a sweep to MLflow: a parent run with the best head, and a child run for every trial."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from featcache.errors import EnvironmentFault, FeatcacheError, UsageError
 from featcache.extras.tracking.tensorboard_logs import hparams, scores_of
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run
-from featcache.sweeps.run import head_file
+from featcache.sweeps.run_paths import head_file
 
 EXPERIMENT = "featcache"
-LONGEST = 6000  # characters of a parameter that MLflow takes
+LONGEST = 6000  # most characters of a parameter that MLflow takes
 
 
 def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
-    """Log the trials, and as artifacts the best head with run.json and trials.csv; return the ID of MLflow's run.
+    """Log the trials, with the best head, run.json and trials.csv as artifacts; return the ID of MLflow's run.
 
     uri: of the tracking server or store, such as http://localhost:5000 or sqlite:///mlflow.db.
-    Raises EnvironmentFault without mlflow or if the store cannot be used, UsageError if the run was logged there.
+    Raises EnvironmentFault if mlflow is missing or the store cannot be used, UsageError if the run is there already.
     """
     try:
         from mlflow import MlflowClient
@@ -35,19 +35,18 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what MLflow warns of is between it and its libraries
+        warnings.simplefilter("ignore")  # MLflow's warnings are about its own libraries
         try:
-            return _logged(MlflowClient(tracking_uri=uri), run, uri, progress)
+            return _log_run(MlflowClient(tracking_uri=uri), run, uri, progress)
         except FeatcacheError:
             raise
-        except (MlflowException, *_of_stores()) as error:
-            raise EnvironmentFault(
-                f"--mlflow {uri}: {' '.join(str(error).partition('[SQL')[0].split())[:300]}"
-            ) from error
+        except (MlflowException, *_store_errors()) as error:
+            reason, _, _ = str(error).partition("[SQL")  # what follows is the whole statement
+            raise EnvironmentFault(f"--mlflow {uri}: {' '.join(reason.split())[:300]}") from error
 
 
-def _of_stores() -> tuple[type[Exception], ...]:
-    """Return what stores raise that MLflow passes on: a full disk, a database that is none."""
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of stores that MLflow passes on, such as a full disk or a damaged database."""
     try:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
@@ -55,27 +54,41 @@ def _of_stores() -> tuple[type[Exception], ...]:
     return OSError, SQLAlchemyError
 
 
-def _logged(client: Any, run: Run, uri: str, progress: Progress) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    experiment = client.create_experiment(EXPERIMENT) if found is None else found.experiment_id
+def _log_run(client: Any, run: Run, uri: str, progress: Progress) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment_id = client.create_experiment(EXPERIMENT) if experiment is None else experiment.experiment_id
     name = str(run.path.resolve())
-    there = client.search_runs([experiment], f"tags.`featcache.run` = '{_quoted(name)}'", max_results=1)
-    if there:
-        raise UsageError(f"{run.path} is in {uri} already, as {there[0].info.run_id}. Delete it there to log it again")
-    best, ranked = run.best.trial, run.ranked
-    settings = {key: value for key, value in asdict(run.settings).items() if value not in (None, ())}
-    settings = {key: ",".join(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    tags = {"best": str(best.trial), **_classes(run)}
-    with _mlflow_run(client, experiment, run.path.name) as parent:
-        _batch(client, parent, settings, scores_of(best, run.settings.metric), tags)
+    quoted_name = name.replace("'", "\\'")
+    earlier = client.search_runs([experiment_id], f"tags.`featcache.run` = '{quoted_name}'", max_results=1)
+    if earlier:
+        raise UsageError(
+            f"{run.path} is in {uri} already, as {earlier[0].info.run_id}. Delete it there to log it again"
+        )
+
+    best, ranked, metric = run.best.trial, run.ranked, run.settings.metric
+    settings: dict[str, Any] = {}
+    for key, value in asdict(run.settings).items():
+        if value not in (None, ()):
+            settings[key] = ",".join(value) if isinstance(value, tuple) else value
+    tags = {
+        "best": str(best.trial),
+        "classes": str(len(run.classes)),
+        "train_images": str(run.num_train),
+        "select_images": str(run.num_select),
+    }
+    with _mlflow_run(client, experiment_id, run.path.name) as parent:
+        _log_batch(client, parent, settings, scores_of(best, metric), tags)
         for number, trial in enumerate(ranked, start=1):
-            with _mlflow_run(client, experiment, f"trial {trial.trial}", {"mlflow.parentRunId": parent}) as child:
-                _batch(client, child, hparams(trial), scores_of(trial, run.settings.metric), {})
+            with _mlflow_run(client, experiment_id, f"trial {trial.trial}", {"mlflow.parentRunId": parent}) as child:
+                _log_batch(client, child, hparams(trial), scores_of(trial, metric), {})
             progress(Tick("mlflow", number, len(ranked)))
+        for name_of_file in ("run.json", "trials.csv"):
+            client.log_artifact(parent, str(run.path / name_of_file))
         head = head_file(run.path, best.trial)
-        for file in [run.path / "run.json", run.path / "trials.csv", *head.parent.glob(f"{head.stem}.*")]:
-            client.log_artifact(parent, str(file), artifact_path="head" if file.parent == head.parent else None)
-        client.set_tag(parent, "featcache.run", name)  # last: one that was stopped is not taken for whole
+        for file in head.parent.glob(f"{head.stem}.*"):
+            client.log_artifact(parent, str(file), artifact_path="head")
+        # Last, so that a run that was stopped halfway does not count as logged.
+        client.set_tag(parent, "featcache.run", name)
     return parent
 
 
@@ -87,13 +100,15 @@ def _mlflow_run(client: Any, experiment: str, name: str, tags: dict[str, str] | 
         yield run_id
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        with suppress(Exception):  # the store may be what failed; what is told is the first error
+        with suppress(Exception):  # the store itself may have failed; the first error is the one to report
             client.set_terminated(run_id, status=status)
         raise
     client.set_terminated(run_id)
 
 
-def _batch(client: Any, run_id: str, params: dict[str, Any], scores: dict[str, float], tags: dict[str, str]) -> None:
+def _log_batch(
+    client: Any, run_id: str, params: dict[str, Any], scores: dict[str, float], tags: dict[str, str]
+) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     now = int(time.time() * 1000)
@@ -103,11 +118,3 @@ def _batch(client: Any, run_id: str, params: dict[str, Any], scores: dict[str, f
         params=[Param(name, str(value)[:LONGEST]) for name, value in params.items()],
         tags=[RunTag(f"featcache.{name}", value) for name, value in tags.items()],
     )
-
-
-def _classes(run: Run) -> dict[str, str]:
-    return {"classes": str(len(run.classes)), "train_images": str(run.num_train), "select_images": str(run.num_select)}
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "\\'")

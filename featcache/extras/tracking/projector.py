@@ -1,4 +1,4 @@
-"""Features for TensorBoard's projector: a point per image with its label, split and path, shown as a thumbnail."""
+"""Features for TensorBoard's projector: each image is a point with a thumbnail, its label, split and path."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from featcache.spec import DECODE_VERSION, ImageRow, Preprocess, with_bits
 from featcache.sweeps import Chosen
 from featcache.text import printable
 
-MOST = (
-    5000  # points; a browser gets slow, and the text of 1280 features of each takes 10 kB; thumbnails stay below 8192
-)
+# Points. More make a browser slow (1,280 features of a point are 10 kB of text) and the sprite image wider than the
+# 8,192 pixels that browsers draw.
+MOST = 5000
 
 
 @dataclass(frozen=True)
 class Points:
-    """What the projector shows."""
+    """The points that the projector shows."""
 
     name: str
     rows: Sequence[ImageRow]
@@ -37,12 +37,13 @@ class Points:
 
 
 def points_of(chosen: Chosen, images: Images | str | Path | None = None) -> Points:
-    """Return the training and validation images in the features that a head reads; of many, MOST by their digests.
+    """Return the training and validation images with the features that a head reads, at most MOST of them.
 
-    The images of test are left alone. Raises ImagesChanged if an image is not where, or what, it was.
+    Test images are not read. Raises ImagesChanged if an image has moved or changed.
     """
     cache, source = chosen.run.cache(), image_source(chosen, images)
-    rows = [row for split in ("train", "val") for row in chosen.run.rows(cache, split)]
+    rows = [*chosen.run.rows(cache, "train"), *chosen.run.rows(cache, "val")]
+    # By digest: a fair sample, and the same every time.
     rows = sorted(rows, key=lambda row: row.digest)[:MOST]
     preprocess = Preprocess(THUMBNAIL, "crop", decode=with_bits(DECODE_VERSION, chosen.preprocess.bits))
     with ThreadPoolExecutor(num_threads()) as threads:
@@ -61,15 +62,17 @@ def write_projector(folder: Path, points: Points) -> None:
     (folder / "metadata.tsv").write_text("\n".join(["label\tsplit\tpath", *lines]) + "\n", "utf-8")
     sprite(points.thumbnails).save(folder / "images.png")
     config = ProjectorConfig()
-    shown = config.embeddings.add()
-    shown.tensor_name, shown.tensor_path, shown.metadata_path = points.name, "features.tsv", "metadata.tsv"
-    shown.tensor_shape.extend(points.features.shape)
-    shown.sprite.image_path = "images.png"
-    shown.sprite.single_image_dim.extend((THUMBNAIL, THUMBNAIL))
+    embedding = config.embeddings.add()
+    embedding.tensor_name = points.name
+    embedding.tensor_path = "features.tsv"
+    embedding.metadata_path = "metadata.tsv"
+    embedding.tensor_shape.extend(points.features.shape)
+    embedding.sprite.image_path = "images.png"
+    embedding.sprite.single_image_dim.extend((THUMBNAIL, THUMBNAIL))
     (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
 
 
 def sprite(thumbnails: Pixels) -> Image.Image:
-    """Return all thumbnails in one square image, row by row, as the projector cuts them out again."""
+    """Return all thumbnails in one square image, row by row, which is how the projector cuts them out."""
     side = math.ceil(math.sqrt(len(thumbnails)))
     return Image.fromarray(tiled(thumbnails, side, side))

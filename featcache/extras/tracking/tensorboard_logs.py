@@ -1,4 +1,4 @@
-"""A sweep as TensorBoard shows it: scores, the settings of every trial (HParams), and the features (projector).
+"""Log a sweep to TensorBoard: scores, the settings of every trial (HParams), and the features (projector).
 
 FOLDER/RUN/                 the experiment; projector_config.pbtxt, features.tsv, metadata.tsv, images.png
 FOLDER/RUN/trials/NUMBER/   one session per trial: its settings, its scores at step 0
@@ -22,7 +22,7 @@ from featcache.outputs import Kind, check_output
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run, Trial
 
-OF_LOGS = re.compile(  # what `write_tensorboard` writes, in the folder of a run
+LOG_ENTRY = re.compile(  # paths that `write_tensorboard` writes in the folder of a run
     r"(trials/\d+/)?events\.out\.tfevents\.\d+\.featcache|trials(/\d+)?"
     r"|projector_config\.pbtxt|features\.tsv|metadata\.tsv|images\.png"
 )
@@ -36,12 +36,11 @@ def write_tensorboard(
     *,
     force: bool = False,
 ) -> Path:
-    """Write the logs of a run below a folder, all of them or none; return the folder of its own.
+    """Write the logs of a run to FOLDER/RUN, all of them or none; return FOLDER/RUN.
 
-    The projector shows the training and validation images, in the features that the best head reads.
-    images: where they lie now, if not where they were extracted from. force: replace what lies in the run's place,
-    even if it is no earlier log of this kind.
-    Raises EnvironmentFault without tensorboard, UsageError if something else lies there, ImagesChanged.
+    The projector shows the training and validation images, by the features that the best head reads.
+    images: where the images lie now, if they have moved. force: replace what lies there even if it is no earlier log.
+    Raises EnvironmentFault if tensorboard is missing, UsageError if something else lies there, ImagesChanged.
     """
     try:
         from tensorboard.plugins.hparams import summary_v2 as api
@@ -57,67 +56,73 @@ def write_tensorboard(
         force=force,
     )
     points = points_of(run.best, images)
-    scored = run.ranked
-    metrics = list(dict.fromkeys([run.settings.metric, *(name for trial in scored for name in trial.scores), "fit_s"]))
-    config = api.hparams_config_pb(_domains(map(hparams, scored)), [api.Metric(name) for name in metrics])
-    with temporary_folder(beside=target) as made:
-        _write(made, [config])
-        for number, trial in enumerate(scored, start=1):
-            _write(made / "trials" / str(trial.trial), _session(trial, run.settings.metric))
-            progress(Tick("tensorboard", number, len(scored)))
-        write_projector(made, points)
-        place_folder(made, target)
+    ranked = run.ranked
+    metrics: dict[str, None] = {run.settings.metric: None}  # in the order in which TensorBoard shows them
+    for trial in ranked:
+        metrics.update(dict.fromkeys(trial.scores))
+    metrics["fit_s"] = None
+    config = api.hparams_config_pb(_domains(map(hparams, ranked)), [api.Metric(name) for name in metrics])
+    with temporary_folder(beside=target) as temporary:
+        _write(temporary, [config])
+        for number, trial in enumerate(ranked, start=1):
+            _write(temporary / "trials" / str(trial.trial), _session(trial, run.settings.metric))
+            progress(Tick("tensorboard", number, len(ranked)))
+        write_projector(temporary, points)
+        place_folder(temporary, target)
     return target
 
 
 def is_logs(folder: Path) -> bool:
     """Return whether a folder holds logs that `write_tensorboard` wrote, and nothing else."""
     entries = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    return any(folder.glob("events.out.tfevents.*.featcache")) and all(map(OF_LOGS.fullmatch, entries))
+    return any(folder.glob("events.out.tfevents.*.featcache")) and all(map(LOG_ENTRY.fullmatch, entries))
 
 
 LOGS = Kind("log of featcache for TensorBoard", is_logs, is_folder=True)
 
 
 def hparams(trial: Trial) -> dict[str, Any]:
-    """Return the settings of a trial by name: those of its head as `--grid` calls them.
+    """Return {setting: value} of a trial; parameters of its head have the names that `--grid` takes.
 
-    Of a trial on few images also how many of each class these are (shots), and the seed that drew them (draw).
+    A trial on few images has two more: images per class (shots), and the seed that drew them (draw).
     """
+    settings: dict[str, Any] = {"head": trial.head, "tap": trial.tap, "prepare": trial.prepare}
+    if trial.few is not None:
+        settings["shots"], settings["draw"] = trial.few
     family = family_of(trial.head).name
-    found: dict[str, Any] = {"head": trial.head, "tap": trial.tap, "prepare": trial.prepare}
-    found |= {} if trial.few is None else dict(zip(("shots", "draw"), trial.few, strict=True))
-    return found | {f"{family}.{name}": value for name, value in trial.params.items() if name != "hidden"}
+    for name, value in trial.params.items():
+        if name != "hidden":
+            settings[f"{family}.{name}"] = value
+    return settings
 
 
 def scores_of(trial: Trial, metric: str) -> dict[str, float]:
-    """Return the scores of a trial by every metric, the interval of the one that chose, and the seconds of its fit."""
-    found = {metric: trial.score, **trial.scores, "fit_s": trial.fit_s}
-    found |= dict(zip((f"{metric}_low", f"{metric}_high"), trial.interval or (), strict=False))
-    return {name: float(value) for name, value in found.items() if value is not None}
+    """Return {metric: score} of a trial, with the interval of the metric that chose and the seconds of the fit."""
+    scores = {metric: trial.score, **trial.scores, "fit_s": trial.fit_s}
+    if trial.interval:
+        scores[f"{metric}_low"], scores[f"{metric}_high"] = trial.interval
+    return {name: float(score) for name, score in scores.items() if score is not None}
 
 
 def _domains(settings: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Return what values every setting has: from lowest to highest of numbers, else one by one."""
+    """Return the domain of every setting: an interval if all its values are numbers, else the list of them."""
     from tensorboard.plugins.hparams import summary_v2 as api
 
-    values: dict[str, set[Any]] = {}
-    for one in settings:
-        for name, value in one.items():
-            values.setdefault(name, set()).add(value if _is_number(value) else str(value))
-    return [
-        api.HParam(
-            name,
-            api.RealInterval(float(min(some)), float(max(some)))
-            if all(map(_is_number, some))
-            else api.Discrete(sorted(map(str, some))),
-        )
-        for name, some in values.items()
-    ]
+    values_of: dict[str, set[Any]] = {}
+    for settings_of_trial in settings:
+        for name, value in settings_of_trial.items():
+            values_of.setdefault(name, set()).add(value if _is_number(value) else str(value))
+    domains: list[Any] = []
+    for name, values in values_of.items():
+        if all(map(_is_number, values)):
+            domains.append(api.HParam(name, api.RealInterval(float(min(values)), float(max(values)))))
+        else:
+            domains.append(api.HParam(name, api.Discrete(sorted(map(str, values)))))
+    return domains
 
 
 def _session(trial: Trial, metric: str) -> list[Any]:
-    """Return the summaries of one trial: its settings, its scores, and that it has ended."""
+    """Return the summaries of one trial: its settings, its scores, and its end, without which it shows as running."""
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.plugins.hparams import summary_v2 as api
     from tensorboard.plugins.scalar.summary_v2 import scalar_pb
@@ -132,7 +137,7 @@ def _session(trial: Trial, metric: str) -> list[Any]:
 
 
 def _write(folder: Path, summaries: Iterable[Any]) -> None:
-    """Write a file of events. TensorBoard's own writer of files would import TensorFlow first."""
+    """Write a file of events. TensorBoard's own file writer would import TensorFlow first."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 

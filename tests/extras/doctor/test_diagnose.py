@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from featcache.extras.doctor import diagnose, probe
+from featcache.extras.doctor import diagnose, library_facts
 from featcache.extras.doctor import diagnose as room
 
 
@@ -51,6 +51,14 @@ def test_a_broken_tensorflow_is_told_and_the_rest_is_still_known(content, said, 
     assert found.facts["threads"]
 
 
+def test_a_process_that_prints_other_lines_or_fails_while_it_exits_loses_no_facts(broken):
+    broken("sitecustomize", """print('{"section": "pack')""")
+    broken("tensorflow", "import atexit, os; atexit.register(os._exit, 9)")
+    diagnosis = diagnose(speed=False)
+    assert list(diagnosis.facts["faults"]) == ["keras"]
+    assert diagnosis.facts["packages"]
+
+
 @pytest.mark.slow
 def test_a_broken_library_is_told_by_its_package(broken):
     broken("sklearn", "raise ImportError('_check_build')")
@@ -69,7 +77,7 @@ def test_what_takes_too_long_is_told(broken, monkeypatch):
 
 @pytest.mark.slow
 def test_the_speed_is_that_of_the_engine_that_extracts():
-    found = probe.speed()
+    found = library_facts.speed()
     assert found["engine"].startswith("keras ")
     assert 0.1 < found["images_per_s"] < 1e5
 

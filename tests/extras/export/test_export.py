@@ -14,7 +14,7 @@ from tiny import COLOURS, write_images
 
 from featcache.errors import EnvironmentFault, ExportFailed, NotAModel, UsageError
 from featcache.extraction import extract
-from featcache.extras.export import export, formats, job
+from featcache.extras.export import export, exporting, formats
 from featcache.extras.export.formats import FORMATS, labels_text
 from featcache.models import handoff
 from featcache.models.modelfile import load_model, read_facts, read_reference
@@ -331,7 +331,7 @@ def test_a_folder_that_was_exported_is_replaced(tmp_path):
         made.mkdir(parents=True)
         (made / "featcache.json").write_text(text)
         (made / f"{text}.txt").write_text(text)
-        job._place(made, tmp_path / "m")
+        exporting.place(made, tmp_path / "m")
     assert sorted(one.name for one in (tmp_path / "m").iterdir()) == ["featcache.json", "new.txt"]
 
 
@@ -349,7 +349,7 @@ def test_the_name_of_the_file_says_the_format_and_a_missing_package_is_told_befo
     toy_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    monkeypatch.setattr(job, "start_keras", lambda: pytest.fail("Keras was started"))
+    monkeypatch.setattr(exporting, "start_keras", lambda: pytest.fail("Keras was started"))
     with pytest.raises(EnvironmentFault, match=r"Exporting to onnx needs tf2onnx, which is not .* 'featcache\[onnx\]'"):
         export(f"{toy_run.path}@best", None, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=r"ends in \.keras, \.tflite, .* got .*m.pb. Or name the format: --to"):

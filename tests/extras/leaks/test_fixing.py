@@ -13,7 +13,7 @@ from featcache.cache.exchange import merge_caches
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UsageError
 from featcache.extraction import Options, extract
-from featcache.extraction.job import Job
+from featcache.extraction.workflow import open_extraction
 from featcache.extras.leaks import fix, leaks, write_table
 from featcache.extras.leaks.rewriting import facts_of
 from featcache.images.manifest import scan
@@ -213,9 +213,9 @@ FIXED_PLACES = {path: to for path, (_, to) in MOVED.items()}
 def test_a_fix_between_the_scan_of_an_extraction_and_its_work_stays(layout, backbone, leaky, tmp_path):
     cache = extracted(leaky, tmp_path, layout=layout)
     write_pictures(leaky / "train", 1, first=90)
-    job = Job(leaky, cache.path, Options(backbone), None, silent)
+    extraction = open_extraction(leaky, cache.path, Options(backbone), None, silent)
     fix(leaks(cache))
-    after = job.run()
+    after = extraction.run()
     assert len(after.rows) == 79
     assert places_of_moved(cache) == FIXED_PLACES
     assert not leaks(cache.path).contaminated
@@ -223,9 +223,9 @@ def test_a_fix_between_the_scan_of_an_extraction_and_its_work_stays(layout, back
 
 def test_an_extraction_with_nothing_to_do_returns_what_was_fixed_meanwhile(leaky, tmp_path):
     cache = extracted(leaky, tmp_path)
-    job = Job(leaky, cache.path, Options(PIXELS), None, silent)
+    extraction = open_extraction(leaky, cache.path, Options(PIXELS), None, silent)
     fix(leaks(cache))
-    assert job.run().rows == Cache.open(cache.path).rows != cache.rows
+    assert extraction.run().rows == Cache.open(cache.path).rows != cache.rows
 
 
 def test_a_fix_while_an_extraction_computes_stays_without_locks_too(leaky, tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_what_judges_an_image_has_not_seen_its_copies(named, tmp_path, monkeypat
     shutil.move(named / "daisy/d003.png", named / "iris/d003.png")
     for number in range(4):
         copy(named / "iris/d003.png", named / f"iris/dcopy{number}.jpg", quality=70 + number)
-    real, seen = labels._left_out, []
+    real, seen = labels.left_out_probabilities, []
 
     def watched(X, y, num_classes, folds, progress):
         seen.append(folds[X[:, 0] == 1000])
@@ -68,7 +68,7 @@ def test_what_judges_an_image_has_not_seen_its_copies(named, tmp_path, monkeypat
     def marked(cache, rows, name):
         return np.array([[1000.0 if row.path.startswith("iris/d") else at] for at, row in enumerate(rows)])
 
-    monkeypatch.setattr(labels, "_left_out", watched)
+    monkeypatch.setattr(labels, "left_out_probabilities", watched)
     monkeypatch.setattr(labels, "features_of", marked)
     judged(named, tmp_path)
     [folds] = seen

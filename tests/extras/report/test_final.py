@@ -14,8 +14,8 @@ from featcache.errors import DataError, DiskFault, NotARun, UsageError
 from featcache.extras.report.final import final_scores, head_score, model_score, opening
 from featcache.extras.report.table import text_report
 from featcache.sweeps import Run, sweep
+from featcache.sweeps.inputs import digest_of_rows
 from featcache.sweeps.metrics import Score
-from featcache.sweeps.run import digest_of_rows
 from featcache.tuning import finetune
 
 

@@ -107,7 +107,7 @@ def test_the_curves_share_one_scale_and_the_best_comes_first(run, monkeypatch):
     assert high > 1
 
 
-def tune(run, trial, wrong, name="better.keras", epoch=2):
+def tune(run, trial, wrong, name="better.keras", epoch=2, mixture=None):
     """Record a model that was fine-tuned from a trial and takes so many validation images for another class."""
     cache = run.cache()
     truth = cache.labels(run.rows(cache, "val"))
@@ -121,7 +121,11 @@ def tune(run, trial, wrong, name="better.keras", epoch=2):
     best = {"epoch": epoch, "val": list(wilson(len(truth) - wrong, len(truth))), "val_loss": 0.1, "train_loss": 0.2}
     facts = {"flags": [], "controls": {}, "certificate": None}
     facts |= {"model": name, "file": name, "trial": trial, "metric": "accuracy", "unfrozen": "", "seconds": 1.0}
-    facts |= {"stopped": "", "best": best, "history": [start, best | {"mixture": None}], "at": ""}
+    history = [start, best | {"mixture": None}]
+    if mixture is not None:
+        best |= {"mixture": mixture}
+        history.append(best)
+    facts |= {"stopped": "", "best": best, "history": history, "at": ""}
     write_record(record, facts | {"predictions": file_digest(predictions_of(record))})
     return record
 
@@ -133,9 +137,11 @@ def weak_trial(run):
 def test_the_page_is_about_the_fine_tuned_model_with_the_head_beside_it(run):
     assert run.best.trial.score == 1
     tune(run, weak_trial(run), wrong=0, name="other.keras")
-    tune(run, run.best.trial.trial, wrong=0)
+    tune(run, run.best.trial.trial, wrong=0, mixture=0.3)
     page = page_of(run)
     assert re.search(r"Fine-tuned model <b>\w+\.keras</b>, epoch 2", page)
+    assert "Best: epoch 2 x 0.3, accuracy" in page
+    assert "(--wise-ft), by their share of the end: 0.3 has 1.000 [" in page
     assert f"Best head beside it: trial {run.best.trial.trial}" in page
     assert "The head: true classes (down)" in page
     assert ">fine-tuned, training</text>" in page  # the curve of the loss
@@ -174,7 +180,7 @@ def test_each_class_is_judged_on_test_once_it_was_opened(run):
     final = open_test(run)
     page = page_of(final.run, final=final.scores, tested=final)
     section = page[page.index("<h3>On the test split</h3>") : page.index('<section id="images">')]
-    [name] = final.said
+    [name] = final.predictions
     for row in final.classes[name]:
         value, low, high = row["recall"]
         assert re.search(rf"<td>{row['name']}</td>.*\n.*{value:.3f} \[{low:.3f}, {high:.3f}\]", section)
@@ -350,7 +356,10 @@ def test_a_run_without_test_images_promises_none(tmp_path):
 
 def test_a_page_of_many_images_says_how_to_look_for_copies(run, monkeypatch):
     monkeypatch.setattr(checks, "MOST_IMAGES", 10)
-    assert f"Not looked for here among 90 images: featcache leaks {run.settings.cache} --labels" in page_of(run)
+    assert (
+        f"Not searched among 90 images, which would take minutes: featcache leaks {run.settings.cache} --labels"
+        in page_of(run)
+    )
 
 
 @pytest.mark.slow

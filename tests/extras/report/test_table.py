@@ -136,7 +136,7 @@ def test_a_report_says_that_test_was_not_read():
     assert "The test split was not read." in text_report(run_of(trial(1)))
     assert "There is no test split" in text_report(run_of(trial(1)), has_test=False)
     opened = replace(run_of(trial(1)), test_opened=({}, {}))
-    assert "The test split was opened 2 times before; --final shows what it says." in text_report(opened)
+    assert "The test split was opened 2 times before; --final shows its scores." in text_report(opened)
 
 
 def test_the_worst_classes_on_test_come_first():

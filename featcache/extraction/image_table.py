@@ -1,0 +1,93 @@
+"""The table of images that an extraction writes: the scanned images, with what decoding learnt about them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+
+from featcache.cache.changes import Changes
+from featcache.cache.layout import LISTING
+from featcache.cache.parts import ImageTable
+from featcache.cache.reader import Cache
+from featcache.extraction.compute import Findings
+from featcache.images.manifest import Images
+from featcache.spec import DECODE_VERSION, Failure, ImageRow, canonical_json
+
+
+def image_table(images: Images, changes: Changes, findings: Findings) -> ImageTable:
+    """Return the table to write into the cache."""
+    return ImageTable(all_rows(images, findings), failures_of(images, findings), facts_of(images), changes)
+
+
+def all_rows(images: Images, findings: Findings) -> tuple[ImageRow, ...]:
+    """Return all images, sorted by path, with the digests of the bytes that were read."""
+    digests = findings.digests
+    rows = [row._replace(digest=digests[row.path]) for row in images.rows]
+    for path in findings.unread:
+        if path not in digests:
+            rows.append(ImageRow(path, "", "", "", ""))
+    return tuple(sorted(rows, key=lambda row: os.fsencode(row.path)))
+
+
+def readable_rows(images: Images, findings: Findings) -> list[ImageRow]:
+    """Return the images whose bytes could be read, with the digests of those bytes."""
+    digests, unread = findings.digests, findings.unread
+    return [row._replace(digest=digests[row.path]) for row in images.rows if row.path not in unread]
+
+
+def failures_of(images: Images, findings: Findings) -> dict[str, Failure]:
+    """Return {path: why that image has no row}, sorted by path."""
+    failures: dict[str, Failure] = {}
+    for row in all_rows(images, findings):
+        failure = findings.bad.get(row.digest)
+        if failure is not None:
+            failures[row.path] = failure._replace(path=row.path)
+    failures |= findings.unread
+    return {path: failures[path] for path in sorted(failures, key=os.fsencode)}
+
+
+def facts_of(images: Images) -> Mapping[str, str | bytes]:
+    """Return what the table says about the images as a whole."""
+    facts: dict[str, str | bytes] = {
+        "root": root_of(images),
+        "layout": images.layout,
+        "split_spec": canonical_json(asdict(images.split_spec)),
+        "decode": _decoder(),
+    }
+    if images.listing is not None:
+        facts[LISTING] = canonical_json(images.listing)
+    return facts
+
+
+def root_of(images: Images) -> bytes:
+    """Return the place of the images, from the root of the file system; arrays in memory have none."""
+    return os.fsencode(images.root.resolve() if images.source.location else images.root)
+
+
+def is_up_to_date(table: Cache, images: Images, changes: Changes, findings: Findings) -> bool:
+    """Return whether the stored table says already what `image_table` would write."""
+    stored_failures = {failure.path: failure for failure in table.failures}
+    stored = table.rows, table.changes, stored_failures, os.fsencode(table.root)
+    if stored != (all_rows(images, findings), changes, failures_of(images, findings), root_of(images)):
+        return False
+    # A plain folder needs no listing: a cache of an earlier version, which has none, is not written again for it.
+    return (table.listing or {}) == (images.listing or {})
+
+
+def known_failures(table: Cache | None) -> dict[str, Failure]:
+    """Return {digest: failure} of images that the same decoder could not use before.
+
+    A lack of memory is not the image's fault, so such an image is tried again.
+    """
+    if table is None or table.decode != _decoder():
+        return {}
+    return {failure.digest: failure for failure in table.failures if failure.digest and failure.status != "no_memory"}
+
+
+def _decoder() -> str:
+    """Return the versions that decide which images can be decoded."""
+    heif = " heif" if find_spec("pillow_heif") else ""
+    return f"{DECODE_VERSION} pillow {version('pillow')}{heif}"

@@ -1,0 +1,96 @@
+"""Starts the engine of a network when its first pixels are decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.arrays import Pixels
+from featcache.backbones.build import Backbone
+from featcache.backbones.lineage import lineage_of
+from featcache.cache.rows import TapRows, is_part
+from featcache.errors import NotAModel, WeightsMismatch
+from featcache.extraction.compute import Started
+from featcache.extraction.engines import Engine, PixelEngine, choose, provenance
+from featcache.extraction.extract_options import Options
+from featcache.extraction.networks import Network
+from featcache.spec import Precision, Tap
+
+PIXEL_BATCH = 256
+
+
+@dataclass
+class Starter:
+    """Starts one engine for all work of one network. Call it with the first pixels, (n, size, size, 3)."""
+
+    network: Network
+    options: Options
+    out: Path
+    cached: TapRows | None  # rows of the network's first tap
+    num_images: int
+    report: Callable[[str], None]
+    started: Started | None = None
+
+    def __call__(self, sample: Pixels) -> Started:
+        """Return the engine at work; the first call chooses it on these pixels."""
+        if self.started is None:
+            request = self.network.request
+            layers = {tap.layer for tap in self.network.taps}
+            lineages = {layer: lineage_of(request.spec, layer) for layer in layers}
+            engine = self._engine(sample)
+            self.started = Started(engine, provenance(engine, self.network.weights_source), lineages)
+        return self.started
+
+    def _engine(self, sample: Pixels) -> Engine:
+        batch = self.options.batch_size
+        if self.network.request.spec.name == "pixels":
+            return PixelEngine(batch or PIXEL_BATCH)
+        taps = self._taps_of_a_view()
+        return choose(
+            self._build,
+            taps,
+            sample,
+            engine=self.options.engine if self.options.engine != "auto" else engine_to_continue(taps[0], self.cached),
+            device=self.options.device,
+            batch=batch,
+            num_images=self.num_images,
+            say=self.report,
+        )
+
+    def _taps_of_a_view(self) -> Sequence[Tap]:
+        """Return the taps of the first view. The same engine computes the others, since views differ in pixels only."""
+        return next(iter(self.network.taps_by_view.values()))
+
+    def _build(self, precision: Precision) -> Backbone:
+        """Return the backbone at a precision. Raises an error if its weights are not those that its taps name."""
+        backbone = self.network.built(precision)
+        tap, spec = self.network.taps[0], self.network.request.spec
+        if backbone.weights_digest == tap.weights_digest:
+            return backbone
+        if spec.origin == "registry":
+            raise WeightsMismatch(
+                f"Tap '{tap.name}' in {self.out} was made with other weights than the file that it names "
+                "holds (by an older featcache, where KERAS_HOME was read-only?). Extract to another cache"
+            )
+        raise NotAModel(f"'{spec.name}' has other weights each time it is built. Save the model and name its file")
+
+
+def engine_to_continue(tap: Tap, cached: TapRows | None) -> str:
+    """Return the engine that made the rows of a tap if it must make the others too, else "auto".
+
+    That is so if an extraction of the tap was interrupted, or if the tap is not float32: in low precision, engines
+    differ too much to be mixed.
+    """
+    if cached is None:
+        return "auto"
+    makers: list[str] = []
+    for piece in cached.pieces:
+        if is_part(piece.source):
+            makers += piece.makers
+    if not makers and tap.precision != "float32":
+        makers += cached.makers
+    if not makers:
+        return "auto"
+    return str(json.loads(makers[0])["engine"]).split()[0]

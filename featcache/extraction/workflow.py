@@ -1,0 +1,394 @@
+"""The steps of an extraction: read the cache, scan, plan, compute what is missing, merge.
+
+A kill at any moment costs only the two batches in flight, one being computed and one being written: every batch becomes
+a part, and the same command continues from the parts that it finds.
+
+Rows are compared with their digests before they are copied into a new CACHE.h5. Damaged rows of the requested taps are
+computed again; damaged taps of other backbones stay as they are (see `cache.parts`). An extraction with nothing to do
+copies and compares nothing, unless `rehash` tells it to check everything that is stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from featcache.backbones.parse import Request
+from featcache.cache import parts
+from featcache.cache.changes import Changes
+from featcache.cache.layout import is_foreign, part_files, table_of
+from featcache.cache.reader import Cache
+from featcache.cache.rows import TapRows
+from featcache.errors import NoImages, NotACache
+from featcache.extraction import image_table as tables
+from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Target
+from featcache.extraction.extract_options import Options
+from featcache.extraction.layouts import is_in_parts
+from featcache.extraction.networks import network_of
+from featcache.extraction.outcome import Estimate, Extracted, TapReport
+from featcache.extraction.plan import Plan, make_plan
+from featcache.extraction.reviewing import Decisions, read_decisions
+from featcache.extraction.space import Space, free_bytes
+from featcache.extraction.starter import Starter
+from featcache.extraction.stored import apart, as_stored, kept_apart, review_remarks
+from featcache.images.kinds import notes
+from featcache.images.manifest import Images, scan
+from featcache.spec import Failure, Preprocess, Progress, SplitSpec, Tick
+
+TIMED_BATCHES = 2  # of each backbone, for an estimate
+MAX_ROUNDS = 3  # of passes, if images change while they are read
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What the cache holds at one moment."""
+
+    state: object  # differs after every merge and every commit
+    rows: Mapping[str, TapRows]  # {fingerprint: rows}, of the table and of the parts
+    table: Cache | None  # the table of images; None before the first merge
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for: it stays the same during an extraction."""
+
+    requests: Sequence[Request]
+    out: Path
+    options: Options
+    in_parts: bool  # `out` is, or will be, a folder of parts
+    scanned: Images
+    decisions: Decisions | None  # a table of reviewed labels
+    progress: Progress
+    replaces: bool  # `out` is another file, which the finished cache replaces
+
+    def note(self, step: str, text: str) -> None:
+        """Report something that is no progress."""
+        self.progress(Tick(step, 0, 0, text))
+
+
+def open_extraction(
+    images: Images | str | Path,
+    out: Path,
+    options: Options,
+    index: Path | None,
+    progress: Progress,
+    *,
+    replaces: bool = False,
+    requests: Sequence[Request] | None = None,
+) -> Extraction:
+    """Read the cache, scan the images, and return the extraction, which has computed nothing yet.
+
+    index: a file that remembers what was scanned. replaces: `out` is another file, which the finished cache replaces.
+    requests: instead of those of the options.
+    """
+    if requests is None:
+        requests = options.requests()
+    options.check()
+    in_parts = is_in_parts(out, options.layout)
+    # Take the state before reading anything, so that `Extraction.refresh` notices every later change.
+    state = parts.state(out)
+    rows = parts.read_rows(out, whole=options.rehash)
+    if damaged_parts := parts.set_aside(out):
+        note = f"Damaged parts of {out}, whose rows are computed again: {len(damaged_parts)}"
+        progress(Tick("aside", 0, 0, note))
+    decisions = None if options.apply is None else read_decisions(options.apply)
+    stock = Stock(state, rows, _stored_table(out, replaces))
+    scanned = scanned_images(images, stock.table, options, index, progress)
+    order = Order(requests, out, options, in_parts, scanned, decisions, progress, replaces)
+
+    merged, changes = as_stored(scanned, stock.table, decisions)
+    _report_changes(order, stock.table, merged)
+    findings = Findings(
+        digests={row.path: row.digest for row in merged.rows},
+        bad={} if options.rehash else tables.known_failures(stock.table),
+        unread={failure.path: failure for failure in merged.unreadable if not failure.digest},
+    )
+    return Extraction(order, stock, merged, changes, findings, Space(out, in_parts))
+
+
+def scanned_images(
+    images: Images | str | Path, table: Cache | None, options: Options, index: Path | None, progress: Progress
+) -> Images:
+    """Return the manifest, split by the rule of the cache unless the options give another."""
+    if isinstance(images, Images):
+        return images
+    spec = SplitSpec() if table is None else table.split_spec
+    if options.split is not None:
+        spec = SplitSpec.parse(options.split, spec.seed)
+    if options.seed is not None:
+        spec = replace(spec, seed=options.seed)
+    return scan(
+        images,
+        split=spec,
+        group_from=options.group_from,
+        allow_outside=options.allow_outside,
+        label_column=options.label_column,
+        path_column=options.path_column,
+        index=index,
+        rehash=options.rehash,
+        progress=progress,
+    )
+
+
+@dataclass
+class Extraction:
+    """One extraction: what the cache holds, and what was learnt about the images on the way."""
+
+    order: Order
+    stock: Stock
+    images: Images  # as scanned, with the splits, groups and reviewed labels of the cache
+    changes: Changes
+    findings: Findings
+    space: Space
+    damaged: frozenset[str] = frozenset()  # fingerprints of damaged taps in CACHE.h5, once it was compared
+    first_plan: Plan | None = field(default=None, init=False)  # what was missing when the extraction began
+
+    def run(self) -> Cache:
+        """Compute and commit the missing rows of all backbones, merge, and return the cache."""
+        self.refresh()
+        plan = self.plan()
+        if self.order.options.rehash:
+            plan = self.plan_without_damaged(plan)
+        table = self.stock.table
+        if table is not None and not plan.work and self.is_merged(table):
+            parts.tidy(self.order.out)
+            return table
+        if self.order.in_parts:
+            parts.make_folder(self.order.out)
+        with parts.lock(self.order.out, self._report_wait):
+            # Another extraction may have computed these rows while this one waited for the lock.
+            if self.refresh():
+                plan = self.plan()
+            plan = self.plan_without_damaged(plan)
+            self.compute(plan)
+            return self.merge()
+
+    def refresh(self) -> bool:
+        """Read the cache again if another process has changed it; return whether it has."""
+        state = parts.state(self.order.out)
+        if state == self.stock.state:
+            return False
+        self.stock = replace(self.stock, state=state, rows=parts.read_rows(self.order.out))
+        self.refresh_table()
+        return True
+
+    def refresh_table(self) -> None:
+        """Give the images the splits, groups and reviewed labels that the cache has now."""
+        table = _stored_table(self.order.out, self.order.replaces)
+        if table != self.stock.table:
+            self.stock = replace(self.stock, table=table)
+            self.images, self.changes = as_stored(self.order.scanned, table, self.order.decisions)
+
+    def plan(self) -> Plan:
+        """Return what is missing now."""
+
+        def report_download(text: str) -> None:
+            self.order.note("weights", text)
+
+        networks = [network_of(request, self.stock.rows, report_download) for request in self.order.requests]
+        rows = tables.readable_rows(self.images, self.findings)
+        plan = make_plan(rows, networks, self.stock.rows, self.findings.bad)
+        if self.first_plan is None:
+            self.first_plan = plan
+        return plan
+
+    def plan_without_damaged(self, plan: Plan) -> Plan:
+        """Return what is missing when the damaged taps of CACHE.h5 are left out, and report those taps.
+
+        Raises NotACache if a requested tap has rows of images that are not at hand: those rows would be lost.
+        """
+        out = self.order.out
+        damaged = {piece.tap.fingerprint: piece for piece in parts.damaged_taps(out)}
+        if not damaged:
+            return plan
+        at_hand = {row.digest for row in tables.readable_rows(self.images, self.findings)}
+        for fingerprint, piece in damaged.items():
+            if fingerprint in plan.taps:
+                gone = set(piece.digests) - at_hand
+                if gone:
+                    raise NotACache(
+                        f"{out} is damaged: {len(piece)} rows of tap '{piece.tap.name}' must be computed again, "
+                        f"and {len(gone)} of their images are not in {self.images.root}. Put them back, or move "
+                        f"{out} away and extract again"
+                    )
+                remedy = f"its {len(piece)} rows are computed again"
+            else:
+                remedy = "it stays as it is until the extraction that made it is repeated with `rehash=True`"
+            if fingerprint not in self.damaged:
+                self.order.note("aside", f"Tap '{piece.tap.name}' of {out} is damaged: {remedy}")
+        self.damaged = frozenset(damaged)
+        self.stock = replace(self.stock, rows=parts.read_rows(out, checked=True))
+        self.first_plan = None  # rows that are computed again are no hits
+        return self.plan()
+
+    def compute(self, plan: Plan) -> None:
+        """Compute and commit what is missing. Raises NoImages if no image can be used."""
+        # One round is enough unless images change or disappear while they are read.
+        for _ in range(MAX_ROUNDS):
+            for image_pass in self.passes(plan):
+                image_pass.run()
+            self.stock = replace(self.stock, rows=parts.read_rows(self.order.out, checked=True))
+            if not self._lacks_rows(plan):
+                break
+            plan = self.plan()
+        if not self.stock.rows:
+            first = next(iter(self.failures().values()))
+            num_images = len(tables.all_rows(self.images, self.findings))
+            raise NoImages(
+                f"None of the {num_images} images in {self.images.root} can be used; {first.path}: {first.reason}"
+            )
+
+    def merge(self) -> Cache:
+        """Write all rows and the table of images into the cache, and return it."""
+
+        def decide() -> parts.ImageTable:
+            self.refresh_table()  # while this extraction computed, another process may have changed groups and labels
+            return tables.image_table(self.images, self.changes, self.findings)
+
+        return parts.merge_decided(self.order.out, decide, self.damaged)
+
+    def passes(self, plan: Plan) -> list[Pass]:
+        """Return one pass for each kind of pixels: backbones that take the same pixels share one decoding."""
+        starters: dict[Request, Starter] = {}
+        targets_by_pixels: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
+        for work in plan.work:
+            request = work.network.request
+            if request not in starters:
+                starters[request] = Starter(
+                    network=work.network,
+                    options=self.order.options,
+                    out=self.order.out,
+                    cached=self.stock.rows.get(work.network.taps[0].fingerprint),
+                    num_images=plan.largest(request),
+                    report=self._report_engine,
+                )
+            target = Target(work.taps, work.missing, starters[request], self.space.reserve)
+            # The network's own scaling comes after decoding, so it does not matter here.
+            pixels = replace(request.preprocess, mode="unit")
+            targets_by_pixels.setdefault((pixels, tuple(work.taps)), []).append(target)
+        return [self._pass(pixels, targets) for (pixels, _), targets in targets_by_pixels.items()]
+
+    def _pass(self, pixels: Preprocess, targets: Sequence[Target]) -> Pass:
+        missing = frozenset[str]().union(*(target.missing for target in targets))
+        return Pass(
+            out=self.order.out,
+            source=self.images.source,
+            rows=[row for row in self.images.rows if row.path in missing],
+            preprocess=pixels,
+            targets=targets,
+            findings=self.findings,
+            progress=self.order.progress,
+            note=self._counts,
+            batch=self.order.options.batch_size or FIRST_BATCH,
+        )
+
+    def _lacks_rows(self, plan: Plan) -> bool:
+        """Return whether a requested tap lacks the row of a usable image."""
+        rows = tables.readable_rows(self.images, self.findings)
+        digests = [row.digest for row in rows if row.digest not in self.findings.bad]
+        for fingerprint in plan.taps:
+            cached = self.stock.rows.get(fingerprint)
+            num_lacking = len(digests) if cached is None else cached.lack(digests)
+            if num_lacking:
+                return True
+        return False
+
+    def is_merged(self, table: Cache) -> bool:
+        """Return whether the stored table is already up to date, and all rows are in the one file."""
+        if part_files(self.order.out) and not self.order.in_parts:
+            return False
+        return tables.is_up_to_date(table, self.images, self.changes, self.findings)
+
+    def failures(self) -> dict[str, Failure]:
+        """Return {path: why that image has no row}, sorted by path."""
+        return tables.failures_of(self.images, self.findings)
+
+    def report(self, seconds: float) -> Extracted:
+        """Return what was done. seconds: how long it took."""
+        assert self.first_plan is not None
+        rows = tables.all_rows(self.images, self.findings)
+        cached = [self.stock.rows[tap] for tap in self.first_plan.taps if tap in self.stock.rows]
+        computed = self.first_plan.lacking - self.findings.bad.keys()
+        lacked = [row.digest for row in rows if row.digest in computed]
+        return Extracted(
+            cache=str(self.order.out),
+            images=len(rows),
+            hits=self.first_plan.hits,
+            computed=self.findings.computed,
+            copies=len(lacked) - len(set(lacked)),
+            failed=tuple(self.failures().values()),
+            taps=tuple(_tap_report(rows_of_tap) for rows_of_tap in cached),
+            seconds=seconds,
+            others=self.images.others,
+            stray=self.images.stray,
+            groups=self.images.groups,
+            remarks=(*self.images.remarks, *apart(self.images), *review_remarks(self.images, self.changes)),
+            notes=self._notes(),
+        )
+
+    def estimate(self) -> Estimate:
+        """Return what `run` would do, timed on a few batches."""
+        plan = self.plan()
+        passes = self.passes(plan)
+        seconds = sum(image_pass.time(TIMED_BATCHES) for image_pass in passes)
+        num_bytes = 0
+        for image_pass in passes:
+            num_bytes += sum(target.row_bytes * len(target.missing) for target in image_pass.targets)
+        return Estimate(
+            cache=str(self.order.out),
+            images=len(self.images.rows),
+            hits=plan.hits,
+            missing=plan.num_missing,
+            bytes=num_bytes,
+            free_bytes=free_bytes(self.order.out),
+            seconds=seconds,
+            taps=tuple(tap.name for tap in plan.taps.values()),
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        """Return remarks on the kinds of images that were decoded."""
+        counts = Counter[str]()
+        for kinds in self.findings.kinds.values():
+            counts.update(kinds)
+        return tuple(notes(counts, len(self.images.rows), self.order.requests[0].preprocess.bits))
+
+    def _counts(self) -> str:
+        """Return the note beside the progress bar."""
+        assert self.first_plan is not None
+        num_failed = len(self.findings.bad) + len(self.findings.unread)
+        return f"{self.first_plan.hits} cached, {num_failed} failed"
+
+    def _report_engine(self, text: str) -> None:
+        self.order.note("engine", text)
+
+    def _report_wait(self) -> None:
+        self.order.note("wait", f"Another extraction is at work on {self.order.out}; waiting for it to end")
+
+
+def _stored_table(out: Path, replaces: bool) -> Cache | None:
+    """Return the table of images that the cache has now, or None. replaces: `out` may still be another file."""
+    if not table_of(out).exists() or (replaces and is_foreign(out)):
+        return None
+    return Cache.open(out)
+
+
+def _report_changes(order: Order, table: Cache | None, images: Images) -> None:
+    """Report if the scan shares no image with the cache, or if images stay in other splits than it gave them."""
+    if table is not None:
+        stored_digests = {row.digest for row in table.rows}
+        if stored_digests.isdisjoint(row.digest for row in images.rows):
+            replaced = f"{len(table.rows)} images of {table.root} by {len(images.rows)} others"
+            order.note("images", f"{order.out}: replacing the table of {replaced}; the features of both are kept")
+    if note := kept_apart(order.scanned, images):
+        order.note("images", note)
+
+
+def _tap_report(rows: TapRows) -> TapReport:
+    engines = sorted({str(json.loads(maker)["engine"]) for maker in rows.makers})
+    return TapReport(rows.tap.name, int(np.prod(rows.shape)), rows.tap.precision, ", ".join(engines))

@@ -1,0 +1,152 @@
+"""Models made from a run: the records of its fine-tunings, and what a model file predicts of the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featcache.arrays import Floats
+from featcache.cache.reader import Cache
+from featcache.errors import NotARun, UsageError
+from featcache.extras.report import figures
+from featcache.files import file_digest
+from featcache.images.manifest import Images
+from featcache.models import image_source, load_model
+from featcache.models.assemble import logits_of
+from featcache.spec import ImageRow, Progress, silent
+from featcache.sweeps import Chosen, Run
+from featcache.sweeps.metrics import Metric, Predictions, Score, better
+from featcache.sweeps.records import TUNED, predictions_of, read_record
+from featcache.sweeps.stored_predictions import PREDICTIONS, read_predictions
+from featcache.text import printable
+from featcache.tuning.data import ImageSet
+from featcache.tuning.train import VALIDATE, predict_logits
+
+NEEDED = (
+    *("model", "trial", "flags", "controls", "metric", "unfrozen", "seconds", "stopped", "certificate"),
+    *("best", "history"),
+)
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """One fine-tuned model, by its record."""
+
+    record: Mapping[str, Any] = field(repr=False)
+    plots: Sequence[tuple[str, str]] = field(repr=False)  # (title, SVG): score, and losses, by epoch
+    rows: Sequence[ImageRow] = field(repr=False)  # the validation images
+    predictions: Predictions | None = field(repr=False)  # of these; None if an earlier version did not store them
+
+    @property
+    def path(self) -> Path:
+        """Return the file of the model."""
+        return Path(self.record.get("file", self.record["model"]))
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file, as it can be shown."""
+        return printable(self.path.name)
+
+    @property
+    def score(self) -> Score:
+        """Return its score on the validation images."""
+        return Score(*self.record["best"]["val"])
+
+    @property
+    def start(self) -> Score:
+        """Return the score of the head that it started from, on the same images."""
+        return Score(*self.record["history"][0]["val"])
+
+    @property
+    def mixtures(self) -> list[tuple[float, Score]]:
+        """Return (share, score) of each mixture of the start's weights with the end's that --wise-ft evaluated."""
+        history = self.record["history"]
+        return [(epoch["mixture"], Score(*epoch["val"])) for epoch in history if epoch["mixture"] is not None]
+
+    @property
+    def is_head(self) -> bool:
+        """Return whether no epoch was better than the head, so that the model is the head."""
+        return bool(self.record["best"]["epoch"] == 0)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that was handed over or fine-tuned from a trial, and its logits of the validation images."""
+
+    name: str
+    chosen: Chosen
+    val_logits: Floats = field(repr=False)  # (M, K)
+
+
+def tuned_models_of(run: Run, cache: Cache) -> list[TunedModel]:
+    """Return the models that were fine-tuned from a run, by the names of their records. Raises NotARun."""
+    rows = run.rows(cache, "val")
+    return [_tuned_model(path, rows, cache) for path in sorted((run.path / TUNED).glob("*.json"))]
+
+
+def best_of(
+    models: Sequence[TunedModel], trial: int | None, metric: Metric, at_least: float | None
+) -> TunedModel | None:
+    """Return the best model on validation; None if there is none, or if it is worse than the head.
+
+    Models that are still the head, or whose predictions are not stored, do not count. trial: only models of this
+    trial; None for all. metric: of the run; a model chosen by another metric does not compare. at_least: the score of
+    the head; None if it is unknown.
+    """
+    candidates: list[TunedModel] = []
+    for model in models:
+        is_of_trial = trial is None or model.record["trial"] == trial
+        is_comparable = model.predictions is not None and model.record["metric"] == metric
+        if is_of_trial and is_comparable and not model.is_head:
+            candidates.append(model)
+    if not candidates:
+        return None
+
+    def value(model: TunedModel) -> float:
+        return better(metric, model.score.value)
+
+    best = max(candidates, key=lambda model: (value(model), -model.record["best"]["val_loss"]))
+    if at_least is not None and value(best) < better(metric, at_least):
+        return None
+    return best
+
+
+def _tuned_model(path: Path, rows: Sequence[ImageRow], cache: Cache) -> TunedModel:
+    record = read_record(path)
+    advice = "Delete it: only reports read it"
+    try:
+        for name in NEEDED:
+            if name not in record:
+                raise KeyError(name)
+        if not isinstance(record["best"]["epoch"], int):
+            raise TypeError("its best epoch is no number")
+        plots = figures.learning(record)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise NotARun(f"{path} is damaged or of another version: {error!r}. {advice}") from error
+    stored = predictions_of(path)
+    predictions: Predictions | None = None
+    # The record names the digest, so predictions of an earlier training under the same name are not taken for these.
+    if stored.exists() and file_digest(stored) == record.get("predictions"):
+        predictions = read_predictions(stored, cache.labels(rows), PREDICTIONS, advice)
+    return TunedModel(record, plots, rows, predictions)
+
+
+def model_on_val(
+    run: Run, path: Path, images: Images | str | Path | None = None, progress: Progress = silent
+) -> ModelFile:
+    """Return a model file with its logits of the validation images of the run that it came from.
+
+    Raises NotAModel, UsageError if it came from another run, DataError if there are no validation images.
+    """
+    model, facts = load_model(path)
+    if facts.get("run") != run.path.name or facts["classes"] != list(run.classes):
+        raise UsageError(f"{path} came from the run {facts.get('run')}, so it cannot be compared with {run.path}")
+    chosen, cache = run[facts["trial"]], run.cache()
+    rows = run.rows(cache, "val")
+    if not rows:
+        raise UsageError(f"{cache.path} has no validation images to compare {path} on")
+    val_set = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
+    val_logits = predict_logits(logits_of(model), val_set, progress=progress, step=VALIDATE)
+    return ModelFile(str(path), chosen, val_logits)

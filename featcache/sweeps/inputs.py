@@ -1,0 +1,85 @@
+"""What a sweep reads from its cache: labelled images of a split, and the features of one tap or of several joined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Features
+from featcache.cache.reader import Cache
+from featcache.spec import ImageRow, digest_of
+from featcache.sweeps.unseen import rows_that_judge
+
+FIRST_LAYERS = ("stem", "expanded_conv", "conv1", "pool1", "bn_conv1")  # how the names of first layers begin
+LAST_LAYERS = ("top", "avg_pool", "predictions")
+
+
+def taps_in(cache: Cache, name: str) -> list[str]:
+    """Return the taps of a name that may join several with +."""
+    return [name] if name in cache.taps else [part.strip() for part in name.split("+")]
+
+
+def single_taps(cache: Cache, names: Sequence[str]) -> list[str]:
+    """Return each tap of these names once, in order; joined names count as their parts."""
+    taps: dict[str, None] = {}
+    for name in names:
+        taps |= dict.fromkeys(taps_in(cache, name))
+    return list(taps)
+
+
+def by_depth(cache: Cache, names: Sequence[str]) -> list[str]:
+    """Return taps in the order of their layers, as far as names tell: numbers by value, stems first, top last.
+
+    The taps of one backbone stand together.
+    """
+    backbones = list(dict.fromkeys(cache.taps[name].backbone for name in names))
+
+    def depth(name: str) -> tuple[Any, ...]:
+        layer = cache.taps[name].layer.lower()
+        # "block_10" comes after "block_9": runs of digits compare as numbers, and before any text.
+        parts = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", layer)]
+        backbone = backbones.index(cache.taps[name].backbone)
+        return backbone, layer in LAST_LAYERS, not layer.startswith(FIRST_LAYERS), parts
+
+    return sorted(names, key=depth)
+
+
+def rows_of(cache: Cache, split: str, taps: Sequence[str], shots: int | None) -> list[ImageRow]:
+    """Return the labelled images of a split that a sweep uses: of train and val at most `shots` per class.
+
+    Of val and test those that can judge heads on these taps: see `unseen`.
+    """
+    limit = None if split == "test" else shots
+    rows = [row for row in cache.usable(split, limit) if row.label]
+    return rows_that_judge(cache, rows, split, single_taps(cache, taps))
+
+
+def few_of(labels: Classes, shots: int, seed: int) -> Classes:
+    """Return the rows of a small training set, (n,): of each class `shots` or all there are, drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(drawn))
+
+
+def features_of(cache: Cache, rows: Sequence[ImageRow], tap: str) -> Features:
+    """Return the (N, D) features of a tap, or of several joined by +, beside one another."""
+    if tap in cache.taps:
+        return cache.features(rows, tap)
+    return np.concatenate([cache.features(rows, name) for name in taps_in(cache, tap)], axis=1)
+
+
+def digest_of_rows(rows: Sequence[ImageRow], *, with_groups: bool = False) -> str:
+    """Return one digest of the contents and labels of these images, in order.
+
+    with_groups: of their groups too, which decide on the folds of cross-validation.
+    """
+    facts = []
+    for row in rows:
+        fact = [row.digest, row.label]
+        if with_groups and row.group:
+            fact.append(row.group)
+        facts.append(fact)
+    return digest_of(facts)

@@ -1,0 +1,229 @@
+"""The features of one tap as the heads get them: read, prepared by steps, and streamed from the disk if too large."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featcache.arrays import Classes, Features
+from featcache.cache.reader import Cache
+from featcache.errors import DiskFault, ShapeMismatch, UsageError
+from featcache.files import reserve
+from featcache.heads.folds import Fold
+from featcache.heads.steps import STANDARDISE, make_steps
+from featcache.spec import ImageRow
+from featcache.sweeps.choosing import one_of_each_unit
+from featcache.sweeps.inputs import features_of, taps_in
+from featcache.sweeps.run import Settings
+from featcache.sweeps.selection import Folds, rows_that_choose
+
+KEEP_BYTES = 2**30  # of prepared features; larger ones are prepared again for every bundle of heads
+BLOCK = 4096  # rows that are read, checked or standardised at a time
+SHARE = 4  # features may take one part in so many of the machine's memory: heads take as much again
+BAD_ROWS = 3  # rows with features that are not finite, which are named
+
+
+@dataclass(frozen=True)
+class TapData:
+    """The arrays of one tap, and which rows fit and which choose: one pair without, K pairs with cross-validation."""
+
+    tap: str
+    X: Features
+    y: Classes
+    folds: Folds  # empty where one image is left out
+    num_train: int  # the first rows of X are those of train
+    streamed: bool = False  # X lies on the disk
+    is_one_model: bool = True  # its taps take images of one size and as many bits
+
+    @property
+    def rounds(self) -> Folds:
+        """Return the rows to fit on and to choose on, of every fit.
+
+        The classifier of the last round is the one that predicts later: it is fitted on all of train. Under
+        cross-validation, or leaving one out, no rows are left to choose in that round.
+        """
+        if self.is_split:
+            return self.folds
+        return (*self.folds, (np.arange(self.num_train), np.arange(0)))
+
+    @property
+    def is_split(self) -> bool:
+        """Return whether a single fit on train is scored on other images."""
+        return len(self.folds) == 1
+
+    @property
+    def choosing(self) -> Classes:
+        """Return the rows that choose, in the order of their predictions: not all of train, see `folds_of`."""
+        return rows_that_choose(self.folds, self.y)
+
+    @property
+    def truth(self) -> Classes:
+        """Return the classes of the images that choose, in that order."""
+        return self.y[self.choosing]
+
+    def fitted_on(self, rows: Classes) -> TapData:
+        """Return the data with a single fit, on these rows, and with the images of the first fold to choose on."""
+        return replace(self, folds=((rows, self.folds[0][1]),))
+
+
+class Prepared:
+    """The features of a tap after a chain of steps, which is fitted on the rows that each round fits on."""
+
+    def __init__(self, data: TapData, chain: str, *, last: bool) -> None:
+        """`last`: nobody needs the features afterwards, so that they may be changed in place."""
+        self._data, self._chain = data, chain
+        self._in_place = (last or data.streamed) and data.is_split and chain == STANDARDISE
+        self._keep = len(data.rounds) * data.X.nbytes <= KEEP_BYTES or data.is_split
+        self._kept: dict[int, tuple[list[tuple[str, Any]], Fold]] = {}
+        self._locks = [threading.Lock() for _ in data.rounds]
+
+    def __getitem__(self, number: int) -> tuple[list[tuple[str, Any]], Fold]:
+        """Return the fitted steps and the fold of a round."""
+        if not self._keep:
+            return self._made(number)
+        # Threads that want the same round wait for the first one, rather than preparing it too.
+        with self._locks[number]:
+            if number not in self._kept:
+                self._kept[number] = self._made(number)
+            return self._kept[number]
+
+    def _made(self, number: int) -> tuple[list[tuple[str, Any]], Fold]:
+        data = self._data
+        fit_on, choose_on = data.rounds[number]
+        keep = number == len(data.rounds) - 1
+        if self._in_place:
+            scaler = _standardise_in_place(data.X, data.num_train)
+            # Slices rather than `fit_on` and `choose_on`, which would copy: the rows that fit come first.
+            fold = Fold(data.X[: data.num_train], data.y[fit_on], data.X[data.num_train :], keep, data.streamed)
+            return [(STANDARDISE, scaler)], fold
+
+        X, others = data.X[fit_on], data.X[choose_on]
+        steps = make_steps(self._chain)
+        for _, step in steps:
+            X = step.fit_transform(X)
+            if len(others):  # scikit-learn refuses arrays without rows
+                others = step.transform(others)
+        return steps, Fold(X, data.y[fit_on], others if len(others) else X[:0], keep)
+
+
+def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], settings: Settings) -> TapData:
+    """Return the arrays of a tap, or of several that are joined. Raises ShapeMismatch, TooFewClasses, UsageError."""
+    selection = settings.selection
+    if selection.leaves_one_out:
+        num_mates = len(train) - len(one_of_each_unit(train))
+        if num_mates:
+            raise UsageError(
+                f"`cv={selection.cv}` leaves out one image at a time, and {num_mates} of {len(train)} training images "
+                f"of {cache.path} are copies or in the group of another, which would stay. Folds keep them together: "
+                "`cv=5`"
+            )
+    rows = train if selection.is_within_train else [*train, *val]
+    labels = cache.labels(rows)
+
+    names = taps_in(cache, tap)
+    width = sum(cache.features(rows[:1], name).shape[1] for name in names)
+    num_bytes = len(rows) * width * 4
+    allowed = settings.memory or physical_memory() / SHARE
+    streamed = num_bytes > allowed
+    if streamed:
+        _check_streamed(settings, tap, num_bytes, allowed)
+        X = _on_disk(cache, rows, tap, width)
+    else:
+        X = features_of(cache, rows, tap)
+    _check_features(X, rows, tap)
+
+    preprocesses = [cache.taps[name].preprocess for name in names]
+    inputs = {(preprocess.size, preprocess.resize, preprocess.bits) for preprocess in preprocesses}
+    folds = selection.folds(train, labels, settings.seed)
+    return TapData(tap, X, labels, folds, len(train), streamed, is_one_model=len(inputs) == 1)
+
+
+def parse_bytes(text: str) -> float:
+    """Return the bytes of a size.
+
+    >>> parse_bytes("500M"), parse_bytes("1.5g")
+    (500000000.0, 1500000000.0)
+    """
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt]b?|b)", text.strip().lower())
+    if match is None:
+        raise UsageError(f"`memory` takes a size such as 500M or 4G; got '{text}'")
+    return float(match[1]) * 1000.0 ** "bkmgt".index(match[2][0])
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_streamed(settings: Settings, tap: str, num_bytes: float, allowed: float) -> None:
+    """Raise UsageError if the settings need features in memory."""
+    need_memory = {
+        "`cv`": settings.selection.is_within_train,
+        "`budget`": settings.budget is not None,
+        "`refit`": settings.refit,
+        f"`preset={settings.preset}`": settings.few,
+        "`prepare`": settings.prepare != (STANDARDISE,),
+    }
+    options = [option for option, is_set in need_memory.items() if is_set]
+    if options:
+        raise UsageError(
+            f"The features of tap '{tap}' take {num_bytes / 1e9:.2g} GB, more than the {allowed / 1e9:.2g} GB they "
+            f"may, so they are streamed; that goes without {', '.join(options)}. Leave that out, or give more "
+            "`memory`"
+        )
+
+
+def _on_disk(cache: Cache, rows: Sequence[ImageRow], tap: str, width: int) -> Features:
+    """Return features in a nameless file beside the cache, which the system removes with them. Raises DiskFault."""
+    num_bytes = len(rows) * width * 4
+    try:
+        with tempfile.TemporaryFile(dir=cache.path.parent) as file:
+            # Before it is mapped: on a full disk, writing into a hole of a mapped file kills the process (SIGBUS).
+            reserve(file.fileno(), num_bytes)
+            X = np.memmap(file, np.float32, "r+", shape=(len(rows), width))
+    except OSError as error:
+        raise DiskFault(
+            f"Cannot keep {num_bytes / 1e6:.0f} MB of features of tap '{tap}' in {cache.path.absolute().parent}: "
+            f"{error.strerror or error}. Free some space there, or keep them in memory: give more `memory`"
+        ) from error
+    for begin in range(0, len(rows), BLOCK):
+        X[begin : begin + BLOCK] = features_of(cache, rows[begin : begin + BLOCK], tap)
+    return X
+
+
+def _standardise_in_place(X: Features, num_train: int) -> Any:
+    """Standardise all rows by the mean and scale of the first `num_train`, and return the scaler."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(copy=False)
+    if num_train <= BLOCK:
+        scaler.fit(X[:num_train])
+    else:
+        for begin in range(0, num_train, BLOCK):
+            scaler.partial_fit(X[begin : min(begin + BLOCK, num_train)])
+    for begin in range(0, len(X), BLOCK):
+        X[begin : begin + BLOCK] = scaler.transform(X[begin : begin + BLOCK])
+    return scaler.set_params(copy=True)
+
+
+def _check_features(X: Features, rows: Sequence[ImageRow], tap: str) -> None:
+    """Raise ShapeMismatch if features are not finite, or the same for all images."""
+    bad: list[int] = []
+    for begin in range(0, len(X), BLOCK):
+        is_finite = np.isfinite(X[begin : begin + BLOCK])
+        if not is_finite.all():
+            bad += (begin + np.flatnonzero(~is_finite.all(axis=1))).tolist()
+    if bad:
+        names = ", ".join(rows[number].path for number in bad[:BAD_ROWS])
+        raise ShapeMismatch(f"Tap '{tap}' has features that are not finite, in {len(bad)} rows such as {names}")
+    if (X[:1] == X).all():
+        raise ShapeMismatch(
+            f"Tap '{tap}' has the same features for all {len(rows)} images, so that no head can tell them apart"
+        )
