@@ -128,7 +128,7 @@ def test_images_that_trained_the_backbone_are_not_left_out_for_it(scene, tmp_pat
 
 
 def test_a_clean_tap_beside_is_named_and_goes_on_as_before(scene, tmp_path):
-    with pytest.raises(UsageError, match=rf"leave out `cv`, or name other taps: `taps='{CLEAN}'`$"):
+    with pytest.raises(UsageError, match=rf"leave out `cv`, or name other taps: `taps={CLEAN}`$"):
         sweep(scene.features, "ridge", cv=3, out=tmp_path / "run")
     run = sweep(scene.features, "ridge", cv=3, taps=[CLEAN], out=tmp_path / "run")
     assert run.num_select == len(scene.features.usable("train"))
