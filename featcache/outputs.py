@@ -66,7 +66,7 @@ def _check_kept(path: Path, kind: Kind, inputs: list[Path], force: bool) -> None
     if not may_go and not force:
         description = kind.otherwise or f"is no {kind.name}"
         raise UsageError(
-            f"{path} is there already and {description}, so it is kept. Give another name, or --force to replace it"
+            f"{path} is there already and {description}, so it is kept. Name another, or replace it with `force=True`"
         )
 
 
@@ -81,7 +81,7 @@ def _is_read(path: Path, read: Path) -> UsageError:
     """Return the error for an output that would replace what the command reads."""
     used = "it" if path == read else str(read)
     return UsageError(
-        f"{path} is kept, even with --force, because this command uses {used}. Give another name for the output"
+        f"{path} is kept, even with `force=True`, because this command uses {used}. Give another name for the output"
     )
 
 

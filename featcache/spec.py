@@ -115,10 +115,10 @@ class SplitSpec:
         """
         parts = text.split("/")
         if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
-            raise UsageError(f"--split takes train/val/test in percent, such as 70/15/15; got '{text}'")
+            raise UsageError(f"`split` takes train/val/test in percent, such as 70/15/15; got '{text}'")
         train, val, test = ([int(part) for part in parts] + [0])[:3]
         if train + val + test != 100 or train == 0:
-            raise UsageError(f"--split must add up to 100 with some train in it; '{text}' does not")
+            raise UsageError(f"`split` must add up to 100 with some train in it; '{text}' does not")
         return cls(train, val, test, seed)
 
 

@@ -20,7 +20,7 @@ def holds_mark(folder):
 
 NOTE = Kind("note of featcache", begins_as_ours)
 FOLDER = Kind("folder of featcache", holds_mark, is_folder=True)
-KEPT = "is there already and is no note of featcache, so it is kept. Give another name, or --force to replace it"
+KEPT = "is there already and is no note of featcache, so it is kept. Name another, or replace it with `force=True`"
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_input_is_kept_even_by_force_whatever_it_is_called(file, content, lin
     if link is not None:
         other = file.with_name("b.txt")
         link(file, other)
-    with pytest.raises(UsageError, match=r"is kept, even with --force, because this command uses"):
+    with pytest.raises(UsageError, match=r"is kept, even with `force=True`, because this command uses"):
         check_output(other, NOTE, inputs=[file], force=True)
 
 
@@ -73,7 +73,7 @@ def test_in_a_folder_that_is_read_only_outputs_of_ours_go(tmp_path):
     check_output(tmp_path / "run" / "new.txt", NOTE, inputs=[tmp_path / "run"])
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for folder in ("run", "link"):
-        with pytest.raises(UsageError, match="even with --force"):
+        with pytest.raises(UsageError, match="even with `force=True`"):
             check_output(tmp_path / folder / "trials.csv", NOTE, inputs=[tmp_path / "run"], force=True)
 
 
@@ -92,7 +92,7 @@ def test_a_folder_goes_if_it_is_empty_or_ours_and_holds_nothing_that_is_read(tmp
     check_output(folder, FOLDER, force=True)
     (folder / "mark").touch()
     check_output(folder, FOLDER)
-    with pytest.raises(UsageError, match="even with --force"):
+    with pytest.raises(UsageError, match="even with `force=True`"):
         check_output(folder, FOLDER, inputs=[folder / "mine"], force=True)
 
 

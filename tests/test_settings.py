@@ -9,12 +9,13 @@ from types import UnionType
 from typing import Literal, get_args, get_origin
 
 import pytest
-from featcache.extraction.job import DECODERS, ENGINES, LAYOUTS
 
 import featcache as fc
 from featcache import settings, spec
 from featcache.backbones.parse import Request
 from featcache.extraction import Options
+from featcache.extraction.extract_options import DECODERS, ENGINES
+from featcache.extraction.layouts import LAYOUTS
 from featcache.extras.export.formats import FORMATS
 from featcache.extras.recipes import run_recipe
 from featcache.extras.recipes.options import OPTIONS

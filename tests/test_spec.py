@@ -128,6 +128,6 @@ def test_shares_are_read():
 
 
 def test_a_wrong_choice_is_refused_with_near_ones():
-    assert choose("--resize", "crop", ("stretch", "crop", "pad")) == "crop"
-    with pytest.raises(UsageError, match=r"--resize takes stretch, crop, pad; got 'corp' \(did you mean crop\?\)"):
-        choose("--resize", "corp", ("stretch", "crop", "pad"))
+    assert choose("resize", "crop", ("stretch", "crop", "pad")) == "crop"
+    with pytest.raises(UsageError, match=r"`resize` takes stretch, crop, pad; got 'corp' \(did you mean crop\?\)"):
+        choose("resize", "corp", ("stretch", "crop", "pad"))

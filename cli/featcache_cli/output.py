@@ -14,7 +14,7 @@ import typer
 from featcache.errors import NotDownloaded
 from featcache.spec import Progress, silent
 from featcache.text import folded
-from featcache_cli.options import shared
+from featcache_cli.options import in_flags, shared
 from featcache_cli.screen import current
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def in_shell(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print a remark on stderr."""
+    """Print a remark on stderr, with flags where it names arguments of the library."""
+    text = in_flags(text)
     if (shown := current()) is not None:
         shown.say(text)
         return

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from featcache.spec import Tick
 from featcache.text import folded, printable
+from featcache_cli.options import in_flags
 
 SHOWN_AFTER_S = 0.5  # from the start, or from what was printed last: what is done by then shows nothing
 REFRESH_S = 0.1
@@ -83,7 +84,7 @@ class Screen:
     def draw(self, tick: Tick) -> None:
         """Show how far a step is; print it if it is a remark."""
         if not tick.total:
-            self.say(tick.note)
+            self.say(in_flags(tick.note))
             return
         with self._lock:
             name = printable(tick.step)

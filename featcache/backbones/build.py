@@ -123,7 +123,7 @@ def build(
 def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Backbone:
     is_saved = spec.origin == "file" and saved.is_saved(Path(spec.weights))
     if is_saved and precision != "float32":
-        raise UsageError(f"'{spec.name}' is a SavedModel, which computes as it was saved; got --precision {precision}")
+        raise UsageError(f"'{spec.name}' is a SavedModel, which computes as it was saved; got `precision={precision}`")
     start_keras()
     log.info("Loading %s", spec.name)
     with computing_in(precision), _unchanged_source(spec, size) as source:
@@ -151,7 +151,7 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
 def check_size(entry: Entry, size: int) -> None:
     """Raise UsageError if the backbone cannot take images of this size."""
     if size < entry.min_size:
-        raise UsageError(f"'{entry.name}' takes images of at least {entry.min_size} pixels; got --size {size}")
+        raise UsageError(f"'{entry.name}' takes images of at least {entry.min_size} pixels; got `size={size}`")
 
 
 def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
@@ -268,7 +268,7 @@ def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
     if file is None:
         raise UsageError(
             f"Backbone '{spec.name}' cannot be built as asked: Keras has no ImageNet weights of "
-            f"{weights.spelt(spec, size)}, only for some values of alpha. Or use --weights none (random)"
+            f"{weights.spelt(spec, size)}, only for some values of alpha. Or use `weights='none'` (random)"
         )
     if not file.exists():
         weights.check_download(file)

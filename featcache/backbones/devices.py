@@ -16,7 +16,7 @@ KINDS = (USUAL, "cpu", "gpu", "tpu")
 def check_kinds(text: str) -> None:
     """Raise UsageError if a text names a device of an unknown kind. Does not start Keras."""
     for name in text.split(","):
-        choose("--device", name.partition(":")[0], KINDS)
+        choose("device", name.partition(":")[0], KINDS)
 
 
 def devices(text: str) -> list[str]:
@@ -37,7 +37,7 @@ def devices(text: str) -> list[str]:
         requested = [name] if ":" in name else available
         if not requested or not set(requested) <= set(available):
             raise EnvironmentFault(
-                f"--device {name} is not there; Keras on {keras_backend()} sees {', '.join(all_devices)}"
+                f"`device={name}` is not there; Keras on {keras_backend()} sees {', '.join(all_devices)}"
             )
         chosen += requested
     return list(dict.fromkeys(chosen))

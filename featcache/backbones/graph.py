@@ -55,13 +55,13 @@ def resolved(network: Any, text: str, owner: str) -> str:
         position = int(text)
         if not -len(names) <= position < len(names):
             raise UnknownBlock(
-                f"Backbone '{owner}' has {len(names)} layers, so --tap takes 0 to {len(names) - 1}, or -1 for the "
+                f"Backbone '{owner}' has {len(names)} layers, so `tap` takes 0 to {len(names) - 1}, or -1 for the "
                 f"last; got {text}. Show all: featcache backbones show {quote(owner)} --layers"
             )
         return names[position]
     matches = [name for name in names if _means(text, name)]
     if len(matches) > 1:
-        raise UsageError(f"--tap {text} may mean {', '.join(matches)} of '{owner}'; name one of them")
+        raise UsageError(f"`tap={text}` may mean {', '.join(matches)} of '{owner}'; name one of them")
     return matches[0] if matches else text
 
 

@@ -88,7 +88,7 @@ def class_names(files: Sequence[Path] = ()) -> list[str]:
 def _request(backbone: str) -> Request:
     request, *others = requests(backbone)
     if others or request.spec.origin != "registry" or request.spec.weights != "imagenet":
-        raise UsageError(f"--imagenet takes one network of keras.applications, such as mobilenet_v2; got '{backbone}'")
+        raise UsageError(f"`imagenet` takes one network of keras.applications, such as mobilenet_v2; got '{backbone}'")
     return request
 
 

@@ -426,7 +426,7 @@ def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
     if not callable(function) or required - {"size"}:
         raise UsageError(f"-b {path}: takes a function that returns a Keras model, without arguments or with size=")
     if size is None and "size" in required:
-        raise UsageError(f"-b {path} takes images of any size; choose one: {path}:size=224, or --size")
+        raise UsageError(f"{path} takes images of any size; choose one: {path}:size=224, or `size`")
     return {"size": size} if size is not None and "size" in parameters else {}
 
 

@@ -132,9 +132,9 @@ def requests(
     texts = _backbones(backbones)
     layers = tuple(_listed(tap))
     if not texts or not layers:
-        raise UsageError("Name at least one backbone and one tap, such as -b mobilenet_v2 --tap top")
-    precision_choice: Precision = choose("--precision", precision, get_args(Precision))
-    dtype_choice: Dtype = choose("--dtype", dtype, get_args(Dtype))
+        raise UsageError("Name at least one backbone and one tap, such as `backbone='mobilenet_v2'` and `tap='top'`")
+    precision_choice: Precision = choose("precision", precision, get_args(Precision))
+    dtype_choice: Dtype = choose("dtype", dtype, get_args(Dtype))
     parsed = []
     for text in texts:
         request = _request(text, layers, weights, size, pool, resize, trust)
@@ -184,14 +184,14 @@ def _request(
     if entry.name == "pixels":
         weights = ""
     if weights == "imagenet" and entry.name == "glyphnet":
-        raise UsageError("'glyphnet' was never trained on ImageNet; it takes --weights embedded, none or a file")
+        raise UsageError("'glyphnet' was never trained on ImageNet; its `weights` are embedded, none or a file")
 
     # The options are part of the fingerprint: leave out defaults, so that naming one changes nothing.
     changed = {key: value for key, value in options.items() if DEFAULTS.get(key) != value}
     seed = seed if weights == "none" else 0
     spec = BackboneSpec(entry.name, tuple(sorted(changed.items())), weights, seed)
-    pooling: Pooling = choose("--pool", pool or default_pooling(entry.name), get_args(Pooling))
-    preprocess = Preprocess(size, choose("--resize", resize, get_args(Resize)), entry.mode)
+    pooling: Pooling = choose("pool", pool or default_pooling(entry.name), get_args(Pooling))
+    preprocess = Preprocess(size, choose("resize", resize, get_args(Resize)), entry.mode)
     return Request(spec, preprocess, layers, pooling)
 
 
@@ -209,7 +209,7 @@ def _own_request(
     if len(options) < len(parts) or not options.keys() <= {"mode", "size"}:
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
     if weights is not None:
-        raise UsageError(f"--weights is for backbones by name; '{spec.name}' has its own weights")
+        raise UsageError(f"`weights` is for backbones by name; '{spec.name}' has its own weights")
     if spec.origin == "import":
         allow(spec.weights)  # the user named this function
 
@@ -220,7 +220,7 @@ def _own_request(
         raise UsageError(f"'{spec.name}' takes images of {facts.size} pixels; got size {size}")
     size = facts.size or size
     if not size:
-        raise UsageError(f"'{spec.name}' takes images of any size; choose one: {spec.name}:size=224, or --size")
+        raise UsageError(f"'{spec.name}' takes images of any size; choose one: {spec.name}:size=224, or `size`")
 
     mode = options.get("mode") or facts.mode
     if facts.mode and mode in get_args(Mode) and mode != facts.mode:
@@ -235,8 +235,8 @@ def _own_request(
         )
 
     # "stretch" is the default, so a model that featcache wrote keeps the way in which its images were resized.
-    resize = facts.resize if facts.resize and resize == "stretch" else choose("--resize", resize, get_args(Resize))
-    pooling: Pooling = choose("--pool", pool or "avg", get_args(Pooling))
+    resize = facts.resize if facts.resize and resize == "stretch" else choose("resize", resize, get_args(Resize))
+    pooling: Pooling = choose("pool", pool or "avg", get_args(Pooling))
     preprocess = Preprocess(size, resize, own.mode_of(mode))
     return Request(spec, preprocess, layers, pooling, own_size=facts.size)
 

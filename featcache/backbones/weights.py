@@ -45,12 +45,12 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
         return keras_home() / "models" / name if name else None
     path = Path(spec.weights)
     if not path.is_file():
-        raise WeightsMissing(f"--weights takes imagenet, none or a file; there is no file {path}")
+        raise WeightsMissing(f"`weights` takes imagenet, none or a file; there is no file {path}")
     if get(spec.name).constructor.startswith("EfficientNetB"):
         raise UsageError(
             f"{get(spec.name).constructor} builds another graph for a file than for ImageNet weights (Keras 3). "
-            f"Put the file at {file_of(replace(spec, weights='imagenet'), size)} and use --weights imagenet, if it is "
-            "Keras' own; otherwise save the whole network (model.save) and use -b MODEL.keras"
+            f"Put the file at {file_of(replace(spec, weights='imagenet'), size)} and use `weights='imagenet'`, if it "
+            "is Keras' own; otherwise save the whole network (model.save) and use -b MODEL.keras"
         )
     return path
 

@@ -48,7 +48,7 @@ class Batched:
             raise error
         if self.batch == 1:
             raise EnvironmentFault(
-                f"{self.name} has no memory for even one image. Use --device cpu, a smaller --size or backbone"
+                f"{self.name} has no memory for even one image. Use `device='cpu'`, a smaller `size` or backbone"
             ) from error
         self.batch //= 2
         self.resized(self.batch)

@@ -51,7 +51,7 @@ class Options:
 
     def requests(self) -> list[Request]:
         """Return the requested backbones, each once. Raises UsageError, UnknownBackbone."""
-        decoder = DECODERS[one_of("--decode", self.decode, DECODERS)]
+        decoder = DECODERS[one_of("decode", self.decode, DECODERS)]
         parsed = requests(
             self.backbone,
             tap=self.tap,
@@ -70,7 +70,7 @@ class Options:
     def check(self) -> None:
         """Raise UsageError if the batch, the engine or the device cannot be meant."""
         _ = self.batch_size
-        one_of("--engine", self.engine, ENGINES)
+        one_of("engine", self.engine, ENGINES)
         check_kinds(self.device)
 
     @property
@@ -78,7 +78,7 @@ class Options:
         """The number of bits in use in 16-bit images. Raises UsageError."""
         bits = ALL_BITS if self.bits is None else self.bits
         if bits not in range(LEAST_BITS, ALL_BITS + 1):
-            raise UsageError(f"--bits takes a whole number from {LEAST_BITS} to {ALL_BITS}; got {bits!r}")
+            raise UsageError(f"`bits` takes a whole number from {LEAST_BITS} to {ALL_BITS}; got {bits!r}")
         return int(bits)
 
     @property
@@ -86,7 +86,7 @@ class Options:
         """Images through the backbone at once; None to find out. Raises UsageError."""
         text = str(self.batch)
         if text != "auto" and (not text.isdecimal() or int(text) < 1):
-            raise UsageError(f"--batch takes auto or a number of images from 1; got {text}")
+            raise UsageError(f"`batch` takes auto or a number of images from 1; got {text}")
         return None if text == "auto" else int(text)
 
 
@@ -96,5 +96,5 @@ def _plain_pixels(request: Request) -> Request:
     if request.spec.name != "pixels":
         return replace(request, layers=layers)
     if not set(layers) <= {"top", "auto"}:
-        raise UsageError(f"'pixels' has no layers, so --tap takes top; got {', '.join(layers)}")
+        raise UsageError(f"'pixels' has no layers, so `tap` takes top; got {', '.join(layers)}")
     return replace(request, layers=("top",), pooling="flatten", precision="float32")

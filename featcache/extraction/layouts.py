@@ -15,7 +15,7 @@ LAYOUTS = ("file", "parts")
 def is_in_parts(out: Path, layout: str | None) -> bool:
     """Return whether the cache is, or will be, a folder of parts. Raises UsageError if `layout` contradicts it."""
     if layout is not None:
-        one_of("--layout", layout, LAYOUTS)
+        one_of("layout", layout, LAYOUTS)
     if not out.exists():
         return layout == "parts"
     has_no_rows = out.is_dir() and not table_of(out).exists() and not part_files(out)
@@ -23,7 +23,7 @@ def is_in_parts(out: Path, layout: str | None) -> bool:
         raise UsageError(f"{out} is a folder, not a cache. Give -o the name of a file, such as {out.name}.h5")
     if layout is not None and (layout == "parts") != out.is_dir():
         kind = "folder of parts" if out.is_dir() else "file"
-        raise UsageError(f"{out} is a {kind}; for --layout {layout} use another -o")
+        raise UsageError(f"{out} is a {kind}; for `layout={layout}` use another `out`")
     return out.is_dir()
 
 

@@ -69,7 +69,7 @@ class OpenVINOEngine(Batched):
             names = ", ".join(sorted(precisions)) or "nothing"
             raise EnvironmentFault(
                 f"OpenVINO computes in {names} on this CPU, not in {self._precision}. "
-                "Use --engine keras, or --precision float32"
+                "Use `engine='keras'`, or `precision='float32'`"
             )
         return compiled
 
@@ -85,7 +85,7 @@ def _converted(model: Any) -> tuple[Any, Any]:
             model.export(str(path), format="openvino", verbose=False)
         except Exception as error:  # converters raise almost anything on an unknown layer
             reason = " ".join(str(error).split())[:200]
-            raise EnvironmentFault(f"OpenVINO cannot convert this network: {reason}. Use --engine keras") from error
+            raise EnvironmentFault(f"OpenVINO cannot convert this network: {reason}. Use `engine='keras'`") from error
         core = openvino.Core()
         core.set_property({"ENABLE_MMAP": False})  # the file is removed below, so its weights must be in memory
         network = core.read_model(path)

@@ -46,7 +46,7 @@ def read_decisions(file: str | Path) -> Decisions:
     """Return what a reviewed table decides. Raises UsageError, DataError naming the row."""
     path = Path(file)
     if path.suffix.lower() not in DELIMITERS:
-        raise UsageError(f"--apply takes the CSV of a review; got {path}. Save it as CSV UTF-8")
+        raise UsageError(f"`apply` takes the CSV of a review; got {path}. Save it as CSV UTF-8")
     columns, rows = read_text_table(path)
     names = [name.lower() for name in columns]
     missing = [name for name in NEEDED if names.count(name) != 1]

@@ -156,7 +156,7 @@ def _check_groups(images: Images, earlier: Cache) -> None:
         if row.group not in {group, without_split(group), normalize_name(group)}:
             raise UsageError(
                 f"{earlier.path} has {row.path} in {_group(group)}, and splits never move; asked for "
-                f"{_group(row.group)}. Give the --group-from that it was made with, or use another -o"
+                f"{_group(row.group)}. Give the `group_from` that it was made with, or use another `out`"
             )
 
 

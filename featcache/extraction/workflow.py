@@ -218,7 +218,7 @@ class Extraction:
                     )
                 remedy = f"its {len(piece)} rows are computed again"
             else:
-                remedy = "it stays as it is until the extraction that made it is repeated with --rehash"
+                remedy = "it stays as it is until the extraction that made it is repeated with `rehash=True`"
             if fingerprint not in self.damaged:
                 self.order.note("aside", f"Tap '{piece.tap.name}' of {out} is damaged: {remedy}")
         self.damaged = frozenset(damaged)

@@ -158,7 +158,7 @@ def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setti
         raise UsageError(f"Name at least one head: {', '.join(FAMILIES)}")
     if stray := [name for name in grid if name not in names]:
         near = did_you_mean(stray[0], names)
-        raise UsageError(f"--grid has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
+        raise UsageError(f"`grid` has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
     chosen: list[Setting] = []
     for name in sorted(names, key=complexity):
         for params in _params(name, grid.get(name, {})):

@@ -39,7 +39,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
             continue
         match = _ASSIGNMENT.fullmatch(text.strip())
         if match is None:
-            raise UsageError(f"--grid takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6..1e5:45; got '{text}'")
+            raise UsageError(f"`grid` takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6..1e5:45; got '{text}'")
         grid.setdefault(match["head"], {})[match["name"]] = _values(match["values"], text)
     return grid
 
@@ -48,9 +48,9 @@ def _table(text: str) -> dict[str, dict[str, list[Any]]]:
     try:
         table = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--grid: this is no JSON: {error}; got '{text}'") from error
+        raise UsageError(f"`grid`: this is no JSON: {error}; got '{text}'") from error
     if not all(isinstance(axes, dict) for axes in table.values()):
-        raise UsageError(f"--grid takes a table of tables, one per head, as in ridge.alpha = [0.1, 1]; got '{text}'")
+        raise UsageError(f"`grid` takes a table of tables, one per head, as in ridge.alpha = [0.1, 1]; got '{text}'")
     return dict(table)
 
 
@@ -58,12 +58,12 @@ def _values(text: str, argument: str) -> list[Any]:
     """Return the values of a comma-separated list or of a range. argument: the whole text, for messages."""
     match = _RANGE.fullmatch(text.strip())
     if match is None and ".." in text:
-        raise UsageError(f"--grid: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{argument}'")
+        raise UsageError(f"`grid`: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{argument}'")
     if match is None:
         return [parse_value(item.strip()) for item in text.split(",") if item.strip()]
     first, last, count = parse_value(match["first"]), parse_value(match["last"]), int(match["count"])
     if not _is_positive(first) or not _is_positive(last) or count < 2:
-        raise UsageError(f"--grid: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{argument}'")
+        raise UsageError(f"`grid`: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{argument}'")
     # 12 digits, so that 0.1 is 0.1 and not 0.10000000000000002
     values = [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
     if isinstance(first, int) and isinstance(last, int) and all(value.is_integer() for value in values):
@@ -101,9 +101,9 @@ def combined(
         axes[name] = list(dict.fromkeys(params[name] for params in defaults))
     for name, values in requested.items():
         if name not in known:
-            raise UsageError(f"--grid: {head} has no parameter '{name}'{did_you_mean(name, known)}: {', '.join(known)}")
+            raise UsageError(f"`grid`: {head} has no parameter '{name}'{did_you_mean(name, known)}: {', '.join(known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise UsageError(f"--grid: {head}.{name} takes a list of values with one at least; got {values!r}")
+            raise UsageError(f"`grid`: {head}.{name} takes a list of values with one at least; got {values!r}")
         distinct = list({repr(value): value for value in values}.values())  # a value may be a list: no set
         axes[name] = _simple_first(distinct, axes.get(name, []))
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]

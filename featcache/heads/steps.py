@@ -37,7 +37,7 @@ def parse_chains(text: str | Sequence[str]) -> tuple[str, ...]:
             steps = [_checked_step(step.strip()) for step in chain.split("+")]
             chains.append("+".join(steps))
     if not chains:
-        raise UsageError(f"--prepare takes one chain at least of {', '.join(STEPS)}")
+        raise UsageError(f"`prepare` takes one chain at least of {', '.join(STEPS)}")
     return tuple(dict.fromkeys(chains))
 
 
@@ -63,7 +63,7 @@ def _checked_step(step: str) -> str:
     match = _PCA.fullmatch(step)
     if match is None or float(match["size"]) == 0:
         near = did_you_mean(step.partition(":")[0], [STANDARDISE, "l2", NONE, "pca"])
-        raise UsageError(f"--prepare takes {', '.join(STEPS)}, joined by + into chains; got '{step}'{near}")
+        raise UsageError(f"`prepare` takes {', '.join(STEPS)}, joined by + into chains; got '{step}'{near}")
     return step
 
 

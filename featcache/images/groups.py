@@ -86,7 +86,7 @@ def rule_of(group_from: str | None) -> tuple[str | None, GroupOf]:
     if group_from == "parent":
         return None, _parent
     if kind != "regex" or not value:
-        raise UsageError(f"--group-from takes parent, regex:PATTERN or csv:COLUMN; got '{group_from}'")
+        raise UsageError(f"`group_from` takes parent, regex:PATTERN or csv:COLUMN; got '{group_from}'")
     return None, _matched(value)
 
 
@@ -166,10 +166,10 @@ def _matched(pattern: str) -> GroupOf:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"--group-from: '{pattern}' is no regular expression ({error})") from error
+        raise UsageError(f"`group_from`: '{pattern}' is no regular expression ({error})") from error
     if compiled.groups > 1:
         raise UsageError(
-            f"--group-from: '{pattern}' has {compiled.groups} groups in parentheses, and any of them could be meant. "
+            f"`group_from`: '{pattern}' has {compiled.groups} groups in parentheses, and any of them could be meant. "
             "Keep one, and write the others as (?:...)"
         )
 

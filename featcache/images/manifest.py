@@ -220,7 +220,7 @@ def read_image(source: Source, row: ImageRow) -> bytes:
         data = source.read(row.path)
     except Undecodable as error:
         raise ImagesChanged(
-            f"{path} cannot be read ({error.reason}). If the folder has moved: --images FOLDER; else extract again"
+            f"{path} cannot be read ({error.reason}). If the folder has moved: `images=FOLDER`; else extract again"
         ) from error
     if hashlib.sha256(data).hexdigest() != row.digest:
         raise ImagesChanged(f"{path} is not the image that was cached. Bring the cache up to date: featcache extract")
@@ -240,7 +240,7 @@ def _listed(
             )
         return list_source(root, allow_outside=allow_outside, **columns)
     if columns["group_column"] is not None:
-        raise UsageError("--group-from csv:COLUMN goes with a manifest; give an array its groups=")
+        raise UsageError("`group_from='csv:COLUMN'` goes with a manifest; give an array its `groups`")
     if columns["label_column"] is not None or columns["path_column"] is not None:
         raise UsageError("label_column= and path_column= go with a manifest; give an array its labels=")
     source = memory_arrays(np.asarray(root), *of_array)

@@ -278,7 +278,7 @@ class _Door:
         plain = posixpath.normpath(path)
         if os.path.isabs(path) or ".." in path.split("/") or not self._stays(plain):
             raise DataError(
-                f"{where}: {path!r} leads out of the manifest's folder. If that is meant, allow it: --allow-outside"
+                f"{where}: {path!r} leads out of the manifest's folder. If you mean that: `allow_outside=True`"
             )
         return path if ADDRESS.match(path) else plain  # an address is named as it stands there
 
@@ -339,7 +339,7 @@ def _places(columns: Sequence[str], path: Path, named: Mapping[str, str]) -> dic
     if "path" not in places:
         raise DataError(
             f"{path} has the columns {', '.join(columns)}, none of them called {', '.join(COLUMNS['path'])}. "
-            "Name the one with the paths so, or say which it is: --path-column NAME"
+            "Name the one with the paths so, or say which it is: `path_column=NAME`"
         )
     return places
 

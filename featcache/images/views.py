@@ -57,7 +57,7 @@ def parse_views(text: str) -> tuple[str, ...]:
     if len({*names}) == len(names) and all(name in VIEWS or augmentation_of(name) for name in names):
         return names
     raise UsageError(
-        f"--views takes 1, flip, a number up to {MAX_VIEWS}, or names with commas between, each once: "
+        f"`views` takes 1, flip, a number up to {MAX_VIEWS}, or names with commas between, each once: "
         f"{IDENTITY}, {HFLIP}, {CROPS[0]} to {CROPS[-1]}, or {', '.join(f'{name}-1' for name in AUGMENTATIONS)}; "
         f"got '{text}'"
     )

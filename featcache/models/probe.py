@@ -216,7 +216,7 @@ def _opened(images: Images | str | Path) -> Source:
         return open_source(images)
     except NoImages as error:
         raise ImagesChanged(
-            f"There are no images at {images}. If they have moved: --images FOLDER; else extract again"
+            f"There are no images at {images}. If they have moved: `images=FOLDER`; else extract again"
         ) from error
 
 

@@ -101,7 +101,7 @@ class Reference:
         Raises UsageError if the share is not between 0 and 1.
         """
         if not 0 < rate < 1:
-            raise UsageError(f"--reject takes the share of known images that may be rejected, such as 0.02; got {rate}")
+            raise UsageError(f"`reject` takes the share of known images that may be rejected, such as 0.02; got {rate}")
         exceeded = int(rate * len(self.seen) + 1e-9)  # 0.29 * 100 is 28.999999999999996
         return Threshold(float(self.seen[len(self.seen) - 1 - exceeded]), len(self.seen), exceeded)
 

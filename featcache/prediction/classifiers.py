@@ -53,12 +53,12 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
     path = Path(model)
     if path.is_file() and is_ours(path):
         if imagenet:
-            raise UsageError(f"{path} names its classes itself. Leave out --imagenet")
+            raise UsageError(f"{path} names its classes itself. Leave out `imagenet`")
         return _ours(path, reject)
     if parsed is None or (parsed[0].origin == "file" and not Path(parsed[0].weights).exists()):
         read_facts(path)  # raises NotAModel, with the command that makes one
     if reject:
-        raise UsageError(f"--reject needs a model of featcache, which knows its validation images; {model} is none")
+        raise UsageError(f"`reject` needs a model of featcache, which knows its validation images; {model} is none")
     assert parsed is not None
     return _plain(str(model), *parsed, imagenet)
 
@@ -98,7 +98,7 @@ def _ours(path: Path, reject: bool) -> Classifier:
 
 def _of_imagenet(name: str, reject: bool) -> Classifier:
     if reject:
-        raise UsageError("--reject needs validation images, which ImageNet's networks come without")
+        raise UsageError("`reject` needs validation images, which ImageNet's networks come without")
     classifier = imagenet_classifier(name)
     return Classifier(classifier.model, classifier.names, classifier.preprocess)
 
@@ -123,7 +123,7 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
     network, num_classes, note = as_classifier(model, preprocess)
     names = class_names() if imagenet else [str(number) for number in range(num_classes)]
     if len(names) != num_classes:
-        raise UsageError(f"--imagenet is about {NUM_CLASSES} classes; {spec.weights} has {num_classes}")
+        raise UsageError(f"`imagenet` is about {NUM_CLASSES} classes; {spec.weights} has {num_classes}")
     if not imagenet:
         notes.append(f"it has no class names; its {num_classes} outputs are called 0 to {num_classes - 1}")
     if note:

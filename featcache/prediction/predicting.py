@@ -128,12 +128,12 @@ class Predictor:
 
     def __init__(self, classifier: Classifier, top: int = 1, reject: float | None = None, views: str = "1") -> None:
         if top < 1:
-            raise UsageError(f"--top takes a number of classes from 1; got {top}")
+            raise UsageError(f"`top` takes a number of classes from 1; got {top}")
         self.classifier, self.top = classifier, top
         self.views = parse_views(views)
         if self.views[0] != IDENTITY:
             raise UsageError(
-                f"--views takes flip, or a number of views, of which the whole image is one; got '{views}'"
+                f"`views` takes flip, or a number of views, of which the whole image is one; got '{views}'"
             )
         self.known = {*classifier.classes}
         reference = classifier.reference

@@ -125,7 +125,7 @@ def sweep(
     choosing = choosing_rows(cache, train, val, settings)
     with Writer.begun(cache, settings, out, train, val, choosing, len(candidates), force) as writer:
         if writer.run.is_finished:
-            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another -o"))
+            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another `out`"))
             return writer.run
         _Sweep(cache, settings, train, val, writer, jobs, progress).run(candidates)
         if settings.refit and writer.run.ranked:
@@ -141,7 +141,7 @@ def _notes(cache: Cache, settings: Settings, train: Sequence[ImageRow], *, all_t
         notes += cache.incomplete
     most = max(Counter(row.label for row in train).values())
     if settings.shots is not None and settings.shots > most:
-        notes.append(f"--shots {settings.shots} takes all: no class has more than {counted(most, 'training image')}")
+        notes.append(f"`shots={settings.shots}` takes all: no class has more than {counted(most, 'training image')}")
     if not settings.selection.is_within_train:
         notes += notes_on_val(cache, settings)
     return notes

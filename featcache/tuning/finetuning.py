@@ -168,7 +168,7 @@ class _FineTuning:
         """Train, write the best model to `path` if there is one, and the state to `keep`. name: shown as progress."""
         state = TrainingState.find(keep, self.facts, resume)
         if state is not None and state.is_over:
-            note = f"this training is finished ({keep}) and shown again; --no-resume begins anew"
+            note = f"this training is finished ({keep}) and shown again; `resume=False` starts over"
             self.progress(Tick("resume", 0, 0, note))
         sets: tuple[LabelledSet, LabelledSet] = image_sets(self.probe, self.recipe)
         parts = self.probe.parts()
@@ -231,7 +231,7 @@ class _FineTuning:
             if not difference <= tolerance_of(expected, self.probe.taps):
                 raise ParityFailed(
                     f"The part that would train differs by {difference:.2g} in its logits from the whole model, cut at "
-                    f"{cut.layers}. Train without computing the frozen part once: --no-prefix"
+                    f"{cut.layers}. Train without computing the frozen part once: `prefix=False`"
                 )
 
     def _task(self, model: Any, trains: Any, sets: tuple[LabelledSet, LabelledSet]) -> TrainingTask:

@@ -20,10 +20,10 @@ def logger(folder: Path | None) -> Callable[[Epoch, float], None]:
     try:
         from tensorboard.summary import Writer
     except ImportError as error:
-        raise EnvironmentFault(f'--logs needs tensorboard ({error}): pip install "featcache[tensorboard]"') from error
+        raise EnvironmentFault(f'`logs` needs tensorboard ({error}): pip install "featcache[tensorboard]"') from error
 
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--logs takes a folder; {folder} is a file")
+        raise UsageError(f"`logs` takes a folder; {folder} is a file")
     writer = cache(lambda: Writer(str(folder)))  # made at the first epoch: showing a finished training writes nothing
 
     def log(epoch: Epoch, rate: float) -> None:

@@ -200,5 +200,5 @@ def _reserve(descriptor: int, nbytes: int, beside: Path) -> None:
     except OSError as error:
         raise DiskFault(
             f"The disk of {beside} has no room for {nbytes / 1e6:.0f} MB of activations ({error.strerror}). "
-            "Free some space, or train the whole: --no-prefix"
+            "Free some space, or train the whole network: `prefix=False`"
         ) from error

@@ -83,7 +83,7 @@ def _first(names: list[str], selection: str) -> int:
     if match := _NUMBER.fullmatch(selection):
         number = int(match["number"])
         if not 0 <= number <= len(names):
-            raise UsageError(f"--unfreeze takes up to {len(names)} layers of this backbone; got {selection}")
+            raise UsageError(f"`unfreeze` takes up to {len(names)} layers of this backbone; got {selection}")
         return number if match["slice"] else len(names) - number
     return first_of(names, selection)
 
@@ -102,5 +102,5 @@ def _note(blocks_in_order: list[str], first: int, selection: str) -> str:
     nearest = min(starts, key=lambda start: abs(start - first))
     return (
         f"Layer {first} of {len(blocks_in_order)} lies inside block {blocks_in_order[first]}. The nearest block begins "
-        f"at layer {nearest}: --unfreeze {blocks_in_order[nearest]}"
+        f"at layer {nearest}: `unfreeze={blocks_in_order[nearest]}`"
     )

@@ -51,7 +51,7 @@ class TrainingState:
     def load(cls, path: Path, facts: dict[str, Any]) -> TrainingState:
         """Read it. Raises UsageError if there is none, or one of another training, NotAModel if it is damaged."""
         if not path.exists():
-            raise UsageError(f"There is nothing to go on with at {path}. Leave --resume out")
+            raise UsageError(f"There is nothing to go on with at {path}. Leave `resume` out")
         try:
             arrays = read_arrays(path)
             stored = json.loads(arrays.pop(FACTS).tobytes())
@@ -67,7 +67,7 @@ class TrainingState:
             )
         except Exception as error:  # a damaged file can raise anything
             raise_if_of_the_system(path, error)
-            raise NotAModel(f"{path} cannot be read ({error}). Leave --resume out to begin anew") from error
+            raise NotAModel(f"{path} cannot be read ({error}). Leave `resume` out to begin anew") from error
         _require_same(state.facts, facts, path)
         return state
 
@@ -119,7 +119,7 @@ def _require_same(stored: dict[str, Any], requested: dict[str, Any], path: Path)
         elif before != now:
             raise UsageError(
                 f"{path} is the state of another training: its {name} is {_short(before)}, not {_short(now)}. "
-                "Resume with the same options, or leave --resume out"
+                "Resume with the same options, or leave `resume` out"
             )
 
 

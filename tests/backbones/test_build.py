@@ -67,7 +67,7 @@ def test_an_unknown_layer_is_refused_with_near_names(glyphnet):
 
 def test_a_size_under_the_least_is_refused():
     check_size(get("xception"), 71)
-    with pytest.raises(UsageError, match=r"'xception' takes images of at least 71 pixels; got --size 70"):
+    with pytest.raises(UsageError, match=r"'xception' takes images of at least 71 pixels; got `size=70`"):
         build(BackboneSpec("xception", weights="none"), 70, "avg")
 
 

@@ -94,9 +94,9 @@ def test_a_layer_is_named_by_place_or_end(here, tap, layer):
 @pytest.mark.parametrize(
     ("tap", "error", "message"),
     [
-        ("relu", UsageError, r"--tap relu may mean stem_relu, last_relu of '.*two.keras'; name one of them"),
-        ("7", UnknownBlock, r"has 4 layers, so --tap takes 0 to 3, or -1 for the last; got 7"),
-        ("-5", UnknownBlock, r"has 4 layers, so --tap takes 0 to 3, or -1 for the last; got -5"),
+        ("relu", UsageError, r"`tap=relu` may mean stem_relu, last_relu of '.*two.keras'; name one of them"),
+        ("7", UnknownBlock, r"has 4 layers, so `tap` takes 0 to 3, or -1 for the last; got 7"),
+        ("-5", UnknownBlock, r"has 4 layers, so `tap` takes 0 to 3, or -1 for the last; got -5"),
         ("rel", UnknownBlock, r"has no layer 'rel'"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_import_replaces_an_import_and_nothing_else(here):
     with pytest.raises(UsageError, match=r"functional.keras is there already and is no import of featcache"):
         import_model("sequential.keras", "flatten_1", "functional.keras")
     for _ in range(2):  # first by force, then as an import
-        with pytest.raises(UsageError, match=r"sequential.keras is kept, even with --force"):
+        with pytest.raises(UsageError, match=r"sequential.keras is kept, even with `force=True`"):
             import_model("sequential.keras", "flatten_1", "sequential.keras", force=True)
         import_model("functional.keras", "top", "sequential.keras", force=True)
     with pytest.raises(UsageError, match=r"-o takes a .keras file; got cut.h5"):
@@ -473,9 +473,7 @@ def test_of_a_saved_model_only_the_output_is_known(tmp_path, monkeypatch):
         import_model(path, "conv2d", trust=True)
     with pytest.raises(UsageError, match=r"stays where it is: use -b .*graph, without -o"):
         import_model(path, out=tmp_path / "a.keras", trust=True)
-    with pytest.raises(
-        UsageError, match=r"'graph' is a SavedModel, which computes as it was saved; got --precision bf"
-    ):
+    with pytest.raises(UsageError, match=r"'graph' is a SavedModel, which computes as it was saved; got `precision=bf"):
         build(own.parse(str(path))[0], 16, "avg", "bfloat16", trust=True)
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(UsageError, match=r"SavedModel, which runs on TensorFlow only; Keras is on jax"):

@@ -225,7 +225,7 @@ def test_a_missing_file_is_named():
 
 
 def test_weights_of_its_own_are_kept(path):
-    with pytest.raises(UsageError, match=r"--weights is for backbones by name; 'mine' has its own weights"):
+    with pytest.raises(UsageError, match=r"`weights` is for backbones by name; 'mine' has its own weights"):
         requests(f"{path}:mode=tf", weights="imagenet")
 
 

@@ -97,12 +97,12 @@ def test_an_option_of_another_backbone_is_refused():
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(UsageError, match=r"--pool takes avg, max, flatten, none; got 'average'"):
+    with pytest.raises(UsageError, match=r"`pool` takes avg, max, flatten, none; got 'average'"):
         requests("resnet50", pool="average")
 
 
 def test_an_unknown_resize_is_refused_with_near_names():
-    with pytest.raises(UsageError, match=r"--resize takes stretch, crop, pad; got 'padd' \(did you mean pad\?\)"):
+    with pytest.raises(UsageError, match=r"`resize` takes stretch, crop, pad; got 'padd' \(did you mean pad\?\)"):
         requests("resnet50", resize="padd")
 
 
@@ -110,7 +110,7 @@ def test_an_unknown_resize_is_refused_with_near_names():
     ("text", "size", "least"), [("resnet50", 31, 32), ("xception:size=70", None, 71), ("pixels", 0, 1)]
 )
 def test_a_size_under_the_least_is_refused(text, size, least):
-    with pytest.raises(UsageError, match=rf"takes images of at least {least} pixels; got --size"):
+    with pytest.raises(UsageError, match=rf"takes images of at least {least} pixels; got `size"):
         requests(text, size=size)
 
 
@@ -133,5 +133,5 @@ def test_nothing_asked_for_is_refused(backbones, tap):
 
 
 def test_glyphnet_has_no_imagenet_weights():
-    with pytest.raises(UsageError, match=r"'glyphnet' was never trained on ImageNet; it takes --weights embedded"):
+    with pytest.raises(UsageError, match=r"'glyphnet' was never trained on ImageNet; its `weights` are embedded"):
         requests("glyphnet", weights="imagenet")

@@ -182,7 +182,7 @@ def test_a_pickle_is_not_loaded_as_weights(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(WeightsMissing, match=r"--weights takes imagenet, none or a file; there is no file nowhere.h5"):
+    with pytest.raises(WeightsMissing, match=r"`weights` takes imagenet, none or a file; there is no file nowhere.h5"):
         build(BackboneSpec("mobilenet_v2", (), "nowhere.h5"), 32, "avg")
 
 

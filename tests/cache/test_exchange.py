@@ -122,7 +122,7 @@ def test_a_split_that_cannot_be_is_not_exported(tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_merged_from_nothing(tmp_path):
     make(tmp_path / "a.h5", 0, 2)
-    with pytest.raises(UsageError, match=r"a.h5 is kept, even with --force, because this command uses it"):
+    with pytest.raises(UsageError, match=r"a.h5 is kept, even with `force=True`, because this command uses it"):
         merge_caches([tmp_path / "a.h5"], tmp_path / "a.h5", force=True)
     with pytest.raises(UsageError, match=r"There are no caches to merge"):
         merge_caches([], tmp_path / "all.h5")

@@ -156,7 +156,7 @@ def test_out_of_memory_halves_the_batch_and_loses_no_image(error):
 
 
 def test_no_memory_for_one_image_is_one_line():
-    with pytest.raises(EnvironmentFault, match=r"small has no memory for even one image. Use --device cpu"):
+    with pytest.raises(EnvironmentFault, match=r"small has no memory for even one image. Use `device='cpu'`"):
         Small(32, 0).forward(IMAGES)
 
 
@@ -287,13 +287,13 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
 
 
 def test_a_device_that_is_not_there_is_named(toy_taps, photos, tmp_path):
-    with pytest.raises(EnvironmentFault, match=r"--device gpu:7 is not there; Keras on .* sees cpu:0"):
+    with pytest.raises(EnvironmentFault, match=r"`device=gpu:7` is not there; Keras on .* sees cpu:0"):
         choose(build_toy, toy_taps, SAMPLE, device="gpu:7")
-    with pytest.raises(EnvironmentFault, match=r"--device gpu is not there; Keras on .* sees cpu:0"):
+    with pytest.raises(EnvironmentFault, match=r"`device=gpu` is not there; Keras on .* sees cpu:0"):
         choose(build_toy, toy_taps, SAMPLE, device="gpu")
-    with pytest.raises(UsageError, match=r"--device takes auto, cpu, gpu, tpu; got 'gpuu' \(did you mean gpu"):
+    with pytest.raises(UsageError, match=r"`device` takes auto, cpu, gpu, tpu; got 'gpuu' \(did you mean gpu"):
         choose(build_toy, toy_taps, SAMPLE, device="cpu:0,gpuu")
-    with pytest.raises(UsageError, match=r"--device takes auto, cpu, gpu, tpu; got 'gppu'"):
+    with pytest.raises(UsageError, match=r"`device` takes auto, cpu, gpu, tpu; got 'gppu'"):
         extract(photos, "pixels:size=8", out=tmp_path / "c.h5", device="gppu")
     assert devices("auto") == ["auto"]
     assert devices("cpu,cpu:0") == ["cpu:0"]
@@ -312,7 +312,7 @@ def test_all_accelerators_are_used_where_there_are_several(monkeypatch):
     assert devices("auto") == devices("gpu") == devices("gpu:0,gpu:1") == ["gpu:0", "gpu:1"]
     assert devices("gpu:1") == ["gpu:1"]
     assert devices("cpu") == ["cpu:0"]
-    with pytest.raises(EnvironmentFault, match=r"--device tpu is not there"):
+    with pytest.raises(EnvironmentFault, match=r"`device=tpu` is not there"):
         devices("tpu")
     assert not on_cpu(["auto"])
     assert on_cpu(["cpu:0"])

@@ -362,7 +362,7 @@ def test_provenance_says_what_computed(photos, out):
 
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_holds_at_least_one_image(photos, out, batch):
-    with pytest.raises(UsageError, match=rf"--batch takes auto or a number of images from 1; got {batch}"):
+    with pytest.raises(UsageError, match=rf"`batch` takes auto or a number of images from 1; got {batch}"):
         extract(photos, PIXELS, out=out, batch=batch)
 
 

@@ -145,7 +145,7 @@ def test_a_cache_may_stay_a_folder_of_parts(photos, out, work, tmp_path):
 @pytest.mark.parametrize(("first", "second"), [("file", "parts"), ("parts", "file")])
 def test_a_cache_of_one_layout_does_not_become_the_other(photos, tmp_path, first, second):
     extract(photos, PIXELS, out=tmp_path / "c", layout=first)
-    with pytest.raises(UsageError, match=rf"for --layout {second} use another -o"):
+    with pytest.raises(UsageError, match=rf"for `layout={second}` use another `out`"):
         extract(photos, PIXELS, out=tmp_path / "c", layout=second)
 
 
@@ -260,7 +260,7 @@ def test_asking_twice_is_asking_once(photos, out, work):
 def test_raw_pixels_are_what_they_are(photos, out):
     cache = extract(photos, PIXELS, out=out, precision="bfloat16", pool="avg", engine="openvino")
     assert (cache.tap().name, cache.tap().precision, cache.tap().pooling) == (f"{PIXELS}/top", "float32", "flatten")
-    with pytest.raises(UsageError, match=r"'pixels' has no layers, so --tap takes top; got deep"):
+    with pytest.raises(UsageError, match=r"'pixels' has no layers, so `tap` takes top; got deep"):
         extract(photos, PIXELS, tap="deep", out=out)
 
 
@@ -282,7 +282,7 @@ def test_a_folder_of_parts_that_was_stopped_before_its_first_part_is_gone_on_wit
         (folder / name).touch()
     with pytest.raises(NotACache, match=rf"No cache at {folder}. An extraction was begun; finish it"):
         Cache.open(folder)
-    with pytest.raises(UsageError, match=r"is a folder of parts; for --layout file use another -o"):
+    with pytest.raises(UsageError, match=r"is a folder of parts; for `layout=file` use another `out`"):
         extract(photos, PIXELS, out=folder, layout="file")
     assert len(extract(photos, PIXELS, out=folder, layout=layout).rows) == 36
 
@@ -355,15 +355,15 @@ def test_what_does_not_change_the_numbers_costs_nothing(photos, out, work, chang
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"batch": 0}, r"--batch takes auto or a number of images from 1; got 0"),
-        ({"batch": "many"}, r"--batch takes auto or a number"),
-        ({"engine": "kears"}, r"--engine takes auto, keras, openvino; got 'kears' \(did you mean keras"),
-        ({"decode": "fast"}, r"--decode takes exact, draft"),
-        ({"layout": "zip"}, r"--layout takes file, parts"),
-        ({"precision": "int8"}, r"--precision takes"),
-        ({"dtype": "float64"}, r"--dtype takes"),
-        ({"views": "many"}, r"--views takes"),
-        ({"pool": "sum"}, r"--pool takes"),
+        ({"batch": 0}, r"`batch` takes auto or a number of images from 1; got 0"),
+        ({"batch": "many"}, r"`batch` takes auto or a number"),
+        ({"engine": "kears"}, r"`engine` takes auto, keras, openvino; got 'kears' \(did you mean keras"),
+        ({"decode": "fast"}, r"`decode` takes exact, draft"),
+        ({"layout": "zip"}, r"`layout` takes file, parts"),
+        ({"precision": "int8"}, r"`precision` takes"),
+        ({"dtype": "float64"}, r"`dtype` takes"),
+        ({"views": "many"}, r"`views` takes"),
+        ({"pool": "sum"}, r"`pool` takes"),
     ],
 )
 def test_options_that_cannot_be_meant_are_named(photos, out, asked, message):

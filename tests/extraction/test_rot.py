@@ -68,7 +68,7 @@ def test_a_damaged_tap_that_is_not_asked_for_stays_damaged_and_holds_nobody_up(p
     cache = extract(photos, FOUR, out=out, progress=listen(said))
     assert said == [
         f"Tap 'pixels:size=8/top' of {out} is damaged: it stays as it is until the extraction that made it is "
-        "repeated with --rehash"
+        "repeated with `rehash=True`"
     ]
     assert cache.arrays(tap=f"{FOUR}/top")[0].shape == (36, 48)
     assert len(verify(out).problems) == 1

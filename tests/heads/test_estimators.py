@@ -180,7 +180,7 @@ def test_a_class_that_is_no_classifier_is_refused(head, message, here):
 
 def test_a_parameter_that_an_imported_classifier_lacks_is_refused():
     head = "sklearn.svm:NuSVC"
-    with pytest.raises(UsageError, match=r"--grid: sklearn.svm:NuSVC has no parameter 'gama' \(did you mean gamma"):
+    with pytest.raises(UsageError, match=r"`grid`: sklearn.svm:NuSVC has no parameter 'gama' \(did you mean gamma"):
         settings([head], {head: {"gama": [1.0]}})
 
 

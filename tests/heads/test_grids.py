@@ -29,7 +29,7 @@ def test_values_are_what_they_look_like_and_several_flags_add_up():
 @pytest.mark.parametrize("text", ["ridge", "ridge=1", "alpha=3", "ridge.alpha", ".alpha=1", ""])
 def test_what_is_no_grid_is_refused(text):
     with pytest.raises(
-        UsageError, match=r"--grid takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6\.\.1e5:45; got"
+        UsageError, match=r"`grid` takes HEAD.PARAMETER=VALUES, such as ridge.alpha=1e-6\.\.1e5:45; got"
     ):
         parse_grid([text])
 
@@ -68,7 +68,7 @@ def test_other_parameters_make_all_combinations_with_the_heads_own():
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"rigde": {"alpha": [1]}}, r"--grid has values for 'rigde' \(did you mean ridge\?\), which is not among"),
+        ({"rigde": {"alpha": [1]}}, r"`grid` has values for 'rigde' \(did you mean ridge\?\), which is not among"),
         ({"ridge": {"alhpa": [1]}}, r"ridge has no parameter 'alhpa' \(did you mean alpha"),
         ({"ridge": {"class_weight": ["balanced"]}}, "ridge has no parameter 'class_weight'"),
         ({"ridge": {"alpha": []}}, r"ridge.alpha takes a list of values with one at least; got \[\]"),

@@ -166,7 +166,7 @@ def test_the_neighbours_of_an_image_are_others():
 
 
 def test_leaving_one_out_is_refused_where_it_takes_too_long():
-    with pytest.raises(UsageError, match=r"--cv loo is for ridge, knn; of 'svm' it takes too long. Use --cv 5"):
+    with pytest.raises(UsageError, match=r"`cv='loo'` is for ridge, knn; with 'svm' it takes too long. Use `cv=5`"):
         check_leave_one_out("svm", {"C": 1.0})
 
 

@@ -18,7 +18,7 @@ def test_chains_are_named_one_way():
 
 @pytest.mark.parametrize("text", ["pca", "pca:0", "pca:-1", "pca:3:white", "l3", "l2++none", "pca:1.5"])
 def test_an_unknown_step_is_refused(text):
-    with pytest.raises(UsageError, match=r"--prepare takes standardise, l2, pca:N, pca:N:whiten, none, joined by \+"):
+    with pytest.raises(UsageError, match=r"`prepare` takes standardise, l2, pca:N, pca:N:whiten, none, joined by \+"):
         parse_chains(text)
 
 
@@ -29,7 +29,7 @@ def test_a_near_name_is_given():
 
 @pytest.mark.parametrize("text", ["", " , ", []])
 def test_no_chain_at_all_is_refused(text):
-    with pytest.raises(UsageError, match="--prepare takes one chain at least"):
+    with pytest.raises(UsageError, match="`prepare` takes one chain at least"):
         parse_chains(text)
 
 

@@ -104,7 +104,7 @@ def test_a_pattern_gives_groups(photos, pattern, group):
 
 @pytest.mark.parametrize("rule", ["folder", "regex:", "csv:", ""])
 def test_an_unknown_group_rule_is_refused(photos, rule):
-    with pytest.raises(UsageError, match=rf"--group-from takes parent, regex:PATTERN or csv:COLUMN; got '{rule}'"):
+    with pytest.raises(UsageError, match=rf"`group_from` takes parent, regex:PATTERN or csv:COLUMN; got '{rule}'"):
         scan(photos, group_from=rule)
 
 
@@ -214,7 +214,7 @@ def test_copies_never_part_whatever_groups_they_are_in(tmp_path):
 
 @pytest.mark.parametrize("split", ["70", "70/15/15/0", "a/b/c", "70/15/16", "0/50/50", "-1/51/50", ""])
 def test_shares_that_cannot_be_meant_are_refused(split):
-    with pytest.raises(UsageError, match=rf"--split .*'{split}'"):
+    with pytest.raises(UsageError, match=rf"`split` .*'{split}'"):
         SplitSpec.parse(split)
 
 

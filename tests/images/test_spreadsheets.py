@@ -63,7 +63,7 @@ def test_what_leads_out_with_backslashes_is_refused(photos):
 
 def test_a_column_of_another_name_is_named_or_told(written, photos):
     table = written("Width,ClassId,img,Roi", lambda path, label: f"32,{label},{path},7")
-    with pytest.raises(DataError, match=r"none of them called path, .* --path-column NAME"):
+    with pytest.raises(DataError, match=r"none of them called path, .* `path_column=NAME`"):
         scan(table)
     [remark] = scan(table, path_column="img").remarks
     assert "no column of m.csv is called label, class, target" in remark

@@ -42,7 +42,7 @@ def test_views_are_a_number_or_names(text, views):
 @pytest.mark.parametrize("text", ["", "0", "33", "-1", "flip,flip", "vflip", "crop-0", "crop-31", "identity,", "1,2"])
 def test_other_views_are_refused_with_the_choices(text):
     with pytest.raises(
-        UsageError, match=rf"--views takes 1, flip, .*identity, hflip, crop-1 to crop-30, or light-1, .*; got '{text}'"
+        UsageError, match=rf"`views` takes 1, flip, .*identity, hflip, crop-1 to crop-30, or light-1, .*; got '{text}'"
     ):
         parse_views(text)
 

@@ -200,7 +200,7 @@ def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatc
 
 
 def test_images_that_are_gone_are_named(logreg, tmp_path):
-    with pytest.raises(ImagesChanged, match=r"There are no images at .*nowhere\. If they have moved: --images FOLDER"):
+    with pytest.raises(ImagesChanged, match=r"There are no images at .*nowhere\. If they have moved: `images=FOLDER`"):
         handoff(logreg, images=tmp_path / "nowhere")
 
 

@@ -77,7 +77,7 @@ def test_features_of_zeros_and_a_class_without_images_make_no_numbers_that_are_n
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 2, float("nan")])
 def test_a_rate_that_is_no_share_is_refused(rate):
-    with pytest.raises(UsageError, match=r"--reject takes the share .*such as 0\.02; got"):
+    with pytest.raises(UsageError, match=r"`reject` takes the share .*such as 0\.02; got"):
         made()[0].threshold(rate)
 
 

@@ -165,7 +165,7 @@ def test_a_model_without_a_reference_cannot_reject(model, tmp_path, photos):
     with pytest.raises(DataError, match=r"bare\.keras has nothing to tell strange images by.*Make it again"):
         next(predict(bare, photos, reject=0.02))
     assert len(list(predict(bare, photos))) == 36
-    with pytest.raises(UsageError, match=r"--reject needs a model of featcache.*m\.keras is none"):
+    with pytest.raises(UsageError, match=r"`reject` needs a model of featcache.*m\.keras is none"):
         next(predict(saved(tmp_path / "m.keras", dense([0, 0], "softmax")), photos, reject=0.02))
 
 
@@ -191,7 +191,7 @@ def test_how_strange_an_image_is_does_not_depend_on_views(model, photos):
 
 
 def test_views_without_the_whole_image_are_refused(model, photos):
-    with pytest.raises(UsageError, match=r"--views takes flip, or a number of views.*got 'hflip'"):
+    with pytest.raises(UsageError, match=r"`views` takes flip, or a number of views.*got 'hflip'"):
         next(predict(model, photos, views="hflip"))
 
 
@@ -277,7 +277,7 @@ def test_a_file_of_1000_classes_may_have_imagenets_names(weights, tmp_path, phot
     assert next(iter(found)) == "7"
     [row] = predict(tmp_path / "m.keras", photo, imagenet=True)
     assert row.top[0][0] == "thing 7"
-    with pytest.raises(UsageError, match=r"--imagenet is about 1000 classes; .* has 2"):
+    with pytest.raises(UsageError, match=r"`imagenet` is about 1000 classes; .* has 2"):
         open_classifier(saved(tmp_path / "n.keras", dense([0, 0], "softmax")), imagenet=True)
 
 
@@ -312,7 +312,7 @@ def test_what_imagenet_has_no_classes_of_is_refused(name, message):
 
 
 def test_a_model_of_featcache_names_its_classes_itself(model):
-    with pytest.raises(UsageError, match=r"names its classes itself\. Leave out --imagenet"):
+    with pytest.raises(UsageError, match=r"names its classes itself\. Leave out `imagenet`"):
         open_classifier(Path(model), imagenet=True)
 
 

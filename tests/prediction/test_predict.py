@@ -110,7 +110,7 @@ def test_images_of_every_size_go_through(model, tmp_path):
 
 @pytest.mark.parametrize("top", [0, -1])
 def test_no_classes_at_all_are_refused(top, model, photos):
-    with pytest.raises(UsageError, match=rf"--top takes a number of classes from 1; got {top}"):
+    with pytest.raises(UsageError, match=rf"`top` takes a number of classes from 1; got {top}"):
         next(predict(model, photos, top=top))
 
 

@@ -76,7 +76,7 @@ def test_leaving_one_out_scores_ridge_on_images_it_was_not_fitted_on(hard, tmp_p
 
 
 def test_leaving_one_out_is_refused_for_other_heads_before_anything_is_read(hard, tmp_path):
-    with pytest.raises(UsageError, match="--cv loo is for ridge, knn; of 'svm' it takes too long"):
+    with pytest.raises(UsageError, match="`cv='loo'` is for ridge, knn; with 'svm' it takes too long"):
         run_on(hard, tmp_path, "ridge,svm", cv="loo")
 
 

@@ -209,7 +209,7 @@ def test_more_shots_than_any_class_has_are_said_to_take_all(hard, tmp_path):
     for shots in (most, most + 1):
         run_on(hard, tmp_path, "gnb", str(shots), shots=shots, progress=notes.append)
     said = [tick.note for tick in notes if tick.note]
-    assert said == [f"--shots {most + 1} takes all: no class has more than {most} training images"]
+    assert said == [f"`shots={most + 1}` takes all: no class has more than {most} training images"]
 
 
 def test_more_shots_keep_the_images_of_fewer(hard):
@@ -343,7 +343,7 @@ def test_a_finished_sweep_that_is_asked_for_again_is_shown_and_said(out, hard, t
     again = sweep(cache, "ridge", taps=[TAP], out=out, refit=True, progress=notes.append)
     assert again == first
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
-    assert [tick.note for tick in notes] == [f"{first.path} is this sweep, finished. To do it again: another -o"]
+    assert [tick.note for tick in notes] == [f"{first.path} is this sweep, finished. To do it again: another `out`"]
 
 
 @pytest.mark.parametrize("refit", [False, True])

@@ -147,7 +147,7 @@ def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(b
 
     monkeypatch.setattr(prefix, "ActivationSet", shifted)
     monkeypatch.setattr(finetuning, "train", lambda *args: pytest.fail("training began"))
-    with pytest.raises(ParityFailed, match=r"The part that would train differs by .* --no-prefix"):
+    with pytest.raises(ParityFailed, match=r"The part that would train differs by .* `prefix=False`"):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
     assert not (tmp_path / "a.keras").exists()
 
@@ -188,7 +188,7 @@ def test_controls_train_on_the_same_images_for_as_many_epochs(fresh, tmp_path):
     assert list(before["controls"]) == list(tuned.controls)
     finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)  # is shown again, without its controls
     assert json.loads(record.read_text())["controls"] == before["controls"]
-    with pytest.raises(UsageError, match=r"--controls takes frozen, unfrozen, scratch; got 'frozn'"):
+    with pytest.raises(UsageError, match=r"`controls` takes frozen, unfrozen, scratch; got 'frozn'"):
         finetune(fresh, tmp_path / "b.keras", controls="frozn")
 
 
@@ -238,7 +238,7 @@ def test_a_fine_tuning_that_was_killed_goes_on_bit_equal(cached, fresh, tmp_path
 @pytest.mark.slow
 def test_a_state_of_another_training_is_refused(fresh, tmp_path):
     path = tmp_path / "a.keras"
-    with pytest.raises(UsageError, match=r"There is nothing to go on with at .*a\.state\. Leave --resume out"):
+    with pytest.raises(UsageError, match=r"There is nothing to go on with at .*a\.state\. Leave `resume` out"):
         finetune(fresh, path, resume=True, **HOW)
     finetune(fresh, path, **HOW)
     path.unlink()
@@ -311,7 +311,7 @@ def test_a_disk_without_room_for_them_is_named(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(prefix, "physical_memory", lambda: 1)
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(
-        DiskFault, match=r"no room for .* MB of activations \(No space left on device\)\. .*--no-prefix"
+        DiskFault, match=r"no room for .* MB of activations \(No space left on device\)\. .*`prefix=False`"
     ):
         finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)
 

@@ -59,7 +59,7 @@ def test_an_unknown_block_is_refused_with_near_names(network):
 
 @pytest.mark.parametrize("what", ["9", "-1", "99"])
 def test_more_layers_than_there_are_are_refused(what, network):
-    with pytest.raises(UsageError, match=rf"--unfreeze takes up to 8 layers of this backbone; got {what}"):
+    with pytest.raises(UsageError, match=rf"`unfreeze` takes up to 8 layers of this backbone; got {what}"):
         unfreeze(network, what)
 
 

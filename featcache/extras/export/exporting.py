@@ -79,7 +79,7 @@ def export(
     or misses a gate; EnvironmentFault if a package is missing; UsageError, NotAModel, NotARun, DataError.
     """
     path = Path(out)
-    file_format: Format = FORMATS[choose("--to", to or format_of(path), FORMATS)]
+    file_format: Format = FORMATS[choose("to", to or format_of(path), FORMATS)]
     required = [Gate.parse(gate) for gate in gates]
     _check_options(file_format, path, int8)
     _check_output(file_format, path, model, [], force)

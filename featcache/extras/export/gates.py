@@ -41,12 +41,12 @@ class Gate:
         except ValueError:
             value = None
         if match is None or value is None:
-            raise UsageError(f"--assert takes a metric and a value, such as 'balanced_accuracy>=0.9'; got '{text}'")
-        metric: Metric = choose("--assert", match[1], METRICS)
+            raise UsageError(f"`gates` takes a metric and a value, such as 'balanced_accuracy>=0.9'; got '{text}'")
+        metric: Metric = choose("gates", match[1], METRICS)
         gate = cls(metric, value)
         if match[2] != gate.comparison:
             better = "Lower" if metric in LOWER_IS_BETTER else "Higher"
-            raise UsageError(f"{better} {metric} is better, so --assert takes {gate}; got '{text}'")
+            raise UsageError(f"{better} {metric} is better, so `gates` takes {gate}; got '{text}'")
         return gate
 
     def __str__(self) -> str:

@@ -95,7 +95,7 @@ def check_leave_one_out(head: str, params: Params) -> None:
     """Raise UsageError if a head has no closed form for leaving one image out."""
     path = _path_of(head, params)
     if path is None or path.leave_one_out is None:
-        raise UsageError(f"--cv loo is for {', '.join(LEAVE_ONE_OUT)}; of '{head}' it takes too long. Use --cv 5")
+        raise UsageError(f"`cv='loo'` is for {', '.join(LEAVE_ONE_OUT)}; with '{head}' it takes too long. Use `cv=5`")
 
 
 def try_leave_one_out(

@@ -288,20 +288,20 @@ def test_a_missing_package_says_what_to_install(to, module, extra, monkeypatch, 
 @pytest.mark.parametrize(
     ("to", "out", "how", "message"),
     [
-        ("onyx", "m.onnx", {}, r"--to takes keras, .*got 'onyx' \(did you mean onnx"),
+        ("onyx", "m.onnx", {}, r"`to` takes keras, .*got 'onyx' \(did you mean onnx"),
         ("onnx", "m.tflite", {}, r"--to onnx takes an -o that ends in \.onnx"),
         ("onnx", "m.onnx", {"int8": True}, r"--int8 goes with --to litert; got --to onnx"),
         ("savedmodel", "full", {}, r"full is there already and is no savedmodel export of featcache"),
-        ("keras", "m.keras", {"gates": ["accuracy>0.9"]}, r"--assert takes a metric and a value"),
-        ("keras", "m.keras", {"gates": ["acuracy>=0.9"]}, r"--assert takes .*did you mean accuracy"),
+        ("keras", "m.keras", {"gates": ["accuracy>0.9"]}, r"`gates` takes a metric and a value"),
+        ("keras", "m.keras", {"gates": ["acuracy>=0.9"]}, r"`gates` takes .*did you mean accuracy"),
         (
             "keras",
             "m.keras",
             {"gates": ["accuracy<=0.9"]},
-            r"Higher accuracy is better, so --assert takes accuracy>=0\.9; got 'accuracy<=0\.9'",
+            r"Higher accuracy is better, so `gates` takes accuracy>=0\.9; got 'accuracy<=0\.9'",
         ),
-        ("keras", "m.keras", {"gates": ["ece>=0.1"]}, r"Lower ece is better, so --assert takes ece<=0\.1"),
-        ("keras", "m.keras", {"gates": ["accuracy>=e"]}, r"--assert takes a metric and a value"),
+        ("keras", "m.keras", {"gates": ["ece>=0.1"]}, r"Lower ece is better, so `gates` takes ece<=0\.1"),
+        ("keras", "m.keras", {"gates": ["accuracy>=e"]}, r"`gates` takes a metric and a value"),
     ],
 )
 def test_invalid_options_are_refused_before_the_model_is_opened(to, out, how, message, tmp_path):

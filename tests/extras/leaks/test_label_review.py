@@ -181,7 +181,7 @@ def test_a_table_that_contradicts_itself_or_is_no_table_is_refused(cache, photos
         apply_review(cache.path, table("red/000.png,red,,,keep\nred/copy.png,red,,,drop\n"))
     with pytest.raises(DataError, match=r"needs one column called 'decision', and has path, label"):
         apply_review(cache.path, table(b"path,label\na,b\n"))
-    with pytest.raises(UsageError, match=r"--apply takes the CSV of a review; got .*x\.xlsx\. Save it as CSV UTF-8"):
+    with pytest.raises(UsageError, match=r"`apply` takes the CSV of a review; got .*x\.xlsx\. Save it as CSV UTF-8"):
         apply_review(cache.path, tmp_path / "x.xlsx")
     with pytest.raises(DataError, match="The table is not UTF-8: save it as such"):
         apply_review(cache.path, table("blue/000.png,bläu,red,,keep\n".encode("cp1252").join([HEADER.encode(), b""])))

@@ -122,7 +122,7 @@ def test_a_folder_of_the_user_in_the_place_of_logs_is_kept(toy_run, tmp_path):
 def test_images_that_have_moved_are_asked_for_before_anything_is_written(toy_run, tmp_path, monkeypatch):
     photos = shutil.copytree(toy_run.cache().root, tmp_path / "elsewhere")
     (tmp_path / "none").mkdir()
-    with pytest.raises(ImagesChanged, match="--images FOLDER"):
+    with pytest.raises(ImagesChanged, match="`images=FOLDER`"):
         write_tensorboard(toy_run, tmp_path / "logs", tmp_path / "none")
     assert not (tmp_path / "logs").exists()
     assert (write_tensorboard(toy_run, tmp_path / "logs", photos) / "images.png").exists()
