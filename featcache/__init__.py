@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featcache.extraction import estimate, extract
     from featcache.extras.export import export
     from featcache.extras.leaks import leaks
-    from featcache.extras.quickstart import quickstart
+    from featcache.extras.main_job import quickstart
     from featcache.images.manifest import scan
     from featcache.models import handoff, load_model
     from featcache.prediction import predict
@@ -42,7 +42,7 @@ _HOMES = {
     "leaks": "featcache.extras.leaks",
     "load_model": "featcache.models",
     "predict": "featcache.prediction",
-    "quickstart": "featcache.extras.quickstart",
+    "quickstart": "featcache.extras.main_job",
     "scan": "featcache.images.manifest",
     "sweep": "featcache.sweeps",
 }

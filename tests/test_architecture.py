@@ -77,7 +77,6 @@ def used_twice(places: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: files for name, files in sorted(places.items()) if len(files) > 1}
 
 
-@pytest.mark.xfail(strict=True, reason="some names are still used twice")
 def test_no_two_files_have_one_name():
     places = defaultdict(list)
     for package in PACKAGES:
@@ -87,7 +86,6 @@ def test_no_two_files_have_one_name():
     assert used_twice(places) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="some names are still used twice")
 def test_no_two_classes_have_one_name():
     places = defaultdict(list)
     for package in PACKAGES:

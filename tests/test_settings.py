@@ -18,13 +18,13 @@ from featcache.extraction.extract_options import DECODERS, ENGINES
 from featcache.extraction.layouts import LAYOUTS
 from featcache.extras.export.formats import FORMATS
 from featcache.extras.recipes import run_recipe
-from featcache.extras.recipes.options import OPTIONS
+from featcache.extras.recipes.overrides import OPTIONS
 from featcache.images.augment import AUGMENTATIONS
 from featcache.prediction import predict_to
 from featcache.sweeps import Settings
 from featcache.sweeps.metrics import METRICS
 from featcache.sweeps.presets import PRESETS
-from featcache.tuning.recipe import CONTROLS, OPTIMIZERS, SCHEDULES
+from featcache.tuning.training_recipe import CONTROLS, OPTIMIZERS, SCHEDULES
 
 ROOT = Path(fc.__file__).parents[1]
 NOTHING = (None, "", ())

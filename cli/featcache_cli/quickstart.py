@@ -16,7 +16,7 @@ from featcache_cli import sweep as sweep_command
 from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress, without_download
 
 if TYPE_CHECKING:
-    from featcache.extras.quickstart import Part, Quickstart
+    from featcache.extras.main_job import Part, Quickstart
 
 
 def command(
@@ -35,7 +35,7 @@ def command(
 
     Example: featcache quickstart photos/
     """
-    from featcache.extras.quickstart import quickstart
+    from featcache.extras.main_job import quickstart
 
     with progress(quiet) as draw, without_download("use -b glyphnet (needs no download)"):
         done = quickstart(

@@ -22,7 +22,7 @@ from featcache.images.sources import Source
 from featcache.models import Probe
 from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
-from featcache.tuning.recipe import NO_AUGMENTATION, Recipe
+from featcache.tuning.training_recipe import NO_AUGMENTATION, Recipe
 
 KEEP_BYTES = 512 * 2**20
 LARGEST_VIEW = 10**9 - 1

@@ -29,12 +29,12 @@ from featcache.tuning.data import ActivationSet, LabelledSet, image_sets
 from featcache.tuning.logs import logger
 from featcache.tuning.optimizing import RateGroup, groups
 from featcache.tuning.precision import twin_of
-from featcache.tuning.recipe import CONTROLS, Recipe, recipe_of
 from featcache.tuning.scratch import train_from_scratch
 from featcache.tuning.stages import TrainablePart
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, TrainingState, state_file
 from featcache.tuning.train import TrainingResult, TrainingTask, train
+from featcache.tuning.training_recipe import CONTROLS, Recipe, recipe_of
 from featcache.tuning.tuned import Tuned
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model

@@ -19,8 +19,8 @@ import numpy as np
 
 from featcache.backbones.blocks import block_names
 from featcache.models.assemble import backbones_of
-from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import is_gradual
+from featcache.tuning.training_recipe import Recipe
 
 HEAD = "head"
 MOMENTUM = 0.9

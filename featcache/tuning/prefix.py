@@ -29,7 +29,7 @@ from featcache.models.assemble import FEATURES, LOGITS, ModelPart, backbones_of
 from featcache.spec import IDENTITY, ImageRow, Progress, Tap
 from featcache.sweeps.tap_data import physical_memory
 from featcache.tuning.data import ActivationSet
-from featcache.tuning.recipe import Recipe
+from featcache.tuning.training_recipe import Recipe
 
 SHARE = 4  # activations may take a quarter of the machine's memory; larger ones are kept on disk
 BLOCK = 256  # images read at once

@@ -16,9 +16,9 @@ from featcache.spec import Progress, silent
 from featcache.sweeps import Chosen
 from featcache.tuning.data import image_sets
 from featcache.tuning.optimizing import RateGroup
-from featcache.tuning.recipe import Recipe, recipe_of
 from featcache.tuning.state import TrainingState
 from featcache.tuning.train import TrainingTask, train
+from featcache.tuning.training_recipe import Recipe, recipe_of
 from featcache.tuning.tuned import Tuned
 
 

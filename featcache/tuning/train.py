@@ -21,8 +21,8 @@ from featcache.sweeps.metrics import Metric, Score, better, log_loss, score
 from featcache.text import counted
 from featcache.tuning.data import LabelledSet, in_order
 from featcache.tuning.optimizing import RateGroup, make_optimizer, rate_at
-from featcache.tuning.recipe import Recipe
 from featcache.tuning.state import TrainingState
+from featcache.tuning.training_recipe import Recipe
 
 Checkpoint = Callable[[], None]
 KeepState = Callable[[TrainingState], None]

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import TOY, write_images
 
-from featcache.extras.quickstart import quickstart
+from featcache.extras.main_job import quickstart
 from featcache.models import load_model
 from featcache.sweeps import Run
 

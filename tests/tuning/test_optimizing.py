@@ -7,8 +7,8 @@ import pytest
 from featcache.models import Probe
 from featcache.models.assemble import backbones_of
 from featcache.tuning.optimizing import HEAD, RateGroup, groups, make_optimizer, rate_at
-from featcache.tuning.recipe import Recipe
 from featcache.tuning.stages import unfreeze
+from featcache.tuning.training_recipe import Recipe
 
 PLAIN = {"sgd": 0.0}  # momentum of those that have one
 

@@ -15,9 +15,9 @@ from featcache.spec import ImageRow, Preprocess
 from featcache.sweeps.metrics import Score
 from featcache.tuning.data import ImageSet
 from featcache.tuning.optimizing import RateGroup
-from featcache.tuning.recipe import Recipe
 from featcache.tuning.state import TrainingState
 from featcache.tuning.train import Epoch, TrainingTask, predict_logits, train
+from featcache.tuning.training_recipe import Recipe
 
 loop = import_module("featcache.tuning.train")  # the package has the function under this name
 SIZE = 4

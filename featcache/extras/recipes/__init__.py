@@ -1,8 +1,8 @@
 """The set-ups of five tutorials, each run as it stands: extraction, exactly its head, fine-tuning, a table."""
 
-from featcache.extras.recipes.options import parse_settings
-from featcache.extras.recipes.run import MEANINGLESS, Line, Named, Trained, run_recipe, weights_of
-from featcache.extras.recipes.settings import RECIPES, Naming, Training, find
+from featcache.extras.recipes.catalogue import RECIPES, Naming, Training, find
+from featcache.extras.recipes.overrides import parse_settings
+from featcache.extras.recipes.running import MEANINGLESS, Line, Named, Trained, run_recipe, weights_of
 
 __all__ = [
     "MEANINGLESS",

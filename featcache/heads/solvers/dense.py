@@ -155,7 +155,7 @@ def _make_course(recipe: DenseRecipe, knobs: Knobs, seeds: Sequence[int], data: 
 
 
 def _first_params(recipe: DenseRecipe, knobs: Knobs, seeds: Sequence[int], data: Data) -> list[Floats]:
-    """Return the initial parameters in the shapes of a `TrainingState`; the n heads of a stream start equal."""
+    """Return the initial parameters in the shapes of a `HeadTrainingState`; the n heads of a stream start equal."""
     sizes = [data.X.shape[1], *recipe.widths, data.targets.shape[1]]
     num_heads = knobs.dropout.shape[1]
     params: list[Floats] = []

@@ -18,9 +18,9 @@ from featcache.heads.solvers.dense_steps import (
     EPSILON,
     Data,
     DenseRecipe,
+    HeadTrainingState,
     Knobs,
     NumpyEngine,
-    TrainingState,
     batch_of,
     correction,
     gradients,
@@ -68,7 +68,7 @@ class KerasHeadEngine(NumpyEngine):
         noise_tensor = None if noise is None else self.put(noise)
         step = _compiled_step(self.recipe.optimizer == "adamw", self.recipe.momentum, self.recipe.nesterov)
         parts = step(self.state, self.data, self.knobs, self.put(rows), noise_tensor, factors)
-        self.state = TrainingState(*parts)
+        self.state = HeadTrainingState(*parts)
 
 
 @cache
@@ -76,7 +76,7 @@ def _compiled_step(adam: bool, momentum: float, nesterov: bool) -> Callable[...,
     """Return the function from a state and mini-batches to the parts of the next state."""
     from keras import backend, ops
 
-    def step(state: TrainingState, data: Data, knobs: Knobs, rows: Any, noise: Any, factors: Any) -> Any:
+    def step(state: HeadTrainingState, data: Data, knobs: Knobs, rows: Any, noise: Any, factors: Any) -> Any:
         batch = batch_of(ops, data, rows, noise, knobs.dropout, 1.0)
         by_param = gradients(ops, state.params, batch, knobs)
         rate = knobs.learning_rate * factors[0]

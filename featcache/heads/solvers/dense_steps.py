@@ -69,7 +69,7 @@ class Batch(NamedTuple):
     mask: Any  # dropout's factor on the input of the last layer: (g, B, D) of linear heads, else (g, n, B, U)
 
 
-class TrainingState(NamedTuple):
+class HeadTrainingState(NamedTuple):
     """The parameters of all heads, kernel and bias in turn, and the optimizer's moments of each.
 
     First layer: (g, D, n U) and (g, 1, n U). Later layers: (g, n, U, V) and (g, n, 1, V).
@@ -168,7 +168,7 @@ class NumpyEngine:
         self.data = Data(*(self.put(array) for array in data))
         first = tuple(np.zeros_like(param) for param in params)
         second = tuple(np.zeros_like(param) for param in params)
-        self._begin(TrainingState(tuple(params), first, second), knobs)
+        self._begin(HeadTrainingState(tuple(params), first, second), knobs)
 
     def put(self, array: Any) -> Any:
         """Return a NumPy array as this engine's kind of array."""
@@ -226,10 +226,10 @@ class NumpyEngine:
                 values = self.get(array)
                 arrays.append(_side_by_side(by_head(values, self._num_heads)[at], values.ndim))
             kept.append(tuple(arrays))
-        self._begin(TrainingState(*kept), Knobs(*(self.get(knob)[at] for knob in self.knobs)))
+        self._begin(HeadTrainingState(*kept), Knobs(*(self.get(knob)[at] for knob in self.knobs)))
 
-    def _begin(self, state: TrainingState, knobs: Knobs) -> None:
-        self.state = TrainingState(*(tuple(self.put(array) for array in part) for part in state))
+    def _begin(self, state: HeadTrainingState, knobs: Knobs) -> None:
+        self.state = HeadTrainingState(*(tuple(self.put(array) for array in part) for part in state))
         self.knobs = Knobs(*(self.put(knob) for knob in knobs))
 
     @property

@@ -15,7 +15,7 @@ from shlex import quote
 from typing import Any
 
 from featcache.errors import UsageError
-from featcache.extras.recipes.options import OF_NAMING, OPTIONS, Settings, flags_of, word
+from featcache.extras.recipes.overrides import OF_NAMING, OPTIONS, Settings, flags_of, word
 from featcache.spec import choose
 from featcache.tuning import Recipe
 

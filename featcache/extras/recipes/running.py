@@ -15,8 +15,8 @@ from featcache.errors import DataError, UsageError
 from featcache.extraction import Extracted, extract
 from featcache.extraction.api import CACHE
 from featcache.extras.recipes import cifar
-from featcache.extras.recipes.options import Settings
-from featcache.extras.recipes.settings import Naming, Training, find
+from featcache.extras.recipes.catalogue import Naming, Training, find
+from featcache.extras.recipes.overrides import Settings
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
 from featcache.models.modelfile import MODEL
