@@ -17,41 +17,40 @@ if TYPE_CHECKING:
 def command(
     cache: Annotated[Path, typer.Argument(help="A CACHE.h5 with labels.")], json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Say which of the four cases of transfer learning this is, with the numbers that say so, and what to do.
+    """Say which of the four cases of transfer learning this is, with the numbers behind it, and what to do.
 
     Example: featcache advise photos.h5
     """
     from featcache.sweeps import advise
 
     with progress(quiet) as draw:
-        found = advise(cache, progress=draw)
-    emit(json, document(found), lambda: text(found))
+        advice = advise(cache, progress=draw)
+    emit(json, document(advice), lambda: text(advice))
 
 
-def document(found: Advice) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
-    return {**asdict(found), "cache": str(found.cache), "case": found.case}
+def document(advice: Advice) -> dict[str, Any]:
+    """Return the advice as it stands in JSON."""
+    return {**asdict(advice), "cache": str(advice.cache), "case": advice.case}
 
 
-def text(found: Advice) -> str:
-    """Return the result as a person reads it."""
+def text(advice: Advice) -> str:
+    """Return the advice as a person reads it."""
     from featcache.text import counted, interval, table
 
-    rows = [
-        [one.tap, one.width, interval(one.left_out, *one.interval), f"{one.fitted:.3f}", f"{one.gap:.3f}"]
-        for one in found.curve
+    rows = []
+    for tap in advice.curve:
+        left_out = interval(tap.left_out, *tap.interval)
+        rows.append([tap.tap, tap.width, left_out, f"{tap.fitted:.3f}", f"{tap.gap:.3f}"])
+
+    images = counted(advice.images, "training image")
+    lines = [
+        f"{images} of {counted(advice.classes, 'class')}, {advice.least} of the smallest.",
+        "",
+        table(["tap", "width", "ridge, one left out [95 %]", "fitted", "gap"], rows),
+        "",
+        f"Case: {advice.case}",
     ]
-    return "\n".join(
-        [
-            f"{counted(found.images, 'training image')} of {counted(found.classes, 'class')}, "
-            f"{found.least} of the smallest.",
-            "",
-            table(["tap", "width", "ridge, one left out [95 %]", "fitted", "gap"], rows),
-            "",
-            f"Case: {found.case}",
-            *(f"- {line}" for line in found.why),
-            "",
-            *found.do,
-            *(f"Next: {line}" for line in found.commands),
-        ]
-    )
+    lines += [f"- {reason}" for reason in advice.why]
+    lines += ["", *advice.do]
+    lines += [f"Next: {command_line}" for command_line in advice.commands]
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,12 +30,12 @@ def list_command(json: Json = False) -> None:
     from featcache.text import table
 
     entries = list(REGISTRY.values())
-    rows = [
-        [one.name, one.size, one.min_size, f"{one.params / 1e6:.1f}", one.width, " ".join(one.options)]
-        for one in entries
-    ]
+    rows = []
+    for entry in entries:
+        millions = f"{entry.params / 1e6:.1f}"
+        rows.append([entry.name, entry.size, entry.min_size, millions, entry.width, " ".join(entry.options)])
     header = ["backbone", "size", "least", "million weights", "features", "options"]
-    emit(json, {"backbones": [asdict(one) for one in entries]}, lambda: table(header, rows))
+    emit(json, {"backbones": [asdict(entry) for entry in entries]}, lambda: table(header, rows))
 
 
 @app.command("show")
@@ -58,11 +59,15 @@ def show_command(
     """
     from featcache.backbones.describe import facts_of, layers_of
     from featcache.backbones.parse import requests
+    from featcache.text import fields
 
-    [asked] = requests([name], trust=trust)
-    facts = facts_of(asked)
-    found = [asdict(one) for one in layers_of(asked)] if layers else []
-    emit(json, {**facts, "taps": found} if layers else facts, lambda: _shown(facts, found))
+    [request] = requests([name], trust=trust)
+    facts = facts_of(request)
+    if not layers:
+        emit(json, facts, lambda: fields(facts))
+        return
+    taps = [asdict(layer) for layer in layers_of(request)]
+    emit(json, {**facts, "taps": taps}, lambda: f"{fields(facts)}\n\n{_layers_table(taps)}")
 
 
 @app.command("fetch")
@@ -71,15 +76,15 @@ def fetch_command(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Download ImageNet weights beforehand; a broken download is removed and made again.
+    """Download ImageNet weights beforehand; a broken download is removed and repeated.
 
     Example: featcache backbones fetch mobilenet_v2,resnet50
     """
     from featcache.backbones.fetch import fetch
 
     with progress(quiet) as draw:
-        found = fetch(names, draw)
-    emit(json, {"fetched": [asdict(one) for one in found]}, lambda: "\n".join(map(_fetched, found)))
+        weights = fetch(names, draw)
+    emit(json, {"fetched": [asdict(file) for file in weights]}, lambda: _weights_text(weights))
 
 
 @app.command("import")
@@ -103,44 +108,40 @@ def import_command(
     """
     from featcache.backbones.importing import import_model
 
-    found = import_model(file, tap, out, trust=trust, force=force)
-    emit(json, asdict(found), lambda: _imported(file, found))
+    model = import_model(file, tap, out, trust=trust, force=force)
+    emit(json, asdict(model), lambda: _import_text(file, model))
 
 
-def _imported(file: str, found: Imported) -> str:
+def _import_text(file: str, model: Imported) -> str:
     from featcache.backbones.importing import IMAGES
 
-    compared = f"not compared with the original: {found.against}"
-    if found.difference is not None:
-        compared = (
-            f"largest difference of outputs on {IMAGES} random images {found.difference:.1e} (against {found.against})"
-        )
-    backbone = in_shell(f"{found.model}:mode=MODE")
+    if model.difference is None:
+        comparison = f"not compared with the original: {model.against}"
+    else:
+        comparison = f"largest difference of outputs on {IMAGES} random images {model.difference:.1e}"
+        comparison += f" (against {model.against})"
+    backbone = in_shell(f"{model.model}:mode=MODE")
     return (
-        f"{file} up to '{found.layer}': {found.weights} weight arrays equal to the file's; {compared}.\n"
-        f"Model: {found.model}\n"
-        f"Next: featcache extract IMAGES -b {backbone} --tap {in_shell(found.layer)} -o CACHE.h5"
+        f"{file} up to '{model.layer}': {model.weights} weight arrays equal to the file's; {comparison}.\n"
+        f"Model: {model.model}\n"
+        f"Next: featcache extract IMAGES -b {backbone} --tap {in_shell(model.layer)} -o CACHE.h5"
     )
 
 
-def _fetched(one: Fetched) -> str:
-    how = "downloaded" if one.downloaded else "was there already"
-    return f"{one.backbone}: {one.file}, {one.bytes / 1e6:.1f} MB, {how}"
+def _weights_text(weights: Sequence[Fetched]) -> str:
+    lines = []
+    for file in weights:
+        how = "downloaded" if file.downloaded else "was there already"
+        lines.append(f"{file.backbone}: {file.file}, {file.bytes / 1e6:.1f} MB, {how}")
+    return "\n".join(lines)
 
 
-def _shown(facts: dict[str, Any], layers: list[dict[str, Any]]) -> str:
-    from featcache.text import fields, table
+def _layers_table(layers: list[dict[str, Any]]) -> str:
+    from featcache.text import table
 
-    lines = fields(facts)
-    if not layers:
-        return lines
-    rows = [
-        [one["name"], "" if one["index"] is None else str(one["index"]), _shape(one["shape"]), one["block"],
-         "auto" if one["auto"] else ""]
-        for one in layers
-    ]  # fmt: skip
-    return f"{lines}\n\n{table(['--tap', 'or', 'gives', 'block', '--tap auto'], rows)}"
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return " x ".join("?" if side is None else str(side) for side in shape)
+    rows = []
+    for layer in layers:
+        index = "" if layer["index"] is None else str(layer["index"])
+        shape = " x ".join("?" if side is None else str(side) for side in layer["shape"])
+        rows.append([layer["name"], index, shape, layer["block"], "auto" if layer["auto"] else ""])
+    return table(["--tap", "or", "gives", "block", "--tap auto"], rows)

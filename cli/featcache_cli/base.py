@@ -1,4 +1,4 @@
-"""What every command has, added in one place: --config, --quiet, the screen, and the options of featcache.settings."""
+"""Add to every command what all commands have: --config, --quiet, the screen, and the options of featcache.settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Config = Annotated[Path | None, shared("config", callback=use, is_eager=True)]
 
 
 class App(typer.Typer):
-    """A Typer whose commands have what all commands have."""
+    """A Typer that gives its commands the shared options and the screen."""
 
     def __init__(self, help: str, **settings: Any) -> None:
         super().__init__(help=help, no_args_is_help=True, rich_markup_mode=None, **settings)
@@ -31,7 +31,8 @@ class App(typer.Typer):
         """Register a function as a command."""
 
         def add(function: CommandFunctionType) -> CommandFunctionType:
-            summary = (function.__doc__ or "").partition("\n\n")[0]  # Click would cut it off to one line
+            # Click would cut the summary off to one line.
+            summary = (function.__doc__ or "").partition("\n\n")[0]
             register = super(App, self).command(name, short_help=summary, **settings)
             register(_with_shared_options(function, name or function.__name__))
             return function
@@ -40,10 +41,10 @@ class App(typer.Typer):
 
 
 def _with_shared_options(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return the function as Typer takes it: a parameter per option, and those options that every command has.
+    """Return the function as Typer takes it: one parameter per option, with the options that every command has.
 
-    A parameter whose type is a class of featcache.settings stands for all its options. While the function runs, the
-    screen shows what it does.
+    A parameter whose type is a class of featcache.settings stands for all options of that class. While the function
+    runs, the screen shows its progress.
     """
     signature = inspect.signature(function, eval_str=True)
     settings: dict[str, Any] = {}  # {parameter: class of featcache.settings}
@@ -67,6 +68,7 @@ def _with_shared_options(function: Callable[..., Any], name: str) -> Callable[..
         with nullcontext() if values["quiet"] else screen(name):
             return function(**arguments)
 
+    # Typer reads the options from the signature and their types from the annotations.
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -6,7 +6,7 @@ import json as json_text
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from featcache_cli.complete import SPLITS, words
 from featcache_cli.output import Allow, Force, Json, emit
 
 if TYPE_CHECKING:
+    from featcache.cache.reader import StoredRows
     from featcache.extraction.recheck import Recomputed
 
 app = App(
@@ -35,51 +36,50 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     from featcache.cache.reader import Cache, stored_rows
     from featcache.text import counted, printable, table
 
-    found = Cache.open(cache)
-    stored = list(stored_rows(cache).values())
-    taps = [
-        json_text.loads(one.tap.to_json())
-        | {
-            "fingerprint": one.tap.fingerprint,
-            "rows": len(one.at),
-            "shape": list(one.shape),
-            "made_by": [json_text.loads(maker) for maker in one.makers],
-        }
-        for one in stored
-    ]
-    outcomes = Counter(review.outcome for review in found.changes.reviews)
+    opened = Cache.open(cache)
+    stored_taps = list(stored_rows(cache).values())
+    outcomes = Counter(review.outcome for review in opened.changes.reviews)
     facts = {
         "cache": str(cache),
-        "root": str(found.root),
-        "images": len(found.rows),
-        "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in found.failures],
-        "classes": list(found.classes),
-        "splits": dict(found.splits),
+        "root": str(opened.root),
+        "images": len(opened.rows),
+        "failed": [
+            {"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in opened.failures
+        ],
+        "classes": list(opened.classes),
+        "splits": dict(opened.splits),
         "reviewed": dict(outcomes),
-        "split_spec": asdict(found.split_spec),
-        "taps": taps,
+        "split_spec": asdict(opened.split_spec),
+        "taps": [_tap_document(stored) for stored in stored_taps],
     }
 
     def text() -> str:
-        splits = ", ".join(f"{count} {name}" for name, count in found.splits.items()) or "no labels"
-        root = printable(str(found.root))
-        head = f"{counted(len(found.rows), 'image')} of {root}, {len(found.failures)} without features; {splits}"
-        rows = [
-            [
-                one.tap.name,
-                len(one.at),
-                "x".join(map(str, one.shape)),
-                f"{one.row_bytes * len(one.at) / 1e6:.1f}",
-                one.tap.precision,
-                one.tap.fingerprint[:12],
-            ]
-            for one in stored
-        ]
-        reviewed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-        head += f"\nLabels reviewed: {reviewed}" if reviewed else ""
-        return "\n".join([head, table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows)])
+        splits = ", ".join(f"{count} {name}" for name, count in opened.splits.items()) or "no labels"
+        images = f"{counted(len(opened.rows), 'image')} of {printable(str(opened.root))}"
+        lines = [f"{images}, {len(opened.failures)} without features; {splits}"]
+        if outcomes:
+            reviewed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+            lines.append(f"Labels reviewed: {reviewed}")
+        rows = []
+        for stored in stored_taps:
+            tap, num_rows = stored.tap, len(stored.at)
+            shape = "x".join(map(str, stored.shape))
+            megabytes = f"{stored.row_bytes * num_rows / 1e6:.1f}"
+            rows.append([tap.name, num_rows, shape, megabytes, tap.precision, tap.fingerprint[:12]])
+        lines.append(table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows))
+        return "\n".join(lines)
 
     emit(json, facts, text)
+
+
+def _tap_document(stored: StoredRows) -> dict[str, Any]:
+    """Return a tap, its rows and what made them as they stand in JSON."""
+    facts: dict[str, Any] = json_text.loads(stored.tap.to_json())
+    facts["fingerprint"] = stored.tap.fingerprint
+    facts["rows"] = len(stored.at)
+    facts["shape"] = list(stored.shape)
+    facts["made_by"] = [json_text.loads(maker) for maker in stored.makers]
+    return facts
 
 
 @app.command("verify")
@@ -101,36 +101,41 @@ def verify_command(
     from featcache.text import counted, printable
 
     trust.allow(*(allow or ()))
-    found = verify(cache)
-    if found.problems:
-        raise NotACache("; ".join(found.problems))
-    facts = {"cache": str(cache), "files": found.files, "rows": found.rows, "recomputed": []}
-    rows = f"{counted(found.rows, 'row')} in {counted(found.files, 'file')}"
+    verified = verify(cache)
+    if verified.problems:
+        raise NotACache("; ".join(verified.problems))
+    facts = {"cache": str(cache), "files": verified.files, "rows": verified.rows, "recomputed": []}
+    rows = f"{counted(verified.rows, 'row')} in {counted(verified.files, 'file')}"
     lines = [f"{printable(str(cache))}: {rows}, as they were written."]
     if recompute:
         from featcache.extraction.recheck import recompute as compute_again
 
         opened = Cache.open(cache)
-        again = compute_again(opened, recompute)
-        facts["recomputed"] = [asdict(one) for one in again]
-        lines += [
-            f"{one.tap}: {counted(one.rows, 'image')} computed again, "
-            f"at most {one.difference:.1e} standard deviations apart"
-            if one.rows
-            else f"{one.tap}: none of the images of the last extraction is in this tap, so nothing was compared"
-            for one in again
-        ]
-        wrong = [one for one in again if not one.agrees(opened.taps[one.tap].precision)]
-        if wrong:
-            raise NotACache(f"{cache}: {_apart(wrong[0])}. Bring it up to date: featcache extract")
+        comparisons = compute_again(opened, recompute)
+        for comparison in comparisons:
+            if not comparison.agrees(opened.taps[comparison.tap].precision):
+                raise NotACache(f"{cache}: {_disagreement(comparison)}. Bring it up to date: featcache extract")
+        facts["recomputed"] = [asdict(comparison) for comparison in comparisons]
+        lines += [_agreement(comparison) for comparison in comparisons]
     emit(json, facts, lambda: "\n".join(lines))
 
 
-def _apart(found: Recomputed) -> str:
-    """Return in what a tap is not what is computed now."""
-    if found.changed:
-        return f"{len(found.changed)} images of tap '{found.tap}' are gone or others, such as {found.changed[0]}"
-    return f"tap '{found.tap}' is {found.difference:.2g} standard deviations off what is computed now"
+def _agreement(comparison: Recomputed) -> str:
+    """Return how close the stored features of a tap are to the features computed now."""
+    from featcache.text import counted
+
+    if not comparison.rows:
+        return f"{comparison.tap}: none of the images of the last extraction is in this tap, so nothing was compared"
+    images = counted(comparison.rows, "image")
+    return f"{comparison.tap}: {images} computed again, at most {comparison.difference:.1e} standard deviations apart"
+
+
+def _disagreement(comparison: Recomputed) -> str:
+    """Return how the stored features of a tap differ from the features computed now."""
+    tap, changed = comparison.tap, comparison.changed
+    if changed:
+        return f"{len(changed)} images of tap '{tap}' are gone or others, such as {changed[0]}"
+    return f"tap '{tap}' is {comparison.difference:.2g} standard deviations off what is computed now"
 
 
 @app.command("why")
@@ -150,24 +155,24 @@ def why_command(
     from featcache.text import printable
 
     opened = Cache.open(cache)
-    found = why(opened, file, lambda path: open_source(opened.root).read(path))
+    explanation = why(opened, file, lambda path: open_source(opened.root).read(path))
     missing: list[str] = []
     if options.backbone is not None:
         from featcache.extraction import Options
         from featcache.extraction.recheck import lacking
 
-        asked = Options(**vars(options))
-        for request in asked.requests():
+        for request in Options(**vars(options)).requests():
             missing += lacking(request, opened)
-    reviews = [review._asdict() | {"outcome": review.outcome} for review in found.reviews]
-    facts = {"file": str(file), **asdict(found), "reviews": reviews, "lacking": missing}
+    reviews = [review._asdict() | {"outcome": review.outcome} for review in explanation.reviews]
+    facts = {"file": str(file), **asdict(explanation), "reviews": reviews, "lacking": missing}
 
     def text() -> str:
-        names = ", ".join(map(printable, found.same)) or "none"
-        lines = [f"{printable(str(file))}: {found.digest[:12]}; images of the cache with these bytes: {names}"]
-        lines += [f"{'hit ' if one.hit else 'miss'}  {one.tap}: {printable(one.reason)}" for one in found.taps]
-        lines += [f"miss  {one}" for one in missing]
-        for review in found.reviews:
+        names = ", ".join(map(printable, explanation.same)) or "none"
+        lines = [f"{printable(str(file))}: {explanation.digest[:12]}; images of the cache with these bytes: {names}"]
+        for tap in explanation.taps:
+            lines.append(f"{'hit ' if tap.hit else 'miss'}  {tap.tap}: {printable(tap.reason)}")
+        lines += [f"miss  {tap}" for tap in missing]
+        for review in explanation.reviews:
             change = f" to '{review.new_label}'" if review.outcome == "changed" else ""
             reviewed = f"Label '{review.label}' was {review.outcome}{change} by a review on {review.at[:10]}"
             lines.append(printable(reviewed))
@@ -192,13 +197,8 @@ def merge_command(
 
     merged = merge_caches(caches, out, force=force)
     facts = {"cache": str(out), "images": len(merged.rows), "taps": list(merged.taps)}
-    emit(
-        json,
-        facts,
-        lambda: (
-            f"{counted(len(merged.rows), 'image')}, {counted(len(merged.taps), 'tap')}. Cache: {printable(str(out))}"
-        ),
-    )
+    contents = f"{counted(len(merged.rows), 'image')}, {counted(len(merged.taps), 'tap')}"
+    emit(json, facts, lambda: f"{contents}. Cache: {printable(str(out))}")
 
 
 @app.command("export")

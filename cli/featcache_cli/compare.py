@@ -41,42 +41,43 @@ def command(
         from featcache.extras.report.tuned_models import model_on_val
 
         with progress(quiet) as draw:
-            found = compare(first, model_on_val(first.run, Path(b), images, draw), metric)
+            second = model_on_val(first.run, Path(b), images, draw)
+            comparison = compare(first, second, metric)
     else:
-        found = compare(first, open_trial(b), metric)
-    emit(json, document(found), lambda: text(found))
+        comparison = compare(first, open_trial(b), metric)
+    emit(json, document(comparison), lambda: text(comparison))
 
 
-def document(found: Comparison) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
+def document(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison as it stands in JSON."""
     return {
-        "a": found.a,
-        "b": found.b,
-        "metric": found.metric,
-        "scores": list(found.scores),
-        "difference": found.difference,
-        "interval": list(found.interval),
-        "p_value": found.p_value,
-        "only_a": found.only_a,
-        "only_b": found.only_b,
-        "images": found.images,
-        "verdict": found.verdict,
+        "a": comparison.a,
+        "b": comparison.b,
+        "metric": comparison.metric,
+        "scores": list(comparison.scores),
+        "difference": comparison.difference,
+        "interval": list(comparison.interval),
+        "p_value": comparison.p_value,
+        "only_a": comparison.only_a,
+        "only_b": comparison.only_b,
+        "images": comparison.images,
+        "verdict": comparison.verdict,
     }
 
 
-def text(found: Comparison) -> str:
-    """Return the result as a person reads it."""
+def text(comparison: Comparison) -> str:
+    """Return the comparison as a person reads it."""
     from featcache.text import counted
 
-    low, high = found.interval
-    return "\n".join(
-        [
-            f"{found.a}  {found.metric} {found.scores[0]:.4f}",
-            f"{found.b}  {found.metric} {found.scores[1]:.4f}",
-            f"difference {found.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {counted(found.images, 'image')}, "
-            "by bootstrap",
-            f"only the first is right of {found.only_a}, only the second of {found.only_b}: "
-            f"McNemar's exact p = {found.p_value:.3g}",
-            found.verdict,
-        ]
-    )
+    score_a, score_b = comparison.scores
+    low, high = comparison.interval
+    images = counted(comparison.images, "image")
+    lines = [
+        f"{comparison.a}  {comparison.metric} {score_a:.4f}",
+        f"{comparison.b}  {comparison.metric} {score_b:.4f}",
+        f"difference {comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {images}, by bootstrap",
+        f"only the first is right of {comparison.only_a}, only the second of {comparison.only_b}: "
+        f"McNemar's exact p = {comparison.p_value:.3g}",
+        comparison.verdict,
+    ]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the shell offers after TAB as the value of an option; answers without Keras."""
+"""Offer the values of options after TAB in a shell, without importing Keras."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = get_args(SplitName)
 
 
 def words(*names: str) -> Words:
-    """Return what offers these names; after a comma again.
+    """Return a function that completes these names, again after each comma.
 
     >>> words("ridge", "rbf", "knn")("knn,r")
     ['knn,ridge', 'knn,rbf']
@@ -42,12 +42,16 @@ def _continued(names: Sequence[str], incomplete: str) -> list[str]:
 
 
 RECIPES = words("list", "flowers", "hotdog", "flower-photos", "cifar", "imagenet", "own-model")
-NAMES: dict[str, Words] = {"backbone": backbones, "heads": heads}  # by the name of an option: too many to declare
+# Options whose names come from a registry, because they are too many to declare in featcache.settings.
+NAMES: dict[str, Words] = {"backbone": backbones, "heads": heads}
 
 
 def of_field(field: Field[Any]) -> Words | None:
-    """Return what offers the values of an option of featcache.settings; None where any value may stand."""
-    kinds = (field.type, *get_args(field.type))
-    choices = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    """Return a function that completes the values of an option of featcache.settings; None if it takes any value."""
+    choices: list[str] = []
+    # The choices may be the type itself or a part of a union: Literal[..] | None.
+    for kind in (field.type, *get_args(field.type)):
+        if get_origin(kind) is Literal:
+            choices += get_args(kind)
     suggestions = field.metadata["suggestions"] or choices
     return words(*suggestions) if suggestions else NAMES.get(field.name)
