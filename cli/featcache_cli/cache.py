@@ -17,7 +17,7 @@ from featcache_cli.complete import SPLITS, words
 from featcache_cli.output import Allow, Force, Json, emit
 
 if TYPE_CHECKING:
-    from featcache.cache.reader import StoredRows
+    from featcache.cache.rows import TapRows
     from featcache.extraction.recheck import Recomputed
 
 app = App(
@@ -72,7 +72,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     emit(json, facts, text)
 
 
-def _tap_document(stored: StoredRows) -> dict[str, Any]:
+def _tap_document(stored: TapRows) -> dict[str, Any]:
     """Return a tap, its rows and what made them as they stand in JSON."""
     facts: dict[str, Any] = json_text.loads(stored.tap.to_json())
     facts["fingerprint"] = stored.tap.fingerprint

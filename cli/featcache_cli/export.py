@@ -32,47 +32,51 @@ def command(
     from featcache.extras.export import export
 
     trust.allow(*(allow or ()))
-    done = export(model, out=out, force=force, **vars(options) | {"gates": options.gates or ()})
-    emit(json, document(done), lambda: text(done))
+    exported = export(model, out=out, force=force, **vars(options) | {"gates": options.gates or ()})
+    emit(json, document(exported), lambda: text(exported))
 
 
-def document(done: Exported) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
+def document(exported: Exported) -> dict[str, Any]:
+    """Return the exported model as it stands in JSON."""
     return {
-        "file": str(done.path),
-        "format": done.format,
-        "bytes": done.bytes,
-        "input": {"name": "image", "dtype": "uint8", "shape": list(done.input)},
-        "runtime": done.runtime,
-        "compared_on": done.sample,
-        "images": done.images,
-        "difference": done.difference,
-        "agreement": done.agreement,
-        "judged_on": done.judged_on,
-        "scores": {name: _score(one) for name, one in done.scores.items()},
-        "model_scores": {name: _score(one) for name, one in done.model_scores.items()},
-        "asserted": list(done.gates),
+        "file": str(exported.path),
+        "format": exported.format,
+        "bytes": exported.bytes,
+        "input": {"name": "image", "dtype": "uint8", "shape": list(exported.input)},
+        "runtime": exported.runtime,
+        "compared_on": exported.sample,
+        "images": exported.images,
+        "difference": exported.difference,
+        "agreement": exported.agreement,
+        "judged_on": exported.judged_on,
+        "scores": {name: _score(estimate) for name, estimate in exported.scores.items()},
+        "model_scores": {name: _score(estimate) for name, estimate in exported.model_scores.items()},
+        "asserted": list(exported.gates),
     }
 
 
-def text(done: Exported) -> str:
-    """Return the result as a person reads it."""
+def text(exported: Exported) -> str:
+    """Return the exported model as a person reads it."""
     from featcache.text import counted, interval, printable, table
 
-    shape = ", ".join("any" if one is None else str(one) for one in done.input)
+    shape = ", ".join("any" if side is None else str(side) for side in exported.input)
+    judged_on = f" of {exported.judged_on}" if exported.judged_on else ""
     lines = [
-        f"Loaded again by {done.runtime}: on {done.images} of {printable(done.sample)} probabilities differ by "
-        f"{done.difference:.1e} at most; same class on {done.agreement:.1%}"
-        + (f" of {done.judged_on}." if done.judged_on else "."),
+        f"Loaded again by {exported.runtime}: on {exported.images} of {printable(exported.sample)} "
+        f"probabilities differ by {exported.difference:.1e} at most; same class on {exported.agreement:.1%}{judged_on}."
     ]
-    if done.scores:
-        rows = [[name, interval(*one), interval(*done.model_scores[name])] for name, one in done.scores.items()]
-        lines.append(table([f"on {counted(done.judged_on, 'image')}", f"{done.format} [95 %]", "model [95 %]"], rows))
-    lines += [f"Asserted and met: {one}" for one in done.gates]
-    lines.append(f"Takes uint8 RGB images ({shape}), gives probabilities; {done.bytes / 1e6:.1f} MB")
-    lines.append(f"File: {printable(str(done.path))}")
+    if exported.scores:
+        rows = [
+            [name, interval(*score), interval(*exported.model_scores[name])] for name, score in exported.scores.items()
+        ]
+        lines.append(
+            table([f"on {counted(exported.judged_on, 'image')}", f"{exported.format} [95 %]", "model [95 %]"], rows)
+        )
+    lines += [f"Asserted and met: {gate}" for gate in exported.gates]
+    lines.append(f"Takes uint8 RGB images ({shape}), gives probabilities; {exported.bytes / 1e6:.1f} MB")
+    lines.append(f"File: {printable(str(exported.path))}")
     return "\n".join(lines)
 
 
-def _score(one: Any) -> dict[str, Any]:
-    return {"score": one.value, "interval": [one.low, one.high]}
+def _score(estimate: Any) -> dict[str, Any]:
+    return {"score": estimate.value, "interval": [estimate.low, estimate.high]}

@@ -37,92 +37,91 @@ def command(
     advice = "use -b glyphnet (needs no download) or --weights none (random)"
     with progress(quiet) as draw, without_download(advice):
         if dry_run:
-            expected = estimate(images, out=out, progress=draw, **vars(options))
-            emit(json, asdict(expected), lambda: forecast(expected))
+            plan = estimate(images, out=out, progress=draw, **vars(options))
+            emit(json, asdict(plan), lambda: forecast(plan))
             return
         cache = extract(images, out=out, force=force, progress=draw, **vars(options))
     name_failures(cache.report)
     emit(json, document(cache.report), lambda: text(cache.report, cache.classes))
 
 
-def forecast(expected: Estimate) -> str:
+def forecast(plan: Estimate) -> str:
     """Return the estimate as a person reads it."""
     from featcache.text import counted, printable
 
+    images = counted(plan.images, "image")
+    growth = f"{printable(plan.cache)} would grow by {plan.bytes / 1e6:.1f} MB"
     lines = [
-        f"{counted(expected.images, 'image')}: {expected.hits} cached, {expected.missing} to compute in about "
-        f"{expected.seconds:.0f} s.",
-        f"{printable(expected.cache)} would grow by {expected.bytes / 1e6:.1f} MB; "
-        f"its disk has {expected.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(expected.taps)}",
+        f"{images}: {plan.hits} cached, {plan.missing} to compute in about {plan.seconds:.0f} s.",
+        f"{growth}; its disk has {plan.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(plan.taps)}",
     ]
-    return "\n".join([*lines, *(f"{note}." for note in expected.notes)])
-
-
-def document(done: Extracted) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
-    return {
-        "cache": done.cache,
-        "images": done.images,
-        "hits": done.hits,
-        "computed": done.computed,
-        "copies": done.copies,
-        "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in done.failed],
-        "others": dict(done.others),
-        "without_label": list(done.stray),
-        "groups": asdict(done.groups),
-        "remarks": list(done.remarks),
-        "notes": list(done.notes),
-        "taps": [
-            {"tap": one.tap, "width": one.width, "precision": one.precision, "engine": one.engine} for one in done.taps
-        ],
-        "seconds": round(done.seconds, 3),
-        "images_per_s": round(done.images_per_s, 2),
-    }
-
-
-def name_failures(done: Extracted) -> None:
-    """Say on stderr which images were skipped, and why, and which groups and copies stand in several splits."""
-    from featcache.text import printable
-
-    for one in done.failed:
-        say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
-    for remark in (*done.remarks, *done.notes):
-        say(printable(remark))
-
-
-def text(done: Extracted, classes: Sequence[str]) -> str:
-    """Return the result as a person reads it. classes: those of the cache."""
-    from featcache.text import counted, printable, table
-
-    lines = [
-        counts(done),
-        table(["tap", "features", "engine"], [[one.tap, one.width, one.engine] for one in done.taps]),
-        f"Cache: {printable(done.cache)}",
-        _next(in_shell(done.cache), classes),
-    ]
-    if done.stray:
-        lines.insert(1, f"Left out, without a label: {counted(len(done.stray), 'image')} beside the class folders")
-    if done.others:
-        num_others = counted(sum(done.others.values()), "file")
-        lines.insert(1, f"{num_others} not of an image by suffix (featcache scan names them)")
+    lines += [f"{note}." for note in plan.notes]
     return "\n".join(lines)
 
 
-def counts(done: Extracted) -> str:
-    """Return how many images there were, and how fast they were computed."""
+def document(report: Extracted) -> dict[str, Any]:
+    """Return the result as it stands in JSON."""
+    return {
+        "cache": report.cache,
+        "images": report.images,
+        "hits": report.hits,
+        "computed": report.computed,
+        "copies": report.copies,
+        "failed": [{"path": image.path, "status": image.status, "reason": image.reason} for image in report.failed],
+        "others": dict(report.others),
+        "without_label": list(report.stray),
+        "groups": asdict(report.groups),
+        "remarks": list(report.remarks),
+        "notes": list(report.notes),
+        "taps": [
+            {"tap": tap.tap, "width": tap.width, "precision": tap.precision, "engine": tap.engine}
+            for tap in report.taps
+        ],
+        "seconds": round(report.seconds, 3),
+        "images_per_s": round(report.images_per_s, 2),
+    }
+
+
+def name_failures(report: Extracted) -> None:
+    """Print on stderr which images were skipped, and why, and which groups and copies are in several splits."""
+    from featcache.text import printable
+
+    for image in report.failed:
+        say(f"skipped {printable(image.path)}: {image.status}, {printable(image.reason)}")
+    for remark in (*report.remarks, *report.notes):
+        say(printable(remark))
+
+
+def text(report: Extracted, classes: Sequence[str]) -> str:
+    """Return the result as a person reads it. classes: the classes of the cache."""
+    from featcache.text import counted, printable, table
+
+    lines = [counts(report)]
+    if report.others:
+        num_others = counted(sum(report.others.values()), "file")
+        lines.append(f"{num_others} not of an image by suffix (featcache scan names them)")
+    if report.stray:
+        lines.append(f"Left out, without a label: {counted(len(report.stray), 'image')} beside the class folders")
+    lines.append(table(["tap", "features", "engine"], [[tap.tap, tap.width, tap.engine] for tap in report.taps]))
+    lines.append(f"Cache: {printable(report.cache)}")
+    lines.append(_next(in_shell(report.cache), classes))
+    return "\n".join(lines)
+
+
+def counts(report: Extracted) -> str:
+    """Return the numbers of images, cached, computed and skipped, and the speed."""
     from featcache.text import counted
 
-    rate = f", {done.images_per_s:.1f} images/s" if done.computed else ""
-    copies = f"{done.copies} {'copy' if done.copies == 1 else 'copies'}, " if done.copies else ""
-    return (
-        f"{counted(done.images, 'image')}: {done.hits} cached, {done.computed} computed, "
-        f"{copies}{len(done.failed)} skipped; "
-        f"{done.seconds:.1f} s{rate}"
-    )
+    parts = [f"{report.hits} cached", f"{report.computed} computed"]
+    if report.copies:
+        parts.append(f"{report.copies} {'copy' if report.copies == 1 else 'copies'}")
+    parts.append(f"{len(report.failed)} skipped")
+    rate = f", {report.images_per_s:.1f} images/s" if report.computed else ""
+    return f"{counted(report.images, 'image')}: {', '.join(parts)}; {report.seconds:.1f} s{rate}"
 
 
 def _next(cache: str, classes: Sequence[str]) -> str:
-    """Return the line that says what to do now; a sweep takes two classes."""
+    """Return the line with the next command; a sweep needs two classes."""
     if len(classes) > 1:
         return f"Next: featcache sweep {cache}, after featcache leaks if images may be there twice"
     labels = f"all labels are {classes[0]!r}" if classes else "no image has a label"

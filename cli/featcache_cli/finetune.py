@@ -38,25 +38,15 @@ def command(
 
     trust.allow(*(allow or ()))
     with progress(quiet) as draw:
-        tuned = finetune(
-            open_trial(trial),
-            out,
-            images=images,
-            force=force,
-            progress=draw,
-            **vars(options),
-        )
-    emit(
-        json,
-        document(tuned),
-        lambda: f"{text(tuned)}\nModel: {tuned.path}\nNext: featcache predict {in_shell(tuned.path)} IMAGES",
-    )
+        tuned = finetune(open_trial(trial), out, images=images, force=force, progress=draw, **vars(options))
+    next_line = f"Next: featcache predict {in_shell(tuned.path)} IMAGES"
+    emit(json, document(tuned), lambda: f"{text(tuned)}\nModel: {tuned.path}\n{next_line}")
 
 
 def document(tuned: Tuned) -> dict[str, Any]:
     """Return the result as it stands in JSON."""
     parity = tuned.certificate
-    found = {
+    facts = {
         "model": str(tuned.path),
         "start": {"val": tuned.start.val.value},
         "best": {"val": tuned.best.val.value, "epoch": tuned.best.epoch, "mixture": tuned.best.mixture},
@@ -70,34 +60,24 @@ def document(tuned: Tuned) -> dict[str, Any]:
         "history": _history(tuned),
     }
     if tuned.controls:
-        found["controls"] = {name: _history(control) for name, control in tuned.controls.items()}
-        found["differences"] = {
-            name: {"difference": one.difference, "interval": list(one.interval), "p_value": one.p_value}
-            for name, one in _differences(tuned).items()
+        facts["controls"] = {name: _history(control) for name, control in tuned.controls.items()}
+        facts["differences"] = {
+            name: {
+                "difference": comparison.difference,
+                "interval": list(comparison.interval),
+                "p_value": comparison.p_value,
+            }
+            for name, comparison in _differences(tuned).items()
         }
-    return found
+    return facts
 
 
 def text(tuned: Tuned) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval, table
-
-    rows = [
-        (
-            one.epoch if one.mixture is None else f"{one.epoch} x {one.mixture:.1f}",
-            f"{one.train_loss:.4f}" if one.epoch and one.mixture is None else "",
-            f"{one.val_loss:.4f}",
-            interval(*one.val),
-            f"{one.seconds:.1f}" if one.mixture is None else "",
-            "best" if one == tuned.best else "",
-        )
-        for one in tuned.history
-    ]
-    lines = [table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows, spare=["s", "train loss"])]
+    lines = [_history_table(tuned)]
     lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
-    mixtures = [one for one in tuned.history if one.mixture is not None]
-    if mixtures:
-        first = mixtures[0]
+    first = next((epoch for epoch in tuned.history if epoch.mixture is not None), None)
+    if first is not None:
         lines.append(
             f"{first.epoch} x {first.mixture:.1f} are weights {first.mixture:.0%} of the way from the start to epoch "
             f"{first.epoch}, judged on the same images."
@@ -114,35 +94,50 @@ def text(tuned: Tuned) -> str:
     if tuned.stopped:
         lines.append(f"Ended early: {tuned.stopped}.")
     if tuned.controls:
-        lines.append(_compared(tuned))
+        lines.append(_controls_table(tuned))
     return "\n".join(lines)
 
 
-def _compared(tuned: Tuned) -> str:
-    """Return the table of the controls, epoch by epoch."""
+def _history_table(tuned: Tuned) -> str:
+    """Return the table of the epochs and of the mixtures, which have no training loss or time."""
     from featcache.text import interval, table
 
-    ways = {"fine-tuned": tuned, **tuned.controls}
-    rows = [
-        (
-            name,
-            one.epoch,
-            interval(*one.val),
-            f"{one.val_loss:.4f}",
-            one.images,
-            f"{one.seconds:.1f}",
-            "best" if one == way.best else "",
-        )
-        for name, way in ways.items()
-        for one in (way.start, *way.trained)
-    ]
+    rows = []
+    for epoch in tuned.history:
+        name, train_loss, seconds = str(epoch.epoch), "", ""
+        if epoch.mixture is None:
+            seconds = f"{epoch.seconds:.1f}"
+            if epoch.epoch:
+                train_loss = f"{epoch.train_loss:.4f}"
+        else:
+            name = f"{epoch.epoch} x {epoch.mixture:.1f}"
+        best = "best" if epoch == tuned.best else ""
+        rows.append([name, train_loss, f"{epoch.val_loss:.4f}", interval(*epoch.val), seconds, best])
+    return table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows, spare=["s", "train loss"])
+
+
+def _controls_table(tuned: Tuned) -> str:
+    """Return the table of the model and its controls, epoch by epoch, and how they differ."""
+    from featcache.text import interval, table
+
+    rows = []
+    for name, model in {"fine-tuned": tuned, **tuned.controls}.items():
+        for epoch in (model.start, *model.trained):
+            best = "best" if epoch == model.best else ""
+            score, seconds = interval(*epoch.val), f"{epoch.seconds:.1f}"
+            rows.append([name, epoch.epoch, score, f"{epoch.val_loss:.4f}", epoch.images, seconds, best])
     lines = ["", table(["", "epoch", "val [95 %]", "val loss", "images seen", "s", ""], rows)]
-    for name, found in _differences(tuned).items():
-        low, high = found.interval
-        said = "a tie" if low <= 0 <= high else "better" if low > 0 else "worse"
-        lines.append(
-            f"fine-tuned - {name}: {found.difference:+.4f} [{low:+.4f}, {high:+.4f}] on the same images: {said}"
-        )
+
+    for name, comparison in _differences(tuned).items():
+        low, high = comparison.interval
+        if low > 0:
+            verdict = "better"
+        elif high < 0:
+            verdict = "worse"
+        else:
+            verdict = "a tie"
+        difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines.append(f"fine-tuned - {name}: {difference} on the same images: {verdict}")
     if "scratch" in tuned.controls:
         lines.append(
             "From scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."
@@ -160,12 +155,12 @@ def _differences(tuned: Tuned) -> dict[str, Comparison]:
 def _history(tuned: Tuned) -> list[dict[str, Any]]:
     return [
         {
-            "epoch": one.epoch,
-            "val": one.val.value,
-            "val_loss": one.val_loss,
-            "seconds": round(one.seconds, 3),
-            "images": one.images,
-            "mixture": one.mixture,
+            "epoch": epoch.epoch,
+            "val": epoch.val.value,
+            "val_loss": epoch.val_loss,
+            "seconds": round(epoch.seconds, 3),
+            "images": epoch.images,
+            "mixture": epoch.mixture,
         }
-        for one in tuned.history
+        for epoch in tuned.history
     ]

@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Make one Keras model of backbones and head, and print the proof that it computes the same.
 
-    A head without an exact form in Keras (forest, boosting, knn) is taught to a dense one, with the agreement.
+    A head without an exact form in Keras (forest, boosting, knn) is taught to a dense head; the agreement is printed.
 
     Example: featcache handoff photos.run@best -o model.keras
     """
@@ -41,18 +41,17 @@ def command(
     if not chosen.trial.handoff and not quiet:
         say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
     certificate = handoff(chosen, out, images=images, force=force).certificate
-    after = f"predict {in_shell(out)} IMAGES"
-    if not chosen.refit:
-        after = f"finetune {in_shell(trial)} -o tuned.keras{allow_flags(chosen.own_code)}"
-    emit(
-        json,
-        document(out, certificate),
-        lambda: f"{text(certificate)}\n{calibration(chosen)}\nModel: {out}\nNext: featcache {after}",
-    )
+    # A head refitted on all images has no validation images left that fine-tuning could stop on.
+    if chosen.refit:
+        next_command = f"predict {in_shell(out)} IMAGES"
+    else:
+        next_command = f"finetune {in_shell(trial)} -o tuned.keras{allow_flags(chosen.own_code)}"
+    lines = [f"Model: {out}", f"Next: featcache {next_command}"]
+    emit(json, document(out, certificate), lambda: "\n".join([text(certificate), calibration(chosen), *lines]))
 
 
 def document(out: Path, certificate: Certificate) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
+    """Return the certificate as it stands in JSON."""
     parity = {"inference": certificate.inference, "training": certificate.training}
     return {
         "model": str(out),
@@ -68,19 +67,19 @@ def text(certificate: Certificate) -> str:
     """Return the certificate as a person reads it."""
     from featcache.text import counted
 
-    said = (
+    parity = (
         f"Parity on {counted(certificate.images, 'image')}: largest logit difference "
         f"{certificate.inference:.1e} in inference, {certificate.training:.1e} in training; "
         f"same class on {certificate.agreement:.1%}."
     )
     if certificate.distilled is None:
-        return said
-    taught = f"a dense one learnt from it: same class on {certificate.distilled:.1%} of the images that chose"
-    return f"{said}\nThe head has no exact form in Keras; {taught}."
+        return parity
+    agreement = f"same class on {certificate.distilled:.1%} of the images that chose"
+    return f"{parity}\nThe head has no exact form in Keras; a dense one learnt from it: {agreement}."
 
 
 def calibration(chosen: Chosen) -> str:
-    """Return on how many images the probabilities of a trial were calibrated."""
+    """Return the number of images on which the probabilities of a trial were calibrated, or why they are not."""
     from featcache.text import counted
 
     if chosen.trial.log_loss is None:
