@@ -41,7 +41,7 @@ def command(
     if not chosen.trial.handoff and not quiet:
         say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
     certificate = handoff(chosen, out, images=images, force=force).certificate
-    # A head refitted on all images has no validation images left that fine-tuning could stop on.
+    # RUN@refit was fitted on validation images too, so fine-tuning has none to choose an epoch on.
     if chosen.refit:
         next_command = f"predict {in_shell(out)} IMAGES"
     else:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from featcache.prediction import Prediction, Tally
 
 LIST = "-"
-BLOCK = 500  # rows that are printed as one table
-NAMED = 100  # skipped files that are named on stderr; all of them are rows
+BLOCK = 500  # rows printed as one table
+NAMED = 100  # most skipped files named on stderr; each of them is also a row
 
 
 def command(
@@ -49,28 +49,34 @@ def command(
     from featcache.files import temporary_folder
     from featcache.prediction import predict_to
 
-    files = [(".csv", csv)] if csv is not None else []
-    files += [(out.suffix.lower(), out)] if out is not None else []
+    files = []
+    if csv is not None:
+        files.append((".csv", csv))
+    if out is not None:
+        files.append((out.suffix.lower(), out))
     with temporary_folder() as folder:
+        # With --json and no file the rows go into the document. They may be many, so a file holds them until then.
         spool = folder / "rows.jsonl"
-        shown = _Shown(printing=not files and not json)
+        rows_in_document = json and not files
+        outputs = [(".jsonl", spool)] if rows_in_document else files
+        printer = _RowPrinter(prints_tables=not files and not json)
         with progress(quiet) as draw:
             tally = predict_to(
-                [*files, *([(".jsonl", spool)] if json and not files else [])],
+                outputs,
                 model,
                 _places(images),
-                seen=shown,
+                seen=printer,
                 force=force,
                 progress=draw,
                 **vars(options),
             )
-        shown.flush()
+        printer.flush()
         if tally.failed > NAMED:
             say(f"... and {tally.failed - NAMED} more, which are rows as well")
         for note in tally.notes:
             say(note)
         facts = document(tally, csv, out)
-        if json and not files:
+        if rows_in_document:
             _emit_with_rows(facts, spool)
         else:
             emit(json, facts, lambda: text(tally, [path for _, path in files]))
@@ -78,21 +84,26 @@ def command(
 
 def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]:
     """Return the result as it stands in JSON, without the rows."""
-    judged, at = tally.accuracy, tally.threshold
+    accuracy, threshold = tally.accuracy, tally.threshold
+    score = None
+    if accuracy is not None:
+        score = {"score": accuracy.value, "interval": [accuracy.low, accuracy.high]}
     return {
         "rows": tally.rows,
         "statuses": dict(sorted(tally.by_status.items())),
         "num_failed": tally.failed,
-        "failed": [{"path": one.path, "status": one.status, "reason": one.reason} for one in tally.failures],
-        "unknown": None if at is None else tally.unknown,
-        "threshold": None if at is None else at.value,
-        "threshold_images": None if at is None else at.images,
-        "known_unknown_rate": None if at is None else list(at.interval),
+        "failed": [
+            {"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in tally.failures
+        ],
+        "unknown": None if threshold is None else tally.unknown,
+        "threshold": None if threshold is None else threshold.value,
+        "threshold_images": None if threshold is None else threshold.images,
+        "known_unknown_rate": None if threshold is None else list(threshold.interval),
         "not_looked_at": dict(tally.others),
         "notes": list(tally.notes),
         "csv": None if csv is None else str(csv),
         "out": None if out is None else str(out),
-        "accuracy": None if judged is None else {"score": judged.value, "interval": [judged.low, judged.high]},
+        "accuracy": None if accuracy is None else {"score": accuracy.value, "interval": [accuracy.low, accuracy.high]},
     }
 
 
@@ -102,22 +113,21 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
 
     counts = f"{counted(tally.rows, 'image')}, {tally.failed} could not be read"
     if tally.failed:
-        reasons = (f"{count} {status}" for status, count in sorted(tally.by_status.items()) if status != "ok")
+        reasons = [f"{count} {status}" for status, count in sorted(tally.by_status.items()) if status != "ok"]
         counts += f" ({', '.join(reasons)})"
     lines = ["; ".join([counts, *(printable(str(path)) for path in files)])]
     if tally.others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in tally.others.items())
-        lines.append(
-            f"Not looked at, by their names: {counted(sum(tally.others.values()), 'file')} ({printable(kinds)})"
-        )
+        num_others = counted(sum(tally.others.values()), "file")
+        lines.append(f"Not looked at, by their names: {num_others} ({printable(kinds)})")
     if tally.threshold is not None:
         lines += _on_unknown(tally.unknown, tally.threshold)
     if tally.accuracy is not None:
         lines.append(f"Against the classes that their folders name: accuracy {interval(*tally.accuracy)},")
         lines.append("which is too good if the model was trained, or its head chosen, on some of these images")
     if tally.known_unknown:
-        asked = tally.answered + tally.known_unknown
-        lines.append(f"Not counted there: {tally.known_unknown} of these {counted(asked, 'image')}, called unknown")
+        labelled = counted(tally.answered + tally.known_unknown, "image")
+        lines.append(f"Not counted there: {tally.known_unknown} of these {labelled}, called unknown")
     return "\n".join(lines)
 
 
@@ -131,41 +141,50 @@ def _on_unknown(unknown: int, threshold: Threshold) -> list[str]:
     ]
 
 
-class _Shown:
-    """Names what is skipped on stderr, and prints rows as tables, a block at a time."""
+class _RowPrinter:
+    """Names skipped files on stderr, and prints rows as tables, a block at a time."""
 
-    def __init__(self, printing: bool) -> None:
-        self._printing = printing
-        self._held: list[Prediction] = []
-        self._skipped = 0
+    def __init__(self, prints_tables: bool) -> None:
+        self._prints_tables = prints_tables
+        self._waiting: list[Prediction] = []
+        self._num_skipped = 0
 
-    def __call__(self, one: Prediction) -> None:
+    def __call__(self, prediction: Prediction) -> None:
         from featcache.text import printable
 
-        self._skipped += one.status != "ok"
-        if one.status != "ok" and self._skipped <= NAMED:
-            say(f"skipped {printable(one.path)}: {one.status}, {printable(one.reason)}")
-        if self._printing:
-            self._held.append(one)
-            if len(self._held) >= BLOCK:
+        if prediction.status != "ok":
+            self._num_skipped += 1
+            if self._num_skipped <= NAMED:
+                say(f"skipped {printable(prediction.path)}: {prediction.status}, {printable(prediction.reason)}")
+        if self._prints_tables:
+            self._waiting.append(prediction)
+            if len(self._waiting) >= BLOCK:
                 self.flush()
 
     def flush(self) -> None:
-        """Print what is held."""
+        """Print the rows that wait."""
         from featcache.text import table
 
-        if not self._held:
+        if not self._waiting:
             return
-        width = max(1, *(len(one.top) for one in self._held))
-        body = [[one.path, *_cells(one), *[""] * (width - max(1, len(one.top)))] for one in self._held]
+        width = max(1, *(len(prediction.top) for prediction in self._waiting))
+        rows = []
+        for prediction in self._waiting:
+            cells = _class_cells(prediction)
+            padding = [""] * (width - len(cells))
+            rows.append([prediction.path, *cells, *padding])
+        header = ["path", *(f"top {rank}" for rank in range(1, width + 1))]
         with cleared():
-            typer.echo(table(["path", *(f"top {at + 1}" for at in range(width))], body))
-        self._held.clear()
+            typer.echo(table(header, rows))
+        self._waiting.clear()
 
 
-def _cells(one: Prediction) -> list[str]:
-    cells = [f"{label} {share:.3f}" for label, share in one.top] or [one.status]
-    return [f"unknown ({cells[0]})", *cells[1:]] if one.unknown else cells
+def _class_cells(prediction: Prediction) -> list[str]:
+    """Return the classes with their probabilities, or the status of a file that could not be read."""
+    cells = [f"{label} {probability:.3f}" for label, probability in prediction.top] or [prediction.status]
+    if prediction.unknown:
+        cells[0] = f"unknown ({cells[0]})"
+    return cells
 
 
 def _places(images: Sequence[str]) -> list[Any]:
@@ -175,7 +194,7 @@ def _places(images: Sequence[str]) -> list[Any]:
 
     if images.count(LIST) > 1:
         raise UsageError("Standard input has one list: give - once")
-    return [paths_in(sys.stdin.buffer) if one == LIST else one for one in images]
+    return [paths_in(sys.stdin.buffer) if place == LIST else place for place in images]
 
 
 def _emit_with_rows(facts: dict[str, Any], spool: Path) -> None:
@@ -183,6 +202,6 @@ def _emit_with_rows(facts: dict[str, Any], spool: Path) -> None:
     head = json_text.dumps(facts, indent=2).removesuffix("\n}")
     with cleared(), spool.open() as lines:
         typer.echo(f'{head},\n  "predictions": [', nl=False)
-        for at, line in enumerate(lines):
-            typer.echo(f"{',' if at else ''}\n    {line.rstrip()}", nl=False)
+        for index, line in enumerate(lines):
+            typer.echo(f"{',' if index else ''}\n    {line.rstrip()}", nl=False)
         typer.echo("\n  ]\n}")

@@ -73,7 +73,7 @@ def listed() -> dict[str, Any]:
     """Return all recipes as they stand in JSON."""
     from featcache.extras.recipes import RECIPES
 
-    return {"recipes": [asdict(one) | {"weights": needs(one)} for one in RECIPES.values()]}
+    return {"recipes": [asdict(recipe) | {"weights": needs(recipe)} for recipe in RECIPES.values()]}
 
 
 def list_text() -> str:
@@ -82,10 +82,10 @@ def list_text() -> str:
     from featcache.text import wrapped
 
     lines = []
-    for one in RECIPES.values():
-        lines += [one.name, f"  does    {one.does}", f"  images  {one.data}"]
-        lines += [f"  weights {file} ({said})" for file, said in needs(one).items()]
-        lines += [f"  command {usage(one)}", ""]
+    for recipe in RECIPES.values():
+        lines += [recipe.name, f"  does    {recipe.does}", f"  images  {recipe.data}"]
+        lines += [f"  weights {file} ({state})" for file, state in needs(recipe).items()]
+        lines += [f"  command {usage(recipe)}", ""]
     lines.append("Each with --small tries its path in seconds, without weights; its figures mean nothing.")
     return "\n".join(wrapped(line, indent=10 if line.startswith(" ") else 0) for line in lines)
 
@@ -98,7 +98,7 @@ def usage(recipe: Training | Naming) -> str:
 
 
 def needs(recipe: Training | Naming) -> dict[str, str]:
-    """Return the files of weights that a recipe needs, and whether each is there."""
+    """Return {file of weights: state} for the files that a recipe needs."""
     from featcache.extras.recipes import weights_of
 
     return {str(file): "there" if file.exists() else "not there yet" for file in weights_of(recipe)}
@@ -126,22 +126,25 @@ def text(done: Trained) -> str:
     """Return the result as a person reads it."""
     from featcache.text import counted, interval, printable, table
 
-    rows = [[line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"] for line in done.table]
-    advice = [] if done.advice is None else ["", "Which case it is:", advise_command.text(done.advice)]
+    images, classes = counted(len(done.images.rows), "image"), counted(len(done.images.classes), "class")
+    splits = ", ".join(f"{count} {name}" for name, count in done.images.splits.items())
     lines = [
         *_warning(done),
         f"{done.recipe.name}: {done.recipe.does}.",
-        f"{counted(len(done.images.rows), 'image')}, {counted(len(done.images.classes), 'class')}: "
-        + ", ".join(f"{count} {name}" for name, count in done.images.splits.items()),
+        f"{images}, {classes}: {splits}",
         extract_command.counts(done.extracted),
-        *([done.recipe.note] if done.recipe.note else []),
-        "",
-        "Step by step:",
-        *map(printable, done.commands),
-        *advice,
-        "",
-        "Fine-tuning from the head:",
-        finetune_command.text(done.tuned),
+    ]
+    if done.recipe.note:
+        lines.append(done.recipe.note)
+    lines += ["", "Step by step:", *map(printable, done.commands)]
+    if done.advice is not None:
+        lines += ["", "Which case it is:", advise_command.text(done.advice)]
+    lines += ["", "Fine-tuning from the head:", finetune_command.text(done.tuned)]
+
+    rows = []
+    for line in done.table:
+        rows.append([line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"])
+    lines += [
         "",
         table(["", f"val {done.run.settings.metric} [95 %]", "epochs", "s"], rows),
         "Seconds of the head count extraction, those of fine-tuning what was computed once before it.",
@@ -155,13 +158,15 @@ def text(done: Trained) -> str:
 
 def named_document(done: Named) -> dict[str, Any]:
     """Return the named photos as they stand in JSON."""
+    predictions = []
+    for prediction in done.predictions:
+        top = list(map(list, prediction.top))
+        status, reason = prediction.status, prediction.reason
+        predictions.append({"path": prediction.path, "top": top, "status": status, "reason": reason})
     return {
         "recipe": done.recipe.name,
         "small": done.small,
-        "predictions": [
-            {"path": one.path, "top": [list(pair) for pair in one.top], "status": one.status, "reason": one.reason}
-            for one in done.predictions
-        ],
+        "predictions": predictions,
         "seconds": round(done.seconds, 1),
     }
 
@@ -170,10 +175,10 @@ def named_text(done: Named) -> str:
     """Return the named photos as a person reads them."""
     from featcache.text import table
 
-    rows = [
-        [one.path, ", ".join(f"{name} {share:.3f}" for name, share in one.top) or f"{one.status}: {one.reason}"]
-        for one in done.predictions
-    ]
+    rows = []
+    for prediction in done.predictions:
+        names = ", ".join(f"{name} {probability:.3f}" for name, probability in prediction.top)
+        rows.append([prediction.path, names or f"{prediction.status}: {prediction.reason}"])
     header = ["image", f"the {done.recipe.top} most probable of ImageNet's classes"]
     return "\n".join([*_warning(done), table(header, rows), *_warning(done)])
 

@@ -37,14 +37,16 @@ def command(
     trust.allow(*(allow or ()))
     html, tensorboard, mlflow = options.html, options.tensorboard, options.mlflow
     opened, chosen = open_named(run)
-    tested = None
     if html is not None:
         from featcache.extras.report.html import check_page, write_report
 
         check_page(opened, html, images, force=force)
     with progress(quiet) as draw:
-        written = _logged(opened, tensorboard, mlflow, images, force, draw)
-    if options.final:  # last, so that nothing fails after test was opened which could have failed before
+        written = _log_elsewhere(opened, tensorboard, mlflow, images, force, draw)
+
+    # The test split is opened last: whatever can fail before must not cost a look at it.
+    tested = None
+    if options.final:
         from featcache.extras.report.final import open_test
 
         with progress(quiet) as draw:
@@ -60,45 +62,51 @@ def command(
                 opened, html, images=images, chosen=chosen, final=scores, tested=tested, force=force, progress=draw
             )
     classes = {} if tested is None else tested.classes
-    judged = [
-        {
-            "name": name,
-            "metric": opened.settings.metric,
-            "score": found.value,
-            "interval": [found.low, found.high],
-            "classes": classes[name],
-        }
-        for name, found in (scores or {}).items()
-    ]
+    test_scores = []
+    for name, score in (scores or {}).items():
+        test_scores.append(
+            {
+                "name": name,
+                "metric": opened.settings.metric,
+                "score": score.value,
+                "interval": [score.low, score.high],
+                "classes": classes[name],
+            }
+        )
     document = {
         "run": str(opened.path),
         "html": None if html is None else str(html),
         "final": options.final,
         **show.document(opened),
-        "test": judged[0] if judged else None,  # of the head
-        "tests": judged,  # and of the fine-tuned model
-        "looks": opened.looks(),  # at the test split, of all runs on this cache
-        "test_reviews": [review._asdict() for review in opened.test_reviews()],  # labels of it that were changed
+        "test": test_scores[0] if test_scores else None,  # the head's score
+        "tests": test_scores,  # also the fine-tuned model's score
+        "looks": opened.looks(),  # times that any run on this cache opened the test split
+        "test_reviews": [review._asdict() for review in opened.test_reviews()],  # changed labels of test images
     }
-    said = [class_table(classes)] if classes else []
-    said += [f"Report: {printable(str(html))}"] if html else []
-    said += [f"TensorBoard: tensorboard --logdir {tensorboard}"] if tensorboard else []
-    said += [f"MLflow: run {written['mlflow']} in {mlflow}"] if mlflow else []
-    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, _has_test(opened)), *said]))
+    lines = []
+    if classes:
+        lines.append(class_table(classes))
+    if html:
+        lines.append(f"Report: {printable(str(html))}")
+    if tensorboard:
+        lines.append(f"TensorBoard: tensorboard --logdir {tensorboard}")
+    if mlflow:
+        lines.append(f"MLflow: run {written['mlflow']} in {mlflow}")
+    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, _has_test(opened)), *lines]))
 
 
 def _has_test(run: Run) -> bool:
-    """Tell whether there are test images, as far as one can see."""
+    """Return whether there are test images; True if the cache cannot be read."""
     try:
         return "test" in run.cache().splits
     except DataError:
         return True
 
 
-def _logged(
+def _log_elsewhere(
     run: Run, tensorboard: Path | None, mlflow: str | None, images: Path | None, force: bool, draw: Progress
 ) -> dict[str, str | None]:
-    """Write the run for other tools; return where it is there."""
+    """Write the run for TensorBoard and MLflow; return {tool: where the run is}."""
     written: dict[str, str | None] = {"tensorboard": None, "mlflow": None}
     if tensorboard is not None:
         from featcache.extras.tracking.tensorboard_logs import write_tensorboard

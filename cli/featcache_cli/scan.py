@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ Where = Annotated[
         "manifest (.csv, .tsv, .parquet), arrays (.npz, .npy).",
     ),
 ]
-FEW = 12  # names that a line has; --json has all
+FEW = 12  # most names in a line; --json lists all
 
 
 def command(
@@ -47,97 +48,104 @@ def command(
 
         check_gallery(images, html, force=force)
     with progress(quiet) as draw:
-        found = scan(images, check=True, progress=draw, **vars(options))
-    if found.layout != "flat":
-        found.require_classes()
-    page = "" if html is None else _write_page(found, html, force, quiet)
-    emit(json, document(found) | {"html": None if html is None else str(html)}, lambda: text(found) + page)
+        manifest = scan(images, check=True, progress=draw, **vars(options))
+    if manifest.layout != "flat":
+        manifest.require_classes()
+    page = ""
+    if html is not None:
+        from featcache.extras.report.gallery import write_gallery
+        from featcache.text import printable
+
+        with progress(quiet) as draw:
+            write_gallery(manifest, html, force=force, progress=draw)
+        page = f"\nTo look at: {printable(str(html))}"
+    facts = document(manifest) | {"html": None if html is None else str(html)}
+    emit(json, facts, lambda: text(manifest) + page)
 
 
-def _write_page(found: Images, html: Path, force: bool, quiet: bool) -> str:
-    """Write the page and return the line that says where it is."""
-    from featcache.extras.report.gallery import write_gallery
-    from featcache.text import printable
-
-    with progress(quiet) as draw:
-        write_gallery(found, html, force=force, progress=draw)
-    return f"\nTo look at: {printable(str(html))}"
-
-
-def document(found: Images) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
+def document(manifest: Images) -> dict[str, Any]:
+    """Return the table of images as it stands in JSON."""
     return {
-        "images": len(found.rows),
-        "layout": found.layout,
-        "classes": dict(found.classes),
-        "splits": dict(found.splits),
-        "unreadable": [{"path": one.path, "status": one.status, "reason": one.reason} for one in found.unreadable],
-        "duplicates": found.duplicates,
-        "crossing": found.crossing,
-        "groups": asdict(found.groups),
-        "remarks": list(found.remarks),
-        "notes": found.notes,
-        "gaps": found.gaps,
-        "one_image": found.singles,
-        "without_label": list(found.stray),
-        "others": dict(found.others),
-        "sizes": {f"{width}x{height}": count for (width, height), count in (found.sizes or {}).items()},
+        "images": len(manifest.rows),
+        "layout": manifest.layout,
+        "classes": dict(manifest.classes),
+        "splits": dict(manifest.splits),
+        "unreadable": [
+            {"path": image.path, "status": image.status, "reason": image.reason} for image in manifest.unreadable
+        ],
+        "duplicates": manifest.duplicates,
+        "crossing": manifest.crossing,
+        "groups": asdict(manifest.groups),
+        "remarks": list(manifest.remarks),
+        "notes": manifest.notes,
+        "gaps": manifest.gaps,
+        "one_image": manifest.singles,
+        "without_label": list(manifest.stray),
+        "others": dict(manifest.others),
+        "sizes": {f"{width}x{height}": count for (width, height), count in (manifest.sizes or {}).items()},
     }
 
 
-def text(found: Images) -> str:
-    """Return the result as a person reads it."""
+def text(manifest: Images) -> str:
+    """Return the table of images as a person reads it."""
     from featcache.images.groups import crossing_remark
-    from featcache.spec import SPLITS
-    from featcache.text import counted, printable, table
+    from featcache.text import counted, printable
 
-    lines = [f"{counted(len(found.rows), 'image')} in {printable(str(found.read_from))} ({found.layout})"]
-    if found.classes:
-        split_names = [name for name in SPLITS if name in found.splits]
-        counts = {(row.label, row.split): 0 for row in found.rows}
-        for row in found.rows:
-            counts[row.label, row.split] += 1
-        rows = [
-            [name, total, *(counts.get((name, one), 0) for one in split_names)] for name, total in found.classes.items()
-        ]
-        rows.append(["all", sum(found.classes.values()), *(found.splits[one] for one in split_names)])
-        lines.append(table(["class", "images", *split_names], rows))
-    if found.sizes:
-        widths, heights = zip(*found.sizes, strict=True)
+    lines = [f"{counted(len(manifest.rows), 'image')} in {printable(str(manifest.read_from))} ({manifest.layout})"]
+    if manifest.classes:
+        lines.append(_classes_table(manifest))
+    if manifest.sizes:
+        widths, heights = zip(*manifest.sizes, strict=True)
         lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
-    lines.append(f"{len(found.unreadable)} unreadable" + (":" if found.unreadable else "."))
-    lines += [f"  {printable(one.path)}: {one.status}, {printable(one.reason)}" for one in found.unreadable]
-    lines += [f"{note}." for note in found.notes]
-    lines.append(f"{counted(len(found.duplicates), 'image')} found more than once" + (":" if found.duplicates else "."))
-    lines += [f"  {'  '.join(map(printable, same))}" for same in found.duplicates]
-    if found.crossing:
+    lines.append(f"{len(manifest.unreadable)} unreadable" + (":" if manifest.unreadable else "."))
+    for image in manifest.unreadable:
+        lines.append(f"  {printable(image.path)}: {image.status}, {printable(image.reason)}")
+    lines += [f"{note}." for note in manifest.notes]
+    lines.append(
+        f"{counted(len(manifest.duplicates), 'image')} found more than once" + (":" if manifest.duplicates else ".")
+    )
+    lines += [f"  {'  '.join(map(printable, same))}" for same in manifest.duplicates]
+    if manifest.crossing:
         lines.append(
-            f"{len(found.crossing)} of them stand in more than one split, so scores on those splits are too good."
+            f"{len(manifest.crossing)} of them stand in more than one split, so scores on those splits are too good."
         )
-    if found.groups.count:
-        lines.append(f"{_groups(found.groups)}.")
-    lines += [f"{printable(remark)}." for remark in found.remarks]
-    if crossing := crossing_remark(found.rows, found.given):
+    if manifest.groups.count:
+        lines.append(f"{_groups(manifest.groups)}.")
+    lines += [f"{printable(remark)}." for remark in manifest.remarks]
+    if crossing := crossing_remark(manifest.rows, manifest.given):
         lines.append(f"{printable(crossing)}.")
-    lines += _rare(found)
-    if found.stray:
-        lines.append(f"Left out, without a label: {counted(len(found.stray), 'image')} beside the class folders.")
-    if found.others:
-        suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in found.others.items())
-        lines.append(f"{counted(sum(found.others.values()), 'file')} not of an image by suffix: {suffixes}.")
+    lines += _rare(manifest)
+    if manifest.stray:
+        lines.append(f"Left out, without a label: {counted(len(manifest.stray), 'image')} beside the class folders.")
+    if manifest.others:
+        suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in manifest.others.items())
+        lines.append(f"{counted(sum(manifest.others.values()), 'file')} not of an image by suffix: {suffixes}.")
     return "\n".join(lines)
 
 
-def _rare(found: Images) -> list[str]:
-    """Return a line on classes of one image, and one on other classes that lack a split."""
+def _classes_table(manifest: Images) -> str:
+    """Return the table of classes: their images in all and in each split."""
+    from featcache.spec import SPLITS
+    from featcache.text import table
+
+    split_names = [name for name in SPLITS if name in manifest.splits]
+    counts = Counter((row.label, row.split) for row in manifest.rows)
+    rows: list[list[object]] = []
+    for label, total in manifest.classes.items():
+        rows.append([label, total, *(counts[label, split] for split in split_names)])
+    rows.append(["all", sum(manifest.classes.values()), *(manifest.splits[split] for split in split_names)])
+    return table(["class", "images", *split_names], rows)
+
+
+def _rare(manifest: Images) -> list[str]:
+    """Return a line on classes of one image, and a line on other classes that lack a split."""
     lines = []
-    if found.singles:
-        lines.append(
-            f"{len(found.singles)} of {len(found.classes)} classes have one image only, which trains and cannot judge: "
-            f"{_first(found.singles)}."
-        )
-    of_singles = tuple(f"{name} has no " for name in found.singles)
-    gaps = [gap for gap in found.gaps if not gap.startswith(of_singles)]
+    if manifest.singles:
+        counts = f"{len(manifest.singles)} of {len(manifest.classes)} classes have one image only"
+        lines.append(f"{counts}, which trains and cannot judge: {_first(manifest.singles)}.")
+    # A class of one image lacks the other splits anyway: the first line has named it.
+    known = tuple(f"{name} has no " for name in manifest.singles)
+    gaps = [gap for gap in manifest.gaps if not gap.startswith(known)]
     if gaps:
         lines.append(f"Few images: {_first(gaps, '; ')}.")
     return lines

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.sweeps import Run
 
 
-MANY = 8  # values that are listed one by one
+MANY = 8  # most values listed one by one
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
     trust.allow(*(allow or ()))
     before = set_by_run(ctx)
     if before and options.heads is not None and set_by_file(ctx, "heads"):
-        # a TOML file is the user's own, a run.json comes with a run, which may be anyone's
+        # A TOML file is the user's own. A run.json comes with a run, which may be anyone's.
         try:
             check_heads_of_file([head.strip() for head in options.heads.split(",")])
         except UnknownHead as error:
@@ -111,13 +111,13 @@ def text(run: Run) -> str:
     """Return the result as a person reads it."""
     from featcache.extras.report.table import trials_table
 
-    which = _next(run)
+    trial_name = _next(run)
     trial = in_shell(f"{run.path}@{which}")
     return "\n".join(
         [
             trials_table(run, limit=20),
             f"Run: {run.path}",
-            f"Next: featcache handoff {trial} -o model.keras{allow_flags(run[which].own_code)}",
+            f"Next: featcache handoff {trial} -o model.keras{allow_flags(run[trial_name].own_code)}",
         ]
     )
 
@@ -137,54 +137,62 @@ def choices() -> dict[str, Any]:
     from featcache.sweeps.presets import PRESETS
 
     default = [head.partition(":")[0] for head in DEFAULT_HEADS.split(",")]
-    grids = {name: [one.params for one in settings(name)] for name in FAMILIES}
-    return {
-        "heads": [
-            {"head": head, "default": head in default, "grid": {name: [one[name] for one in grid] for name in grid[0]}}
-            for head, grid in grids.items()
-        ],
-        "presets": [{"preset": name, **asdict(preset)} for name, preset in PRESETS.items()],
-    }
+    heads = []
+    for head in FAMILIES:
+        candidates = [setting.params for setting in settings(head)]
+        grid = {}
+        for parameter in candidates[0]:
+            grid[parameter] = [params[parameter] for params in candidates]
+        heads.append({"head": head, "default": head in default, "grid": grid})
+    presets = [{"preset": name, **asdict(preset)} for name, preset in PRESETS.items()]
+    return {"heads": heads, "presets": presets}
 
 
 def choices_text() -> str:
-    """Return the same as a person reads it."""
+    """Return the heads and presets as a person reads them."""
     from featcache.text import table
 
-    found = choices()
-    heads = [(one["head"], "yes" if one["default"] else "no", _tries(one["grid"])) for one in found["heads"]]
-    presets = [
-        (one["preset"], head, _tries(grid), one["prepare"], _else(one))
-        for one in found["presets"]
-        for head, grid in one["grid"].items()
+    listed = choices()
+    heads = []
+    for head in listed["heads"]:
+        heads.append([head["head"], "yes" if head["default"] else "no", _grid_text(head["grid"])])
+    presets = []
+    sources = []
+    for preset in listed["presets"]:
+        for head, grid in preset["grid"].items():
+            presets.append([preset["preset"], head, _grid_text(grid), preset["prepare"], _besides_fitting(preset)])
+        sources.append(f"{preset['preset']}: {preset['source']}")
+    lines = [
+        table(["head", "by default", "tries"], heads),
+        "Other values: --grid HEAD.PARAMETER=VALUES",
+        "",
+        table(["preset", "head", "tries", "prepare", "and"], presets),
+        *sources,
     ]
-    sources = [f"{one['preset']}: {one['source']}" for one in found["presets"]]
-    return "\n".join(
-        [
-            table(["head", "by default", "tries"], heads),
-            "Other values: --grid HEAD.PARAMETER=VALUES",
-            "",
-            table(["preset", "head", "tries", "prepare", "and"], presets),
-            *sources,
-        ]
-    )
+    return "\n".join(lines)
 
 
-def _tries(grid: Mapping[str, Sequence[Any]]) -> str:
-    """Return the values of parameters as --grid takes them, of many the ends."""
+def _grid_text(grid: Mapping[str, Sequence[Any]]) -> str:
+    """Return a grid as --grid takes it; of more than MANY values only the ends and the number."""
     from featcache.sweeps.trial import spelt
 
-    def some(values: Sequence[Any]) -> str:
+    parts = []
+    for parameter, values in grid.items():
         texts = list(dict.fromkeys(map(spelt, values)))
-        return ",".join(texts) if len(texts) <= MANY else f"{texts[0]}..{texts[-1]} ({len(texts)} values)"
+        listed = ",".join(texts) if len(texts) <= MANY else f"{texts[0]}..{texts[-1]} ({len(texts)} values)"
+        parts.append(f"{parameter}={listed}")
+    return " ".join(parts) or "-"
 
-    return " ".join(f"{name}={some(values)}" for name, values in grid.items()) or "-"
 
-
-def _else(preset: Mapping[str, Any]) -> str:
-    """Return what a preset does beside fitting."""
-    shots, seeds = ({one[at]: None for one in preset["few"]} for at in (0, 1))
-    said = ["--refit"] if preset["refit"] else []
-    said += [f"the last tap, and the last {preset['join_last']} joined"] if preset["join_last"] else []
-    said += [f"{', '.join(map(str, shots))} per class, {len(seeds)} draws"] if shots else []
-    return "; ".join(said) or "-"
+def _besides_fitting(preset: Mapping[str, Any]) -> str:
+    """Return what a preset does besides fitting."""
+    parts = []
+    if preset["refit"]:
+        parts.append("--refit")
+    if preset["join_last"]:
+        parts.append(f"the last tap, and the last {preset['join_last']} joined")
+    if preset["few"]:
+        shots = dict.fromkeys(shots for shots, _ in preset["few"])
+        num_seeds = len({seed for _, seed in preset["few"]})
+        parts.append(f"{', '.join(map(str, shots))} per class, {num_seeds} draws")
+    return "; ".join(parts) or "-"
