@@ -16,8 +16,8 @@ from featcache_cli.output import Json, Quiet, emit, in_shell, progress
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Fixed, Leaks
 
-CONTAMINATED = 3
-LISTED = 20
+CONTAMINATED = 3  # exit code
+LISTED = 20  # most rows of a table; --json lists all
 
 
 def command(
@@ -63,11 +63,20 @@ def command(
     from featcache.extras.report.commands import flags_of
 
     if apply is not None or unapply or unfix:
-        others = {"--fix": repair, "--fix-to": fix_to, "--csv": csv, "--html": html, "--force": force}
-        others |= {"--tap": options.tap is not None, "--images": options.images}
-        review.check_alone(others | {"--threshold": options.threshold != LeaksOptions.threshold})
+        others = {
+            "--fix": repair,
+            "--fix-to": fix_to,
+            "--csv": csv,
+            "--html": html,
+            "--force": force,
+            "--tap": options.tap is not None,
+            "--images": options.images,
+            "--threshold": options.threshold != LeaksOptions.threshold,
+        }
+        review.check_alone(others)
         review.change(cache, apply, unapply, unfix, json, quiet)
         return
+    # Comparing takes minutes, so files that cannot be written are refused before it.
     images = options.images
     review.check_files(cache, labels, csv, html, images, force)
     if fix_to is not None:
@@ -75,56 +84,59 @@ def command(
     files = review.Files(cache, csv, html)
     stays = True
     with progress(quiet) as draw:
-        found = leaks(cache, progress=draw, **vars(options))
-        doubted = doubts(found, tap=options.tap, progress=draw) if labels else None
+        result = leaks(cache, progress=draw, **vars(options))
+        doubted = doubts(result, tap=options.tap, progress=draw) if labels else None
         if doubted is not None:
             review.write_files(doubted, files, images, force, draw)
         if fix_to is not None:
-            stays = write_table(found, fix_to, images, force=force)
-        fixed = fix(found, progress=draw) if repair else None
-    table = None if fix_to is None else _Table(fix_to, stays, flags_of([Cache.open(found.cache).taps[found.tap]]))
-    emit(json, document(found, doubted, fixed, table, files), lambda: text(found, doubted, fixed, table, files))
-    if found.contaminated and fixed is None:
+            stays = write_table(result, fix_to, images, force=force)
+        fixed = fix(result, progress=draw) if repair else None
+    table = None
+    if fix_to is not None:
+        compared_tap = Cache.open(result.cache).taps[result.tap]
+        table = _FixedTable(fix_to, stays, flags_of([compared_tap]))
+    emit(json, document(result, doubted, fixed, table, files), lambda: text(result, doubted, fixed, table, files))
+    if result.contaminated and fixed is None:
         raise typer.Exit(CONTAMINATED)
 
 
-class _Table(NamedTuple):
-    """A table that was written."""
+class _FixedTable(NamedTuple):
+    """A table written by --fix-to."""
 
     path: Path
-    stays: bool  # its images lie in its own folder
-    flags: str  # of the extraction whose features were compared
+    stays: bool  # whether its images lie in the folder of the table
+    flags: str  # options of the extraction whose features were compared
 
     @property
     def command(self) -> str:
-        """Return what extracts from it."""
+        """Return the command that extracts from the table."""
         outside = "" if self.stays else " --allow-outside"
         out = quote(str(self.path.with_suffix(".h5")))
         return f"featcache extract {quote(str(self.path))}{outside} {self.flags} -o {out}"
 
 
 def document(
-    found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None, files: review.Files
+    result: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _FixedTable | None, files: review.Files
 ) -> dict[str, Any]:
     """Return the result as it stands in JSON."""
-    pairs = [{**asdict(pair), "splits": [*pair.splits]} for pair in found.pairs]
-    counts = [{"splits": [*splits], **kinds} for splits, kinds in found.counts.items()]
+    pairs = [{**asdict(pair), "splits": [*pair.splits]} for pair in result.pairs]
+    counts = [{"splits": [*splits], **kinds} for splits, kinds in result.counts.items()]
     facts: dict[str, Any] = {
-        "cache": str(found.cache),
-        "tap": found.tap,
-        "images": found.images,
+        "cache": str(result.cache),
+        "tap": result.tap,
+        "images": result.images,
         "pairs": pairs,
-        "contaminated": found.contaminated,
-        "guarded": found.guarded,
-        "crossing_groups": {group: dict(splits) for group, splits in found.crossing_groups.items()},
+        "contaminated": result.contaminated,
+        "guarded": result.guarded,
+        "crossing_groups": {group: dict(splits) for group, splits in result.crossing_groups.items()},
         "counts": counts,
-        "thresholds": asdict(found.thresholds),
-        "features_only": found.unseen,
-        "notes": [*found.notes],
-        "seconds": dict(found.seconds),
+        "thresholds": asdict(result.thresholds),
+        "features_only": result.unseen,
+        "notes": [*result.notes],
+        "seconds": dict(result.seconds),
     }
     if doubted is not None:
-        facts["labels"] = [asdict(one) for one in doubted.doubts]
+        facts["labels"] = [asdict(doubt) for doubt in doubted.doubts]
         facts["labels_judged"] = {
             name: getattr(doubted, name) for name in ("images", "unjudged", "reviewed", "accuracy", "tap", "seconds")
         }
@@ -136,91 +148,92 @@ def document(
     return facts
 
 
-def text(found: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _Table | None, files: review.Files) -> str:
+def text(
+    result: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _FixedTable | None, files: review.Files
+) -> str:
     """Return the result as a person reads it."""
     from featcache.text import printable
 
-    lines = [*_what_was_compared(found), "", *_pairs(found), _verdict(found)]
-    lines += [] if doubted is None else ["", *_doubts(doubted), *review.next_lines(doubted, files)]
+    lines = [*_comparison(result), "", *_pairs(result), _verdict(result)]
+    if doubted is not None:
+        lines += ["", *_doubts(doubted), *review.next_lines(doubted, files)]
     if table is not None:
         lines += [f"Table: {printable(str(table.path))}", f"Next: {printable(table.command)}"]
     elif fixed is None:
-        lines += _remedy(found)
-    lines += [] if fixed is None else ["", *_fixed(fixed)]
+        lines += _remedy(result)
+    if fixed is not None:
+        lines += ["", *_fixed(fixed)]
     return "\n".join(lines)
 
 
-def _what_was_compared(found: Leaks) -> list[str]:
+def _comparison(result: Leaks) -> list[str]:
+    """Return how the images were compared, and from which thresholds on a pair counts."""
     from featcache.text import counted, printable
 
-    at, seconds = found.thresholds, sum(found.seconds.values())
-    lines = [f"{counted(found.images, 'image')}, compared by the features of {found.tap} in {seconds:.1f} s."]
-    if at.agreement is None:
-        lines.append(f"Threshold: similarity {at.features:.3f}, {at.why}.")
+    thresholds = result.thresholds
+    seconds = sum(result.seconds.values())
+    lines = [f"{counted(result.images, 'image')}, compared by the features of {result.tap} in {seconds:.1f} s."]
+    if thresholds.agreement is None:
+        lines.append(f"Threshold: similarity {thresholds.features:.3f}, {thresholds.why}.")
     else:
-        lines.append(f"Pairs count whose pixels agree by {at.agreement:.2f}.")
-        lines.append(f"Looked at: similarity from {at.features:.3f}, {at.why}; hashes from {at.hashes:.3f}.")
-    if at.agreement is not None and found.unseen:
-        lines.append(f"Where pixels could not be compared: similarity {at.alone:.3f}.")
-    return lines + [f"{printable(note)}." for note in found.notes]
+        lines.append(f"Pairs count whose pixels agree by {thresholds.agreement:.2f}.")
+        similarity = f"similarity from {thresholds.features:.3f}, {thresholds.why}"
+        lines.append(f"Looked at: {similarity}; hashes from {thresholds.hashes:.3f}.")
+        if result.unseen:
+            lines.append(f"Where pixels could not be compared: similarity {thresholds.alone:.3f}.")
+    lines += [f"{printable(note)}." for note in result.notes]
+    return lines
 
 
-def _pairs(found: Leaks) -> list[str]:
+def _pairs(result: Leaks) -> list[str]:
     from featcache.extras.leaks import KINDS
     from featcache.text import table
 
-    if not found.pairs:
+    if not result.pairs:
         return ["No two images show the same."]
-    rows = [
-        [
-            *(pair.a, pair.b, pair.kind, f"{pair.similarity:.3f}"),
-            *("-" if pair.agreement is None else f"{pair.agreement:.2f}", _between(pair.splits)),
-        ]
-        for pair in found.pairs[:LISTED]
-    ]
-    more = len(found.pairs) - len(rows)
-    counts = [
-        [_between(splits), *(kinds.get(kind, 0) for kind in KINDS), sum(kinds.values())]
-        for splits, kinds in found.counts.items()
-    ]
-    return [
-        table(["image", "shows the same as", "kind", "features", "pixels", "splits"], rows),
-        *([f"{more} more pairs: --json lists all."] if more else []),
-        "",
-        table(["pairs", *KINDS, "all"], counts),
-        "",
-    ]
+    rows = []
+    for pair in result.pairs[:LISTED]:
+        agreement = "-" if pair.agreement is None else f"{pair.agreement:.2f}"
+        rows.append([pair.a, pair.b, pair.kind, f"{pair.similarity:.3f}", agreement, _between(pair.splits)])
+    lines = [table(["image", "shows the same as", "kind", "features", "pixels", "splits"], rows)]
+    if len(result.pairs) > LISTED:
+        lines.append(f"{len(result.pairs) - LISTED} more pairs: --json lists all.")
+
+    counts = []
+    for splits, kinds in result.counts.items():
+        by_kind = [kinds.get(kind, 0) for kind in KINDS]
+        counts.append([_between(splits), *by_kind, sum(kinds.values())])
+    return [*lines, "", table(["pairs", *KINDS, "all"], counts), ""]
 
 
 def _between(splits: tuple[str, str]) -> str:
     return " - ".join(name or "none" for name in splits)
 
 
-def _verdict(found: Leaks) -> str:
+def _verdict(result: Leaks) -> str:
     from featcache.text import printable
 
-    if not found.guarded:
+    if not result.guarded:
         return "There are no splits that could share images."
-    if not found.contaminated:
-        return f"No image of {found.guarded} is in another split as well."
-    paths = {path for pair in found.contaminating for path, split in _ends(pair) if split == found.guarded}
+    if not result.contaminated:
+        return f"No image of {result.guarded} is in another split as well."
+    paths = set()
+    for pair in result.contaminating:
+        for path, split in zip((pair.a, pair.b), pair.splits, strict=True):
+            if split == result.guarded:
+                paths.add(path)
     shared = []
     if paths:
         shared.append(f"{len(paths)} of its images are in other splits as well")
-    if groups := found.contaminating_groups:
+    if groups := result.contaminating_groups:
         shared.append(f"{len(groups)} of its groups, such as '{printable(groups[0])}', have images in other splits")
-    return f"{found.guarded} is contaminated: {' and '.join(shared)}, so scores on it are too good."
+    return f"{result.guarded} is contaminated: {' and '.join(shared)}, so scores on it are too good."
 
 
-def _ends(pair: Any) -> list[tuple[str, str]]:
-    return list(zip((pair.a, pair.b), pair.splits, strict=True))
-
-
-def _remedy(found: Leaks) -> list[str]:
-
-    if not found.crossing_groups and not any(pair.crosses for pair in found.pairs):
+def _remedy(result: Leaks) -> list[str]:
+    if not result.crossing_groups and not any(pair.crosses for pair in result.pairs):
         return []
-    return [f"Next: featcache leaks {in_shell(found.cache)} --fix   puts such images into one group and one split"]
+    return [f"Next: featcache leaks {in_shell(result.cache)} --fix   puts such images into one group and one split"]
 
 
 def _doubts(doubted: Doubts) -> list[str]:
@@ -238,34 +251,38 @@ def _doubts(doubted: Doubts) -> list[str]:
         lines.append(printable(f"One photo under {len({label for _, label in photo})} labels: {places}"))
     if doubted.unjudged:
         lines.append(f"Not judged: {counted(doubted.unjudged, 'image')} in classes that have too few others.")
-    rows = [
-        [doubt.path, doubt.label, doubt.suggested or "-", _share(doubt.probability), _share(doubt.of_suggested)]
-        for doubt in doubted.doubts[:LISTED]
-    ]
-    more = len(doubted.doubts) - len(rows)
-    lines += [table(["image", "label", "rather", "p(label)", "p(rather)"], rows)] if rows else []
-    return lines + ([f"{more} more: --json lists all."] if more > 0 else [])
+    rows = []
+    for doubt in doubted.doubts[:LISTED]:
+        probabilities = [_three_digits(doubt.probability), _three_digits(doubt.of_suggested)]
+        rows.append([doubt.path, doubt.label, doubt.suggested or "-", *probabilities])
+    if rows:
+        lines.append(table(["image", "label", "rather", "p(label)", "p(rather)"], rows))
+    return lines + _more(len(doubted.doubts))
 
 
-def _share(probability: float | None) -> str:
+def _three_digits(probability: float | None) -> str:
     return "-" if probability is None else f"{probability:.3f}"
+
+
+def _more(count: int) -> list[str]:
+    """Return the line under a table that left rows out, if it did."""
+    return [f"{count - LISTED} more: --json lists all."] if count > LISTED else []
 
 
 def _fixed(fixed: Fixed) -> list[str]:
     from featcache.text import counted, printable, table
 
-    lines = [
-        f"Fixed in {printable(str(fixed.cache))}: {counted(fixed.images, 'image')} in "
-        f"{counted(fixed.groups, 'group')}, each in one split. "
-        f"{counted(len(fixed.moved), 'image')} moved" + (":" if fixed.moved else ".")
-    ]
+    images, groups = counted(fixed.images, "image"), counted(fixed.groups, "group")
+    moved = f"{counted(len(fixed.moved), 'image')} moved{':' if fixed.moved else '.'}"
+    lines = [f"Fixed in {printable(str(fixed.cache))}: {images} in {groups}, each in one split. {moved}"]
     if fixed.moved:
-        rows = [[one.path, one.before, one.after] for one in fixed.moved[:LISTED]]
+        rows = [[move.path, move.before, move.after] for move in fixed.moved[:LISTED]]
         lines.append(table(["image", "was in", "is in"], rows))
-    more = len(fixed.moved) - LISTED
-    lines += [f"{more} more: --json lists all."] if more > 0 else []
-    lines.append("Images now: " + ", ".join(f"{count} {name}" for name, count in fixed.splits.items()) + ".")
-    lines += [f"Nothing left: {'; '.join(map(printable, fixed.emptied))}."] if fixed.emptied else []
+        lines += _more(len(fixed.moved))
+    splits = ", ".join(f"{count} {name}" for name, count in fixed.splits.items())
+    lines.append(f"Images now: {splits}.")
+    if fixed.emptied:
+        lines.append(f"Nothing left: {'; '.join(map(printable, fixed.emptied))}.")
     if fixed.moved:
         lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
         lines.append(f"To take it back: featcache leaks {in_shell(fixed.cache)} --unfix")

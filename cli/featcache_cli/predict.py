@@ -103,7 +103,7 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
         "notes": list(tally.notes),
         "csv": None if csv is None else str(csv),
         "out": None if out is None else str(out),
-        "accuracy": None if accuracy is None else {"score": accuracy.value, "interval": [accuracy.low, accuracy.high]},
+        "accuracy": score,
     }
 
 

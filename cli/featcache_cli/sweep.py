@@ -77,14 +77,14 @@ def command(
 
 
 def _one_preset(named: Sequence[str]) -> str | None:
-    """Return the preset that is named, if one is. Raises UsageError for several."""
+    """Return the named preset, or None. Raises UsageError for several."""
     if len(set(named)) > 1:
         raise UsageError(f"--preset takes one protocol; got {', '.join(named)}. Leave all but one out")
     return named[0] if named else None
 
 
 def document(run: Run) -> dict[str, Any]:
-    """Return the result as it stands in JSON."""
+    """Return the run and its best trial as they stand in JSON."""
     best = run.best.trial
     return {
         "run": str(run.path),
@@ -108,22 +108,22 @@ def document(run: Run) -> dict[str, Any]:
 
 
 def text(run: Run) -> str:
-    """Return the result as a person reads it."""
+    """Return the run as a person reads it."""
     from featcache.extras.report.table import trials_table
 
     trial_name = _next(run)
-    trial = in_shell(f"{run.path}@{which}")
-    return "\n".join(
-        [
-            trials_table(run, limit=20),
-            f"Run: {run.path}",
-            f"Next: featcache handoff {trial} -o model.keras{allow_flags(run[trial_name].own_code)}",
-        ]
-    )
+    trial = in_shell(f"{run.path}@{trial_name}")
+    allowed = allow_flags(run[trial_name].own_code)
+    lines = [
+        trials_table(run, limit=20),
+        f"Run: {run.path}",
+        f"Next: featcache handoff {trial} -o model.keras{allowed}",
+    ]
+    return "\n".join(lines)
 
 
 def _next(run: Run) -> str:
-    """Return the trial to hand off: the best, fitted on all images if it was, unless it has no form in Keras."""
+    """Return the trial to hand off: `refit` if there is one, else the best that has an exact form in Keras, if any."""
     if run.refitted is not None and run.best.trial.handoff:
         return "refit"
     if run.best.trial.handoff or not any(trial.handoff for trial in run.ranked):
