@@ -1,4 +1,4 @@
-"""The `featcache` command: which commands there are, and the one place where errors become exit codes."""
+"""The `featcache` command: the list of its commands, and the only place where errors become exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from featcache_cli.config import set_by_file
 
 EXIT_CODES: dict[type[FeatcacheError], int] = {UsageError: 2, GateError: 3, DataError: 4, EnvironmentFault: 5}
 STOPPED = 130
-GRACE_S = 0.5  # in which threads may end after an error
+GRACE_S = 0.5  # time for threads to end after an error
 
 app = App(
     pretty_exceptions_enable=False,
@@ -82,7 +82,10 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def exit_code_of(error: FeatcacheError) -> int:
     """Return the exit code of an error: 2 usage, 3 gate, 4 data, 5 environment, 1 a fault of ours."""
-    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    for kind, code in EXIT_CODES.items():
+        if isinstance(error, kind):
+            return code
+    return 1
 
 
 def main() -> None:
@@ -93,22 +96,23 @@ def main() -> None:
     code = _run()
     if code:
         _end_threads(set(threading.enumerate()) - before, code)
-    gc.freeze()  # or the interpreter looks for garbage in all of TensorFlow as it ends, which takes seconds
+    # Otherwise the interpreter searches all of TensorFlow for garbage as it ends, which takes seconds.
+    gc.freeze()
     raise SystemExit(code)
 
 
 def _run() -> int:
-    """Run the command, say what went wrong if anything did, and return the exit code."""
+    """Run the command, print its error if it fails, and return the exit code."""
     try:
         code = app(prog_name="featcache", standalone_mode=False)
-        if code == STOPPED:  # so Typer answers Ctrl-C
+        if code == STOPPED:  # Typer's answer to Ctrl-C
             return _say_stopped()
         return int(code or 0)
     except FeatcacheError as error:
         return _say(str(error), exit_code_of(error))
     except (KeyboardInterrupt, typer.Abort):
         return _say_stopped()
-    except SystemExit as leaving:  # of Typer's own: completion, and a reader of stdout that has gone
+    except SystemExit as leaving:  # Typer raises it after completion, and when the reader of stdout has gone
         return 0 if isinstance(leaving.__context__, BrokenPipeError) else int(leaving.code or 0)
     except OSError as error:
         return _say(f"{error.filename or 'The system'}: {error.strerror or error}", EXIT_CODES[EnvironmentFault])
@@ -120,14 +124,14 @@ def _run() -> int:
 
 
 def _end_threads(threads: Iterable[threading.Thread], code: int) -> None:
-    """Leave at once if threads do not end soon: in native code they do not survive the end of the interpreter.
+    """Leave at once if threads do not end soon.
 
-    They would abort the process, and so replace the exit code by that of a crash.
+    A thread in native code that outlives the interpreter aborts the process, and the exit code would report a crash.
     """
-    until = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + GRACE_S
     with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the waiting
         for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in threads):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # its reader has gone
@@ -136,10 +140,10 @@ def _end_threads(threads: Iterable[threading.Thread], code: int) -> None:
 
 
 def _use_utf8() -> None:
-    """Start the command again in Python's UTF-8 mode where the locale has another encoding.
+    """Start the command again in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files and classes are UTF-8 nearly everywhere. Read as Latin-1 they would enter runs and models as other
-    names, and ASCII has no letters for them at all. What is printed stays in the encoding of the terminal.
+    Names of files and classes are UTF-8 nearly everywhere. Read as Latin-1 they would enter runs and models as
+    different names, and ASCII cannot represent them. Output stays in the encoding of the terminal.
     """
     if sys.getfilesystemencoding() == "utf-8":
         return
@@ -162,24 +166,27 @@ def _say_usage(error: Any) -> int:
         sys.stderr.write(f"{message}\n")
         return 2
     context = getattr(error, "ctx", None)
-    message = f"{message.rstrip('.')}{set_by_file(context, getattr(getattr(error, 'param', None), 'name', ''))}"
-    message += _hint(error, context)
+    option = getattr(getattr(error, "param", None), "name", "")
+    message = message.rstrip(".") + set_by_file(context, option) + _hint(error, context)
     end = "" if message.endswith("?") else "."
-    return _say(f"{message}{end} See: {getattr(context, 'command_path', 'featcache')} --help", 2)
+    command = getattr(context, "command_path", "featcache")
+    return _say(f"{message}{end} See: {command} --help", 2)
 
 
 def _hint(error: Any, context: Any) -> str:
-    """Return which option may have been meant instead of one that there is not, if Click found none."""
+    """Return a suggestion for an option that does not exist, if Click has none."""
     name = getattr(error, "option_name", "")
     if type(error).__name__ != "NoSuchOption" or error.possibilities or context is None:
         return ""
-    options = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
-    near = near_names(name.removeprefix("--"), options)
-    return f" (did you mean {', '.join(f'--{option}' for option in near)}?)" if near else ""
+    options = []
+    for parameter in context.command.params:
+        options += [option.removeprefix("--") for option in parameter.opts]
+    near = [f"--{option}" for option in near_names(name.removeprefix("--"), options)]
+    return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
 def _say(message: str, code: int) -> int:
-    """Print an error, which is one line unless a terminal is too narrow, and return the exit code."""
+    """Print an error on one line, folded only in a narrow terminal, and return the exit code."""
     from featcache.text import folded, printable
     from featcache_cli.options import in_flags
 

@@ -1,4 +1,4 @@
-"""The command line's options, made from featcache.settings: flags, types, help, and what the shell offers after TAB."""
+"""Make the command line's options from featcache.settings: flags, types, help, and completion after TAB."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import typer
 from featcache.settings import COMMANDS, SharedOptions, flag_of, name_on_command_line
 from featcache_cli import complete
 
-ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")  # as messages of the library name one
+ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")  # an argument in a message of the library
 QUOTES = "'\""
 
 
 def shared(name: str, **details: Any) -> Any:
-    """Return what Typer needs to know, beside its type, of an option that several commands have."""
+    """Return the Typer option, without its type, for an option that several commands have."""
     return _typer_option(SharedOptions.__dataclass_fields__[name], **details)
 
 
 def parameters_of(kind: Any) -> list[inspect.Parameter]:
-    """Return a parameter for each option of a class of settings, called as in a configuration file."""
+    """Return a parameter for each option in a class of settings, named as in a configuration file."""
     return [
         inspect.Parameter(
             name_on_command_line(field),
@@ -36,21 +36,20 @@ def parameters_of(kind: Any) -> list[inspect.Parameter]:
 
 
 def collected(kind: Any, values: dict[str, Any]) -> Any:
-    """Return the settings of these values, which have the names of `parameters_of`."""
+    """Return an object of a class of settings. values: by the names that `parameters_of` gives."""
     return kind(**{field.name: values[name_on_command_line(field)] for field in fields(kind)})
 
 
 def in_flags(message: str) -> str:
-    """Return a message of the library in the words of the command line.
+    """Return a message of the library with its arguments written as flags.
 
     >>> in_flags("`learning_rate` takes a number above 0; got -1. Or `cv=5`, `metric='ece'`, `prefix=False`")
     '--lr takes a number above 0; got -1. Or --cv 5, --metric ece, --no-prefix'
     """
-    flags = {
-        field.name: field.metadata["short"] or flag_of(field)
-        for kind in (SharedOptions, *COMMANDS.values())
-        for field in fields(kind)
-    }
+    flags = {}
+    for kind in (SharedOptions, *COMMANDS.values()):
+        for field in fields(kind):
+            flags[field.name] = field.metadata["short"] or flag_of(field)
 
     def translated(match: re.Match[str]) -> str:
         name, value = match.groups()
@@ -58,14 +57,18 @@ def in_flags(message: str) -> str:
             return match[0]
         if value in (None, "True"):
             return flags[name]
-        return flags[name].replace("--", "--no-") if value == "False" else f"{flags[name]} {value.strip(QUOTES)}"
+        if value == "False":
+            return flags[name].replace("--", "--no-")
+        return f"{flags[name]} {value.strip(QUOTES)}"
 
     return ARGUMENT.sub(translated, message)
 
 
 def _typer_option(field: Field[Any], **details: Any) -> Any:
     flag = flag_of(field)
-    if _has_opposite(field):
+    # A switch that is off by default needs no --no- form.
+    is_switch = bool in (field.type, *get_args(field.type))
+    if is_switch and field.default is not False:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     return typer.Option(
         *filter(None, [flag, field.metadata["short"]]),
@@ -76,16 +79,11 @@ def _typer_option(field: Field[Any], **details: Any) -> Any:
     )
 
 
-def _has_opposite(field: Field[Any]) -> bool:
-    """Tell whether there is a --no- form: not of a switch that is off anyway."""
-    return field.default is not False and bool in (field.type, *get_args(field.type))
-
-
 def _typer_type(kind: Any) -> Any:
-    """Return the type with text in place of names to choose from: the library checks them, and offers near names."""
+    """Return the type for Typer. A choice of names becomes text: the library checks it, and suggests near names."""
     if get_origin(kind) is Literal:
         return str
     if isinstance(kind, UnionType) or type(None) in get_args(kind):
-        [only] = [part for part in get_args(kind) if part is not type(None)]
-        return _typer_type(only) | None
+        [value_type] = [part for part in get_args(kind) if part is not type(None)]
+        return _typer_type(value_type) | None
     return kind

@@ -1,4 +1,4 @@
-"""What commands share: options, remarks on stderr, results on stdout as text or as one JSON document."""
+"""Shared by all commands: options, remarks on stderr, results on stdout as text or as one JSON document."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Allow = Annotated[list[str] | None, shared("allow")]
 
 
 def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> None:
-    """Print a result: the document with --json, else the text."""
+    """Print a result: the document with --json, otherwise the text."""
     if as_json:
         with cleared():
             typer.echo(json.dumps(document, indent=2))
@@ -43,12 +43,12 @@ def print_text(text: str) -> None:
 
 
 def allow_flags(names: Sequence[str]) -> str:
-    """Return the --allow options, each with a space before it, of a command that needs this code."""
+    """Return the --allow options for a command that needs this code, each after a space."""
     return "".join(f" --allow {quote(name)}" for name in names)
 
 
 def in_shell(value: object) -> str:
-    """Return a path, or what else a command takes, as it is copied into a shell.
+    """Return a path or another argument, quoted so that a user can paste it into a shell.
 
     >>> in_shell("my photos.h5")
     "'my photos.h5'"
@@ -59,10 +59,11 @@ def in_shell(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print a remark on stderr, with flags where it names arguments of the library."""
+    """Print a remark on stderr. Arguments of the library in it are written as flags."""
     text = in_flags(text)
-    if (shown := current()) is not None:
-        shown.say(text)
+    screen = current()
+    if screen is not None:
+        screen.say(text)
         return
     sys.stderr.write((folded(text) if sys.stderr.isatty() else text) + "\n")
     sys.stderr.flush()
@@ -70,7 +71,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def without_download(advice: str) -> Iterator[None]:
-    """Add to the error of a download that failed what this command can do without it."""
+    """Add to the error of a failed download what this command can do without it."""
     try:
         yield
     except NotDownloaded as error:
@@ -78,7 +79,7 @@ def without_download(advice: str) -> Iterator[None]:
 
 
 def open_trial(name: str) -> Chosen:
-    """Return the trial of that name, RUN@best. If its run was stopped, say that other trials are missing."""
+    """Return the trial with this name, such as RUN@best. Print a remark if its run was stopped early."""
     from featcache.sweeps import open_trial
 
     chosen = open_trial(name)
@@ -90,14 +91,14 @@ def open_trial(name: str) -> Chosen:
 
 @contextmanager
 def cleared() -> Iterator[None]:
-    """Take the line on stderr away while a result is printed: both may be one terminal."""
-    shown = current()
-    with nullcontext() if shown is None else shown.cleared():
+    """Remove the moving line while a result is printed: stdout and stderr may be the same terminal."""
+    screen = current()
+    with nullcontext() if screen is None else screen.cleared():
         yield
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Give a Progress that the command's line on stderr shows."""
-    shown = current()
-    yield silent if quiet or shown is None else shown.draw
+    """Yield a Progress that draws the moving line on stderr; a silent one with --quiet."""
+    screen = current()
+    yield silent if quiet or screen is None else screen.draw

@@ -38,14 +38,9 @@ def command(
     from featcache.extras.main_job import quickstart
 
     with progress(quiet) as draw, without_download("use -b glyphnet (needs no download)"):
-        done = quickstart(
-            images,
-            out,
-            force=force,
-            progress=draw,
-            seen=_name_failures if json else _show,
-            **vars(options),
-        )
+        # With --json stdout holds one document, so only stderr hears of a part that is done.
+        seen = _name_failures if json else _print_part
+        done = quickstart(images, out, force=force, progress=draw, seen=seen, **vars(options))
     emit(json, document(done), lambda: text(done))
 
 
@@ -65,18 +60,19 @@ def document(done: Quickstart) -> dict[str, Any]:
 
 
 def text(done: Quickstart) -> str:
-    """Return what is left to say when all parts have been shown."""
-    return "\n".join(
-        [
-            *_remarks(done),
-            f"Models: {done.folder / 'head.keras'} and {done.folder / 'model.keras'}; all in {done.seconds:.0f} s",
-            f"To look at and to send: {done.report}",
-            f"Next: featcache predict {in_shell(done.folder / 'model.keras')} IMAGES",
-        ]
-    )
+    """Return the last lines, after all parts have been printed."""
+    lines = []
+    if done.judged_on != "test":
+        lines.append("There is no test split, so these are scores on val, which also chose: expect less on new images.")
+    lines += [
+        f"Models: {done.folder / 'head.keras'} and {done.folder / 'model.keras'}; all in {done.seconds:.0f} s",
+        f"To look at and to send: {done.report}",
+        f"Next: featcache predict {in_shell(done.folder / 'model.keras')} IMAGES",
+    ]
+    return "\n".join(lines)
 
 
-def _show(part: Part) -> None:
+def _print_part(part: Part) -> None:
     """Print a part of the job as soon as it is done."""
     _name_failures(part)
     print_text(f"{_part_text(part)}\n")
@@ -111,14 +107,8 @@ def _part_text(part: Part) -> str:
             return f"The best head, handed over. {handoff_command.text(part)}"
         case Tuned():
             return f"Fine-tuning from it:\n{finetune_command.text(part)}"
-    rows = [
-        [line.name, line.train_images, interval(line.test_score, *line.interval), f"{line.seconds:.1f}"]
-        for line in part.lines
-    ]
+    rows = []
+    for line in part.lines:
+        score = interval(line.test_score, *line.interval)
+        rows.append([line.name, line.train_images, score, f"{line.seconds:.1f}"])
     return table(["", "train images", f"{part.judged_on} {part.metric} [95 %]", "s"], rows)
-
-
-def _remarks(done: Quickstart) -> list[str]:
-    if done.judged_on == "test":
-        return []
-    return ["There is no test split, so these are scores on val, which also chose: expect less on new images."]

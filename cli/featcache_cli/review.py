@@ -1,4 +1,4 @@
-"""The part of `featcache leaks` that has labels reviewed, changes them, and takes changes back."""
+"""The part of `featcache leaks` that writes labels for review, applies decisions, and takes them back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from featcache_cli.output import emit, in_shell, progress
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Reviewed, Unfixed
 
-LISTED = 20
+LISTED = 20  # most rows of a table; --json lists all
 
 
 class Files(NamedTuple):
-    """What was written for somebody to review labels."""
+    """The files in which a person reviews labels."""
 
     cache: Path
     csv: Path | None
@@ -26,16 +26,22 @@ class Files(NamedTuple):
 
     @property
     def command(self) -> str:
-        """Return what takes the reviewed table."""
+        """Return the command that applies the reviewed table."""
         from featcache.extras.report.review_page import saved_as
 
         table = saved_as(self.cache) if self.csv is None else self.csv
         return f"featcache leaks {in_shell(self.cache)} --apply {in_shell(table)}"
 
     def to_json(self) -> dict[str, str]:
-        """Return the files by their options, and the command after them."""
-        files = {name: str(path) for name, path in (("csv", self.csv), ("html", self.html)) if path is not None}
-        return files | ({"next": self.command} if files else {})
+        """Return the files by their options, and the command that follows."""
+        files = {}
+        if self.csv is not None:
+            files["csv"] = str(self.csv)
+        if self.html is not None:
+            files["html"] = str(self.html)
+        if files:
+            files["next"] = self.command
+        return files
 
 
 def check_files(
@@ -54,7 +60,7 @@ def check_files(
 
 
 def write_files(doubted: Doubts, files: Files, images: Path | None, force: bool, draw: Progress) -> None:
-    """Write the files that were asked for."""
+    """Write the requested files."""
     from featcache.extras.leaks import write_doubts
     from featcache.extras.report.review_page import write_review_page
 
@@ -65,7 +71,7 @@ def write_files(doubted: Doubts, files: Files, images: Path | None, force: bool,
 
 
 def next_lines(doubted: Doubts, files: Files) -> list[str]:
-    """Return what to do with labels that look wrong."""
+    """Return the lines on what to do with labels that look wrong."""
     from featcache.extras.report.review_page import saved_as
     from featcache.text import printable
 
@@ -84,14 +90,14 @@ def next_lines(doubted: Doubts, files: Files) -> list[str]:
 
 
 def check_alone(others: Mapping[str, object]) -> None:
-    """Raise UsageError if another job is asked for beside a change."""
+    """Raise UsageError if a change is requested together with other options."""
     for option, value in others.items():
         if value:
             raise UsageError(f"--apply, --unapply and --unfix go without {option}. Give one after the other")
 
 
 def change(cache: Path, apply: Path | None, unapply: bool, unfix: bool, json: bool, quiet: bool) -> None:
-    """Do what was asked of these three, and print it. Raises UsageError if it was more than one."""
+    """Apply, take back or unfix, and print the result. Raises UsageError if more than one is requested."""
     if (apply is not None) + unapply + unfix > 1:
         raise UsageError("--apply, --unapply and --unfix go one at a time. Leave the others out")
     with progress(quiet) as draw:
@@ -132,10 +138,12 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
     if done.undecided:
         lines.append(f"Rows without a decision: {done.undecided}.")
     if done.relabelled:
-        rows = [[image.path, image.before, image.after or "(dropped)", image.split] for image in done.relabelled]
-        rows = [[path, before or "(dropped)", after, split] for path, before, after, split in rows]
-        lines.append(table(["image", "was", "is", "split"], rows[:LISTED]))
-        lines += [f"{changed - LISTED} more: --json lists all."] if changed > LISTED else []
+        rows = []
+        for image in done.relabelled[:LISTED]:
+            rows.append([image.path, image.before or "(dropped)", image.after or "(dropped)", image.split])
+        lines.append(table(["image", "was", "is", "split"], rows))
+        if changed > LISTED:
+            lines.append(f"{changed - LISTED} more: --json lists all.")
     if done.of_test:
         seen = f" It was opened before (looks: {done.looks}), which stays recorded." if done.looks else ""
         lines.append(f"Of these images {len(done.of_test)} are or were in test; reports say so.{seen}")
@@ -163,7 +171,9 @@ def _unfixed(done: Unfixed) -> str:
     if done.moved:
         rows = [[move.path, move.before, move.after] for move in done.moved]
         lines.append(table(["image", "was in", "is in"], rows[:LISTED]))
-        lines += [f"{len(rows) - LISTED} more: --json lists all."] if len(rows) > LISTED else []
-    lines.append("Images now: " + ", ".join(f"{count} {split}" for split, count in done.splits.items()) + ".")
+        if len(rows) > LISTED:
+            lines.append(f"{len(rows) - LISTED} more: --json lists all.")
+    splits = ", ".join(f"{count} {split}" for split, count in done.splits.items())
+    lines.append(f"Images now: {splits}.")
     lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""What a command does at the moment, on stderr: a line that moves in a terminal, plain lines for logs elsewhere.
+"""Show on stderr what a command is doing: a moving line in a terminal, plain lines in a log.
 
-The library names a long step in a record of its loggers (`Starting TensorFlow ..`), and counts in a `Tick`. The line
-shows the latest of both, with a bar where something is counted, and the seconds that it has taken. It stands
-apart from results: before anything is printed it is cleared, and drawn again below.
+The library names a long step in a log record (`Starting TensorFlow ..`), and reports counts in a `Tick`. The line shows
+the latest of both with the seconds so far, and a bar if something is counted. It never mixes with results: it is
+cleared before anything is printed, and drawn again below.
 """
 
 from __future__ import annotations
@@ -21,44 +21,48 @@ from featcache.spec import Tick
 from featcache.text import folded, printable
 from featcache_cli.options import in_flags
 
-SHOWN_AFTER_S = 0.5  # from the start, or from what was printed last: what is done by then shows nothing
+SHOWN_AFTER_S = 0.5  # after the start or the last output: a shorter step shows nothing
 REFRESH_S = 0.1
-PLAIN_AFTER_S, PLAIN_EVERY_S = 2.0, 10.0  # for logs: steps that take so long, and counts so often
-BAR = 24  # characters at most
+# In a log a step is named after 2 seconds, and a counted step every 10 seconds.
+PLAIN_AFTER_S, PLAIN_EVERY_S = 2.0, 10.0
+BAR = 24  # most characters of the bar
 LEAST_BAR = 6
-NARROWEST = 10  # characters of a name
+NARROWEST = 10  # fewest characters of a name
 SPINNER = "|/-\\"
 
 
 @dataclass
 class Step:
-    """A step that takes its time. total: as in Tick, and 0 where nothing is counted."""
+    """A step that may take long. total: as in Tick, and 0 if nothing is counted."""
 
     name: str
     began: float = field(default_factory=time.monotonic)
-    first: int = 0  # what was done when it began to be watched
+    first: int = 0  # count at the first Tick: done earlier, so not part of the rate
     done: int = 0
     total: int = 0
     note: str = ""
-    named_after: float | None = None  # seconds, of the last plain line that named it
+    named_after: float | None = None  # seconds from the beginning to the latest plain line
 
     @property
     def seconds(self) -> float:
-        """Return how long it has taken."""
+        """Return the seconds since the step began."""
         return time.monotonic() - self.began
 
     @property
     def count(self) -> str:
-        """Return how far it is, how fast it goes and what is left, as far as known."""
+        """Return the count, the rate and the time left, as far as they are known."""
         if not self.total:
             return f"({self.seconds:.0f} s)"
         done = self.done - self.first
         rate = done / self.seconds if done else 0.0
         known = self.total > 0
         parts = [f"{self.done}/{self.total}" if known else f"{self.done}"]
-        parts += [f"{rate:.1f}/s"] if rate else []
-        parts += [_left((self.total - self.done) / rate)] if rate and known else []
-        parts += [self.note] if self.note else []
+        if rate:
+            parts.append(f"{rate:.1f}/s")
+        if rate and known:
+            parts.append(_time_left((self.total - self.done) / rate))
+        if self.note:
+            parts.append(self.note)
         return ", ".join(parts)
 
 
@@ -67,10 +71,10 @@ class Screen:
 
     def __init__(self, command: str, stream: TextIO) -> None:
         self._command, self._stream = command, stream
-        self._step = self._rest = Step(command)  # at rest: nothing is known but the command
+        self._step = self._rest = Step(command)  # at rest the line shows only the command
         self._lock = threading.RLock()
         self._ended = threading.Event()
-        self._live: Any = None  # rich's, while the line is drawn
+        self._live: Any = None  # rich.live.Live while the line is drawn
         self._cleared = time.monotonic()
         self._is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._thread = threading.Thread(target=self._watch, name="screen", daemon=True)
@@ -82,7 +86,7 @@ class Screen:
             self._step = Step(printable(name))
 
     def draw(self, tick: Tick) -> None:
-        """Show how far a step is; print it if it is a remark."""
+        """Show the count of a step; print the Tick if it is a remark."""
         if not tick.total:
             self.say(in_flags(tick.note))
             return
@@ -105,7 +109,7 @@ class Screen:
 
     @contextmanager
     def cleared(self) -> Iterator[None]:
-        """Take the line away while something is printed."""
+        """Remove the line while something is printed."""
         with self._lock:
             if self._live is not None:
                 self._live.stop()
@@ -114,7 +118,7 @@ class Screen:
             self._cleared = time.monotonic()
 
     def end(self) -> None:
-        """Take the line away for good."""
+        """Remove the line for good."""
         self._ended.set()
         self._thread.join()
         with self.cleared():
@@ -130,7 +134,7 @@ class Screen:
                     self._name_plainly(self._step)
 
     def _is_due(self) -> bool:
-        """Tell whether a log should name the step: once, and again and again if it is counted."""
+        """Return whether a log should name the step now: once, and regularly if it is counted."""
         step = self._step
         if step.named_after is None:
             return step is not self._rest and step.seconds > PLAIN_AFTER_S
@@ -145,7 +149,7 @@ class Screen:
             from rich.console import Console
             from rich.live import Live
 
-            # rich would lead results, which go to stdout, to stderr as well
+            # By default rich would redirect results from stdout to this stream.
             self._live = Live(
                 console=Console(file=self._stream, highlight=False),
                 auto_refresh=False,
@@ -158,7 +162,7 @@ class Screen:
 
 
 def _line(step: Step, console: Any) -> Any:
-    """Return rich's text of a step: its name, which gives way first, a bar if it is counted, and how far it is."""
+    """Return a step as rich's text: its name, which is shortened first, a bar if it is counted, and the count."""
     from rich.text import Text
 
     spinner = SPINNER[int(time.monotonic() / REFRESH_S) % len(SPINNER)]
@@ -173,14 +177,16 @@ def _line(step: Step, console: Any) -> Any:
     return line.append(step.count)
 
 
-def _left(seconds: float) -> str:
+def _time_left(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 7200 else f"{seconds / 3600:.0f} h left"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min left"
+    return f"{seconds / 3600:.0f} h left"
 
 
 class _Steps(logging.Handler):
-    """Shows the steps that the library names in its records."""
+    """Shows the steps that the library names in its log records."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.INFO)
@@ -190,17 +196,17 @@ class _Steps(logging.Handler):
         self._screen.begin(record.getMessage())
 
 
-_shown: list[Screen] = []  # the screen of the command that runs, if it has any
+_shown: list[Screen] = []  # the running command's screen, if it has one
 
 
 def current() -> Screen | None:
-    """Return the screen of the command that runs; None with --quiet."""
+    """Return the running command's screen; None with --quiet."""
     return _shown[-1] if _shown else None
 
 
 @contextmanager
 def screen(command: str) -> Iterator[None]:
-    """Show on stderr what the block does."""
+    """Show on stderr what the command does inside the block."""
     with _own_stderr() as stream:
         shown = Screen(command, stream)
         steps, logger = _Steps(shown), logging.getLogger("featcache")
@@ -219,10 +225,10 @@ def screen(command: str) -> Iterator[None]:
 
 @contextmanager
 def _own_stderr() -> Iterator[TextIO]:
-    """Give a stream to where stderr leads now: while Keras is imported stderr itself leads nowhere."""
+    """Yield a copy of stderr, because stderr itself is silenced while Keras is imported."""
     try:
         copy = os.dup(sys.stderr.fileno())
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # stderr is not a file
         yield sys.stderr
         return
     with os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors) as stream:

@@ -39,7 +39,7 @@ def command(
     opened, chosen = open_named(run)
     try:
         opened.cache()
-    except DataError as error:  # its scores are shown all the same
+    except DataError as error:  # the run has the scores, so it can be shown without its cache
         say(str(error))
     if plot and not json:
         from featcache.extras.report.plot import plots
@@ -61,13 +61,13 @@ def _show_model(name: str, plot: bool, json: bool) -> None:
 
 
 def _model_text(model: ModelSummary) -> str:
-    """Return a model as a person reads it, a line for each layer; layers of a nested model are indented."""
+    """Return a model as a person reads it, one line per layer; the layers of a nested model are indented."""
     from featcache.text import counted, printable, table
 
-    rows = [
-        [". " * layer.depth + layer.name, layer.kind, _shape(layer), f"{layer.parameters:,}", _trains(layer)]
-        for layer in model.layers
-    ]
+    rows = []
+    for layer in model.layers:
+        name = ". " * layer.depth + layer.name
+        rows.append([name, layer.kind, _shape(layer), f"{layer.parameters:,}", _trains(layer)])
     lines = [table(["layer", "kind", "gives", "parameters", "trains"], rows)]
     lines.append(f"{model.parameters:,} parameters, of which {model.trainable:,} train.")
     if model.classes:
