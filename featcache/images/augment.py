@@ -51,11 +51,12 @@ def augmented(pixels: Pixels, view: str, digest: str) -> Pixels:
     if limits is None:
         return pixels
     draws = _draws(view, digest)
-    found = _moved(pixels, limits, draws)
+    changed = _moved(pixels, limits, draws)
     if draws[6] < 0:
-        found = found[:, ::-1]
-    found = _coloured(found, limits.colour, draws[7:]) if limits.colour else found
-    return np.ascontiguousarray(found)
+        changed = changed[:, ::-1]
+    if limits.colour:
+        changed = _coloured(changed, limits.colour, draws[7:])
+    return np.ascontiguousarray(changed)
 
 
 def _draws(view: str, digest: str) -> list[float]:

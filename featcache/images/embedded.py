@@ -41,11 +41,11 @@ def write_digits(root: Path, *, force: bool = False) -> Path:
 
 
 def _digit_kind(data: bytes) -> Kind:
-    """Return what tells a digit from a picture of the user: of its size, or cut off while it was written."""
+    """Return the kind that tells a digit, whole or cut off while it was written, from a picture of the user."""
 
     def is_ours(path: Path) -> bool:
-        there = path.read_bytes()
-        return data.startswith(there) or there.startswith(data[:HEADER_BYTES])
+        content = path.read_bytes()
+        return data.startswith(content) or content.startswith(data[:HEADER_BYTES])
 
     return Kind("digit of featcache", is_ours)
 

@@ -57,18 +57,18 @@ def crossing_groups(rows: Iterable[ImageRow]) -> Mapping[str, Mapping[str, int]]
     return crossing
 
 
-def crossing_remark(rows: Sequence[ImageRow], given: Collection[str]) -> str:
+def crossing_remark(rows: Sequence[ImageRow], fixed_paths: Collection[str]) -> str:
     """Return a sentence on the groups that stand in several splits, and why, or "".
 
-    given: the paths whose split folders or a table give.
+    fixed_paths: paths of the images whose split a folder or a table sets.
     """
     crossing = crossing_groups(rows)
     if not crossing:
         return ""
     count = len({row.group for row in rows if row.group})
     name, splits = next(iter(crossing.items()))
-    is_given = any(row.group in crossing and row.path in given for row in rows)
-    why = "folders or a table give the splits" if is_given else "stored splits never move, and later images link them"
+    is_fixed = any(row.group in crossing and row.path in fixed_paths for row in rows)
+    why = "folders or a table give the splits" if is_fixed else "stored splits never move, and later images link them"
     return (
         f"{len(crossing)} of {count} groups stand in several splits, such as '{name}' in {' and '.join(splits)}, since "
         f"{why}: scores on those splits are too good"

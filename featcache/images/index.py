@@ -47,14 +47,14 @@ class Index:
         self._now: dict[str, Entry] = {}
 
     def known(self, paths: Sequence[str]) -> dict[str, str]:
-        """Return the digests of those of the images that are as they were when they were read."""
-        found, now = {}, self._clock()
+        """Return the digests of the images that have not changed since they were read."""
+        digests, now = {}, self._clock()
         for path in paths if self._before else ():
             entry = self._before.get(path)
             if entry is not None and entry[1] <= now and self._stamp(path) == entry[:3]:
                 self._now[path] = entry
-                found[path] = entry[3]
-        return found
+                digests[path] = entry[3]
+        return digests
 
     def read(self, path: str) -> tuple[bytes, str]:
         """Return the bytes of an image and their digest, and remember it. Raises Undecodable."""

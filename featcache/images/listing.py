@@ -87,8 +87,8 @@ def list_images(root: Path) -> Listing:
     folders differ in case only.
     """
     if not root.is_dir():
-        found = "is a file, not a folder" if root.exists() else "does not exist"
-        raise NoImages(f"The image folder {root} {found}. Give a folder of class folders, or of images")
+        problem = "is a file, not a folder" if root.exists() else "does not exist"
+        raise NoImages(f"The image folder {root} {problem}. Give a folder of class folders, or of images")
     return arrange(_walk(str(root)), str(root))
 
 
@@ -120,10 +120,10 @@ def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), st
         return Listing("flat", [Listed(path, "", "") for path in paths] + unread, [], others)
     if not splits:
         _require_no_splits(folders, where)
-    found = _labelled(paths, above, splits)
-    _require_distinct({file.label for file in found}, where)
-    stray = sorted({*paths} - {file.path for file in found}, key=os.fsencode)
-    return Listing("splits" if splits else "classes", found + unread, stray, others)
+    labelled = _labelled(paths, above, splits)
+    _require_distinct({file.label for file in labelled}, where)
+    stray = sorted({*paths} - {file.path for file in labelled}, key=os.fsencode)
+    return Listing("splits" if splits else "classes", labelled + unread, stray, others)
 
 
 def is_image(path: str) -> bool:
@@ -247,18 +247,18 @@ def _require_distinct(labels: set[str], where: str) -> None:
 
 
 def _walk(root: str, folder: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Yield the paths of all files; links to folders are followed, but not into a folder one is in already."""
+    """Yield the paths of all files. Links to folders are followed, unless they lead back to a folder above."""
     path = f"{root}/{folder}" if folder else root
     status = os.stat(path)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
+    folder_id = (status.st_dev, status.st_ino)
+    if folder_id in above:
         return
     for entry in _entries(path):
         name = f"{folder}/{entry.name}" if folder else entry.name
         if entry.name[:1] == "." or entry.name == NOT_IMAGES:
             continue
         if _leads_to(entry.is_dir):
-            yield from _walk(root, name, (*above, here))
+            yield from _walk(root, name, (*above, folder_id))
         elif _leads_to(entry.is_file):
             yield name
 

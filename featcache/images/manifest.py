@@ -94,7 +94,12 @@ class Images:
     def crossing(self) -> list[list[str]]:
         """Paths of files with the same bytes in several splits: only folders of splits can put them there."""
         split_of = {row.path: row.split for row in self.rows}
-        return [same for same in self.duplicates if len({split_of[path] for path in same}) > 1]
+        crossing = []
+        for same in self.duplicates:
+            splits = {split_of[path] for path in same}
+            if len(splits) > 1:
+                crossing.append(same)
+        return crossing
 
     @property
     def groups(self) -> Groups:
@@ -104,12 +109,12 @@ class Images:
     @property
     def gaps(self) -> list[str]:
         """What is missing in the splits: 'rose has no test image'."""
-        found = {(row.label, row.split) for row in self.rows}
+        present = {(row.label, row.split) for row in self.rows}
         return [
             f"{name} has no {split} image"
             for name in self.classes
             for split in self.splits
-            if (name, split) not in found
+            if (name, split) not in present
         ]
 
     @property
@@ -250,23 +255,23 @@ def _listed(
 def _read_all(
     index: Index, paths: list[str], check: bool, rehash: bool, progress: Progress
 ) -> tuple[dict[str, str], list[Failure], Checked]:
-    """Return the digests of all that can be read, why the others cannot, and what the images are like."""
+    """Return the digests of the readable images, the failures of the others, and the sizes and kinds of images."""
     digests = {} if check or rehash else index.known(paths)
     failures: list[Failure] = []
     checked = Checked(Counter(), Counter())
     unread = [path for path in paths if path not in digests]
-    said = time.perf_counter()
-    for done, (path, digest, found) in enumerate(_in_threads(index, unread, check), 1 + len(digests)):
+    reported = time.perf_counter()
+    for done, (path, digest, outcome) in enumerate(_in_threads(index, unread, check), 1 + len(digests)):
         if digest:
             digests[path] = digest
-        if isinstance(found, Failure):
-            failures.append(found)
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
         else:
-            size, kinds = found
+            size, kinds = outcome
             checked.sizes[size] += 1
             checked.kinds.update(kinds)
-        if time.perf_counter() - said > TICK_S:
-            said = time.perf_counter()
+        if time.perf_counter() - reported > TICK_S:
+            reported = time.perf_counter()
             progress(Tick("scan", done, len(paths)))
     progress(Tick("scan", len(paths), len(paths)))
     return digests, failures, checked
@@ -279,8 +284,8 @@ def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[s
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="scan")
     blocks = [paths[at : at + BLOCK] for at in range(0, len(paths), BLOCK)]
     try:
-        for found in threads.map(lambda block: [_read_one(index, path, check) for path in block], blocks):
-            yield from found
+        for outcomes in threads.map(lambda block: [_read_one(index, path, check) for path in block], blocks):
+            yield from outcomes
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
 

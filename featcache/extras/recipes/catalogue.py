@@ -102,8 +102,8 @@ class Training:
             options["tap"] = ",".join([self.tap, *self.also])
         if step == "sweep":
             options["prepare"] = "none"
-        given = {name: value for name, value in options.items() if value is not None}
-        return {**given, **self.more.get(step, {})}
+        options = {name: value for name, value in options.items() if value is not None}
+        return {**options, **self.more.get(step, {})}
 
     def commands(self, backbone: str, images: str, folder: Path) -> list[str]:
         """Return its steps as they are typed. backbone: that of the recipe, or the user's model."""
@@ -267,7 +267,7 @@ _ENTRIES: tuple[Training | Naming, ...] = (
         small_size=None,
     ),
 )
-RECIPES: dict[str, Training | Naming] = {one.name: one for one in _ENTRIES}
+RECIPES: dict[str, Training | Naming] = {recipe.name: recipe for recipe in _ENTRIES}
 
 
 def find(name: str) -> Training | Naming:

@@ -74,8 +74,8 @@ def _opener(path: Path) -> Opened | None:
 
 def _member(path: Path, name: str) -> IO[bytes]:
     with tarfile.open(path) as archive:
-        found = archive.extractfile(f"{BATCHES}/{name}")
-        return io.BytesIO(b"" if found is None else found.read())
+        member = archive.extractfile(f"{BATCHES}/{name}")
+        return io.BytesIO(b"" if member is None else member.read())
 
 
 def _batch(opened: Opened, path: Path, name: str) -> tuple[Pixels, Classes]:

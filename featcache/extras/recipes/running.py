@@ -240,16 +240,16 @@ def _test_as_val(images: Images) -> Images:
 
 
 def _few(rows: tuple[ImageRow, ...], per_class: Mapping[str, int]) -> tuple[ImageRow, ...]:
-    """Return the first rows of every class and split, so many at most; all of them if nothing is said."""
+    """Return the first rows of every class and split, at most as many as per_class allows; all rows if it is empty."""
     if not per_class:
         return rows
     seen: Counter[tuple[str, str]] = Counter()
-    found = []
+    kept = []
     for row in rows:
         seen[row.label, row.split] += 1
         if seen[row.label, row.split] <= per_class.get(row.split, 0):
-            found.append(row)
-    return tuple(found)
+            kept.append(row)
+    return tuple(kept)
 
 
 def _table(recipe: Training, extracted: Extracted, run: Run, head: Chosen, tuned: Tuned) -> tuple[Line, ...]:
@@ -259,13 +259,12 @@ def _table(recipe: Training, extracted: Extracted, run: Run, head: Chosen, tuned
     first = Line(
         "head on frozen features", start.value, (start.low, start.high), epochs, extracted.seconds + run.seconds
     )
-    ways = {recipe.tuned: tuned} | {CONTROLS[name]: control for name, control in tuned.controls.items()}
-    return (first, *(_line(name, way) for name, way in ways.items()))
-
-
-def _line(name: str, way: Tuned) -> Line:
-    best = way.best.val
-    return Line(name, best.value, (best.low, best.high), len(way.trained), way.seconds)
+    lines = [first]
+    models = {recipe.tuned: tuned} | {CONTROLS[name]: control for name, control in tuned.controls.items()}
+    for name, model in models.items():
+        best = model.best.val
+        lines.append(Line(name, best.value, (best.low, best.high), len(model.trained), model.seconds))
+    return tuple(lines)
 
 
 def _name(
@@ -274,8 +273,8 @@ def _name(
     started = time.perf_counter()
     network = imagenet_classifier(random=small or recipe.weights == "none", small=small)
     where = _place(recipe, images, folder, small, force)
-    found = _one_of_each(scan(where)) if small else where
-    named = predictions(network.model, network.names, network.preprocess, found, top=recipe.top, progress=progress)
+    photos = _one_of_each(scan(where)) if small else where
+    named = predictions(network.model, network.names, network.preprocess, photos, top=recipe.top, progress=progress)
     return Named(recipe, small, tuple(named), time.perf_counter() - started)
 
 
