@@ -63,8 +63,10 @@ def _with_shared_options(function: Callable[..., Any], name: str) -> Callable[..
 
     @wraps(function)
     def run(**values: Any) -> Any:
-        arguments = {option: value for option, value in values.items() if option in signature.parameters}
-        arguments |= {option: collected(kind, values) for option, kind in settings.items()}
+        # The function gets only the options that it declares: --config has done its work, --quiet chooses the screen.
+        arguments = {name: value for name, value in values.items() if name in signature.parameters}
+        for name_of_settings, kind in settings.items():
+            arguments[name_of_settings] = collected(kind, values)
         with nullcontext() if values["quiet"] else screen(name):
             return function(**arguments)
 

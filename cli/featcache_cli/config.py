@@ -55,7 +55,8 @@ def set_by_run(ctx: typer.Context) -> tuple[Path, str] | None:
     path: Path | None = ctx.meta.get(_FILE)
     if path is None or path.suffix != ".json":
         return None
-    return path, str(json.loads(path.read_text("utf-8")).get("images_digest", ""))
+    content = json.loads(path.read_text("utf-8"))
+    return path, str(content.get("images_digest", ""))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -87,13 +88,22 @@ def _of_command(
     content: Mapping[str, Any], command: list[str], names: list[str], commands: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
     """Return {option: value} for one command, from its own table and from the values outside all tables."""
-    tables = {name: value for name, value in content.items() if name in commands and isinstance(value, dict)}
-    flat = {name: value for name, value in content.items() if name not in tables}
+    tables: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        # An option may have the name of a command, and then its value is no table.
+        if name in commands and isinstance(value, dict):
+            tables[name] = value
+        else:
+            flat[name] = value
     # `cache export` reads the table [cache.export], which lies in the table [cache].
     own_table: Any = tables
     for name in command:
         own_table = own_table.get(name, {}) if isinstance(own_table, dict) else {}
-    return {**_known(flat, command, names, list(commands), path), **_known(own_table, command, names, [], path)}
+    # A value in the command's own table wins over one outside all tables.
+    settings = _known(flat, command, names, list(commands), path)
+    settings |= _known(own_table, command, names, [], path)
+    return settings
 
 
 def _known(

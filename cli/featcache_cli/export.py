@@ -32,7 +32,8 @@ def command(
     from featcache.extras.export import export
 
     trust.allow(*(allow or ()))
-    exported = export(model, out=out, force=force, **vars(options) | {"gates": options.gates or ()})
+    settings = vars(options) | {"gates": options.gates or ()}
+    exported = export(model, out=out, force=force, **settings)
     emit(json, document(exported), lambda: text(exported))
 
 

@@ -54,14 +54,8 @@ def command(
         return
     weights = "predict.weights" if name == "imagenet" else "extract.weights"
     with progress(quiet) as draw, without_download(f"use --set {weights}=none (random), or try it with --small"):
-        done = run_recipe(
-            name,
-            images,
-            out,
-            force=force,
-            progress=draw,
-            **vars(options) | {"settings": parse_settings(options.settings or ())},
-        )
+        settings = vars(options) | {"settings": parse_settings(options.settings or ())}
+        done = run_recipe(name, images, out, force=force, progress=draw, **settings)
     if isinstance(done, Named):
         emit(json, named_document(done), lambda: named_text(done))
         return

@@ -158,7 +158,8 @@ def _unfix(cache: Path, json: bool, draw: Progress) -> None:
     from featcache.extras.leaks import unfix
 
     done = unfix(cache, progress=draw)
-    emit(json, {"unfixed": asdict(done) | {"cache": str(done.cache)}}, lambda: _unfixed(done))
+    facts = asdict(done) | {"cache": str(done.cache)}
+    emit(json, {"unfixed": facts}, lambda: _unfixed(done))
 
 
 def _unfixed(done: Unfixed) -> str:

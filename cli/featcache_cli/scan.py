@@ -132,8 +132,10 @@ def _classes_table(manifest: Images) -> str:
     counts = Counter((row.label, row.split) for row in manifest.rows)
     rows: list[list[object]] = []
     for label, total in manifest.classes.items():
-        rows.append([label, total, *(counts[label, split] for split in split_names)])
-    rows.append(["all", sum(manifest.classes.values()), *(manifest.splits[split] for split in split_names)])
+        by_split = [counts[label, split] for split in split_names]
+        rows.append([label, total, *by_split])
+    totals = [manifest.splits[split] for split in split_names]
+    rows.append(["all", sum(manifest.classes.values()), *totals])
     return table(["class", "images", *split_names], rows)
 
 

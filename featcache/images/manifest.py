@@ -110,12 +110,11 @@ class Images:
     def gaps(self) -> list[str]:
         """What is missing in the splits: 'rose has no test image'."""
         present = {(row.label, row.split) for row in self.rows}
-        return [
-            f"{name} has no {split} image"
-            for name in self.classes
-            for split in self.splits
-            if (name, split) not in present
-        ]
+        splits = list(self.splits)
+        gaps = []
+        for label in self.classes:
+            gaps += [f"{label} has no {split} image" for split in splits if (label, split) not in present]
+        return gaps
 
     @property
     def notes(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from featcache.errors import ImagesChanged, NoImages, UsageError
@@ -43,7 +44,7 @@ def open_source(location: str | Path) -> Source:
     for suffixes, opened in KINDS.items():
         if path.name.lower().endswith(suffixes):
             return opened(path)
-    known = ", ".join(suffix for suffixes in KINDS for suffix in suffixes)
+    known = ", ".join(chain.from_iterable(KINDS))
     raise NoImages(
         f"{path} is a file, not a folder, and none that holds images ({known}). Give a folder of class folders, or of "
         "images"

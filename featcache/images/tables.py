@@ -196,8 +196,11 @@ def _one_hot(columns: Sequence[str], rows: Sequence[Row], used: Mapping[str, int
     places = _zero_one(columns, rows, used)
     if _label_like(columns, used) or any(_num_ones(cells, places) != 1 for _, cells in rows):
         return []
-    classes = [place for place in places if any(_cell_at(cells, place).lower() in ONES for _, cells in rows)]
-    return places if len(classes) > 1 else []
+    # One column of ones would give all images the same label.
+    num_classes = 0
+    for place in places:
+        num_classes += any(_cell_at(cells, place).lower() in ONES for _, cells in rows)
+    return places if num_classes > 1 else []
 
 
 def _zero_one(columns: Sequence[str], rows: Sequence[Row], used: Mapping[str, int]) -> list[int]:
