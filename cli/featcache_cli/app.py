@@ -67,8 +67,8 @@ for module in (
     doctor,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.command)
-app.add_typer(backbones.app, name="backbones", short_help="Which backbones there are, and their weights.")
-app.add_typer(cache.app, name="cache", short_help="What a cache holds, whether it is whole, and caches for others.")
+app.add_typer(backbones.app, name="backbones", short_help="List backbones, download weights, import your own model.")
+app.add_typer(cache.app, name="cache", short_help="Show, check, merge and export caches.")
 
 
 @app.callback(invoke_without_command=True)

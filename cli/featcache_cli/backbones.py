@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featcache.backbones.fetch import Fetched
     from featcache.backbones.importing import Imported
 
-app = App(help="Which backbones there are, and their weights. Example: featcache backbones list")
+app = App(help="List backbones, download weights, import your own model. Example: featcache backbones list")
 
 
 @app.command("list")

@@ -14,15 +14,13 @@ from featcache import trust
 from featcache.settings import WhyOptions
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
-from featcache_cli.output import Allow, Force, Json, emit
+from featcache_cli.output import Allow, Force, Json, counts_text, emit, failures_document
 
 if TYPE_CHECKING:
     from featcache.cache.rows import TapRows
     from featcache.extraction.recheck import Recomputed
 
-app = App(
-    help="What a cache holds, whether it is whole, and caches for others. Example: featcache cache info photos.h5"
-)
+app = App(help="Show, check, merge and export caches. Example: featcache cache info photos.h5")
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE.h5", help="A cache: a file, or a folder of parts.")]
 
@@ -43,9 +41,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
         "cache": str(cache),
         "root": str(opened.root),
         "images": len(opened.rows),
-        "failed": [
-            {"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in opened.failures
-        ],
+        "failed": failures_document(opened.failures),
         "classes": list(opened.classes),
         "splits": dict(opened.splits),
         "reviewed": dict(outcomes),
@@ -54,12 +50,11 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     }
 
     def text() -> str:
-        splits = ", ".join(f"{count} {name}" for name, count in opened.splits.items()) or "no labels"
+        splits = counts_text(opened.splits) or "no labels"
         images = f"{counted(len(opened.rows), 'image')} of {printable(str(opened.root))}"
         lines = [f"{images}, {len(opened.failures)} without features; {splits}"]
         if outcomes:
-            reviewed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-            lines.append(f"Labels reviewed: {reviewed}")
+            lines.append(f"Labels reviewed: {counts_text(dict(sorted(outcomes.items())))}")
         rows = []
         for stored in stored_taps:
             tap, num_rows = stored.tap, len(stored.at)
@@ -134,7 +129,7 @@ def _disagreement(comparison: Recomputed) -> str:
     """Return how the stored features of a tap differ from the features computed now."""
     tap, changed = comparison.tap, comparison.changed
     if changed:
-        return f"{len(changed)} images of tap '{tap}' are gone or others, such as {changed[0]}"
+        return f"{len(changed)} images of tap '{tap}' are gone or have changed, such as {changed[0]}"
     return f"tap '{tap}' is {comparison.difference:.2g} standard deviations off what is computed now"
 
 

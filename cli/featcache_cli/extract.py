@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ExtractOptions
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, say, without_download
+from featcache_cli.output import Force, Json, Quiet, emit, failures_document, in_shell, progress, say, without_download
 from featcache_cli.scan import Where
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def command(
     options: ExtractOptions,
     force: Force = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Only say what is missing, and what it would cost.")
+        bool, typer.Option("--dry-run", "-n", help="Only print what is missing and what it would cost.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -67,7 +67,7 @@ def document(report: Extracted) -> dict[str, Any]:
         "hits": report.hits,
         "computed": report.computed,
         "copies": report.copies,
-        "failed": [{"path": image.path, "status": image.status, "reason": image.reason} for image in report.failed],
+        "failed": failures_document(report.failed),
         "others": dict(report.others),
         "without_label": list(report.stray),
         "groups": asdict(report.groups),
@@ -99,7 +99,7 @@ def text(report: Extracted, classes: Sequence[str]) -> str:
     lines = [counts(report)]
     if report.others:
         num_others = counted(sum(report.others.values()), "file")
-        lines.append(f"{num_others} not of an image by suffix (featcache scan names them)")
+        lines.append(f"Not images by their suffix: {num_others} (featcache scan lists the suffixes)")
     if report.stray:
         lines.append(f"Left out, without a label: {counted(len(report.stray), 'image')} beside the class folders")
     lines.append(table(["tap", "features", "engine"], [[tap.tap, tap.width, tap.engine] for tap in report.taps]))

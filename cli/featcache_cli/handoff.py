@@ -39,7 +39,8 @@ def command(
     trust.allow(*(allow or ()))
     chosen = open_trial(trial)
     if not chosen.trial.handoff and not quiet:
-        say(f"{chosen.trial.head} has no exact form in Keras: a dense head is taught what it says, which takes a while")
+        head = chosen.trial.head
+        say(f"{head} has no exact form in Keras: training a dense head on its predictions, which takes a while")
     certificate = handoff(chosen, out, images=images, force=force).certificate
     # RUN@refit was fitted on validation images too, so fine-tuning has none to choose an epoch on.
     if chosen.refit:

@@ -11,7 +11,7 @@ import typer
 
 from featcache.settings import LeaksOptions
 from featcache_cli import review
-from featcache_cli.output import Json, Quiet, emit, in_shell, progress
+from featcache_cli.output import Json, Quiet, counts_text, emit, in_shell, progress
 
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Fixed, Leaks
@@ -25,12 +25,15 @@ def command(
     options: LeaksOptions,
     repair: Annotated[
         bool,
-        typer.Option("--fix", help="Put images that show the same, and each group, into one split, in the cache."),
+        typer.Option("--fix", help="Change the cache so that images that show the same, and groups, are in one split."),
     ] = False,
     fix_to: Annotated[
-        Path | None, typer.Option("--fix-to", help="Write that to a CSV (path, label, split, group), not to the cache.")
+        Path | None,
+        typer.Option(
+            "--fix-to", help="Like --fix, but write a CSV (path, label, split, group) and leave the cache as it is."
+        ),
     ] = None,
-    unfix: Annotated[bool, typer.Option("--unfix", help="Take back all that --fix did to the cache.")] = False,
+    unfix: Annotated[bool, typer.Option("--unfix", help="Undo every change that --fix made to the cache.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Also list labels that look wrong.")] = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", help="With --labels: write all to a CSV; fill its column decision.")
@@ -279,8 +282,7 @@ def _fixed(fixed: Fixed) -> list[str]:
         rows = [[move.path, move.before, move.after] for move in fixed.moved[:LISTED]]
         lines.append(table(["image", "was in", "is in"], rows))
         lines += _more(len(fixed.moved))
-    splits = ", ".join(f"{count} {name}" for name, count in fixed.splits.items())
-    lines.append(f"Images now: {splits}.")
+    lines.append(f"Images now: {counts_text(fixed.splits)}.")
     if fixed.emptied:
         lines.append(f"Nothing left: {'; '.join(map(printable, fixed.emptied))}.")
     if fixed.moved:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +56,20 @@ def in_shell(value: object) -> str:
     from featcache.text import printable
 
     return printable(quote(str(value)))
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return counts as a person reads them.
+
+    >>> counts_text({"train": 80, "val": 20})
+    '80 train, 20 val'
+    """
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def failures_document(failures: Iterable[Any]) -> list[dict[str, str]]:
+    """Return images or files that could not be read as they stand in JSON."""
+    return [{"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in failures]
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import PredictOptions
-from featcache_cli.output import Force, Json, Quiet, cleared, emit, progress, say
+from featcache_cli.output import Force, Json, Quiet, cleared, counts_text, emit, failures_document, progress, say
 
 if TYPE_CHECKING:
     from featcache.models.reference import Threshold
@@ -92,9 +92,7 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
         "rows": tally.rows,
         "statuses": dict(sorted(tally.by_status.items())),
         "num_failed": tally.failed,
-        "failed": [
-            {"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in tally.failures
-        ],
+        "failed": failures_document(tally.failures),
         "unknown": None if threshold is None else tally.unknown,
         "threshold": None if threshold is None else threshold.value,
         "threshold_images": None if threshold is None else threshold.images,
@@ -117,9 +115,8 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
         counts += f" ({', '.join(reasons)})"
     lines = ["; ".join([counts, *(printable(str(path)) for path in files)])]
     if tally.others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in tally.others.items())
         num_others = counted(sum(tally.others.values()), "file")
-        lines.append(f"Not looked at, by their names: {num_others} ({printable(kinds)})")
+        lines.append(f"Not looked at, by their names: {num_others} ({printable(counts_text(tally.others))})")
     if tally.threshold is not None:
         lines += _on_unknown(tally.unknown, tally.threshold)
     if tally.accuracy is not None:
@@ -135,8 +132,8 @@ def _on_unknown(unknown: int, threshold: Threshold) -> list[str]:
     """Return how many images are unknown, and how far that can be trusted."""
     low, high = threshold.interval
     return [
-        f"{unknown} are unknown: stranger than {threshold.value:.3f}, as {threshold.exceeded} of the "
-        f"{threshold.images} known images are that set this",
+        f"{unknown} are unknown: stranger than {threshold.value:.3f}, as are {threshold.exceeded} of the "
+        f"{threshold.images} known images that set this threshold",
         f"Of new images of the known classes expect {low:.1%} to {high:.1%} (95 % interval) to be called unknown",
     ]
 

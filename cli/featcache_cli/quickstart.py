@@ -13,7 +13,7 @@ from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress, without_download
+from featcache_cli.output import Force, Json, Quiet, counts_text, emit, in_shell, print_text, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.main_job import Part, Quickstart
@@ -96,8 +96,7 @@ def _part_text(part: Part) -> str:
 
     match part:
         case Images():
-            splits = ", ".join(f"{count} {name}" for name, count in part.splits.items())
-            return f"{counted(len(part.rows), 'image')}, {len(part.classes)} classes: {splits}"
+            return f"{counted(len(part.rows), 'image')}, {len(part.classes)} classes: {counts_text(part.splits)}"
         case Extracted():
             return extract_command.counts(part)
         case Run():

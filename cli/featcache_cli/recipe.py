@@ -13,7 +13,7 @@ from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
-from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, without_download
+from featcache_cli.output import Force, Json, Quiet, counts_text, emit, in_shell, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.recipes import Named, Naming, Trained, Training
@@ -121,11 +121,10 @@ def text(done: Trained) -> str:
     from featcache.text import counted, interval, printable, table
 
     images, classes = counted(len(done.images.rows), "image"), counted(len(done.images.classes), "class")
-    splits = ", ".join(f"{count} {name}" for name, count in done.images.splits.items())
     lines = [
         *_warning(done),
         f"{done.recipe.name}: {done.recipe.does}.",
-        f"{images}, {classes}: {splits}",
+        f"{images}, {classes}: {counts_text(done.images.splits)}",
         extract_command.counts(done.extracted),
     ]
     if done.recipe.note:
@@ -141,7 +140,7 @@ def text(done: Trained) -> str:
     lines += [
         "",
         table(["", f"val {done.run.settings.metric} [95 %]", "epochs", "s"], rows),
-        "Seconds of the head count extraction, those of fine-tuning what was computed once before it.",
+        "The seconds of the head include extraction; those of fine-tuning include what was computed once before it.",
         "These images also chose the epoch: expect a little less on new ones.",
         *_warning(done),
         f"Model: {printable(str(done.tuned.path))}; all in {done.seconds:.0f} s",

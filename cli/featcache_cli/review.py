@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featcache.errors import UsageError
 from featcache.spec import Progress
-from featcache_cli.output import emit, in_shell, progress
+from featcache_cli.output import counts_text, emit, in_shell, progress
 
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Reviewed, Unfixed
@@ -93,13 +93,15 @@ def check_alone(others: Mapping[str, object]) -> None:
     """Raise UsageError if a change is requested together with other options."""
     for option, value in others.items():
         if value:
-            raise UsageError(f"--apply, --unapply and --unfix go without {option}. Give one after the other")
+            raise UsageError(
+                f"--apply, --unapply and --unfix cannot be combined with {option}. Run one command after the other"
+            )
 
 
 def change(cache: Path, apply: Path | None, unapply: bool, unfix: bool, json: bool, quiet: bool) -> None:
     """Apply, take back or unfix, and print the result. Raises UsageError if more than one is requested."""
     if (apply is not None) + unapply + unfix > 1:
-        raise UsageError("--apply, --unapply and --unfix go one at a time. Leave the others out")
+        raise UsageError("--apply, --unapply and --unfix cannot be combined. Leave all but one out")
     with progress(quiet) as draw:
         if unfix:
             _unfix(cache, json, draw)
@@ -174,7 +176,6 @@ def _unfixed(done: Unfixed) -> str:
         lines.append(table(["image", "was in", "is in"], rows[:LISTED]))
         if len(rows) > LISTED:
             lines.append(f"{len(rows) - LISTED} more: --json lists all.")
-    splits = ", ".join(f"{count} {split}" for split, count in done.splits.items())
-    lines.append(f"Images now: {splits}.")
+    lines.append(f"Images now: {counts_text(done.splits)}.")
     lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
     return "\n".join(lines)

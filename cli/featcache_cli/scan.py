@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ScanOptions
-from featcache_cli.output import Force, Json, Quiet, emit, progress
+from featcache_cli.output import Force, Json, Quiet, emit, failures_document, progress
 
 if TYPE_CHECKING:
     from featcache.images.groups import Groups
@@ -37,7 +37,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what is there: classes, counts, sizes, unreadable files, duplicates.
+    """Show what a folder holds: classes, counts, sizes, unreadable files, duplicates.
 
     Example: featcache scan photos/
     """
@@ -70,9 +70,7 @@ def document(manifest: Images) -> dict[str, Any]:
         "layout": manifest.layout,
         "classes": dict(manifest.classes),
         "splits": dict(manifest.splits),
-        "unreadable": [
-            {"path": image.path, "status": image.status, "reason": image.reason} for image in manifest.unreadable
-        ],
+        "unreadable": failures_document(manifest.unreadable),
         "duplicates": manifest.duplicates,
         "crossing": manifest.crossing,
         "groups": asdict(manifest.groups),
@@ -119,7 +117,7 @@ def text(manifest: Images) -> str:
         lines.append(f"Left out, without a label: {counted(len(manifest.stray), 'image')} beside the class folders.")
     if manifest.others:
         suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in manifest.others.items())
-        lines.append(f"{counted(sum(manifest.others.values()), 'file')} not of an image by suffix: {suffixes}.")
+        lines.append(f"Not images by their suffix: {counted(sum(manifest.others.values()), 'file')} ({suffixes}).")
     return "\n".join(lines)
 
 

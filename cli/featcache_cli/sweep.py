@@ -30,7 +30,7 @@ def command(
     options: SweepOptions,
     allow: Allow = None,
     force: Annotated[
-        bool, typer.Option("--force", help="With -o: replace a run that is there already, if it was asked otherwise.")
+        bool, typer.Option("--force", help="With -o: replace an earlier run that has other settings.")
     ] = False,
     list_heads: Annotated[
         bool, typer.Option("--list-heads", help="Only list heads and presets, and what each tries.")

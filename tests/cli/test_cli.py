@@ -175,7 +175,7 @@ def test_predict_without_a_file_prints_the_rows(cli, model, photos, tmp_path, mo
     assert done.out.count("path ") == 2
     assert done.out.count("unknown (") == facts["unknown"]
     low, high = facts["known_unknown_rate"]
-    assert f"of the {facts['threshold_images']} known images are that set this" in done.out
+    assert f"of the {facts['threshold_images']} known images that set this threshold" in done.out
     assert f"expect {low:.1%} to {high:.1%} (95 % interval) to be called unknown" in done.out
     assert "36 images, 1 could not be read (1 unknown_format)" in done.out
     assert "Not looked at, by their names: 1 file (1 .txt)" in done.out

@@ -156,10 +156,13 @@ def test_a_fix_is_taken_back(cli, cache):
     [
         (["--csv", "l.csv"], "--csv takes the labels that look wrong. Add --labels"),
         (["--labels", "--csv", "l.txt"], "Labels to review are written to a file that ends in .csv; got l.txt"),
-        (["--apply", "l.csv", "--fix"], "--apply, --unapply and --unfix go without --fix. Give one after the other"),
-        (["--unapply", "--tap", "x"], "go without --tap. Give one after the other"),
-        (["--unfix", "--force"], "go without --force. Give one after the other"),
-        (["--unapply", "--unfix"], "--apply, --unapply and --unfix go one at a time. Leave the others out"),
+        (
+            ["--apply", "l.csv", "--fix"],
+            "--apply, --unapply and --unfix cannot be combined with --fix. Run one command after",
+        ),
+        (["--unapply", "--tap", "x"], "cannot be combined with --tap. Run one command after the other"),
+        (["--unfix", "--force"], "cannot be combined with --force. Run one command after the other"),
+        (["--unapply", "--unfix"], "--apply, --unapply and --unfix cannot be combined. Leave all but one out"),
     ],
 )
 def test_what_does_not_go_together_is_refused_at_once(cli, toy, options, message):
