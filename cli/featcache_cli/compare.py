@@ -21,7 +21,7 @@ def command(
         str,
         typer.Argument(help="RUN@2, of this run or of another on the same images, or MODEL.keras that came from it."),
     ],
-    metric: Annotated[str | None, typer.Option("--metric", help="[default: that of the first run]")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="[default: the metric of the first run]")] = None,
     images: Moved = None,
     allow: Allow = None,
     json: Json = False,

@@ -140,7 +140,7 @@ def text(done: Trained) -> str:
     lines += [
         "",
         table(["", f"val {done.run.settings.metric} [95 %]", "epochs", "s"], rows),
-        "The seconds of the head include extraction; those of fine-tuning include what was computed once before it.",
+        "The head's seconds include extraction; the seconds of fine-tuning include what was computed once before it.",
         "These images also chose the epoch: expect a little less on new ones.",
         *_warning(done),
         f"Model: {printable(str(done.tuned.path))}; all in {done.seconds:.0f} s",

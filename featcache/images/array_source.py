@@ -201,7 +201,7 @@ def _stacks(arrays: _Npz, path: Path) -> dict[str, LabelledStack]:
             names[split] = (f"x_{split}", f"y_{split}")
     is_split = bool(names)
     for x, y in PAIRS:
-        # Images beside those of the splits are read too, and get their splits from their content.
+        # Images that are in no split are read too, and get a split from their content.
         if x in arrays and (is_split or not names):
             names[""] = (x, y)
     if not names:

@@ -207,7 +207,7 @@ def _opened(data: bytes) -> ImageFile:
 def _unknown(data: bytes) -> str:
     """Return why Pillow cannot open a file. For a TIFF, describe what the file holds."""
     if data[:4] in PREFIXES:
-        is_big_tiff = 43 in data[2:4]  # its header has 16 bytes, that of other TIFFs 8
+        is_big_tiff = 43 in data[2:4]  # BigTIFF has a header of 16 bytes, other TIFFs have 8
         with suppress(Exception):  # the directory may be damaged in any way
             directory = ImageFileDirectory_v2(data[: 16 if is_big_tiff else 8])
             file = io.BytesIO(data)

@@ -1,4 +1,4 @@
-"""Where the bytes of images come from: what every source can do, and the folder, the plainest of them."""
+"""Where the bytes of images come from: the methods of every source, and the simplest source, a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_FILE_BYTES = 2**30
 
 
 class Stamp(NamedTuple):
-    """What tells one content from another without reading it: equal stamps, equal bytes, but for the racy rule."""
+    """Tells whether a file changed without reading it: equal stamps mean equal bytes, except under the racy rule."""
 
     size: int
     mtime_ns: int
@@ -72,16 +72,17 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def require_size(size: int) -> None:
-    """Raise Undecodable if no image has so many bytes."""
+    """Raise Undecodable if a file is larger than any image may be."""
     if size > MAX_FILE_BYTES:
         raise Undecodable("too_big", f"{size} bytes, more than {MAX_FILE_BYTES}")
 
 
 def reason_of(error: Exception) -> str:
-    """Return what went wrong on one line, without the path that the row has anyway."""
+    """Return what went wrong on one line, without the path, which the row has anyway."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
 def _never_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for who writes to it
+    # Opening a pipe would otherwise wait until another process writes to it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

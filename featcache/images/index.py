@@ -27,7 +27,7 @@ Entry = tuple[int, int, int, str]  # a stamp, and the digest of what it stands f
 
 
 def is_index(path: Path) -> bool:
-    """Tell whether a file is an index, or is not there."""
+    """Return whether a file is an index, or does not exist."""
     try:
         return bool(json.loads(path.read_bytes())["format"] == FORMAT)
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def is_index(path: Path) -> bool:
 
 
 class Index:
-    """The digests of what one source holds. path: where they are kept between scans; None keeps none."""
+    """The digests of the images in one source. path: the file that keeps them between scans; None keeps none."""
 
     def __init__(self, path: Path | None, source: Source, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = None if source.location is None else path
@@ -69,7 +69,7 @@ class Index:
         return data, digest
 
     def save(self) -> None:
-        """Write what is known now, if that is not what the file says already. A full disk costs only time later."""
+        """Write the digests if they differ from the file. A full disk is no error: images are read again next time."""
         if self._path is None or self._now == self._before:
             return
         content = {"format": FORMAT, "place": self._place, "files": self._now}

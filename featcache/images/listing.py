@@ -95,8 +95,8 @@ def list_images(root: Path) -> Listing:
 def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), strip: bool = False) -> Listing:
     """Return the images among these files by layout, sorted by the bytes of their paths.
 
-    refused: names that are listed without a label, because nothing will be read from them. strip: a single folder
-    around everything says nothing. Raises NoImages, DataError.
+    refused: names to list without a label, because nothing will be read from them. strip: ignore a single folder
+    around everything. Raises NoImages, DataError.
     """
     paths, others = [], Counter[str]()
     for name in names:
@@ -127,7 +127,7 @@ def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), st
 
 
 def is_image(path: str) -> bool:
-    """Tell whether a file is looked at, by its name alone.
+    """Return whether a file counts as an image, by its name alone.
 
     >>> is_image("roses/1.JPG"), is_image("roses/._1.jpg"), is_image("__MACOSX/roses/1.jpg")
     (True, False, False)
@@ -184,7 +184,7 @@ def _labelled(paths: list[str], above: str, splits: Mapping[str, str]) -> list[L
         if splits and folders:
             split = splits.get(folders.pop(0), "")
             if not split:
-                continue  # a folder beside those of the splits
+                continue  # a folder beside the folders of the splits
             if folders and splits.get(folders[0]) == split:
                 folders.pop(0)  # train/train/roses/1.jpg, as archives within archives unpack
         if folders:

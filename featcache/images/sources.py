@@ -29,7 +29,7 @@ KINDS: dict[tuple[str, ...], Callable[[Path], Source]] = {
 
 
 def open_source(location: str | Path) -> Source:
-    """Return where the bytes of the images at a place come from; a manifest's are those of its folder.
+    """Return the source of the images at a place; for a manifest it is the manifest's folder.
 
     Takes a folder, .zip, .tar (also .gz, .bz2, .xz), .npy, .npz, .csv, .tsv or .parquet.
     Raises NoImages if there is nothing of the kind, DataError if it is damaged.
@@ -52,12 +52,12 @@ def open_source(location: str | Path) -> Source:
 
 
 def holds_images(path: Path) -> bool:
-    """Tell whether a file is one that holds or names images, by its name."""
+    """Return whether a file holds or names images, by its name."""
     return any(path.name.lower().endswith(suffixes) for suffixes in KINDS)
 
 
 def is_table(path: Path) -> bool:
-    """Tell whether a file is a manifest, by its name."""
+    """Return whether a file is a manifest, by its name."""
     return path.name.lower().endswith(TABLES) and path.is_file()
 
 

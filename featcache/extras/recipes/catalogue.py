@@ -106,7 +106,7 @@ class Training:
         return {**options, **self.more.get(step, {})}
 
     def commands(self, backbone: str, images: str, folder: Path) -> list[str]:
-        """Return its steps as they are typed. backbone: that of the recipe, or the user's model."""
+        """Return its steps as commands. backbone: the backbone of the recipe, or the user's model."""
         cache, run, model = (quote(str(folder / name)) for name in ("features.h5", "head.run", "model.keras"))
         reads = flags_of(self.options("extract") | {"backbone": backbone} | self.options("scan"))
         grid = [f"--grid {quote(f'{self.head}.{name}={word(value)}')}" for name, value in self.fit.items()]

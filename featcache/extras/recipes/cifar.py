@@ -45,10 +45,10 @@ def at_home() -> Path:
 
 
 def as_arrays(path: Path, out: Path, num_train: int, num_val: int) -> Path:
-    """Return where the first images of each class lie as .npz: so many for training, so many for validation.
+    """Return the .npz with the first `num_train` training and `num_val` validation images, balanced over the classes.
 
-    Those for training are of data_batch_1 to 5, those for validation of test_batch, as in the tutorial. What is no
-    folder or archive of batches is returned as it is. Raises DataError, naming the file, if a batch cannot be read.
+    Training images come from data_batch_1 to 5 and validation images from test_batch, as in the tutorial. A path that
+    is no folder or archive of batches is returned as it is. Raises DataError, naming the file, if a batch cannot be read.
     """
     opened = _opener(path)
     if opened is None:

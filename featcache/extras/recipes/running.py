@@ -230,7 +230,7 @@ def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, s
 
 
 def _test_as_val(images: Images) -> Images:
-    """Return the images with those of a test folder as validation, and all others in training, where there is one."""
+    """Return the images with a test folder, if any, as validation and all other images as training."""
     is_test = [row.split == "test" and row.path in images.given for row in images.rows]
     if not any(is_test):
         return images
