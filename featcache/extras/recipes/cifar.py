@@ -45,10 +45,11 @@ def at_home() -> Path:
 
 
 def as_arrays(path: Path, out: Path, num_train: int, num_val: int) -> Path:
-    """Return the .npz with the first `num_train` training and `num_val` validation images, balanced over the classes.
+    """Return the .npz with the first training and validation images, equally many of each class.
 
     Training images come from data_batch_1 to 5 and validation images from test_batch, as in the tutorial. A path that
-    is no folder or archive of batches is returned as it is. Raises DataError, naming the file, if a batch cannot be read.
+    is no folder or archive of batches is returned as it is. Raises DataError with the file's name if a batch cannot be
+    read.
     """
     opened = _opener(path)
     if opened is None:
