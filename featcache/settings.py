@@ -140,7 +140,7 @@ class WhyOptions(FeatureOptions):
     """Options of `cache why`: of the extraction that is compared with a cache."""
 
     backbone: str | None = option(
-        None, "Also say what an extraction with this backbone, and the options below, lacks here.", short="-b"
+        None, "Also report which features of this backbone, with the options below, are missing.", short="-b"
     )
 
 
@@ -248,7 +248,7 @@ class PredictOptions:
 
     top: int = option(1, "Number of classes to report per image.")
     reject: float | None = option(
-        None, "Call an image unknown if it is stranger than all but this share of known images, such as 0.02."
+        None, "Call an image unknown if at most this share of known images looks as strange, such as 0.02."
     )
     views: str = option(
         "1", "Mean over views: flip, or a number (8: mirror image and six crops too).", suggestions=("1", "flip", "8")

@@ -61,7 +61,6 @@ def test_importing_featcache_imports_nothing_heavy():
         "extras.report",
         "images",
         "models",
-        "plan",
         "prediction",
         "sweeps",
         "tuning",

@@ -36,7 +36,7 @@ def parameters_of(kind: Any) -> list[inspect.Parameter]:
 
 
 def collected(kind: Any, values: dict[str, Any]) -> Any:
-    """Return an object of a class of settings. values: by the names that `parameters_of` gives."""
+    """Return the settings made from the values that a command got, by the names that `parameters_of` declares."""
     return kind(**{field.name: values[name_on_command_line(field)] for field in fields(kind)})
 
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from featcache.arrays import Features
 from featcache.cache import layout
 from featcache.errors import DataError, NotACache, UsageError
+from featcache.files import Overtaken
 from featcache.spec import Dtype, Tap, canonical_json
 
 BLOCK_BYTES = 4 * 2**20
@@ -309,9 +310,13 @@ def content_digest(group: Any, source: Path) -> str:
 def check_tap(group: Any, source: Path) -> None:
     """Raise NotACache if the rows of a tap do not match their digest. Reads all rows, once in a process.
 
-    It reads a file again that was changed or replaced since: its time or its state differs then.
+    It reads a file again that was changed or replaced since: its time or its state differs then. Raises Overtaken if
+    another process has removed the file, which only happens after its rows were copied.
     """
-    file = os.stat(source)
+    try:
+        file = os.stat(source)
+    except FileNotFoundError as error:
+        raise Overtaken(source) from error
     key = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, layout.state_in(group.file), group.name)
     if key not in checked_taps:
         compare_tap(group, source)

@@ -64,7 +64,7 @@ class Order:
     scanned: Images
     decisions: Decisions | None  # a table of reviewed labels
     progress: Progress
-    replaces: bool  # `out` is another file, which the finished cache replaces
+    replaces: bool  # `out` is no cache; the finished cache replaces it
 
     def note(self, step: str, text: str) -> None:
         """Report something that is no progress."""
@@ -83,7 +83,7 @@ def open_extraction(
 ) -> Extraction:
     """Read the cache, scan the images, and return the extraction, which has computed nothing yet.
 
-    index: a file that remembers what was scanned. replaces: `out` is another file, which the finished cache replaces.
+    index: a file that remembers what was scanned. replaces: `out` is no cache; the finished cache replaces it.
     requests: instead of those of the options.
     """
     if requests is None:
@@ -153,7 +153,7 @@ class Extraction:
         self.refresh()
         plan = self.plan()
         if self.order.options.rehash:
-            plan = self.plan_without_damaged(plan)
+            plan = self.plan_recomputing_damaged(plan)
         table = self.stock.table
         if table is not None and not plan.work and self.is_merged(table):
             parts.tidy(self.order.out)
@@ -164,7 +164,7 @@ class Extraction:
             # Another extraction may have computed these rows while this one waited for the lock.
             if self.refresh():
                 plan = self.plan()
-            plan = self.plan_without_damaged(plan)
+            plan = self.plan_recomputing_damaged(plan)
             self.compute(plan)
             return self.merge()
 
@@ -197,7 +197,7 @@ class Extraction:
             self.first_plan = plan
         return plan
 
-    def plan_without_damaged(self, plan: Plan) -> Plan:
+    def plan_recomputing_damaged(self, plan: Plan) -> Plan:
         """Return what is missing when the damaged taps of CACHE.h5 are left out, and report those taps.
 
         Raises NotACache if a requested tap has rows of images that are not at hand: those rows would be lost.
@@ -228,7 +228,8 @@ class Extraction:
 
     def compute(self, plan: Plan) -> None:
         """Compute and commit what is missing. Raises NoImages if no image can be used."""
-        # One round is enough unless images change or disappear while they are read.
+        # One round is enough unless images change or disappear while they are read. Images that still change in the
+        # last round have no row, and the next extraction computes them.
         for _ in range(MAX_ROUNDS):
             for image_pass in self.passes(plan):
                 image_pass.run()

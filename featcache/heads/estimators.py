@@ -1,7 +1,7 @@
 """Heads by name: the settings that a sweep tries, and the scikit-learn pipeline of each.
 
-`FAMILIES` has one entry for each kind of head; to add a scikit-learn classifier, add its entry and the function that
-makes it. All tests of heads then run over it.
+`FAMILIES` has one entry for each kind of head. To add one, add its entry and the function that makes it;
+docs/head.md has the other steps.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 An image's unit is its group, or its content if it has no group; groups that share a copy of an image are one unit. The
 hash of a unit is a number in [0, 1): below the share of train the unit is in train, then come val and test. So copies
-of an image, and images of a group, are always in one split. Each class is divided at the same percentages, and its
+of an image, and images of a group, are in one split, unless folders or a table already put them into different ones
+(`carve` then moves copies of test images out of train). Each class is divided at the same percentages, and its
 numbers vary slightly around them (80 images at 15 %: 12, give or take 3).
 A class without any training image gets one: the unit with its smallest hash.
 

@@ -86,7 +86,7 @@ class Probe:
 
     @cached_property
     def is_exact(self) -> bool:
-        """Return whether the layers give the estimator's own logits. If not, it taught them."""
+        """Return whether the layers give the estimator's own logits. If not, they were distilled from it."""
         return is_exact(self.estimator[-1])
 
     @cached_property
@@ -159,9 +159,8 @@ class Probe:
     def lineages(self, *, is_tuned: bool = False) -> Lineages:
         """Return which images made the model, including those that trained its backbones.
 
-        is_tuned: whether the backbones train, too. A head with several trained layers computes what enters its last
-        layer from labels, so the images of the run are behind the features, too. Scalers see no labels and do not
-        count.
+        is_tuned: whether the backbones train, too. Hidden layers of a head were trained on labels, so the run's images
+        also shaped what enters its last layer. Scalers see no labels and do not count.
         """
         backbones = Lineage()
         for tap in self.taps:

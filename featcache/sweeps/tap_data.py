@@ -27,7 +27,7 @@ from featcache.text import counted
 
 KEEP_BYTES = 2**30  # of prepared features; larger ones are prepared again for every bundle of heads
 BLOCK = 4096  # rows that are read, checked or standardised at a time
-SHARE = 4  # features may take one part in so many of the machine's memory: heads take as much again
+MEMORY_SHARE = 1 / 4  # of the machine's memory for features: heads take as much again
 BAD_ROWS = 3  # rows with features that are not finite, which are named
 
 
@@ -131,7 +131,7 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
     names = taps_in(cache, tap)
     width = sum(cache.features(rows[:1], name).shape[1] for name in names)
     num_bytes = len(rows) * width * 4
-    allowed = settings.memory or physical_memory() / SHARE
+    allowed = settings.memory or physical_memory() * MEMORY_SHARE
     streamed = num_bytes > allowed
     if streamed:
         _check_streamed(settings, tap, num_bytes, allowed)

@@ -125,7 +125,8 @@ def sweep(
     choosing = choosing_rows(cache, train, val, settings)
     with Writer.begun(cache, settings, out, train, val, choosing, len(candidates), force) as writer:
         if writer.run.is_finished:
-            progress(Tick("sweep", 0, 0, f"{writer.run.path} is this sweep, finished. To do it again: another `out`"))
+            note = f"{writer.run.path} already holds this finished sweep. To do it again: another `out`"
+            progress(Tick("sweep", 0, 0, note))
             return writer.run
         _Sweep(cache, settings, train, val, writer, jobs, progress).run(candidates)
         if settings.refit and writer.run.ranked:
@@ -216,7 +217,7 @@ def _check(settings: Settings) -> None:
 
 
 def _as_json(grid: Grid | None) -> dict[str, dict[str, list[Any]]] | None:
-    """Return the grid as run.json will give it back: a run is continued if its settings are equal to it."""
+    """Return the grid as run.json will give it back: a run is continued if its settings equal those stored there."""
     if not grid:
         return None
     lists = {head: {name: list(values) for name, values in axes.items()} for head, axes in grid.items()}
@@ -269,6 +270,7 @@ class _Sweep:
         for chain, few in kinds:
             alike = [bundle for bundle in bundles if (bundle.chain, bundle.few) == (chain, few)]
             part = data if few is None else data.fitted_on(few_of(data.y[: data.num_train], *few))
+            # The last kind may overwrite the features in place of copying them; a subset must leave them whole.
             is_last = (chain, few) == kinds[-1]
             prepared = Prepared(part, chain, last=is_last and few is None)
             results = fitted(part, prepared, alike, self.settings, self.jobs, may_begin=clock.may_begin, tick=tick)

@@ -4,7 +4,7 @@ A backbone is cut at a bottleneck: a layer that every path from the image to the
 the last bottleneck before the first layer that trains. What that layer gives is a tap like any other, extracted into
 prefix.h5 of the run under the promises of every cache: identified by content and fingerprint, safe against kills,
 verified. Taps that lie before the cut, or that belong to backbones which do not train at all, come from the run's own
-cache.
+cache, unless training augments the images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from featcache.sweeps.tap_data import physical_memory
 from featcache.tuning.data import ActivationSet
 from featcache.tuning.training_recipe import Recipe
 
-SHARE = 4  # activations may take a quarter of the machine's memory; larger ones are kept on disk
+MEMORY_SHARE = 1 / 4  # of the machine's memory for activations; larger ones are kept on disk
 BLOCK = 256  # images read at once
 
 
@@ -92,7 +92,7 @@ def activations(
     """
     run, taps = probe.chosen.run.path, cut_model.taps
     train, val = probe.rows("train"), probe.rows("val")
-    is_small = bytes_needed(cut_model, recipe, len(train), len(val)) <= physical_memory() / SHARE
+    is_small = bytes_needed(cut_model, recipe, len(train), len(val)) <= physical_memory() * MEMORY_SHARE
 
     # Augmented training never sees the images as they are, so only validation needs that view.
     unchanged = val if recipe.is_augmented else train + val
@@ -182,6 +182,7 @@ def _array(store: Cache, rows: Sequence[ImageRow], tap: Tap, is_small: bool) -> 
     if is_small:
         return store.features(rows, name)
     shape = (len(rows), *store.features(rows[:1], name).shape[1:])
+    # The map keeps the file open after the block, and the disk space is free again when the array is.
     with tempfile.TemporaryFile(dir=store.path.parent) as file:
         _reserve(file.fileno(), prod(shape) * 4, store.path)
         array = np.memmap(file, np.float32, "r+", shape=shape)

@@ -166,7 +166,7 @@ def test_integer_input_needs_no_mode(tmp_path):
     ("text", "message"),
     [
         ("", r"How do pixels enter 'mine'\? Add it to the name: mode=tf"),
-        (":mode=imagenet", r"mode takes tf, caffe, torch, inside, unit; got 'imagenet'"),
+        (":mode=imagenet", r"`mode` takes tf, caffe, torch, inside, unit; got 'imagenet'"),
         (":mode=tf:size=20", r"'mine' takes images of 16 pixels; got size 20"),
         (":alpha=1", r"'mine' takes the options mode=.., size=..; got 'alpha=1'"),
         (":tf", r"'mine' takes the options mode=.., size=..; got 'tf'"),

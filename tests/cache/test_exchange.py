@@ -115,7 +115,7 @@ def test_failures_that_two_decoders_found_are_not_taken_for_known(tmp_path):
 
 
 def test_a_split_that_cannot_be_is_not_exported(tmp_path):
-    with pytest.raises(UsageError, match=r"split takes train, val, test; got 'tset' \(did you mean test"):
+    with pytest.raises(UsageError, match=r"`split` takes train, val, test; got 'tset' \(did you mean test"):
         export(make(tmp_path / "a.h5", 0, 2), tmp_path / "out.npz", split="tset")
     assert not (tmp_path / "out.npz").exists()
 

@@ -12,8 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.cache import layout, parts
+from featcache.cache import layout, parts, rows
+from featcache.cache.layout import part_files
 from featcache.cache.reader import Cache
+from featcache.files import Overtaken
 
 from .disk import Disk, tree
 from .scenes import DIGESTS, FACTS, IMAGES, MAPS, TOP, all_of, commit, maps, merge, rows_of, top
@@ -331,12 +333,22 @@ def test_processes_that_commit_and_merge_at_random_lose_no_row(tmp_path):
         cache = tmp_path / kind / "c.h5"
         commands = [[sys.executable, "-m", "cache.racer", str(cache), str(number)] for number in range(3)]
         racers = [subprocess.Popen(one, env=environment, stderr=subprocess.PIPE, text=True) for one in commands]
-        for racer in racers:
-            _, errors = racer.communicate(timeout=300)
-            assert racer.returncode == 0, errors
+        errors = [racer.communicate(timeout=300)[1] for racer in racers]
+        assert [racer.returncode for racer in racers] == [0, 0, 0], errors
         merge(cache)
         assert rows_of(cache) == all_of(range(9))
         assert not [name for name in tree(cache.parent) if ".tmp-" in name or ".damaged" in name]
+
+
+def test_a_part_that_is_gone_when_it_is_compared_is_no_damage(tmp_path):
+    """Another process may remove a part, whose rows it has copied, between opening it and comparing its rows."""
+    commit(tmp_path / "c.h5", 0, 2)
+    [part] = part_files(tmp_path / "c.h5")
+    with layout.reading_part(part) as file:
+        [group] = layout.tap_groups(file, part)[:1]
+        part.unlink()
+        with pytest.raises(Overtaken):
+            rows.check_tap(group, part)
 
 
 def with_group(cache, name, number):

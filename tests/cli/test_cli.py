@@ -709,7 +709,7 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout)["trials"] == 15
     done = subprocess.run([*FEATCACHE, *arguments, "--json"], capture_output=True, text=True)
-    assert (done.returncode, json.loads(done.stdout)["trials"], "is this sweep, finished" in done.stderr) == (
+    assert (done.returncode, json.loads(done.stdout)["trials"], "already holds this finished sweep" in done.stderr) == (
         0,
         15,
         True,

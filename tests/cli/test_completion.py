@@ -55,7 +55,7 @@ def offered(shell):
 
 
 def test_tab_completes_a_command_in_an_interactive_bash_after_installing(shell):
-    assert "completion installed" in bash(shell, "featcache --install-completion")
+    assert "completion installed" in bash(shell, "featcache --install-completion && true")
     terminal, theirs = pty.openpty()
     command = ["bash", "--rcfile", f"{shell['HOME']}/.bashrc", "-i"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=shell, start_new_session=True)

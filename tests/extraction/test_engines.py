@@ -216,7 +216,7 @@ class Fake(Batched):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setitem(engines.RIVALS, "openvino", Rival("OpenVINO", 4, lambda: True, Fake))
+    monkeypatch.setattr(engines, "RIVALS", {"openvino": Rival("OpenVINO", 4, lambda: True, Fake)})
     return monkeypatch
 
 

@@ -385,7 +385,7 @@ def test_without_weights_it_says_which_file_to_put_where(name, tmp_path, no_netw
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"name": "flower"}, r"recipe takes list, flowers.*got 'flower' \(did you mean flowers"),
+        ({"name": "flower"}, r"`recipe` takes list, flowers.*got 'flower' \(did you mean flowers"),
         ({"name": "flowers"}, r"'flowers' takes IMAGES: one folder per class.*flowers17.*--small"),
         ({"name": "flowers", "model": "model.hdf5", "small": True}, "-m and --tap go with the recipe own-model"),
         ({"name": "imagenet", "tap": "flatten_1", "small": True}, "-m and --tap go with the recipe own-model"),

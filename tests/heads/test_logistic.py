@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
-from featcache.heads import logistic
 from featcache.heads.folds import Fold
+from featcache.heads.solvers import logistic
 from featcache.heads.solvers.logistic import logistic_path
 from featcache.heads.solvers.paths import together, try_all
 from featcache.sweeps.scoring import has_converged

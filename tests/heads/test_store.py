@@ -15,7 +15,7 @@ from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import make_pipeline
 
-from .conftest import DENSE, blobs, params_of
+from .conftest import DENSE, EVERY, blobs, params_of
 
 
 def rewritten(path, change):
@@ -149,6 +149,11 @@ def test_heads_after_other_steps_are_stored_with_them(chain, tmp_path):
     assert store.save(tmp_path / "1.npz", estimator)
     again = store.load(tmp_path / "1.npz", "logreg", {}, 6, chain, 3)
     assert (again.predict_proba(X) == estimator.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "knn"])
+def test_every_other_head_than_neighbours_is_stored(name, tmp_path, fitted):
+    assert store.save(tmp_path / "1.npz", fitted(name, 3)) > 0
 
 
 def test_neighbours_are_not_stored(tmp_path, fitted):

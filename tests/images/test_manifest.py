@@ -113,7 +113,7 @@ def test_a_column_for_groups_goes_with_a_manifest(photos):
         UsageError, match=r"csv:COLUMN goes with a manifest \(.csv, .tsv, .parquet\), not with .*photos"
     ):
         scan(photos, group_from="csv:patient")
-    with pytest.raises(UsageError, match=r"give an array its groups="):
+    with pytest.raises(UsageError, match=r"give an array its `groups`"):
         scan(np.zeros((2, 4, 4), np.uint8), group_from="csv:patient")
 
 

@@ -343,7 +343,9 @@ def test_a_finished_sweep_that_is_asked_for_again_is_shown_and_said(out, hard, t
     again = sweep(cache, "ridge", taps=[TAP], out=out, refit=True, progress=notes.append)
     assert again == first
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
-    assert [tick.note for tick in notes] == [f"{first.path} is this sweep, finished. To do it again: another `out`"]
+    assert [tick.note for tick in notes] == [
+        f"{first.path} already holds this finished sweep. To do it again: another `out`"
+    ]
 
 
 @pytest.mark.parametrize("refit", [False, True])

@@ -232,5 +232,5 @@ def test_a_finished_training_that_is_shown_again_says_why_it_ended_and_how_long_
     recorded = read_record(record_of(perfect.run.path, path))
     again = finetune(perfect, path, unfreeze="none", epochs=3, patience=1, learning_rate=1.0)
     assert again.history == first.history
-    assert again.stopped == first.stopped == "no better validation score for 1 epochs in a row"
+    assert again.stopped == first.stopped == "no better validation score for 1 epoch in a row"
     assert read_record(record_of(perfect.run.path, path))["seconds"] == recorded["seconds"]

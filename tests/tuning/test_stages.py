@@ -1,3 +1,5 @@
+import re
+
 import keras
 import pytest
 
@@ -74,7 +76,7 @@ def test_a_layers_place_may_be_given_as_tutorials_do_and_the_nearest_block_is_na
     assert found == unfreeze(network, str(len(network.layers) - 4))
     assert found.note.startswith("Layer 4 of ")
     assert found.block in found.note
-    named = unfreeze(network, found.note.rpartition(" ")[2])
+    named = unfreeze(network, re.search(r"`unfreeze=(.+)`$", found.note)[1])
     assert named.note == ""
 
 

@@ -19,7 +19,7 @@ from featcache.extras.leaks.thumbnails import Thumbnails, thumbnails
 from featcache.images.groups import crossing_groups
 from featcache.images.sources import open_source
 from featcache.spec import ImageRow, Progress, silent
-from featcache.sweeps.tap_data import SHARE, physical_memory
+from featcache.sweeps.tap_data import MEMORY_SHARE, physical_memory
 from featcache.text import counted
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
     """Return (N, D) float32; maps are averaged over places. Raises UsageError, ShapeMismatch if one is not finite."""
     width = cache.features(rows[:1], name).shape[-1]
     size = len(rows) * width * 4
-    if size > physical_memory() / SHARE:
+    if size > physical_memory() * MEMORY_SHARE:
         raise UsageError(
             f"The features of tap '{name}' take {size / 1e9:.2g} GB, more than a quarter of the memory. Name a "
             "narrower one: --tap"

@@ -16,11 +16,11 @@ the minimum is the same. The method takes a fraction of scikit-learn's time for 
   others start between their two solved neighbours. So the result for a strength hardly depends on which others are
   requested, even where the minimum is far from zero.
 
-Two classes are solved as K = 2 with C / 2. With w = w_1 - w_0, the minimum has w_1 = -w_0 = w / 2, so that
-|w_0|^2 + |w_1|^2 = |w|^2 / 2: twice the penalty on (w_0, w_1) equals scikit-learn's penalty on w.
+Two classes are solved as K = 2 with C / 2. With v = w_1 - w_0, the minimum has w_1 = -w_0 = v / 2, so that
+|w_0|^2 + |w_1|^2 = |v|^2 / 2: twice the penalty on (w_0, w_1) equals scikit-learn's penalty on v.
 
 Cost of one step for S strengths: two products of (K S, R) with (R, N), and one pass over (K, S, N) for each try of the
-line search. Shapes: N images, D features, K classes, S strengths, R axes.
+line search. Shapes: N images, D features, K classes, S strengths, R columns.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SPACINGS = (10.0, 10**0.5, 1.0)  # after the ladder: strengths this factor apart
 
 # How one step is made
 PRECONDITIONER_STEPS = 3  # steps between two computations of the preconditioner
-MIN_FLATNESS = 0.02  # of p (1 - p) at B = 0; p (1 - p) itself vanishes where classes are separable
+MIN_CURVATURE = 0.02  # of p (1 - p) at B = 0; p (1 - p) itself vanishes where classes are separable
 SLOPE_SHARE = 0.5  # the line search ends at this share of the first slope
 MAX_LINE_TRIES = 20
 
@@ -313,7 +313,7 @@ def _relative_gap(problem: _LogisticProblem, batch: _Batch, gradient: Floats) ->
 
     Newton's decrement estimates the gap: F(B) - F(minimum) ~ g' H^-1 g / 2, here with the approximate Hessian.
     """
-    inverse_hessian = 1 / (_flatness(problem, batch)[..., None] * problem.variances + batch.penalty)
+    inverse_hessian = 1 / (_class_curvature(problem, batch)[..., None] * problem.variances + batch.penalty)
     true_class = batch.probabilities[problem.index, :, np.arange(len(problem.index))]  # (N, S)
     tiny = np.finfo(true_class.dtype).tiny
     loss = -problem.weights @ np.log(np.maximum(true_class, tiny))
@@ -328,7 +328,7 @@ def _choose_direction(problem: _LogisticProblem, batch: _Batch, gradient: Floats
     With preconditioner M: d = -M g + share d_before, share = max(0, g' M (g - g_before) / (g_before' M g_before)).
     """
     if step % PRECONDITIONER_STEPS == 0:
-        batch.scale = 1 / (_flatness(problem, batch)[..., None] * problem.variances + batch.penalty)
+        batch.scale = 1 / (_class_curvature(problem, batch)[..., None] * problem.variances + batch.penalty)
     scaled = batch.scale * gradient
     scaled -= scaled.mean(axis=0)  # adding the same vector to all classes changes no probability
     decrease = _dot(gradient, scaled)
@@ -340,12 +340,12 @@ def _choose_direction(problem: _LogisticProblem, batch: _Batch, gradient: Floats
     batch.gradient, batch.direction, batch.decrease = gradient, direction, decrease
 
 
-def _flatness(problem: _LogisticProblem, batch: _Batch) -> Floats:
-    """Return the weighted mean p (1 - p) of every class, (K, S), at least MIN_FLATNESS of what it is at B = 0."""
+def _class_curvature(problem: _LogisticProblem, batch: _Batch) -> Floats:
+    """Return the weighted mean p (1 - p) of every class, (K, S), at least MIN_CURVATURE of what it is at B = 0."""
     class_share = np.bincount(problem.index, problem.weights, problem.num_classes)
     mean = (batch.probabilities * (1 - batch.probabilities)) @ problem.weights
     at_zero = (class_share * (1 - class_share))[:, None].astype(mean.dtype)
-    return np.asarray(np.maximum(mean, MIN_FLATNESS * at_zero))
+    return np.asarray(np.maximum(mean, MIN_CURVATURE * at_zero))
 
 
 def _line_search(problem: _LogisticProblem, batch: _Batch) -> None:
@@ -376,6 +376,9 @@ def _line_search(problem: _LogisticProblem, batch: _Batch) -> None:
         middle = np.where(bounded, (low + np.where(bounded, high, 0)) / 2, 2 * t)
         inside = (newton > low) & (newton < high)
         t = np.where(steep, np.where(inside, newton, middle), t)
+    else:
+        # The last try has moved t once more.
+        probabilities = problem.probabilities(batch.logits + t[:, None] * along)
     batch.B = batch.B + t[:, None] * batch.direction
     batch.logits = batch.logits + t[:, None] * along
     batch.probabilities = probabilities

@@ -113,7 +113,7 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         open_classifier(f"{tmp_path / 'm.keras'}:mode=tf")
     with pytest.raises(UsageError, match=r"takes the options mode=\.\., size=\.\.; got 'mod=tf'"):
         open_classifier(f"{tmp_path / 'm.keras'}:mod=tf")
-    with pytest.raises(UsageError, match=r"mode takes tf, .*did you mean tf"):
+    with pytest.raises(UsageError, match=r"`mode` takes tf, .*did you mean tf"):
         open_classifier(f"{tmp_path / 'm.keras'}:mode=tff")
     with pytest.raises(NotAModel, match=r"No model at .*gone\.keras(?: \(did you mean .*\))?\. Make one: featcache"):
         open_classifier(tmp_path / "gone.keras")
