@@ -42,7 +42,6 @@ def test_any_call_may_fail_and_the_same_command_goes_on(scene, tmp_path):
     assert {"open", "fsync", "close", "replace"} <= set(last.split())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_any_call_may_fail_in_any_way(scene, tmp_path):
     run("cache.failing_calls", scene.name, tmp_path, 5)

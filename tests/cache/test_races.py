@@ -189,7 +189,6 @@ def test_two_extractions_that_take_turns_lose_no_row(begin):
     take_turns(begin, 8)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_fast")
 def test_two_extractions_that_take_many_turns_lose_no_row(begin):
     take_turns(begin, 100)
@@ -268,7 +267,6 @@ def read_whole(cache, number):
     assert np.array_equal(opened.features(there, MAPS.name), maps(digests).astype(np.float32))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 @pytest.mark.usefixtures("_fast")
 def test_a_reader_sees_whole_states_wherever_it_pauses(tmp_path, folder):
@@ -362,7 +360,6 @@ def with_group(cache, name, number):
     return lambda: parts.merge_decided(cache, decide)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 @pytest.mark.usefixtures("_fast")
 def test_what_is_decided_about_images_is_never_lost_unseen(tmp_path, folder):

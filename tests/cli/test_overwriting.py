@@ -206,7 +206,6 @@ def test_a_link_stays_a_link_and_its_file_is_judged(case, cli, place):
     assert link.is_symlink()
 
 
-@pytest.mark.slow
 def test_a_link_to_an_exported_folder_stays_a_link(cli, place):
     Path("elsewhere").mkdir()
     Path("s").symlink_to("elsewhere")
@@ -227,7 +226,6 @@ def test_pipes_stay_pipes(cli, place):
     assert Path("pipe").is_fifo()
 
 
-@pytest.mark.slow
 def test_a_handoff_does_not_replace_hours_of_fine_tuning_nor_they_each_other(cli, place):
     tune = ["finetune", f"{place.run}@best", "-o", "m.keras", "--epochs", 1, "-q"]
     assert cli(*tune).code == 0
@@ -291,7 +289,6 @@ def test_a_report_and_logs_keep_the_images_that_have_moved(cli, place):
         assert image.read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_fine_tuning_of_another_head_is_kept(cli, place):
     grid = {"ridge": {"alpha": [100.0]}}
     other = sweep(place.cache, "ridge", grid=grid, out=place.home / "other.run")

@@ -38,7 +38,6 @@ def test_a_killed_command_can_be_run_again_and_leaves_nothing_behind(name, kille
     assert -9 in killed[name]["exits"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ALL)
 def test_a_command_that_is_killed_anywhere_can_be_run_again_and_leaves_nothing_behind(name, tmp_path):
@@ -47,7 +46,6 @@ def test_a_command_that_is_killed_anywhere_can_be_run_again_and_leaves_nothing_b
     assert -9 in found["exits"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("how", "name"), [*(("INT", name) for name in ALL), *(("TERM", name) for name in ALL if name not in SLOW)]
