@@ -12,6 +12,8 @@ from featcache.cache.layout import table_of
 from .disk import FOLDER, Disk, grow, tree
 from .scenes import SCENES, all_of, commit, rows_of
 
+pytestmark = pytest.mark.slow  # every power loss at every step
+
 LOSSES = 25  # random power losses at each point
 every_scene = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 

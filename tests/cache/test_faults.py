@@ -9,6 +9,8 @@ import pytest
 
 from .scenes import SCENES as ALL_SCENES
 
+pytestmark = pytest.mark.slow  # every failing call
+
 TESTS = Path(__file__).parents[1]
 SAME_CALLS = ("merge", "finish a folder")  # as the second time
 SCENES = [scene for scene in ALL_SCENES if scene.name not in SAME_CALLS]

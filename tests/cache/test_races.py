@@ -20,6 +20,8 @@ from featcache.files import Overtaken
 from .disk import Disk, tree
 from .scenes import DIGESTS, FACTS, IMAGES, MAPS, TOP, all_of, commit, maps, merge, rows_of, top
 
+pytestmark = pytest.mark.slow  # processes and threads that race
+
 TESTS = Path(__file__).parents[1]
 NAMES = {"open", "replace", "unlink", "mkdir", "rmdir"}  # calls that others can notice
 END = 10**9

@@ -16,6 +16,8 @@ from featcache.extraction import extract
 from featcache.models import handoff
 from featcache.sweeps import Run, sweep
 
+pytestmark = pytest.mark.slow  # every command on every file of the user
+
 GOLDEN = Path(__file__).parents[1] / "backbones" / "golden"
 MINE = b"my own work\n"
 SLOW = pytest.mark.slow

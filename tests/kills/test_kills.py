@@ -10,7 +10,10 @@ import pytest
 
 from .victims import VICTIMS, WITH_KERAS
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of a process")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork of a process"),
+]
 TESTS = Path(__file__).parents[1]
 ALL = [victim.name for victim in VICTIMS + WITH_KERAS]
 SLOW = {victim.name for victim in WITH_KERAS}
