@@ -17,7 +17,6 @@ pytestmark = [
 TESTS = Path(__file__).parents[1]
 ALL = [victim.name for victim in VICTIMS + WITH_KERAS]
 SLOW = {victim.name for victim in WITH_KERAS}
-QUICK = ["extract in parts", "sweep", "report for TensorBoard", "merge", "cache as npz"]
 
 
 def stopped(root, how, most, *names):
@@ -28,17 +27,6 @@ def stopped(root, how, most, *names):
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return {one["name"]: one for one in found}
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    return stopped(tmp_path_factory.mktemp("killed"), "KILL", 3, *QUICK)
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_a_killed_command_can_be_run_again_and_leaves_nothing_behind(name, killed):
-    assert killed[name]["problems"] == []
-    assert -9 in killed[name]["exits"]
 
 
 @pytest.mark.timeout(3600)
