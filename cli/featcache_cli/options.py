@@ -54,7 +54,7 @@ def in_flags(message: str) -> str:
     def translated(match: re.Match[str]) -> str:
         name, value = match.groups()
         if name not in flags:
-            return match[0]
+            return match[0].strip("`")  # an argument without a flag, such as the name of a recipe
         if value in (None, "True"):
             return flags[name]
         if value == "False":

@@ -20,7 +20,7 @@ def is_in_parts(out: Path, layout: str | None) -> bool:
         return layout == "parts"
     has_no_rows = out.is_dir() and not table_of(out).exists() and not part_files(out)
     if has_no_rows and not (is_begun(out) and is_index(index_of(out, layout))):
-        raise UsageError(f"{out} is a folder, not a cache. Give -o the name of a file, such as {out.name}.h5")
+        raise UsageError(f"{out} is a folder, not a cache. Give `out` the name of a file, such as {out.name}.h5")
     if layout is not None and (layout == "parts") != out.is_dir():
         kind = "folder of parts" if out.is_dir() else "file"
         raise UsageError(f"{out} is a {kind}; for `layout={layout}` use another `out`")

@@ -64,7 +64,7 @@ def _in_stored_splits(images: Images, earlier: Cache) -> tuple[Images, Changes]:
     if images.split_spec != earlier.split_spec:
         raise UsageError(
             f"{earlier.path} is split {_spelt(earlier.split_spec)}, and splits never move; asked for "
-            f"{_spelt(images.split_spec)}. For another split use another -o"
+            f"{_spelt(images.split_spec)}. For another split use another `out`"
         )
     _check_groups(images, earlier)
     rows = _with_joined_groups(images.rows, earlier)
@@ -195,7 +195,7 @@ def _with_stored_splits(rows: Sequence[ImageRow], fixed: frozenset[str], earlier
                 raise UsageError(
                     f"{earlier.path} has {row.path} in {' and '.join(sorted(splits))}, and others of "
                     f"{_group(row.group)} in {' and '.join(sorted(group_splits))}, and splits never move. "
-                    "Keep the groups as they were, or use another -o"
+                    "Keep the groups as they were, or use another `out`"
                 )
         stored_split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
         candidates = splits or splits_by_unit.get(unit) or {row.split}

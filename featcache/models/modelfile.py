@@ -75,7 +75,7 @@ def _is_same(stored: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
 def check_model_path(path: Path, facts: Mapping[str, Any], *, inputs: Iterable[Path] = (), force: bool = False) -> None:
     """Raise UsageError or DiskFault unless a model may be written there. facts: see `kind_of`."""
     if path.suffix != ".keras":
-        raise UsageError(f"-o takes a file name that ends in .keras, as Keras wants it; got {path}")
+        raise UsageError(f"`out` takes a file name that ends in .keras, as Keras wants it; got {path}")
     check_output(path, kind_of(facts), inputs=inputs, force=force)
 
 

@@ -77,9 +77,10 @@ def predict_to(
     tally = Tally(others=gathered.others, notes=classifier.notes, threshold=predictor.threshold)
     columns = Columns(min(top, len(classifier.classes)), reject is not None)
     with ExitStack() as opened:
-        adds = [seen]
+        adds = []
         for writer, (_, path) in zip(writers, files, strict=True):
             adds.append(opened.enter_context(writer(path, columns)))
+        adds.append(seen)  # last: it is shown what is in the files
         for prediction in predictor.of(gathered, progress):
             tally.add(prediction)
             for add in adds:

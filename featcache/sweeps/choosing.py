@@ -27,7 +27,9 @@ def images_of(cache: Cache, settings: Settings) -> tuple[list[ImageRow], list[Im
     train = rows_of(cache, "train", settings.taps, settings.shots)
     val = rows_of(cache, "val", settings.taps, settings.shots)
     selection = settings.selection
-    _check_classes(cache, train, selection.needed_images, f"`{selection}`")
+    # `advise` leaves one out too, and has no such argument.
+    option = "Leaving one out" if selection.leaves_one_out else f"`{selection}`"
+    _check_classes(cache, train, selection.needed_images, option)
     if selection.is_within_train:
         _check_left_out(cache, train, settings)
     elif len(val) < MIN_SELECT:

@@ -101,7 +101,7 @@ def finetune(
     """
     recipe = recipe_of(
         chosen,
-        unfreeze=str(unfreeze),
+        unfreeze=None if unfreeze is None else str(unfreeze),
         epochs=epochs,
         learning_rate=learning_rate,
         head_lr=head_lr,
@@ -131,6 +131,7 @@ def finetune(
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = chosen.run.path / "finetuned.keras" if out is None else Path(out)
     probe = Probe.open(chosen, images)
+    _ = probe.source  # images that have moved must raise now, and not after a head was distilled
     tuning = _FineTuning(probe, recipe, progress)
 
     # All files that will be written are checked before the first epoch, which may be hours before the last control.

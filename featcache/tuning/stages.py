@@ -102,5 +102,5 @@ def _note(blocks_in_order: list[str], first: int, selection: str) -> str:
     nearest = min(starts, key=lambda start: abs(start - first))
     return (
         f"Layer {first} of {len(blocks_in_order)} lies inside block {blocks_in_order[first]}. The nearest block begins "
-        f"at layer {nearest}: `unfreeze={blocks_in_order[nearest]}`"
+        f"at layer {nearest}: {blocks_in_order[nearest]}"
     )

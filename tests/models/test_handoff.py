@@ -406,7 +406,7 @@ def test_a_model_with_code_in_it_is_refused(handed, tmp_path):
 
 @pytest.mark.parametrize("name", ["photos.h5", "notes.txt", "model"])
 def test_a_model_is_written_to_names_that_keras_reads(name, logreg, tmp_path):
-    with pytest.raises(UsageError, match=r"-o takes a file name that ends in \.keras"):
+    with pytest.raises(UsageError, match=r"`out` takes a file name that ends in \.keras"):
         handoff(logreg, tmp_path / name)
 
 

@@ -211,7 +211,7 @@ def test_advice_looks_at_taps_that_these_images_did_not_train(scene, tmp_path):
 def test_labels_are_judged_by_features_that_these_images_did_not_train(scene, tmp_path):
     found = leaks(scene.features, tap="tuned/top")
     assert doubts(found).tap == CLEAN
-    with pytest.raises(UsageError, match=rf"No label can be judged: .*\. Judge by other features: --tap {CLEAN}$"):
+    with pytest.raises(UsageError, match=rf"No label can be judged: .*\. Judge by other features: `tap={CLEAN}`$"):
         doubts(found, tap="tuned/top")
     only = extract(scene.photos, str(scene.tuned), out=tmp_path / "only.h5")
     with pytest.raises(UsageError, match=r"No label can be judged: .*features: featcache extract with a backbone that"):

@@ -111,9 +111,9 @@ def export(
 def _check_options(file_format: Format, path: Path, int8: bool) -> None:
     """Raise UsageError for options that contradict each other, EnvironmentFault for a backend that cannot export."""
     if path.suffix != file_format.suffix and file_format.suffix:
-        raise UsageError(f"--to {file_format.name} takes an -o that ends in {file_format.suffix}; got {path}")
+        raise UsageError(f"`to={file_format.name}` takes an `out` that ends in {file_format.suffix}; got {path}")
     if int8 and file_format.name != "litert":
-        raise UsageError(f"--int8 goes with --to litert; got --to {file_format.name}")
+        raise UsageError(f"`int8` goes with `to=litert`; got `to={file_format.name}`")
     if keras_backend() != "tensorflow":
         raise EnvironmentFault(f"Keras exports from TensorFlow: KERAS_BACKEND=tensorflow (now {keras_backend()})")
 
@@ -254,7 +254,7 @@ def _score(exported: Exported, origin: Origin, sample: Sample, runner: Runner, g
         score = scores[gate.metric]
         if not gate.holds(score):
             raise ExportFailed(
-                f"--assert {gate} is not met: {score.value:.4f} on {num_images} of {sample.name}. Nothing was written"
+                f"`gates={gate}` is not met: {score.value:.4f} on {num_images} of {sample.name}. Nothing was written"
             )
     agreement = _agreement(of_file, of_model)
     if agreement < LEAST_AGREEMENT:
@@ -294,7 +294,7 @@ def _attempt(file_format: Format, failure: str, work: Callable[[], T]) -> T:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ExportFailed(
-            f"The {file_format.name} file {failure}: {reason}. Nothing was written; another --to may work"
+            f"The {file_format.name} file {failure}: {reason}. Nothing was written; another `to` may work"
         ) from error
 
 

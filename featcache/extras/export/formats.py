@@ -323,4 +323,6 @@ def format_of(path: Path) -> str:
         if file_format.suffix == path.suffix.lower():
             return file_format.name
     suffixes = ", ".join(file_format.suffix for file_format in FORMATS.values() if file_format.suffix)
-    raise UsageError(f"-o takes a file name that ends in {suffixes}, or a folder; got {path}. Or name the format: --to")
+    raise UsageError(
+        f"`out` takes a file name that ends in {suffixes}, or a folder; got {path}. Or name the format: `to`"
+    )

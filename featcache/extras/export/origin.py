@@ -52,7 +52,7 @@ def open_origin(text: str, run: str | Path | None = None) -> Origin:
         model, facts = load_model(path)
         return Origin(text, model, facts, _probe_of(path, facts, run))
     if run is not None:
-        raise UsageError(f"--run goes with a MODEL.keras; {text} names its run itself")
+        raise UsageError(f"`run` goes with a MODEL.keras; {text} names its run itself")
     probe = Probe.open(open_trial(text))
     model = checked_model(probe)
     facts = probe.facts | {"certificate": asdict(model.certificate)}

@@ -40,7 +40,7 @@ class Sample:
         Raises UsageError if there are none, or if the head was fitted on them.
         """
         if not self.is_unseen:
-            raise UsageError(f"The head was fitted on {self.name} too, so they cannot test it. Give others: --images")
+            raise UsageError(f"The head was fitted on {self.name} too, so they cannot test it. Give others: `images`")
         known = np.flatnonzero(self.labels != NO_LABEL).tolist()
         if not known:
             raise UsageError(f"None of {self.name} is in a folder named after a class, so the file cannot be scored")
@@ -73,11 +73,11 @@ def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
     if probe is None:
         raise UsageError(
             f"There are no images to check {origin.name} with. Its run '{origin.facts.get('run')}' is not beside it. "
-            "Give --run RUN, or --images FOLDER"
+            "Give `run=RUN`, or `images=FOLDER`"
         )
     run, rows = probe.chosen.run.path, probe.rows("val")
     if not rows:
-        raise DataError(f"{run} has no validation images to check {origin.name} with. Give --images FOLDER")
+        raise DataError(f"{run} has no validation images to check {origin.name} with. Give `images=FOLDER`")
     sample = _sample(origin, f"the validation images of {run}", probe.source, rows)
     # Calibrate on other images than those that test the file. A refit head has seen the validation images too.
     train = _by_digest(probe.rows("train"))[:NUM_CALIBRATION]

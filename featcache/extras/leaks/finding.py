@@ -124,7 +124,7 @@ def _parsed_threshold(threshold: float | str) -> float | None:
     except ValueError:
         value = np.nan
     if not 0 < value <= 1:
-        raise UsageError(f"--threshold takes auto or a similarity above 0 and up to 1; got {threshold}")
+        raise UsageError(f"`threshold` takes auto or a similarity above 0 and up to 1; got {threshold}")
     return value
 
 
@@ -135,7 +135,7 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
     if size > physical_memory() * MEMORY_SHARE:
         raise UsageError(
             f"The features of tap '{name}' take {size / 1e9:.2g} GB, more than a quarter of the memory. Name a "
-            "narrower one: --tap"
+            "narrower one: `tap`"
         )
     # In blocks, because maps take many times the memory of their averages.
     features = np.empty((len(rows), width), np.float32)

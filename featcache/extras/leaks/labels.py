@@ -192,7 +192,7 @@ def _tap_to_judge_by(cache: Cache, rows: Sequence[ImageRow], leaks: Leaks, tap: 
     others = [name for name in cache.vectors if not why_not_left_out(cache, rows, name)]
     if tap is None and others:
         return widest(cache, others)
-    instead = f"--tap {' or '.join(others)}" if others else "featcache extract with a backbone that they did not train"
+    instead = f"`tap={' or '.join(others)}`" if others else "featcache extract with a backbone that they did not train"
     raise UsageError(f"No label can be judged: {reason}. Judge by other features: {instead}")
 
 

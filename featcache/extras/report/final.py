@@ -216,7 +216,7 @@ def rows_of_split(run: Run, cache: Cache, split: str) -> list[ImageRow]:
     if labelled and not rows:
         raise DataError(
             f"All {len(labelled)} {split} images trained or chose the backbone of {', '.join(run.settings.taps)}, so "
-            "none can judge it. Extract with the --split and --seed that it was tuned with, into another -o"
+            "none can judge it. Extract with the `split` and `seed` that it was tuned with, into another `out`"
         )
     if not rows:
         raise DataError(

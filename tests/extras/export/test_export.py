@@ -124,7 +124,7 @@ def test_a_trial_of_a_run_is_exported_as_it_would_be_handed_over(model, tmp_path
     done = export(f"{run}@best", "keras", tmp_path / "m.keras")
     assert "certificate" in read_facts(done.path)
     assert read_reference(done.path) is not None
-    with pytest.raises(UsageError, match=r"--run goes with a MODEL\.keras"):
+    with pytest.raises(UsageError, match=r"`run` goes with a MODEL\.keras"):
         export(f"{run}@best", "keras", tmp_path / "m.keras", run=run)
 
 
@@ -216,7 +216,7 @@ def test_an_old_file_stays_when_the_new_one_fails(model, wrong, tmp_path):
 
 
 def test_a_gate_that_is_missed_writes_nothing_and_names_the_split(model, tmp_path):
-    message = r"--assert log_loss<=1e-09 is not met: 0\.\d+ on \d+ of the validation images of .*Nothing was written"
+    message = r"`gates=log_loss<=1e-09` is not met: 0\.\d+ on \d+ of the validation images of .*Nothing was written"
     with pytest.raises(ExportFailed, match=message):
         export(model, "keras", tmp_path / "m.keras", gates=["accuracy>=0.1", "log_loss<=1e-9"])
     assert list(tmp_path.iterdir()) == []
@@ -254,7 +254,7 @@ def test_images_that_a_head_was_fitted_on_do_not_judge_it(toy, tmp_path):
 @pytest.mark.slow
 def test_a_model_without_its_run_says_what_to_give(model, toy_run, tmp_path):
     alone = shutil.copy(model, tmp_path / "alone.keras")
-    with pytest.raises(UsageError, match=r"Its run 'toy\.run' is not beside it. Give --run RUN, or --images FOLDER"):
+    with pytest.raises(UsageError, match=r"Its run 'toy\.run' is not beside it. Give `run=RUN`, or `images=FOLDER`"):
         export(alone, "keras", tmp_path / "m.keras")
     assert export(alone, "keras", tmp_path / "m.keras", run=toy_run.path).images > 0
 
@@ -289,8 +289,8 @@ def test_a_missing_package_says_what_to_install(to, module, extra, monkeypatch, 
     ("to", "out", "how", "message"),
     [
         ("onyx", "m.onnx", {}, r"`to` takes keras, .*got 'onyx' \(did you mean onnx"),
-        ("onnx", "m.tflite", {}, r"--to onnx takes an -o that ends in \.onnx"),
-        ("onnx", "m.onnx", {"int8": True}, r"--int8 goes with --to litert; got --to onnx"),
+        ("onnx", "m.tflite", {}, r"`to=onnx` takes an `out` that ends in \.onnx"),
+        ("onnx", "m.onnx", {"int8": True}, r"`int8` goes with `to=litert`; got `to=onnx`"),
         ("savedmodel", "full", {}, r"full is there already and is no savedmodel export of featcache"),
         ("keras", "m.keras", {"gates": ["accuracy>0.9"]}, r"`gates` takes a metric and a value"),
         ("keras", "m.keras", {"gates": ["acuracy>=0.9"]}, r"`gates` takes .*did you mean accuracy"),
@@ -356,5 +356,5 @@ def test_the_name_of_the_file_says_the_format_and_a_missing_package_is_told_befo
     monkeypatch.setattr(exporting, "start_keras", lambda: pytest.fail("Keras was started"))
     with pytest.raises(EnvironmentFault, match=r"Exporting to onnx needs tf2onnx, which is not .* 'featcache\[onnx\]'"):
         export(f"{toy_run.path}@best", None, tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match=r"ends in \.keras, \.tflite, .* got .*m.pb. Or name the format: --to"):
+    with pytest.raises(UsageError, match=r"ends in \.keras, \.tflite, .* got .*m.pb. Or name the format: `to`"):
         export(f"{toy_run.path}@best", None, tmp_path / "m.pb")

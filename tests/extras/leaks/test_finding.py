@@ -132,7 +132,7 @@ def test_the_threshold_is_set_from_the_data_or_as_it_is_given(split, cached):
 @pytest.mark.parametrize("threshold", ["0", "1.5", "-1", "nan", "many", ""])
 def test_an_invalid_threshold_is_refused(threshold, split, cached):
     with pytest.raises(
-        UsageError, match=rf"--threshold takes auto or a similarity above 0 and up to 1; got {threshold}"
+        UsageError, match=rf"`threshold` takes auto or a similarity above 0 and up to 1; got {threshold}"
     ):
         leaks(cached(split), threshold=threshold)
 
@@ -205,7 +205,7 @@ def test_maps_are_averaged_and_the_widest_last_layer_is_taken(tmp_path):
 
 def test_features_larger_than_the_memory_are_refused(split, cached, monkeypatch):
     monkeypatch.setattr(finding, "physical_memory", lambda: 1000)
-    with pytest.raises(UsageError, match=r"more than a quarter of the memory. Name a narrower one: --tap"):
+    with pytest.raises(UsageError, match=r"more than a quarter of the memory. Name a narrower one: `tap`"):
         leaks(cached(split))
 
 
