@@ -26,6 +26,7 @@ Mode = Literal["tf", "caffe", "torch", "inside", "unit"]
 Origin = Literal["registry", "file", "import"]
 SPLITS = get_args(SplitName)
 IDENTITY = "identity"  # the view that changes nothing
+NO_WEIGHTS = hashlib.sha256().hexdigest()  # the digest of the weights of a backbone that has none
 
 # Raise it when the same bytes would give other pixels: every cached row then misses. It stayed when white-is-zero and
 # no-data values of 16 bits and more were mended: such files gave no picture, and all other rows are as they were.

@@ -34,7 +34,6 @@ from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 log = logging.getLogger(__name__)
 
 DEVIATIONS = (0.229, 0.224, 0.225)  # standard deviations of ImageNet's pixels, RGB, 0..1
-NO_WEIGHTS = hashlib.sha256().hexdigest()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from featcache.spec import (
     ALL_BITS,
     DECODE_VERSION,
     IDENTITY,
+    NO_WEIGHTS,
     BackboneSpec,
     Dtype,
     Mode,
@@ -76,7 +77,7 @@ class Request:
     def _label(self, weights_digest: str) -> str:
         """Return the backbone with every option that is not the default.
 
-        The weights are called as their file, or, if its name is long, by the beginning of their digest.
+        The weights are called as their file or, if its name is long and their digest is known, by its beginning.
         """
         parts = [self.spec.name, *(f"{key}={value}" for key, value in self.spec.options)]
         usual_size = self.own_size
@@ -85,7 +86,9 @@ class Request:
             usual_size = entry.size
             if self.spec.weights != default_weights(entry):
                 stem = Path(self.spec.weights).stem
-                parts.append(f"weights={weights_digest[:8] if len(stem) > LONGEST_STEM else stem}")
+                is_digest_known = weights_digest not in ("", NO_WEIGHTS)
+                use_digest = is_digest_known and len(stem) > LONGEST_STEM
+                parts.append(f"weights={weights_digest[:8] if use_digest else stem}")
         if self.spec.seed:
             parts.append(f"seed={self.spec.seed}")
         if self.preprocess.size != usual_size:

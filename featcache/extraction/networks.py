@@ -12,11 +12,11 @@ from itertools import groupby
 from operator import attrgetter
 
 from featcache.backbones import weights as weights_of
-from featcache.backbones.build import NO_WEIGHTS, Backbone, build
+from featcache.backbones.build import Backbone, build
 from featcache.backbones.parse import Request
 from featcache.cache.rows import TapRows
 from featcache.extraction.engines import weights_source_of
-from featcache.spec import Precision, Tap
+from featcache.spec import NO_WEIGHTS, Precision, Tap
 
 
 @dataclass(frozen=True)

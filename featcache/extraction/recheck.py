@@ -13,14 +13,14 @@ import numpy as np
 from featcache import files
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights as weights_of
-from featcache.backbones.build import NO_WEIGHTS, build
+from featcache.backbones.build import build
 from featcache.backbones.parse import Request
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import TapRows
 from featcache.extraction.engines import PixelEngine, choose, weights_source_of
 from featcache.extraction.pipeline import read_one
 from featcache.images.sources import Source, open_source
-from featcache.spec import Failure, Tap
+from featcache.spec import NO_WEIGHTS, Failure, Tap
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}  # in standard deviations of the tap's features
 

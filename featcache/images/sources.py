@@ -79,9 +79,9 @@ def list_source(
     if is_table(path):
         return source, list_table(path, allow_outside=allow_outside, **columns)
     options = {
-        "group_column": "--group-from csv:COLUMN",
-        "label_column": "--label-column",
-        "path_column": "--path-column",
+        "group_column": "`group_from=csv:COLUMN`",
+        "label_column": "`label_column`",
+        "path_column": "`path_column`",
     }
     for name, option in options.items():
         if columns[name] is not None:

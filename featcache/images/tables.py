@@ -37,7 +37,7 @@ COLUMNS = {
     "split": ("split",),
     "group": ("group",),
 }
-OPTIONS = {"path": "--path-column", "label": "--label-column", "group": "--group-from"}
+OPTIONS = {"path": "`path_column`", "label": "`label_column`", "group": "`group_from`"}
 # How columns of labels are called in data sets, the surest names first; compared without case, blanks, - and _
 LABEL_LIKE = (
     *("labels", "labelname", "classname", "classes", "classid", "labelid", "targets", "groundtruth", "category"),
@@ -48,7 +48,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets would run such
 NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 ONES = ("1", "1.0", "true")
 ZEROS = ("0", "0.0", "false")
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters at least: C:/ is a drive
 
 Row = tuple[str, Sequence[str]]  # where it stands ("line 3"), and its cells
 

@@ -166,7 +166,7 @@ def _rows_at(place: str, source: _Places, others: Counter[str]) -> list[ImageRow
     try:
         images = _inside(path)
     except DataError as error:
-        source.refused[place] = str(error)
+        source.refused[place] = str(error).replace("`", "")  # it becomes a cell, which nobody translates
         return [_unlabelled(place)]
     except FeatcacheError as error:  # such as Parquet, which cannot be read here
         raise type(error)(f"{place}: {error}") from error

@@ -110,7 +110,7 @@ def test_an_unknown_group_rule_is_refused(photos, rule):
 
 def test_a_column_for_groups_goes_with_a_manifest(photos):
     with pytest.raises(
-        UsageError, match=r"csv:COLUMN goes with a manifest \(.csv, .tsv, .parquet\), not with .*photos"
+        UsageError, match=r"csv:COLUMN` goes with a manifest \(.csv, .tsv, .parquet\), not with .*photos"
     ):
         scan(photos, group_from="csv:patient")
     with pytest.raises(UsageError, match=r"give an array its `groups`"):

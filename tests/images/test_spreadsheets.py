@@ -70,16 +70,16 @@ def test_a_column_of_another_name_is_named_or_told(written, photos):
     assert "It also has Width, ClassId, Roi; name the column with the labels, as in --label-column ClassId" in remark
     images = scan(table, path_column="img", label_column="ClassId")
     assert (labels_of(images), images.remarks) == (ROWS, ())
-    with pytest.raises(DataError, match=r"no column 'Class' for --label-column; it has Width, ClassId, img, Roi"):
+    with pytest.raises(DataError, match=r"no column 'Class' for `label_column`; it has Width, ClassId, img, Roi"):
         scan(table, path_column="img", label_column="Class")
     cache = extract(table, PIXELS, out=photos / "c.h5", path_column="img", label_column="ClassId")
     assert cache.classes == ("blue", "red")
 
 
 def test_columns_are_named_of_tables_only(photos):
-    with pytest.raises(UsageError, match=r"--label-column goes with a manifest \(\.csv, \.tsv, \.parquet\), not with"):
+    with pytest.raises(UsageError, match=r"`label_column` goes with a manifest \(\.csv, \.tsv, \.parquet\), not with"):
         scan(photos, label_column="a")
-    with pytest.raises(UsageError, match=r"--path-column goes with a manifest"):
+    with pytest.raises(UsageError, match=r"`path_column` goes with a manifest"):
         scan(photos, path_column="a")
 
 
