@@ -70,7 +70,7 @@ def test_groups_come_from_any_column(table):
     assert [row.group for row in scan(manifest).rows] == ["g", "g"]
     assert [row.group for row in scan(manifest, group_from="regex:.$").rows] == ["g", "g"]
     with pytest.raises(
-        DataError, match=r"m\.csv has no column 'ward' for --group-from; it has path, label, Patient, group"
+        DataError, match=r"m\.csv has no column 'ward' for `group_from`; it has path, label, Patient, group"
     ):
         scan(manifest, group_from="csv:ward")
 
