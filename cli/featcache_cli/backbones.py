@@ -72,7 +72,12 @@ def show_command(
 
 @app.command("fetch")
 def fetch_command(
-    names: Annotated[str, typer.Argument(help="Backbones, such as resnet50,mobilenet_v2:alpha=0.35:size=160")],
+    names: Annotated[
+        str,
+        typer.Argument(
+            help="Backbones, such as resnet50,mobilenet_v2:alpha=0.35:size=160", autocompletion=complete.backbones
+        ),
+    ],
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

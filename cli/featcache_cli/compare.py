@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from featcache import trust
+from featcache.settings import Metric
+from featcache_cli import complete
 from featcache_cli.handoff import Moved
 from featcache_cli.output import Allow, Json, Quiet, emit, open_trial, progress
 
@@ -21,7 +23,14 @@ def command(
         str,
         typer.Argument(help="RUN@2, of this run or of another on the same images, or MODEL.keras that came from it."),
     ],
-    metric: Annotated[str | None, typer.Option("--metric", help="[default: the metric of the first run]")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            help="[default: the metric of the first run]",
+            autocompletion=complete.words(*get_args(Metric)),
+        ),
+    ] = None,
     images: Moved = None,
     allow: Allow = None,
     json: Json = False,

@@ -24,7 +24,7 @@ from featcache.spec import did_you_mean
 _TAKES = "It takes the run.json of a run, or a TOML file such as: heads = 'ridge,logreg'"
 _FILE = "featcache.config"  # key of the file in Click's context
 _OF_ALL = {"config", "help"}
-_ALIASES = {"taps": "tap"}  # {name in run.json: name of the flag}
+_ALIASES = {"taps": "tap", "changes": "set"}  # {name in run.json or in Python: name of the flag}
 _UNITS = {"memory": "b", "budget": "s"}  # units of plain numbers whose flags take a unit
 
 

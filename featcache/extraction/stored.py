@@ -87,7 +87,7 @@ def kept_apart(scanned: Images, stored: Images) -> str:
     if not moves:
         return ""
     counts = ", ".join(f"{count} of {old} in {new}" for (old, new), count in sorted(moves.items()))
-    return f"Images stay where `featcache leaks --fix` has put them, and not where their folders say: {counts}"
+    return f"Images stay where featcache leaks --fix has put them, and not where their folders say: {counts}"
 
 
 def apart(images: Images) -> list[str]:

@@ -195,7 +195,7 @@ def _require_validation(manifest: Images, root: Path) -> None:
     if num_val < MIN_SELECT:
         raise TooFewClasses(
             f"{root} has {counted(num_val, 'validation image')}, and quickstart chooses on at least {MIN_SELECT}. Add "
-            "images, or give more of them to validation: --split 50/50/0. Or choose by cross-validation, step by step: "
+            "images, or give more of them to validation: `split=50/50/0`. Or choose by cross-validation, step by step: "
             "featcache extract, then featcache sweep --cv 5"
         )
 

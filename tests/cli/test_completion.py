@@ -78,6 +78,8 @@ def test_commands_and_options_are_offered(offered):
 
 
 def test_values_are_offered_and_after_a_comma_again(offered):
+    assert offered("compare", "--metric", "bal") == ["balanced_accuracy"]
+    assert "resnet50" in offered("backbones", "fetch", "resnet5")
     assert offered("extract", "photos", "-b", "mobilenet_v") == [
         "mobilenet_v2",
         "mobilenet_v3_small",

@@ -387,11 +387,11 @@ def test_without_weights_it_says_which_file_to_put_where(name, tmp_path, no_netw
     [
         ({"name": "flower"}, r"`recipe` takes list, flowers.*got 'flower' \(did you mean flowers"),
         ({"name": "flowers"}, r"'flowers' takes IMAGES: one folder per class.*flowers17.*--small"),
-        ({"name": "flowers", "model": "model.hdf5", "small": True}, "-m and --tap go with the recipe own-model"),
-        ({"name": "imagenet", "tap": "flatten_1", "small": True}, "-m and --tap go with the recipe own-model"),
+        ({"name": "flowers", "model": "model.hdf5", "small": True}, "`model` and `tap` go with the recipe own-model"),
+        ({"name": "imagenet", "tap": "flatten_1", "small": True}, "`model` and `tap` go with the recipe own-model"),
         ({"name": "own-model", "images": "photos"}, "takes one folder per class, and your model: -m model.hdf5"),
-        ({"name": "own-model", "images": "photos", "model": "model.hdf5", "epochs": 0}, "--epochs takes.*from 1"),
-        ({"name": "imagenet", "small": True, "epochs": 1}, "trains nothing, so it takes no --epochs"),
+        ({"name": "own-model", "images": "photos", "model": "model.hdf5", "epochs": 0}, "`epochs` takes.*from 1"),
+        ({"name": "imagenet", "small": True, "epochs": 1}, "trains nothing, so it takes no `epochs`"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_made(how, message, tmp_path, monkeypatch):

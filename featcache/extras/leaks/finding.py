@@ -134,8 +134,8 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
     size = len(rows) * width * 4
     if size > physical_memory() * MEMORY_SHARE:
         raise UsageError(
-            f"The features of tap '{name}' take {size / 1e9:.2g} GB, more than a quarter of the memory. Name a "
-            "narrower one: `tap`"
+            f"The features of tap '{name}' take {size / 1e9:.2g} GB, more than a quarter of the memory. Choose a "
+            "narrower tap"
         )
     # In blocks, because maps take many times the memory of their averages.
     features = np.empty((len(rows), width), np.float32)

@@ -128,15 +128,15 @@ def _check(
     """Raise UsageError for what cannot be meant."""
     trains, own = isinstance(recipe, Training), isinstance(recipe, Training) and not recipe.backbone
     if (model is not None or tap is not None) and not own:
-        raise UsageError(f"-m and --tap go with the recipe own-model; '{recipe.name}' has its network")
+        raise UsageError(f"`model` and `tap` go with the recipe own-model; '{recipe.name}' has its network")
     if own and model is None and not small:
         raise UsageError(f"Recipe '{recipe.name}' takes {recipe.data}")
     if epochs is not None and not trains:
-        raise UsageError(f"Recipe '{recipe.name}' trains nothing, so it takes no --epochs")
+        raise UsageError(f"Recipe '{recipe.name}' trains nothing, so it takes no `epochs`")
     if epochs is not None and epochs < 1:
-        raise UsageError(f"--epochs takes a number from 1; got {epochs}")
+        raise UsageError(f"`epochs` takes a number from 1; got {epochs}")
     if images is None and not small and recipe.name != "cifar":
-        raise UsageError(f"Recipe '{recipe.name}' takes IMAGES: {recipe.data}. To try it without: --small")
+        raise UsageError(f"Recipe '{recipe.name}' takes IMAGES: {recipe.data}. To try it without: `small=True`")
 
 
 @dataclass(frozen=True)

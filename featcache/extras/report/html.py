@@ -412,7 +412,8 @@ def _files_of(path: Path) -> list[Path]:
 
 def _how(run: Run) -> str:
     selection = run.settings.selection
-    text = f"{counted(run.num_select, 'image')} ({selection.describe()}); {run.num_train} trained"
+    origin = f"train, {selection.describe()}" if selection.is_within_train else "the validation split"
+    text = f"{counted(run.num_select, 'image')} of {origin}; {run.num_train} trained"
     if not run.unjudged:
         return text
     images = "training" if selection.is_within_train else "validation"

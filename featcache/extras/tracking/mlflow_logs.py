@@ -31,7 +31,7 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise EnvironmentFault(f"--mlflow needs it ({error}): pip install 'featcache[mlflow]'") from error
+        raise EnvironmentFault(f"`mlflow` needs it ({error}): pip install 'featcache[mlflow]'") from error
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -42,7 +42,7 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
             raise
         except (MlflowException, *_store_errors()) as error:
             reason, _, _ = str(error).partition("[SQL")  # what follows is the whole statement
-            raise EnvironmentFault(f"--mlflow {uri}: {' '.join(reason.split())[:300]}") from error
+            raise EnvironmentFault(f"`mlflow={uri}`: {' '.join(reason.split())[:300]}") from error
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

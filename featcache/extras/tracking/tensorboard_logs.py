@@ -45,7 +45,7 @@ def write_tensorboard(
     try:
         from tensorboard.plugins.hparams import summary_v2 as api
     except ImportError as error:
-        raise EnvironmentFault(f"--tensorboard needs it ({error}): pip install 'featcache[tensorboard]'") from error
+        raise EnvironmentFault(f"`tensorboard` needs it ({error}): pip install 'featcache[tensorboard]'") from error
     target = folder / run.path.name
     cache = run.cache()
     check_output(

@@ -205,7 +205,7 @@ def test_maps_are_averaged_and_the_widest_last_layer_is_taken(tmp_path):
 
 def test_features_larger_than_the_memory_are_refused(split, cached, monkeypatch):
     monkeypatch.setattr(finding, "physical_memory", lambda: 1000)
-    with pytest.raises(UsageError, match=r"more than a quarter of the memory. Name a narrower one: `tap`"):
+    with pytest.raises(UsageError, match=r"more than a quarter of the memory. Choose a narrower tap"):
         leaks(cached(split))
 
 

@@ -206,7 +206,7 @@ def test_logging_to_mlflow_that_is_stopped_runs_no_longer_and_can_be_done_again(
 
 
 def test_a_store_that_mlflow_cannot_use_is_an_error_in_one_line(toy_run):
-    with pytest.raises(EnvironmentFault, match=r"--mlflow nonsense://x: "):
+    with pytest.raises(EnvironmentFault, match=r"`mlflow=nonsense://x`: "):
         log_to_mlflow(toy_run, "nonsense://x")
 
 
