@@ -386,7 +386,7 @@ def test_without_weights_it_says_which_file_to_put_where(name, tmp_path, no_netw
     ("how", "message"),
     [
         ({"name": "flower"}, r"`recipe` takes list, flowers.*got 'flower' \(did you mean flowers"),
-        ({"name": "flowers"}, r"'flowers' takes IMAGES: one folder per class.*flowers17.*--small"),
+        ({"name": "flowers"}, r"'flowers' takes IMAGES: one folder per class.*flowers17.*`small=True`"),
         ({"name": "flowers", "model": "model.hdf5", "small": True}, "`model` and `tap` go with the recipe own-model"),
         ({"name": "imagenet", "tap": "flatten_1", "small": True}, "`model` and `tap` go with the recipe own-model"),
         ({"name": "own-model", "images": "photos"}, "takes one folder per class, and your model: -m model.hdf5"),
