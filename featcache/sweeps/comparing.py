@@ -13,7 +13,6 @@ from shlex import quote
 from typing import Protocol
 
 import numpy as np
-from scipy.stats import binomtest
 
 from featcache.arrays import Floats
 from featcache.errors import UsageError
@@ -122,6 +121,12 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     only_a = int((is_right & ~is_other_right).sum())
     only_b = int((is_other_right & ~is_right).sum())
     num_discordant = only_a + only_b
+    p_value = 1.0
+    if num_discordant:
+        # Here, because scipy.stats takes 0.7 s to import, and `show` imports this module.
+        from scipy.stats import binomtest
+
+        p_value = float(binomtest(only_a, num_discordant).pvalue)
     return Comparison(
         a=name,
         b=other_name,
@@ -129,7 +134,7 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
         scores=(scores[0], scores[1]),
         difference=sign * (scores[0] - scores[1]),
         interval=(float(low), float(high)),
-        p_value=float(binomtest(only_a, num_discordant).pvalue) if num_discordant else 1.0,
+        p_value=p_value,
         only_a=only_a,
         only_b=only_b,
         images=len(truth),

@@ -538,11 +538,12 @@ def test_every_kind_of_error_has_its_exit_code():
 # In a process of its own
 
 
-def light(*arguments):
+def light(*arguments, heavy=()):
     """Run a command and return which heavy modules it has imported."""
     code = (
+        f"heavy = {heavy}\n"
         "import atexit, sys; sys.argv = ['featcache', *sys.argv[1:]]; from featcache_cli.app import main\n"
-        "heavy = ('tensorflow', 'keras')\n"
+        "heavy = ('tensorflow', 'keras', *heavy)\n"
         "atexit.register(lambda: print('imported', [one for one in heavy if one in sys.modules], file=sys.stderr))\n"
         "main()"
     )
@@ -567,6 +568,11 @@ def light(*arguments):
 def test_what_needs_no_network_does_not_wait_for_tensorflow(arguments, photos, toy, toy_run, tmp_path):
     places = {"PHOTOS": photos, "CACHE": toy.path, "RUN": toy_run.path, "NEW": tmp_path / "new"}
     assert light(*(places.get(one, one) for one in arguments)) == "imported []"
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_results_do_not_wait_for_scipy(command, toy_run):
+    assert light(command, toy_run.path, heavy=("sklearn", "scipy.stats")) == "imported []"
 
 
 @pytest.mark.parametrize(
