@@ -265,7 +265,7 @@ def test_raw_pixels_are_what_they_are(photos, out):
 
 
 def test_a_folder_that_is_no_cache_stays_as_it_is(photos, tmp_path):
-    with pytest.raises(UsageError, match=r"photos is a folder, not a cache. Give -o .* such as photos.h5"):
+    with pytest.raises(UsageError, match=r"photos is a folder, not a cache. Give `out` .* such as photos.h5"):
         extract(photos, PIXELS, out=photos)
     before = sorted(photos.iterdir())
     estimate(photos, PIXELS, out=tmp_path / "new", layout="parts")
