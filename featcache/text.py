@@ -10,6 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
+from typing import TextIO
 
 GAP = "  "  # between columns
 # Characters to which columns of text are narrowed: first, and after all spare columns are left out.
@@ -113,6 +114,11 @@ def folded(text: str) -> str:
             line = wrapped(held).replace(_HELD_SPACE, " ")
         lines.append(line)
     return "\n".join(lines)
+
+
+def folded_for(stream: TextIO, text: str) -> str:
+    """Return text with its sentences folded for a terminal; unchanged for a pipe or a file."""
+    return folded(text) if stream.isatty() else text
 
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:

@@ -187,11 +187,11 @@ def _hint(error: Any, context: Any) -> str:
 
 def _say(message: str, code: int) -> int:
     """Print an error on one line, folded only in a narrow terminal, and return the exit code."""
-    from featcache.text import folded, printable
+    from featcache.text import folded_for, printable
     from featcache_cli.options import in_flags
 
     line = f"featcache: {printable(in_flags(' '.join(message.split())))}"
-    sys.stderr.write(f"{folded(line) if sys.stderr.isatty() else line}\n")
+    sys.stderr.write(f"{folded_for(sys.stderr, line)}\n")
     return code
 
 

@@ -13,7 +13,7 @@ import typer
 
 from featcache.errors import NotDownloaded
 from featcache.spec import Progress, silent
-from featcache.text import folded
+from featcache.text import folded_for
 from featcache_cli.options import in_flags, shared
 from featcache_cli.screen import current
 
@@ -39,7 +39,7 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
 def print_text(text: str) -> None:
     """Print a result, or a part of it, for people to read."""
     with cleared():
-        typer.echo(folded(text) if sys.stdout.isatty() else text)
+        typer.echo(folded_for(sys.stdout, text))
 
 
 def allow_flags(names: Sequence[str]) -> str:
@@ -79,7 +79,7 @@ def say(text: str) -> None:
     if screen is not None:
         screen.say(text)
         return
-    sys.stderr.write((folded(text) if sys.stderr.isatty() else text) + "\n")
+    sys.stderr.write(folded_for(sys.stderr, text) + "\n")
     sys.stderr.flush()
 
 

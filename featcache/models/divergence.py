@@ -45,7 +45,7 @@ def _of_head(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow])
     computed = np.asarray(entering_head.predict_on_batch(pixels))
     # A nearness layer gets the squared length as one more value, after the features.
     if _differ(computed[:, : features.shape[1]], features):
-        return f"the features of tap '{probe.chosen.trial.tap}', which the cache has otherwise. Extract them anew"
+        return f"the features of tap '{probe.chosen.trial.tap}', which the cache has otherwise. Extract them again"
 
     values, expected = {}, {}
     for name, layer in zip(names, probe.head.layers, strict=True):

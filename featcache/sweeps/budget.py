@@ -25,8 +25,8 @@ from featcache.sweeps.scoring import scored_trial
 from featcache.sweeps.tap_data import Prepared, TapData
 from featcache.sweeps.trial import DROPPED
 
-SHARES = (9, 3)  # each stage takes one in so many of the training images
-KEPT = 3  # one in so many bundles goes on
+SHARES = (9, 3)  # each stage takes one of 9 training images, then one of 3
+KEPT = 3  # one of 3 bundles goes on
 LEAST = 2  # images of each class in a stage
 UNITS = {"s": 1, "m": 60, "h": 3600}
 

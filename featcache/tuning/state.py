@@ -67,7 +67,7 @@ class TrainingState:
             )
         except Exception as error:  # a damaged file can raise anything
             raise_if_of_the_system(path, error)
-            raise NotAModel(f"{path} cannot be read ({error}). Leave `resume` out to begin anew") from error
+            raise NotAModel(f"{path} cannot be read ({error}). Leave `resume` out to start over") from error
         _require_same(state.facts, facts, path)
         return state
 
