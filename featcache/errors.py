@@ -80,6 +80,10 @@ class NotAModel(DataError):
     """The file is no model that featcache can use."""
 
 
+class NoOwnClassifier(DataError):
+    """The classifier in a model file cannot be trained on, because its outputs are not the classes of the images."""
+
+
 class ImagesChanged(DataError):
     """Images no longer lie where, or are no longer what, the cache says."""
 

@@ -26,7 +26,7 @@ PresetName = Literal["kornblith", "clip", "dinov2", "fewshot"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop", "adagrad"]
 Schedule = Literal["cosine", "constant"]
 Augmentation = Literal["none", "light", "strong", "tutorial"]
-Control = Literal["frozen", "unfrozen", "scratch"]
+Control = Literal["frozen", "unfrozen", "scratch", "own"]
 FormatName = Literal["keras", "savedmodel", "litert", "onnx", "openvino"]
 SplitName = Literal["train", "val", "test"]
 
@@ -235,7 +235,11 @@ class TrainingOptions:
 class FinetuneOptions(TrainingOptions):
     """Options of `finetune`."""
 
-    controls: str = option("", "Train these too, to compare: frozen,unfrozen,scratch.", suggestions=get_args(Control))
+    controls: str = option(
+        "",
+        "Train these too, to compare: frozen,unfrozen,scratch; own is the classifier of your own model file.",
+        suggestions=get_args(Control),
+    )
     resume: bool | None = option(
         None, "Go on from the .state file beside -o. [default: if it belongs to this training]"
     )

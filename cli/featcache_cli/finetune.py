@@ -57,6 +57,7 @@ def document(tuned: Tuned) -> dict[str, Any]:
         "prefix": tuned.prefix,
         "prefix_s": round(tuned.prefix_s, 3),
         "stopped": tuned.stopped,
+        "notes": list(tuned.notes),
         "history": _history(tuned),
     }
     if tuned.controls:
@@ -138,6 +139,8 @@ def _controls_table(tuned: Tuned) -> str:
             verdict = "a tie"
         difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
         lines.append(f"fine-tuned - {name}: {difference} on the same images: {verdict}")
+    for control in tuned.controls.values():
+        lines += control.notes
     if "scratch" in tuned.controls:
         lines.append(
             "From scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."

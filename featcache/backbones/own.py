@@ -122,6 +122,12 @@ def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts
     return Facts(preprocess["size"], facts.mode, preprocess["resize"])
 
 
+def stated_classes(spec: BackboneSpec) -> list[str] | None:
+    """Return the names of a model's classes, which only a file that featcache wrote states; None for other models."""
+    facts = _read_json(Path(spec.weights), FACTS) if spec.origin == "file" else None
+    return None if facts is None else list(facts["classes"])
+
+
 def mode_of(text: str) -> Mode:
     """Return the mode that a user writes, which says how pixels enter a model. Raises UsageError."""
     mode: Mode = choose("mode", text, get_args(Mode))
@@ -187,11 +193,11 @@ def _classifier(model: Any) -> tuple[Any, Any, bool]:
     import keras
 
     # Walk back from the output, past all layers that only turn scores into other scores.
-    layer, layer_input = _origin_of(model.outputs[0])
+    layer, layer_input = origin_of(model.outputs[0])
     activations = {_activation(layer)}
-    are_probabilities = _gives_probabilities(model)
+    are_probabilities = gives_probabilities(model)
     while layer_input is not None and _follows_scores(layer, are_probabilities):
-        layer, layer_input = _origin_of(layer_input)
+        layer, layer_input = origin_of(layer_input)
         activations.add(_activation(layer))
     is_softmax = not activations.isdisjoint(_SOFTMAX)
 
@@ -206,19 +212,19 @@ def _classifier(model: Any) -> tuple[Any, Any, bool]:
     return None, None, is_softmax
 
 
-def _gives_probabilities(model: Any) -> bool:
+def gives_probabilities(model: Any) -> bool:
     """Return whether the output is probabilities: as they are, as the mean of a map of them, or in another shape."""
     import keras
 
     layers = keras.layers
     pooling = (layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
-    layer, layer_input = _origin_of(model.outputs[0])
+    layer, layer_input = origin_of(model.outputs[0])
     while layer_input is not None and isinstance(layer, (*pooling, layers.Flatten, layers.Reshape, layers.Dropout)):
-        layer, layer_input = _origin_of(layer_input)
+        layer, layer_input = origin_of(layer_input)
     if isinstance(layer, layers.Activation) and _activation(layer) == "linear" and layer_input is not None:
-        layer, layer_input = _origin_of(layer_input)  # gives the numbers another type, under mixed precision
+        layer, layer_input = origin_of(layer_input)  # gives the numbers another type, under mixed precision
     if isinstance(layer, keras.Model):
-        return _gives_probabilities(layer)
+        return gives_probabilities(layer)
     return _activation(layer) in _PROBABILITIES
 
 
@@ -250,7 +256,7 @@ def _is_softmax(layer: Any) -> bool:
 
 def last_of(model: Any) -> str:
     """Return the name of the layer that a model ends in."""
-    layer, _ = _origin_of(model.outputs[0])
+    layer, _ = origin_of(model.outputs[0])
     return str(layer.name)
 
 
@@ -318,7 +324,7 @@ def _without_dtypes(config: Any) -> Any:
     return config
 
 
-def _origin_of(tensor: Any) -> tuple[Any, Any]:
+def origin_of(tensor: Any) -> tuple[Any, Any]:
     """Return the layer that makes a tensor of the graph, and its (first) input; None if it is the model's input."""
     layer, node, _ = tensor._keras_history
     inputs = layer._inbound_nodes[node].input_tensors

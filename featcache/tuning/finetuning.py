@@ -13,7 +13,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.backbones.lineage import Lineages
-from featcache.errors import ParityFailed, UsageError
+from featcache.errors import NoOwnClassifier, ParityFailed, UsageError
 from featcache.images.manifest import Images
 from featcache.models import Probe
 from featcache.models.assemble import ModelPart, backbones_of, logits_of
@@ -28,6 +28,7 @@ from featcache.tuning import prefix
 from featcache.tuning.data import ActivationSet, LabelledSet, image_sets
 from featcache.tuning.logs import logger
 from featcache.tuning.optimizing import RateGroup, groups
+from featcache.tuning.own_classifier import check_own, train_own_classifier
 from featcache.tuning.precision import twin_of
 from featcache.tuning.scratch import train_from_scratch
 from featcache.tuning.stages import TrainablePart
@@ -96,7 +97,8 @@ def finetune(
     each epoch. prefix: compute the frozen part once and keep it in the run, unless every epoch sees new views.
     wise_ft: also judge mixtures of the weights of start and end. precision: float32, bfloat16 or float16.
     controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare; their
-    states are in .frozen.state and so on.
+    states are in .frozen.state and so on. "own": train the classifier of your own model file on, with the same options;
+    it is left out, and `notes` says why, if its outputs are not the classes of these images.
     Raises UsageError, UnknownBlock, ParityFailed (before anything is trained), WeightsMismatch, DiskFault.
     """
     recipe = recipe_of(
@@ -131,6 +133,8 @@ def finetune(
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = chosen.run.path / "finetuned.keras" if out is None else Path(out)
     probe = Probe.open(chosen, images)
+    if "own" in control_names:
+        check_own(probe)
     _ = probe.source  # images that have moved must raise now, and not after a head was distilled
     tuning = _FineTuning(probe, recipe, progress)
 
@@ -145,9 +149,13 @@ def finetune(
     # resume=True demands a state. A control that had not begun when training stopped has none: it begins now.
     resume_control = False if resume is False else None
     trained_controls: dict[str, Tuned] = {}
+    notes = list(tuned.notes)
     for name in control_names:
-        trained_controls[name] = _control(name, probe, recipe, state_file(path, name), resume_control, progress)
-    tuned = replace(tuned, controls=trained_controls)
+        try:
+            trained_controls[name] = _control(name, probe, recipe, state_file(path, name), resume_control, progress)
+        except NoOwnClassifier as error:
+            notes.append(f"The control '{name}' is left out: {error}.")
+    tuned = replace(tuned, controls=trained_controls, notes=tuple(notes))
     tuned.save(probe.cache)
     return tuned
 
@@ -211,8 +219,7 @@ class _FineTuning:
 
     def _cut(self, model: Any, parts: Sequence[ModelPart], sets: Sequence[LabelledSet]) -> prefix.Cut | None:
         """Return the model in two parts, if it pays to compute the frozen one only once."""
-        new_views_every_epoch = self.recipe.is_augmented and self.recipe.views is None
-        if not self.recipe.prefix or new_views_every_epoch:
+        if not self.recipe.computes_frozen_once:
             return None
         cut = prefix.cut(model, parts, self.probe.tap_names)
         if cut is not None:
@@ -313,7 +320,9 @@ def _control_names(controls: str | Sequence[str]) -> list[str]:
 
 
 def _control(name: str, probe: Probe, recipe: Recipe, keep: Path, resume: bool | None, progress: Progress) -> Tuned:
-    """Train a control: for as many epochs, on the same images, without early stopping."""
+    """Train a control: for as many epochs, on the same images, without early stopping (but for `own`)."""
+    if name == "own":
+        return train_own_classifier(probe, replace(recipe, wise_ft=False, precision="float32"), keep, resume, progress)
     unfreeze = {"frozen": "none", "unfrozen": "all", "scratch": "all"}[name]
     recipe = replace(recipe, unfreeze=unfreeze, patience=recipe.epochs, wise_ft=False)
     if name == "scratch":

@@ -73,7 +73,7 @@ def cut(model: Any, parts: Sequence[ModelPart], order: Sequence[str]) -> Cut | N
             entry = outputs_of(network)[boundary][0]
             ends = [network.outputs[part.taps.index(tap)] for tap in taps_behind]
             rest = keras.Model(entry, ends, name=f"{network.name}_rest")
-            taps.append(_at(part.taps[0], boundary))
+            taps.append(unpooled(part.taps[0], boundary))
             inputs.append(keras.Input(entry.shape[1:], name=f"activations_{len(inputs)}"))
             for tap, activations in zip(taps_behind, rest(inputs[-1]), strict=True):
                 features[tap.name] = pooled(activations, tap.pooling)
@@ -146,7 +146,7 @@ def _width_of(network: Any, part: ModelPart, tap: Tap) -> tuple[int, ...]:
     return tuple(pooled(network.outputs[part.taps.index(tap)], tap.pooling).shape[1:])
 
 
-def _at(tap: Tap, layer: str) -> Tap:
+def unpooled(tap: Tap, layer: str) -> Tap:
     """Return the tap that reads a layer as it is."""
     label = tap.name.rpartition("/")[0]
     return replace(tap, name=f"{label}/{layer}:none", layer=layer, pooling="none", dtype="float32")

@@ -61,6 +61,11 @@ class Recipe(TrainingOptions):
         return self.augment != NO_AUGMENTATION
 
     @property
+    def computes_frozen_once(self) -> bool:
+        """Return whether what is frozen is computed once. With new views in each epoch there is nothing to keep."""
+        return self.prefix and not (self.is_augmented and self.views is None)
+
+    @property
     def flags(self) -> list[str]:
         """Return it as words on the command line: what is not the default there.
 

@@ -188,7 +188,7 @@ def test_controls_train_on_the_same_images_for_as_many_epochs(fresh, tmp_path):
     assert list(before["controls"]) == list(tuned.controls)
     finetune(fresh, tmp_path / "a.keras", unfreeze="last", **HOW)  # is shown again, without its controls
     assert json.loads(record.read_text())["controls"] == before["controls"]
-    with pytest.raises(UsageError, match=r"`controls` takes frozen, unfrozen, scratch; got 'frozn'"):
+    with pytest.raises(UsageError, match=r"`controls` takes frozen, unfrozen, scratch, own; got 'frozn'"):
         finetune(fresh, tmp_path / "b.keras", controls="frozn")
 
 
