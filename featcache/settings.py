@@ -7,7 +7,8 @@ is declared in its command. Only the standard library is imported here: `featcac
 """
 
 import keyword
-from dataclasses import Field, dataclass, field
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 
@@ -332,6 +333,28 @@ COMMANDS = {
 def flag_of(option: Field[Any]) -> str:
     """Return the long flag of an option: --learning-rate of learning_rate, unless the field names another."""
     return option.metadata["flag"] or f"--{option.name.replace('_', '-')}"
+
+
+def as_flags(kind: Any, values: Mapping[str, Any]) -> list[str]:
+    """Return values of the options in a class as words on the command line, without those at their default.
+
+    >>> as_flags(TrainingOptions, {"learning_rate": 1e-4, "wise_ft": True, "prefix": False, "epochs": 10})
+    ['--lr', '0.0001', '--no-prefix', '--wise-ft']
+    """
+    words: list[str] = []
+    for option in fields(kind):
+        value = values.get(option.name, option.default)
+        flag = option.metadata["short"] or flag_of(option)
+        if value in (None, option.default):
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-"))
+        elif isinstance(value, list):
+            for item in value:
+                words += [flag, str(item)]
+        else:
+            words += [flag, str(value)]
+    return words
 
 
 def name_on_command_line(option: Field[Any]) -> str:

@@ -72,7 +72,7 @@ def _without_activation(model: Any) -> tuple[Any, str]:
     if isinstance(layer, keras.Model):
         inner, name = _without_activation(layer)
         output = inner(layer_input)
-    elif name in PROBABILITIES and getattr(layer, "weights", ()):
+    elif name in PROBABILITIES and getattr(layer, "weights", None):
         layer.activation = keras.activations.linear
     elif name in PROBABILITIES:
         output = layer_input  # the layer or bare operation does nothing else

@@ -28,7 +28,7 @@ def write_small_model(path: Path) -> Path:
                 layers.Conv2D(8, 3, strides=2, activation="relu"),
                 layers.Conv2D(16, 3, strides=2, activation="relu"),
                 layers.Flatten(name="flatten_1"),
-                layers.Dense(5, activation="softmax"),
+                layers.Dense(10, activation="softmax"),
             ]
         )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses
-from featcache.extraction import Extracted, extract
-from featcache.extraction.api import CACHE
+from featcache.extraction import Extracted
+from featcache.extras.main_path import MainPath, check_folder
 from featcache.extras.report.final import Final, head_predictions, model_predictions, opening, rows_of_split
 from featcache.extras.report.html import REPORT, write_report
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
-from featcache.models import Certificate, handoff
+from featcache.models import Certificate
 from featcache.models.modelfile import MODEL
 from featcache.outputs import check_output
 from featcache.spec import Progress, silent
-from featcache.sweeps import Chosen, Run, sweep
+from featcache.sweeps import Chosen, Run
 from featcache.sweeps.choosing import MIN_SELECT
 from featcache.sweeps.metrics import score_of
 from featcache.sweeps.run_paths import free_folder
 from featcache.text import counted
-from featcache.tuning import Tuned, finetune, from_scratch
+from featcache.tuning import Tuned, from_scratch
 
 SHOTS = 5
+HEAD = "head.keras"
 HEADS = "ridge,logreg,svm,softmax,knn,mlp:256"
 WAYS = {
     "pixels": "raw pixels + logistic regression",
@@ -41,18 +42,15 @@ FEW_HEADS = "ridge,logreg,svm,knn"  # the heads that a handful of images can tra
 
 @dataclass(frozen=True)
 class Course:
-    """How the stages run: tiny images allow more epochs and larger steps than photographs."""
+    """What suits the images: tiny ones allow more epochs and larger steps than photographs."""
 
     backbone: str
     pixels: str
-    epochs: int
-    batch: int
-    learning_rate: float
-    unfreeze: str
+    training: Mapping[str, Any]  # options of `finetune`
 
 
-DIGITS = Course("glyphnet", "pixels:size=8", epochs=6, batch=64, learning_rate=5e-4, unfreeze="all")
-PHOTOS = Course("mobilenet_v2", "pixels:size=32", epochs=3, batch=32, learning_rate=3e-5, unfreeze="last")
+DIGITS = Course("glyphnet", "pixels:size=8", {"unfreeze": "all", "epochs": 6, "learning_rate": 5e-4, "batch": 64})
+PHOTOS = Course("mobilenet_v2", "pixels:size=32", {"unfreeze": "last", "epochs": 3, "learning_rate": 3e-5, "batch": 32})
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,6 @@ class Quickstart:
     table: tuple[Way, ...]
     judged_on: str
     report: Path  # one HTML file
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ExtractedTap:
-    """A tap of the cache, and how long it took to extract."""
-
-    name: str
     seconds: float
 
 
@@ -131,30 +121,33 @@ def quickstart(
     started = time.perf_counter()
     folder = Path(out)
     course = DIGITS if images is None else PHOTOS
-    _check_folder(folder, [] if images is None else [Path(images)], force)
+    inputs = [] if images is None else [Path(images)]
+    check_folder(folder, [_model_name(None), _model_name(SHOTS)], inputs=inputs, force=force)
+    for name, kind in ((HEAD, MODEL), ("report.html", REPORT)):
+        check_output(folder / name, kind, inputs=inputs, force=force)
     root = write_digits(folder / "digits", force=force) if images is None else Path(images)
     manifest = scan(root, split=split, group_from=group_from, seed=seed, progress=progress).require_classes()
     _require_validation(manifest, root)
     seen(manifest)
-    stages = _Stages(manifest, backbone or course.backbone, course, folder, seed, force, progress)
 
-    cache = stages.extract("features")
-    seen(cache.report)
-    run = stages.sweep("features", None)
+    path = MainPath(folder, manifest, force, progress)
+    ways = _Ways(path, backbone or course.backbone, course, seed, controls)
+    extracted = ways.extract("features")
+    seen(extracted)
+    run = ways.sweep("features")
     seen(run)
     head = run.best_handoff
-    (folder / "head.keras").unlink(missing_ok=True)  # of an earlier quickstart into this folder
-    model = handoff(head, folder / "head.keras")
+    model = path.handoff(head, HEAD)
     seen(model.certificate)
-    tuned = stages.finetune(head, None)
+    tuned = ways.finetune(head)
     seen(tuned)
-    comparisons = [stages.compare(run, head, tuned, None, controls)]
+    comparisons = [ways.compare(run, head, tuned)]
     seen(comparisons[0])
-    if controls and _has_more_than(SHOTS, cache):
-        few = stages.sweep("features", SHOTS)
-        comparisons.append(
-            stages.compare(few, few.best_handoff, stages.finetune(few.best_handoff, SHOTS), SHOTS, controls)
-        )
+    if controls and _has_more_than(SHOTS, run.cache()):
+        few = replace(ways, shots=SHOTS)
+        run_on_few = few.sweep("features")
+        head_of_few = run_on_few.best_handoff
+        comparisons.append(few.compare(run_on_few, head_of_few, few.finetune(head_of_few)))
         seen(comparisons[1])
 
     tested = comparisons[0].tested
@@ -169,7 +162,7 @@ def quickstart(
     return Quickstart(
         folder=folder,
         images=manifest,
-        extracted=cache.report,
+        extracted=extracted,
         run=run,
         head=head,
         model=model,
@@ -179,14 +172,6 @@ def quickstart(
         report=report,
         seconds=time.perf_counter() - started,
     )
-
-
-def _check_folder(folder: Path, read: list[Path], force: bool) -> None:
-    """Raise UsageError or DiskFault unless all files of a quickstart may be written."""
-    check_output(folder / "features.h5", CACHE, inputs=read, force=force)
-    for name in ("head.keras", "model.keras", f"model-{SHOTS}-per-class.keras"):
-        check_output(folder / name, MODEL, inputs=read, force=force)
-    check_output(folder / "report.html", REPORT, inputs=read, force=force)
 
 
 def _require_validation(manifest: Images, root: Path) -> None:
@@ -206,79 +191,55 @@ def _has_more_than(shots: int, cache: Cache) -> bool:
     return min(labels.count(name) for name in cache.classes) > shots
 
 
-@dataclass
-class _Stages:
-    """The stages of a quickstart. shots: images per class, None for all."""
+@dataclass(frozen=True)
+class _Ways:
+    """The ways to a classifier that quickstart compares. shots: images per class, None for all."""
 
-    manifest: Images
+    path: MainPath
     backbone: str
     course: Course
-    folder: Path
     seed: int
-    force: bool
-    progress: Progress
-    taps: dict[str, ExtractedTap] = field(default_factory=dict)  # {"features" | "random" | "pixels": tap}
+    controls: bool
+    shots: int | None = None
 
-    @property
-    def cache_file(self) -> Path:
-        """Return the cache, which holds all taps."""
-        return self.folder / "features.h5"
+    def extract(self, kind: str) -> Extracted:
+        """Extract the tap of this kind: features, random or pixels."""
+        backbones = {"features": self.backbone, "random": f"{self.backbone}:weights=none", "pixels": self.course.pixels}
+        return self.path.extract(backbone=backbones[kind])
 
-    def extract(self, kind: str) -> Cache:
-        """Extract the tap of this kind, unless it has been extracted, and return the cache."""
-        specs = {"features": self.backbone, "random": f"{self.backbone}:weights=none", "pixels": self.course.pixels}
-        if kind in self.taps:
-            return Cache.open(self.cache_file)
-        cache = extract(self.manifest, specs[kind], out=self.cache_file, force=self.force, progress=self.progress)
-        self.taps[kind] = ExtractedTap(cache.report.taps[0].tap, cache.report.seconds)
-        return cache
-
-    def sweep(self, kind: str, shots: int | None) -> Run:
+    def sweep(self, kind: str) -> Run:
         """Fit heads on the tap of this kind."""
-        cache = self.extract(kind)
-        heads = HEADS if shots is None else FEW_HEADS
-        return sweep(
-            cache,
-            "logreg" if kind == "pixels" else heads,
-            taps=[self.taps[kind].name],
-            out=free_folder(self.folder / "runs" / f"{kind}-{_label(shots)}"),
-            cv=None if shots is None else SHOTS,
-            shots=shots,
+        heads = HEADS if self.shots is None else FEW_HEADS
+        return self.path.sweep(
+            self.extract(kind),
+            free_folder(self.path.folder / "runs" / f"{kind}-{_label(self.shots)}"),
+            heads="logreg" if kind == "pixels" else heads,
+            cv=None if self.shots is None else SHOTS,
+            shots=self.shots,
             seed=self.seed,
-            progress=self.progress,
         )
 
-    def finetune(self, head: Chosen, shots: int | None) -> Tuned:
+    def finetune(self, head: Chosen) -> Tuned:
         """Fine-tune from a head."""
-        model = self.folder / ("model.keras" if shots is None else f"model-{_label(shots)}.keras")
-        model.unlink(missing_ok=True)
-        return finetune(
-            head,
-            model,
-            unfreeze=self.course.unfreeze,
-            epochs=self.course.epochs,
-            batch=self.course.batch,
-            learning_rate=self.course.learning_rate,
-            seed=self.seed,
-            progress=self.progress,
-        )
+        return self.path.finetune(head, _model_name(self.shots), seed=self.seed, **self.course.training)
 
-    def compare(self, run: Run, head: Chosen, tuned: Tuned, shots: int | None, controls: bool) -> Compared:
+    def compare(self, run: Run, head: Chosen, tuned: Tuned) -> Compared:
         """Judge the best head on frozen features, the fine-tuned model and, if asked for, their controls."""
         runs, models = {"features": run}, {"tuned": tuned}
-        if controls:
-            runs |= {kind: self.sweep(kind, shots) for kind in ("pixels", "random")}
+        if self.controls:
+            runs |= {kind: self.sweep(kind) for kind in ("pixels", "random")}
+            batch = self.course.training["batch"]
             models["scratch"] = from_scratch(
-                head, max_seconds=tuned.seconds, batch=self.course.batch, seed=self.seed, progress=self.progress
+                head, max_seconds=tuned.seconds, batch=batch, seed=self.seed, progress=self.path.progress
             )
-        spent = {kind: self.taps[kind].seconds + run.seconds for kind, run in runs.items()}
+        spent = {kind: self.extract(kind).seconds + run.seconds for kind, run in runs.items()}
         spent |= {kind: model.seconds for kind, model in models.items()}
         spent["tuned"] += spent["features"]  # it starts from the head on the features
         judge = _judge(run.cache())
         with opening([run.best for run in runs.values()], judge) as scores:
             predictions = {kind: head_predictions(run.best, judge) for kind, run in runs.items()}
             for kind, model in models.items():
-                predictions[kind] = model_predictions(head, model.model, judge, progress=self.progress)
+                predictions[kind] = model_predictions(head, model.model, judge, progress=self.path.progress)
             lines = []
             for kind, name in WAYS.items():
                 if kind in predictions:
@@ -291,6 +252,11 @@ class _Stages:
             rows = rows_of_split(run, run.cache(), judge)
             tested = Final(run, scores, rows, shown, {tuned.path: WAYS["tuned"]})
         return Compared(tuple(lines), run.settings.metric, judge, tested)
+
+
+def _model_name(shots: int | None) -> str:
+    """Return the file of the fine-tuned model."""
+    return "model.keras" if shots is None else f"model-{_label(shots)}.keras"
 
 
 def _label(shots: int | None) -> str:

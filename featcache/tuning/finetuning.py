@@ -22,7 +22,7 @@ from featcache.models.modelfile import check_model_path, read_reference, save_mo
 from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.outputs import check_output
 from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Precision, Schedule
-from featcache.spec import Progress, Tick, choose, silent
+from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Chosen
 from featcache.tuning import prefix
 from featcache.tuning.data import ActivationSet, LabelledSet, image_sets
@@ -35,7 +35,7 @@ from featcache.tuning.stages import TrainablePart
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, TrainingState, state_file
 from featcache.tuning.train import TrainingResult, TrainingTask, train
-from featcache.tuning.training_recipe import CONTROLS, Recipe, recipe_of
+from featcache.tuning.training_recipe import Recipe, control_names, recipe_of
 from featcache.tuning.tuned import Tuned
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
@@ -128,19 +128,19 @@ def finetune(
         metric=metric,
         max_seconds=max_seconds,
     )
-    control_names = _control_names(controls)
+    names = control_names(controls)
     if chosen.refit:
         raise UsageError("RUN@refit was fitted on validation images, which fine-tuning has to choose on. Use RUN@best")
     path = chosen.run.path / "finetuned.keras" if out is None else Path(out)
     probe = Probe.open(chosen, images)
-    if "own" in control_names:
+    if "own" in names:
         check_own(probe)
     _ = probe.source  # images that have moved must raise now, and not after a head was distilled
     tuning = _FineTuning(probe, recipe, progress)
 
     # All files that will be written are checked before the first epoch, which may be hours before the last control.
     check_model_path(path, tuning.facts, inputs=probe.files, force=force)
-    for name in ("", *control_names):
+    for name in ("", *names):
         check_output(state_file(path, name), STATE, force=force)
 
     tuned = tuning.run(path, state_file(path), resume, logs)
@@ -150,7 +150,7 @@ def finetune(
     resume_control = False if resume is False else None
     trained_controls: dict[str, Tuned] = {}
     notes = list(tuned.notes)
-    for name in control_names:
+    for name in names:
         try:
             trained_controls[name] = _control(name, probe, recipe, state_file(path, name), resume_control, progress)
         except NoOwnClassifier as error:
@@ -310,13 +310,6 @@ def _of_twin(rate_groups: list[RateGroup], model: Any, twin: Any) -> list[RateGr
     for group in rate_groups:
         of_twin.append(replace(group, weights=tuple(weight_of_twin[id(weight)] for weight in group.weights)))
     return of_twin
-
-
-def _control_names(controls: str | Sequence[str]) -> list[str]:
-    if isinstance(controls, str):
-        controls = controls.split(",")
-    names = dict.fromkeys(name.strip() for name in controls if name.strip())
-    return [choose("controls", name, CONTROLS) for name in names]
 
 
 def _control(name: str, probe: Probe, recipe: Recipe, keep: Path, resume: bool | None, progress: Progress) -> Tuned:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from featcache.errors import UsageError
 from featcache.images.augment import AUGMENTATIONS
-from featcache.settings import Control, Metric, Optimizer, Precision, Schedule, TrainingOptions, flag_of
+from featcache.settings import Control, Metric, Optimizer, Precision, Schedule, TrainingOptions, as_flags
 from featcache.spec import choose
 from featcache.sweeps import Chosen
 from featcache.sweeps.metrics import METRICS
@@ -72,16 +72,7 @@ class Recipe(TrainingOptions):
         >>> Recipe(learning_rate=1e-4, wise_ft=True, prefix=False).flags
         ['--lr', '0.0001', '--no-prefix', '--wise-ft']
         """
-        flags: list[str] = []
-        for field in fields(TrainingOptions):
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
-            if isinstance(value, bool):
-                flags.append(flag_of(field) if value else flag_of(field).replace("--", "--no-"))
-            else:
-                flags += [flag_of(field), str(value)]
-        return flags
+        return as_flags(TrainingOptions, vars(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -93,6 +84,14 @@ def recipe_of(chosen: Chosen, **options: Any) -> Recipe:
     settings = chosen.run.settings
     given = {name: value for name, value in options.items() if value is not None}
     return Recipe(**{"metric": settings.metric, "class_weight": settings.class_weight, **given})
+
+
+def control_names(controls: str | Sequence[str]) -> list[str]:
+    """Return the names of the controls, each once; a text has commas between them. Raises UsageError."""
+    if isinstance(controls, str):
+        controls = controls.split(",")
+    names = dict.fromkeys(name.strip() for name in controls if name.strip())
+    return [choose("controls", name, CONTROLS) for name in names]
 
 
 def _from_one(name: str, value: int | None) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shlex
 import struct
 import tarfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from keras.src.backend import config
 from tiny import write_images
 
+from featcache.backbones.tutorials import write_small_model
 from featcache.errors import DataError, NoImages, UsageError, WeightsMismatch, WeightsMissing
 from featcache.extras.recipes import RECIPES, Naming, Training, cifar, find, parse_settings, run_recipe, weights_of
 from featcache.images.embedded import write_digits
@@ -20,6 +22,7 @@ from featcache.images.manifest import scan
 from featcache.models import load_model
 from featcache.sweeps import Run
 from featcache.tuning import Recipe
+from featcache_cli.app import app
 
 QUICK = {"extract": {"backbone": "pixels:size=8", "pool": None, "size": None, "weights": None}}
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
@@ -82,36 +85,41 @@ def test_its_settings_are_those_that_the_rooms_take(name):
     from featcache.heads.estimators import settings
     from featcache.heads.softmax import DenseSoftmax, check
 
-    recipe = RECIPES[name]
-    Recipe(**recipe.tune)
-    [setting] = settings(recipe.head, {recipe.head: {key: [value] for key, value in recipe.fit.items()}})
+    options = RECIPES[name].options
+    Recipe(**{option: value for option, value in options["finetune"].items() if option != "controls"})
+    head = options["sweep"]["heads"]
+    [setting] = settings(head, {head: {key: [value] for key, value in options["head"].items()}})
     check(DenseSoftmax(**setting.params))
 
 
 def test_the_set_ups_are_those_of_the_tutorials():
     flowers, hotdog, photos, cifar10, own = (one for one in RECIPES.values() if isinstance(one, Training))
-    assert (flowers.backbone, flowers.head, flowers.pool) == ("inception_v3", "mlp:1024", "avg")
-    assert [flowers.fit[name] for name in ("batch_size", "epochs", "steps_per_epoch")] == [64, 2, 800]
-    assert [flowers.tune[name] for name in ("batch", "epochs", "steps_per_epoch")] == [64, 2, 800]
-    assert [flowers.tune[name] for name in ("optimizer", "learning_rate")] == ["adagrad", 1e-4]
-    assert [flowers.tune[name] for name in ("unfreeze", "augment")] == ["mixed0", "tutorial"]
-    assert flowers.class_weight == "balanced"
-    assert (hotdog.backbone, hotdog.pool, hotdog.head, hotdog.controls) == (
-        "resnet50_v2",
-        "flatten",
-        "softmax",
-        ("scratch",),
-    )
-    assert [hotdog.tune[name] for name in ("batch", "epochs", "steps_per_epoch")] == [32, 3, 10]
+    assert flowers.options["extract"]["backbone"] == "inception_v3"
+    assert flowers.options["sweep"]["heads"] == "mlp:1024"
+    assert [flowers.options["head"][name] for name in ("batch_size", "epochs", "steps_per_epoch")] == [64, 2, 800]
+    tune = flowers.options["finetune"]
+    assert [tune[name] for name in ("batch", "epochs", "steps_per_epoch")] == [64, 2, 800]
+    assert [tune[name] for name in ("optimizer", "learning_rate")] == ["adagrad", 1e-4]
+    assert [tune[name] for name in ("unfreeze", "augment")] == ["mixed0", "tutorial"]
+    assert flowers.options["sweep"]["class_weight"] == "balanced"
+    assert hotdog.options["extract"] == {"backbone": "resnet50_v2", "size": 224, "pool": "flatten"}
+    assert hotdog.options["sweep"]["heads"] == "softmax"
+    tune = hotdog.options["finetune"]
+    assert [tune[name] for name in ("batch", "epochs", "steps_per_epoch", "controls")] == [32, 3, 10, "scratch"]
     assert hotdog.test_as_val
-    assert (photos.head, photos.fit["dropout"], photos.split) == ("mlp:1024-512", 0.2, "80/20")
-    assert photos.tune["unfreeze"] == "4"
-    assert (cifar10.size, cifar10.head, sum(cifar10.per_class.values()) * 10) == (139, "mlp:512", 12_000)
-    assert (own.tap, own.head, own.split) == ("flatten_1", "mlp:1024", "90/10")
-    for step, batch in ((own.fit, "batch_size"), (own.tune, "batch")):
-        assert [step[name] for name in ("optimizer", "learning_rate", "momentum")] == ["sgd", 1e-3, 0.9]
-        assert [step[name] for name in (batch, "epochs", "patience")] == [64, 200, 10]
-    assert own.fit["nesterov"]
+    assert photos.options["sweep"]["heads"] == "mlp:1024-512"
+    assert photos.options["head"]["dropout"] == 0.2
+    assert photos.options["scan"]["split"] == "80/20"
+    assert photos.options["finetune"]["unfreeze"] == "4"
+    assert (cifar10.options["extract"]["size"], cifar10.options["sweep"]["heads"]) == (139, "mlp:512")
+    assert sum(cifar10.per_class.values()) * 10 == 12_000
+    assert (own.options["extract"], own.options["scan"]) == ({"tap": "flatten_1"}, {"split": "90/10"})
+    assert (own.options["sweep"]["heads"], own.options["finetune"]["controls"]) == ("mlp:1024", "own")
+    for step, batch in (("head", "batch_size"), ("finetune", "batch")):
+        values = own.options[step]
+        assert [values[name] for name in ("optimizer", "learning_rate", "momentum")] == ["sgd", 1e-3, 0.9]
+        assert [values[name] for name in (batch, "epochs", "patience")] == [64, 200, 10]
+    assert own.options["head"]["nesterov"]
 
 
 def test_the_last_8_layers_of_the_whole_mobilenet_model_are_4_of_the_backbone():
@@ -119,7 +127,7 @@ def test_the_last_8_layers_of_the_whole_mobilenet_model_are_4_of_the_backbone():
     from featcache.spec import BackboneSpec
 
     network = build(BackboneSpec("mobilenet_v2", weights="none"), 32, "avg").network
-    last = int(RECIPES["flower-photos"].tune["unfreeze"])
+    last = int(RECIPES["flower-photos"].options["finetune"]["unfreeze"])
     assert [layer.name.partition("2d")[0] for layer in network.layers[-last:]] == [
         "Conv_1",
         "Conv_1_bn",
@@ -135,17 +143,16 @@ def test_every_option_of_a_step_can_be_set_and_is_printed():
     texts = ["scan.group_from=parent", "extract.size=160", "sweep.metric=macro_f1", "head.dropout=0.5"]
     texts += ["finetune.lr=3e-5", "finetune.unfreeze=8", "finetune.controls=frozen"]
     recipe = find("flowers").with_settings(parse_settings(texts))
-    assert (recipe.size, recipe.fit["dropout"], recipe.tune["unfreeze"]) == (160, 0.5, "8")
-    extract, sweep, finetune = recipe.commands("inception_v3", "my photos", Path("out"))
+    extract, sweep, finetune = recipe.commands("my photos", Path("out"))
     assert extract.startswith("featcache extract 'my photos' -o out/features.h5 -b inception_v3")
     assert " --size 160 " in extract
     assert " --group-from parent" in extract
     assert " --metric macro_f1 " in sweep
-    assert " --class-weight balanced " in sweep
+    assert " --class-weight balanced" in sweep
     assert "--grid mlp:1024.dropout=0.5" in sweep
     assert "--unfreeze 8 --epochs 2 --lr 3e-05" in finetune
     assert finetune.endswith("--controls frozen")
-    assert find("flowers").size == 299
+    assert find("flowers").options["extract"]["size"] == 299
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_images_of_a_test_folder_are_validation_where_the_tutorial_says_so(tmp_p
 
 
 def test_small_heads_have_as_many_layers():
-    assert find("flower-photos").small().head == "mlp:16-8"
+    assert find("flower-photos").small().options["sweep"]["heads"] == "mlp:16-8"
 
 
 # Every recipe at small size
@@ -193,9 +200,12 @@ def test_small_heads_have_as_many_layers():
 def check(done, folder):
     assert done.small
     assert done.tuned.path == folder / "model.keras"
-    assert [line.epochs for line in done.table][1:] == [1] * (len(done.table) - 1)
-    assert all(line.interval[0] <= line.val <= line.interval[1] and line.seconds > 0 for line in done.table)
-    assert Run.open(folder / "head.run").trials[0].head == done.recipe.head
+    as_it_is = "the file's own classifier, as it is"
+    assert {line.epochs for line in done.table[1:] if line.name != as_it_is} == {1}
+    for line in done.table:
+        assert line.interval[0] <= line.val <= line.interval[1]
+        assert (line.seconds > 0) is (line.name != as_it_is)
+    assert Run.open(folder / "head.run").trials[0].head == done.recipe.options["sweep"]["heads"]
     load_model(folder / "model.keras")
     return [line.name for line in done.table]
 
@@ -204,7 +214,13 @@ def check(done, folder):
 def test_own_model_makes_a_model_itself_and_cuts_it_at_flatten_1(tmp_path):
     said = []
     done = run_recipe("own-model", out=tmp_path / "own", small=True, progress=said.append)
-    assert len(check(done, tmp_path / "own")) == 2
+    assert check(done, tmp_path / "own") == [
+        "head on frozen features",
+        "the head trained on, stopped and kept by validation accuracy",
+        "the file's own classifier, as it is",
+        "the file's own classifier, trained on",
+    ]
+    assert done.table[2].val == done.tuned.controls["own"].start.val.value
     assert (tmp_path / "own" / "model.hdf5").exists()
     assert done.head.taps[0].layer == "flatten_1"
     assert any("mean NOTHING" in tick.note for tick in said)
@@ -230,8 +246,32 @@ def test_own_model_takes_the_users(tmp_path):
     model = f"{first.folder / 'model.hdf5'}:mode=inside"
     done = run_recipe("own-model", tmp_path / "photos", tmp_path / "two", model=model, tap="flatten", epochs=2)
     assert len(done.images.rows) == 36
+    [note] = done.tuned.notes
+    assert "left out: the classifier of" in note
+    assert "has 10 outputs, the images have 3 classes" in note
+    assert [line.name for line in done.table][1:] == [done.recipe.tuned]
     assert done.head.trial.params["hidden"] == 1024
     assert 1 <= done.table[1].epochs <= 2
+
+
+@pytest.mark.slow
+def test_the_printed_commands_give_the_same_trials_and_the_same_model(tmp_path, capsys):
+    for split, per_class, first in (("train", 6, 0), ("val", 3, 6)):  # no more than a small recipe takes
+        write_images(tmp_path / "photos" / split, per_class, first=first)
+    model = str(write_small_model(tmp_path / "model.hdf5"))
+    done = run_recipe("own-model", tmp_path / "photos", tmp_path / "out", model=model, small=True)
+
+    capsys.readouterr()
+    for line in done.commands[1:]:  # the first is a remark
+        again = line.replace(str(tmp_path / "out"), str(tmp_path / "again"))
+        app([*shlex.split(again)[1:], "--json"], standalone_mode=False)
+        answer = json.loads(capsys.readouterr().out)
+    trials = []
+    for folder in (done.folder, tmp_path / "again"):
+        trials.append([(trial.head, trial.params, trial.score) for trial in Run.open(folder / "head.run").trials])
+    assert trials[0] == trials[1]
+    assert [epoch["val_loss"] for epoch in answer["history"]] == [epoch.val_loss for epoch in done.tuned.history]
+    assert answer["notes"] == list(done.tuned.notes)
 
 
 @pytest.mark.slow
@@ -424,6 +464,7 @@ def test_the_list_says_what_each_does_and_needs(tmp_path):
     assert [one["name"] for one in json.loads(json.dumps(recipe.listed()))["recipes"]] == list(RECIPES)
 
 
+@pytest.mark.slow
 def test_the_result_is_printed_with_a_loud_warning(tmp_path):
     from featcache_cli import recipe
 

@@ -1,11 +1,11 @@
-"""The options that each step of a recipe takes, and how they are written on the command line."""
+"""The options that each step of a recipe takes, and how `--set` and `--grid` spell them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from inspect import signature
-from shlex import quote
 from typing import Any
 
 from featcache.errors import UsageError
@@ -13,10 +13,18 @@ from featcache.extraction import extract
 from featcache.heads.grids import parse_value
 from featcache.heads.softmax import DenseSoftmax
 from featcache.images.manifest import scan
+from featcache.settings import FeatureOptions, FinetuneOptions, ScanOptions, SweepOptions
+from featcache.spec import choose
 from featcache.sweeps import sweep
 from featcache.tuning import Recipe
 
 Settings = Mapping[str, Mapping[str, Any]]  # {step: {option: value}}
+
+
+def _names(kind: Any, but: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names of the options in a class, but for some."""
+    return tuple(field.name for field in fields(kind) if field.name not in but)
+
 
 # The options of each step, by what takes them, without those that say what is read and where it is written
 _TAKEN_BY: dict[str, Callable[..., Any]] = {
@@ -26,23 +34,14 @@ _TAKEN_BY: dict[str, Callable[..., Any]] = {
     "head": DenseSoftmax,
     "finetune": Recipe,
 }
-_OF_SCAN = ("split", "group_from", "seed", "allow_outside", "label_column", "path_column")
-_OF_EXTRACT = (
-    *("backbone", "tap", "weights", "size", "pool", "resize", "decode", "bits", "views", "precision", "dtype"),
-    *("engine", "device", "batch"),
-)
-_OF_SWEEP = ("heads", "prepare", "cv", "metric", "class_weight", "shots", "seed", "jobs", "memory")
-_OF_HEAD = tuple(name for name in signature(DenseSoftmax).parameters if name not in ("hidden", "class_weight", "seed"))
-_OF_FINETUNE = (
-    *(name for name in signature(Recipe).parameters if name not in ("metric", "max_seconds")),
-    "controls",
-)
 OPTIONS = {
-    "scan": _OF_SCAN,
-    "extract": _OF_EXTRACT,
-    "sweep": _OF_SWEEP,
-    "head": _OF_HEAD,
-    "finetune": _OF_FINETUNE,
+    "scan": _names(ScanOptions),
+    "extract": (*_names(FeatureOptions), "engine", "device", "batch"),
+    "sweep": _names(SweepOptions, but=("taps", "grid", "preset", "budget", "refit")),
+    "head": tuple(
+        name for name in signature(DenseSoftmax).parameters if name not in ("hidden", "class_weight", "seed")
+    ),
+    "finetune": _names(FinetuneOptions, but=("resume", "logs")),
 }
 OF_NAMING = {"predict": ("weights", "top")}
 
@@ -73,21 +72,23 @@ def _typed(step: str, name: str, text: str) -> Any:
     return text if is_text else parse_value(text)
 
 
-def flags_of(options: Mapping[str, Any]) -> list[str]:
-    """Return options as words on the command line.
+def checked(settings: Settings, options: Mapping[str, Sequence[str]]) -> Settings:
+    """Return the settings. Raises UsageError, with near names, unless they change only options that there are."""
+    for step, values in settings.items():
+        choose("--set", step, list(options))
+        for name in values:
+            choose(f"--set {step}", name, options[step])
+    return settings
 
-    >>> flags_of({"backbone": "vgg16", "class_weight": "balanced"})
-    ['-b vgg16', '--class-weight balanced']
+
+def grid_of(head: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the parameters of one head as `--grid` takes them.
+
+    >>> grid_of("mlp:64", {"epochs": 5, "nesterov": True, "patience": None})
+    ['mlp:64.epochs=5', 'mlp:64.nesterov=true', 'mlp:64.patience=none']
     """
-    flags = []
-    for name, value in options.items():
-        flag = "-b" if name == "backbone" else f"--{name.replace('_', '-')}"
-        flags.append(flag if value is True else f"{flag} {quote(str(value))}")
-    return flags
-
-
-def word(value: Any) -> str:
-    """Return a value as `--grid` and `--set` take it."""
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    texts = []
+    for name, value in parameters.items():
+        is_word = value is None or isinstance(value, bool)
+        texts.append(f"{head}.{name}={str(value).lower() if is_word else value}")
+    return texts

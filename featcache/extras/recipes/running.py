@@ -7,28 +7,34 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from featcache.backbones import tutorials
 from featcache.backbones.imagenet import imagenet_classifier, imagenet_files
 from featcache.backbones.weights import file_of
 from featcache.errors import DataError, UsageError
-from featcache.extraction import Extracted, extract
-from featcache.extraction.api import CACHE
+from featcache.extraction import Extracted
+from featcache.extras.main_path import MainPath, check_folder
 from featcache.extras.recipes import cifar
-from featcache.extras.recipes.catalogue import Naming, Training, find
+from featcache.extras.recipes.catalogue import MODEL, RUN, Naming, Training, find
 from featcache.extras.recipes.overrides import Settings
+from featcache.heads.grids import parse_grid
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import Images, scan
-from featcache.models.modelfile import MODEL
-from featcache.outputs import check_output
 from featcache.prediction import Prediction, predictions
 from featcache.spec import BackboneSpec, ImageRow, Progress, Tick, silent
-from featcache.sweeps import Advice, Chosen, Run, advise, sweep
-from featcache.tuning import Tuned, finetune
-from featcache.tuning.state import STATE
+from featcache.sweeps import Advice, Chosen, Run, advise
+from featcache.tuning import Recipe, Tuned
+from featcache.tuning.train import Epoch
+from featcache.tuning.training_recipe import control_names
 
 MEANINGLESS = "--small: random weights, a handful of images, hardly any training. The figures mean NOTHING"
-CONTROLS = {"frozen": "frozen", "unfrozen": "unfrozen", "scratch": "from scratch"}
+CONTROLS = {
+    "frozen": "frozen",
+    "unfrozen": "unfrozen",
+    "scratch": "from scratch",
+    "own": "the file's own classifier, trained on",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def run_recipe(
     The same call again computes no feature twice and goes on where it was stopped.
     Raises UsageError, NoImages (which data to put where), WeightsMissing (which weights), DataError.
     """
+    started = time.perf_counter()
     recipe = find(name)
     if small and isinstance(recipe, Training):
         recipe = recipe.small()
@@ -103,18 +110,58 @@ def run_recipe(
         progress(Tick("small", 0, 0, MEANINGLESS))
     if isinstance(recipe, Naming):
         return _name(recipe, images, folder, small, force, progress)
-    recipe = replace(recipe, tap=tap or recipe.tap).with_epochs(epochs)
-    return _Job(recipe, folder, model, small, force, progress).run(images)
+
+    recipe = recipe.with_settings({"extract": _given(backbone=model, tap=tap), "finetune": _given(epochs=epochs)})
+    training = recipe.step("finetune")
+    Recipe(**{name: value for name, value in training.items() if name != "controls"})  # refuses what cannot be meant
+    inputs = [] if images is None else [Path(images)]
+    check_folder(folder, [MODEL], controls=control_names(training["controls"]), inputs=inputs, force=force)
+    place = _place(recipe, images, folder, small, force)
+    if recipe.takes_model:
+        small_model = tutorials.write_small_model(folder / "model.hdf5")
+        recipe = recipe.with_settings({"extract": {"backbone": str(small_model)}})
+    commands = recipe.commands(str(place), folder)
+    for line in (f"{recipe.name}, step by step:", *commands):
+        progress(Tick("recipe", 0, 0, line))
+
+    manifest = _images(recipe, place, is_given=images is not None, progress=progress)
+    path = MainPath(folder, manifest, force, progress)
+    extracted = path.extract(**recipe.step("extract"))
+    advice = advise(path.cache, progress=progress) if recipe.advice else None
+    step = recipe.step("sweep")
+    run = path.sweep(extracted, folder / RUN, **step | {"grid": parse_grid(step["grid"])})
+    head = run.best_handoff
+    tuned = path.finetune(head, MODEL, **training)
+    return Trained(
+        recipe=recipe,
+        small=small,
+        folder=folder,
+        images=manifest,
+        extracted=extracted,
+        run=run,
+        head=head,
+        tuned=tuned,
+        table=_table(recipe, extracted, run, head, tuned),
+        commands=tuple(commands),
+        advice=advice,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def weights_of(recipe: Training | Naming) -> list[Path]:
     """Return the files that a recipe needs beside its images, where they are looked for."""
     if isinstance(recipe, Naming):
         return imagenet_files()
-    if not recipe.backbone or recipe.size is None:
+    if recipe.takes_model:
         return []
-    file = file_of(BackboneSpec(recipe.backbone), recipe.size)
+    reads = recipe.step("extract")
+    file = file_of(BackboneSpec(reads["backbone"]), reads["size"])
     return [] if file is None else [file]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check(
@@ -126,7 +173,7 @@ def _check(
     small: bool,
 ) -> None:
     """Raise UsageError for what cannot be meant."""
-    trains, own = isinstance(recipe, Training), isinstance(recipe, Training) and not recipe.backbone
+    trains, own = isinstance(recipe, Training), isinstance(recipe, Training) and recipe.takes_model
     if (model is not None or tap is not None) and not own:
         raise UsageError(f"`model` and `tap` go with the recipe own-model; '{recipe.name}' has its network")
     if own and model is None and not small:
@@ -139,83 +186,23 @@ def _check(
         raise UsageError(f"Recipe '{recipe.name}' takes IMAGES: {recipe.data}. To try it without: `small=True`")
 
 
-@dataclass(frozen=True)
-class _Job:
-    recipe: Training
-    folder: Path
-    model: str | None
-    small: bool
-    force: bool
-    progress: Progress
-
-    def run(self, images: str | Path | None) -> Trained:
-        started = time.perf_counter()
-        recipe, progress = self.recipe, self.progress
-        for name, kind in (("features.h5", CACHE), ("model.keras", MODEL), ("model.state", STATE)):
-            check_output(self.folder / name, kind, force=self.force)
-        place = _place(recipe, images, self.folder, self.small, self.force)
-        commands = recipe.commands(self._backbone(), str(place), self.folder)
-        for line in (f"{recipe.name}, step by step:", *commands):
-            progress(Tick("recipe", 0, 0, line))
-        manifest = self._images(place, is_given=images is not None)
-        how = recipe.options("extract") | {"backbone": self._backbone()}
-        cache = extract(manifest, out=self.folder / "features.h5", force=self.force, progress=progress, **how)
-        advice = advise(cache, progress=progress) if recipe.advice else None
-        run = sweep(
-            cache,
-            taps=[cache.report.taps[0].tap],
-            grid={recipe.head: {name: [value] for name, value in recipe.fit.items()}},
-            out=self.folder / "head.run",
-            progress=progress,
-            **recipe.options("sweep"),
+def _images(recipe: Training, place: Path, *, is_given: bool, progress: Progress) -> Images:
+    """Return the manifest of the recipe's images. is_given: by the user."""
+    scanned = scan(place, progress=progress, **recipe.step("scan")).require_classes()
+    manifest = scanned
+    if recipe.test_as_val:
+        manifest = _test_as_val(manifest)
+    if not is_given and recipe.num_classes:
+        labels = list(manifest.classes)[: recipe.num_classes]
+        manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.label in labels))
+    if recipe.num_classes not in (None, len(manifest.classes)):
+        raise DataError(
+            f"Recipe '{recipe.name}' is about {recipe.num_classes} classes; {place} has {len(manifest.classes)}: "
+            f"{', '.join(manifest.classes)}"
         )
-        head = run.best_handoff
-        tuned = finetune(
-            head,
-            self.folder / "model.keras",
-            controls=recipe.controls,
-            force=True,
-            progress=progress,
-            **recipe.options("finetune"),
-        )
-        return Trained(
-            recipe=recipe,
-            small=self.small,
-            folder=self.folder,
-            images=manifest,
-            extracted=cache.report,
-            run=run,
-            head=head,
-            tuned=tuned,
-            table=_table(recipe, cache.report, run, head, tuned),
-            commands=tuple(commands),
-            advice=advice,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _backbone(self) -> str:
-        if self.recipe.backbone or self.model is not None:
-            return self.recipe.backbone or str(self.model)
-        return str(tutorials.write_small_model(self.folder / "model.hdf5"))
-
-    def _images(self, place: Path, is_given: bool) -> Images:
-        """Return the manifest of the recipe's images. is_given: by the user."""
-        recipe = self.recipe
-        scanned = scan(place, progress=self.progress, **recipe.options("scan")).require_classes()
-        manifest = scanned
-        if recipe.test_as_val:
-            manifest = _test_as_val(manifest)
-        if not is_given and recipe.num_classes:
-            labels = list(manifest.classes)[: recipe.num_classes]
-            manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.label in labels))
-        if recipe.num_classes not in (None, len(manifest.classes)):
-            raise DataError(
-                f"Recipe '{recipe.name}' is about {recipe.num_classes} classes; {place} has {len(manifest.classes)}: "
-                f"{', '.join(manifest.classes)}"
-            )
-        rows = _few(manifest.rows, recipe.per_class)
-        # Other rows, or other splits, than options of `scan` give: no command lists these images again.
-        return replace(manifest, rows=rows, listing=scanned.listing if rows == scanned.rows else None)
+    rows = _few(manifest.rows, recipe.per_class)
+    # Other rows, or other splits, than options of `scan` give: no command lists these images again.
+    return replace(manifest, rows=rows, listing=scanned.listing if rows == scanned.rows else None)
 
 
 def _place(recipe: Training | Naming, images: str | Path | None, folder: Path, small: bool, force: bool) -> Path:
@@ -253,18 +240,19 @@ def _few(rows: tuple[ImageRow, ...], per_class: Mapping[str, int]) -> tuple[Imag
 
 
 def _table(recipe: Training, extracted: Extracted, run: Run, head: Chosen, tuned: Tuned) -> tuple[Line, ...]:
-    classifier = head.estimator[-1]
-    epochs = int(getattr(classifier, "n_epochs_", recipe.fit["epochs"]))
-    start = tuned.start.val
-    first = Line(
-        "head on frozen features", start.value, (start.low, start.high), epochs, extracted.seconds + run.seconds
-    )
-    lines = [first]
-    models = {recipe.tuned: tuned} | {CONTROLS[name]: control for name, control in tuned.controls.items()}
-    for name, model in models.items():
-        best = model.best.val
-        lines.append(Line(name, best.value, (best.low, best.high), len(model.trained), model.seconds))
+    requested: int = recipe.options["head"]["epochs"]
+    epochs = getattr(head.estimator[-1], "n_epochs_", requested)  # fewer, where it stopped early
+    lines = [_line("head on frozen features", tuned.start, int(epochs), extracted.seconds + run.seconds)]
+    lines.append(_line(recipe.tuned, tuned.best, len(tuned.trained), tuned.seconds))
+    for name, control in tuned.controls.items():
+        if name == "own":  # it starts from a classifier that somebody has trained
+            lines.append(_line("the file's own classifier, as it is", control.start, 0, control.start.seconds))
+        lines.append(_line(CONTROLS[name], control.best, len(control.trained), control.seconds))
     return tuple(lines)
+
+
+def _line(name: str, epoch: Epoch, epochs: int, seconds: float) -> Line:
+    return Line(name, epoch.val.value, (epoch.val.low, epoch.val.high), epochs, seconds)
 
 
 def _name(
