@@ -471,6 +471,7 @@ def test_the_result_is_printed_with_a_loud_warning(tmp_path):
     done = run_recipe("own-model", out=tmp_path / "own", small=True)
     lines = recipe.text(done).splitlines()
     assert sum("mean NOTHING" in line for line in lines) == 2
+    assert sum("states no class names: its outputs are taken in the order of the class names" in line for line in lines)
     assert lines[-1] == f"Next: featcache predict {tmp_path / 'own' / 'model.keras'} IMAGES"
     found = json.loads(json.dumps(recipe.document(done)))
     assert found["small"] is True

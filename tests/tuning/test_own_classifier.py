@@ -26,7 +26,7 @@ def classifier(*scores):
             layers.AveragePooling2D(4),
             layers.Flatten(name="flatten_1"),
             layers.Dense(6, activation="relu", name="hidden"),
-            layers.Dropout(0.5),
+            layers.Dropout(0.5, seed=0),
             *scores,
         ]
     )
@@ -102,7 +102,7 @@ def test_it_starts_at_the_accuracy_of_the_file_and_trains_on(head, trained, tmp_
 @pytest.mark.slow
 def test_only_layers_behind_the_tap_train(trained, photos, tmp_path):
     chosen, _ = head_on(trained, photos, tmp_path, tap="top")
-    own = finetune(chosen, tmp_path / "tuned.keras", **HOW).controls["own"]
+    own = finetune(chosen, tmp_path / "tuned.keras", prefix=False, **HOW).controls["own"]
     assert own.num_trainable == 6 * 3 + 3
     after = {layer.name: layer.get_weights() for layer in all_layers(own.model)}
     for name, trains in (("hidden", False), ("scores", True)):
