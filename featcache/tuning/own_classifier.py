@@ -116,7 +116,8 @@ def _cut(logits: Any, backbone: Backbone, tap: Tap) -> prefix.Cut | None:
     layer, _ = own.origin_of(output)
     if layer.name not in bottlenecks(logits):
         return None
-    features = keras.Input(output.shape[1:], name="features")
+    shape = prefix.shape_at(output, backbone.network, tap.preprocess.size)
+    features = keras.Input(shape, name="features")
     behind = keras.Model(output, logits.outputs[0], name="classifier")
     # Features without height and width are in the run's cache as they are; others may have been pooled there.
     entering_tap = tap if len(output.shape) == 2 else prefix.unpooled(tap, tap.layer)

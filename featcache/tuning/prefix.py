@@ -74,7 +74,8 @@ def cut(model: Any, parts: Sequence[ModelPart], order: Sequence[str]) -> Cut | N
             ends = [network.outputs[part.taps.index(tap)] for tap in taps_behind]
             rest = keras.Model(entry, ends, name=f"{network.name}_rest")
             taps.append(unpooled(part.taps[0], boundary))
-            inputs.append(keras.Input(entry.shape[1:], name=f"activations_{len(inputs)}"))
+            shape = shape_at(entry, network, part.taps[0].preprocess.size)
+            inputs.append(keras.Input(shape, name=f"activations_{len(inputs)}"))
             for tap, activations in zip(taps_behind, rest(inputs[-1]), strict=True):
                 features[tap.name] = pooled(activations, tap.pooling)
     ordered = [features[name] for name in order]
@@ -144,6 +145,18 @@ def _boundary(network: Any, part: ModelPart) -> tuple[str | None, list[Tap]]:
 def _width_of(network: Any, part: ModelPart, tap: Tap) -> tuple[int, ...]:
     """Return (D,) of a tap's pooled features."""
     return tuple(pooled(network.outputs[part.taps.index(tap)], tap.pooling).shape[1:])
+
+
+def shape_at(tensor: Any, network: Any, size: int) -> tuple[int, ...]:
+    """Return the shape of a tensor of a network without the batch, for images of this size.
+
+    A user's own network may take images of any size; then its tensors do not tell their height and width.
+    """
+    import keras
+
+    if None not in tensor.shape[1:]:
+        return tuple(tensor.shape[1:])
+    return tuple(keras.Model(network.inputs[0], tensor).compute_output_shape((None, size, size, 3))[1:])
 
 
 def unpooled(tap: Tap, layer: str) -> Tap:

@@ -441,6 +441,13 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_made(how, message, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_state_of_a_control_that_is_none_is_kept(tmp_path):
+    (tmp_path / "model.scratch.state").write_text("mine")
+    with pytest.raises(UsageError, match=r"model\.scratch\.state is there already and is no state of a fine-tuning"):
+        run_recipe("hotdog", write_images(tmp_path / "photos"), tmp_path, small=True)
+    assert not (tmp_path / "features.h5").exists()
+
+
 def test_hotdog_is_about_two_classes(tmp_path):
     with pytest.raises(DataError, match=r"'hotdog' is about 2 classes; .*photos has 3: blue, green, red"):
         run_recipe("hotdog", write_images(tmp_path / "photos"), tmp_path / "out", small=True)

@@ -54,11 +54,13 @@ def trained():
     return model
 
 
-def head_on(model, photos, folder, *, tap="flatten_1"):
+def head_on(model, photos, folder, *, tap="flatten_1", options=""):
     """Save a model, fit a head on its features of the photos, and return it with the path of the model."""
     path = folder / "mine.keras"
     model.save(path)
-    cache = extract(photos, f"{path}:mode=unit", out=folder / "mine.h5", tap=tap, split="60/40", engine="keras")
+    cache = extract(
+        photos, f"{path}:mode=unit{options}", out=folder / "mine.h5", tap=tap, split="60/40", engine="keras"
+    )
     return sweep(cache, "centroid", out=folder / "run").best, path
 
 
@@ -108,6 +110,20 @@ def test_only_layers_behind_the_tap_train(trained, photos, tmp_path):
     for name, trains in (("hidden", False), ("scores", True)):
         before = trained.get_layer(name).get_weights()
         assert np.array_equal(before[0], after[name][0]) is not trains, name
+
+
+@pytest.mark.slow
+def test_a_model_of_any_size_is_cut_behind_feature_maps(photos, tmp_path):
+    conv = [layers.Conv2D(4, 3, activation="relu", name=f"conv_{number}") for number in (1, 2)]
+    tail = [layers.GlobalAveragePooling2D(), layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input((None, None, 3)), *conv, *tail])
+    chosen, _ = head_on(model, photos, tmp_path, tap="conv_2", options=":size=8")
+    how = HOW | {"unfreeze": "conv_2", "epochs": 1}
+    tuned = finetune(chosen, tmp_path / "tuned.keras", **how)
+    own = tuned.controls["own"]
+    assert (tuned.prefix, own.prefix) == ("conv_1", "conv_2")
+    whole = finetune(chosen, tmp_path / "whole.keras", prefix=False, **how).controls["own"]
+    assert own.history[-1].val_loss == pytest.approx(whole.history[-1].val_loss, rel=1e-4)
 
 
 @pytest.mark.slow
