@@ -6,6 +6,7 @@ normalisation stay in inference, as in every fine-tuning.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def check_own(probe: Probe) -> None:
     """Raise UsageError unless the head reads one tap of a user's own model, which brings a classifier."""
     if len(probe.taps) != 1 or probe.taps[0].backbone.origin == "registry":
         raise UsageError(
-            "`controls=own` trains the classifier in a model file of yours, so it takes a head on one tap of such a "
+            "`controls='own'` trains the classifier in a model file of yours, so it takes a head on one tap of such a "
             f"file; this one reads {' and '.join(probe.tap_names)}. Leave it out"
         )
 
@@ -69,7 +70,7 @@ def train_own_classifier(probe: Probe, recipe: Recipe, keep: Path, resume: bool 
         history=trained.history,
         best=trained.best,
         certificate=None,
-        num_trainable=sum(weight.numpy().size for weight in weights),
+        num_trainable=sum(math.prod(weight.shape) for weight in weights),
         seconds=prefix_s + sum(epoch.seconds for epoch in trained.history),
         prefix_s=prefix_s,
         prefix="" if cut is None else cut.layers,

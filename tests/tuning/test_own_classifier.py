@@ -144,6 +144,6 @@ def test_it_is_left_out_with_the_reason(scores, reason, photos, tmp_path):
 
 
 def test_it_is_refused_for_a_backbone_that_brings_no_classifier(toy_run, tmp_path):
-    with pytest.raises(UsageError, match="`controls=own` trains the classifier in a model file of yours, so"):
+    with pytest.raises(UsageError, match="`controls='own'` trains the classifier in a model file of yours, so"):
         finetune(toy_run.best, tmp_path / "tuned.keras", **HOW)
     assert not list(tmp_path.iterdir())
