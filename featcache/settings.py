@@ -184,7 +184,7 @@ class SweepOptions:
     class_weight: ClassWeight | None = option(None, "balanced: rare classes weigh as much as frequent ones.")
     shots: int | None = option(None, "Largest number of images per class, in train and in val.")
     train_views: bool = option(
-        False, "Fit heads on all cached views of each training image (extract --views); others choose as they are."
+        False, "Fit heads on all cached views of each training image (extract --views). The images that choose stay plain."
     )
     budget: str | None = option(None, "Time to spend on the promising heads, such as 60s or 5m.")
     refit: bool | None = option(None, "Fit the winner on train and val in the end, as RUN@refit.")
