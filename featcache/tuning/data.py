@@ -40,7 +40,7 @@ class LabelledSet(Protocol):
         ...
 
     def as_they_are(self) -> LabelledSet:
-        """Return the same images, which judge unchanged."""
+        """Return the same images, without the augmentation by which they judge, if any."""
         ...
 
 
@@ -78,7 +78,7 @@ class ImageSet:
                 yield pixels, self.labels[batch]
 
     def as_they_are(self) -> ImageSet:
-        """Return the same images, which judge unchanged."""
+        """Return the same images, without the augmentation by which they judge, if any."""
         return replace(self, judging_view=0)
 
     def first(self, count: int, view: int) -> Pixels:
@@ -112,7 +112,7 @@ class ActivationSet:
     views: Sequence[Sequence[Any]]  # without augmentation one, of the unchanged images
     labels: Classes
     seed: int = 0
-    unchanged: Sequence[Any] | None = None  # of the unchanged images, where another view of them judges
+    unchanged: Sequence[Any] | None = None  # validation images as they are, whatever view of them judges
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -126,7 +126,7 @@ class ActivationSet:
             yield arrays, self.labels[batch]
 
     def as_they_are(self) -> ActivationSet:
-        """Return the same images, which judge unchanged."""
+        """Return the same images, without the augmentation by which they judge, if any."""
         return self if self.unchanged is None else replace(self, views=[self.unchanged])
 
     def _rows(self, number: int, batch: Classes, view_of_row: Classes) -> Any:
