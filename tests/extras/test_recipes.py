@@ -17,6 +17,7 @@ from tiny import write_images
 from featcache.backbones.tutorials import write_small_model
 from featcache.errors import DataError, NoImages, UsageError, WeightsMismatch, WeightsMissing
 from featcache.extras.recipes import RECIPES, Naming, Training, cifar, find, parse_settings, run_recipe, weights_of
+from featcache.images.augment import augmentation_of
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import scan
 from featcache.models import load_model
@@ -102,6 +103,8 @@ def test_the_set_ups_are_those_of_the_tutorials():
     assert [tune[name] for name in ("optimizer", "learning_rate")] == ["adagrad", 1e-4]
     assert [tune[name] for name in ("unfreeze", "augment")] == ["mixed0", "tutorial"]
     assert flowers.options["sweep"]["class_weight"] == "balanced"
+    assert (flowers.options["sweep"]["train_views"], tune["augment_val"]) == (True, True)
+    assert all(augmentation_of(view) for view in flowers.options["extract"]["views"].split(",")[1:])
     assert hotdog.options["extract"] == {"backbone": "resnet50_v2", "size": 224, "pool": "flatten"}
     assert hotdog.options["sweep"]["heads"] == "softmax"
     tune = hotdog.options["finetune"]
@@ -292,6 +295,7 @@ def test_flowers_trains_all_but_the_first_18_layers(tmp_path):
     trains = [bool(layer.trainable_weights) for layer in layers]
     assert trains.index(True) == 18
     assert done.run.settings.class_weight == "balanced"
+    assert [len(done.run.fingerprints), done.tuned.val_view] == [5, "tutorial-1"]  # the image and four views of it
 
 
 @pytest.mark.slow

@@ -427,6 +427,7 @@ def _settings(run: Run) -> str:
         "preset": settings.preset,
         "class weight": settings.class_weight,
         "images per class": settings.shots,
+        "training images in": "all cached views" if settings.train_views else None,
         "budget": budget,
     }
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
