@@ -178,9 +178,11 @@ def _hint(error: Any, context: Any) -> str:
     name = getattr(error, "option_name", "")
     if type(error).__name__ != "NoSuchOption" or error.possibilities or context is None:
         return ""
+    if not name.startswith("--"):
+        return ""  # every name is near a single letter
     options = []
     for parameter in context.command.params:
-        options += [option.removeprefix("--") for option in parameter.opts]
+        options += [option.removeprefix("--") for option in parameter.opts if option.startswith("--")]
     near = [f"--{option}" for option in near_names(name.removeprefix("--"), options)]
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
