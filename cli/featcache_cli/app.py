@@ -115,7 +115,8 @@ def _run() -> int:
     except SystemExit as leaving:  # Typer raises it after completion, and when the reader of stdout has gone
         return 0 if isinstance(leaving.__context__, BrokenPipeError) else int(leaving.code or 0)
     except OSError as error:
-        return _say(f"{error.filename or 'The system'}: {error.strerror or error}", EXIT_CODES[EnvironmentFault])
+        cure = ". Let your user read it, or write to it" if isinstance(error, PermissionError) else ""
+        return _say(f"{error.filename or 'The system'}: {error.strerror or error}{cure}", EXIT_CODES[EnvironmentFault])
     except Exception as error:
         if hasattr(error, "format_message"):
             return _say_usage(error)

@@ -875,3 +875,13 @@ def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(cli,
     assert done.code == 0
     assert "are not those" in done.err
     assert "Sweep again" in done.err
+
+
+def test_a_file_that_this_user_may_not_read_is_one_line_with_what_to_do(cli, monkeypatch, photos):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "photos/lily.jpg")
+
+    monkeypatch.setattr("featcache.images.manifest.scan", refuse)
+    done = cli("scan", photos)
+    assert done.err == "featcache: photos/lily.jpg: Permission denied. Let your user read it, or write to it\n"
+    assert done.code == 5
