@@ -233,13 +233,10 @@ def _require_one_size(taps: Sequence[Tap]) -> None:
     sizes = {(tap.preprocess.size, tap.preprocess.resize): tap.name for tap in taps}
     if len(sizes) > 1:
         listed = " and ".join(f"'{name}' {size} pixels ({resize})" for (size, resize), name in sizes.items())
-        raise UsageError(
-            f"One model takes images of one size, but tap {listed}. Extract both at one: featcache extract --size"
-        )
+        raise UsageError(f"One model takes images of one size, but tap {listed}. Extract both at one `size`")
     bits = {tap.preprocess.bits: tap.name for tap in taps}
     if len(bits) > 1:
         listed = " and ".join(f"'{name}' takes {number} bits" for number, name in bits.items())
         raise UsageError(
-            f"One model takes 16-bit images of one range, but tap {listed}. "
-            "Extract both at one: featcache extract --bits"
+            f"One model takes 16-bit images of one range, but tap {listed}. Extract both with the same `bits`"
         )
