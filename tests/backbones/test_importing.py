@@ -471,7 +471,7 @@ def test_of_a_saved_model_only_the_output_is_known(tmp_path, monkeypatch):
     saved(path)
     with pytest.raises(UsageError, match=r"of which only the output is known: `tap='top'`; got conv2d"):
         import_model(path, "conv2d", trust=True)
-    with pytest.raises(UsageError, match=r"stays where it is: use -b .*graph, without -o"):
+    with pytest.raises(UsageError, match=r"stays where it is: use `backbone='.*graph'`, without `out`"):
         import_model(path, out=tmp_path / "a.keras", trust=True)
     with pytest.raises(UsageError, match=r"'graph' is a SavedModel, which computes as it was saved; got `precision=bf"):
         build(own.parse(str(path))[0], 16, "avg", "bfloat16", trust=True)

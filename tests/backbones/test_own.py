@@ -418,7 +418,7 @@ def test_scores_that_nothing_known_makes_are_refused_with_the_layers_to_choose(t
     scores = L.Maximum(name="most")([L.Dense(3)(pooled), L.Dense(3)(pooled)])
     keras.Model(image, L.Softmax()(scores)).save(tmp_path / "mine.keras")
     with pytest.raises(
-        UsageError, match=r"^'mine' ends in probabilities, .* one of: --tap rescaling.*,conv,pool,most$"
+        UsageError, match=r"^'mine' ends in probabilities, .* one of: `tap='rescaling.*,conv,pool,most'`$"
     ):
         built(str(tmp_path / "mine.keras")).cut("top")
     assert built(str(tmp_path / "mine.keras")).cut("pool").outputs[0].shape == (None, 6)
