@@ -13,7 +13,17 @@ from featcache.models.probe import Probe, image_source
 from featcache.models.reference import Reference, reference_of_head
 from featcache.sweeps import Chosen
 
-__all__ = ["Certificate", "Probe", "Reference", "checked_model", "handoff", "image_source", "load_model", "save_model"]
+__all__ = [
+    "Certificate",
+    "Probe",
+    "Reference",
+    "checked_model",
+    "hand_off",
+    "handoff",
+    "image_source",
+    "load_model",
+    "save_model",
+]
 
 
 def handoff(
@@ -32,7 +42,11 @@ def handoff(
     Raises UsageError if something else lies at `out` or taps take images of different sizes, WeightsMismatch if the
     backbone has other weights than when the features were made, ParityFailed if the logits differ.
     """
-    probe = Probe.open(chosen, images)
+    return hand_off(Probe.open(chosen, images), out, force=force)
+
+
+def hand_off(probe: Probe, out: str | Path | None = None, *, force: bool = False) -> Any:
+    """Return the Keras model of an opened trial, and write it to `out` if given, as `handoff` does."""
     _ = probe.source  # images that have moved must raise now, and not after Keras has started
     kind = kind_of(None, lambda: probe.facts)
     if out is not None:

@@ -24,6 +24,7 @@ from featcache.images.sources import Source, open_source
 from featcache.models.assemble import ModelPart, assemble
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps import Chosen
+from featcache.sweeps.chosen import own_code_of
 from featcache.sweeps.inputs import features_of, taps_in
 from featcache.sweeps.metrics import Score, wilson
 
@@ -73,6 +74,11 @@ class Probe:
     def tap_names(self) -> list[str]:
         """Return the names of the taps, in the same order."""
         return [tap.name for tap in self.taps]
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """Return the user's own class and functions that the trial is made with, as --allow takes them."""
+        return own_code_of(self.chosen.trial, self.taps)
 
     @property
     def preprocess(self) -> Preprocess:
