@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ExtractOptions
-from featcache_cli.output import Force, Json, Quiet, emit, failures_document, in_shell, progress, say, without_download
+from featcache_cli.output import (
+    Force,
+    Json,
+    Quiet,
+    emit,
+    failures_document,
+    in_shell,
+    progress,
+    remarks_document,
+    say,
+    without_download,
+)
 from featcache_cli.scan import Where
 
 if TYPE_CHECKING:
@@ -38,7 +49,8 @@ def command(
     with progress(quiet) as draw, without_download(advice):
         if dry_run:
             plan = estimate(images, out=out, progress=draw, **vars(options))
-            emit(json, asdict(plan), lambda: forecast(plan))
+            facts = asdict(plan) | {"notes": remarks_document(plan.notes)}
+            emit(json, facts, lambda: forecast(plan))
             return
         cache = extract(images, out=out, force=force, progress=draw, **vars(options))
     name_failures(cache.report)
@@ -71,8 +83,8 @@ def document(report: Extracted) -> dict[str, Any]:
         "others": dict(report.others),
         "without_label": list(report.stray),
         "groups": asdict(report.groups),
-        "remarks": list(report.remarks),
-        "notes": list(report.notes),
+        "remarks": remarks_document(report.remarks),
+        "notes": remarks_document(report.notes),
         "taps": [
             {"tap": tap.tap, "width": tap.width, "precision": tap.precision, "engine": tap.engine}
             for tap in report.taps

@@ -37,9 +37,9 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
 
 
 def print_text(text: str) -> None:
-    """Print a result, or a part of it, for people to read."""
+    """Print a result, or a part of it, for people to read. Arguments of the library in it are written as flags."""
     with cleared():
-        typer.echo(folded_for(sys.stdout, text))
+        typer.echo(folded_for(sys.stdout, in_flags(text)))
 
 
 def allow_flags(names: Sequence[str]) -> str:
@@ -69,7 +69,14 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 def failures_document(failures: Iterable[Any]) -> list[dict[str, str]]:
     """Return images or files that could not be read as they stand in JSON."""
-    return [{"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in failures]
+    return [
+        {"path": failure.path, "status": failure.status, "reason": in_flags(failure.reason)} for failure in failures
+    ]
+
+
+def remarks_document(remarks: Iterable[str]) -> list[str]:
+    """Return remarks of the library as they stand in JSON."""
+    return [in_flags(remark) for remark in remarks]
 
 
 def say(text: str) -> None:

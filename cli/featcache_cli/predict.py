@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import PredictOptions
-from featcache_cli.output import Force, Json, Quiet, cleared, counts_text, emit, failures_document, progress, say
+from featcache_cli.output import (
+    Force,
+    Json,
+    Quiet,
+    cleared,
+    counts_text,
+    emit,
+    failures_document,
+    progress,
+    remarks_document,
+    say,
+)
 
 if TYPE_CHECKING:
     from featcache.models.reference import Threshold
@@ -98,7 +109,7 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
         "threshold_images": None if threshold is None else threshold.images,
         "known_unknown_rate": None if threshold is None else list(threshold.interval),
         "not_looked_at": dict(tally.others),
-        "notes": list(tally.notes),
+        "notes": remarks_document(tally.notes),
         "csv": None if csv is None else str(csv),
         "out": None if out is None else str(out),
         "accuracy": score,

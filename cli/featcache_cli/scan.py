@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ScanOptions
-from featcache_cli.output import Force, Json, Quiet, emit, failures_document, progress
+from featcache_cli.output import Force, Json, Quiet, emit, failures_document, progress, remarks_document
 
 if TYPE_CHECKING:
     from featcache.images.groups import Groups
@@ -74,8 +74,8 @@ def document(manifest: Images) -> dict[str, Any]:
         "duplicates": manifest.duplicates,
         "crossing": manifest.crossing,
         "groups": asdict(manifest.groups),
-        "remarks": list(manifest.remarks),
-        "notes": manifest.notes,
+        "remarks": remarks_document(manifest.remarks),
+        "notes": remarks_document(manifest.notes),
         "gaps": manifest.gaps,
         "one_image": manifest.singles,
         "without_label": list(manifest.stray),

@@ -32,6 +32,10 @@ class ModelPart:
     backbone: Backbone
     taps: tuple[Tap, ...]
 
+    def network(self, name: str) -> Any:
+        """Return the backbone up to the taps, which are its outputs."""
+        return self.backbone.tapped([tap.layer for tap in self.taps], name)
+
 
 def assemble(
     parts: Sequence[ModelPart], head: kinds.Head | None, num_classes: int, order: Sequence[str] | None = None
@@ -92,7 +96,7 @@ def logits_of(model: Any) -> Any:
 def _features(part: ModelPart, resized: Any, number: int, is_still: bool) -> dict[str, Any]:
     """Return {tap: its pooled features} of a part. is_still: whether it computes in training as in inference."""
     name = part.backbone.network.name + (f"_{number}" if number else "")
-    network = part.backbone.tapped([tap.layer for tap in part.taps], name)
+    network = part.network(name)
     if is_still:
         # The head was fitted on features from inference; training must begin with the same ones.
         network.trainable = False

@@ -24,6 +24,7 @@ from featcache.images.sources import Source, open_source
 from featcache.models.assemble import ModelPart, assemble
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps import Chosen
+from featcache.sweeps.chosen import own_code_of
 from featcache.sweeps.inputs import features_of, taps_in
 from featcache.sweeps.metrics import Score, wilson
 
@@ -73,6 +74,11 @@ class Probe:
     def tap_names(self) -> list[str]:
         """Return the names of the taps, in the same order."""
         return [tap.name for tap in self.taps]
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """Return the user's own class and functions that the trial is made with, as --allow takes them."""
+        return own_code_of(self.chosen.trial, self.taps)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -233,13 +239,10 @@ def _require_one_size(taps: Sequence[Tap]) -> None:
     sizes = {(tap.preprocess.size, tap.preprocess.resize): tap.name for tap in taps}
     if len(sizes) > 1:
         listed = " and ".join(f"'{name}' {size} pixels ({resize})" for (size, resize), name in sizes.items())
-        raise UsageError(
-            f"One model takes images of one size, but tap {listed}. Extract both at one: featcache extract --size"
-        )
+        raise UsageError(f"One model takes images of one size, but tap {listed}. Extract both at one `size`")
     bits = {tap.preprocess.bits: tap.name for tap in taps}
     if len(bits) > 1:
         listed = " and ".join(f"'{name}' takes {number} bits" for number, name in bits.items())
         raise UsageError(
-            f"One model takes 16-bit images of one range, but tap {listed}. "
-            "Extract both at one: featcache extract --bits"
+            f"One model takes 16-bit images of one range, but tap {listed}. Extract both with the same `bits`"
         )

@@ -68,7 +68,7 @@ def predict_to(
 
     check()
     if len({os.path.realpath(path) for _, path in files}) < len(files):
-        raise UsageError(f"{files[0][1]} is named twice, for --csv and for -o. Give one of them another name")
+        raise UsageError(f"{files[0][1]} is named twice. Give one of the two files another name")
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
     predictor = Predictor(classifier, top, reject, views)
     gathered = gather(images)

@@ -20,10 +20,11 @@ from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
 from featcache.extras.export.formats import FORMATS, Format, format_of
 from featcache.extras.export.gates import Gate, score_probabilities
-from featcache.extras.export.origin import Origin, open_origin
+from featcache.extras.export.origin import Origin, check_origin, open_origin
 from featcache.extras.export.runtime_model import INPUT, OUTPUT
 from featcache.extras.export.sample import Runner, Sample, sample_of
 from featcache.files import disk_faults, place_folder, temporary_folder, write_whole
+from featcache.images.manifest import scan
 from featcache.models.modelfile import kind_of, read_facts
 from featcache.outputs import Kind, check_output
 from featcache.spec import choose
@@ -83,13 +84,16 @@ def export(
     required = [Gate.parse(gate) for gate in gates]
     _check_options(file_format, path, int8)
     _check_output(file_format, path, model, [], force)
-    file_format.check_installed()  # now, before Keras starts
+    # What can be wrong is found before Keras starts, which takes seconds.
+    file_format.check_installed()
+    check_origin(str(model))
+    own_images = None if images is None else scan(images)
     start_keras()
     with quietly():
         file_format.require()
 
     origin = open_origin(str(model), run)
-    sample = sample_of(origin, images)
+    sample = sample_of(origin, own_images)
     inputs = _files_read(origin, sample)
     _check_output(file_format, path, model, inputs, force)  # again: now it is known which files are read
     labelled = sample.labelled() if required or int8 else None
@@ -123,7 +127,7 @@ def _check_output(file_format: Format, path: Path, model: str | Path, others_rea
     kind = Kind(f"{file_format.name} export of featcache", file_format.is_ours, is_folder=not file_format.suffix)
     if file_format.name == "keras":
         facts = read_facts(Path(model)) if Path(model).is_file() else {}
-        kind = kind_of(facts)
+        kind = kind_of(facts.get("finetuned"), lambda: facts)
     inputs = [Path(model), *others_read]
     check_output(path, kind, inputs=inputs, force=force)
     for weights in _weights_beside(path):

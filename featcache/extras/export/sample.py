@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from featcache.arrays import Classes, Floats, Pixels
 from featcache.errors import DataError, UsageError
 from featcache.extras.export.origin import Origin
-from featcache.images.manifest import scan
+from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
@@ -60,15 +59,14 @@ class Sample:
         return [np.concatenate(probabilities) for probabilities in batches]
 
 
-def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
+def sample_of(origin: Origin, images: Images | None = None) -> Sample:
     """Return the images to check a model with: the validation images of its run.
 
-    images: a folder, archive or table of other images to take instead.
-    Raises UsageError (which says what to give) if there are none, NoImages, ImagesChanged.
+    images: other images to take instead.
+    Raises UsageError (which says what to give) if there are none, ImagesChanged.
     """
     if images is not None:
-        manifest = scan(images)
-        return _sample(origin, f"the images of {images}", manifest.source, [*manifest.rows])
+        return _sample(origin, f"the images of {images.read_from}", images.source, [*images.rows])
     probe = origin.probe
     if probe is None:
         raise UsageError(

@@ -78,11 +78,11 @@ class Training:
         changed = self
         for step, options in settings.items():
             for name, value in options.items():
-                changed = changed._with(choose("--set", step, list(OPTIONS)), name, value)
+                changed = changed._with(choose("settings", step, list(OPTIONS)), name, value)
         return changed
 
     def _with(self, step: str, name: str, value: Any) -> Training:
-        choose(f"--set {step}", name, OPTIONS[step])
+        choose(f"`settings` {step}", name, OPTIONS[step])
         if name == "controls" and isinstance(value, str):
             value = tuple(control for control in value.split(",") if control)
         if (step, name) in _FIELDS:
@@ -140,13 +140,13 @@ class Naming:
         """Return the same with other options. Raises UsageError if one is not known."""
         changed = self
         for step, options in settings.items():
-            choose("--set", step, list(OF_NAMING))
+            choose("settings", step, list(OF_NAMING))
             for name, value in options.items():
-                choose(f"--set {step}", name, OF_NAMING[step])
+                choose(f"`settings` {step}", name, OF_NAMING[step])
                 changed = replace(changed, **{name: value})
-        choose("--set predict.weights", changed.weights, ["imagenet", "none"])
+        choose("`settings` predict.weights", changed.weights, ["imagenet", "none"])
         if not isinstance(changed.top, int) or changed.top < 1:
-            raise UsageError(f"--set predict.top takes a number from 1; got {changed.top}")
+            raise UsageError(f"`settings` predict.top takes a number from 1; got {changed.top}")
         return changed
 
 

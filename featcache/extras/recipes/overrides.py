@@ -58,7 +58,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         option, is_set, value = text.partition("=")
         step, dot, name = option.strip().partition(".")
         if not (is_set and dot and name):
-            raise UsageError(f"--set takes STEP.OPTION=VALUE, such as finetune.epochs=5; got '{text}'")
+            raise UsageError(f"`settings` takes STEP.OPTION=VALUE, such as finetune.epochs=5; got '{text}'")
         name = {"lr": "learning_rate"}.get(name, name).replace("-", "_")
         settings.setdefault(step, {})[name] = _typed(step, name, value.strip())
     return settings

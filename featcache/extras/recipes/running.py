@@ -27,7 +27,7 @@ from featcache.sweeps import Advice, Chosen, Run, advise, sweep
 from featcache.tuning import Tuned, finetune
 from featcache.tuning.state import STATE
 
-MEANINGLESS = "--small: random weights, a handful of images, hardly any training. The figures mean NOTHING"
+MEANINGLESS = "`small=True`: random weights, a handful of images, hardly any training. The figures mean NOTHING"
 CONTROLS = {"frozen": "frozen", "unfrozen": "unfrozen", "scratch": "from scratch"}
 
 

@@ -88,17 +88,6 @@ def model_predictions(
     return Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
 
 
-def final_scores(
-    run: Run,
-    images: Images | str | Path | None = None,
-    chosen: Chosen | None = None,
-    progress: Progress = silent,
-) -> tuple[Run, dict[str, Score]]:
-    """Open the test split as `open_test` does; return the run with the record of it, and the scores."""
-    final = open_test(run, images, chosen, progress)
-    return final.run, dict(final.scores)
-
-
 def open_test(
     run: Run,
     images: Images | str | Path | None = None,

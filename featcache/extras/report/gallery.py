@@ -90,7 +90,8 @@ def render(images: Images, progress: Progress = silent) -> str:
         unreadable=[(printable(failure.path), printable(failure.reason)) for failure in unreadable],
         num_unreadable=len(images.unreadable),
         num_duplicates=len(images.duplicates),
-        notes=[printable(note) for note in (*images.notes, *images.remarks)],
+        # On a page an argument reads the same for Python and for the command line: bits=12.
+        notes=[printable(note).replace("`", "") for note in (*images.notes, *images.remarks)],
         style=Markup(page_text("page.css")),
     )
 

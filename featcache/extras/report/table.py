@@ -76,7 +76,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
     >>> shortened(["vgg16/top", "vgg16/top+xception/top"])  # doctest: +NORMALIZE_WHITESPACE
     ({'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'},
-     ['On layers of these backbones (in --tap type the name, such as vgg16/top, not the letter):',
+     ['On layers of these backbones (in `taps` type the name, such as vgg16/top, not the letter):',
       '  A  vgg16', '  B  xception'])
     """
     layers_of: dict[str, list[tuple[str, str]]] = {}  # {tap: (backbone, layer) of its parts}
@@ -93,7 +93,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     else:
         letters = dict(zip(backbones, ascii_uppercase, strict=False))
         example = "/".join(all_layers[0])
-        lines = [f"On layers of these backbones (in --tap type the name, such as {example}, not the letter):"]
+        lines = [f"On layers of these backbones (in `taps` type the name, such as {example}, not the letter):"]
         lines += [f"  {letters.get(name, name)}  {name}" for name in backbones]
 
     short_names: dict[str, str] = {}
@@ -156,7 +156,7 @@ def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> 
         if not has_test:
             return ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
         if looks:
-            return [f"The test split was opened {looks_text(run)} before; --final shows its scores."]
+            return [f"The test split was opened {looks_text(run)} before; `final=True` shows its scores."]
         head = "" if run.refitted is None else "@refit"
         report = f"featcache report {quote(f'{run.path}{head}')} --final"
         return [f"The test split was not read. When everything is decided: {report}"]
@@ -197,7 +197,7 @@ def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     text = table(header, rows)
     num_hidden = num_classes - len(rows)
     if num_hidden:
-        text += f"\n{num_hidden} more, none with a lower recall: --json and --html have all."
+        text += f"\n{num_hidden} more, none with a lower recall: `json` and `html` have all."
     return text
 
 
@@ -305,7 +305,7 @@ def _small_data(run: Run) -> list[str]:
     shots = run.settings.shots
     if shots is not None:
         chose = "" if is_within_train else f", and at most {counted(shots, 'validation image')} chose"
-        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (--shots).")
+        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (`shots`).")
     if run.unjudged:
         notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))
     return notes

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from featcache.errors import EnvironmentFault, FeatcacheError, UsageError
 from featcache.extras.tracking.tensorboard_logs import hparams, scores_of
+from featcache.files import check_writable
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run
 from featcache.sweeps.run_paths import head_file
 
 EXPERIMENT = "featcache"
+PORTS = {"http": 80, "https": 443}
+CONNECTING_S = 10
 LONGEST = 6000  # most characters of a parameter that MLflow takes
 
 
@@ -32,6 +39,7 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         from mlflow.exceptions import MlflowException
     except ImportError as error:
         raise EnvironmentFault(f"`mlflow` needs it ({error}): pip install 'featcache[mlflow]'") from error
+    _check_store(uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -43,6 +51,22 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         except (MlflowException, *_store_errors()) as error:
             reason, _, _ = str(error).partition("[SQL")  # what follows is the whole statement
             raise EnvironmentFault(f"`mlflow={uri}`: {' '.join(reason.split())[:300]}") from error
+
+
+def _check_store(uri: str) -> None:
+    """Raise DiskFault or EnvironmentFault if a database cannot be written or no server answers.
+
+    MLflow would try again and again for minutes.
+    """
+    address = urlsplit(uri)
+    if address.scheme.startswith("sqlite") and address.path:
+        check_writable(Path(address.path.removeprefix("/")))  # sqlite:///mlflow.db, sqlite:////home/me/mlflow.db
+    if address.scheme in PORTS and address.scheme not in getproxies():
+        try:
+            port = address.port or PORTS[address.scheme]
+            socket.create_connection((address.hostname, port), timeout=CONNECTING_S).close()
+        except (OSError, ValueError) as error:
+            raise EnvironmentFault(f"`mlflow={uri}`: no server answers there ({error})") from error
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
