@@ -56,9 +56,15 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
 def head_predictions(chosen: Chosen, split: str) -> Predictions:
     """Return the predictions of a head on a split, from cached features. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
-    rows = rows_of_split(chosen.run, cache, split)
+    return predictions_of_rows(chosen, cache, rows_of_split(chosen.run, cache, split))
+
+
+def predictions_of_rows(chosen: Chosen, cache: Cache, rows: Sequence[ImageRow]) -> Predictions:
+    """Return what a head predicts for these images of its cache."""
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
-    logits = None if chosen.trial.log_loss is None else chosen.logits(rows)
+    logits = None
+    if chosen.trial.log_loss is not None:  # else the head only names a class
+        logits = chosen.logits(rows)
     return Predictions.of(cache.labels(rows), predicted, logits)
 
 
@@ -83,9 +89,11 @@ def model_predictions(
     """Return the predictions of an assembled Keras model on a split. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
-    image_set = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
-    logits = predict_logits(logits_of(model), image_set, progress=progress, step=f"judge on {split} images")
-    return Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
+    labels = cache.labels(rows)
+    image_set = ImageSet(image_source(chosen, images), rows, labels, chosen.preprocess)
+    step = f"judge on {split} images"
+    logits = predict_logits(logits_of(model), image_set, progress=progress, step=step)
+    return Predictions.of(labels, logits.argmax(axis=1), logits)
 
 
 def final_scores(
@@ -138,11 +146,13 @@ def open_test(
 
 def _tuned_name(run: Run, model: Path) -> str:
     """Return the name of a model in the scores. It says so if no epoch was better, and the model is the head itself."""
+    names = [Path(path).name for path in run.tuned]
+    is_only_of_its_name = names.count(model.name) == 1
+    name = f"fine-tuned {model.name if is_only_of_its_name else model}"
     record = record_of(run.path, model)
-    is_head = record.exists() and read_record(record)["best"]["epoch"] == 0
-    is_only = sum(Path(other).name == model.name for other in run.tuned) == 1
-    name = f"fine-tuned {model.name if is_only else model}"
-    return name + (" (epoch 0, the head: no other was better)" if is_head else "")
+    if record.exists() and read_record(record)["best"]["epoch"] == 0:
+        name += " (epoch 0, the head: no other was better)"
+    return name
 
 
 @contextmanager
@@ -171,6 +181,7 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
                 file.parent.rmdir()
         raise
     scores_of_models = {model: list(score) for model, score in scores.items()}
+    # The records stand already. If this write fails, a look without scores is left, and that is the truth.
     for file, look in looks.items():
         write_record(file, look | {"scores": scores_of_models})
 
@@ -198,7 +209,10 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
     labels = {row.label for row in rows}
     if unjudged := [class_name for class_name in run.classes if class_name not in labels]:
         look["unjudged"] = unjudged
-    beside_cache, in_run = looks_beside(cache.path) / name, run.path / LOOKS / name
+
+    beside_cache = looks_beside(cache.path) / name
+    in_run = run.path / LOOKS / name
+    # A cache may lie where nobody can write. The record in the run is the one that must not fail.
     try:
         write_record(beside_cache, look)
         looks[beside_cache] = look
