@@ -46,16 +46,17 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     if all(trial.std is None for trial in ranked):
         del columns["std"]
     lines: list[str] = []
-    has_one_tap = len({trial.tap for trial in ranked}) == 1
+    taps = list(dict.fromkeys(trial.tap for trial in ranked))
+    has_one_tap = len(taps) == 1
     if has_one_tap:
         del columns["tap"], columns["width"]
-        lines.append(f"On {ranked[0].tap}, {counted(ranked[0].width, 'feature')}:")
+        lines.append(f"On {taps[0]}, {counted(ranked[0].width, 'feature')}:")
 
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
     rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
     if rows and not has_one_tap and not fits(list(columns), rows):
-        short_names, notes = shortened(dict.fromkeys(trial.tap for trial in ranked))
+        short_names, notes = shortened(taps)
         lines += notes
         tap_column = list(columns).index("tap")
         for row in rows:
@@ -119,11 +120,12 @@ def trial_fields(trial: Trial) -> dict[str, object]:
     if trial.std is not None:
         facts["std"] = f"{trial.std:.3f}"
     scores = [f"{name} {value:.3f}" for name, value in trial.scores.items() if value is not None]
+    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else None
     return facts | {
         "scores": ", ".join(scores),
         "temperature": f"{trial.temperature:.3g}",
         "fit s": f"{trial.fit_s:.2f}",
-        "MB": f"{trial.size / 1e6:.2f}" if trial.size else None,
+        "MB": megabytes,
         "handoff": "exact" if trial.handoff else "taught",
         "converged": trial.converged,
     }
@@ -207,12 +209,15 @@ def looks_text(run: Run) -> str:
     Looks at other test images count, too: the cache may have gained some since.
     """
     looks = run.looks()
-    text = f"{len(looks)} time{'' if len(looks) == 1 else 's'}"
-    runs = {str(look.get("run", run.path)): None for look in looks}
+    text = counted(len(looks), "time")
+    runs = list(dict.fromkeys(str(look.get("run", run.path)) for look in looks))
     if set(runs) - {str(run.path), str(run.path.resolve())}:
-        text += f" ({', '.join(printable(Path(path).name) for path in runs)})"
-    others = {look["images"] for look in looks if "images" in look}
-    return f"{text}, in part with other images or labels in it" if len(others) > 1 else text
+        names = [printable(Path(path).name) for path in runs]
+        text += f" ({', '.join(names)})"
+    digests = {look["images"] for look in looks if "images" in look}
+    if len(digests) > 1:
+        text += ", in part with other images or labels in it"
+    return text
 
 
 def reviewed_text(run: Run) -> str:
@@ -220,8 +225,10 @@ def reviewed_text(run: Run) -> str:
     reviews, looks = run.test_reviews(), run.looks()
     if not reviews:
         return ""
-    first_look = min((str(look["at"]) for look in looks if "at" in look), default="")
-    num_later = sum(bool(first_look) and review.at > first_look for review in reviews)
+    first_look = min((str(look["at"]) for look in looks if "at" in look), default=None)
+    num_later = 0
+    if first_look is not None:
+        num_later = sum(review.at > first_look for review in reviews)
     after = f", {num_later} of them after it was first opened" if num_later else ""
     images = "1 test image was" if len(reviews) == 1 else f"{len(reviews)} test images were"
     return f"By a review of labels {images} changed or dropped{after}: scores on test depend on these decisions."
@@ -229,7 +236,10 @@ def reviewed_text(run: Run) -> str:
 
 def settings_of(trial: Trial) -> str:
     """Return the settings of a trial on one line: parameters, steps before the head, and the few images per class."""
-    words = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
+    words: list[str] = []
+    for key, value in trial.params.items():
+        if key != "hidden":  # is in the name of the head
+            words.append(f"{key}={spelt(value)}")
     if trial.prepare == NONE:
         words.append("not standardised")
     elif trial.prepare != STANDARDISE:
@@ -280,11 +290,13 @@ def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str
     >>> unjudged_text(["x", "y"], 13, "test")
     '2 of 13 classes have no test image and are not judged: x, y. Scores are about the other 11.'
     """
+    num_unjudged = len(unjudged)
     cause = "too few training images to leave one out" if images == "training" else f"no {images} image"
     names = ", ".join(map(printable, unjudged[:MOST_NAMES]))
-    more = f" and {len(unjudged) - MOST_NAMES} more" if len(unjudged) > MOST_NAMES else ""
-    others = f"Scores are about the other {num_classes - len(unjudged)}."
-    return f"{len(unjudged)} of {num_classes} classes have {cause} and are not judged: {names}{more}. {others}"
+    if num_unjudged > MOST_NAMES:
+        names += f" and {num_unjudged - MOST_NAMES} more"
+    others = f"Scores are about the other {num_classes - num_unjudged}."
+    return f"{num_unjudged} of {num_classes} classes have {cause} and are not judged: {names}. {others}"
 
 
 def _small_data(run: Run) -> list[str]:
@@ -318,7 +330,8 @@ def _can_leave_out(run: Run) -> bool:
     except DataError:
         return True
     train = run.rows(cache, "train")
-    return not any(why_not_left_out(cache, train, tap) for tap in run.fingerprints)
+    obstacles = [why_not_left_out(cache, train, tap) for tap in run.fingerprints]
+    return not any(obstacles)
 
 
 def _failures(run: Run) -> list[str]:
@@ -338,11 +351,14 @@ def _small_sets(run: Run) -> list[str]:
     """Return the mean and standard deviation over draws of each small training set, a line each."""
     scores: dict[tuple[str, int], list[float]] = {}
     for trial in run.trials:
-        if trial.few is not None and trial.status == "ok":
-            name = f"{trial.head} {settings_of(replace(trial, few=None))}"
-            scores.setdefault((name, trial.few[0]), []).append(trial.judged.value)
+        if trial.few is None or trial.status != "ok":
+            continue
+        shots, _ = trial.few
+        settings = settings_of(replace(trial, few=None))
+        scores.setdefault((f"{trial.head} {settings}".strip(), shots), []).append(trial.judged.value)
     lines: list[str] = []
     for (name, shots), values in sorted(scores.items()):
-        std = np.std(values, ddof=min(1, len(values) - 1))
-        lines.append(f"{shots} per class, {name.strip()}: {np.mean(values):.3f} +- {std:.3f} over {len(values)} draws")
+        mean = np.mean(values)
+        std = np.std(values, ddof=min(1, len(values) - 1))  # a single draw has no spread: 0, not NaN
+        lines.append(f"{shots} per class, {name}: {mean:.3f} +- {std:.3f} over {len(values)} draws")
     return lines
