@@ -44,7 +44,8 @@ class Sample:
         known = np.flatnonzero(self.labels != NO_LABEL).tolist()
         if not known:
             raise UsageError(f"None of {self.name} is in a folder named after a class, so the file cannot be scored")
-        return replace(self, rows=[self.rows[index] for index in known], labels=self.labels[known])
+        rows = [self.rows[number] for number in known]
+        return replace(self, rows=rows, labels=self.labels[known])
 
     def first(self, count: int, preprocess: Preprocess) -> Pixels:
         """Return (count, size, size, 3) pixels of the first images, or of all if there are fewer."""
@@ -53,11 +54,11 @@ class Sample:
     def probabilities(self, runners: Sequence[Runner], preprocess: Preprocess) -> list[Floats]:
         """Return (N, K) probabilities from each runner. Every image is decoded once."""
         images = ImageSet(self.source, self.rows, self.labels, preprocess)
-        batches: list[list[Floats]] = [[] for _ in runners]
+        batches_of_runner: list[list[Floats]] = [[] for _ in runners]
         for pixels, _ in images.batches(in_order(images), BATCH):
-            for runner, probabilities in zip(runners, batches, strict=True):
-                probabilities.append(runner(pixels))
-        return [np.concatenate(probabilities) for probabilities in batches]
+            for runner, batches in zip(runners, batches_of_runner, strict=True):
+                batches.append(runner(pixels))
+        return [np.concatenate(batches) for batches in batches_of_runner]
 
 
 def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
@@ -68,14 +69,15 @@ def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
     """
     if images is not None:
         manifest = scan(images)
-        return _sample(origin, f"the images of {images}", manifest.source, [*manifest.rows])
+        return _sample(origin, f"the images of {images}", manifest.source, manifest.rows)
     probe = origin.probe
     if probe is None:
         raise UsageError(
             f"There are no images to check {origin.name} with. Its run '{origin.facts.get('run')}' is not beside it. "
             "Give `run=RUN`, or `images=FOLDER`"
         )
-    run, rows = probe.chosen.run.path, probe.rows("val")
+    run = probe.chosen.run.path
+    rows = probe.rows("val")
     if not rows:
         raise DataError(f"{run} has no validation images to check {origin.name} with. Give `images=FOLDER`")
     sample = _sample(origin, f"the validation images of {run}", probe.source, rows)
