@@ -54,7 +54,9 @@ def gather(images: ToPredict) -> ImageList:
         return _in_memory(images if is_stack else [images])
     if isinstance(images, Sequence) and images and isinstance(images[0], IN_MEMORY):
         return _in_memory(images)
-    places: list[Any] = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    places: list[Any] = [images]
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        places = list(images)
     if len(places) == 1 and isinstance(places[0], (str, Path)) and not _is_pattern(str(places[0])):
         return _inside(Path(places[0]))
     return _several(places)
@@ -75,7 +77,7 @@ def paths_in(stream: IO[bytes]) -> Iterator[str]:
     rest = b""
     while len(rest) <= LONGEST_PATH and (chunk := stream.read(CHUNK)):
         rest += chunk
-    decoder = None
+    decoder: codecs.IncrementalDecoder | None = None
     if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-8 cannot begin like this
         decoder = codecs.getincrementaldecoder("utf-16")("replace")
         rest = decoder.decode(rest).encode()
@@ -95,7 +97,9 @@ def paths_in(stream: IO[bytes]) -> Iterator[str]:
 def _without_cr(line: bytes) -> str:
     """Return the path on a line, without the CR of Windows unless a file has it in its name."""
     path = os.fsdecode(line)
-    return path.removesuffix("\r") if path.endswith("\r") and not os.path.lexists(path) else path
+    if path.endswith("\r") and not os.path.lexists(path):
+        return path.removesuffix("\r")
+    return path
 
 
 class _Places:
@@ -137,7 +141,8 @@ def _inside(path: Path) -> ImageList:
 
 
 def _several(places: Sequence[Place]) -> ImageList:
-    source, others = _Places(), Counter[str]()
+    source = _Places()
+    others: Counter[str] = Counter()
     parts: list[Iterable[ImageRow]] = []
     total: int | None = 0
     for place in places:
@@ -146,14 +151,18 @@ def _several(places: Sequence[Place]) -> ImageList:
             for path in _expanded(str(place)):
                 rows += _rows_at(path, source, others)
             parts.append(rows)
-            total = None if total is None else total + len(rows)
+            if total is not None:
+                total += len(rows)
         else:
             parts.append(map(_unlabelled, place))
-            total = None
-    rows_of_all = iter(chain.from_iterable(parts))
+            total = None  # nobody knows how long a list on standard input is
+    # Only the first image is taken now: a list may be longer than memory.
+    rows_of_all = chain.from_iterable(parts)
     first = next(rows_of_all, None)
-    if first is None or (total == 1 and first.path in source.refused):
-        raise NoImages(source.refused[first.path] if first else "The list names no files. Give one path on each line")
+    if first is None:
+        raise NoImages("The list names no files. Give one path on each line")
+    if total == 1 and first.path in source.refused:
+        raise NoImages(source.refused[first.path])
     return ImageList(source, chain([first], rows_of_all), total, dict(sorted(others.items())))
 
 
@@ -181,7 +190,9 @@ def _rows_at(place: str, source: _Places, others: Counter[str]) -> list[ImageRow
 
 def _expanded(place: str) -> list[str]:
     """Return the matches of a pattern, sorted by bytes; the place itself if it is no pattern or matches nothing."""
-    matches = glob.glob(place, recursive=True) if _is_pattern(place) else []
+    if not _is_pattern(place):
+        return [place]
+    matches = glob.glob(place, recursive=True)
     return sorted(matches, key=os.fsencode) or [place]
 
 

@@ -67,7 +67,8 @@ def predict_to(
             check_output(path, KINDS[kind], inputs=inputs, force=force)
 
     check()
-    if len({os.path.realpath(path) for _, path in files}) < len(files):
+    different_files = {os.path.realpath(path) for _, path in files}
+    if len(different_files) < len(files):
         raise UsageError(f"{files[0][1]} is named twice, for --csv and for -o. Give one of them another name")
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
     predictor = Predictor(classifier, top, reject, views)
@@ -139,7 +140,8 @@ class Columns:
             pairs[:2] = [prediction.predicted, None]
         cells = [prediction.path, *pairs, prediction.true, prediction.status, prediction.reason]
         if self.rejects:
-            cells += [prediction.strangeness, prediction.top[0][0] if prediction.top else None]
+            nearest = prediction.top[0][0] if prediction.top else None
+            cells += [prediction.strangeness, nearest]
         return cells
 
 
@@ -208,13 +210,18 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Add]:
     rows: list[list[Any]] = []
 
     def flush() -> None:
-        arrays = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in fields]
+        arrays: list[list[Any]] = [[] for _ in fields]
+        for row in rows:
+            for array, value in zip(arrays, row, strict=True):
+                array.append(value)
         writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
         rows.clear()
 
     def add(prediction: Prediction) -> None:
-        cells = [_text(value) if isinstance(value, str) else value for value in columns.cells(prediction)]
-        rows.append([*cells, os.fsencode(prediction.path)])
+        row: list[Any] = []
+        for value in columns.cells(prediction):
+            row.append(_text(value) if isinstance(value, str) else value)
+        rows.append([*row, os.fsencode(prediction.path)])
         if len(rows) >= ROW_GROUP:
             flush()
 
