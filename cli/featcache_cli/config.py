@@ -35,19 +35,21 @@ def use(ctx: typer.Context, value: Path | None) -> Path | None:
         options = {str(option.name): option for option in ctx.command.params if option.name not in _OF_ALL}
         commands: Mapping[str, Any] = getattr(ctx.find_root().command, "commands", {})
         settings = _of_command(_read(value), command, list(options), commands, value)
-        ctx.default_map = {
-            name: _typed(options[name], setting) for name, setting in settings.items() if setting is not None
-        }
+        defaults: dict[str, Any] = {}
+        for name, setting in settings.items():
+            if setting is not None:  # run.json writes null for an option that was not given
+                defaults[name] = _typed(options[name], setting)
+        ctx.default_map = defaults
         ctx.meta[_FILE] = value
     return value
 
 
 def set_by_file(ctx: Any, name: str) -> str:
     """Return the end of a message: the value of an option and the file that set it. Empty if no file did."""
-    value = {} if ctx is None else ctx.default_map or {}
-    if name not in value or ctx.get_parameter_source(name).name == "COMMANDLINE":
+    defaults = {} if ctx is None else ctx.default_map or {}
+    if name not in defaults or ctx.get_parameter_source(name).name == "COMMANDLINE":
         return ""
-    return f" ('{value[name]}', set by {ctx.meta[_FILE]})"
+    return f" ('{defaults[name]}', set by {ctx.meta[_FILE]})"
 
 
 def set_by_run(ctx: typer.Context) -> tuple[Path, str] | None:

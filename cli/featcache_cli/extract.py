@@ -102,7 +102,8 @@ def text(report: Extracted, classes: Sequence[str]) -> str:
         lines.append(f"Not images by their suffix: {num_others} (featcache scan lists the suffixes)")
     if report.stray:
         lines.append(f"Left out, without a label: {counted(len(report.stray), 'image')} beside the class folders")
-    lines.append(table(["tap", "features", "engine"], [[tap.tap, tap.width, tap.engine] for tap in report.taps]))
+    rows = [[tap.tap, tap.width, tap.engine] for tap in report.taps]
+    lines.append(table(["tap", "features", "engine"], rows))
     lines.append(f"Cache: {printable(report.cache)}")
     lines.append(_next(in_shell(report.cache), classes))
     return "\n".join(lines)

@@ -65,6 +65,7 @@ def command(
 
 def document(manifest: Images) -> dict[str, Any]:
     """Return the table of images as it stands in JSON."""
+    sizes = {f"{width}x{height}": count for (width, height), count in (manifest.sizes or {}).items()}
     return {
         "images": len(manifest.rows),
         "layout": manifest.layout,
@@ -80,7 +81,7 @@ def document(manifest: Images) -> dict[str, Any]:
         "one_image": manifest.singles,
         "without_label": list(manifest.stray),
         "others": dict(manifest.others),
-        "sizes": {f"{width}x{height}": count for (width, height), count in (manifest.sizes or {}).items()},
+        "sizes": sizes,
     }
 
 
@@ -95,13 +96,13 @@ def text(manifest: Images) -> str:
     if manifest.sizes:
         widths, heights = zip(*manifest.sizes, strict=True)
         lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
-    lines.append(f"{len(manifest.unreadable)} unreadable" + (":" if manifest.unreadable else "."))
+    end = ":" if manifest.unreadable else "."
+    lines.append(f"{len(manifest.unreadable)} unreadable{end}")
     for image in manifest.unreadable:
         lines.append(f"  {printable(image.path)}: {image.status}, {printable(image.reason)}")
     lines += [f"{note}." for note in manifest.notes]
-    lines.append(
-        f"{counted(len(manifest.duplicates), 'image')} found more than once" + (":" if manifest.duplicates else ".")
-    )
+    end = ":" if manifest.duplicates else "."
+    lines.append(f"{counted(len(manifest.duplicates), 'image')} found more than once{end}")
     lines += [f"  {'  '.join(map(printable, same))}" for same in manifest.duplicates]
     if manifest.crossing:
         lines.append(
@@ -172,7 +173,10 @@ def _groups(groups: Groups) -> str:
     """
     from featcache.text import counted
 
-    sizes = str(groups.most) if groups.least == groups.most else f"{groups.least} to {groups.most}"
-    images = "image" if sizes == "1" else "images"
-    text = f"{groups.count} groups, {sizes} {images} each" if groups.count > 1 else f"1 group of {sizes} {images}"
-    return f"{text}; {counted(groups.ungrouped, 'image')} without a group" if groups.ungrouped else text
+    images = counted(groups.most, "image")
+    if groups.least < groups.most:
+        images = f"{groups.least} to {images}"
+    text = f"{groups.count} groups, {images} each" if groups.count > 1 else f"1 group of {images}"
+    if groups.ungrouped:
+        text += f"; {counted(groups.ungrouped, 'image')} without a group"
+    return text

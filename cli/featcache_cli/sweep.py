@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,12 +63,13 @@ def command(
             raise UnknownHead(f"--config {before[0]}: {error}") from error
     if cache is None:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
-    settings = vars(options) | {
-        "preset": _one_preset([*(options.preset or []), *(ctx.default_map or {}).get("preset", [])]),
-        "budget": parse_seconds(options.budget) if options.budget else None,
-        "memory": parse_bytes(options.memory) if options.memory else None,
-        "grid": parse_grid(options.grid) if options.grid else None,
-    }
+    settings = dict(vars(options))
+    # A list of --config would be replaced by the flag's: look at both, so that a second preset is not ignored.
+    presets = [*(options.preset or []), *(ctx.default_map or {}).get("preset", [])]
+    settings["preset"] = _one_preset(presets)
+    parsers: dict[str, Callable[[Any], Any]] = {"budget": parse_seconds, "memory": parse_bytes, "grid": parse_grid}
+    for name, parse in parsers.items():
+        settings[name] = parse(settings[name]) if settings[name] else None
     with progress(quiet) as draw:
         run = sweep(cache, out=out, force=force, progress=draw, **settings)
     if before and before[1] != run.images_digest:
