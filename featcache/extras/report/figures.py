@@ -137,7 +137,7 @@ def _axis(trials: Sequence[Trial]) -> str | None:
     num_values: dict[str, int] = {}
     for name in STRENGTHS:
         values = [trial.params.get(name) for trial in trials]
-        numbers = [value for value in values if _is_number(value)]
+        numbers = [value for value in values if is_number(value)]
         num_values[name] = len(set(numbers))
     best = max(STRENGTHS, key=num_values.__getitem__)
     return best if num_values[best] >= LEAST else None
@@ -147,7 +147,7 @@ def _lines(run: Run, axis: str, trials: Sequence[Trial]) -> list[Curve]:
     """Return a curve over `axis` for each setting of everything else. trials: best first, so the best are kept."""
     by_setting: dict[str, list[Trial]] = {}
     for trial in trials:
-        if _is_number(trial.params.get(axis)):
+        if is_number(trial.params.get(axis)):
             others = _other_settings(run, trial, axis)
             by_setting.setdefault(others, []).append(trial)
     lines: list[Curve] = []
@@ -179,5 +179,6 @@ def _other_settings(run: Run, trial: Trial, axis: str) -> str:
     return " ".join(words) or trial.head
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether the value of a setting is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
