@@ -44,7 +44,8 @@ class Final:
         class_names = tuple(map(printable, self.run.classes))
         scores: dict[str, list[dict[str, Any]]] = {}
         for name, predictions in self.predictions.items():
-            scores[name] = Evaluation(self.rows, predictions, class_names).per_class
+            evaluation = Evaluation(self.rows, predictions, class_names)
+            scores[name] = evaluation.per_class
         return scores
 
 
@@ -120,15 +121,15 @@ def open_test(
     """
     run = Run.open(run.path)  # models may have been fine-tuned from it since
     chosen = chosen or run.best
-    number, status = chosen.trial.trial, chosen.trial.status
-    if status != "ok":
-        raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
+    trial = chosen.trial
+    if trial.status != "ok":
+        raise UsageError(f"{run.path}@{trial.trial} has no head to judge: {trial.status}. Take {run.path}@best")
     run.looks()  # a damaged record must raise now, and not when test has been opened
     predictions: dict[str, Predictions] = {}
     models: dict[Path, str] = {}
     with opening([chosen]) as scores:
         refit = ", fitted on train and val" if chosen.refit else ""
-        predictions[f"head {number} ({chosen.trial.head}{refit})"] = head_predictions(chosen, "test")
+        predictions[f"head {trial.trial} ({trial.head}{refit})"] = head_predictions(chosen, "test")
         for path in map(Path, run.tuned):
             if not path.exists():
                 continue
@@ -139,6 +140,7 @@ def open_test(
             name = _tuned_name(run, path)
             models[path] = name
             predictions[name] = model_predictions(run[facts["trial"]], model, "test", images, progress)
+        # After all predictions, so that nobody has seen a score if one of the models fails.
         for name, predictions_of_model in predictions.items():
             scores[name] = score_of(predictions_of_model, run.settings.metric)
     return Final(Run.open(run.path), scores, rows_of_split(run, run.cache(), "test"), predictions, models)
@@ -191,7 +193,8 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
 
     name: of the file in both places, by which `Run.looks` recognises one look.
     """
-    run, cache = head.run, head.run.cache()
+    run = head.run
+    cache = run.cache()
     rows = rows_of_split(run, cache, "test")
     num_labelled = sum(bool(row.label) for row in cache.usable("test"))
     look: dict[str, Any] = {

@@ -285,7 +285,9 @@ class Report:
         log.info("Arranging %d images on the map", len(shown))
         predicted_by_path = self._predicted_by_path()
         points: list[dict[str, Any]] = []
-        for row, (x, y) in zip(shown, places(self._prepared_features(shown)), strict=True):
+        # As the classifier gets them: without its scaling, a few large features would decide the map alone.
+        coordinates = places(self._prepared_features(shown))
+        for row, (x, y) in zip(shown, coordinates, strict=True):
             predicted = predicted_by_path.get(row.path)
             points.append(
                 {
@@ -298,6 +300,7 @@ class Report:
                     "verdict": _verdict(predicted, row.label),
                 }
             )
+        # In the order of the points, by which the page finds the thumbnail of each.
         pictures = sheet(self.source, shown, bits_of(self.cache), self.progress)
         colours = {
             "class": plots.palette(self.classes),
@@ -319,12 +322,15 @@ class Report:
         """Return {path: name of the predicted class}."""
         assert self.main is not None
         rows = list(self.main.rows)
-        classes = list(self.main.predictions.predicted)
+        numbers = list(self.main.predictions.predicted)
         if self.tested is not None:
+            name = self.tested_names[0]
             rows += self.tested.rows
-            classes += list(self.tested.predictions[self.tested_names[0]].predicted)
-        names = [self.run.classes[number] for number in classes]
-        return {row.path: name for row, name in zip(rows, names, strict=True)}
+            numbers += list(self.tested.predictions[name].predicted)
+        class_of: dict[str, str] = {}
+        for row, number in zip(rows, numbers, strict=True):
+            class_of[row.path] = self.run.classes[number]
+        return class_of
 
 
 def _classes(main: Evaluation | None, beside: Evaluation | None = None) -> list[dict[str, Any]]:
@@ -449,7 +455,8 @@ def _makers(run: Run) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     for maker in run.makers:
         versions = ", ".join(f"{name} {number}" for name, number in maker["versions"].items())
-        hardware = [maker["processor"], counted(maker["cores"], "core"), *maker["gpus"], maker["system"]]
         facts.append(("Versions", f"{versions}; code {maker['code']}"))
+        cores = counted(maker["cores"], "core")
+        hardware = [maker["processor"], cores, *maker["gpus"], maker["system"]]
         facts.append(("Machine", ", ".join(filter(None, hardware))))
     return facts

@@ -68,9 +68,9 @@ def bits_of(cache: Cache) -> int:
 
 def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
     """Return images (N, size, size, 3) as one image, line by line. fill: grey level of unused places."""
-    size = cells.shape[1]
+    num_images, size = cells.shape[:2]
     grid = np.full((lines * columns, size, size, 3), fill, np.uint8)
-    grid[: len(cells)] = cells
+    grid[:num_images] = cells
     # (line, column, y, x) -> (line, y, column, x): the pixels of one line of images stand side by side.
     by_line = grid.reshape(lines, columns, size, size, 3).swapaxes(1, 2)
     return by_line.reshape(lines * size, columns * size, 3)

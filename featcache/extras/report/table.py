@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -31,43 +31,53 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     limit: print at most this many trials, and a line that says how to see the others.
     """
     ranked = run.ranked
-    columns: dict[str, Callable[[Trial], object]] = {
-        "trial": lambda trial: trial.trial,
-        "tap": lambda trial: trial.tap,
-        "width": lambda trial: trial.width,
-        "head": lambda trial: trial.head,
-        "setting": settings_of,
-        f"{run.settings.metric} [95 %]": lambda trial: interval(*trial.judged),
-        "std": lambda trial: "-" if trial.std is None else f"{trial.std:.3f}",
-        "fit s": lambda trial: f"{trial.fit_s:.2f}",
-        "MB": lambda trial: f"{trial.size / 1e6:.2f}" if trial.size else "-",
-        "handoff": lambda trial: "exact" if trial.handoff else "taught",
-    }
+    score = f"{run.settings.metric} [95 %]"
+    columns = ["trial", "tap", "width", "head", "setting", score, "std", "fit s", "MB", "handoff"]
     if all(trial.std is None for trial in ranked):
-        del columns["std"]
+        columns.remove("std")
     lines: list[str] = []
     taps = list(dict.fromkeys(trial.tap for trial in ranked))
     has_one_tap = len(taps) == 1
     if has_one_tap:
-        del columns["tap"], columns["width"]
+        columns = [name for name in columns if name not in ("tap", "width")]
         lines.append(f"On {taps[0]}, {counted(ranked[0].width, 'feature')}:")
 
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
-    rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
-    if rows and not has_one_tap and not fits(list(columns), rows):
+    rows: list[list[object]] = []
+    for trial in ranked[:limit]:
+        cells = _cells(trial) | {score: interval(*trial.judged)}
+        rows.append([cells[name] for name in columns])
+    if rows and not has_one_tap and not fits(columns, rows):
         short_names, notes = shortened(taps)
         lines += notes
-        tap_column = list(columns).index("tap")
+        tap_column = columns.index("tap")
         for row in rows:
             row[tap_column] = short_names[str(row[tap_column])]
     # What a reader misses least is dropped first.
     spare = [name for name in ("MB", "width", "std", "fit s", "handoff") if name in columns]
-    lines.append(table(list(columns), rows, spare=spare))
+    lines.append(table(columns, rows, spare=spare))
     num_hidden = len(ranked) - len(rows)
     if num_hidden:
         lines.append(f"{num_hidden} more: featcache show {quote(str(run.path))}")
     return "\n".join([*lines, *_notes(run)])
+
+
+def _cells(trial: Trial) -> dict[str, object]:
+    """Return {column: cell} of a trial in the table, all but its score."""
+    std = "-" if trial.std is None else f"{trial.std:.3f}"
+    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else "-"
+    return {
+        "trial": trial.trial,
+        "tap": trial.tap,
+        "width": trial.width,
+        "head": trial.head,
+        "setting": settings_of(trial),
+        "std": std,
+        "fit s": f"{trial.fit_s:.2f}",
+        "MB": megabytes,
+        "handoff": "exact" if trial.handoff else "taught",
+    }
 
 
 def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -92,7 +102,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         letters = {backbones[0]: ""}
         lines = [f"On layers of {backbones[0]}:"]
     else:
-        letters = dict(zip(backbones, ascii_uppercase, strict=False))
+        letters = dict(zip(backbones, ascii_uppercase, strict=False))  # after 26 the names stay as they are
         example = "/".join(all_layers[0])
         lines = [f"On layers of these backbones (in --tap type the name, such as {example}, not the letter):"]
         lines += [f"  {letters.get(name, name)}  {name}" for name in backbones]
@@ -245,7 +255,8 @@ def settings_of(trial: Trial) -> str:
     elif trial.prepare != STANDARDISE:
         words.append(f"after {trial.prepare}")
     if trial.few:
-        words.append("{} per class, seed {}".format(*trial.few))
+        shots, seed = trial.few
+        words.append(f"{shots} per class, seed {seed}")
     return " ".join(words)
 
 
