@@ -26,7 +26,8 @@ def first_divergence(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[Im
     # Backbones first: a layer of the head differs, too, if the features that enter it do.
     for network, part in zip(backbones_of(model), probe.parts(), strict=True):
         rebuilt = part.backbone.tapped([tap.layer for tap in part.taps], "rebuilt")
-        entry = entering(rebuilt, np.asarray(pixels[:IMAGES], np.float32), part.taps[0].preprocess)
+        images = np.asarray(pixels[:IMAGES], np.float32)
+        entry = entering(rebuilt, images, part.taps[0].preprocess)
         expected = _values(rebuilt, entry, training=False)
         for training in (False, True):
             values = _values(network, entry, training=training)
@@ -70,8 +71,10 @@ def _values(network: Any, entry: Any, *, training: bool) -> dict[str, Floats]:
 
     tensors = {name: outputs[0] for name, outputs in outputs_of(network).items() if outputs}
     watched = keras.Model(network.inputs[0], list(tensors.values()))
-    outputs = watched(entry, training=training)
-    return {name: keras.ops.convert_to_numpy(output) for name, output in zip(tensors, outputs, strict=True)}
+    values: dict[str, Floats] = {}
+    for name, output in zip(tensors, watched(entry, training=training), strict=True):
+        values[name] = keras.ops.convert_to_numpy(output)
+    return values
 
 
 def _first(values: Mapping[str, Floats], expected: Mapping[str, Floats]) -> str | None:

@@ -96,7 +96,8 @@ class Probe:
         if self.is_exact:
             return exact_head(self.estimator, trial.tap, trial.temperature)
         features = self.features(self.rows("train"))
-        return distilled(self.estimator, features, trial.tap, trial.temperature, self.chosen.run.settings.seed)
+        seed = self.chosen.run.settings.seed
+        return distilled(self.estimator, features, trial.tap, trial.temperature, seed)
 
     @property
     def files(self) -> list[Path]:

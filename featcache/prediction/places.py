@@ -46,8 +46,10 @@ class ImageList:
 def gather(images: ToPredict) -> ImageList:
     """Return the images at a place, or at several. Raises NoImages, DataError."""
     if isinstance(images, Images):
+        # A scan leaves these out of its rows; here every file gets a row, if only with the reason why it has no class.
         unread = [failure.path for failure in images.unreadable if not failure.digest]
-        rows = sorted([*images.rows, *map(_unlabelled, [*images.stray, *unread])])
+        others = map(_unlabelled, [*images.stray, *unread])
+        rows = sorted([*images.rows, *others])
         return ImageList(images.source, rows, len(rows), images.others)
     if isinstance(images, IN_MEMORY):
         is_stack = isinstance(images, np.ndarray) and images.ndim > 3
@@ -64,7 +66,8 @@ def gather(images: ToPredict) -> ImageList:
 
 def _in_memory(images: Any) -> ImageList:
     source = MemorySource(images)
-    return ImageList(source, [_unlabelled(path) for path in source.paths], len(source.paths))
+    rows = list(map(_unlabelled, source.paths))
+    return ImageList(source, rows, len(rows))
 
 
 def paths_in(stream: IO[bytes]) -> Iterator[str]:
@@ -133,11 +136,13 @@ class _Places:
 
 def _inside(path: Path) -> ImageList:
     if path.is_file() and not holds_images(path):
-        return ImageList(open_source(path.parent), [_unlabelled(path.name)], 1)
+        source = open_source(path.parent)
+        return ImageList(source, [_unlabelled(path.name)], 1)
     source, listing = list_source(path)
     rows = [ImageRow(file.path, file.label, "", "", "") for file in listing.files]
     rows += map(_unlabelled, listing.stray)
-    return ImageList(source, sorted(rows), len(rows), listing.others)
+    rows.sort()
+    return ImageList(source, rows, len(rows), listing.others)
 
 
 def _several(places: Sequence[Place]) -> ImageList:

@@ -198,7 +198,9 @@ class Predictor:
     def _outputs(self, pixels: list[Pixels]) -> list[Floats]:
         """Return the outputs of the network, (n, ...) each."""
         # The last batch is padded with zeros: Keras compiles once for each shape.
-        padding = [np.zeros_like(pixels[0])] * (BATCH - len(pixels))
+        num_images = len(pixels)
+        padding = [np.zeros_like(pixels[0])] * (BATCH - num_images)
         outputs = self.classifier.network.predict_on_batch(np.stack(pixels + padding))
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        return [np.asarray(output)[: len(pixels)] for output in outputs]
+        if not isinstance(outputs, list):  # only with a reference the network has several
+            outputs = [outputs]
+        return [np.asarray(output)[:num_images] for output in outputs]

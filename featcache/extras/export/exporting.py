@@ -128,6 +128,7 @@ def _check_output(file_format: Format, path: Path, model: str | Path, others_rea
     """Raise UsageError or DiskFault unless the file, and the weights file beside it, may be written."""
     kind = Kind(f"{file_format.name} export of featcache", file_format.is_ours, is_folder=not file_format.suffix)
     if file_format.name == "keras":
+        # A Keras export is a model: it must not replace a fine-tuning that took hours.
         facts = read_facts(Path(model)) if Path(model).is_file() else {}
         kind = kind_of(facts)
     inputs = [Path(model), *others_read]

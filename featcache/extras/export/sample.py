@@ -88,8 +88,9 @@ def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
 
 def _sample(origin: Origin, name: str, source: Source, rows: Sequence[ImageRow]) -> Sample:
     rows = _by_digest(rows)
-    class_index = {name: index for index, name in enumerate(origin.classes)}
-    labels = np.array([class_index.get(row.label, NO_LABEL) for row in rows], np.int64)
+    class_index = {class_name: index for index, class_name in enumerate(origin.classes)}
+    indices = [class_index.get(row.label, NO_LABEL) for row in rows]
+    labels = np.array(indices, np.int64)
     return Sample(name, source, rows, labels, rows[:NUM_CALIBRATION])
 
 

@@ -204,10 +204,11 @@ def _exact_pairs(copies: Copies) -> Iterator[Pair]:
 
 def _similar_pairs(result: SearchResult, distinct: Sequence[ImageRow], copies: Copies) -> Iterator[Pair]:
     """Yield the pairs of a search. An image with copies is paired once for every split that it is in."""
-    firsts = [_first_of_each_split(copies[row.digest]) for row in distinct]
     for match in result.matches:
-        for row_a, row_b in product(firsts[match.a], firsts[match.b]):
-            first, second = sorted((row_a, row_b), key=lambda row: row.path)
+        rows_a = _first_of_each_split(copies[distinct[match.a].digest])
+        rows_b = _first_of_each_split(copies[distinct[match.b].digest])
+        for rows in product(rows_a, rows_b):
+            first, second = sorted(rows, key=lambda row: row.path)
             splits = (first.split, second.split)
             yield Pair(first.path, second.path, match.kind, match.similarity, match.agreement, splits)
 

@@ -91,8 +91,9 @@ def _difference(before: Cache, after: Cache, num_decisions: int, undecided: int)
     for old, new in zip(before.rows, after.rows, strict=True):
         if old.label != new.label:
             relabelled.append(Relabelled(new.path, old.label, new.label, new.split or old.split))
-    changes_test = any(image.split == "test" for image in relabelled)
-    looks = len(read_looks(looks_beside(before.path))) if changes_test else 0
+    looks = 0
+    if any(image.split == "test" for image in relabelled):
+        looks = len(read_looks(looks_beside(before.path)))
     return Reviewed(before.path, num_decisions, undecided, tuple(relabelled), looks)
 
 

@@ -173,13 +173,14 @@ def _of_two_labels(
     probability_of = dict(zip(names, probabilities.tolist(), strict=True))
     labels = sorted({row.label, *(label for _, label in others)})
     suggested = max(labels, key=probability_of.__getitem__)
-    return Doubt(
-        row.path, row.label, row.split, suggested, probability_of[row.label], probability_of[suggested], others
-    )
+    of_label = probability_of[row.label]
+    of_suggested = probability_of[suggested]
+    return Doubt(row.path, row.label, row.split, suggested, of_label, of_suggested, others)
 
 
 def _decided_paths(cache: Cache) -> set[str]:
     """Return the paths of the images whose label somebody has decided about."""
+    # By content and label, so that a decision still counts after a file was renamed.
     decided = {(review.digest, review.label) for review in cache.changes.reviews}
     # A decision is about the label as the folder or table gives it, before any review.
     rows = without_review(cache.rows, cache.changes)

@@ -147,8 +147,8 @@ def _threshold(tails: Tails | None, expected: float) -> float:
 
 def _united(candidates: Sequence[Pairs], unit_features: Features) -> Pairs:
     """Return each pair once, with the similarity of its features, most similar first."""
-    numbers = np.concatenate([np.stack([pairs.a, pairs.b], axis=1) for pairs in candidates])
     # A pair may be similar by features and by hash; from here on its similarity is that of its features.
+    numbers = np.concatenate([np.stack([pairs.a, pairs.b], axis=1) for pairs in candidates])
     a, b = np.unique(numbers, axis=0).T
     similarity = np.einsum("pd,pd->p", unit_features[a], unit_features[b])
     order = np.argsort(-similarity, kind="stable")

@@ -35,9 +35,10 @@ class Vectors:
 
     def similarities(self, rows: Classes | slice, first: int = 0) -> Floats:
         """Return (n, N - first): the similarity of these images to all images from number `first` on."""
-        best: Floats = self.plain[rows] @ self.others[0][first:].T
+        plain = self.plain[rows]
+        best: Floats = plain @ self.others[0][first:].T
         for other in self.others[1:]:
-            np.maximum(best, self.plain[rows] @ other[first:].T, out=best)
+            np.maximum(best, plain @ other[first:].T, out=best)
         return best
 
 
