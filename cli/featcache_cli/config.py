@@ -31,7 +31,7 @@ _UNITS = {"memory": "b", "budget": "s"}  # units of plain numbers whose flags ta
 def use(ctx: typer.Context, value: Path | None) -> Path | None:
     """Make the values in a file the defaults of this command. Raises UsageError if the file does not fit it."""
     if value is not None:
-        command = ctx.command_path.split()[1:]
+        command = ctx.command_path.split()[1:]  # without "featcache"
         options = {str(option.name): option for option in ctx.command.params if option.name not in _OF_ALL}
         commands: Mapping[str, Any] = getattr(ctx.find_root().command, "commands", {})
         settings = _of_command(_read(value), command, list(options), commands, value)
@@ -129,12 +129,10 @@ def _known(
 
 def _typed(option: Any, value: Any) -> str | list[str]:
     """Return a value as it would stand on the command line: lists with commas, tables as JSON."""
-    if option.multiple or option.nargs == -1:
-        values = value if isinstance(value, list) else [value]
-        return [_word(option, item) for item in values]
-    if isinstance(value, list):
-        return ",".join(_word(option, item) for item in value)
-    return _word(option, value)
+    values = value if isinstance(value, list) else [value]
+    words = [_word(option, item) for item in values]
+    is_list = option.multiple or option.nargs == -1
+    return words if is_list else ",".join(words)
 
 
 def _word(option: Any, value: Any) -> str:

@@ -36,6 +36,7 @@ def command(
         say("Looking at libraries, devices, weights and disks; it takes about ten seconds.")
     diagnosis = diagnose(speed=speed)
     emit(json, document(diagnosis), lambda: text(diagnosis))
+    # After the result, which a script reads even if the exit code is 5.
     if diagnosis.broken:
         first = diagnosis.broken[0]
         raise EnvironmentFault(f"featcache cannot work here. {first.what}. Do: {first.do}")

@@ -18,6 +18,8 @@ from featcache_cli.options import in_flags, shared
 from featcache_cli.screen import current
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from featcache.sweeps import Chosen
     from featcache.sweeps.metrics import Score
 
@@ -89,6 +91,11 @@ def shape_text(shape: Iterable[int | None]) -> str:
     '? x 7 x 7'
     """
     return " x ".join("?" if side is None else str(side) for side in shape)
+
+
+def path_document(path: Path | None) -> str | None:
+    """Return a path that may be missing as it stands in JSON."""
+    return None if path is None else str(path)
 
 
 def score_document(score: Score) -> dict[str, Any]:

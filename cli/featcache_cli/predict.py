@@ -19,6 +19,7 @@ from featcache_cli.output import (
     counts_text,
     emit,
     failures_document,
+    path_document,
     progress,
     say,
     score_document,
@@ -111,8 +112,8 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
         **rejection,
         "not_looked_at": dict(tally.others),
         "notes": list(tally.notes),
-        "csv": None if csv is None else str(csv),
-        "out": None if out is None else str(out),
+        "csv": path_document(csv),
+        "out": path_document(out),
         "accuracy": accuracy,
     }
 
@@ -205,7 +206,10 @@ def _places(images: Sequence[str]) -> list[Any]:
 
     if images.count(LIST) > 1:
         raise UsageError("Standard input has one list: give - once")
-    return [paths_in(sys.stdin.buffer) if place == LIST else place for place in images]
+    places: list[Any] = list(images)
+    if LIST in images:
+        places[images.index(LIST)] = paths_in(sys.stdin.buffer)
+    return places
 
 
 def _emit_with_rows(facts: dict[str, Any], spool: Path) -> None:

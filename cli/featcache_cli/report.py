@@ -12,7 +12,7 @@ from featcache.errors import DataError
 from featcache.settings import ReportOptions
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, progress, score_document
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, path_document, progress, score_document
 
 if TYPE_CHECKING:
     from featcache.spec import Progress
@@ -69,12 +69,13 @@ def command(
             facts = {"name": name, "metric": opened.settings.metric, **score_document(score)}
             test_scores.append({**facts, "classes": classes[name]})
         lines.append(class_table(classes))
+    test_of_head = test_scores[0] if test_scores else None  # the head comes first
     document = {
         "run": str(opened.path),
-        "html": None if html is None else str(html),
+        "html": path_document(html),
         "final": options.final,
         **show.document(opened),
-        "test": test_scores[0] if test_scores else None,  # the head's score
+        "test": test_of_head,
         "tests": test_scores,  # also the fine-tuned model's score
         "looks": opened.looks(),  # times that any run on this cache opened the test split
         "test_reviews": [review._asdict() for review in opened.test_reviews()],  # changed labels of test images

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ScanOptions
-from featcache_cli.output import Force, Json, Quiet, emit, failures_document, progress
+from featcache_cli.output import Force, Json, Quiet, emit, failures_document, path_document, progress
 
 if TYPE_CHECKING:
     from featcache.images.groups import Groups
@@ -59,7 +59,7 @@ def command(
         with progress(quiet) as draw:
             write_gallery(manifest, html, force=force, progress=draw)
         page = f"\nTo look at: {printable(str(html))}"
-    facts = document(manifest) | {"html": None if html is None else str(html)}
+    facts = document(manifest) | {"html": path_document(html)}
     emit(json, facts, lambda: text(manifest) + page)
 
 
@@ -127,15 +127,14 @@ def _classes_table(manifest: Images) -> str:
     from featcache.spec import SPLITS
     from featcache.text import table
 
-    split_names = [name for name in SPLITS if name in manifest.splits]
+    splits = [name for name in SPLITS if name in manifest.splits]
     counts = Counter((row.label, row.split) for row in manifest.rows)
     rows: list[list[object]] = []
-    for label, total in manifest.classes.items():
-        by_split = [counts[label, split] for split in split_names]
-        rows.append([label, total, *by_split])
-    totals = [manifest.splits[split] for split in split_names]
-    rows.append(["all", sum(manifest.classes.values()), *totals])
-    return table(["class", "images", *split_names], rows)
+    for label, num_images in manifest.classes.items():
+        rows.append([label, num_images, *(counts[label, split] for split in splits)])
+    num_labelled = sum(manifest.classes.values())
+    rows.append(["all", num_labelled, *(manifest.splits[split] for split in splits)])
+    return table(["class", "images", *splits], rows)
 
 
 def _rare(manifest: Images) -> list[str]:

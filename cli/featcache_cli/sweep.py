@@ -53,6 +53,7 @@ def command(
     from featcache.sweeps.budget import parse_seconds
     from featcache.sweeps.tap_data import parse_bytes
 
+    # Before anything names a head: the user's own classes are allowed from here on.
     trust.allow(*(allow or ()))
     before = set_by_run(ctx)
     if before and options.heads is not None and set_by_file(ctx, "heads"):
