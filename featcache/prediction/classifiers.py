@@ -124,6 +124,7 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
     if not size:
         size = ASSUMED_SIZE
         notes.append(f"it takes images of any size; {size} x {size} is assumed. Else: {text}:size=160")
+    # With a wrong mode the classes are wrong and nothing fails, so what is assumed is a note.
     mode = options.get("mode") or facts.mode
     if mode is None:
         notes.append(f"how pixels enter it is unknown; 0..255 as they are is assumed. Else: {text}:mode={MODES}")

@@ -68,6 +68,7 @@ class Tally:
         self.unknown += prediction.unknown
         if prediction.status != "ok" and len(self.failures) < KEPT_FAILURES:
             self.failures.append(prediction)
+        # An image that is called unknown has no answer, so it counts neither as right nor as wrong.
         if prediction.top and prediction.true:
             self.known_unknown += prediction.unknown
             self.answered += not prediction.unknown

@@ -57,8 +57,8 @@ def predict_to(
     seen: called with each prediction. force: replace files even if they are not earlier predictions.
     Raises what `predict` raises, UsageError, DiskFault, and EnvironmentFault if Parquet cannot be written here.
     """
+    # A missing package or a file that must be kept is reported now, before Keras starts.
     writers = [_writer(kind) for kind, _ in files]
-
     without_options = str(model).partition(":")[0]  # mine.keras:mode=tf
     inputs = [Path(model), Path(without_options), *_files_among([images])]
 
@@ -78,16 +78,18 @@ def predict_to(
     tally = Tally(others=gathered.others, notes=classifier.notes, threshold=predictor.threshold)
     columns = Columns(min(top, len(classifier.classes)), reject is not None)
     with ExitStack() as opened:
-        adds = []
+        adds: list[Add] = []
         for writer, (_, path) in zip(writers, files, strict=True):
             adds.append(opened.enter_context(writer(path, columns)))
-        adds.append(seen)  # last: it is shown what is in the files
+        # Last: it is shown what is in the files.
+        adds.append(seen)
         for prediction in predictor.of(gathered, progress):
             tally.add(prediction)
             for add in adds:
                 add(prediction)
         tally.notes += tuple(notes(predictor.kinds, tally.rows, classifier.preprocess.bits))
-        check()  # again, before the files take their names: somebody may have put a file there
+        # Again, before the files take their names: somebody may have put a file there.
+        check()
     return tally
 
 
