@@ -129,14 +129,13 @@ def _known(
 
 def _typed(option: Any, value: Any) -> str | list[str]:
     """Return a value as it would stand on the command line: lists with commas, tables as JSON."""
-    values = value if isinstance(value, list) else [value]
-    words = [_word(option, item) for item in values]
+    words: list[str] = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            words.append(json.dumps(item))
+        elif isinstance(item, (int, float)):
+            words.append(f"{item}{_UNITS.get(option.name, '')}")
+        else:
+            words.append(str(item))
     is_list = option.multiple or option.nargs == -1
     return words if is_list else ",".join(words)
-
-
-def _word(option: Any, value: Any) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    unit = _UNITS.get(option.name, "") if isinstance(value, (int, float)) else ""
-    return f"{value}{unit}"

@@ -115,7 +115,8 @@ def counts(report: Extracted) -> str:
 
     parts = [f"{report.hits} cached", f"{report.computed} computed"]
     if report.copies:
-        parts.append(f"{report.copies} {'copy' if report.copies == 1 else 'copies'}")
+        noun = "copy" if report.copies == 1 else "copies"
+        parts.append(f"{report.copies} {noun}")
     parts.append(f"{len(report.failed)} skipped")
     rate = f", {report.images_per_s:.1f} images/s" if report.computed else ""
     return f"{counted(report.images, 'image')}: {', '.join(parts)}; {report.seconds:.1f} s{rate}"
