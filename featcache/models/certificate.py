@@ -22,7 +22,7 @@ from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.models.assemble import logits_of
 from featcache.models.divergence import first_divergence
-from featcache.models.probe import Probe
+from featcache.models.probe import Probe, by_digest
 from featcache.spec import ImageRow, Preprocess, Tap
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,7 @@ def certified(model: Any, probe: Probe) -> Certificate:
     Raises ParityFailed, naming the first layer that diverges, or if a taught head often names another class than its
     teacher.
     """
-    # By digest: a sample that does not depend on names or classes, and is the same every time.
-    rows = [*probe.rows("train"), *probe.rows("val")]
-    rows = sorted(rows, key=lambda row: row.digest)[:NUM_IMAGES]
+    rows = by_digest([*probe.rows("train"), *probe.rows("val")])[:NUM_IMAGES]
     log.info("Comparing the model with its head on %d images", len(rows))
     pixels = load_pixels(probe.source, rows, probe.preprocess)
     weights = model.get_weights()

@@ -31,7 +31,7 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import make_pipeline
 from featcache.models.assemble import FEATURES, LOGITS
 from featcache.models.certificate import load_pixels
-from featcache.models.probe import Probe
+from featcache.models.probe import Probe, by_digest
 from featcache.spec import ImageRow
 from featcache.sweeps.selection import folds_of
 from featcache.sweeps.unseen import why_not_left_out
@@ -167,7 +167,7 @@ def _left_out(probe: Probe) -> list[Known]:
     trial = probe.chosen.trial
     settings = probe.chosen.run.settings
     num_classes = len(probe.chosen.run.classes)
-    rows = _by_digest(probe.rows("train"))
+    rows = by_digest(probe.rows("train"))
     if trial.few or not probe.is_exact or len(rows) > MOST_VAL:
         return []
     if any(why_not_left_out(probe.cache, rows, tap.name) for tap in probe.taps):
@@ -233,18 +233,13 @@ def inspected(model: Any) -> Any:
 def _few(probe: Probe) -> tuple[list[ImageRow], list[ImageRow]]:
     """Return some training images of every class, and validation images, chosen by their content."""
     by_class: dict[str, list[ImageRow]] = defaultdict(list)
-    for row in _by_digest(probe.rows("train")):
+    for row in by_digest(probe.rows("train")):
         by_class[row.label].append(row)
     train: list[ImageRow] = []
     for rows in by_class.values():
         train += rows[:PER_CLASS]
-    val = _by_digest(probe.rows("val"))
+    val = by_digest(probe.rows("val"))
     return train, val[:MOST_VAL]
-
-
-def _by_digest(rows: Sequence[ImageRow]) -> list[ImageRow]:
-    """Return images in an order that has nothing to do with their names or classes."""
-    return sorted(rows, key=lambda row: row.digest)
 
 
 def _outputs(inside: Any, probe: Probe, rows: Sequence[ImageRow]) -> tuple[Floats, Floats]:

@@ -33,6 +33,7 @@ from featcache.files import write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.models import image_source
+from featcache.models.probe import by_digest
 from featcache.outputs import Kind, check_output
 from featcache.spec import SPLITS, ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
@@ -279,8 +280,7 @@ class Report:
         rows: list[ImageRow] = []
         for split in splits:
             rows += self.run.rows(self.cache, split)
-        # By digest: a sample that is the same every time, whatever the order of the rows.
-        sample = sorted(rows, key=lambda row: row.digest)[:MOST]
+        sample = by_digest(rows)[:MOST]
         shown = sorted(sample, key=lambda row: (row.label, row.path))
         log.info("Arranging %d images on the map", len(shown))
         predicted_by_path = self._predicted_by_path()

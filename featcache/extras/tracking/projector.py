@@ -17,6 +17,7 @@ from featcache.extras.report.pictures import THUMBNAIL, tiled
 from featcache.images.manifest import Images
 from featcache.models import image_source
 from featcache.models.certificate import load_pixels
+from featcache.models.probe import by_digest
 from featcache.spec import DECODE_VERSION, ImageRow, Preprocess, with_bits
 from featcache.sweeps import Chosen
 from featcache.text import printable
@@ -43,9 +44,7 @@ def points_of(chosen: Chosen, images: Images | str | Path | None = None) -> Poin
     """
     cache = chosen.run.cache()
     source = image_source(chosen, images)
-    rows = [*chosen.run.rows(cache, "train"), *chosen.run.rows(cache, "val")]
-    # By digest: a fair sample, and the same every time.
-    rows = sorted(rows, key=lambda row: row.digest)[:MOST]
+    rows = by_digest([*chosen.run.rows(cache, "train"), *chosen.run.rows(cache, "val")])[:MOST]
     preprocess = Preprocess(THUMBNAIL, "crop", decode=with_bits(DECODE_VERSION, chosen.preprocess.bits))
     with ThreadPoolExecutor(num_threads()) as threads:
         thumbnails = load_pixels(source, rows, preprocess, threads)
