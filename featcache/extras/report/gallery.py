@@ -102,10 +102,10 @@ def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], pr
     done = 0
     with ThreadPoolExecutor() as threads:
         for label, rows in rows_of_class.items():
+            cells: list[Cell] = []
             pictures = threads.map(partial(small_picture, images.source), shown[label])
-            cells = [
-                Cell(printable(row.path), row.split, data) for row, data in zip(shown[label], pictures, strict=True)
-            ]
+            for row, data in zip(shown[label], pictures, strict=True):
+                cells.append(Cell(printable(row.path), row.split, data))
             done += len(cells)
             progress(Tick("pictures", done, total))
             split_counts = Counter(row.split for row in rows)

@@ -202,9 +202,12 @@ def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     order = sorted(range(num_classes), key=recall_of_last)
     rows: list[list[object]] = []
     for number in order[:MOST_CLASSES]:
-        scores = [model[number] for model in scores_of_models]
-        recalls = ["-" if score["recall"] is None else interval(*score["recall"]) for score in scores]
-        rows.append([scores[0]["name"], scores[0]["images"], *recalls])
+        recalls: list[str] = []
+        for scores in scores_of_models:
+            recall = scores[number]["recall"]
+            recalls.append("-" if recall is None else interval(*recall))
+        first = scores_of_models[0][number]
+        rows.append([first["name"], first["images"], *recalls])
     header = ["test class", "images", *(f"recall of {name}" for name in classes)]
     text = table(header, rows)
     num_hidden = num_classes - len(rows)
@@ -232,13 +235,14 @@ def looks_text(run: Run) -> str:
 
 def reviewed_text(run: Run) -> str:
     """Return a sentence on test labels that a review changed, before or after the first look at test; "" if none."""
-    reviews, looks = run.test_reviews(), run.looks()
+    reviews = run.test_reviews()
+    looks = run.looks()
     if not reviews:
         return ""
-    first_look = min((str(look["at"]) for look in looks if "at" in look), default=None)
+    times = [str(look["at"]) for look in looks if "at" in look]
     num_later = 0
-    if first_look is not None:
-        num_later = sum(review.at > first_look for review in reviews)
+    if times:
+        num_later = sum(review.at > min(times) for review in reviews)
     after = f", {num_later} of them after it was first opened" if num_later else ""
     images = "1 test image was" if len(reviews) == 1 else f"{len(reviews)} test images were"
     return f"By a review of labels {images} changed or dropped{after}: scores on test depend on these decisions."

@@ -62,8 +62,11 @@ class TunedModel:
     @property
     def mixtures(self) -> list[tuple[float, Score]]:
         """Return (share, score) of each mixture of the start's weights with the end's that --wise-ft evaluated."""
-        mixed = [epoch for epoch in self.record["history"] if epoch["mixture"] is not None]
-        return [(epoch["mixture"], Score(*epoch["val"])) for epoch in mixed]
+        mixtures: list[tuple[float, Score]] = []
+        for epoch in self.record["history"]:
+            if epoch["mixture"] is not None:
+                mixtures.append((epoch["mixture"], Score(*epoch["val"])))
+        return mixtures
 
     @property
     def is_head(self) -> bool:

@@ -44,7 +44,9 @@ def points_of(chosen: Chosen, images: Images | str | Path | None = None) -> Poin
     """
     cache = chosen.run.cache()
     source = image_source(chosen, images)
-    rows = by_digest([*chosen.run.rows(cache, "train"), *chosen.run.rows(cache, "val")])[:MOST]
+    train = chosen.run.rows(cache, "train")
+    val = chosen.run.rows(cache, "val")
+    rows = by_digest([*train, *val])[:MOST]
     preprocess = Preprocess(THUMBNAIL, "crop", decode=with_bits(DECODE_VERSION, chosen.preprocess.bits))
     with ThreadPoolExecutor(num_threads()) as threads:
         thumbnails = load_pixels(source, rows, preprocess, threads)
