@@ -69,12 +69,15 @@ def hashes(greys: Pixels) -> Vectors:
 def _low_frequencies(greys: Pixels) -> Floats:
     """Return (N, 8, 8): the lowest frequencies, at length one; zero for images that show nothing."""
     # 32 x 32 pixels, as in pHash, are enough for the lowest frequencies.
-    halved = greys.reshape(len(greys), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4), dtype=np.float32)
+    half = SIDE // 2
+    squares = greys.reshape(len(greys), half, 2, half, 2)
+    halved = squares.mean(axis=(2, 4), dtype=np.float32)
     is_flat = halved.std(axis=(1, 2)) <= FLAT
     low = dctn(halved, axes=(1, 2), norm="ortho")[:, :LOW, :LOW]
     low[:, 0, 0] = 0  # the mean brightness says nothing about what an image shows
     low[is_flat] = 0
-    return unit(low.reshape(len(low), -1)).reshape(-1, LOW, LOW)
+    vectors = unit(low.reshape(len(low), -1))
+    return vectors.reshape(-1, LOW, LOW)
 
 
 def outlines(greys: Pixels) -> Vectors:
@@ -203,9 +206,11 @@ def _part_lengths(images: Floats) -> Floats:
 
 def _box_sums(values: Floats) -> Floats:
     """Return the sum over every box of MIDDLE x MIDDLE pixels, (P, 25, 25), from a table of running sums."""
-    # A zero line before the first, so that the box at the border is a difference like all others. float64, because
+    num_images, height, width = values.shape
+    # A line of zeros before the first, so that the box at the border is a difference like all others. float64, because
     # differences of large running sums lose digits.
-    padded = np.pad(values.astype(np.float64), ((0, 0), (1, 0), (1, 0)))
+    padded = np.zeros((num_images, height + 1, width + 1))
+    padded[:, 1:, 1:] = values
     running = padded.cumsum(axis=1).cumsum(axis=2)
     rows = running[:, MIDDLE:] - running[:, :-MIDDLE]
     return np.asarray(rows[:, :, MIDDLE:] - rows[:, :, :-MIDDLE])

@@ -148,8 +148,9 @@ def _threshold(tails: Tails | None, expected: float) -> float:
 def _united(candidates: Sequence[Pairs], unit_features: Features) -> Pairs:
     """Return each pair once, with the similarity of its features, most similar first."""
     # A pair may be similar by features and by hash; from here on its similarity is that of its features.
-    numbers = np.concatenate([np.stack([pairs.a, pairs.b], axis=1) for pairs in candidates])
-    a, b = np.unique(numbers, axis=0).T
+    all_a = np.concatenate([pairs.a for pairs in candidates])
+    all_b = np.concatenate([pairs.b for pairs in candidates])
+    a, b = np.unique(np.stack([all_a, all_b], axis=1), axis=0).T
     similarity = np.einsum("pd,pd->p", unit_features[a], unit_features[b])
     order = np.argsort(-similarity, kind="stable")
     return Pairs(a[order], b[order], similarity[order])
