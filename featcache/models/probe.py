@@ -153,7 +153,10 @@ class Probe:
             # Taps that differ only in their layer come from one network.
             network = (tap.backbone, tap.weights_digest, tap.preprocess, tap.pooling, tap.precision)
             taps_by_network.setdefault(network, []).append(tap)
-        return [ModelPart(_built(taps[0]), tuple(taps)) for taps in taps_by_network.values()]
+        parts: list[ModelPart] = []
+        for taps in taps_by_network.values():
+            parts.append(ModelPart(_built(taps[0]), tuple(taps)))
+        return parts
 
     def model(self, parts: Sequence[ModelPart] | None = None) -> Any:
         """Return the model of backbones and head, not checked yet."""

@@ -127,9 +127,11 @@ class Reference:
 def directions_of(features: Floats, labels: Classes, num_classes: int) -> Floats:
     """Return (K, D) the mean direction of each class, from features (N, D) with labels (N,)."""
     unit = _unit(features)
-    # Sums do: the mean has the same direction.
-    sums = np.stack([unit[labels == class_index].sum(axis=0) for class_index in range(num_classes)])
-    return _unit(sums)
+    sums: list[Floats] = []  # a sum has the direction of the mean
+    for class_index in range(num_classes):
+        of_class = unit[labels == class_index]
+        sums.append(of_class.sum(axis=0))
+    return _unit(np.stack(sums))
 
 
 def known_of(directions: Floats, features: Floats, logits: Floats) -> Known:

@@ -172,12 +172,14 @@ class Predictor:
             return Prediction(path, (), true, "nonfinite", "the model gives probabilities that are no numbers")
         # Stable, so that of equal probabilities the class that comes first wins, as with `argmax`.
         best = np.argsort(-probabilities, kind="stable")[: self.top]
-        top = tuple((self.classifier.classes[index], float(probabilities[index])) for index in best)
+        top: list[tuple[str, float]] = []
+        for number in best:
+            top.append((self.classifier.classes[number], float(probabilities[number])))
         # An unknown image keeps its classes: the table says which known class it came nearest to.
         unknown = False
         if self.threshold is not None and strangeness is not None:
             unknown = not strangeness <= self.threshold.value  # "not <=": a NaN is strange
-        return Prediction(path, top, true, strangeness=strangeness, unknown=unknown)
+        return Prediction(path, tuple(top), true, strangeness=strangeness, unknown=unknown)
 
     def _answers(self, images: list[tuple[Pixels, ...]]) -> Iterator[tuple[Floats, float | None]]:
         """Yield the probabilities (K,) of each image, the mean over its views, and how strange the whole image is."""
