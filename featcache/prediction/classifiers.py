@@ -49,7 +49,10 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
     _require_model(str(model))
     parsed = own.parse(str(model))
     if imagenet and parsed is None:
-        return _of_imagenet(str(model), reject)
+        if reject:
+            raise UsageError("`reject` needs validation images, which ImageNet's networks come without")
+        classifier = imagenet_classifier(str(model))
+        return Classifier(classifier.model, classifier.names, classifier.preprocess)
     path = Path(model)
     if path.is_file() and is_ours(path):
         if imagenet:
@@ -98,13 +101,6 @@ def _ours(path: Path, reject: bool) -> Classifier:
         network = inspected(network)
     preprocess = Tap.from_json(facts["tap"]).preprocess
     return Classifier(network, facts["classes"], preprocess, reference)
-
-
-def _of_imagenet(name: str, reject: bool) -> Classifier:
-    if reject:
-        raise UsageError("`reject` needs validation images, which ImageNet's networks come without")
-    classifier = imagenet_classifier(name)
-    return Classifier(classifier.model, classifier.names, classifier.preprocess)
 
 
 def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier:

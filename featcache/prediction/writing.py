@@ -165,7 +165,10 @@ def _csv(path: Path, columns: Columns) -> Iterator[Add]:
 
         def add(prediction: Prediction) -> None:
             path, *others = columns.cells(prediction)
-            cells = [path, *map(_cell, others)]
+            cells = [path]
+            for value in others:
+                # A number such as -1 is not a formula.
+                cells.append(f"{value:.6f}" if isinstance(value, float) else safe_cell(value or ""))
             # Before Python 3.13, csv writes a bare \r without quotes, and readers take it for the end of the row.
             writer = quoted if any("\r" in cell for cell in cells) else plain
             writer.writerow(cells)
@@ -222,7 +225,10 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Add]:
     def add(prediction: Prediction) -> None:
         row: list[Any] = []
         for value in columns.cells(prediction):
-            row.append(_text(value) if isinstance(value, str) else value)
+            if isinstance(value, str):
+                # Any reader can decode this: undecodable bytes of names become \xNN.
+                value = os.fsencode(value).decode("utf-8", "backslashreplace")
+            row.append(value)
         rows.append([*row, os.fsencode(prediction.path)])
         if len(rows) >= ROW_GROUP:
             flush()
@@ -268,15 +274,3 @@ KINDS = {
     ".jsonl": Kind("predictions file of featcache", _is_jsonl),
     ".parquet": Kind("predictions file of featcache", _is_parquet),
 }
-
-
-def _cell(value: Any) -> str:
-    """Return a cell of a CSV file that is not a path. A number such as -1 is not a formula."""
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return safe_cell(value or "")
-
-
-def _text(value: str) -> str:
-    """Return a text that any reader can decode: undecodable bytes of names become \\xNN."""
-    return os.fsencode(value).decode("utf-8", "backslashreplace")
