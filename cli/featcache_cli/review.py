@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import UsageError
 from featcache.spec import Progress
@@ -101,18 +101,25 @@ def change(cache: Path, apply: Path | None, unapply: bool, unfix: bool, json: bo
     """Apply, take back or unfix, and print the result. Raises UsageError if more than one is requested."""
     if (apply is not None) + unapply + unfix > 1:
         raise UsageError("--apply, --unapply and --unfix cannot be combined. Leave all but one out")
+    from featcache.extras import leaks
+
+    if unfix:
+        with progress(quiet) as draw:
+            undone = leaks.unfix(cache, progress=draw)
+        facts = asdict(undone) | {"cache": str(undone.cache)}
+        emit(json, {"unfixed": facts}, lambda: _unfixed(undone))
+        return
     with progress(quiet) as draw:
-        if unfix:
-            _unfix(cache, json, draw)
+        if apply is None:
+            reviewed = leaks.unapply(cache, progress=draw)
         else:
-            _review(cache, apply, json, draw)
+            reviewed = leaks.apply_review(cache, apply, progress=draw)
+    emit(json, document(reviewed), lambda: _reviewed(reviewed, apply))
 
 
-def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
-    from featcache.extras.leaks import apply_review, unapply
-
-    done = unapply(cache, progress=draw) if file is None else apply_review(cache, file, progress=draw)
-    facts = {
+def document(done: Reviewed) -> dict[str, Any]:
+    """Return what a review changed as it stands in JSON."""
+    return {
         "cache": str(done.cache),
         "decisions": done.decisions,
         "undecided": done.undecided,
@@ -121,7 +128,6 @@ def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
         "of_test": len(done.of_test),
         "looks": done.looks,
     }
-    emit(json, facts, lambda: _reviewed(done, file))
 
 
 def _reviewed(done: Reviewed, file: Path | None) -> str:
@@ -150,14 +156,6 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
     if file is not None and done.decisions:
         lines.append(f"To take it back: featcache leaks {in_shell(done.cache)} --unapply")
     return "\n".join(lines)
-
-
-def _unfix(cache: Path, json: bool, draw: Progress) -> None:
-    from featcache.extras.leaks import unfix
-
-    done = unfix(cache, progress=draw)
-    facts = asdict(done) | {"cache": str(done.cache)}
-    emit(json, {"unfixed": facts}, lambda: _unfixed(done))
 
 
 def _unfixed(done: Unfixed) -> str:

@@ -67,7 +67,9 @@ def command(
     settings = dict(vars(options))
     # A list of --config would be replaced by the flag's: look at both, so that a second preset is not ignored.
     presets = [*(options.preset or []), *(ctx.default_map or {}).get("preset", [])]
-    settings["preset"] = _one_preset(presets)
+    if len(set(presets)) > 1:
+        raise UsageError(f"--preset takes one protocol; got {', '.join(presets)}. Leave all but one out")
+    settings["preset"] = presets[0] if presets else None
     parsers: dict[str, Callable[[Any], Any]] = {"budget": parse_seconds, "memory": parse_bytes, "grid": parse_grid}
     for name, parse in parsers.items():
         settings[name] = parse(settings[name]) if settings[name] else None
@@ -76,13 +78,6 @@ def command(
     if before and before[1] != run.images_digest:
         say(f"{before[0]} was made from other images, labels or splits, so this is not the same sweep again")
     emit(json, document(run), lambda: text(run))
-
-
-def _one_preset(named: Sequence[str]) -> str | None:
-    """Return the named preset, or None. Raises UsageError for several."""
-    if len(set(named)) > 1:
-        raise UsageError(f"--preset takes one protocol; got {', '.join(named)}. Leave all but one out")
-    return named[0] if named else None
 
 
 def document(run: Run) -> dict[str, Any]:
