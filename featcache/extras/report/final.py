@@ -91,6 +91,7 @@ def model_predictions(
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
     labels = cache.labels(rows)
+    # From pixels and not from the cache: a fine-tuned backbone computes other features.
     image_set = ImageSet(image_source(chosen, images), rows, labels, chosen.preprocess)
     step = f"judge on {split} images"
     logits = predict_logits(logits_of(model), image_set, progress=progress, step=step)
@@ -169,13 +170,14 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
     """
     scores: dict[str, Score] = {}
     looks: dict[Path, dict[str, Any]] = {}
+    # One name for the files of all heads, by which they count as one look.
     name, at = new_look()
     try:
         if split == "test":
             for head in heads:
                 _begin_look(head, name, at, looks)
         yield scores
-    except BaseException:
+    except BaseException:  # also Ctrl-C
         for file in looks:
             with suppress(DiskFault):
                 remove(file)
@@ -229,6 +231,7 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
 def rows_of_split(run: Run, cache: Cache, split: str) -> list[ImageRow]:
     """Return the images of a split that no backbone has seen. Raises DataError if there are none."""
     labelled = [row for row in cache.usable(split) if row.label]
+    # The features of an image that trained a backbone are better than those of a new one, so it must not judge a head.
     rows = rows_that_judge(cache, labelled, split, single_taps(cache, run.settings.taps))
     if labelled and not rows:
         raise DataError(

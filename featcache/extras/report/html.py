@@ -125,6 +125,7 @@ class Report:
         """Return the variables of the template."""
         run, main = self.run, self.main
         beside = self.head if self.tuned else None
+        # To doubt the labels of test is to look at it, so this waits until it is opened.
         hidden = "test" if self.final is None else ""
         log.info("Looking for leaks and wrong labels")
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
