@@ -90,7 +90,9 @@ def exit_code_of(error: FeatcacheError) -> int:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    # First, because it may start the whole command again.
     _use_utf8()
+    # A batch system stops jobs with SIGTERM: what Ctrl-C keeps is then kept, too.
     signal.signal(signal.SIGTERM, _interrupt)
     before = set(threading.enumerate())
     code = _run()

@@ -114,7 +114,8 @@ def text(report: Extracted, classes: Sequence[str]) -> str:
         lines.append(f"Not images by their suffix: {num_others} (featcache scan lists the suffixes)")
     if report.stray:
         lines.append(f"Left out, without a label: {counted(len(report.stray), 'image')} beside the class folders")
-    lines.append(table(["tap", "features", "engine"], [[tap.tap, tap.width, tap.engine] for tap in report.taps]))
+    rows = [[tap.tap, tap.width, tap.engine] for tap in report.taps]
+    lines.append(table(["tap", "features", "engine"], rows))
     lines.append(f"Cache: {printable(report.cache)}")
     lines.append(_next(in_shell(report.cache), classes))
     return "\n".join(lines)
@@ -126,7 +127,8 @@ def counts(report: Extracted) -> str:
 
     parts = [f"{report.hits} cached", f"{report.computed} computed"]
     if report.copies:
-        parts.append(f"{report.copies} {'copy' if report.copies == 1 else 'copies'}")
+        noun = "copy" if report.copies == 1 else "copies"
+        parts.append(f"{report.copies} {noun}")
     parts.append(f"{len(report.failed)} skipped")
     rate = f", {report.images_per_s:.1f} images/s" if report.computed else ""
     return f"{counted(report.images, 'image')}: {', '.join(parts)}; {report.seconds:.1f} s{rate}"

@@ -48,8 +48,8 @@ def command(
         next_command = f"predict {in_shell(out)} IMAGES"
     else:
         next_command = f"finetune {in_shell(trial)} -o tuned.keras{allow_flags(probe.own_code)}"
-    lines = [f"Model: {out}", f"Next: featcache {next_command}"]
-    emit(json, document(out, certificate), lambda: "\n".join([text(certificate), calibration(chosen), *lines]))
+    lines = [text(certificate), calibration(chosen), f"Model: {out}", f"Next: featcache {next_command}"]
+    emit(json, document(out, certificate), lambda: "\n".join(lines))
 
 
 def document(out: Path, certificate: Certificate) -> dict[str, Any]:

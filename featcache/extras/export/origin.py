@@ -94,7 +94,8 @@ def _probe_of(path: Path, facts: dict[str, Any], run: str | Path | None) -> Prob
 def _probe_in(run: Run, facts: dict[str, Any]) -> Probe | None:
     """Return the trial of a run that the model started from. A run may have the name and other heads: None."""
     try:
-        chosen = run["refit" if facts.get("refit") else facts["trial"]]
+        trial = "refit" if facts.get("refit") else facts["trial"]
+        chosen = run[trial]
     except (UnknownHead, KeyError):
         return None
     probe = Probe.open(chosen)

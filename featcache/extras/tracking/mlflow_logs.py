@@ -89,7 +89,8 @@ def _log_run(client: Any, run: Run, uri: str, progress: Progress) -> str:
             f"{run.path} is in {uri} already, as {earlier[0].info.run_id}. Delete it there to log it again"
         )
 
-    best, ranked, metric = run.best.trial, run.ranked, run.settings.metric
+    best = run.best.trial
+    metric = run.settings.metric
     settings: dict[str, Any] = {}
     for key, value in asdict(run.settings).items():
         if value not in (None, ()):
@@ -102,8 +103,10 @@ def _log_run(client: Any, run: Run, uri: str, progress: Progress) -> str:
     }
     with _mlflow_run(client, experiment_id, run.path.name) as parent:
         _log_batch(client, parent, settings, scores_of(best, metric), tags)
+        child_of_parent = {"mlflow.parentRunId": parent}
+        ranked = run.ranked
         for number, trial in enumerate(ranked, start=1):
-            with _mlflow_run(client, experiment_id, f"trial {trial.trial}", {"mlflow.parentRunId": parent}) as child:
+            with _mlflow_run(client, experiment_id, f"trial {trial.trial}", child_of_parent) as child:
                 _log_batch(client, child, hparams(trial), scores_of(trial, metric), {})
             progress(Tick("mlflow", number, len(ranked)))
         for name_of_file in ("run.json", "trials.csv"):
@@ -136,9 +139,10 @@ def _log_batch(
     from mlflow.entities import Metric, Param, RunTag
 
     now = int(time.time() * 1000)
+    finite_scores = {name: score for name, score in scores.items() if math.isfinite(score)}
     client.log_batch(
         run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in scores.items() if math.isfinite(value)],
+        metrics=[Metric(name, score, now, 0) for name, score in finite_scores.items()],
         params=[Param(name, str(value)[:LONGEST]) for name, value in params.items()],
         tags=[RunTag(f"featcache.{name}", value) for name, value in tags.items()],
     )
