@@ -623,7 +623,7 @@ def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(number, photos, tmp_
         "PixelEngine.forward = forward\n"
         "from featcache_cli.app import main; main()"
     )
-    arguments = ["extract", str(photos), "-o", str(tmp_path / "c.h5"), "-b", "pixels:size=8", "--batch", "2"]
+    arguments = ["extract", str(photos), "-o", str(tmp_path / "c.h5"), "-b", "pixels:size=8", "--batch", "2", "-q"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -705,7 +705,7 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     )
     arguments = ["sweep", str(toy.path), "-o", str(tmp_path / "run"), "--heads", "ridge,gnb,lda,knn", "--tap", TAP]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments, "-q"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "added\n"
     process.send_signal(signal.SIGINT)
@@ -733,7 +733,8 @@ def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
         "paths.PATHS['ridge'] = replace(paths.PATHS['ridge'], fit=fit)\n"
         "from featcache_cli.app import main; main()"
     )
-    arguments = ["sweep", str(toy.path), "-o", str(tmp_path / "run"), "--heads", "ridge", "--tap", TAP, "--jobs", "2"]
+    out = str(tmp_path / "run")
+    arguments = ["sweep", str(toy.path), "-o", out, "--heads", "ridge", "--tap", TAP, "--jobs", "2", "-q"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
