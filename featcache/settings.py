@@ -183,6 +183,9 @@ class SweepOptions:
     metric: Metric = option("accuracy", "accuracy, balanced_accuracy, macro_f1, log_loss or ece.")
     class_weight: ClassWeight | None = option(None, "balanced: rare classes weigh as much as frequent ones.")
     shots: int | None = option(None, "Largest number of images per class, in train and in val.")
+    train_views: bool = option(
+        False, "Fit heads on all cached views of each training image; the images that choose stay as they are."
+    )
     budget: str | None = option(None, "Time to spend on the promising heads, such as 60s or 5m.")
     refit: bool | None = option(None, "Fit the winner on train and val in the end, as RUN@refit.")
     memory: str | None = option(
@@ -224,6 +227,9 @@ class TrainingOptions:
         None,
         "Number of augmented views of each image, computed once. [default: a new view in each epoch]",
         suggestions=("8",),
+    )
+    augment_val: bool = option(
+        False, "Judge epochs on validation images that are augmented too, each always in the same way."
     )
     prefix: bool = option(True, "Compute the frozen part of the network once.")
     precision: Precision = option("float32", "float32, bfloat16 or float16.")

@@ -9,6 +9,7 @@ import typer
 
 from featcache import trust
 from featcache.settings import FinetuneOptions
+from featcache.spec import IDENTITY
 from featcache_cli.handoff import Moved, Trial
 from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, open_trial, progress
 
@@ -51,6 +52,8 @@ def document(tuned: Tuned) -> dict[str, Any]:
         "start": {"val": tuned.start.val.value},
         "best": {"val": tuned.best.val.value, "epoch": tuned.best.epoch, "mixture": tuned.best.mixture},
         "epochs": len(tuned.trained),
+        "val_view": tuned.val_view,
+        "plain_val": None if tuned.plain_val is None else tuned.plain_val.value,
         "seconds_per_epoch": round(tuned.seconds_per_epoch, 3),
         "parity": None if parity is None else {"inference": parity.inference, "training": parity.training},
         "unfrozen": tuned.unfrozen,
@@ -74,8 +77,16 @@ def document(tuned: Tuned) -> dict[str, Any]:
 
 def text(tuned: Tuned) -> str:
     """Return the result as a person reads it."""
+    from featcache.text import interval
+
     lines = [_history_table(tuned)]
     lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
+    if tuned.plain_val is not None:
+        lines.append(
+            f"These validation scores are of augmented images: each image in its view {tuned.val_view}, in all epochs. "
+            f"On the images as they are, the model has {interval(*tuned.plain_val)}; featcache compare shows the head "
+            "beside it."
+        )
     first = next((epoch for epoch in tuned.history if epoch.mixture is not None), None)
     if first is not None:
         lines.append(
@@ -98,6 +109,11 @@ def text(tuned: Tuned) -> str:
     return "\n".join(lines)
 
 
+def val_header(tuned: Tuned) -> str:
+    """Return what tables call validation scores."""
+    return "val" if tuned.val_view == IDENTITY else "augmented val"
+
+
 def _history_table(tuned: Tuned) -> str:
     """Return the table of the epochs and of the mixtures, which have no training loss or time."""
     from featcache.text import interval, table
@@ -113,7 +129,8 @@ def _history_table(tuned: Tuned) -> str:
             name = f"{epoch.epoch} x {epoch.mixture:.1f}"
         best = "best" if epoch == tuned.best else ""
         rows.append([name, train_loss, f"{epoch.val_loss:.4f}", interval(*epoch.val), seconds, best])
-    return table(["epoch", "train loss", "val loss", "val [95 %]", "s", ""], rows, spare=["s", "train loss"])
+    header = ["epoch", "train loss", "val loss", f"{val_header(tuned)} [95 %]", "s", ""]
+    return table(header, rows, spare=["s", "train loss"])
 
 
 def _controls_table(tuned: Tuned) -> str:
@@ -126,7 +143,9 @@ def _controls_table(tuned: Tuned) -> str:
             best = "best" if epoch == model.best else ""
             score, seconds = interval(*epoch.val), f"{epoch.seconds:.1f}"
             rows.append([name, epoch.epoch, score, f"{epoch.val_loss:.4f}", epoch.images, seconds, best])
-    lines = ["", table(["", "epoch", "val [95 %]", "val loss", "images seen", "s", ""], rows)]
+    header = ["", "epoch", f"{val_header(tuned)} [95 %]", "val loss", "images seen", "s", ""]
+    lines = ["", table(header, rows)]
+    images = "the same images" if tuned.val_view == IDENTITY else "the same images as they are"
 
     for name, comparison in _differences(tuned).items():
         low, high = comparison.interval
@@ -137,7 +156,7 @@ def _controls_table(tuned: Tuned) -> str:
         else:
             verdict = "a tie"
         difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
-        lines.append(f"fine-tuned - {name}: {difference} on the same images: {verdict}")
+        lines.append(f"fine-tuned - {name}: {difference} on {images}: {verdict}")
     if "scratch" in tuned.controls:
         lines.append(
             "From scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."

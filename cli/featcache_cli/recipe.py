@@ -137,9 +137,10 @@ def text(done: Trained) -> str:
     rows = []
     for line in done.table:
         rows.append([line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"])
+    score_header = f"{finetune_command.val_header(done.tuned)} {done.run.settings.metric} [95 %]"
     lines += [
         "",
-        table(["", f"val {done.run.settings.metric} [95 %]", "epochs", "s"], rows),
+        table(["", score_header, "epochs", "s"], rows),
         "The head's seconds include extraction; the seconds of fine-tuning include what was computed once before it.",
         "These images also chose the epoch: expect a little less on new ones.",
         *_warning(done),

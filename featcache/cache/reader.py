@@ -181,9 +181,10 @@ class Cache:
             pass
         missing = [row.path for row in rows if stored is None or row.digest not in stored.at]
         example = f", such as {missing[0]}" if missing else ""
+        option = "" if wanted.view == IDENTITY else f" --views {wanted.view}"
         raise UnknownTap(
             f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{example}. "
-            "Bring it up to date: featcache extract"
+            f"Bring it up to date: featcache extract{option}"
         )
 
     def views(self, tap: str | None = None) -> list[str]:

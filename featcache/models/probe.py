@@ -25,7 +25,7 @@ from featcache.models.assemble import ModelPart, assemble
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps import Chosen
 from featcache.sweeps.chosen import own_code_of
-from featcache.sweeps.inputs import features_of, taps_in
+from featcache.sweeps.inputs import arrays_to_fit, features_of, taps_in
 from featcache.sweeps.metrics import Score, wilson
 
 NO_FILES = ("", "imagenet", "embedded", "none")  # what `weights` may be instead of a file
@@ -101,7 +101,7 @@ class Probe:
         trial = self.chosen.trial
         if self.is_exact:
             return exact_head(self.estimator, trial.tap, trial.temperature)
-        features = self.features(self.rows("train"))
+        features, _ = self.arrays_to_fit(self.rows("train"))
         seed = self.chosen.run.settings.seed
         return distilled(self.estimator, features, trial.tap, trial.temperature, seed)
 
@@ -126,6 +126,11 @@ class Probe:
     def features(self, rows: Sequence[ImageRow]) -> Features:
         """Return the cached features (N, D) that the head reads."""
         return features_of(self.cache, rows, self.chosen.trial.tap)
+
+    def arrays_to_fit(self, rows: Sequence[ImageRow]) -> tuple[Features, Classes]:
+        """Return the features and classes that such a head is fitted on, if these are the training images."""
+        trial, settings = self.chosen.trial, self.chosen.run.settings
+        return arrays_to_fit(self.cache, rows, trial.tap, settings.train_views)
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) from cached features: by the estimator itself, or by the head that it taught."""

@@ -190,7 +190,7 @@ def _left_out(probe: Probe) -> list[Known]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the sweep has already reported what did not converge
-                estimator.fit(X[fit_on], y[fit_on])
+                estimator.fit(*probe.arrays_to_fit([rows[number] for number in fit_on]))
         except Exception:  # for example, fewer images than components
             return []
         # At the trial's temperature, which is the scale of the logits that the model will give.

@@ -13,7 +13,7 @@ from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import check_heads_of_file, is_own_class, make_pipeline
 from featcache.spec import ImageRow, Preprocess, Tap
-from featcache.sweeps.inputs import features_of, few_of, taps_in
+from featcache.sweeps.inputs import arrays_to_fit, features_of, few_of, taps_in
 from featcache.sweeps.run_paths import head_file
 from featcache.sweeps.trial import Trial
 
@@ -75,7 +75,7 @@ class Chosen:
         if trial.few is not None:
             rows = [rows[number] for number in few_of(cache.labels(rows), *trial.few)]
         pipeline = make_pipeline(trial.head, trial.params, settings.class_weight, settings.seed, trial.prepare)
-        return pipeline.fit(features_of(cache, rows, trial.tap), cache.labels(rows))
+        return pipeline.fit(*arrays_to_fit(cache, rows, trial.tap, settings.train_views))
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return the (N, K) logits of images of the cache, divided by the trial's temperature."""

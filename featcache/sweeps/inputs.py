@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.arrays import Classes, Features
 from featcache.cache.reader import Cache
+from featcache.errors import UsageError
 from featcache.spec import ImageRow, digest_of
 from featcache.sweeps.unseen import rows_that_judge
 
@@ -28,6 +29,31 @@ def single_taps(cache: Cache, names: Sequence[str]) -> list[str]:
     for name in names:
         taps |= dict.fromkeys(taps_in(cache, name))
     return list(taps)
+
+
+def views_of(cache: Cache, tap: str) -> list[str]:
+    """Return a tap, or several joined by +, in every cached view: as named first, then in the other views.
+
+    Raises UsageError if there is no other view, or if one of the joined taps lacks a view that another has.
+    """
+    parts = taps_in(cache, tap)
+    parts_in_view: dict[str, list[str]] = {}
+    for part in parts:
+        for name in cache.views(part):
+            parts_in_view.setdefault(cache.taps[name].view, []).append(name)
+    lacking = [view for view, names in parts_in_view.items() if len(names) < len(parts)]
+    if lacking:
+        raise UsageError(
+            f"`train_views`: of the joined taps '{tap}' not all have the view {lacking[0]}. Extract them with the same "
+            "views: featcache extract --views"
+        )
+    others = [name for name in map("+".join, parts_in_view.values()) if name != tap]
+    if not others:
+        raise UsageError(
+            f"`train_views` takes a tap with several views; {cache.path} has one of '{tap}'. Add the mirror image of "
+            "each image: featcache extract --views flip"
+        )
+    return [tap, *others]
 
 
 def by_depth(cache: Cache, names: Sequence[str]) -> list[str]:
@@ -69,6 +95,17 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], tap: str) -> Features:
     if tap in cache.taps:
         return cache.features(rows, tap)
     return np.concatenate([cache.features(rows, name) for name in taps_in(cache, tap)], axis=1)
+
+
+def arrays_to_fit(cache: Cache, rows: Sequence[ImageRow], tap: str, train_views: bool) -> tuple[Features, Classes]:
+    """Return features (N, D) and classes (N,) of images, to fit a head on.
+
+    train_views: of all V views of each image, one view after another: (V * N, D) and (V * N,).
+    """
+    if not train_views:
+        return features_of(cache, rows, tap), cache.labels(rows)
+    views = [features_of(cache, rows, name) for name in views_of(cache, tap)]
+    return np.concatenate(views), np.tile(cache.labels(rows), len(views))
 
 
 def digest_of_rows(rows: Sequence[ImageRow], *, with_groups: bool = False) -> str:

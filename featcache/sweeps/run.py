@@ -49,6 +49,7 @@ class Settings:
     budget: float | None = None  # seconds, most of which go to promising settings
     memory: float | None = None  # bytes that features may take; None: a quarter of the machine's
     refit: bool = False  # fit the winner on train and val in the end
+    train_views: bool = False  # fit heads on all cached views of each training image
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Settings:
@@ -74,7 +75,7 @@ class Run:
     path: Path
     settings: Settings
     classes: tuple[str, ...]
-    fingerprints: dict[str, str]  # {tap: fingerprint}
+    fingerprints: dict[str, str]  # {tap: fingerprint}, of the views that heads were fitted on too
     num_train: int
     num_select: int  # images that chose: of val, or of train under cross-validation
     trials: tuple[Trial, ...]
@@ -131,6 +132,8 @@ class Run:
         del facts["path"], facts["recorded"]
         if not self.unjudged:
             del facts["unjudged"]  # earlier versions refuse a key that they do not know
+        if not self.settings.train_views:
+            del facts["settings"]["train_views"]  # as above
         # Only what an earlier version wrote into run.json stays there; the rest is in files beside it.
         facts["tuned"] = [file for file in self.tuned if file not in self.recorded]
         facts["test_opened"] = [look for look in self.test_opened if "record" not in look]

@@ -20,7 +20,7 @@ from featcache.heads.folds import Fold
 from featcache.heads.steps import STANDARDISE, make_steps
 from featcache.spec import ImageRow
 from featcache.sweeps.choosing import one_of_each_unit
-from featcache.sweeps.inputs import features_of, taps_in
+from featcache.sweeps.inputs import features_of, taps_in, views_of
 from featcache.sweeps.run import Settings
 from featcache.sweeps.selection import Folds, rows_that_choose
 from featcache.text import counted
@@ -33,15 +33,16 @@ BAD_ROWS = 3  # rows with features that are not finite, which are named
 
 @dataclass(frozen=True)
 class TapData:
-    """The arrays of one tap, and which rows fit and which choose: one pair without, K pairs with cross-validation."""
+    """The arrays of one tap, and which images fit and which choose: one pair without, K pairs with cross-validation."""
 
     tap: str
-    X: Features
+    X: Features  # one row for each image
     y: Classes
     folds: Folds  # empty where one image is left out
     num_train: int  # the first rows of X are those of train
     streamed: bool = False  # X lies on the disk
     is_one_model: bool = True  # its taps take images of one size and as many bits
+    other_views: tuple[Features, ...] = ()  # of the training images, on which heads are fitted, too
 
     @property
     def rounds(self) -> Folds:
@@ -60,6 +61,11 @@ class TapData:
         return len(self.folds) == 1
 
     @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all features."""
+        return self.X.nbytes + sum(view.nbytes for view in self.other_views)
+
+    @property
     def choosing(self) -> Classes:
         """Return the rows that choose, in the order of their predictions: not all of train, see `folds_of`."""
         return rows_that_choose(self.folds, self.y)
@@ -68,6 +74,13 @@ class TapData:
     def truth(self) -> Classes:
         """Return the classes of the images that choose, in that order."""
         return self.y[self.choosing]
+
+    def arrays_to_fit(self, images: Classes) -> tuple[Features, Classes]:
+        """Return the features and classes of all views of these training images, one view after another."""
+        if not self.other_views:
+            return self.X[images], self.y[images]
+        views = [view[images] for view in (self.X, *self.other_views)]
+        return np.concatenate(views), np.tile(self.y[images], len(views))
 
     def fitted_on(self, rows: Classes) -> TapData:
         """Return the data with a single fit, on these rows, and with the images of the first fold to choose on."""
@@ -80,8 +93,9 @@ class Prepared:
     def __init__(self, data: TapData, chain: str, *, last: bool) -> None:
         """`last`: nobody needs the features afterwards, so that they may be changed in place."""
         self._data, self._chain = data, chain
-        self._in_place = (last or data.streamed) and data.is_split and chain == STANDARDISE
-        self._keep = len(data.rounds) * data.X.nbytes <= KEEP_BYTES or data.is_split
+        may_change = (last or data.streamed) and not data.other_views
+        self._in_place = may_change and data.is_split and chain == STANDARDISE
+        self._keep = len(data.rounds) * data.num_bytes <= KEEP_BYTES or data.is_split
         self._kept: dict[int, tuple[list[tuple[str, Any]], Fold]] = {}
         self._locks = [threading.Lock() for _ in data.rounds]
 
@@ -105,13 +119,13 @@ class Prepared:
             fold = Fold(data.X[: data.num_train], data.y[fit_on], data.X[data.num_train :], keep, data.streamed)
             return [(STANDARDISE, scaler)], fold
 
-        X, others = data.X[fit_on], data.X[choose_on]
+        (X, y), others = data.arrays_to_fit(fit_on), data.X[choose_on]
         steps = make_steps(self._chain)
         for _, step in steps:
             X = step.fit_transform(X)
             if len(others):  # scikit-learn refuses arrays without rows
                 others = step.transform(others)
-        return steps, Fold(X, data.y[fit_on], others if len(others) else X[:0], keep)
+        return steps, Fold(X, y, others if len(others) else X[:0], keep)
 
 
 def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], settings: Settings) -> TapData:
@@ -130,7 +144,8 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
 
     names = taps_in(cache, tap)
     width = sum(cache.features(rows[:1], name).shape[1] for name in names)
-    num_bytes = len(rows) * width * 4
+    views = views_of(cache, tap)[1:] if settings.train_views else []
+    num_bytes = (len(rows) + len(train) * len(views)) * width * 4
     allowed = settings.memory or physical_memory() * MEMORY_SHARE
     streamed = num_bytes > allowed
     if streamed:
@@ -139,11 +154,15 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
     else:
         X = features_of(cache, rows, tap)
     _check_features(X, rows, tap)
+    other_views = []
+    for name in views:
+        other_views.append(features_of(cache, train, name))
+        _check_features(other_views[-1], train, name)
 
     preprocesses = [cache.taps[name].preprocess for name in names]
     inputs = {(preprocess.size, preprocess.resize, preprocess.bits) for preprocess in preprocesses}
     folds = selection.folds(train, labels, settings.seed)
-    return TapData(tap, X, labels, folds, len(train), streamed, is_one_model=len(inputs) == 1)
+    return TapData(tap, X, labels, folds, len(train), streamed, len(inputs) == 1, tuple(other_views))
 
 
 def parse_bytes(text: str) -> float:
@@ -169,6 +188,7 @@ def _check_streamed(settings: Settings, tap: str, num_bytes: float, allowed: flo
         "`cv`": settings.selection.is_within_train,
         "`budget`": settings.budget is not None,
         "`refit`": settings.refit,
+        "`train_views`": settings.train_views,
         f"`preset={settings.preset!r}`": settings.few,
         "`prepare`": settings.prepare != (STANDARDISE,),
     }

@@ -31,7 +31,7 @@ from featcache.sweeps.budget import Clock, promising
 from featcache.sweeps.candidates import Bundle, Candidate, list_candidates, make_bundles
 from featcache.sweeps.choosing import choosing_rows, images_of, notes_on_val
 from featcache.sweeps.fitting import Outcome, fitted
-from featcache.sweeps.inputs import by_depth, few_of, single_taps, taps_in
+from featcache.sweeps.inputs import by_depth, few_of, single_taps, taps_in, views_of
 from featcache.sweeps.metrics import METRICS
 from featcache.sweeps.presets import Preset, preset_of, taps_of
 from featcache.sweeps.run import Run, Settings
@@ -59,6 +59,7 @@ def sweep(
     metric: str = "accuracy",
     class_weight: str | None = None,
     shots: int | None = None,
+    train_views: bool = False,
     budget: float | None = None,
     refit: bool | None = None,
     memory: float | None = None,
@@ -77,9 +78,11 @@ def sweep(
     cv: number of folds within train, or "loo" (leave one out) for ridge and knn; without it the stored validation split
     chooses. Scores under cv do not cover classes with one training image: `Run.unjudged`.
     metric: accuracy, balanced_accuracy, macro_f1, log_loss or ece. shots: the most images per class to use, in train
-    and in val. budget: seconds; settings that do badly on few images are not tried on all. refit: fit the winner on
-    train and val in the end, as `RUN@refit`. memory: bytes that features may take, by default a quarter of the
-    machine's; larger ones are streamed from the disk, by heads that can. jobs: trials at once, -1 for one per core.
+    and in val. train_views: fit heads on all cached views of each training image; the images that choose are judged in
+    the view that `taps` names, as a rule the whole image. budget: seconds; settings that do badly on few images are not
+    tried on all. refit: fit the winner on train and val in the end, as `RUN@refit`. memory: bytes that features may
+    take, by default a quarter of the machine's; larger ones are streamed from the disk, by heads that can. jobs: trials
+    at once, -1 for one per core.
     grid: values in place of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}. force: replace the run in `out`
     if it has other settings; only files that a sweep writes are replaced, and looks at test stay recorded.
 
@@ -115,8 +118,10 @@ def sweep(
         budget=budget,
         memory=memory,
         refit=protocol.refit if refit is None else refit,
+        train_views=train_views,
     )
     _check(settings)
+    _check_views(cache, settings)
 
     train, val = images_of(cache, settings)
     for note in _notes(cache, settings, train, all_taps=not taps):
@@ -214,6 +219,18 @@ def _check(settings: Settings) -> None:
         )
     if settings.class_weight is not None:
         choose("class_weight", settings.class_weight, ["balanced"])
+
+
+def _check_views(cache: Cache, settings: Settings) -> None:
+    """Raise UsageError if heads cannot be fitted on several views of each training image, as was asked for."""
+    if not settings.train_views:
+        return
+    if settings.selection.leaves_one_out:
+        raise UsageError(
+            "`train_views` goes without `cv='loo'`: other views of the image that is left out would stay. Use `cv=5`"
+        )
+    for tap in settings.taps:
+        views_of(cache, tap)  # raises now, rather than after the trials of the taps before it
 
 
 def _as_json(grid: Grid | None) -> dict[str, dict[str, list[Any]]] | None:

@@ -28,7 +28,7 @@ from featcache.locks import locked
 from featcache.provenance import made_with
 from featcache.spec import ImageRow
 from featcache.sweeps import records
-from featcache.sweeps.inputs import digest_of_rows, features_of, single_taps
+from featcache.sweeps.inputs import arrays_to_fit, digest_of_rows, single_taps, views_of
 from featcache.sweeps.run import Run, Settings
 from featcache.sweeps.run_paths import head_file, numbered, predictions_file
 from featcache.sweeps.trial import Trial
@@ -77,7 +77,7 @@ class Writer:
             path=Path(),
             settings=settings,
             classes=cache.classes,
-            fingerprints={tap: cache.taps[tap].fingerprint for tap in single_taps(cache, settings.taps)},
+            fingerprints=_fingerprints(cache, settings),
             num_train=len(train),
             num_select=len(choosing),
             trials=(),
@@ -127,14 +127,23 @@ class Writer:
     def refit(self, cache: Cache, rows: Sequence[ImageRow]) -> None:
         """Fit the winner on `rows`, those of train and val, and store its head."""
         best, settings = self.run.best.trial, self.run.settings
-        X = features_of(cache, rows, best.tap)
+        X, y = arrays_to_fit(cache, rows, best.tap, settings.train_views)
         steps = make_steps(best.prepare)
         for _, step in steps:
             X = step.fit_transform(X)
-        fold = Fold(X, cache.labels(rows), X[:0])
+        fold = Fold(X, y, X[:0])
         [tried] = try_all(best.head, [best.params], fold, settings.class_weight, settings.seed)
         store.save(head_file(self.run.path, "refit"), joined(steps, tried.classifier))
         self.run = replace(self.run, refitted=best.trial)
+
+
+def _fingerprints(cache: Cache, settings: Settings) -> dict[str, str]:
+    """Return {tap: fingerprint} of all that heads are fitted or judged on: another set of views is another sweep."""
+    names = list(settings.taps)
+    if settings.train_views:
+        for tap in settings.taps:
+            names += views_of(cache, tap)
+    return {tap: cache.taps[tap].fingerprint for tap in single_taps(cache, names)}
 
 
 class _NotFree(UsageError):

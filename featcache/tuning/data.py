@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from featcache.images.sources import Source
 from featcache.models import Probe
 from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
-from featcache.tuning.training_recipe import NO_AUGMENTATION, Recipe
+from featcache.tuning.training_recipe import AUGMENTED_VIEW, NO_AUGMENTATION, Recipe
 
 KEEP_BYTES = 512 * 2**20
 LARGEST_VIEW = 10**9 - 1
@@ -36,7 +36,11 @@ class LabelledSet(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, order: Classes, size: int, epoch: int = 0) -> Iterator[tuple[Any, Classes]]:
-        """Yield what the model takes, and (n,) labels, in this order. epoch: 0 for unchanged images."""
+        """Yield what the model takes, and (n,) labels, in this order. epoch: 0 for the views that judge."""
+        ...
+
+    def as_they_are(self) -> LabelledSet:
+        """Return the same images, without the augmentation by which they judge, if any."""
         ...
 
 
@@ -51,6 +55,7 @@ class ImageSet:
     augment: str = NO_AUGMENTATION
     views: int | None = None
     seed: int = 0
+    judging_view: int = 0  # the number of the view that epoch 0 sees; 0 is the unchanged image
     _kept: Pixels | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -59,7 +64,9 @@ class ImageSet:
     def batches(self, order: Classes, size: int, epoch: int = 0) -> Iterator[tuple[Pixels, Classes]]:
         """Yield pixels and labels; threads decode and augment one batch ahead."""
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        view_of_image = view_numbers(len(self), self.views, self.seed, epoch)
+        view_of_image = np.full(len(self), self.judging_view)
+        if epoch:
+            view_of_image = view_numbers(len(self), self.views, self.seed, epoch)
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(num_threads()) as threads:
             self._keep(threads)
             next_pixels = ahead.submit(self._pixels, batches[0], view_of_image, threads)
@@ -69,6 +76,10 @@ class ImageSet:
                 if number + 1 < len(batches):
                     next_pixels = ahead.submit(self._pixels, batches[number + 1], view_of_image, threads)
                 yield pixels, self.labels[batch]
+
+    def as_they_are(self) -> ImageSet:
+        """Return the same images, without the augmentation by which they judge, if any."""
+        return replace(self, judging_view=0)
 
     def first(self, count: int, view: int) -> Pixels:
         """Return a view of the first images; view 0 is the unchanged image."""
@@ -101,6 +112,7 @@ class ActivationSet:
     views: Sequence[Sequence[Any]]  # without augmentation one, of the unchanged images
     labels: Classes
     seed: int = 0
+    unchanged: Sequence[Any] | None = None  # validation images as they are, whatever view of them judges
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,6 +124,10 @@ class ActivationSet:
             batch = order[start : start + size]
             arrays = [self._rows(number, batch, view_of_image[batch]) for number in range(len(self.views[0]))]
             yield arrays, self.labels[batch]
+
+    def as_they_are(self) -> ActivationSet:
+        """Return the same images, without the augmentation by which they judge, if any."""
+        return self if self.unchanged is None else replace(self, views=[self.unchanged])
 
     def _rows(self, number: int, batch: Classes, view_of_row: Classes) -> Any:
         """Return the rows of one input of the model, each from the array of its view."""
@@ -142,7 +158,7 @@ def in_order(images: LabelledSet) -> Classes:
 
 
 def image_sets(probe: Probe, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
-    """Return the training images, augmented as the recipe says, and the validation images.
+    """Return the training images and the validation images, each augmented as the recipe says.
 
     Raises DataError if there are no validation images.
     """
@@ -160,4 +176,7 @@ def image_sets(probe: Probe, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
         views=recipe.views,
         seed=recipe.seed,
     )
-    return train_set, ImageSet(probe.source, val, probe.labels(val), probe.preprocess)
+    val_set = ImageSet(probe.source, val, probe.labels(val), probe.preprocess)
+    if recipe.augment_val:
+        val_set = replace(val_set, augment=recipe.augment, judging_view=AUGMENTED_VIEW)
+    return train_set, val_set

@@ -25,6 +25,7 @@ from featcache.outputs import check_output
 from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Precision, Schedule
 from featcache.spec import Progress, Tick, choose, silent
 from featcache.sweeps import Chosen
+from featcache.sweeps.metrics import Score, score
 from featcache.tuning import prefix
 from featcache.tuning.data import ActivationSet, LabelledSet, image_sets
 from featcache.tuning.logs import logger
@@ -63,6 +64,7 @@ def finetune(
     label_smoothing: float = 0.0,
     augment: Augmentation = "none",
     views: int | None = None,
+    augment_val: bool = False,
     prefix: bool = True,
     precision: Precision = "float32",
     wise_ft: bool = False,
@@ -94,7 +96,9 @@ def finetune(
     training. batch: images per step. steps_per_epoch: by default each image once.
     class_weight: "balanced", or None as in the run. metric: chooses the best epoch, by default that of the run.
     augment: none, light, strong or tutorial. views: augmented views of each image, computed once; None: a new one in
-    each epoch. prefix: compute the frozen part once and keep it in the run, unless every epoch sees new views.
+    each epoch. augment_val: judge the start, all epochs and the controls on one augmented view of each validation
+    image, always the same; `val_logits` of the result stay those of the images as they are.
+    prefix: compute the frozen part once and keep it in the run, unless every epoch sees new views.
     wise_ft: also judge mixtures of the weights of start and end. precision: float32, bfloat16 or float16.
     controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare; their
     states are in .frozen.state and so on.
@@ -120,6 +124,7 @@ def finetune(
         label_smoothing=label_smoothing,
         augment=augment,
         views=views,
+        augment_val=augment_val,
         prefix=prefix,
         precision=precision,
         wise_ft=wise_ft,
@@ -235,9 +240,10 @@ class _FineTuning:
 
     def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
         """Raise ParityFailed unless the part that trains gives the logits of the whole model on the same images."""
+        sets_of_images = image_sets(self.probe, self.recipe)
         first_augmented = 1 if self.recipe.is_augmented else 0
-        first_views = (first_augmented, 0)  # of the training and of the validation images
-        for images, activations, view in zip(image_sets(self.probe, self.recipe), sets, first_views, strict=True):
+        first_views = (first_augmented, sets_of_images[1].judging_view)
+        for images, activations, view in zip(sets_of_images, sets, first_views, strict=True):
             expected = on_batch(whole, images.first(NUM_CHECKED, view))
             logits = on_batch(cut.model, [array[:NUM_CHECKED] for array in activations.views[0]])
             difference = float(np.abs(logits - expected).max())
@@ -296,7 +302,16 @@ class _FineTuning:
             notes=tuple(backbone.note for backbone in unfrozen if backbone.note),
             stopped=trained.stopped,
             flags=tuple(self.recipe.flags),
+            val_view=self.recipe.val_view,
+            plain_val=self._plain_val(trained.val_logits),
         )
+
+    def _plain_val(self, logits: Floats) -> Score | None:
+        """Return the score of logits of the validation images as they are; None if these judged the epochs anyway."""
+        if not self.recipe.augment_val:
+            return None
+        labels = self.probe.labels(self.probe.rows("val"))
+        return score(labels, logits.argmax(axis=1), self.recipe.metric, logits)
 
 
 def on_batch(model: Any, inputs: Any) -> Floats:

@@ -96,7 +96,8 @@ def activations(
 
     # Augmented training never sees the images as they are, so only validation needs that view.
     unchanged = val if recipe.is_augmented else train + val
-    plain_stores = _stores(taps, unchanged, [IDENTITY], probe, run / "prefix.h5", progress)
+    judging_views = [IDENTITY, recipe.val_view] if recipe.augment_val else [IDENTITY]
+    plain_stores = _stores(taps, unchanged, judging_views, probe, run / "prefix.h5", progress)
     views, train_stores = [IDENTITY], plain_stores
     if recipe.is_augmented:
         views = [f"{recipe.augment}-{number}" for number in range(1, (recipe.views or 1) + 1)]
@@ -105,17 +106,20 @@ def activations(
     of_train = []
     for view in views:
         of_train.append([_array(store, train, tap, is_small) for store, tap in train_stores[view]])
-    of_val = [_array(store, val, tap, is_small) for store, tap in plain_stores[IDENTITY]]
+    of_val = []
+    for view in judging_views:
+        of_val.append([_array(store, val, tap, is_small) for store, tap in plain_stores[view]])
     return (
         ActivationSet(of_train, probe.labels(train), recipe.seed),
-        ActivationSet([of_val], probe.labels(val), recipe.seed),
+        ActivationSet(of_val[-1:], probe.labels(val), recipe.seed, unchanged=of_val[0]),
     )
 
 
 def bytes_needed(cut_model: Cut, recipe: Recipe, num_train: int, num_val: int) -> int:
     """Return the bytes of all activations."""
     bytes_per_image = sum(prod(tensor.shape[1:]) * 4 for tensor in cut_model.model.inputs)  # float32
-    return int(bytes_per_image * (num_train * (recipe.views or 1) + num_val))
+    views_of_val = 2 if recipe.augment_val else 1
+    return int(bytes_per_image * (num_train * (recipe.views or 1) + num_val * views_of_val))
 
 
 def _boundary(network: Any, part: ModelPart) -> tuple[str | None, list[Tap]]:

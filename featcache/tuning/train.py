@@ -65,7 +65,7 @@ class TrainingResult:
 
     history: tuple[Epoch, ...]
     best: Epoch
-    val_logits: Floats  # (M, K), from the best weights on the validation images
+    val_logits: Floats  # (M, K), from the best weights on the validation images as they are
     stopped: str = ""  # why it ended before its epochs were over, if it did
     batch: int = 0  # images per step: fewer than requested, where memory was short
 
@@ -105,7 +105,8 @@ def train(task: TrainingTask, recipe: Recipe, progress: Progress, state: Trainin
     loop.assign(loop.best_weights)
     if state is not None:
         task.checkpoint()  # somebody may have moved the file away since
-    val_logits = predict_logits(task.model, task.val_set, loop.recipe.batch, progress, VALIDATE)
+    # Images as they are, even if augmented ones judged the epochs: other models are compared with this one on them.
+    val_logits = predict_logits(task.model, task.val_set.as_they_are(), loop.recipe.batch, progress, VALIDATE)
     return TrainingResult(tuple(loop.history), loop.best, val_logits, loop.stopped, loop.recipe.batch)
 
 

@@ -10,11 +10,12 @@ from typing import Any, get_args
 from featcache.errors import UsageError
 from featcache.images.augment import AUGMENTATIONS
 from featcache.settings import Control, Metric, Optimizer, Precision, Schedule, TrainingOptions, flag_of
-from featcache.spec import choose
+from featcache.spec import IDENTITY, choose
 from featcache.sweeps import Chosen
 from featcache.sweeps.metrics import METRICS
 
 NO_AUGMENTATION = "none"
+AUGMENTED_VIEW = 1  # the number of the view in which augmented validation images are shown, whatever the seed
 OPTIMIZERS = get_args(Optimizer)
 SCHEDULES = get_args(Schedule)
 CONTROLS = get_args(Control)
@@ -54,11 +55,18 @@ class Recipe(TrainingOptions):
             choose("class_weight", self.class_weight, ["balanced"])
         if self.views is not None and self.augment == NO_AUGMENTATION:
             raise UsageError("`views` is a number of augmented views. Say of which kind, such as `augment='light'`")
+        if self.augment_val and self.augment == NO_AUGMENTATION:
+            raise UsageError("`augment_val` needs the kind of augmentation, such as `augment='light'`")
 
     @property
     def is_augmented(self) -> bool:
         """Tell whether training sees changed images."""
         return self.augment != NO_AUGMENTATION
+
+    @property
+    def val_view(self) -> str:
+        """Return the view in which every validation image judges the epochs: the image itself, or "light-1"."""
+        return f"{self.augment}-{AUGMENTED_VIEW}" if self.augment_val else IDENTITY
 
     @property
     def flags(self) -> list[str]:
@@ -80,7 +88,10 @@ class Recipe(TrainingOptions):
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        return asdict(self) | {"max_seconds": self.max_seconds if math.isfinite(self.max_seconds) else None}
+        facts = asdict(self) | {"max_seconds": self.max_seconds if math.isfinite(self.max_seconds) else None}
+        if not self.augment_val:
+            del facts["augment_val"]  # states of earlier versions lack it, and go on
+        return facts
 
 
 def recipe_of(chosen: Chosen, **options: Any) -> Recipe:

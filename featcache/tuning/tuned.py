@@ -19,8 +19,9 @@ from featcache.errors import NotARun
 from featcache.files import file_digest, make_folder, write_arrays
 from featcache.models.certificate import Certificate
 from featcache.provenance import made_with
+from featcache.spec import IDENTITY
 from featcache.sweeps import Chosen
-from featcache.sweeps.metrics import Predictions
+from featcache.sweeps.metrics import Predictions, Score
 from featcache.sweeps.records import TUNED, predictions_of, read_record, write_record
 from featcache.tuning.train import Epoch
 
@@ -43,7 +44,7 @@ class Tuned:
     num_trainable: int  # weights of the backbone that trained
     seconds: float  # all epochs, and computing what is frozen
     chosen: Chosen  # the trial whose head was the start, or whose images it trained on
-    val_logits: Floats = field(repr=False)  # (M, K), on the validation images
+    val_logits: Floats = field(repr=False)  # (M, K), on the validation images as they are
     unfrozen: str = ""  # the first block of the backbone that trained
     prefix: str = ""  # the layers up to which the backbone was computed once
     prefix_s: float = 0.0  # what that took, this time
@@ -51,6 +52,8 @@ class Tuned:
     stopped: str = ""  # why training ended before its epochs were over, if it did
     controls: dict[str, Tuned] = field(default_factory=dict)
     flags: tuple[str, ...] = ()  # options of the command that trains it again
+    val_view: str = IDENTITY  # the view of the validation images that judged the epochs
+    plain_val: Score | None = None  # of `best` on the validation images as they are, if augmented ones judged
 
     def __repr__(self) -> str:
         return (
@@ -113,7 +116,7 @@ class Tuned:
 
     def to_json(self) -> dict[str, Any]:
         """Return the training as JSON."""
-        return {
+        facts = {
             "model": str(self.path),
             "trial": self.chosen.trial.trial,
             "flags": list(self.flags),
@@ -127,6 +130,9 @@ class Tuned:
             "history": _json_of(self.history),
             "controls": {name: _json_of(control.history) for name, control in self.controls.items()},
         }
+        if self.val_view != IDENTITY:
+            facts["val_view"] = self.val_view
+        return facts
 
     @property
     def seconds_per_epoch(self) -> float:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from featcache.spec import IDENTITY
 from featcache.sweeps.metrics import Score
 from featcache.tuning.train import Epoch
 from featcache_cli.finetune import text
@@ -12,6 +13,7 @@ from featcache_cli.finetune import text
 def tuned(*history, **facts):
     start = Epoch(0, float("nan"), 0.5, Score(0.8, 0.7, 0.9), 0.1)
     nothing = {"notes": (), "unfrozen": "", "prefix": "", "stopped": "", "controls": {}}
+    nothing |= {"val_view": IDENTITY, "plain_val": None}
     return SimpleNamespace(history=(start, *history), best=start, **{**nothing, **facts})
 
 

@@ -15,6 +15,7 @@ from tiny import write_images
 
 from featcache.errors import DataError, NoImages, UsageError, WeightsMismatch, WeightsMissing
 from featcache.extras.recipes import RECIPES, Naming, Training, cifar, find, parse_settings, run_recipe, weights_of
+from featcache.images.augment import augmentation_of
 from featcache.images.embedded import write_digits
 from featcache.images.manifest import scan
 from featcache.models import load_model
@@ -96,6 +97,8 @@ def test_the_set_ups_are_those_of_the_tutorials():
     assert [flowers.tune[name] for name in ("optimizer", "learning_rate")] == ["adagrad", 1e-4]
     assert [flowers.tune[name] for name in ("unfreeze", "augment")] == ["mixed0", "tutorial"]
     assert flowers.class_weight == "balanced"
+    assert (flowers.options("sweep")["train_views"], flowers.tune["augment_val"]) == (True, True)
+    assert all(augmentation_of(view) for view in flowers.options("extract")["views"].split(",")[1:])
     assert (hotdog.backbone, hotdog.pool, hotdog.head, hotdog.controls) == (
         "resnet50_v2",
         "flatten",
@@ -252,6 +255,7 @@ def test_flowers_trains_all_but_the_first_18_layers(tmp_path):
     trains = [bool(layer.trainable_weights) for layer in layers]
     assert trains.index(True) == 18
     assert done.run.settings.class_weight == "balanced"
+    assert [len(done.run.fingerprints), done.tuned.val_view] == [5, "tutorial-1"]  # the image and four views of it
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
 def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(broken, fresh, tmp_path, monkeypatch):
     num_broken = len(fresh.run.rows(fresh.run.cache(), broken))
 
-    def shifted(views, labels, seed):
+    def shifted(views, labels, seed, unchanged=None):
         shift = 0.1 * (len(labels) == num_broken)
         return ActivationSet([[array + shift for array in view] for view in views], labels, seed)
 

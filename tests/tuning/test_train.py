@@ -12,7 +12,7 @@ import pytest
 
 from featcache.errors import EnvironmentFault
 from featcache.spec import ImageRow, Preprocess
-from featcache.sweeps.metrics import Score
+from featcache.sweeps.metrics import Score, log_loss
 from featcache.tuning.data import ImageSet
 from featcache.tuning.optimizing import RateGroup
 from featcache.tuning.state import TrainingState
@@ -53,6 +53,20 @@ def task_of(model, recipe, images=24, **more):
     group = RateGroup("head", tuple(logits.trainable_weights), recipe.learning_rate)
     sets = {"train_set": image_set(images), "val_set": image_set(11, seed=1), **more}
     return TrainingTask(logits, [group], changing=logits.weights, **sets)
+
+
+def test_augmented_images_judge_and_the_logits_at_the_end_are_of_images_as_they_are():
+    val_set = replace(image_set(11, seed=1), augment="strong", judging_view=1)
+    [(views, labels)], [(plain, _)] = (
+        val_set.batches(np.arange(11), 11),
+        val_set.as_they_are().batches(np.arange(11), 11),
+    )
+    recipe = Recipe(epochs=1, learning_rate=0.1, **PLAIN)
+    task = task_of(small_model(bias=0.5), recipe, val_set=val_set)
+    result = train(task, recipe, lambda tick: None)
+    assert result.best.val_loss == pytest.approx(log_loss(task.model.predict(views, verbose=0), labels), rel=1e-4)
+    np.testing.assert_allclose(result.val_logits, task.model.predict(plain, verbose=0), atol=1e-5)
+    assert np.abs(task.model.predict(views, verbose=0) - result.val_logits).max() > 0.01
 
 
 def scripted(monkeypatch, scores, losses=None):

@@ -176,13 +176,17 @@ _ENTRIES: tuple[Training | Naming, ...] = (
         fit=ADAM | {"learning_rate": 1e-3, "batch_size": 64, "epochs": 2, "steps_per_epoch": 800},
         tune=PLAIN
         | {"unfreeze": "mixed0", "optimizer": "adagrad", "learning_rate": 1e-4, "augment": "tutorial", "batch": 64}
-        | {"epochs": 2, "steps_per_epoch": 800},
+        | {"epochs": 2, "steps_per_epoch": 800, "augment_val": True},
         tuned="fine-tuned from mixed0 on",
         class_weight="balanced",
-        note="The first 18 layers end with the second max pooling, after which mixed0 begins. The tutorial also turns "
-        "and moves the images of the head's training, here cached as they are, and of validation, whose scores would "
-        "then be about images that nobody has. 800 steps of 64 "
-        "are 51,200 images an epoch, hours without a GPU: fewer with --set finetune.steps_per_epoch=50.",
+        more={
+            "extract": {"views": "identity,tutorial-1,tutorial-2,tutorial-3,tutorial-4"},
+            "sweep": {"train_views": True},
+        },
+        note="The first 18 layers end with the second max pooling, after which mixed0 begins. The head trains on each "
+        "image as it is and in four changed views, computed once; the tutorial draws new ones in each epoch. As in the "
+        "tutorial, epochs are judged on changed validation images. 800 steps of 64 are 51,200 images an epoch, hours "
+        "without a GPU: fewer with --set finetune.steps_per_epoch=50.",
         small_size=75,
     ),
     Training(

@@ -31,7 +31,7 @@ _OF_EXTRACT = (
     *("backbone", "tap", "weights", "size", "pool", "resize", "decode", "bits", "views", "precision", "dtype"),
     *("engine", "device", "batch"),
 )
-_OF_SWEEP = ("heads", "prepare", "cv", "metric", "class_weight", "shots", "seed", "jobs", "memory")
+_OF_SWEEP = ("heads", "prepare", "cv", "metric", "class_weight", "shots", "train_views", "seed", "jobs", "memory")
 _OF_HEAD = tuple(name for name in signature(DenseSoftmax).parameters if name not in ("hidden", "class_weight", "seed"))
 _OF_FINETUNE = (
     *(name for name in signature(Recipe).parameters if name not in ("metric", "max_seconds")),
@@ -74,15 +74,18 @@ def _typed(step: str, name: str, text: str) -> Any:
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
-    """Return options as words on the command line.
+    """Return options as words on the command line. A switch that is off, as all are by default, is left out.
 
-    >>> flags_of({"backbone": "vgg16", "class_weight": "balanced"})
-    ['-b vgg16', '--class-weight balanced']
+    >>> flags_of({"backbone": "vgg16", "class_weight": "balanced", "train_views": True, "allow_outside": False})
+    ['-b vgg16', '--class-weight balanced', '--train-views']
     """
     flags = []
     for name, value in options.items():
         flag = "-b" if name == "backbone" else f"--{name.replace('_', '-')}"
-        flags.append(flag if value is True else f"{flag} {quote(str(value))}")
+        if value is True:
+            flags.append(flag)
+        elif value is not False:
+            flags.append(f"{flag} {quote(str(value))}")
     return flags
 
 

@@ -18,7 +18,7 @@ from featcache.images.sources import IN_MEMORY
 from featcache.spec import ALL_BITS, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
 
-DEFAULTS = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact", "views": IDENTITY}
+DEFAULTS = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact"}
 DEFAULT_WEIGHTS = ("imagenet", "embedded", "")
 
 
@@ -30,13 +30,9 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
     name = run.path.resolve().name.removesuffix(".run")
     new_cache = quote(f"{name}-again.h5")
     new_run = f"{name}-again.run"
-    # Taps that differ only in their layer come from one command.
-    taps_of_command: dict[Tap, list[Tap]] = {}
-    for tap_name in run.fingerprints:
-        tap = cache.taps[tap_name]
-        taps_of_command.setdefault(replace(tap, name="", layer=""), []).append(tap)
+    taps = [cache.taps[tap_name] for tap_name in run.fingerprints]
 
-    lines = _extractions(cache, list(taps_of_command.values()), new_cache)
+    lines = _extractions(cache, _by_command(taps), new_cache)
     if cache.changes.reviews:
         lines.insert(0, "# Labels were reviewed: add --apply TABLE.csv, the reviewed table, to featcache extract.")
     if cache.joined:
@@ -44,7 +40,7 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
 
     # What runs code from a file is allowed by name, each time.
     heads = [f"--allow {quote(head)}" for head in run.settings.heads if is_own_class(head)]
-    backbones = {tap.backbone.weights for tap in taps_of_command if tap.backbone.origin == "import"}
+    backbones = {tap.backbone.weights for tap in taps if tap.backbone.origin == "import"}
     functions = [f"--allow {quote(weights)}" for weights in sorted(backbones)]
     config = quote(str(run.path.resolve() / "run.json"))
     lines.append(" ".join([f"featcache sweep {new_cache} --config {config} -o {quote(new_run)}", *heads]))
@@ -57,6 +53,19 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
             flags.append(f"--controls {','.join(record['controls'])}")
         lines.append(" ".join([f"featcache finetune {trial} -o {quote(model)}", *flags, *heads, *functions]))
     return lines
+
+
+def _by_command(taps: Sequence[Tap]) -> list[list[Tap]]:
+    """Return the taps in lists, each of which one extraction makes: each of its layers in each of its views."""
+    taps_of_layer: dict[Tap, list[Tap]] = {}  # views of one layer
+    for tap in taps:
+        taps_of_layer.setdefault(replace(tap, name="", view=IDENTITY), []).append(tap)
+
+    taps_of_command: dict[tuple[Tap, tuple[str, ...]], list[Tap]] = {}
+    for tap, in_views in taps_of_layer.items():
+        views = tuple(view.view for view in in_views)
+        taps_of_command.setdefault((replace(tap, layer=""), views), []).extend(in_views)
+    return list(taps_of_command.values())
 
 
 def _extractions(cache: Cache, taps_of_commands: Sequence[Sequence[Tap]], out: str) -> list[str]:
@@ -98,8 +107,11 @@ def _cache_options(cache: Cache, listing: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def flags_of(taps: Sequence[Tap]) -> str:
-    """Return the options of an extraction that makes these taps, which differ only in the layer."""
-    values = {**dict(_tap_options(taps[0])), "tap": ",".join(tap.layer for tap in taps)}
+    """Return the options of an extraction that makes these taps: each of their layers in each of their views."""
+    layers, views = dict.fromkeys(tap.layer for tap in taps), dict.fromkeys(tap.view for tap in taps)
+    values = {**dict(_tap_options(taps[0])), "tap": ",".join(layers)}
+    if list(views) != [IDENTITY]:
+        values["views"] = ",".join(views)
     options = [f"--{name} {quote(str(value))}" for name, value in values.items()]
     return " ".join(["-b", quote(_backbone(taps[0])), *options])
 
@@ -113,7 +125,7 @@ def _tap_options(tap: Tap) -> Iterator[tuple[str, Any]]:
     if tap.pooling != default_pooling(spec.name):
         yield "pool", tap.pooling
     decode = "draft" if how.is_draft else "exact"
-    values = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode, "views": tap.view}
+    values = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode}
     for name, value in values.items():
         if value != DEFAULTS[name]:
             yield name, value

@@ -444,6 +444,7 @@ def _settings(run: Run) -> str:
         "preset": settings.preset,
         "class weight": settings.class_weight,
         "images per class": settings.shots,
+        "training images in": "all cached views" if settings.train_views else None,
         "budget": None if settings.budget is None else f"{settings.budget:g} s",
     }
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

@@ -333,6 +333,11 @@ def _small_data(run: Run) -> list[str]:
     if shots is not None:
         chose = "" if is_within_train else f", and at most {counted(shots, 'validation image')} chose"
         notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (`shots`).")
+    if run.settings.train_views:
+        notes.append(
+            "Heads were fitted on all cached views of each training image; the images that chose stayed as they are "
+            "(`train_views`)."
+        )
     if run.unjudged:
         notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))
     return notes

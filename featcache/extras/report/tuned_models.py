@@ -17,7 +17,7 @@ from featcache.models import image_source, load_model
 from featcache.models.assemble import logits_of
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
-from featcache.sweeps.metrics import Metric, Predictions, Score, better
+from featcache.sweeps.metrics import Metric, Predictions, Score, better, value_of
 from featcache.sweeps.records import TUNED, predictions_of, read_record
 from featcache.sweeps.stored_predictions import PREDICTIONS, read_predictions
 from featcache.text import printable
@@ -51,8 +51,20 @@ class TunedModel:
 
     @property
     def score(self) -> Score:
-        """Return its score on the validation images."""
+        """Return its score on the validation images, in the view of them that judged."""
         return Score(*self.record["best"]["val"])
+
+    @property
+    def augmented_view(self) -> str:
+        """Return the augmented view of the validation images that judged; "" if these were the images as they are."""
+        return str(self.record.get("val_view", ""))
+
+    @property
+    def plain_value(self) -> float:
+        """Return its score on the validation images as they are, which compares with the score of a head."""
+        if self.augmented_view and self.predictions is not None:
+            return value_of(self.predictions, self.record["metric"])
+        return self.score.value
 
     @property
     def start(self) -> Score:
@@ -108,7 +120,7 @@ def best_of(
         return None
 
     def value(model: TunedModel) -> float:
-        return better(metric, model.score.value)
+        return better(metric, model.plain_value)
 
     # Among equal scores the lower loss decides.
     best = max(candidates, key=lambda model: (value(model), -model.record["best"]["val_loss"]))

@@ -21,9 +21,10 @@ from featcache.extras.report.embedding import places
 from featcache.extras.report.final import open_test
 from featcache.extras.report.html import write_report
 from featcache.extras.report.pictures import SHEET_BYTES, sheet
+from featcache.extras.report.tuned_models import TunedModel, best_of
 from featcache.files import file_digest, write_arrays, write_sealed
 from featcache.sweeps import Run, sweep
-from featcache.sweeps.metrics import wilson
+from featcache.sweeps.metrics import Predictions, wilson
 from featcache.sweeps.records import predictions_of, write_record
 from featcache.tuning import finetune
 
@@ -175,6 +176,15 @@ def test_the_page_is_about_the_head_where_no_fine_tuned_model_is_better(run, way
     assert "Fine-tuned model" not in page
     assert f"Best head: trial {best}" in page
     assert ("Its predictions are not stored" in page) == (way == "predictions of another training")
+
+
+@pytest.mark.parametrize(("facts", "is_better"), [({}, False), ({"val_view": "tutorial-1"}, True)])
+def test_a_model_that_augmented_images_judged_is_compared_with_the_head_on_images_as_they_are(facts, is_better):
+    truth = np.array([0, 1, 1, 0])
+    predictions = Predictions(truth, truth, loss=np.zeros(4), confidence=np.ones(4))
+    best = {"epoch": 1, "val": [0.5, 0.2, 0.8], "val_loss": 0.7}
+    model = TunedModel({"trial": 1, "metric": "accuracy", "best": best, **facts}, [], [], predictions)
+    assert best_of([model], None, "accuracy", at_least=0.9) == (model if is_better else None)
 
 
 @pytest.mark.slow
