@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ OF_THE_SYSTEM = {  # what a machine may lack or forbid for a while, which says n
     *(errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT),
 }
 NUMBER_IN_TEXT = re.compile(r"\berrno (?:= )?(\d+)", re.IGNORECASE)  # as HDF5 and some other libraries write it
+_is_repeated = ContextVar("is_repeated", default=False)  # whether an `again` is at work in this thread
 T = TypeVar("T")
 
 
@@ -57,13 +59,20 @@ class Overtaken(DataError):
 def again(work: Callable[[], T]) -> T:
     """Return what `work` returns. Repeat it while it raises Overtaken; raise Overtaken after ATTEMPTS.
 
-    Each wait is longer than the last, since another process may be removing thousands of parts one by one.
+    Each wait is longer than the last, since another process may be removing thousands of parts one by one. Within the
+    work of another `again` it tries only once: the outer one repeats it, and 20 x 20 tries would last for minutes.
     """
-    for attempt in range(ATTEMPTS - 1):
-        with suppress(Overtaken):
-            return work()
-        time.sleep(min(FIRST_WAIT_S * 2**attempt, LAST_WAIT_S))
-    return work()
+    if _is_repeated.get():
+        return work()
+    token = _is_repeated.set(True)
+    try:
+        for attempt in range(ATTEMPTS - 1):
+            with suppress(Overtaken):
+                return work()
+            time.sleep(min(FIRST_WAIT_S * 2**attempt, LAST_WAIT_S))
+        return work()
+    finally:
+        _is_repeated.reset(token)
 
 
 class Sink:

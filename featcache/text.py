@@ -15,7 +15,12 @@ from typing import TextIO
 GAP = "  "  # between columns
 # Characters to which columns of text are narrowed: first, and after all spare columns are left out.
 NARROW, NARROWEST = 18, 10
-_COMMAND = re.compile(r"\b(?:featcache|tensorboard|pip install) .+?(?=[,;.:)](?:\s|$)|$)")
+# The name must be a command's: "featcache does not run it" is a sentence, which breaks like any other.
+_NAMES = (
+    "quickstart|recipe|scan|extract|advise|leaks|sweep|show|compare|handoff|finetune|predict|export|report|doctor|"
+    "backbones|cache"
+)
+_COMMAND = re.compile(rf"\b(?:featcache (?:{_NAMES})|tensorboard|pip install)\b.*?(?=[,;.:)](?:\s|$)|$)")
 _HELD_SPACE = "\0"  # stands for a space at which no line may break
 _WORD_ENDS = re.compile(r"(?<=\s)")
 _NAME_BREAKS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column may be broken

@@ -32,7 +32,10 @@ QUICK = {
     *(TESTS / "images").glob("test_*.py"),
     *(TESTS / "heads").glob("test_*.py"),
     *(TESTS / "cache" / f"test_{name}.py" for name in ("check", "exchange", "golden", "layout")),
-    *(TESTS / f"test_{name}.py" for name in ("architecture", "files", "locks", "outputs", "public_names", "spec")),
+    *(
+        TESTS / f"test_{name}.py"
+        for name in ("architecture", "files", "locks", "messages", "outputs", "public_names", "spec")
+    ),
 } - NOT_QUICK
 
 

@@ -17,6 +17,7 @@ import pytest
 import featcache
 from featcache.errors import DataError, DiskFault, NotARun
 from featcache.files import (
+    ATTEMPTS,
     Overtaken,
     again,
     being_written,
@@ -336,14 +337,35 @@ def test_what_is_overtaken_for_longer_than_a_moment_is_waited_for():
     assert again(work) == "read"
 
 
-def test_what_is_overtaken_for_ever_is_an_error(monkeypatch):
+@pytest.mark.parametrize("within_another", [False, True])
+def test_what_is_overtaken_for_ever_is_an_error_after_20_attempts(within_another, monkeypatch):
     monkeypatch.setattr("featcache.files.FIRST_WAIT_S", 0)
+    attempts = []
 
     def work():
+        attempts.append(1)
         raise Overtaken(Path("part.h5"))
 
     with pytest.raises(DataError, match=r"^part\.h5 was replaced by another process again and again\. Run the command"):
-        again(work)
+        again((lambda: again(work)) if within_another else work)
+    assert len(attempts) == ATTEMPTS == 20
+    assert again(lambda: "read") == "read"
+
+
+def test_what_is_overtaken_within_other_work_is_repeated_with_all_of_it():
+    steps = []
+
+    def part():
+        if len(steps) < 2:
+            raise Overtaken(Path("part.h5"))
+        return "read"
+
+    def work():
+        steps.append(1)
+        return again(part)
+
+    assert again(work) == "read"
+    assert len(steps) == 2
 
 
 def test_the_next_writer_in_a_folder_removes_what_a_killed_one_left(tmp_path):

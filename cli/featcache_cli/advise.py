@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress
+from featcache_cli.output import Json, Quiet, emit, progress, remarks_document
 
 if TYPE_CHECKING:
     from featcache.sweeps import Advice
@@ -30,7 +30,8 @@ def command(
 
 def document(advice: Advice) -> dict[str, Any]:
     """Return the advice as it stands in JSON."""
-    return {**asdict(advice), "cache": str(advice.cache), "case": advice.case}
+    why = remarks_document(advice.why)
+    return {**asdict(advice), "cache": str(advice.cache), "case": advice.case, "why": why}
 
 
 def text(advice: Advice) -> str:

@@ -90,7 +90,9 @@ def exit_code_of(error: FeatcacheError) -> int:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    # First, because it may start the whole command again.
     _use_utf8()
+    # A batch system stops jobs with SIGTERM: what Ctrl-C keeps is then kept, too.
     signal.signal(signal.SIGTERM, _interrupt)
     before = set(threading.enumerate())
     code = _run()
@@ -115,7 +117,8 @@ def _run() -> int:
     except SystemExit as leaving:  # Typer raises it after completion, and when the reader of stdout has gone
         return 0 if isinstance(leaving.__context__, BrokenPipeError) else int(leaving.code or 0)
     except OSError as error:
-        return _say(f"{error.filename or 'The system'}: {error.strerror or error}", EXIT_CODES[EnvironmentFault])
+        cure = ". Let your user read it, or write to it" if isinstance(error, PermissionError) else ""
+        return _say(f"{error.filename or 'The system'}: {error.strerror or error}{cure}", EXIT_CODES[EnvironmentFault])
     except Exception as error:
         if hasattr(error, "format_message"):
             return _say_usage(error)
@@ -178,9 +181,11 @@ def _hint(error: Any, context: Any) -> str:
     name = getattr(error, "option_name", "")
     if type(error).__name__ != "NoSuchOption" or error.possibilities or context is None:
         return ""
+    if not name.startswith("--"):
+        return ""  # every name is near a single letter
     options = []
     for parameter in context.command.params:
-        options += [option.removeprefix("--") for option in parameter.opts]
+        options += [option.removeprefix("--") for option in parameter.opts if option.startswith("--")]
     near = [f"--{option}" for option in near_names(name.removeprefix("--"), options)]
     return f" (did you mean {', '.join(near)}?)" if near else ""
 

@@ -11,7 +11,7 @@ import typer
 
 from featcache_cli import complete
 from featcache_cli.base import App
-from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress
+from featcache_cli.output import Force, Json, Quiet, Trust, emit, in_shell, progress, shape_text
 
 if TYPE_CHECKING:
     from featcache.backbones.fetch import Fetched
@@ -29,13 +29,13 @@ def list_command(json: Json = False) -> None:
     from featcache.backbones.registry import REGISTRY
     from featcache.text import table
 
-    entries = list(REGISTRY.values())
     rows = []
-    for entry in entries:
+    for entry in REGISTRY.values():
         millions = f"{entry.params / 1e6:.1f}"
         rows.append([entry.name, entry.size, entry.min_size, millions, entry.width, " ".join(entry.options)])
     header = ["backbone", "size", "least", "million weights", "features", "options"]
-    emit(json, {"backbones": [asdict(entry) for entry in entries]}, lambda: table(header, rows))
+    facts = {"backbones": [asdict(entry) for entry in REGISTRY.values()]}
+    emit(json, facts, lambda: table(header, rows))
 
 
 @app.command("show")
@@ -147,6 +147,6 @@ def _layers_table(layers: list[dict[str, Any]]) -> str:
     rows = []
     for layer in layers:
         index = "" if layer["index"] is None else str(layer["index"])
-        shape = " x ".join("?" if side is None else str(side) for side in layer["shape"])
-        rows.append([layer["name"], index, shape, layer["block"], "auto" if layer["auto"] else ""])
+        is_auto = "auto" if layer["auto"] else ""
+        rows.append([layer["name"], index, shape_text(layer["shape"]), layer["block"], is_auto])
     return table(["--tap", "or", "gives", "block", "--tap auto"], rows)

@@ -67,7 +67,8 @@ def _with_shared_options(function: Callable[..., Any], name: str) -> Callable[..
         arguments = {name: value for name, value in values.items() if name in signature.parameters}
         for name_of_settings, kind in settings.items():
             arguments[name_of_settings] = collected(kind, values)
-        with nullcontext() if values["quiet"] else screen(name):
+        shown = nullcontext() if values["quiet"] else screen(name)
+        with shown:
             return function(**arguments)
 
     # Typer reads the options from the signature and their types from the annotations.

@@ -69,12 +69,13 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
 
 def _tap_document(stored: TapRows) -> dict[str, Any]:
     """Return a tap, its rows and what made them as they stand in JSON."""
-    facts: dict[str, Any] = json_text.loads(stored.tap.to_json())
-    facts["fingerprint"] = stored.tap.fingerprint
-    facts["rows"] = len(stored.at)
-    facts["shape"] = list(stored.shape)
-    facts["made_by"] = [json_text.loads(maker) for maker in stored.makers]
-    return facts
+    return {
+        **json_text.loads(stored.tap.to_json()),
+        "fingerprint": stored.tap.fingerprint,
+        "rows": len(stored.at),
+        "shape": list(stored.shape),
+        "made_by": [json_text.loads(maker) for maker in stored.makers],
+    }
 
 
 @app.command("verify")

@@ -31,23 +31,25 @@ _UNITS = {"memory": "b", "budget": "s"}  # units of plain numbers whose flags ta
 def use(ctx: typer.Context, value: Path | None) -> Path | None:
     """Make the values in a file the defaults of this command. Raises UsageError if the file does not fit it."""
     if value is not None:
-        command = ctx.command_path.split()[1:]
+        command = ctx.command_path.split()[1:]  # without "featcache"
         options = {str(option.name): option for option in ctx.command.params if option.name not in _OF_ALL}
         commands: Mapping[str, Any] = getattr(ctx.find_root().command, "commands", {})
         settings = _of_command(_read(value), command, list(options), commands, value)
-        ctx.default_map = {
-            name: _typed(options[name], setting) for name, setting in settings.items() if setting is not None
-        }
+        defaults: dict[str, Any] = {}
+        for name, setting in settings.items():
+            if setting is not None:  # run.json writes null for an option that was not given
+                defaults[name] = _typed(options[name], setting)
+        ctx.default_map = defaults
         ctx.meta[_FILE] = value
     return value
 
 
 def set_by_file(ctx: Any, name: str) -> str:
     """Return the end of a message: the value of an option and the file that set it. Empty if no file did."""
-    value = {} if ctx is None else ctx.default_map or {}
-    if name not in value or ctx.get_parameter_source(name).name == "COMMANDLINE":
+    defaults = {} if ctx is None else ctx.default_map or {}
+    if name not in defaults or ctx.get_parameter_source(name).name == "COMMANDLINE":
         return ""
-    return f" ('{value[name]}', set by {ctx.meta[_FILE]})"
+    return f" ('{defaults[name]}', set by {ctx.meta[_FILE]})"
 
 
 def set_by_run(ctx: typer.Context) -> tuple[Path, str] | None:
@@ -127,16 +129,13 @@ def _known(
 
 def _typed(option: Any, value: Any) -> str | list[str]:
     """Return a value as it would stand on the command line: lists with commas, tables as JSON."""
-    if option.multiple or option.nargs == -1:
-        values = value if isinstance(value, list) else [value]
-        return [_word(option, item) for item in values]
-    if isinstance(value, list):
-        return ",".join(_word(option, item) for item in value)
-    return _word(option, value)
-
-
-def _word(option: Any, value: Any) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    unit = _UNITS.get(option.name, "") if isinstance(value, (int, float)) else ""
-    return f"{value}{unit}"
+    words: list[str] = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            words.append(json.dumps(item))
+        elif isinstance(item, (int, float)):
+            words.append(f"{item}{_UNITS.get(option.name, '')}")
+        else:
+            words.append(str(item))
+    is_list = option.multiple or option.nargs == -1
+    return words if is_list else ",".join(words)

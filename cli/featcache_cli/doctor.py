@@ -36,6 +36,7 @@ def command(
         say("Looking at libraries, devices, weights and disks; it takes about ten seconds.")
     diagnosis = diagnose(speed=speed)
     emit(json, document(diagnosis), lambda: text(diagnosis))
+    # After the result, which a script reads even if the exit code is 5.
     if diagnosis.broken:
         first = diagnosis.broken[0]
         raise EnvironmentFault(f"featcache cannot work here. {first.what}. Do: {first.do}")
@@ -52,7 +53,10 @@ def text(diagnosis: Diagnosis) -> str:
     from featcache.text import printable, wrapped
 
     facts = diagnosis.facts
-    fact_lines = [_line(name, version) for name, version in facts["versions"].items() if version is not None]
+    fact_lines = []
+    for name, version in facts["versions"].items():
+        if version is not None:
+            fact_lines.append(_line(name, version))
     for section in (_extras, _machine, _keras, _weights, _disks):
         fact_lines += section(facts)
 
@@ -81,20 +85,23 @@ def _extras(facts: dict[str, Any]) -> list[str]:
 
 def _machine(facts: dict[str, Any]) -> list[str]:
     machine = facts["machine"]
-    quota = "" if machine["cores_quota"] is None else f", {machine['cores_quota']:g} by the container's quota"
+    cores = f"{machine['cores']}, {machine['cores_allowed']} for this process"
+    if machine["cores_quota"] is not None:
+        cores += f", {machine['cores_quota']:g} by the container's quota"
     meanings = {"memory_bytes": "", "memory_limit_bytes": " for this container", "memory_free_bytes": " free"}
     sizes = []
     for key, meaning in meanings.items():
         if machine[key] is not None:
             sizes.append(f"{machine[key] / 1e9:.1f} GB{meaning}")
     vectors = " ".join(machine["vectors"] or []) or "vectors unknown"
-    pools = sorted({f"{pool['library']} {pool['threads']}" for pool in facts.get("threads", [])})
+    # Several libraries may bring the same pool.
+    pools = {f"{pool['library']} {pool['threads']}" for pool in facts.get("threads", [])}
     return [
         _line("system", machine["system"]),
         _line("processor", f"{machine['processor']} ({vectors})"),
-        _line("cores", f"{machine['cores']}, {machine['cores_allowed']} for this process{quota}"),
+        _line("cores", cores),
         _line("memory", ", ".join(sizes) or "unknown"),
-        _line("threads", ", ".join(pools) or "unknown"),
+        _line("threads", ", ".join(sorted(pools)) or "unknown"),
         _line("GPUs", "; ".join(facts["gpus"]) or "none"),
     ]
 
@@ -131,4 +138,7 @@ def _disks(facts: dict[str, Any]) -> list[str]:
 
 def _section(name: str, values: list[str]) -> list[str]:
     """Return a line for each value; only the first line has the name."""
-    return [_line(name if index == 0 else "", value) for index, value in enumerate(values)]
+    lines = [_line("", value) for value in values]
+    if values:
+        lines[0] = _line(name, values[0])
+    return lines

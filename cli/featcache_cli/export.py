@@ -9,7 +9,7 @@ import typer
 
 from featcache import trust
 from featcache.settings import ExportOptions
-from featcache_cli.output import Allow, Force, Json, emit
+from featcache_cli.output import Allow, Force, Json, emit, score_document
 
 if TYPE_CHECKING:
     from featcache.extras.export import Exported
@@ -50,8 +50,8 @@ def document(exported: Exported) -> dict[str, Any]:
         "difference": exported.difference,
         "agreement": exported.agreement,
         "judged_on": exported.judged_on,
-        "scores": {name: _score(estimate) for name, estimate in exported.scores.items()},
-        "model_scores": {name: _score(estimate) for name, estimate in exported.model_scores.items()},
+        "scores": {name: score_document(score) for name, score in exported.scores.items()},
+        "model_scores": {name: score_document(score) for name, score in exported.model_scores.items()},
         "asserted": list(exported.gates),
     }
 
@@ -67,17 +67,12 @@ def text(exported: Exported) -> str:
         f"probabilities differ by {exported.difference:.1e} at most; same class on {exported.agreement:.1%}{judged_on}."
     ]
     if exported.scores:
-        rows = [
-            [name, interval(*score), interval(*exported.model_scores[name])] for name, score in exported.scores.items()
-        ]
-        lines.append(
-            table([f"on {counted(exported.judged_on, 'image')}", f"{exported.format} [95 %]", "model [95 %]"], rows)
-        )
+        rows = []
+        for name, score in exported.scores.items():
+            rows.append([name, interval(*score), interval(*exported.model_scores[name])])
+        images = counted(exported.judged_on, "image")
+        lines.append(table([f"on {images}", f"{exported.format} [95 %]", "model [95 %]"], rows))
     lines += [f"Asserted and met: {gate}" for gate in exported.gates]
     lines.append(f"Takes uint8 RGB images ({shape}), gives probabilities; {exported.bytes / 1e6:.1f} MB")
     lines.append(f"File: {printable(str(exported.path))}")
     return "\n".join(lines)
-
-
-def _score(estimate: Any) -> dict[str, Any]:
-    return {"score": estimate.value, "interval": [estimate.low, estimate.high]}

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ExtractOptions
-from featcache_cli.output import Force, Json, Quiet, emit, failures_document, in_shell, progress, say, without_download
+from featcache_cli.output import (
+    Force,
+    Json,
+    Quiet,
+    emit,
+    failures_document,
+    in_shell,
+    progress,
+    remarks_document,
+    say,
+    without_download,
+)
 from featcache_cli.scan import Where
 
 if TYPE_CHECKING:
@@ -38,7 +49,8 @@ def command(
     with progress(quiet) as draw, without_download(advice):
         if dry_run:
             plan = estimate(images, out=out, progress=draw, **vars(options))
-            emit(json, asdict(plan), lambda: forecast(plan))
+            facts = asdict(plan) | {"notes": remarks_document(plan.notes)}
+            emit(json, facts, lambda: forecast(plan))
             return
         cache = extract(images, out=out, force=force, progress=draw, **vars(options))
     name_failures(cache.report)
@@ -71,8 +83,8 @@ def document(report: Extracted) -> dict[str, Any]:
         "others": dict(report.others),
         "without_label": list(report.stray),
         "groups": asdict(report.groups),
-        "remarks": list(report.remarks),
-        "notes": list(report.notes),
+        "remarks": remarks_document(report.remarks),
+        "notes": remarks_document(report.notes),
         "taps": [
             {"tap": tap.tap, "width": tap.width, "precision": tap.precision, "engine": tap.engine}
             for tap in report.taps
@@ -102,7 +114,8 @@ def text(report: Extracted, classes: Sequence[str]) -> str:
         lines.append(f"Not images by their suffix: {num_others} (featcache scan lists the suffixes)")
     if report.stray:
         lines.append(f"Left out, without a label: {counted(len(report.stray), 'image')} beside the class folders")
-    lines.append(table(["tap", "features", "engine"], [[tap.tap, tap.width, tap.engine] for tap in report.taps]))
+    rows = [[tap.tap, tap.width, tap.engine] for tap in report.taps]
+    lines.append(table(["tap", "features", "engine"], rows))
     lines.append(f"Cache: {printable(report.cache)}")
     lines.append(_next(in_shell(report.cache), classes))
     return "\n".join(lines)
@@ -114,7 +127,8 @@ def counts(report: Extracted) -> str:
 
     parts = [f"{report.hits} cached", f"{report.computed} computed"]
     if report.copies:
-        parts.append(f"{report.copies} {'copy' if report.copies == 1 else 'copies'}")
+        noun = "copy" if report.copies == 1 else "copies"
+        parts.append(f"{report.copies} {noun}")
     parts.append(f"{len(report.failed)} skipped")
     rate = f", {report.images_per_s:.1f} images/s" if report.computed else ""
     return f"{counted(report.images, 'image')}: {', '.join(parts)}; {report.seconds:.1f} s{rate}"

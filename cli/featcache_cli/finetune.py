@@ -65,14 +65,14 @@ def document(tuned: Tuned) -> dict[str, Any]:
     }
     if tuned.controls:
         facts["controls"] = {name: _history(control) for name, control in tuned.controls.items()}
-        facts["differences"] = {
-            name: {
+        differences: dict[str, Any] = {}
+        for name, comparison in _differences(tuned).items():
+            differences[name] = {
                 "difference": comparison.difference,
                 "interval": list(comparison.interval),
                 "p_value": comparison.p_value,
             }
-            for name, comparison in _differences(tuned).items()
-        }
+        facts["differences"] = differences
     return facts
 
 

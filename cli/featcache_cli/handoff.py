@@ -34,21 +34,22 @@ def command(
 
     Example: featcache handoff photos.run@best -o model.keras
     """
-    from featcache.models import handoff
+    from featcache.models import Probe, hand_off
 
     trust.allow(*(allow or ()))
     chosen = open_trial(trial)
     if not chosen.trial.handoff and not quiet:
         head = chosen.trial.head
         say(f"{head} has no exact form in Keras: training a dense head on its predictions, which takes a while")
-    certificate = handoff(chosen, out, images=images, force=force).certificate
+    probe = Probe.open(chosen, images)
+    certificate = hand_off(probe, out, force=force).certificate
     # RUN@refit was fitted on validation images too, so fine-tuning has none to choose an epoch on.
     if chosen.refit:
         next_command = f"predict {in_shell(out)} IMAGES"
     else:
-        next_command = f"finetune {in_shell(trial)} -o tuned.keras{allow_flags(chosen.own_code)}"
-    lines = [f"Model: {out}", f"Next: featcache {next_command}"]
-    emit(json, document(out, certificate), lambda: "\n".join([text(certificate), calibration(chosen), *lines]))
+        next_command = f"finetune {in_shell(trial)} -o tuned.keras{allow_flags(probe.own_code)}"
+    lines = [text(certificate), calibration(chosen), f"Model: {out}", f"Next: featcache {next_command}"]
+    emit(json, document(out, certificate), lambda: "\n".join(lines))
 
 
 def document(out: Path, certificate: Certificate) -> dict[str, Any]:

@@ -11,13 +11,12 @@ import typer
 
 from featcache.settings import LeaksOptions
 from featcache_cli import review
-from featcache_cli.output import Json, Quiet, counts_text, emit, in_shell, progress
+from featcache_cli.output import LISTED, Json, Quiet, counts_text, emit, in_shell, listed_table, progress
 
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Fixed, Leaks
 
 CONTAMINATED = 3  # exit code
-LISTED = 20  # most rows of a table; --json lists all
 
 
 def command(
@@ -122,8 +121,8 @@ def document(
     result: Leaks, doubted: Doubts | None, fixed: Fixed | None, table: _FixedTable | None, files: review.Files
 ) -> dict[str, Any]:
     """Return the result as it stands in JSON."""
-    pairs = [{**asdict(pair), "splits": [*pair.splits]} for pair in result.pairs]
-    counts = [{"splits": [*splits], **kinds} for splits, kinds in result.counts.items()]
+    pairs = [asdict(pair) | {"splits": list(pair.splits)} for pair in result.pairs]
+    counts = [{"splits": list(splits), **kinds} for splits, kinds in result.counts.items()]
     facts: dict[str, Any] = {
         "cache": str(result.cache),
         "tap": result.tap,
@@ -135,17 +134,22 @@ def document(
         "counts": counts,
         "thresholds": asdict(result.thresholds),
         "features_only": result.unseen,
-        "notes": [*result.notes],
+        "notes": list(result.notes),
         "seconds": dict(result.seconds),
     }
     if doubted is not None:
         facts["labels"] = [asdict(doubt) for doubt in doubted.doubts]
         facts["labels_judged"] = {
-            name: getattr(doubted, name) for name in ("images", "unjudged", "reviewed", "accuracy", "tap", "seconds")
+            "images": doubted.images,
+            "unjudged": doubted.unjudged,
+            "reviewed": doubted.reviewed,
+            "accuracy": doubted.accuracy,
+            "tap": doubted.tap,
+            "seconds": doubted.seconds,
         }
         facts["labels_files"] = files.to_json()
     if fixed is not None:
-        facts["fixed"] = {**asdict(fixed), "cache": str(fixed.cache)}
+        facts["fixed"] = asdict(fixed) | {"cache": str(fixed.cache)}
     if table is not None:
         facts["table"] = {"csv": str(table.path), "next": table.command}
     return facts
@@ -157,13 +161,15 @@ def text(
     """Return the result as a person reads it."""
     from featcache.text import printable
 
+    splits_share_images = bool(result.crossing_groups) or any(pair.crosses for pair in result.pairs)
     lines = [*_comparison(result), "", *_pairs(result), _verdict(result)]
     if doubted is not None:
         lines += ["", *_doubts(doubted), *review.next_lines(doubted, files)]
     if table is not None:
         lines += [f"Table: {printable(str(table.path))}", f"Next: {printable(table.command)}"]
-    elif fixed is None:
-        lines += _remedy(result)
+    elif fixed is None and splits_share_images:
+        repair = f"featcache leaks {in_shell(result.cache)} --fix"
+        lines.append(f"Next: {repair}   puts such images into one group and one split")
     if fixed is not None:
         lines += ["", *_fixed(fixed)]
     return "\n".join(lines)
@@ -222,9 +228,8 @@ def _verdict(result: Leaks) -> str:
         return f"No image of {result.guarded} is in another split as well."
     paths = set()
     for pair in result.contaminating:
-        for path, split in zip((pair.a, pair.b), pair.splits, strict=True):
-            if split == result.guarded:
-                paths.add(path)
+        # Of such a pair one image is in the guarded split, and the other is not.
+        paths.add(pair.a if pair.splits[0] == result.guarded else pair.b)
     shared = []
     if paths:
         shared.append(f"{len(paths)} of its images are in other splits as well")
@@ -233,14 +238,8 @@ def _verdict(result: Leaks) -> str:
     return f"{result.guarded} is contaminated: {' and '.join(shared)}, so scores on it are too good."
 
 
-def _remedy(result: Leaks) -> list[str]:
-    if not result.crossing_groups and not any(pair.crosses for pair in result.pairs):
-        return []
-    return [f"Next: featcache leaks {in_shell(result.cache)} --fix   puts such images into one group and one split"]
-
-
 def _doubts(doubted: Doubts) -> list[str]:
-    from featcache.text import counted, printable, table
+    from featcache.text import counted, printable
 
     lines = [
         f"Labels that look wrong: {len(doubted.doubts)} of {doubted.images}, to a logistic regression on {doubted.tap} "
@@ -250,38 +249,30 @@ def _doubts(doubted: Doubts) -> list[str]:
     if doubted.reviewed:
         lines.append(f"{doubted.reviewed} more were reviewed, so they are not listed again.")
     for photo in doubted.photos_of_two_labels[:LISTED]:
+        labels = {label for _, label in photo}
         places = " and ".join(f"{path} ({label})" for path, label in photo)
-        lines.append(printable(f"One photo under {len({label for _, label in photo})} labels: {places}"))
+        lines.append(printable(f"One photo under {len(labels)} labels: {places}"))
     if doubted.unjudged:
         lines.append(f"Not judged: {counted(doubted.unjudged, 'image')} in classes that have too few others.")
     rows = []
-    for doubt in doubted.doubts[:LISTED]:
+    for doubt in doubted.doubts:
         probabilities = [_three_digits(doubt.probability), _three_digits(doubt.of_suggested)]
         rows.append([doubt.path, doubt.label, doubt.suggested or "-", *probabilities])
-    if rows:
-        lines.append(table(["image", "label", "rather", "p(label)", "p(rather)"], rows))
-    return lines + _more(len(doubted.doubts))
+    return lines + listed_table(["image", "label", "rather", "p(label)", "p(rather)"], rows)
 
 
 def _three_digits(probability: float | None) -> str:
     return "-" if probability is None else f"{probability:.3f}"
 
 
-def _more(count: int) -> list[str]:
-    """Return the line under a table that left rows out, if it did."""
-    return [f"{count - LISTED} more: --json lists all."] if count > LISTED else []
-
-
 def _fixed(fixed: Fixed) -> list[str]:
-    from featcache.text import counted, printable, table
+    from featcache.text import counted, printable
 
-    images, groups = counted(fixed.images, "image"), counted(fixed.groups, "group")
-    moved = f"{counted(len(fixed.moved), 'image')} moved{':' if fixed.moved else '.'}"
+    images = counted(fixed.images, "image")
+    groups = counted(fixed.groups, "group")
+    moved = f"{counted(len(fixed.moved), 'image')} moved" + (":" if fixed.moved else ".")
     lines = [f"Fixed in {printable(str(fixed.cache))}: {images} in {groups}, each in one split. {moved}"]
-    if fixed.moved:
-        rows = [[move.path, move.before, move.after] for move in fixed.moved[:LISTED]]
-        lines.append(table(["image", "was in", "is in"], rows))
-        lines += _more(len(fixed.moved))
+    lines += review.moves_table(fixed.moved)
     lines.append(f"Images now: {counts_text(fixed.splits)}.")
     if fixed.emptied:
         lines.append(f"Nothing left: {'; '.join(map(printable, fixed.emptied))}.")

@@ -24,20 +24,22 @@ def shared(name: str, **details: Any) -> Any:
 
 def parameters_of(kind: Any) -> list[inspect.Parameter]:
     """Return a parameter for each option in a class of settings, named as in a configuration file."""
-    return [
-        inspect.Parameter(
+    parameters: list[inspect.Parameter] = []
+    for field in fields(kind):
+        parameter = inspect.Parameter(
             name_on_command_line(field),
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
             annotation=Annotated[_typer_type(field.type), _typer_option(field)],
         )
-        for field in fields(kind)
-    ]
+        parameters.append(parameter)
+    return parameters
 
 
 def collected(kind: Any, values: dict[str, Any]) -> Any:
     """Return the settings made from the values that a command got, by the names that `parameters_of` declares."""
-    return kind(**{field.name: values[name_on_command_line(field)] for field in fields(kind)})
+    arguments = {field.name: values[name_on_command_line(field)] for field in fields(kind)}
+    return kind(**arguments)
 
 
 def in_flags(message: str) -> str:

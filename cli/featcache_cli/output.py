@@ -18,7 +18,12 @@ from featcache_cli.options import in_flags, shared
 from featcache_cli.screen import current
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from featcache.sweeps import Chosen
+    from featcache.sweeps.metrics import Score
+
+LISTED = 20  # most rows of a table that may be long; --json lists all
 
 Json = Annotated[bool, shared("json")]
 Quiet = Annotated[bool, shared("quiet")]
@@ -37,9 +42,9 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
 
 
 def print_text(text: str) -> None:
-    """Print a result, or a part of it, for people to read."""
+    """Print a result, or a part of it, for people to read. Arguments of the library in it are written as flags."""
     with cleared():
-        typer.echo(folded_for(sys.stdout, text))
+        typer.echo(folded_for(sys.stdout, in_flags(text)))
 
 
 def allow_flags(names: Sequence[str]) -> str:
@@ -67,9 +72,47 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
+def listed_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return a table of the first rows and a line on how many more there are; nothing if there are no rows."""
+    from featcache.text import table
+
+    if not rows:
+        return []
+    lines = [table(header, rows[:LISTED])]
+    if len(rows) > LISTED:
+        lines.append(f"{len(rows) - LISTED} more: --json lists all.")
+    return lines
+
+
+def shape_text(shape: Iterable[int | None]) -> str:
+    """Return a shape as a person reads it.
+
+    >>> shape_text([None, 7, 7])
+    '? x 7 x 7'
+    """
+    return " x ".join("?" if side is None else str(side) for side in shape)
+
+
+def path_document(path: Path | None) -> str | None:
+    """Return a path that may be missing as it stands in JSON."""
+    return None if path is None else str(path)
+
+
+def score_document(score: Score) -> dict[str, Any]:
+    """Return a score and its interval as they stand in JSON."""
+    return {"score": score.value, "interval": [score.low, score.high]}
+
+
 def failures_document(failures: Iterable[Any]) -> list[dict[str, str]]:
     """Return images or files that could not be read as they stand in JSON."""
-    return [{"path": failure.path, "status": failure.status, "reason": failure.reason} for failure in failures]
+    return [
+        {"path": failure.path, "status": failure.status, "reason": in_flags(failure.reason)} for failure in failures
+    ]
+
+
+def remarks_document(remarks: Iterable[str]) -> list[str]:
+    """Return remarks of the library as they stand in JSON."""
+    return [in_flags(remark) for remark in remarks]
 
 
 def say(text: str) -> None:

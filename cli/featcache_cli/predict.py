@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import PredictOptions
-from featcache_cli.output import Force, Json, Quiet, cleared, counts_text, emit, failures_document, progress, say
+from featcache_cli.output import (
+    Force,
+    Json,
+    Quiet,
+    cleared,
+    counts_text,
+    emit,
+    failures_document,
+    path_document,
+    progress,
+    remarks_document,
+    say,
+    score_document,
+)
 
 if TYPE_CHECKING:
     from featcache.models.reference import Threshold
@@ -84,24 +97,25 @@ def command(
 
 def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]:
     """Return the result as it stands in JSON, without the rows."""
-    accuracy, threshold = tally.accuracy, tally.threshold
-    score = None
-    if accuracy is not None:
-        score = {"score": accuracy.value, "interval": [accuracy.low, accuracy.high]}
+    threshold = tally.threshold
+    rejection: dict[str, Any] = dict.fromkeys(["unknown", "threshold", "threshold_images", "known_unknown_rate"])
+    if threshold is not None:
+        rejection["unknown"] = tally.unknown
+        rejection["threshold"] = threshold.value
+        rejection["threshold_images"] = threshold.images
+        rejection["known_unknown_rate"] = list(threshold.interval)
+    accuracy = None if tally.accuracy is None else score_document(tally.accuracy)
     return {
         "rows": tally.rows,
         "statuses": dict(sorted(tally.by_status.items())),
         "num_failed": tally.failed,
         "failed": failures_document(tally.failures),
-        "unknown": None if threshold is None else tally.unknown,
-        "threshold": None if threshold is None else threshold.value,
-        "threshold_images": None if threshold is None else threshold.images,
-        "known_unknown_rate": None if threshold is None else list(threshold.interval),
+        **rejection,
         "not_looked_at": dict(tally.others),
-        "notes": list(tally.notes),
-        "csv": None if csv is None else str(csv),
-        "out": None if out is None else str(out),
-        "accuracy": score,
+        "notes": remarks_document(tally.notes),
+        "csv": path_document(csv),
+        "out": path_document(out),
+        "accuracy": accuracy,
     }
 
 
@@ -111,9 +125,10 @@ def text(tally: Tally, files: Sequence[Path]) -> str:
 
     counts = f"{counted(tally.rows, 'image')}, {tally.failed} could not be read"
     if tally.failed:
-        reasons = [f"{count} {status}" for status, count in sorted(tally.by_status.items()) if status != "ok"]
-        counts += f" ({', '.join(reasons)})"
-    lines = ["; ".join([counts, *(printable(str(path)) for path in files)])]
+        reasons = {status: count for status, count in sorted(tally.by_status.items()) if status != "ok"}
+        counts += f" ({counts_text(reasons)})"
+    names = [printable(str(path)) for path in files]
+    lines = ["; ".join([counts, *names])]
     if tally.others:
         num_others = counted(sum(tally.others.values()), "file")
         lines.append(f"Not looked at, by their names: {num_others} ({printable(counts_text(tally.others))})")
@@ -164,7 +179,8 @@ class _RowPrinter:
 
         if not self._waiting:
             return
-        width = max(1, *(len(prediction.top) for prediction in self._waiting))
+        most_classes = max(len(prediction.top) for prediction in self._waiting)
+        width = max(1, most_classes)  # an unreadable file has a cell for its status
         rows = []
         for prediction in self._waiting:
             cells = _class_cells(prediction)
@@ -191,7 +207,10 @@ def _places(images: Sequence[str]) -> list[Any]:
 
     if images.count(LIST) > 1:
         raise UsageError("Standard input has one list: give - once")
-    return [paths_in(sys.stdin.buffer) if place == LIST else place for place in images]
+    places: list[Any] = list(images)
+    if LIST in images:
+        places[images.index(LIST)] = paths_in(sys.stdin.buffer)
+    return places
 
 
 def _emit_with_rows(facts: dict[str, Any], spool: Path) -> None:

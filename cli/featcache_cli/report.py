@@ -12,7 +12,7 @@ from featcache.errors import DataError
 from featcache.settings import ReportOptions
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, progress
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, path_document, progress, score_document
 
 if TYPE_CHECKING:
     from featcache.spec import Progress
@@ -61,38 +61,36 @@ def command(
             write_report(
                 opened, html, images=images, chosen=chosen, final=scores, tested=tested, force=force, progress=draw
             )
-    classes = {} if tested is None else tested.classes
     test_scores = []
-    for name, score in (scores or {}).items():
-        test_scores.append(
-            {
-                "name": name,
-                "metric": opened.settings.metric,
-                "score": score.value,
-                "interval": [score.low, score.high],
-                "classes": classes[name],
-            }
-        )
+    lines = []
+    if tested is not None:
+        classes = tested.classes
+        for name, score in tested.scores.items():
+            facts = {"name": name, "metric": opened.settings.metric, **score_document(score)}
+            test_scores.append({**facts, "classes": classes[name]})
+        lines.append(class_table(classes))
+    test_of_head = test_scores[0] if test_scores else None  # the head comes first
     document = {
         "run": str(opened.path),
-        "html": None if html is None else str(html),
+        "html": path_document(html),
         "final": options.final,
         **show.document(opened),
-        "test": test_scores[0] if test_scores else None,  # the head's score
+        "test": test_of_head,
         "tests": test_scores,  # also the fine-tuned model's score
         "looks": opened.looks(),  # times that any run on this cache opened the test split
         "test_reviews": [review._asdict() for review in opened.test_reviews()],  # changed labels of test images
     }
-    lines = []
-    if classes:
-        lines.append(class_table(classes))
     if html:
         lines.append(f"Report: {printable(str(html))}")
     if tensorboard:
         lines.append(f"TensorBoard: tensorboard --logdir {tensorboard}")
     if mlflow:
         lines.append(f"MLflow: run {written['mlflow']} in {mlflow}")
-    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, _has_test(opened)), *lines]))
+
+    def text() -> str:
+        return "\n".join([text_report(opened, scores, _has_test(opened)), *lines])
+
+    emit(json, {**document, **written}, text)
 
 
 def _has_test(run: Run) -> bool:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import UsageError
 from featcache.spec import Progress
-from featcache_cli.output import counts_text, emit, in_shell, progress
+from featcache_cli.output import counts_text, emit, in_shell, listed_table, progress
 
 if TYPE_CHECKING:
-    from featcache.extras.leaks import Doubts, Reviewed, Unfixed
-
-LISTED = 20  # most rows of a table; --json lists all
+    from featcache.extras.leaks import Doubts, Move, Reviewed, Unfixed
 
 
 class Files(NamedTuple):
@@ -52,7 +50,8 @@ def check_files(
     from featcache.extras.report.review_page import check_review_page
 
     if not labels and (csv is not None or html is not None):
-        raise UsageError(f"{'--csv' if html is None else '--html'} takes the labels that look wrong. Add --labels")
+        flag = "--csv" if html is None else "--html"
+        raise UsageError(f"{flag} takes the labels that look wrong. Add --labels")
     if csv is not None:
         check_doubts_table(cache, csv, force=force)
     if html is not None:
@@ -102,18 +101,25 @@ def change(cache: Path, apply: Path | None, unapply: bool, unfix: bool, json: bo
     """Apply, take back or unfix, and print the result. Raises UsageError if more than one is requested."""
     if (apply is not None) + unapply + unfix > 1:
         raise UsageError("--apply, --unapply and --unfix cannot be combined. Leave all but one out")
+    from featcache.extras import leaks
+
+    if unfix:
+        with progress(quiet) as draw:
+            undone = leaks.unfix(cache, progress=draw)
+        facts = asdict(undone) | {"cache": str(undone.cache)}
+        emit(json, {"unfixed": facts}, lambda: _unfixed(undone))
+        return
     with progress(quiet) as draw:
-        if unfix:
-            _unfix(cache, json, draw)
+        if apply is None:
+            reviewed = leaks.unapply(cache, progress=draw)
         else:
-            _review(cache, apply, json, draw)
+            reviewed = leaks.apply_review(cache, apply, progress=draw)
+    emit(json, document(reviewed), lambda: _reviewed(reviewed, apply))
 
 
-def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
-    from featcache.extras.leaks import apply_review, unapply
-
-    done = unapply(cache, progress=draw) if file is None else apply_review(cache, file, progress=draw)
-    facts = {
+def document(done: Reviewed) -> dict[str, Any]:
+    """Return what a review changed as it stands in JSON."""
+    return {
         "cache": str(done.cache),
         "decisions": done.decisions,
         "undecided": done.undecided,
@@ -122,30 +128,26 @@ def _review(cache: Path, file: Path | None, json: bool, draw: Progress) -> None:
         "of_test": len(done.of_test),
         "looks": done.looks,
     }
-    emit(json, facts, lambda: _reviewed(done, file))
 
 
 def _reviewed(done: Reviewed, file: Path | None) -> str:
-    from featcache.text import counted, printable, table
+    from featcache.text import counted, printable
 
     name = printable(str(done.cache))
-    changed = len(done.relabelled)
+    num_dropped = len(done.dropped)
     if file is None:
-        lines = [f"Decisions about labels in {name}: {done.decisions} taken back, {counted(changed, 'label')} changed."]
+        changed = counted(len(done.relabelled), "label")
+        lines = [f"Decisions about labels in {name}: {done.decisions} taken back, {changed} changed."]
     else:
-        lines = [
-            f"Decisions of {printable(str(file))}: {done.decisions}. In {name}: "
-            f"{counted(changed - len(done.dropped), 'label')} changed, {counted(len(done.dropped), 'image')} dropped."
-        ]
+        changed = counted(len(done.relabelled) - num_dropped, "label")
+        outcome = f"{changed} changed, {counted(num_dropped, 'image')} dropped."
+        lines = [f"Decisions of {printable(str(file))}: {done.decisions}. In {name}: {outcome}"]
     if done.undecided:
         lines.append(f"Rows without a decision: {done.undecided}.")
-    if done.relabelled:
-        rows = []
-        for image in done.relabelled[:LISTED]:
-            rows.append([image.path, image.before or "(dropped)", image.after or "(dropped)", image.split])
-        lines.append(table(["image", "was", "is", "split"], rows))
-        if changed > LISTED:
-            lines.append(f"{changed - LISTED} more: --json lists all.")
+    rows = []
+    for image in done.relabelled:
+        rows.append([image.path, image.before or "(dropped)", image.after or "(dropped)", image.split])
+    lines += listed_table(["image", "was", "is", "split"], rows)
     if done.of_test:
         seen = f" It was opened before (looks: {done.looks}), which stays recorded." if done.looks else ""
         lines.append(f"Of these images {len(done.of_test)} are or were in test; reports say so.{seen}")
@@ -156,26 +158,19 @@ def _reviewed(done: Reviewed, file: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _unfix(cache: Path, json: bool, draw: Progress) -> None:
-    from featcache.extras.leaks import unfix
-
-    done = unfix(cache, progress=draw)
-    facts = asdict(done) | {"cache": str(done.cache)}
-    emit(json, {"unfixed": facts}, lambda: _unfixed(done))
-
-
 def _unfixed(done: Unfixed) -> str:
-    from featcache.text import printable, table
+    from featcache.text import printable
 
     name = printable(str(done.cache))
     if not done.images:
         return f"Nothing in {name} was put together by --fix."
     lines = [f"{done.images} images of {name} have the groups and splits from before --fix; {len(done.moved)} moved."]
-    if done.moved:
-        rows = [[move.path, move.before, move.after] for move in done.moved]
-        lines.append(table(["image", "was in", "is in"], rows[:LISTED]))
-        if len(rows) > LISTED:
-            lines.append(f"{len(rows) - LISTED} more: --json lists all.")
+    lines += moves_table(done.moved)
     lines.append(f"Images now: {counts_text(done.splits)}.")
     lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
     return "\n".join(lines)
+
+
+def moves_table(moves: Sequence[Move]) -> list[str]:
+    """Return the table of images that changed their split; nothing if none did."""
+    return listed_table(["image", "was in", "is in"], [[move.path, move.before, move.after] for move in moves])

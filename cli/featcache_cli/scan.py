@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ScanOptions
-from featcache_cli.output import Force, Json, Quiet, emit, failures_document, progress
+from featcache_cli.output import (
+    Force,
+    Json,
+    Quiet,
+    emit,
+    failures_document,
+    path_document,
+    progress,
+    remarks_document,
+)
 
 if TYPE_CHECKING:
     from featcache.images.groups import Groups
@@ -59,12 +68,13 @@ def command(
         with progress(quiet) as draw:
             write_gallery(manifest, html, force=force, progress=draw)
         page = f"\nTo look at: {printable(str(html))}"
-    facts = document(manifest) | {"html": None if html is None else str(html)}
+    facts = document(manifest) | {"html": path_document(html)}
     emit(json, facts, lambda: text(manifest) + page)
 
 
 def document(manifest: Images) -> dict[str, Any]:
     """Return the table of images as it stands in JSON."""
+    sizes = {f"{width}x{height}": count for (width, height), count in (manifest.sizes or {}).items()}
     return {
         "images": len(manifest.rows),
         "layout": manifest.layout,
@@ -74,13 +84,13 @@ def document(manifest: Images) -> dict[str, Any]:
         "duplicates": manifest.duplicates,
         "crossing": manifest.crossing,
         "groups": asdict(manifest.groups),
-        "remarks": list(manifest.remarks),
-        "notes": manifest.notes,
+        "remarks": remarks_document(manifest.remarks),
+        "notes": remarks_document(manifest.notes),
         "gaps": manifest.gaps,
         "one_image": manifest.singles,
         "without_label": list(manifest.stray),
         "others": dict(manifest.others),
-        "sizes": {f"{width}x{height}": count for (width, height), count in (manifest.sizes or {}).items()},
+        "sizes": sizes,
     }
 
 
@@ -95,13 +105,13 @@ def text(manifest: Images) -> str:
     if manifest.sizes:
         widths, heights = zip(*manifest.sizes, strict=True)
         lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
-    lines.append(f"{len(manifest.unreadable)} unreadable" + (":" if manifest.unreadable else "."))
+    end = ":" if manifest.unreadable else "."
+    lines.append(f"{len(manifest.unreadable)} unreadable{end}")
     for image in manifest.unreadable:
         lines.append(f"  {printable(image.path)}: {image.status}, {printable(image.reason)}")
     lines += [f"{note}." for note in manifest.notes]
-    lines.append(
-        f"{counted(len(manifest.duplicates), 'image')} found more than once" + (":" if manifest.duplicates else ".")
-    )
+    end = ":" if manifest.duplicates else "."
+    lines.append(f"{counted(len(manifest.duplicates), 'image')} found more than once{end}")
     lines += [f"  {'  '.join(map(printable, same))}" for same in manifest.duplicates]
     if manifest.crossing:
         lines.append(
@@ -126,15 +136,14 @@ def _classes_table(manifest: Images) -> str:
     from featcache.spec import SPLITS
     from featcache.text import table
 
-    split_names = [name for name in SPLITS if name in manifest.splits]
+    splits = [name for name in SPLITS if name in manifest.splits]
     counts = Counter((row.label, row.split) for row in manifest.rows)
     rows: list[list[object]] = []
-    for label, total in manifest.classes.items():
-        by_split = [counts[label, split] for split in split_names]
-        rows.append([label, total, *by_split])
-    totals = [manifest.splits[split] for split in split_names]
-    rows.append(["all", sum(manifest.classes.values()), *totals])
-    return table(["class", "images", *split_names], rows)
+    for label, num_images in manifest.classes.items():
+        rows.append([label, num_images, *(counts[label, split] for split in splits)])
+    num_labelled = sum(manifest.classes.values())
+    rows.append(["all", num_labelled, *(manifest.splits[split] for split in splits)])
+    return table(["class", "images", *splits], rows)
 
 
 def _rare(manifest: Images) -> list[str]:
@@ -172,7 +181,10 @@ def _groups(groups: Groups) -> str:
     """
     from featcache.text import counted
 
-    sizes = str(groups.most) if groups.least == groups.most else f"{groups.least} to {groups.most}"
-    images = "image" if sizes == "1" else "images"
-    text = f"{groups.count} groups, {sizes} {images} each" if groups.count > 1 else f"1 group of {sizes} {images}"
-    return f"{text}; {counted(groups.ungrouped, 'image')} without a group" if groups.ungrouped else text
+    images = counted(groups.most, "image")
+    if groups.least < groups.most:
+        images = f"{groups.least} to {images}"
+    text = f"{groups.count} groups, {images} each" if groups.count > 1 else f"1 group of {images}"
+    if groups.ungrouped:
+        text += f"; {counted(groups.ungrouped, 'image')} without a group"
+    return text

@@ -70,7 +70,8 @@ class Screen:
     """The step of a command, drawn by a thread until the command ends."""
 
     def __init__(self, command: str, stream: TextIO) -> None:
-        self._command, self._stream = command, stream
+        self._command = command
+        self._stream = stream
         self._step = self._rest = Step(command)  # at rest the line shows only the command
         self._lock = threading.RLock()
         self._ended = threading.Event()
@@ -104,7 +105,8 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a remark above the line."""
         with self.cleared():
-            self._stream.write((folded(text) if self._is_terminal else text) + "\n")
+            line = folded(text) if self._is_terminal else text
+            self._stream.write(f"{line}\n")
             self._stream.flush()
 
     @contextmanager
@@ -166,15 +168,20 @@ def _line(step: Step, console: Any) -> Any:
     from rich.text import Text
 
     spinner = SPINNER[int(time.monotonic() / REFRESH_S) % len(SPINNER)]
-    room = console.width - len(f"{spinner}    {step.count}") - 1
-    name = step.name if len(step.name) <= room else step.name[: max(room - 2, NARROWEST)] + ".."
+    count = step.count  # once, because it changes with the time
+    room = console.width - len(f"{spinner}    {count}") - 1
+    name = step.name
+    if len(name) > room:
+        name = name[: max(room - 2, NARROWEST)] + ".."
     line = Text(f"{spinner} {name}  ", no_wrap=True, overflow="crop")
     width = min(BAR, room - len(name))
     if step.total > 0 and width >= LEAST_BAR:
         filled = min(width, width * step.done // step.total)
         sign = "━" if console.encoding.startswith("utf") else "="
-        line.append(sign * filled, "green").append(sign * (width - filled), "bright_black").append(" ")
-    return line.append(step.count)
+        line.append(sign * filled, "green")
+        line.append(sign * (width - filled), "bright_black")
+        line.append(" ")
+    return line.append(count)
 
 
 def _time_left(seconds: float) -> str:
@@ -209,7 +216,8 @@ def screen(command: str) -> Iterator[None]:
     """Show on stderr what the command does inside the block."""
     with _own_stderr() as stream:
         shown = Screen(command, stream)
-        steps, logger = _Steps(shown), logging.getLogger("featcache")
+        steps = _Steps(shown)
+        logger = logging.getLogger("featcache")
         level = logger.level
         logger.addHandler(steps)
         logger.setLevel(logging.INFO)

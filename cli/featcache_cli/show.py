@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.errors import DataError, UsageError
-from featcache_cli.output import Json, emit, say
+from featcache_cli.output import Json, emit, say, shape_text
 
 if TYPE_CHECKING:
     from featcache.models.summary import LayerSummary, ModelSummary
@@ -30,7 +30,12 @@ def command(
     Example: featcache show photos.run@best
     """
     if Path(run).suffix.lower() in MODELS and not Path(run).is_dir():
-        _show_model(run, plot, json)
+        from featcache.models.summary import summarize
+
+        if plot:
+            raise UsageError(f"--plot draws the scores of a run; {run} is a model. Leave it out")
+        model = summarize(run)
+        emit(json, asdict(model), lambda: _model_text(model))
         return
     from featcache.extras.report.table import trial_fields, trials_table
     from featcache.sweeps.run import open_named
@@ -51,15 +56,6 @@ def command(
         emit(json, document(opened), lambda: trials_table(opened))
 
 
-def _show_model(name: str, plot: bool, json: bool) -> None:
-    from featcache.models.summary import summarize
-
-    if plot:
-        raise UsageError(f"--plot draws the scores of a run; {name} is a model. Leave it out")
-    model = summarize(name)
-    emit(json, asdict(model), lambda: _model_text(model))
-
-
 def _model_text(model: ModelSummary) -> str:
     """Return a model as a person reads it, one line per layer; the layers of a nested model are indented."""
     from featcache.text import counted, printable, table
@@ -67,18 +63,13 @@ def _model_text(model: ModelSummary) -> str:
     rows = []
     for layer in model.layers:
         name = ". " * layer.depth + layer.name
-        rows.append([name, layer.kind, _shape(layer), f"{layer.parameters:,}", _trains(layer)])
+        shape = "several" if layer.shape is None else shape_text(layer.shape)
+        rows.append([name, layer.kind, shape, f"{layer.parameters:,}", _trains(layer)])
     lines = [table(["layer", "kind", "gives", "parameters", "trains"], rows)]
     lines.append(f"{model.parameters:,} parameters, of which {model.trainable:,} train.")
     if model.classes:
         lines.append(f"{counted(len(model.classes), 'class')}: {', '.join(map(printable, model.classes))}")
     return "\n".join(lines)
-
-
-def _shape(layer: LayerSummary) -> str:
-    if layer.shape is None:
-        return "several"
-    return " x ".join("?" if side is None else str(side) for side in layer.shape)
 
 
 def _trains(layer: LayerSummary) -> str:
@@ -92,11 +83,14 @@ def _trains(layer: LayerSummary) -> str:
 def document(run: Run) -> dict[str, Any]:
     """Return the trials of a run, best first, as they stand in JSON."""
     failed = [trial for trial in run.trials if trial.status != "ok"]
-    return {"trials": [of_trial(trial) for trial in [*run.ranked, *failed]], "unjudged": list(run.unjudged)}
+    trials = [of_trial(trial) for trial in (*run.ranked, *failed)]
+    return {"trials": trials, "unjudged": list(run.unjudged)}
 
 
 def of_trial(trial: Trial) -> dict[str, Any]:
     """Return one trial as it stands in JSON."""
+    interval = None if trial.interval is None else list(trial.interval)
+    shots = None if trial.few is None else trial.few[0]
     return {
         "trial": trial.trial,
         "tap": trial.tap,
@@ -105,12 +99,12 @@ def of_trial(trial: Trial) -> dict[str, Any]:
         "params": trial.params,
         "status": trial.status,
         "score": trial.score,
-        "interval": None if trial.interval is None else list(trial.interval),
+        "interval": interval,
         "std": trial.std,
         "scores": dict(trial.scores),
         "temperature": trial.temperature,
         "prepare": trial.prepare,
-        "shots": None if trial.few is None else trial.few[0],
+        "shots": shots,
         "fit_s": trial.fit_s,
         "bytes": trial.size,
         "handoff": trial.handoff,

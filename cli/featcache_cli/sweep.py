@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,6 +53,7 @@ def command(
     from featcache.sweeps.budget import parse_seconds
     from featcache.sweeps.tap_data import parse_bytes
 
+    # Before anything names a head: the user's own classes are allowed from here on.
     trust.allow(*(allow or ()))
     before = set_by_run(ctx)
     if before and options.heads is not None and set_by_file(ctx, "heads"):
@@ -63,24 +64,20 @@ def command(
             raise UnknownHead(f"--config {before[0]}: {error}") from error
     if cache is None:
         raise UsageError("Name a cache: featcache sweep CACHE.h5")
-    settings = vars(options) | {
-        "preset": _one_preset([*(options.preset or []), *(ctx.default_map or {}).get("preset", [])]),
-        "budget": parse_seconds(options.budget) if options.budget else None,
-        "memory": parse_bytes(options.memory) if options.memory else None,
-        "grid": parse_grid(options.grid) if options.grid else None,
-    }
+    settings = dict(vars(options))
+    # A list of --config would be replaced by the flag's: look at both, so that a second preset is not ignored.
+    presets = [*(options.preset or []), *(ctx.default_map or {}).get("preset", [])]
+    if len(set(presets)) > 1:
+        raise UsageError(f"--preset takes one protocol; got {', '.join(presets)}. Leave all but one out")
+    settings["preset"] = presets[0] if presets else None
+    parsers: dict[str, Callable[[Any], Any]] = {"budget": parse_seconds, "memory": parse_bytes, "grid": parse_grid}
+    for name, parse in parsers.items():
+        settings[name] = parse(settings[name]) if settings[name] else None
     with progress(quiet) as draw:
         run = sweep(cache, out=out, force=force, progress=draw, **settings)
     if before and before[1] != run.images_digest:
         say(f"{before[0]} was made from other images, labels or splits, so this is not the same sweep again")
     emit(json, document(run), lambda: text(run))
-
-
-def _one_preset(named: Sequence[str]) -> str | None:
-    """Return the named preset, or None. Raises UsageError for several."""
-    if len(set(named)) > 1:
-        raise UsageError(f"--preset takes one protocol; got {', '.join(named)}. Leave all but one out")
-    return named[0] if named else None
 
 
 def document(run: Run) -> dict[str, Any]:

@@ -312,9 +312,9 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, fi
 def _check_file(entry: Entry, spec: BackboneSpec, size: int, file: Path) -> None:
     """Raise WeightsMismatch unless the file holds Keras' own ImageNet weights."""
     fetch = f"featcache backbones fetch {weights.spelt(spec, size)}"
-    use = f"--weights {file}"
+    use = f"`weights='{file}'`"
     if entry.module == "efficientnet":
-        use = "-b MODEL.keras, the network as model.save writes it"
+        use = "`backbone='MODEL.keras'`, the network as model.save writes it"
     inventory.check(
         file,
         if_damaged=f"Delete it or run {fetch}",

@@ -65,7 +65,7 @@ def import_model(
         return _check_folder(path, own.load(spec, None, trust), tap, out)
     target = Path(f"{path.stem}.keras") if out is None else Path(out)
     if target.suffix != ".keras":
-        raise UsageError(f"-o takes a .keras file; got {target}")
+        raise UsageError(f"`out` takes a .keras file; got {target}")
     check_output(target, IMPORTED, inputs=[path], force=force)
     layer, cut = _cut(own.load(spec, None, trust), tap, path)
     members = {MARK: json.dumps({"file": path.name, "sha256": file_digest(path), "layer": layer}).encode()}
@@ -86,9 +86,9 @@ def import_model(
 def _check_folder(path: Path, model: Any, tap: str, out: str | Path | None) -> Imported:
     """Check that a SavedModel runs as a backbone. Raises UsageError for a tap or output that it cannot have."""
     if tap != "top":
-        raise UsageError(f"{path} is a SavedModel, of which only the output is known: --tap top; got {tap}")
+        raise UsageError(f"{path} is a SavedModel, of which only the output is known: `tap='top'`; got {tap}")
     if out is not None:
-        raise UsageError(f"{path} is a SavedModel, which stays where it is: use -b {path}, without -o")
+        raise UsageError(f"{path} is a SavedModel, which stays where it is: use `backbone='{path}'`, without `out`")
     against = "its serving signature"
     difference = _check_outputs(model, lambda images: saved.signature(model, images), path, against)
     return Imported(str(path), "top", len(model.weights), difference, against)

@@ -181,7 +181,7 @@ def check_top(model: Any, owner: str) -> None:
         inner_layers = bottlenecks(model)[1:-1]
         raise UsageError(
             f"'{owner}' ends in probabilities, and featcache does not find the layer that makes them. Name the layer "
-            f"whose output are the features, one of: --tap {','.join(inner_layers[-_NUM_PROPOSED:])}"
+            f"whose output are the features, one of: `tap='{','.join(inner_layers[-_NUM_PROPOSED:])}'`"
         )
 
 
@@ -358,7 +358,7 @@ def _load_keras_2(path: Path, trust: bool) -> Any:
 def _carries_code(path: Path) -> NotAModel:
     return NotAModel(
         f"{path} carries code (a Lambda layer or the like), which featcache does not run unless told to trust the "
-        "file: --trust (of extract, backbones import and show). Or rebuild the model in a function and name that: "
+        "file: `trust=True` (of extract, backbones import and show). Or rebuild the model in a function and name that: "
         "package.module:function"
     )
 
@@ -378,11 +378,11 @@ def _load_keras_3(path: Path, trust: bool) -> Any:
     if not trust and ("unsafe" in reason or "safe_mode" in reason):
         raise _carries_code(path)
     if "No model config found" in reason:
-        raise NotAModel(f"{path} holds weights but no model. Name their backbone: -b NAME --weights {path}")
+        raise NotAModel(f"{path} holds weights but no model. Name their backbone: `backbone=NAME`, `weights='{path}'`")
     if name := unknown_code(cause):
         raise NotAModel(
             f"{path} has code of yours in it, {name}, which Keras does not find. Write a function that loads the "
-            "model, in the module that defines this code, and name it: -b package.module:function"
+            "model, in the module that defines this code, and name it: `backbone='package.module:function'`"
         )
     raise NotAModel(f"Keras cannot load {path}: {innermost_reason(cause)}")
 
@@ -394,7 +394,8 @@ def _check_no_folder(path: Path, model: Any) -> None:
     for layer in model._flatten_layers() if isinstance(model, keras.Model) else ():
         if isinstance(layer, keras.layers.TFSMLayer):
             raise NotAModel(
-                f"{path} only refers to the SavedModel {layer.filepath}. Name that folder: -b {layer.filepath}"
+                f"{path} only refers to the SavedModel {layer.filepath}. Name that folder: "
+                f"`backbone='{layer.filepath}'`"
             )
 
 
@@ -412,13 +413,13 @@ def _called(path: str, size: int | None) -> Any:
         try:
             make_model = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
-            raise UsageError(f"-b {path}: {error}. Name a function that can be imported from here") from error
+            raise UsageError(f"`backbone='{path}'`: {error}. Name a function that can be imported from here") from error
         arguments = _arguments(path, make_model, size)
         try:
             return make_model(**arguments)
         except Exception as error:  # whatever a user's function raises
             reason = " ".join(str(error).split())[:200]
-            raise NotAModel(f"-b {path}: the function raised {type(error).__name__}: {reason}") from error
+            raise NotAModel(f"`backbone='{path}'`: the function raised {type(error).__name__}: {reason}") from error
 
 
 def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
@@ -430,7 +431,9 @@ def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
         if parameter.default is parameter.empty and parameter.kind not in variadic:
             required.add(parameter.name)
     if not callable(function) or required - {"size"}:
-        raise UsageError(f"-b {path}: takes a function that returns a Keras model, without arguments or with size=")
+        raise UsageError(
+            f"`backbone` takes a function that returns a Keras model, without arguments or with size=; got {path}"
+        )
     if size is None and "size" in required:
         raise UsageError(f"{path} takes images of any size; choose one: {path}:size=224, or `size`")
     return {"size": size} if size is not None and "size" in parameters else {}

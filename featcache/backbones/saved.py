@@ -40,7 +40,7 @@ def load(folder: Path, trust: bool) -> Any:
     if not trust:
         raise NotAModel(
             f"{folder} is a SavedModel: a graph of TensorFlow, which can read and write files. featcache does not run "
-            "it unless told to trust it: --trust (of extract, backbones import and show)"
+            "it unless told to trust it: `trust=True` (of extract, backbones import and show)"
         )
     start_keras()
     import keras

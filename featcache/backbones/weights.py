@@ -50,7 +50,7 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
         raise UsageError(
             f"{get(spec.name).constructor} builds another graph for a file than for ImageNet weights (Keras 3). "
             f"Put the file at {file_of(replace(spec, weights='imagenet'), size)} and use `weights='imagenet'`, if it "
-            "is Keras' own; otherwise save the whole network (model.save) and use -b MODEL.keras"
+            "is Keras' own; otherwise save the whole network (model.save) and use `backbone='MODEL.keras'`"
         )
     return path
 

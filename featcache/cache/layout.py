@@ -462,6 +462,6 @@ def _check_version(file: Any, path: Path) -> None:
         raise NotACache(f"{path} is damaged: its format version is not a number. Run featcache extract again")
     version = int(file.attrs["format_version"])
     if version not in READ_VERSIONS:
-        advice = "Upgrade featcache" if version > FORMAT_VERSION else "Extract again with -o NEW.h5"
+        advice = "Upgrade featcache" if version > FORMAT_VERSION else "Extract again into another `out`"
         known = " and ".join(map(str, READ_VERSIONS))
         raise CacheVersion(f"{path} has cache format {version}; this featcache reads {known}. {advice}")

@@ -328,7 +328,7 @@ def compare_tap(group: Any, source: Path) -> None:
     if content_digest(group, source) != layout.text_of(group, "content_digest"):
         raise NotACache(
             f"{source} is damaged: the rows of tap '{group.name}' do not match their digest. "
-            "Compute them again: repeat the featcache extract that made them, with --rehash"
+            "Compute them again: repeat the featcache extract that made them, with `rehash=True`"
         )
 
 

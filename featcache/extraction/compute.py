@@ -115,7 +115,7 @@ class Findings:
                 fits = is_finite & (np.abs(flat) <= MAX_FLOAT16).all(axis=1)
             for index in np.flatnonzero(is_good & ~fits).tolist():
                 row = rows[index]
-                problem = "too large for float16; use --dtype float32" if is_finite[index] else "not finite"
+                problem = "too large for float16; use `dtype='float32'`" if is_finite[index] else "not finite"
                 self.bad[row.digest] = Failure(row.path, row.digest, "nonfinite", f"tap {tap.name} {GIVES} {problem}")
             is_good &= fits
         return is_good

@@ -48,21 +48,27 @@ def augmentation_of(view: str) -> Augmentation | None:
 def augmented(pixels: Pixels, view: str, digest: str) -> Pixels:
     """Return a view of an image (S, S, 3) with this digest; every other view returns it as it is."""
     limits = augmentation_of(view)
-    if limits is None:
-        return pixels
-    draws = _draws(view, digest)
-    changed = _moved(pixels, limits, draws)
-    if draws[6] < 0:
-        changed = changed[:, ::-1]
-    if limits.colour:
-        changed = _coloured(changed, limits.colour, draws[7:])
-    return np.ascontiguousarray(changed)
+    return pixels if limits is None else changed(pixels, limits, draws_of(view, digest))
 
 
-def _draws(view: str, digest: str) -> list[float]:
-    """Return ten numbers from -1 to 1."""
+def draws_of(view: str, digest: str) -> list[float]:
+    """Return the ten numbers from -1 to 1 that decide a view of the image with this digest."""
     drawn = hashlib.sha512(f"{view}:{digest}".encode()).digest()
     return [int.from_bytes(drawn[at : at + 4], "big") / 2**31 - 1 for at in range(0, 40, 4)]
+
+
+def changed(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
+    """Return an image (S, S, 3), changed by shares of the limits.
+
+    draws: of rotation, shift (across, down), shear, zoom (across, down); mirrored if negative; of brightness, contrast
+    and saturation.
+    """
+    moved = _moved(pixels, limits, draws)
+    if draws[6] < 0:
+        moved = moved[:, ::-1]
+    if limits.colour:
+        moved = _coloured(moved, limits.colour, draws[7:])
+    return np.ascontiguousarray(moved)
 
 
 def _moved(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:

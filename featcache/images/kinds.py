@@ -27,7 +27,7 @@ SENTENCES = {
     BANDS: "have more bands than are read: only the grey, or red, green and blue, is",
     PAGES: "have several pages: only the first is read",
     FRAMES: "are animations: only the first frame is read",
-    COARSE: "have 16 bits a channel of which only the upper 8 can be read: under --bits their levels are coarse. Save "
+    COARSE: "have 16 bits a channel of which only the upper 8 can be read: under `bits` their levels are coarse. Save "
     "them as grey or RGB without transparency",
     NUMBERS: "hold signed, 32-bit or floating-point numbers: white is the least of 1, 255 and 65,535 that holds an "
     "image, else each is stretched from its least to its largest value",
@@ -49,8 +49,8 @@ def notes(kinds: Mapping[str, int], num_images: int, bits: int = ALL_BITS) -> li
     sentences = _of_bits(kinds, num_images, bits)
     if CLIPPED in kinds:
         sentences.append(
-            f"{kinds[CLIPPED]} of {num_images} images have values above {2**bits - 1:,}, which become white (--bits "
-            f"{bits})"
+            f"{kinds[CLIPPED]} of {num_images} images have values above {2**bits - 1:,}, which become white "
+            f"(`bits={bits}`)"
         )
     for kind, sentence in SENTENCES.items():
         if kind in kinds:
@@ -73,4 +73,4 @@ def _of_bits(kinds: Mapping[str, int], num_images: int, bits: int) -> list[str]:
     )
     if others:
         return [f"{sentence}, beside {others} that use all. Save all with one range"]
-    return [f"{sentence}. Extract with --bits {used}"]
+    return [f"{sentence}. Extract with `bits={used}`"]

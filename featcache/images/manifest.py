@@ -240,13 +240,13 @@ def _listed(
     if isinstance(root, (str, Path)):
         if any(values is not None for values in of_array):
             raise UsageError(
-                "labels=, splits= and groups= go with an array; files have theirs from folders or a manifest"
+                "`labels`, `splits` and `groups` go with an array; files have theirs from folders or a manifest"
             )
         return list_source(root, allow_outside=allow_outside, **columns)
     if columns["group_column"] is not None:
         raise UsageError("`group_from='csv:COLUMN'` goes with a manifest; give an array its `groups`")
     if columns["label_column"] is not None or columns["path_column"] is not None:
-        raise UsageError("label_column= and path_column= go with a manifest; give an array its labels=")
+        raise UsageError("`label_column` and `path_column` go with a manifest; give an array its `labels`")
     source = memory_arrays(np.asarray(root), *of_array)
     return source, source.listing()
 

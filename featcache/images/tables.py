@@ -236,7 +236,7 @@ def _remarks_on_columns(
         if synonyms and label.lower() in COLUMNS["label"]:
             yield (
                 f"Labels are those of column '{label}' of {table}; column '{synonyms[0]}' is not used. If it has them: "
-                f"--label-column {synonyms[0]}"
+                f"`label_column='{synonyms[0]}'`"
             )
     elif hot:
         names = ", ".join(columns[place] for place in hot)
@@ -245,7 +245,7 @@ def _remarks_on_columns(
         example = _label_like(columns, used) or others[0]
         yield (
             f"No image has a label, since no column of {table} is called {', '.join(COLUMNS['label'])}. It also has "
-            f"{', '.join(others)}; name the column with the labels, as in --label-column {example}"
+            f"{', '.join(others)}; name the column with the labels, as in `label_column='{example}'`"
         )
         places = _zero_one(columns, rows, used)
         odd = [where for where, cells in rows if _num_ones(cells, places) != 1]

@@ -32,6 +32,10 @@ class ModelPart:
     backbone: Backbone
     taps: tuple[Tap, ...]
 
+    def network(self, name: str) -> Any:
+        """Return the backbone up to the taps, which are its outputs."""
+        return self.backbone.tapped([tap.layer for tap in self.taps], name)
+
 
 def assemble(
     parts: Sequence[ModelPart], head: kinds.Head | None, num_classes: int, order: Sequence[str] | None = None
@@ -46,7 +50,9 @@ def assemble(
     import keras
 
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
-    resized = _resizing(parts[0].taps[0].preprocess)(keras.ops.cast(image, "float32"))
+    resize = _resizing(parts[0].taps[0].preprocess)
+    # Cast first: resizing uint8 would round what the backbone sees.
+    resized = resize(keras.ops.cast(image, "float32"))
     by_tap: dict[str, Any] = {}
     for number, part in enumerate(parts):
         by_tap |= _features(part, resized, number, is_still=head is not None)
@@ -56,7 +62,8 @@ def assemble(
     else:
         features = keras.layers.Concatenate(name=FEATURES)(ordered)
     logits = keras.layers.Dense(num_classes, name=LOGITS)(features) if head is None else grown(head, features)
-    return keras.Model(image, keras.layers.Softmax(name="probabilities")(logits), name="featcache")
+    probabilities = keras.layers.Softmax(name="probabilities")(logits)
+    return keras.Model(image, probabilities, name="featcache")
 
 
 def grown(head: kinds.Head, features: Any) -> Any:
@@ -66,9 +73,12 @@ def grown(head: kinds.Head, features: Any) -> Any:
     """
     if head.takes != features.shape[-1]:
         raise ShapeMismatch(f"The head takes {head.takes} features, tap '{head.tap}' gives {features.shape[-1]}")
-    values, last = features, len(head.layers) - 1
+    last = len(head.layers) - 1
+    values = features
     for number, layer in enumerate(head.layers):
-        values = _GROWN[type(layer)](layer, values, LOGITS if number == last else f"head_{number}")
+        name = LOGITS if number == last else f"head_{number}"
+        grow = _GROWN[type(layer)]
+        values = grow(layer, values, name)
     return values
 
 
@@ -91,8 +101,10 @@ def logits_of(model: Any) -> Any:
 
 def _features(part: ModelPart, resized: Any, number: int, is_still: bool) -> dict[str, Any]:
     """Return {tap: its pooled features} of a part. is_still: whether it computes in training as in inference."""
-    name = part.backbone.network.name + (f"_{number}" if number else "")
-    network = part.backbone.tapped([tap.layer for tap in part.taps], name)
+    name = part.backbone.network.name
+    if number:  # two backbones may have one name, which Keras refuses
+        name += f"_{number}"
+    network = part.network(name)
     if is_still:
         # The head was fitted on features from inference; training must begin with the same ones.
         network.trainable = False
@@ -135,11 +147,14 @@ def _nearness(layer: kinds.Nearness, values: Any, name: str) -> Any:
     """
     import keras
 
+    num_support = len(layer.support)
     squared_length = keras.layers.Dot(axes=1, name=f"{name}_length")([values, values])
     inputs = keras.layers.Concatenate(name=f"{name}_beside")([values, squared_length])
-    kernel = layer.gamma * np.vstack([2 * layer.support.T, -np.ones((1, len(layer.support)))])
+    of_length = -np.ones((1, num_support))
+    kernel = layer.gamma * np.vstack([2 * layer.support.T, of_length])  # (D + 1, M)
     bias = -layer.gamma * (layer.support**2).sum(axis=1)
-    return _with(keras.layers.Dense(len(layer.support), "exponential", name=name), inputs, kernel, bias)
+    dense = keras.layers.Dense(num_support, "exponential", name=name)
+    return _with(dense, inputs, kernel, bias)
 
 
 def _votes(layer: kinds.Votes, values: Any, name: str) -> Any:
@@ -156,6 +171,7 @@ def _votes(layer: kinds.Votes, values: Any, name: str) -> Any:
 
     total = signed_sum(values, f"{name}_sums")
     difference = signed_sum(keras.ops.sign(values), f"{name}_votes")
+    # Two sums differ by less than 2/3 here, and numbers of votes by at least 1.
     within = total / (3 * (keras.ops.abs(total) + 1))
     # Wins minus losses in K - 1 decisions -> wins: (difference + K - 1) / 2.
     votes = keras.layers.Rescaling(0.5, (layer.num_classes - 1) / 2, name=f"{name}_counts")(difference)

@@ -22,7 +22,7 @@ from featcache.images.manifest import read_image
 from featcache.images.sources import Source
 from featcache.models.assemble import logits_of
 from featcache.models.divergence import first_divergence
-from featcache.models.probe import Probe
+from featcache.models.probe import Probe, by_digest
 from featcache.spec import ImageRow, Preprocess, Tap
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,10 @@ def tolerance_of(logits: Floats, taps: Sequence[Tap] = ()) -> float:
     """Return how far other logits may be from these (N, K), which a head gives on features of these taps."""
     relative = RELATIVE["float32"]
     for tap in taps:
+        # The coarser of the two counts: float32 features stored in float16 are float16 features.
         relative = max(relative, RELATIVE[tap.precision], RELATIVE[tap.dtype])
-    return max(TOLERANCE, relative * float(np.abs(logits).max()))
+    largest_logit = float(np.abs(logits).max())
+    return max(TOLERANCE, relative * largest_logit)
 
 
 def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()) -> Certificate:
@@ -69,12 +71,15 @@ def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()
 
     logits = logits_of(model)
     batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    # Inference first: in training mode, batch normalisation that trains moves the statistics that inference uses.
     inference = np.concatenate([np.asarray(logits.predict_on_batch(batch)) for batch in batches])
+    # A direct call, because `predict` always runs in inference mode.
     training = np.concatenate([keras.ops.convert_to_numpy(logits(batch, training=True)) for batch in batches])
+    is_same_class = inference.argmax(axis=1) == cached.argmax(axis=1)
     return Certificate(
         inference=float(np.abs(inference - cached).max()),
         training=float(np.abs(training - cached).max()),
-        agreement=float((inference.argmax(axis=1) == cached.argmax(axis=1)).mean()),
+        agreement=float(is_same_class.mean()),
         images=len(pixels),
         tolerance=tolerance_of(cached, taps),
     )
@@ -86,8 +91,7 @@ def certified(model: Any, probe: Probe) -> Certificate:
     Raises ParityFailed, naming the first layer that diverges, or if a taught head often names another class than its
     teacher.
     """
-    # By digest: a sample that does not depend on names or classes, and is the same every time.
-    rows = sorted([*probe.rows("train"), *probe.rows("val")], key=lambda row: row.digest)[:NUM_IMAGES]
+    rows = by_digest([*probe.rows("train"), *probe.rows("val")])[:NUM_IMAGES]
     log.info("Comparing the model with its head on %d images", len(rows))
     pixels = load_pixels(probe.source, rows, probe.preprocess)
     weights = model.get_weights()
@@ -101,6 +105,7 @@ def certified(model: Any, probe: Probe) -> Certificate:
             f"{certificate.images} images, over {certificate.tolerance:.2g}. "
             f"The first that diverges: {first_divergence(model, probe, pixels, rows)}"
         )
+    # Parity compares a taught head with itself. That it says what its teacher says is another question.
     agreement = probe.agreement()
     if agreement is not None and agreement.high < LEAST_TAUGHT:
         raise ParityFailed(

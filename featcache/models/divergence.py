@@ -10,7 +10,7 @@ import numpy as np
 from featcache.arrays import Floats, Pixels
 from featcache.backbones.build import entering
 from featcache.backbones.graph import outputs_of
-from featcache.models.assemble import backbones_of, logits_of
+from featcache.models.assemble import LOGITS, backbones_of, logits_of
 from featcache.models.probe import Probe
 from featcache.spec import ImageRow
 
@@ -23,14 +23,18 @@ def first_divergence(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[Im
 
     Each backbone is compared, in inference and in training, with a newly built one in inference.
     """
+    # Backbones first: a layer of the head differs, too, if the features that enter it do.
     for network, part in zip(backbones_of(model), probe.parts(), strict=True):
-        rebuilt = part.backbone.tapped([tap.layer for tap in part.taps], "anew")
-        entry = entering(rebuilt, np.asarray(pixels[:IMAGES], np.float32), part.taps[0].preprocess)
+        rebuilt = part.backbone.tapped([tap.layer for tap in part.taps], "rebuilt")
+        images = np.asarray(pixels[:IMAGES], np.float32)
+        entry = entering(rebuilt, images, part.taps[0].preprocess)
         expected = _values(rebuilt, entry, training=False)
         for training in (False, True):
-            name = _first(_values(network, entry, training=training), expected)
+            values = _values(network, entry, training=training)
+            name = _first(values, expected)
             if name is not None:
-                return f"layer '{name}' of {network.name}, in {'training' if training else 'inference'}"
+                mode = "training" if training else "inference"
+                return f"layer '{name}' of {network.name}, in {mode}"
     return _of_head(model, probe, pixels[:IMAGES], rows[:IMAGES])
 
 
@@ -38,16 +42,20 @@ def _of_head(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow])
     import keras
 
     logits = logits_of(model)
-    names = [f"head_{number}" for number in range(len(probe.head.layers) - 1)] + ["logits"]
+    names = [f"head_{number}" for number in range(len(probe.head.layers) - 1)] + [LOGITS]
     entry = logits.get_layer(names[0]).input
-    entering_head = keras.Model(logits.input, entry[0] if isinstance(entry, list) else entry)
+    if isinstance(entry, list):  # a layer of squares joins them to the features, which come first
+        entry = entry[0]
+    entering_head = keras.Model(logits.input, entry)
     features = probe.features(rows)
     computed = np.asarray(entering_head.predict_on_batch(pixels))
     # A nearness layer gets the squared length as one more value, after the features.
     if _differ(computed[:, : features.shape[1]], features):
         return f"the features of tap '{probe.chosen.trial.tap}', which the cache has otherwise. Extract them again"
 
-    values, expected = {}, {}
+    # The features agree, so from here on the head computes from cached ones what the model computes from pixels.
+    values: dict[str, Floats] = {}
+    expected: dict[str, Floats] = {}
     for name, layer in zip(names, probe.head.layers, strict=True):
         features = layer(features)
         expected[name] = features
@@ -63,8 +71,10 @@ def _values(network: Any, entry: Any, *, training: bool) -> dict[str, Floats]:
 
     tensors = {name: outputs[0] for name, outputs in outputs_of(network).items() if outputs}
     watched = keras.Model(network.inputs[0], list(tensors.values()))
-    outputs = watched(entry, training=training)
-    return {name: keras.ops.convert_to_numpy(output) for name, output in zip(tensors, outputs, strict=True)}
+    values: dict[str, Floats] = {}
+    for name, output in zip(tensors, watched(entry, training=training), strict=True):
+        values[name] = keras.ops.convert_to_numpy(output)
+    return values
 
 
 def _first(values: Mapping[str, Floats], expected: Mapping[str, Floats]) -> str | None:
@@ -78,5 +88,7 @@ def _first(values: Mapping[str, Floats], expected: Mapping[str, Floats]) -> str 
 def _differ(computed: Floats, expected: Floats) -> bool:
     if computed.shape != expected.shape:  # for example, a random crop
         return True
+    # In float64: the values may be float16 or bfloat16, whose differences are rounded.
     difference = np.abs(np.asarray(computed, np.float64) - np.asarray(expected, np.float64)).max()
-    return not difference <= LARGEST * max(float(np.abs(expected).max()), 1e-6)  # "not <=": a NaN differs
+    largest_value = max(float(np.abs(expected).max()), 1e-6)
+    return not difference <= LARGEST * largest_value  # "not <=": a NaN differs

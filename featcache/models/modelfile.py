@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -47,20 +47,22 @@ def save_model(
         write_whole(path, file.read_bytes())
 
 
-def kind_of(facts: Mapping[str, Any]) -> Kind:
-    """Return the kind of a model as an output, from its facts. Without "finetuned" among them it was handed off.
+def kind_of(training: Mapping[str, Any] | None, facts: Callable[[], Mapping[str, Any]]) -> Kind:
+    """Return the kind of a model as an output.
 
     A fine-tuning takes hours. So a fine-tuning with other options or from another head is another kind: neither it nor
-    a handoff replaces the file.
+    a handoff replaces the file. training: the options of a fine-tuning; None for a model that was handed off. facts:
+    gives what is stored in the model; called only where a fine-tuning is to be replaced, since it may teach a head.
     """
-    training = facts.get("finetuned")
 
     def is_ours(path: Path) -> bool:
         stored = read_facts(path)
         if training is None or stored.get("finetuned") is None:
             return training is stored.get("finetuned")
-        start = {name: facts[name] for name in OF_START if name in facts}
-        return _is_same(stored, start) and _is_same(stored["finetuned"], training)
+        if not _is_same(stored["finetuned"], training):
+            return False
+        known = facts()
+        return _is_same(stored, {name: known[name] for name in OF_START if name in known})
 
     if training is None:
         return Kind("model that featcache handed off", is_ours)
@@ -72,11 +74,11 @@ def _is_same(stored: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     return all(stored.get(name, value) == value for name, value in facts.items())
 
 
-def check_model_path(path: Path, facts: Mapping[str, Any], *, inputs: Iterable[Path] = (), force: bool = False) -> None:
-    """Raise UsageError or DiskFault unless a model may be written there. facts: see `kind_of`."""
+def check_model_path(path: Path, kind: Kind, *, inputs: Iterable[Path] = (), force: bool = False) -> None:
+    """Raise UsageError or DiskFault unless a model may be written there. kind: see `kind_of`."""
     if path.suffix != ".keras":
         raise UsageError(f"`out` takes a file name that ends in .keras, as Keras wants it; got {path}")
-    check_output(path, kind_of(facts), inputs=inputs, force=force)
+    check_output(path, kind, inputs=inputs, force=force)
 
 
 def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:

@@ -24,6 +24,7 @@ from featcache.images.sources import Source, open_source
 from featcache.models.assemble import ModelPart, assemble
 from featcache.spec import ImageRow, Preprocess, Tap, digest_of
 from featcache.sweeps import Chosen
+from featcache.sweeps.chosen import own_code_of
 from featcache.sweeps.inputs import arrays_to_fit, features_of, taps_in
 from featcache.sweeps.metrics import Score, wilson
 
@@ -75,6 +76,11 @@ class Probe:
         return [tap.name for tap in self.taps]
 
     @property
+    def own_code(self) -> tuple[str, ...]:
+        """Return the user's own class and functions that the trial is made with, as --allow takes them."""
+        return own_code_of(self.chosen.trial, self.taps)
+
+    @property
     def preprocess(self) -> Preprocess:
         """Return how pixels enter the backbones."""
         return self.taps[0].preprocess
@@ -96,7 +102,8 @@ class Probe:
         if self.is_exact:
             return exact_head(self.estimator, trial.tap, trial.temperature)
         features, _ = self.arrays_to_fit(self.rows("train"))
-        return distilled(self.estimator, features, trial.tap, trial.temperature, self.chosen.run.settings.seed)
+        seed = self.chosen.run.settings.seed
+        return distilled(self.estimator, features, trial.tap, trial.temperature, seed)
 
     @property
     def files(self) -> list[Path]:
@@ -140,8 +147,10 @@ class Probe:
         if self.is_exact:
             return None
         features = self.features(self.rows("val") or self.rows("train"))
-        predicted = self.estimator.classes_[self.head.logits(features).argmax(axis=1)]
-        return wilson(int((predicted == self.estimator.predict(features)).sum()), len(predicted))
+        # A class that the teacher never saw has no column: its columns are `classes_`.
+        columns = self.head.logits(features).argmax(axis=1)
+        is_same_class = self.estimator.classes_[columns] == self.estimator.predict(features)
+        return wilson(int(is_same_class.sum()), len(features))
 
     def parts(self) -> list[ModelPart]:
         """Return the backbones, newly built, each with the taps that the head reads from it.
@@ -152,9 +161,13 @@ class Probe:
         _require_one_size(self.taps)
         taps_by_network: dict[object, list[Tap]] = {}
         for tap in self.taps:
+            # Taps that differ only in their layer come from one network.
             network = (tap.backbone, tap.weights_digest, tap.preprocess, tap.pooling, tap.precision)
             taps_by_network.setdefault(network, []).append(tap)
-        return [ModelPart(_built(taps[0]), tuple(taps)) for taps in taps_by_network.values()]
+        parts: list[ModelPart] = []
+        for taps in taps_by_network.values():
+            parts.append(ModelPart(_built(taps[0]), tuple(taps)))
+        return parts
 
     def model(self, parts: Sequence[ModelPart] | None = None) -> Any:
         """Return the model of backbones and head, not checked yet."""
@@ -171,10 +184,11 @@ class Probe:
         for tap in self.taps:
             backbones |= lineage_of(tap.backbone, tap.layer) or Lineage()
         train, val = self.rows("train"), self.rows("val")
-        of_run = Lineage.of([*train, *val] if self.chosen.refit else train, val)
+        trained = [*train, *val] if self.chosen.refit else train
+        model = backbones | Lineage.of(trained, val)
         has_hidden = any(not isinstance(layer, UNSUPERVISED) for layer in self.head.layers[:-1])
-        features = backbones | of_run if is_tuned or has_hidden else backbones
-        return Lineages(features, backbones | of_run)
+        features = model if is_tuned or has_hidden else backbones
+        return Lineages(features, model)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -200,9 +214,21 @@ class Probe:
         hashed = hashlib.sha256(digest_of([fingerprints, self.chosen.run.images_digest]).encode())
         for layer in self.head.layers:
             for name, value in vars(layer).items():
+                # With the shape, because the bytes of (2, 3) and (3, 2) may be equal.
                 hashed.update(f"{type(layer).__name__}.{name}={np.shape(value)}".encode())
-                hashed.update(np.ascontiguousarray(value).tobytes() if name in ARRAYS else str(value).encode())
+                if name in ARRAYS:
+                    hashed.update(np.ascontiguousarray(value).tobytes())
+                else:
+                    hashed.update(str(value).encode())
         return hashed.hexdigest()
+
+
+def by_digest(rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """Return images in an order that has nothing to do with their names or classes.
+
+    So the first ones are a fair sample, and the same every time.
+    """
+    return sorted(rows, key=lambda row: row.digest)
 
 
 def image_source(chosen: Chosen, images: Images | str | Path | None) -> Source:
@@ -238,13 +264,10 @@ def _require_one_size(taps: Sequence[Tap]) -> None:
     sizes = {(tap.preprocess.size, tap.preprocess.resize): tap.name for tap in taps}
     if len(sizes) > 1:
         listed = " and ".join(f"'{name}' {size} pixels ({resize})" for (size, resize), name in sizes.items())
-        raise UsageError(
-            f"One model takes images of one size, but tap {listed}. Extract both at one: featcache extract --size"
-        )
+        raise UsageError(f"One model takes images of one size, but tap {listed}. Extract both at one `size`")
     bits = {tap.preprocess.bits: tap.name for tap in taps}
     if len(bits) > 1:
         listed = " and ".join(f"'{name}' takes {number} bits" for number, name in bits.items())
         raise UsageError(
-            f"One model takes 16-bit images of one range, but tap {listed}. "
-            "Extract both at one: featcache extract --bits"
+            f"One model takes 16-bit images of one range, but tap {listed}. Extract both with the same `bits`"
         )

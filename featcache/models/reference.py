@@ -31,7 +31,7 @@ from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import make_pipeline
 from featcache.models.assemble import FEATURES, LOGITS
 from featcache.models.certificate import load_pixels
-from featcache.models.probe import Probe
+from featcache.models.probe import Probe, by_digest
 from featcache.spec import ImageRow
 from featcache.sweeps.selection import folds_of
 from featcache.sweeps.unseen import why_not_left_out
@@ -88,8 +88,11 @@ class Reference:
         distance = np.concatenate([part.distance for part in parts])
         logit = np.concatenate([part.logit for part in parts])
         # A single known image, or equal ones, have no deviation: 1 keeps the strangeness finite.
-        usual = np.array([[distance.mean(), distance.std() or 1.0], [logit.mean(), logit.std() or 1.0]])
-        return cls(directions.astype(np.float32), usual, np.sort(_strangeness(usual, Known(distance, logit))))
+        usual_distance = [distance.mean(), distance.std() or 1.0]
+        usual_logit = [logit.mean(), logit.std() or 1.0]
+        usual = np.array([usual_distance, usual_logit])
+        seen = _strangeness(usual, Known(distance, logit))
+        return cls(directions.astype(np.float32), usual, np.sort(seen))
 
     def strangeness(self, features: Floats, logits: Floats) -> Floats:
         """Return (N,) of features (N, D) and logits (N, K); 0 is usual for the known classes."""
@@ -102,8 +105,11 @@ class Reference:
         """
         if not 0 < rate < 1:
             raise UsageError(f"`reject` takes the share of known images that may be rejected, such as 0.02; got {rate}")
-        exceeded = int(rate * len(self.seen) + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        return Threshold(float(self.seen[len(self.seen) - 1 - exceeded]), len(self.seen), exceeded)
+        num_images = len(self.seen)
+        exceeded = int(rate * num_images + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        # The threshold is the strangeness of one known image, so that `Threshold.interval` holds.
+        value = self.seen[num_images - 1 - exceeded]
+        return Threshold(float(value), num_images, exceeded)
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads: an .npz file."""
@@ -121,12 +127,17 @@ class Reference:
 def directions_of(features: Floats, labels: Classes, num_classes: int) -> Floats:
     """Return (K, D) the mean direction of each class, from features (N, D) with labels (N,)."""
     unit = _unit(features)
-    return _unit(np.stack([unit[labels == at].sum(axis=0) for at in range(num_classes)]))
+    sums: list[Floats] = []  # a sum has the direction of the mean
+    for class_index in range(num_classes):
+        of_class = unit[labels == class_index]
+        sums.append(of_class.sum(axis=0))
+    return _unit(np.stack(sums))
 
 
 def known_of(directions: Floats, features: Floats, logits: Floats) -> Known:
     """Return what features (M, D) with logits (M, K) say, beside the directions (K, D) of the classes."""
-    return Known(1 - (_unit(features) @ directions.T).max(axis=1), logits.max(axis=1))
+    cosines = _unit(features) @ directions.T  # (M, K)
+    return Known(1 - cosines.max(axis=1), logits.max(axis=1))
 
 
 def reference_of_head(probe: Probe) -> Reference | None:
@@ -137,10 +148,12 @@ def reference_of_head(probe: Probe) -> Reference | None:
     num_classes = len(probe.chosen.run.classes)
     train, val = _few(probe)
     directions = directions_of(probe.features(train), probe.labels(train), num_classes)
-    known = []
+    known: list[Known] = []
     if val:
-        # The refitted head has seen the validation images, so they would look less strange than new ones.
-        before_refit = replace(probe, chosen=replace(probe.chosen, refit=False)) if probe.chosen.refit else probe
+        before_refit = probe
+        if probe.chosen.refit:
+            # The refitted head has seen the validation images, so they would look less strange than new ones.
+            before_refit = replace(probe, chosen=replace(probe.chosen, refit=False))
         known.append(known_of(directions, probe.features(val), before_refit.logits(val)))
     if len(val) < FEW_VAL:
         known += _left_out(probe)
@@ -153,16 +166,17 @@ def _left_out(probe: Probe) -> list[Known]:
     Return nothing where images cannot be left out, where there are so many that fitting the folds would take long, for
     a head that was fitted on a small part of them, and for one that only teaches another.
     """
-    trial, settings = probe.chosen.trial, probe.chosen.run.settings
+    trial = probe.chosen.trial
+    settings = probe.chosen.run.settings
     num_classes = len(probe.chosen.run.classes)
-    rows = sorted(probe.rows("train"), key=_digest)
+    rows = by_digest(probe.rows("train"))
     if trial.few or not probe.is_exact or len(rows) > MOST_VAL:
         return []
     if any(why_not_left_out(probe.cache, rows, tap.name) for tap in probe.taps):
         return []
 
     X, y = probe.features(rows), probe.labels(rows)
-    num_folds = min(NUM_FOLDS, int(np.bincount(y).max()))
+    num_folds = min(NUM_FOLDS, int(np.bincount(y).max()))  # a class cannot be in more folds than it has images
     if num_folds < 2:
         return []
     try:
@@ -170,7 +184,7 @@ def _left_out(probe: Probe) -> list[Known]:
     except TooFewClasses:
         return []
 
-    known = []
+    known: list[Known] = []
     for fit_on, held_out in folds:
         estimator = make_pipeline(trial.head, trial.params, settings.class_weight, settings.seed, trial.prepare)
         try:
@@ -179,10 +193,15 @@ def _left_out(probe: Probe) -> list[Known]:
                 estimator.fit(*probe.arrays_to_fit([rows[number] for number in fit_on]))
         except Exception:  # for example, fewer images than components
             return []
+        # At the trial's temperature, which is the scale of the logits that the model will give.
         logits = decision_logits(estimator, X[held_out]) / trial.temperature
         # The reference keeps the directions of PER_CLASS images. Directions of more images would lie nearer to the
         # images held out, and the threshold would come out too low.
-        shown = np.concatenate([fit_on[y[fit_on] == label][:PER_CLASS] for label in range(num_classes)])
+        shown_of_class: list[Classes] = []
+        for class_index in range(num_classes):
+            of_class = fit_on[y[fit_on] == class_index]
+            shown_of_class.append(of_class[:PER_CLASS])
+        shown = np.concatenate(shown_of_class)
         directions = directions_of(X[shown], y[shown], num_classes)
         known.append(known_of(directions, X[held_out], logits))
     return known
@@ -208,44 +227,47 @@ def inspected(model: Any) -> Any:
     """Return an assembled model as one that gives features (N, D), logits and probabilities (N, K)."""
     import keras
 
-    features, logits = model.get_layer(FEATURES).output, model.get_layer(LOGITS).output
+    features = model.get_layer(FEATURES).output
+    logits = model.get_layer(LOGITS).output
     return keras.Model(model.input, [features, logits, model.output], name="inspected")
 
 
 def _few(probe: Probe) -> tuple[list[ImageRow], list[ImageRow]]:
     """Return some training images of every class, and validation images, chosen by their content."""
     by_class: dict[str, list[ImageRow]] = defaultdict(list)
-    for row in sorted(probe.rows("train"), key=_digest):
+    for row in by_digest(probe.rows("train")):
         by_class[row.label].append(row)
     train: list[ImageRow] = []
     for rows in by_class.values():
         train += rows[:PER_CLASS]
-    return train, sorted(probe.rows("val"), key=_digest)[:MOST_VAL]
-
-
-def _digest(row: ImageRow) -> str:
-    return row.digest
+    val = by_digest(probe.rows("val"))
+    return train, val[:MOST_VAL]
 
 
 def _outputs(inside: Any, probe: Probe, rows: Sequence[ImageRow]) -> tuple[Floats, Floats]:
     """Return features (N, D) and logits (N, K) that an inspected model gives for images."""
-    features, logits = [], []
+    features: list[Floats] = []
+    logits: list[Floats] = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         pixels = load_pixels(probe.source, batch, probe.preprocess)
         # Batches of one size: Keras compiles once for each shape.
         padding = np.zeros((BATCH - len(batch), *pixels.shape[1:]), np.uint8)
-        outputs = inside.predict_on_batch(np.concatenate([pixels, padding]))
-        features.append(np.asarray(outputs[0])[: len(batch)])
-        logits.append(np.asarray(outputs[1])[: len(batch)])
+        batch_features, batch_logits, _ = inside.predict_on_batch(np.concatenate([pixels, padding]))
+        features.append(np.asarray(batch_features)[: len(batch)])
+        logits.append(np.asarray(batch_logits)[: len(batch)])
     return np.concatenate(features), np.concatenate(logits)
 
 
 def _strangeness(usual: Floats, known: Known) -> Floats:
-    (distance, its_deviation), (logit, deviation) = usual
-    return np.asarray((known.distance - distance) / its_deviation + (logit - known.logit) / deviation)
+    (mean_distance, std_distance), (mean_logit, std_logit) = usual
+    # Both in standard deviations, so that they can be added. A far image is strange, and so is one with a low logit.
+    far = (known.distance - mean_distance) / std_distance
+    unsure = (mean_logit - known.logit) / std_logit
+    return np.asarray(far + unsure)
 
 
 def _unit(rows: Floats) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths == 0, 1, lengths))
+    lengths[lengths == 0] = 1  # a class without images keeps the direction 0
+    return np.asarray(rows / lengths)

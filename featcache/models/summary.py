@@ -38,15 +38,16 @@ class ModelSummary:
 
 def summarize(text: str) -> ModelSummary:
     """Return what a model file of featcache, or of any Keras model, consists of. Raises NotAModel."""
-    path = Path(text)
     parsed = own.parse(text)
     if parsed is None or not Path(parsed[0].weights).exists():
         raise NotAModel(f"No model at {text}. Give a Keras file: featcache show MODEL.keras")
+    path = Path(text)
+    classes: tuple[str, ...] = ()
     if path.is_file() and is_ours(path):
         model, facts = load_model(path)
         classes = tuple(facts["classes"])
     else:
-        model, classes = own.load(parsed[0], None), ()
+        model = own.load(parsed[0], None)
     return ModelSummary(
         model=text,
         classes=classes,

@@ -49,13 +49,17 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
     _require_model(str(model))
     parsed = own.parse(str(model))
     if imagenet and parsed is None:
-        return _of_imagenet(str(model), reject)
+        if reject:
+            raise UsageError("`reject` needs validation images, which ImageNet's networks come without")
+        classifier = imagenet_classifier(str(model))
+        return Classifier(classifier.model, classifier.names, classifier.preprocess)
     path = Path(model)
     if path.is_file() and is_ours(path):
         if imagenet:
             raise UsageError(f"{path} names its classes itself. Leave out `imagenet`")
         return _ours(path, reject)
-    if parsed is None or (parsed[0].origin == "file" and not Path(parsed[0].weights).exists()):
+    is_missing = parsed is not None and parsed[0].origin == "file" and not Path(parsed[0].weights).exists()
+    if parsed is None or is_missing:
         read_facts(path)  # raises NotAModel, with the command that makes one
     if reject:
         raise UsageError(f"`reject` needs a model of featcache, which knows its validation images; {model} is none")
@@ -66,9 +70,10 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
 def _require_model(text: str) -> None:
     """Raise UsageError for what people often give instead of a model: a run, a trial, a cache, the images."""
     path = Path(text)
-    run = Path(text.rpartition("@")[0]) if not path.exists() else path
+    run, trial = path, f"{text}@best"
+    if not path.exists():  # RUN@3 is no path
+        run, trial = Path(text.rpartition("@")[0]), text
     if (run / "run.json").is_file():
-        trial = text if run != path else f"{text}@best"
         raise UsageError(f"{text} is not a model yet. Make one of it: featcache handoff {trial} -o head.keras")
     if path.is_dir() and not (path / "saved_model.pb").exists():
         raise UsageError(f"{text} is a folder, not a model. First the model: featcache predict MODEL.keras IMAGES")
@@ -92,39 +97,42 @@ def _ours(path: Path, reject: bool) -> Classifier:
             "stopped, or its run has no images that did not train it. Make it again: featcache handoff or finetune"
         )
     network, facts = load_model(path)
-    network = network if reference is None else inspected(network)
-    return Classifier(network, facts["classes"], Tap.from_json(facts["tap"]).preprocess, reference)
-
-
-def _of_imagenet(name: str, reject: bool) -> Classifier:
-    if reject:
-        raise UsageError("`reject` needs validation images, which ImageNet's networks come without")
-    classifier = imagenet_classifier(name)
-    return Classifier(classifier.model, classifier.names, classifier.preprocess)
+    if reference is not None:
+        network = inspected(network)
+    preprocess = Tap.from_json(facts["tap"]).preprocess
+    return Classifier(network, facts["classes"], preprocess, reference)
 
 
 def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier:
-    options = dict(part.partition("=")[::2] for part in parts)
+    """Return the classifier of a model that featcache did not write, with notes on what it does not tell."""
+    options: dict[str, str] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        options[name] = value
     if not options.keys() <= {"mode", "size"} or not options.get("size", "1").isdecimal():
         raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
     if spec.origin == "import":
         allow(spec.weights)
     requested_size = int(options["size"]) if "size" in options else None
     facts = own.facts_of(spec, requested_size)
-    notes = []
-    size = facts.size or requested_size or ASSUMED_SIZE
-    if not (facts.size or requested_size):
+    notes: list[str] = []
+    size = facts.size or requested_size  # a model of one size overrides the request
+    if not size:
+        size = ASSUMED_SIZE
         notes.append(f"it takes images of any size; {size} x {size} is assumed. Else: {text}:size=160")
+    # With a wrong mode the classes are wrong and nothing fails, so what is assumed is a note.
     mode = options.get("mode") or facts.mode
     if mode is None:
         notes.append(f"how pixels enter it is unknown; 0..255 as they are is assumed. Else: {text}:mode={MODES}")
     preprocess = Preprocess(size, mode=own.mode_of(mode or "inside"))
     model = own.load(spec, size)
     network, num_classes, note = as_classifier(model, preprocess)
-    names = class_names() if imagenet else [str(number) for number in range(num_classes)]
-    if len(names) != num_classes:
-        raise UsageError(f"`imagenet` is about {NUM_CLASSES} classes; {spec.weights} has {num_classes}")
-    if not imagenet:
+    if imagenet:
+        names = class_names()
+        if len(names) != num_classes:
+            raise UsageError(f"`imagenet` is about {NUM_CLASSES} classes; {spec.weights} has {num_classes}")
+    else:
+        names = [str(number) for number in range(num_classes)]
         notes.append(f"it has no class names; its {num_classes} outputs are called 0 to {num_classes - 1}")
     if note:
         notes.append(note)

@@ -46,15 +46,19 @@ class ImageList:
 def gather(images: ToPredict) -> ImageList:
     """Return the images at a place, or at several. Raises NoImages, DataError."""
     if isinstance(images, Images):
+        # A scan leaves these out of its rows; here every file gets a row, if only with the reason why it has no class.
         unread = [failure.path for failure in images.unreadable if not failure.digest]
-        rows = sorted([*images.rows, *map(_unlabelled, [*images.stray, *unread])])
+        others = map(_unlabelled, [*images.stray, *unread])
+        rows = sorted([*images.rows, *others])
         return ImageList(images.source, rows, len(rows), images.others)
     if isinstance(images, IN_MEMORY):
         is_stack = isinstance(images, np.ndarray) and images.ndim > 3
         return _in_memory(images if is_stack else [images])
     if isinstance(images, Sequence) and images and isinstance(images[0], IN_MEMORY):
         return _in_memory(images)
-    places: list[Any] = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    places: list[Any] = [images]
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        places = list(images)
     if len(places) == 1 and isinstance(places[0], (str, Path)) and not _is_pattern(str(places[0])):
         return _inside(Path(places[0]))
     return _several(places)
@@ -62,7 +66,8 @@ def gather(images: ToPredict) -> ImageList:
 
 def _in_memory(images: Any) -> ImageList:
     source = MemorySource(images)
-    return ImageList(source, [_unlabelled(path) for path in source.paths], len(source.paths))
+    rows = list(map(_unlabelled, source.paths))
+    return ImageList(source, rows, len(rows))
 
 
 def paths_in(stream: IO[bytes]) -> Iterator[str]:
@@ -75,7 +80,7 @@ def paths_in(stream: IO[bytes]) -> Iterator[str]:
     rest = b""
     while len(rest) <= LONGEST_PATH and (chunk := stream.read(CHUNK)):
         rest += chunk
-    decoder = None
+    decoder: codecs.IncrementalDecoder | None = None
     if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-8 cannot begin like this
         decoder = codecs.getincrementaldecoder("utf-16")("replace")
         rest = decoder.decode(rest).encode()
@@ -95,7 +100,9 @@ def paths_in(stream: IO[bytes]) -> Iterator[str]:
 def _without_cr(line: bytes) -> str:
     """Return the path on a line, without the CR of Windows unless a file has it in its name."""
     path = os.fsdecode(line)
-    return path.removesuffix("\r") if path.endswith("\r") and not os.path.lexists(path) else path
+    if path.endswith("\r") and not os.path.lexists(path):
+        return path.removesuffix("\r")
+    return path
 
 
 class _Places:
@@ -129,15 +136,18 @@ class _Places:
 
 def _inside(path: Path) -> ImageList:
     if path.is_file() and not holds_images(path):
-        return ImageList(open_source(path.parent), [_unlabelled(path.name)], 1)
+        source = open_source(path.parent)
+        return ImageList(source, [_unlabelled(path.name)], 1)
     source, listing = list_source(path)
     rows = [ImageRow(file.path, file.label, "", "", "") for file in listing.files]
     rows += map(_unlabelled, listing.stray)
-    return ImageList(source, sorted(rows), len(rows), listing.others)
+    rows.sort()
+    return ImageList(source, rows, len(rows), listing.others)
 
 
 def _several(places: Sequence[Place]) -> ImageList:
-    source, others = _Places(), Counter[str]()
+    source = _Places()
+    others: Counter[str] = Counter()
     parts: list[Iterable[ImageRow]] = []
     total: int | None = 0
     for place in places:
@@ -146,14 +156,18 @@ def _several(places: Sequence[Place]) -> ImageList:
             for path in _expanded(str(place)):
                 rows += _rows_at(path, source, others)
             parts.append(rows)
-            total = None if total is None else total + len(rows)
+            if total is not None:
+                total += len(rows)
         else:
             parts.append(map(_unlabelled, place))
-            total = None
-    rows_of_all = iter(chain.from_iterable(parts))
+            total = None  # nobody knows how long a list on standard input is
+    # Only the first image is taken now: a list may be longer than memory.
+    rows_of_all = chain.from_iterable(parts)
     first = next(rows_of_all, None)
-    if first is None or (total == 1 and first.path in source.refused):
-        raise NoImages(source.refused[first.path] if first else "The list names no files. Give one path on each line")
+    if first is None:
+        raise NoImages("The list names no files. Give one path on each line")
+    if total == 1 and first.path in source.refused:
+        raise NoImages(source.refused[first.path])
     return ImageList(source, chain([first], rows_of_all), total, dict(sorted(others.items())))
 
 
@@ -181,7 +195,9 @@ def _rows_at(place: str, source: _Places, others: Counter[str]) -> list[ImageRow
 
 def _expanded(place: str) -> list[str]:
     """Return the matches of a pattern, sorted by bytes; the place itself if it is no pattern or matches nothing."""
-    matches = glob.glob(place, recursive=True) if _is_pattern(place) else []
+    if not _is_pattern(place):
+        return [place]
+    matches = glob.glob(place, recursive=True)
     return sorted(matches, key=os.fsencode) or [place]
 
 

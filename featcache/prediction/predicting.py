@@ -68,6 +68,7 @@ class Tally:
         self.unknown += prediction.unknown
         if prediction.status != "ok" and len(self.failures) < KEPT_FAILURES:
             self.failures.append(prediction)
+        # An image that is called unknown has no answer, so it counts neither as right nor as wrong.
         if prediction.top and prediction.true:
             self.known_unknown += prediction.unknown
             self.answered += not prediction.unknown
@@ -129,65 +130,80 @@ class Predictor:
     def __init__(self, classifier: Classifier, top: int = 1, reject: float | None = None, views: str = "1") -> None:
         if top < 1:
             raise UsageError(f"`top` takes a number of classes from 1; got {top}")
-        self.classifier, self.top = classifier, top
+        self.classifier = classifier
+        self.top = top
         self.views = parse_views(views)
         if self.views[0] != IDENTITY:
             raise UsageError(
                 f"`views` takes flip, or a number of views, of which the whole image is one; got '{views}'"
             )
-        self.known = {*classifier.classes}
-        reference = classifier.reference
-        self.threshold = None if reference is None or reject is None else reference.threshold(reject)
+        self.known = set(classifier.classes)
+        self.threshold: Threshold | None = None
+        if classifier.reference is not None and reject is not None:
+            self.threshold = classifier.reference.threshold(reject)
         self.kinds: Counter[str] = Counter()  # of the images so far
 
     def of(self, images: ImageList, progress: Progress) -> Iterator[Prediction]:
         """Yield a prediction for each of these images."""
-        done, total = 0, -1 if images.total is None else images.total
+        done = 0
+        total = -1 if images.total is None else images.total
         progress(Tick("predict", done, total))
         for batch in decoded_batches(images.source, images.rows, self.classifier.preprocess, BATCH, self.views):
-            readable = [(image.pixels, *image.others) for image in batch if not isinstance(image.pixels, Failure)]
-            answers = iter(self._answers(readable))
+            views_of_readable: list[tuple[Pixels, ...]] = []
+            for image in batch:
+                if not isinstance(image.pixels, Failure):
+                    views_of_readable.append((image.pixels, *image.others))
+            # The network gets the readable images of a batch at once; the rows come in the order of all images.
+            answers = self._answers(views_of_readable)
             for image in batch:
                 self.kinds.update(image.kinds)
                 true = image.row.label if image.row.label in self.known else ""
                 if isinstance(image.pixels, Failure):
                     yield Prediction(image.row.path, (), true, image.pixels.status, image.pixels.reason)
                 else:
-                    yield self._prediction(image, true, *next(answers))
+                    probabilities, strangeness = next(answers)
+                    yield self._prediction(image, true, probabilities, strangeness)
             done += len(batch)
             progress(Tick("predict", done, total))
 
-    def _prediction(self, image: Decoded, true: str, shares: Floats, strangeness: float | None) -> Prediction:
+    def _prediction(self, image: Decoded, true: str, probabilities: Floats, strangeness: float | None) -> Prediction:
         path = image.row.path
-        if not np.isfinite(shares).all():
+        if not np.isfinite(probabilities).all():
             return Prediction(path, (), true, "nonfinite", "the model gives probabilities that are no numbers")
-        best = np.argsort(-shares, kind="stable")[: self.top]
-        top = tuple((self.classifier.classes[index], float(shares[index])) for index in best)
+        # Stable, so that of equal probabilities the class that comes first wins, as with `argmax`.
+        best = np.argsort(-probabilities, kind="stable")[: self.top]
+        top: list[tuple[str, float]] = []
+        for number in best:
+            top.append((self.classifier.classes[number], float(probabilities[number])))
+        # An unknown image keeps its classes: the table says which known class it came nearest to.
         unknown = False
         if self.threshold is not None and strangeness is not None:
             unknown = not strangeness <= self.threshold.value  # "not <=": a NaN is strange
-        return Prediction(path, top, true, strangeness=strangeness, unknown=unknown)
+        return Prediction(path, tuple(top), true, strangeness=strangeness, unknown=unknown)
 
     def _answers(self, images: list[tuple[Pixels, ...]]) -> Iterator[tuple[Floats, float | None]]:
         """Yield the probabilities (K,) of each image, the mean over its views, and how strange the whole image is."""
         if not images:
             return
-        total, strangeness = None, None
+        sums: Floats | None = None  # of the probabilities over the views
+        strangeness: list[float | None] = [None] * len(images)
         for view in range(len(self.views)):
             outputs = self._outputs([views[view] for views in images])
             if view == 0 and self.threshold is not None and self.classifier.reference is not None:
+                # Only of the whole image: the threshold was set on whole images, and a crop is always a little strange.
                 features, logits, _ = outputs
-                strangeness = self.classifier.reference.strangeness(features, logits)
-            total = outputs[-1] if total is None else total + outputs[-1]
-        assert total is not None
-        shares = total / len(self.views) if len(self.views) > 1 else total
-        for number, shares_of_image in enumerate(shares):
-            yield shares_of_image, None if strangeness is None else float(strangeness[number])
+                strangeness = self.classifier.reference.strangeness(features, logits).tolist()
+            probabilities = outputs[-1]
+            sums = probabilities if sums is None else sums + probabilities
+        assert sums is not None
+        yield from zip(sums / len(self.views), strangeness, strict=True)
 
     def _outputs(self, pixels: list[Pixels]) -> list[Floats]:
         """Return the outputs of the network, (n, ...) each."""
         # The last batch is padded with zeros: Keras compiles once for each shape.
-        padding = [np.zeros_like(pixels[0])] * (BATCH - len(pixels))
+        num_images = len(pixels)
+        padding = [np.zeros_like(pixels[0])] * (BATCH - num_images)
         outputs = self.classifier.network.predict_on_batch(np.stack(pixels + padding))
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        return [np.asarray(output)[: len(pixels)] for output in outputs]
+        if not isinstance(outputs, list):  # only with a reference the network has several
+            outputs = [outputs]
+        return [np.asarray(output)[:num_images] for output in outputs]

@@ -57,8 +57,8 @@ def predict_to(
     seen: called with each prediction. force: replace files even if they are not earlier predictions.
     Raises what `predict` raises, UsageError, DiskFault, and EnvironmentFault if Parquet cannot be written here.
     """
+    # A missing package or a file that must be kept is reported now, before Keras starts.
     writers = [_writer(kind) for kind, _ in files]
-
     without_options = str(model).partition(":")[0]  # mine.keras:mode=tf
     inputs = [Path(model), Path(without_options), *_files_among([images])]
 
@@ -67,8 +67,9 @@ def predict_to(
             check_output(path, KINDS[kind], inputs=inputs, force=force)
 
     check()
-    if len({os.path.realpath(path) for _, path in files}) < len(files):
-        raise UsageError(f"{files[0][1]} is named twice, for --csv and for -o. Give one of them another name")
+    different_files = {os.path.realpath(path) for _, path in files}
+    if len(different_files) < len(files):
+        raise UsageError(f"{files[0][1]} is named twice. Give one of the two files another name")
     classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
     predictor = Predictor(classifier, top, reject, views)
     gathered = gather(images)
@@ -77,16 +78,18 @@ def predict_to(
     tally = Tally(others=gathered.others, notes=classifier.notes, threshold=predictor.threshold)
     columns = Columns(min(top, len(classifier.classes)), reject is not None)
     with ExitStack() as opened:
-        adds = []
+        adds: list[Add] = []
         for writer, (_, path) in zip(writers, files, strict=True):
             adds.append(opened.enter_context(writer(path, columns)))
-        adds.append(seen)  # last: it is shown what is in the files
+        # Last: it is shown what is in the files.
+        adds.append(seen)
         for prediction in predictor.of(gathered, progress):
             tally.add(prediction)
             for add in adds:
                 add(prediction)
         tally.notes += tuple(notes(predictor.kinds, tally.rows, classifier.preprocess.bits))
-        check()  # again, before the files take their names: somebody may have put a file there
+        # Again, before the files take their names: somebody may have put a file there.
+        check()
     return tally
 
 
@@ -139,7 +142,8 @@ class Columns:
             pairs[:2] = [prediction.predicted, None]
         cells = [prediction.path, *pairs, prediction.true, prediction.status, prediction.reason]
         if self.rejects:
-            cells += [prediction.strangeness, prediction.top[0][0] if prediction.top else None]
+            nearest = prediction.top[0][0] if prediction.top else None
+            cells += [prediction.strangeness, nearest]
         return cells
 
 
@@ -161,7 +165,10 @@ def _csv(path: Path, columns: Columns) -> Iterator[Add]:
 
         def add(prediction: Prediction) -> None:
             path, *others = columns.cells(prediction)
-            cells = [path, *map(_cell, others)]
+            cells = [path]
+            for value in others:
+                # A number such as -1 is not a formula.
+                cells.append(f"{value:.6f}" if isinstance(value, float) else safe_cell(value or ""))
             # Before Python 3.13, csv writes a bare \r without quotes, and readers take it for the end of the row.
             writer = quoted if any("\r" in cell for cell in cells) else plain
             writer.writerow(cells)
@@ -208,13 +215,21 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Add]:
     rows: list[list[Any]] = []
 
     def flush() -> None:
-        arrays = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in fields]
+        arrays: list[list[Any]] = [[] for _ in fields]
+        for row in rows:
+            for array, value in zip(arrays, row, strict=True):
+                array.append(value)
         writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
         rows.clear()
 
     def add(prediction: Prediction) -> None:
-        cells = [_text(value) if isinstance(value, str) else value for value in columns.cells(prediction)]
-        rows.append([*cells, os.fsencode(prediction.path)])
+        row: list[Any] = []
+        for value in columns.cells(prediction):
+            if isinstance(value, str):
+                # Any reader can decode this: undecodable bytes of names become \xNN.
+                value = os.fsencode(value).decode("utf-8", "backslashreplace")
+            row.append(value)
+        rows.append([*row, os.fsencode(prediction.path)])
         if len(rows) >= ROW_GROUP:
             flush()
 
@@ -259,15 +274,3 @@ KINDS = {
     ".jsonl": Kind("predictions file of featcache", _is_jsonl),
     ".parquet": Kind("predictions file of featcache", _is_parquet),
 }
-
-
-def _cell(value: Any) -> str:
-    """Return a cell of a CSV file that is not a path. A number such as -1 is not a formula."""
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return safe_cell(value or "")
-
-
-def _text(value: str) -> str:
-    """Return a text that any reader can decode: undecodable bytes of names become \\xNN."""
-    return os.fsencode(value).decode("utf-8", "backslashreplace")

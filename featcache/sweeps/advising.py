@@ -232,7 +232,7 @@ def _similarity(
         conclusion = f"at least {SIMILAR:.0%}, so similar" if similar else f"less than {SIMILAR:.0%}, so different"
         why = (
             f"one tap only, which gets {last.left_out:.3f}, {share:.0%} of the way from chance ({chance:.3f}): "
-            f"{conclusion}; extract --tap auto shows at which depth the classes separate best"
+            f"{conclusion}; extract with `tap='auto'` shows at which depth the classes separate best"
         )
         return last, similar, why
 

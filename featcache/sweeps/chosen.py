@@ -47,10 +47,7 @@ class Chosen:
     @property
     def own_code(self) -> tuple[str, ...]:
         """Return the user's own class and functions that this trial is made with, as --allow takes them."""
-        names = [tap.backbone.weights for tap in self.taps if tap.backbone.origin == "import"]
-        if is_own_class(self.trial.head):
-            names.append(self.trial.head)
-        return tuple(dict.fromkeys(names))
+        return own_code_of(self.trial, self.taps)
 
     @property
     def estimator(self) -> Any:
@@ -97,3 +94,11 @@ class Chosen:
         from featcache.models import handoff
 
         return handoff(self, images=images)
+
+
+def own_code_of(trial: Trial, taps: Sequence[Tap]) -> tuple[str, ...]:
+    """Return the user's own class and functions that a trial on these taps is made with."""
+    names = [tap.backbone.weights for tap in taps if tap.backbone.origin == "import"]
+    if is_own_class(trial.head):
+        names.append(trial.head)
+    return tuple(dict.fromkeys(names))

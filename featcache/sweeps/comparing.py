@@ -94,11 +94,12 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
         (rows, first), (other_rows, second) = _predictions_on_val(a), _predictions_on_val(b)
     keys, other_keys = _keys(rows), _keys(other_rows)
     if run.classes != other_run.classes:
-        raise UsageError(f"{name} and {other_name} are about other classes, so they cannot be compared")
+        raise UsageError(f"{name} and {other_name} have different classes, so they cannot be compared")
     if sorted(keys) != sorted(other_keys):
         ways = f"{run.settings.selection.describe()}, {other_run.settings.selection.describe()}"
         raise UsageError(
-            f"{name} and {other_name} were chosen on other images or labels ({ways}), so they cannot be compared"
+            f"{name} and {other_name} were chosen on other images or labels ({ways}), so they cannot be compared. "
+            "Sweep one of them again with the images and the `cv` of the other"
         )
     # The order of the images may differ: what follows pairs them one by one.
     position = {key: number for number, key in enumerate(other_keys)}

@@ -270,7 +270,9 @@ def _checked(facts: dict[str, Any], file: Path) -> dict[str, Any]:
             "Update featcache: pip install -U featcache"
         )
     if written in (RUN_FORMAT, WITHOUT_MAKERS):
-        return check_seal(facts, file, NotARun, "Sweep again; to sweep with other settings: --config FILE.toml")
+        return check_seal(
+            facts, file, NotARun, "Sweep again; with other settings: featcache sweep CACHE.h5 --config FILE.toml"
+        )
     if written != WITHOUT_DIGEST:
         raise KeyError("format")
     return facts

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from featcache.images.manifest import Images
 from featcache.models import Probe
 from featcache.models.assemble import ModelPart, backbones_of, logits_of
 from featcache.models.certificate import Certificate, certified, tolerance_of
-from featcache.models.modelfile import check_model_path, read_reference, save_model
+from featcache.models.modelfile import check_model_path, kind_of, read_reference, save_model
 from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.outputs import check_output
 from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Precision, Schedule
@@ -32,7 +33,7 @@ from featcache.tuning.optimizing import RateGroup, groups
 from featcache.tuning.own_classifier import check_own, train_own_classifier
 from featcache.tuning.precision import twin_of
 from featcache.tuning.scratch import train_from_scratch
-from featcache.tuning.stages import TrainablePart
+from featcache.tuning.stages import TrainablePart, place
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, TrainingState, state_file
 from featcache.tuning.train import TrainingResult, TrainingTask, train
@@ -144,9 +145,11 @@ def finetune(
     tuning = _FineTuning(probe, recipe, progress)
 
     # All files that will be written are checked before the first epoch, which may be hours before the last control.
-    check_model_path(path, tuning.facts, inputs=probe.files, force=force)
+    kind = kind_of(recipe.to_json(), lambda: tuning.facts)
+    check_model_path(path, kind, inputs=probe.files, force=force)
     for name in ("", *names):
         check_output(state_file(path, name), STATE, force=force)
+    tuning.check_blocks()
 
     tuned = tuning.run(path, state_file(path), resume, logs)
     tuned.save(probe.cache)  # before the controls train: a kill during them must not lose the record
@@ -176,6 +179,16 @@ class _FineTuning:
         """Return what is stored in MODEL.keras beside its certificate."""
         return self.probe.facts | {"finetuned": self.recipe.to_json()}
 
+    @cached_property
+    def parts(self) -> list[ModelPart]:
+        """Return the backbones, which this fine-tuning changes."""
+        return self.probe.parts()
+
+    def check_blocks(self) -> None:
+        """Raise UnknownBlock or UsageError for what cannot be unfrozen: Keras must start, but no head be taught yet."""
+        for part in self.parts:
+            place([layer.name for layer in part.network("backbone").layers], self.recipe.unfreeze)
+
     def run(
         self, path: Path | None, keep: Path, resume: bool | None, logs: str | Path | None = None, name: str = "train"
     ) -> Tuned:
@@ -185,8 +198,7 @@ class _FineTuning:
             note = f"this training is finished ({keep}) and shown again; `resume=False` starts over"
             self.progress(Tick("resume", 0, 0, note))
         sets: tuple[LabelledSet, LabelledSet] = image_sets(self.probe, self.recipe)
-        parts = self.probe.parts()
-        model = self.probe.model(parts)
+        model = self.probe.model(self.parts)
         unfrozen = self._unfreeze(model)
         # After unfreezing: the proof is about the first training step, which sees the layers that train in training.
         certificate = certified(model, self.probe)
@@ -194,7 +206,7 @@ class _FineTuning:
         num_trainable = sum(backbone.num_weights for backbone in unfrozen)
         lineages = self.probe.lineages(is_tuned=num_trainable > 0)
 
-        cut = self._cut(model, parts, sets)
+        cut = self._cut(model, sets)
         began = time.perf_counter()
         if cut is not None:
             activations = prefix.activations(cut, self.probe, self.recipe, self.progress)
@@ -222,11 +234,11 @@ class _FineTuning:
             self.progress(Tick("unfreeze", 0, 0, note))
         return unfrozen
 
-    def _cut(self, model: Any, parts: Sequence[ModelPart], sets: Sequence[LabelledSet]) -> prefix.Cut | None:
+    def _cut(self, model: Any, sets: Sequence[LabelledSet]) -> prefix.Cut | None:
         """Return the model in two parts, if it pays to compute the frozen one only once."""
         if not self.recipe.computes_frozen_once:
             return None
-        cut = prefix.cut(model, parts, self.probe.tap_names)
+        cut = prefix.cut(model, self.parts, self.probe.tap_names)
         if cut is not None:
             num_bytes = prefix.bytes_needed(cut, self.recipe, len(sets[0]), len(sets[1]))
             note = f"what is frozen is computed once, up to {cut.layers}: {num_bytes / 1e6:.0f} MB"

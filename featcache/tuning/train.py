@@ -325,7 +325,7 @@ class TrainingLoop:
         if self.is_halved or self.recipe.batch == 1:
             raise EnvironmentFault(
                 f"There is not memory enough to train in batches of {self.recipe.batch}. "
-                "Unfreeze less, take smaller images (extract --size), or give a smaller `batch`"
+                "Unfreeze less, extract smaller images (`size`), or give a smaller `batch`"
             ) from error
         half = max(1, self.recipe.batch // 2)
         note = f"out of memory with {self.recipe.batch} images per step; going on with {half}"

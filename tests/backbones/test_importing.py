@@ -141,7 +141,7 @@ def test_an_import_replaces_an_import_and_nothing_else(here):
         with pytest.raises(UsageError, match=r"sequential.keras is kept, even with `force=True`"):
             import_model("sequential.keras", "flatten_1", "sequential.keras", force=True)
         import_model("functional.keras", "top", "sequential.keras", force=True)
-    with pytest.raises(UsageError, match=r"-o takes a .keras file; got cut.h5"):
+    with pytest.raises(UsageError, match=r"`out` takes a .keras file; got cut.h5"):
         import_model(GOLDEN / "nested.h5", "flatten_1", "cut.h5")
 
 
@@ -391,9 +391,9 @@ def test_code_in_a_file_is_run_on_trust_and_is_part_of_the_fingerprint(photos, t
     path = tmp_path / f"code{suffix}"
     doubling(path, 2)
     text = f"{path}:mode=unit"
-    with pytest.raises(NotAModel, match=r"carries code .* unless told to trust the file: --trust"):
+    with pytest.raises(NotAModel, match=r"carries code .* unless told to trust the file: `trust=True`"):
         extract(photos, text, out=tmp_path / "c.h5")
-    with pytest.raises(NotAModel, match=r"--trust"):
+    with pytest.raises(NotAModel, match=r"`trust=True`"):
         import_model(path, out=tmp_path / "out.keras")
     one = extract(photos, text, out=tmp_path / "c.h5", trust=True)
     doubling(path, 3)
@@ -415,7 +415,7 @@ def test_code_in_a_file_of_keras_2_is_run_on_trust(tmp_path):
         )
 
     path = edited("nested.h5", with_code, tmp_path)
-    with pytest.raises(NotAModel, match=r"nested.h5 carries code .*--trust"):
+    with pytest.raises(NotAModel, match=r"nested.h5 carries code .*`trust=True`"):
         loaded(path)
     assert not np.allclose(given(loaded(path, trust=True), "flatten_1"), OUTPUTS["nested/flatten_1"])
 
@@ -431,7 +431,7 @@ def saved(path, seed=0, activation="relu"):
 def test_a_saved_model_is_a_frozen_backbone_on_trust(photos, tmp_path):
     path = tmp_path / "graph"
     model, text = saved(path), f"{path}:mode=tf"
-    with pytest.raises(NotAModel, match=r"graph is a SavedModel: a graph of TensorFlow, .* told to trust it: --trust"):
+    with pytest.raises(NotAModel, match=r"graph is a SavedModel: a graph of TensorFlow, .* to trust it: `trust=True`"):
         extract(photos, text, out=tmp_path / "c.h5")
     cache = extract(photos, text, out=tmp_path / "c.h5", trust=True)
     assert (list(cache.taps), cache.arrays()[0].shape) == (["graph/top"], (36, 4))
@@ -469,9 +469,9 @@ def test_the_digests_of_a_saved_model_cover_its_graph_and_every_variable_and_ass
 def test_of_a_saved_model_only_the_output_is_known(tmp_path, monkeypatch):
     path = tmp_path / "graph"
     saved(path)
-    with pytest.raises(UsageError, match=r"of which only the output is known: --tap top; got conv2d"):
+    with pytest.raises(UsageError, match=r"of which only the output is known: `tap='top'`; got conv2d"):
         import_model(path, "conv2d", trust=True)
-    with pytest.raises(UsageError, match=r"stays where it is: use -b .*graph, without -o"):
+    with pytest.raises(UsageError, match=r"stays where it is: use `backbone='.*graph'`, without `out`"):
         import_model(path, out=tmp_path / "a.keras", trust=True)
     with pytest.raises(UsageError, match=r"'graph' is a SavedModel, which computes as it was saved; got `precision=bf"):
         build(own.parse(str(path))[0], 16, "avg", "bfloat16", trust=True)
@@ -503,5 +503,7 @@ def test_a_file_that_only_refers_to_a_folder_is_refused(tmp_path):
     keras.Model(pixels, outputs).save(tmp_path / "refers.keras")
     with pytest.raises(NotAModel, match=r"carries code"):
         loaded(tmp_path / "refers.keras")
-    with pytest.raises(NotAModel, match=r"refers.keras only refers to the SavedModel .*graph. Name that folder: -b"):
+    with pytest.raises(
+        NotAModel, match=r"refers.keras only refers to the SavedModel .*graph. Name that folder: `backbone='"
+    ):
         loaded(tmp_path / "refers.keras", trust=True)

@@ -418,7 +418,7 @@ def test_scores_that_nothing_known_makes_are_refused_with_the_layers_to_choose(t
     scores = L.Maximum(name="most")([L.Dense(3)(pooled), L.Dense(3)(pooled)])
     keras.Model(image, L.Softmax()(scores)).save(tmp_path / "mine.keras")
     with pytest.raises(
-        UsageError, match=r"^'mine' ends in probabilities, .* one of: --tap rescaling.*,conv,pool,most$"
+        UsageError, match=r"^'mine' ends in probabilities, .* one of: `tap='rescaling.*,conv,pool,most'`$"
     ):
         built(str(tmp_path / "mine.keras")).cut("top")
     assert built(str(tmp_path / "mine.keras")).cut("pool").outputs[0].shape == (None, 6)
@@ -463,7 +463,7 @@ def test_a_layer_that_keras_does_not_find_is_named_with_what_to_do(tmp_path, mon
     path = tmp_path / f"mine{suffix}"
     layered(keras.layers.Rescaling(1 / 255), Swish()).save(path)
     monkeypatch.delitem(keras.saving.get_custom_objects(), "shop>Swish")
-    with pytest.raises(NotAModel, match=r"has code of yours in it, .*Swish, which .*: -b package.module:function$"):
+    with pytest.raises(NotAModel, match=r"has code of yours in it, .*Swish, .*: `backbone='package.module:function'`$"):
         built(str(path))
 
 
@@ -484,7 +484,10 @@ def test_a_path_may_have_a_comma(tmp_path, monkeypatch):
 
 def test_a_file_of_weights_is_no_model(tmp_path):
     network().save_weights(tmp_path / "w.weights.h5")
-    with pytest.raises(NotAModel, match=r"w.weights.h5 holds weights but no model. Name their backbone: -b NAME"):
+    with pytest.raises(
+        NotAModel,
+        match=r"w.weights.h5 holds weights but no model. .*: `backbone=NAME`, `weights='.*'`$",
+    ):
         requests(f"{tmp_path / 'w.weights.h5'}:mode=tf")
 
 
@@ -533,7 +536,7 @@ def test_a_function_that_gives_other_weights_when_called_twice_is_refused(photos
 def test_a_function_that_raises_is_refused_in_one_line(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("raising.py").write_text("def net():\n    raise ValueError('boom\\nand more')\n")
-    with pytest.raises(NotAModel, match=r"^-b raising:net: the function raised ValueError: boom and more$"):
+    with pytest.raises(NotAModel, match=r"^`backbone='raising:net'`: the function raised ValueError: boom and more$"):
         extract(photos, "raising:net", out="c.h5")
 
 

@@ -189,7 +189,7 @@ def test_a_file_that_is_not_there_is_named():
 def test_an_efficientnet_takes_no_file_because_keras_would_build_another_graph(mine, home):
     message = (
         rf"EfficientNetB0 builds another graph .* Put the file at {home}/models/efficientnetb0_notop.h5 and use .*, "
-        r"if it is Keras' own; otherwise save the whole network \(model.save\) and use -b MODEL.keras$"
+        r"if it is Keras' own; otherwise save the whole network \(model.save\) and use `backbone='MODEL.keras'`$"
     )
     with pytest.raises(UsageError, match=message):
         build(BackboneSpec("efficientnet_b0", (), str(mine)), 32, "avg")
@@ -254,7 +254,7 @@ def test_a_file_that_was_placed_by_hand_stays_as_it_is(official, no_network):
     mine = file.read_bytes()
     message = (
         rf"^{file} has other bytes than Keras' own file: its MD5 is {hashlib.md5(mine).hexdigest()}, Keras expects "
-        rf"{expected}. It was left as it is. To use it: -.* featcache backbones fetch {spec.name}.*$"
+        rf"{expected}. It was left as it is. To use it: `.*`.* featcache backbones fetch {spec.name}.*$"
     )
     with pytest.raises(WeightsMismatch, match=message):
         build(spec, 32, "avg")

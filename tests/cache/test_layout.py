@@ -70,7 +70,7 @@ def test_an_hdf5_file_of_someone_else_is_refused(tmp_path, attributes):
         Cache.open(tmp_path / "model.h5")
 
 
-@pytest.mark.parametrize(("version", "advice"), [(3, "Upgrade featcache"), (0, r"Extract again with -o NEW.h5")])
+@pytest.mark.parametrize(("version", "advice"), [(3, "Upgrade featcache"), (0, r"Extract again into another `out`")])
 def test_another_format_version_is_refused_with_what_to_do(path, version, advice):
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = version

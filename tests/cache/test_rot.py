@@ -17,7 +17,7 @@ from featcache.errors import DiskFault, NotACache
 from .disk import Disk, FailAt, tree
 from .scenes import DIGESTS, FACTS, IMAGES, MAPS, TOP, all_of, commit, merge, rows_of, top
 
-ROTTEN = r"is damaged: the rows of tap '/taps/toy/top' do not match their digest. Compute them again: .*--rehash"
+ROTTEN = r"is damaged: the rows of tap '/taps/toy/top' do not match their digest. Compute them again: .*`rehash=True`"
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_the_rows_of_a_large_part_are_compared_when_they_are_read(folder):
     flip_feature(part_files(folder)[0], "top")
     cache = Cache.open(folder)
     usable = [row for row in cache.rows if row.digest != DIGESTS[4]]
-    with pytest.raises(NotACache, match=r"part-.*\.h5 is damaged: the rows of tap '/taps/toy/top'.*--rehash"):
+    with pytest.raises(NotACache, match=r"part-.*\.h5 is damaged: the rows of tap '/taps/toy/top'.*`rehash=True`"):
         cache.features(usable, TOP.name)
     assert len(parts.read_rows(folder)[TOP.fingerprint].at) == 8  # nobody has copied them
     assert len(parts.read_rows(folder, whole=True)[TOP.fingerprint].at) == 4

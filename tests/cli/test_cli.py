@@ -623,7 +623,7 @@ def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(number, photos, tmp_
         "PixelEngine.forward = forward\n"
         "from featcache_cli.app import main; main()"
     )
-    arguments = ["extract", str(photos), "-o", str(tmp_path / "c.h5"), "-b", "pixels:size=8", "--batch", "2"]
+    arguments = ["extract", str(photos), "-o", str(tmp_path / "c.h5"), "-b", "pixels:size=8", "--batch", "2", "-q"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -705,7 +705,7 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     )
     arguments = ["sweep", str(toy.path), "-o", str(tmp_path / "run"), "--heads", "ridge,gnb,lda,knn", "--tap", TAP]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments, "-q"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "added\n"
     process.send_signal(signal.SIGINT)
@@ -733,7 +733,8 @@ def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
         "paths.PATHS['ridge'] = replace(paths.PATHS['ridge'], fit=fit)\n"
         "from featcache_cli.app import main; main()"
     )
-    arguments = ["sweep", str(toy.path), "-o", str(tmp_path / "run"), "--heads", "ridge", "--tap", TAP, "--jobs", "2"]
+    out = str(tmp_path / "run")
+    arguments = ["sweep", str(toy.path), "-o", out, "--heads", "ridge", "--tap", TAP, "--jobs", "2", "-q"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -875,3 +876,13 @@ def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(cli,
     assert done.code == 0
     assert "are not those" in done.err
     assert "Sweep again" in done.err
+
+
+def test_a_file_that_this_user_may_not_read_is_one_line_with_what_to_do(cli, monkeypatch, photos):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "photos/lily.jpg")
+
+    monkeypatch.setattr("featcache.images.manifest.scan", refuse)
+    done = cli("scan", photos)
+    assert done.err == "featcache: photos/lily.jpg: Permission denied. Let your user read it, or write to it\n"
+    assert done.code == 5

@@ -201,6 +201,7 @@ def test_the_settings_file_of_the_docs_runs_three_commands(cli, photos, tmp_path
             "(did you mean --lr?). See: feat",
         ),
         (["finetune", "RUN@best", "-o", "x.keras", "--batch-size", "8"], "(Possible options: --batch)"),
+        (["report", "RUN", "-o", "x.html"], "No such option: -o. See: featcache report --help"),
     ],
 )
 def test_names_of_other_libraries_lead_to_ours(arguments, meant, cli, toy):

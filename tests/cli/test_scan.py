@@ -134,6 +134,7 @@ def test_labels_of_a_named_column_reach_scan_and_extract(cli, photos, tmp_path):
     manifest = photos / "m.csv"
     manifest.write_text("Image,Id\nred/000.png,a\nred/001.png,a\nblue/000.png,b\nblue/001.png,b\n")
     assert "as in --label-column Id" in cli("scan", manifest).out
+    assert "as in --label-column Id" in document(cli, manifest)["remarks"][0]
     assert document(cli, manifest, "--label-column", "Id")["classes"] == {"a": 2, "b": 2}
     options = ["--path-column", "Image", "--label-column", "Id", "-b", "pixels:size=8", "-o", tmp_path / "c.h5"]
     assert "Next: featcache sweep" in cli("extract", manifest, *options).out
@@ -163,11 +164,14 @@ def test_scan_and_extract_tell_of_twelve_bits_in_sixteen_and_bits_mends_it(cli, 
     found = cli("scan", photos)
     assert told in found.out
     assert "Extract with --bits 12." in found.out
-    assert document(cli, photos)["notes"][0].startswith(told)
+    [note] = document(cli, photos)["notes"]
+    assert note.startswith(told)
+    assert note.endswith("Extract with --bits 12")
 
     extract = ("extract", photos, "-b", "pixels:size=8", "-o", tmp_path / "c.h5")
+    assert json.loads(cli(*extract, "--dry-run", "--json").out)["notes"] == [note]
     assert told in cli(*extract, "--dry-run").out
-    assert told in cli(*extract).err
+    assert note in cli(*extract).err
     mended = cli(*extract, "--bits", "12", "--json")
     assert (mended.code, json.loads(mended.out)["notes"]) == (0, [])
     cache = Cache.open(tmp_path / "c.h5")

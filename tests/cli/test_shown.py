@@ -3,11 +3,13 @@
 import sys
 
 import pytest
+import typer
 from tiny import TOY, write_images
 
 from featcache.extraction import extract
 from featcache.sweeps import sweep
-from featcache.text import fields, table, wrapped
+from featcache.text import fields, folded, table, wrapped
+from featcache_cli.app import app
 from featcache_cli.output import emit
 
 
@@ -82,6 +84,19 @@ def test_in_a_terminal_errors_break_between_words(cli, tmp_path, monkeypatch):
     lines = cli("sweep", place).err.splitlines()
     assert lines[-1] == f"  featcache extract IMAGES -o {place}"
     assert " ".join(line.strip() for line in lines) == refused.strip()
+
+
+@pytest.mark.parametrize("name", typer.main.get_command(app).commands)
+def test_each_command_stays_on_one_line(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = f"featcache {name} a_folder_with_quite_a_long_name.h5 --seed 1"
+    assert folded(f"The cache is damaged. Make it again: {command}. Then go on").splitlines()[1] == f"  {command}."
+
+
+def test_a_sentence_on_featcache_is_no_command(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = folded("It carries code, which featcache does not run unless told to trust the file: --trust").splitlines()
+    assert lines == ["It carries code, which featcache does", "  not run unless told to trust the file:", "  --trust"]
 
 
 def test_in_a_terminal_sentences_break_between_words_and_commands_not_at_all(capsys, monkeypatch):

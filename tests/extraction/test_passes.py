@@ -121,7 +121,7 @@ def test_what_float16_cannot_hold_is_refused_and_named(photos, out, monkeypatch)
     cache = extract(photos, PIXELS, out=out, dtype="float16")
     [failure] = cache.failures
     assert (failure.path, failure.status) == ("red/bright.png", "nonfinite")
-    assert failure.reason.endswith("gives features that are too large for float16; use --dtype float32")
+    assert failure.reason.endswith("gives features that are too large for float16; use `dtype='float32'`")
     assert cache.features(cache.usable()).tolist() == [[65504.0]]
     assert not any(one.status == "nonfinite" for one in extract(photos, PIXELS, out=out.with_name("b.h5")).failures)
 

@@ -161,10 +161,10 @@ def test_every_option_of_a_step_can_be_set_and_is_printed():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs=5", r"--set takes STEP.OPTION=VALUE, such as finetune.epochs=5; got 'epochs=5'"),
-        ("finetun.epochs=5", r"--set takes scan, extract, sweep, head, finetune; .* \(did you mean finetune\?\)"),
-        ("head.epoch=5", r"--set head takes .*did you mean epochs"),
-        ("extract.out=x", r"--set extract takes backbone, tap"),
+        ("epochs=5", r"`settings` takes STEP.OPTION=VALUE, such as finetune.epochs=5; got 'epochs=5'"),
+        ("finetun.epochs=5", r"`settings` takes scan, extract, sweep, head, finetune; .* \(did you mean finetune\?\)"),
+        ("head.epoch=5", r"`settings` head takes .*did you mean epochs"),
+        ("extract.out=x", r"`settings` extract takes backbone, tap"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_named(text, message):
@@ -175,7 +175,7 @@ def test_a_setting_that_cannot_be_meant_is_named(text, message):
 def test_imagenet_takes_random_weights_and_another_number_of_classes():
     recipe = find("imagenet").with_settings(parse_settings(["predict.weights=none", "predict.top=5"]))
     assert (recipe.weights, recipe.top) == ("none", 5)
-    with pytest.raises(UsageError, match=r"--set predict.weights takes imagenet, none; got 'nothing'"):
+    with pytest.raises(UsageError, match=r"`settings` predict.weights takes imagenet, none; got 'nothing'"):
         find("imagenet").with_settings(parse_settings(["predict.weights=nothing"]))
 
 

@@ -131,26 +131,42 @@ def test_classifiers_that_nobody_wants_are_not_kept(head):
 
 @given(
     num_classes=st.sampled_from([2, 3]),
-    num_features=st.sampled_from([3, 90]),
+    num_features=st.sampled_from([3, 7, 11, 90]),  # 7 and 11 are the numbers of images less one
     class_weight=st.sampled_from([None, "balanced"]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=10, deadline=None)
 def test_leaving_one_out_is_fitting_on_all_others(num_classes, num_features, class_weight, seed):
     fold = fold_of(num_classes, per_class=5, num_features=num_features, seed=seed)
-    grid = [{"alpha": 0.01}, {"alpha": 30.0}]
+    grid = [{"alpha": 1e-7}, {"alpha": 0.01}, {"alpha": 30.0}]
     weights = compute_sample_weight(class_weight, fold.y)
     for tried, params in zip(try_leave_one_out("ridge", grid, fold.X, fold.y, class_weight), grid, strict=True):
         targets = np.eye(num_classes)[fold.y] * 2 - 1
         for row in range(len(fold.X)):
             rest = np.arange(len(fold.X)) != row
-            alone = Ridge(**params).fit(fold.X[rest], targets[rest], weights[rest])
+            alone = Ridge(**params, solver="svd").fit(fold.X[rest], targets[rest], weights[rest])
             [expected] = alone.predict(fold.X[row : row + 1])
             found = tried.logits[row] if num_classes > 2 else tried.logits[row] * 2  # of two: (-d/2, d/2)
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
         [whole] = try_all("ridge", [params], fold, class_weight)
         np.testing.assert_allclose(tried.classifier.coef_, whole.classifier.coef_, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(tried.classifier.intercept_, whole.classifier.intercept_, rtol=1e-6, atol=1e-8)
+
+
+def test_leaving_one_out_is_refused_where_only_rounding_is_left():
+    fold = fold_of(3, per_class=5, num_features=90)
+    copied = np.concatenate([fold.X, fold.X[:1]])  # without a penalty, one of two copies could have any weight
+    results = list(try_leave_one_out("ridge", [{"alpha": 0.0}, {"alpha": 0.01}], copied, np.append(fold.y, fold.y[0])))
+    assert "its alpha is too small to leave one out: rounding decides" in results[0].reason
+    assert not results[1].reason
+
+    lonely = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    lonely[:, 2] = 0
+    lonely[0, 2] = 1  # no other image shows what this feature is worth
+    y = np.arange(100) % 3
+    results = list(try_leave_one_out("ridge", [{"alpha": 1e-10}, {"alpha": 0.01}], lonely, y))
+    assert "its alpha is too small to leave one out: rounding decides" in results[0].reason
+    assert not results[1].reason
 
 
 def test_the_neighbours_of_an_image_are_others():

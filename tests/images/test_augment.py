@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.images import augment
-from featcache.images.augment import AUGMENTATIONS, Augmentation, augmented
+from featcache.images.augment import AUGMENTATIONS, Augmentation, augmented, changed, draws_of
 from featcache.images.decode import decode_views
 from featcache.images.views import parse_views
 from featcache.spec import Preprocess
@@ -15,16 +14,9 @@ RAMP = np.stack(np.broadcast_arrays(np.arange(SIDE)[None, :] * 5, np.arange(SIDE
 )
 
 
-@pytest.fixture
-def only(monkeypatch):
-    """Return a function that shows the ramp under one kind of change alone, not mirrored."""
-
-    def show(draws, **limits):
-        monkeypatch.setitem(AUGMENTATIONS, "light", Augmentation(**limits))
-        monkeypatch.setattr(augment, "_draws", lambda view, digest: [*draws, 0.0, 0.0, 0.0])
-        return augmented(RAMP, "light-1", "d").astype(int)
-
-    return show
+def only(draws, **limits):
+    """Return the ramp under one kind of change alone, in its own colours."""
+    return changed(RAMP, Augmentation(**limits), [*draws, 0.0, 0.0, 0.0]).astype(int)
 
 
 @given(st.sampled_from(list(AUGMENTATIONS)), st.integers(0, 10**6), st.text(max_size=9))
@@ -53,7 +45,7 @@ def test_without_changes_the_image_stays_and_half_are_mirrored(monkeypatch):
     assert 70 < mirrored < 130
 
 
-def test_each_change_does_what_it_says(only):
+def test_each_change_does_what_it_says():
     inside = slice(8, -8)
     right = only([0, 1, 0, 0, 0, 0, 0], shift=4 / SIDE)
     assert np.array_equal(right[inside, inside], np.roll(RAMP, -4, axis=1)[inside, inside])
@@ -90,5 +82,4 @@ def test_no_view_shows_what_is_beyond_the_borders(name):
     white = np.full((24, 24, 3), 255, np.uint8)
     plain = Augmentation(**{**vars(AUGMENTATIONS[name]), "colour": 0.0})
     for number in range(1500):
-        draws = augment._draws(f"{name}-{number}", "d")
-        assert (augment._moved(white, plain, draws) == 255).all(), number
+        assert (changed(white, plain, draws_of(f"{name}-{number}", "d")) == 255).all(), number

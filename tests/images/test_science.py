@@ -270,7 +270,7 @@ def test_a_thumbnail_takes_the_bits_too():
 def test_notes_say_what_to_do():
     assert notes({"bits=12": 118, "bits=10": 2}, 120) == [
         "120 of 120 images have 16 bits a channel but use only the lowest 12 (no value above 4,095 of 65,535): they "
-        "enter nearly black. Extract with --bits 12"
+        "enter nearly black. Extract with `bits=12`"
     ]
     assert notes({"bits=12": 118, "bits=16": 2}, 120)[0].endswith("beside 2 that use all. Save all with one range")
     assert notes({"bits=12": 3, "bits=16": 100}, 103) == []

@@ -67,7 +67,7 @@ def test_a_column_of_another_name_is_named_or_told(written, photos):
         scan(table)
     [remark] = scan(table, path_column="img").remarks
     assert "no column of m.csv is called label, class, target" in remark
-    assert "It also has Width, ClassId, Roi; name the column with the labels, as in --label-column ClassId" in remark
+    assert "It also has Width, ClassId, Roi; name the column with the labels, as in `label_column='ClassId'`" in remark
     images = scan(table, path_column="img", label_column="ClassId")
     assert (labels_of(images), images.remarks) == (ROWS, ())
     with pytest.raises(DataError, match=r"no column 'Class' for `label_column`; it has Width, ClassId, img, Roi"):
@@ -93,7 +93,8 @@ def test_of_two_usual_names_it_is_told_which_one_is_read(written):
     images = scan(written("path,label,class", lambda path, label: f"{path},{label},other"))
     assert labels_of(images) == ROWS
     assert images.remarks == (
-        "Labels are those of column 'label' of m.csv; column 'class' is not used. If it has them: --label-column class",
+        "Labels are those of column 'label' of m.csv; column 'class' is not used. "
+        "If it has them: `label_column='class'`",
     )
 
 

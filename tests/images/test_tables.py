@@ -196,5 +196,5 @@ def test_without_pyarrow_it_is_said_how_to_get_it(photos, monkeypatch):
 
 
 def test_labels_of_arrays_do_not_go_with_files(photos):
-    with pytest.raises(UsageError, match=r"labels=, splits= and groups= go with an array"):
+    with pytest.raises(UsageError, match=r"`labels`, `splits` and `groups` go with an array"):
         scan(photos, labels=["a"])

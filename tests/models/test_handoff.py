@@ -17,7 +17,7 @@ from featcache.extraction import extract
 from featcache.heads.logits import softmax
 from featcache.images.manifest import scan
 from featcache.images.sources import open_source
-from featcache.models import Certificate, handoff, load_model
+from featcache.models import Certificate, handoff, load_model, probe
 from featcache.models.certificate import TOLERANCE, load_pixels
 from featcache.models.probe import Probe
 from featcache.spec import Preprocess
@@ -199,9 +199,18 @@ def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatc
     assert not (tmp_path / "model.keras").exists()
 
 
-def test_images_that_are_gone_are_named(logreg, tmp_path):
+def test_images_that_are_gone_are_named_before_the_backbone_is_built(logreg, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "build", lambda *of: pytest.fail("a backbone was built"))
     with pytest.raises(ImagesChanged, match=r"There are no images at .*nowhere\. If they have moved: `images=FOLDER`"):
         handoff(logreg, images=tmp_path / "nowhere")
+
+
+def test_a_file_that_must_stay_is_named_before_a_head_is_taught(toy_run, tmp_path, monkeypatch):
+    knn = next(toy_run[trial.trial] for trial in toy_run.trials if trial.head == "knn")
+    monkeypatch.setattr(probe, "distilled", lambda *of: pytest.fail("a head was taught"))
+    (tmp_path / "mine.keras").write_text("my notes")
+    with pytest.raises(UsageError, match=r"mine.keras is there already"):
+        handoff(knn, tmp_path / "mine.keras")
 
 
 def test_images_that_have_moved_are_found_and_changed_ones_refused(logreg, toy, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from shutil import copytree
@@ -13,6 +14,7 @@ from featcache.extras.export import export
 from featcache.models import handoff
 from featcache.sweeps import Chosen, Run
 from featcache.tuning import finetune
+from featcache_cli.app import main
 
 
 @pytest.fixture
@@ -31,6 +33,16 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_one_handoff_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
     handoff(logreg, tmp_path / "model.keras")
+    assert openings[Path(logreg.run.settings.cache).name] == 1
+
+
+def test_the_command_opens_its_cache_once(
+    logreg: Chosen, tmp_path: Path, openings: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = f"{logreg.run.path}@{logreg.trial.trial}"
+    monkeypatch.setattr(sys, "argv", ["featcache", "handoff", trial, "-o", str(tmp_path / "model.keras"), "-q"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
     assert openings[Path(logreg.run.settings.cache).name] == 1
 
 

@@ -41,7 +41,7 @@ def test_predict_tells_of_values_above_the_white_of_the_model(twelve, tmp_path):
     for path in twelve.glob("*/*.png"):
         Image.fromarray(np.full((8, 8), 60000, np.uint16)).save(path)
     notes = predict_to([], tmp_path / "head.keras", twelve).notes
-    assert notes == ("24 of 24 images have values above 4,095, which become white (--bits 12)",)
+    assert notes == ("24 of 24 images have values above 4,095, which become white (`bits=12`)",)
 
 
 def test_taps_of_other_bits_do_not_become_one_model(twelve, tmp_path):
@@ -49,5 +49,5 @@ def test_taps_of_other_bits_do_not_become_one_model(twelve, tmp_path):
     cache = extract(twelve, TOY, out=tmp_path / "c.h5")
     joined = "+".join(cache.taps)
     run = sweep(cache, "ridge", taps=[joined], out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"takes 12 bits.*featcache extract --bits"):
+    with pytest.raises(UsageError, match=r"takes 12 bits.*the same `bits`"):
         handoff(run.best, tmp_path / "head.keras")

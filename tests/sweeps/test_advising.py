@@ -107,7 +107,7 @@ def test_one_tap_that_hardly_tells_classes_apart_says_different(hard, tmp_path):
 
     found = advise(edited(hard, tmp_path / "n.h5", only_noise))
     assert found.case == "small and different"
-    assert "less than 70%, so different; extract --tap auto shows" in found.why[1]
+    assert "less than 70%, so different; extract with `tap='auto'` shows" in found.why[1]
 
 
 def test_layers_stand_in_the_order_of_their_numbers_and_top_is_last(toy, tmp_path):

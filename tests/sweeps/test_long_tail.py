@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import TooFewClasses
 from featcache.extraction import extract
-from featcache.extras.report.final import final_scores
+from featcache.extras.report.final import open_test
 from featcache.extras.report.html import write_report
 from featcache.extras.report.table import text_report
 from featcache.images.manifest import scan
@@ -118,7 +118,8 @@ def test_classes_without_validation_or_test_images_are_named_in_reports(cached, 
     assert said in " ".join(text_report(run).split())
     write_report(run, tmp_path / "r.html")
     assert said in (tmp_path / "r.html").read_text()
-    opened, scores = final_scores(run)
+    tested = open_test(run)
+    opened, scores = tested.run, tested.scores
     said = "1 of 4 classes have no test image and are not judged: y. Scores are about the other 3."
     assert said in " ".join(text_report(opened, scores).split())
 

@@ -22,7 +22,7 @@ from featcache.extraction import extract
 from featcache.extras.export import export
 from featcache.extras.leaks import doubts, fix, leaks
 from featcache.extras.leaks.results import Pair
-from featcache.extras.report.final import final_scores
+from featcache.extras.report.final import open_test
 from featcache.extras.report.html import write_report
 from featcache.extras.report.table import text_report, trials_table
 from featcache.models import handoff
@@ -166,7 +166,8 @@ def test_test_images_that_trained_or_chose_the_backbone_do_not_judge(scene, move
     test = cache.usable("test")
     judge = [row for row in test if role_of(cache)[row.path] == "none"]
     assert 0 < len(judge) < len(test)
-    after, scores = final_scores(run)
+    tested = open_test(run)
+    after, scores = tested.run, tested.scores
     X, y = cache.features(judge), cache.labels(judge)
     assert next(iter(scores.values())).value == run.best.estimator.score(X, y)
     left_out = len(test) - len(judge)
@@ -192,7 +193,7 @@ def test_without_an_image_that_can_judge_nothing_is_judged(scene, tmp_path):
         shutil.copy(scene.photos / row.path, tmp_path / "splits" / "val" / row.label)
     run = sweep(extract(tmp_path / "splits", str(scene.tuned), out=tmp_path / "c.h5"), "ridge", out=tmp_path / "run")
     with pytest.raises(DataError, match=rf"All {test} test images trained or chose the backbone of tuned/top, so none"):
-        final_scores(run)
+        open_test(run)
     assert Run.open(run.path).test_opened == ()
 
 

@@ -141,6 +141,15 @@ def test_an_unknown_block_is_refused_with_near_names_and_nothing_is_written(perf
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_block_is_refused_before_a_head_is_taught(toy_run, tmp_path, monkeypatch):
+    knn = next(toy_run[trial.trial] for trial in toy_run.trials if trial.head == "knn")
+    monkeypatch.setattr("featcache.models.probe.distilled", lambda *of: pytest.fail("a head was taught"))
+    with pytest.raises(UnknownBlock, match=r"No block or layer 'block_44'"):
+        finetune(knn, tmp_path / "t.keras", unfreeze="block_44")
+    with pytest.raises(UsageError, match=r"`unfreeze` takes up to \d+ layers of this backbone; got 999"):
+        finetune(knn, tmp_path / "t.keras", unfreeze=999)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

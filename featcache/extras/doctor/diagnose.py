@@ -65,7 +65,7 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
         versions[package] = _version(package)
     versions["hdf5"] = library_facts.pop("hdf5", None)
 
-    offline = []
+    offline: list[str] = []
     for file in weights:
         if not file["fault"]:
             offline += file["backbones"]
@@ -75,9 +75,10 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
         "current folder": Path.cwd(),
         "temporary": Path(tempfile.gettempdir()),
     }
+    needed = [(name, text) for name, text, extra in _requirements() if extra is None]
     facts = {
         "versions": versions,
-        "missing": _missing(),
+        "missing": [text for name, text in needed if _version(name) is None],
         "extras": _extras(),
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "machine": machine(),
@@ -123,6 +124,7 @@ def _output_of_sections(sections: Sequence[str]) -> tuple[str, str | None]:
     try:
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBING_S)
     except subprocess.TimeoutExpired as error:
+        # Bytes, even with text=True, if the time is over; None if nothing was printed.
         printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
         return printed, f"took longer than {PROBING_S} s"
     if process.returncode < 0:
@@ -153,11 +155,6 @@ def _requirements() -> list[tuple[str, str, str | None]]:
         if name and name[0] != "featcache":
             requirements.append((name[0], requirement.strip(), extra[1] if extra else None))
     return requirements
-
-
-def _missing() -> list[str]:
-    """Return the requirements that are not installed."""
-    return [text for name, text, extra in _requirements() if extra is None and _version(name) is None]
 
 
 def _extras() -> dict[str, dict[str, Any]]:

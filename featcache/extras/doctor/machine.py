@@ -37,12 +37,14 @@ def _cores() -> dict[str, Any]:
         flags = processor["flags"].split()
         vectors = [name for name in VECTORS if name in flags]
 
-    cores = os.cpu_count() or 1
+    cores = allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
     return {
         "processor": processor.get("model name", platform.processor()),
         "vectors": vectors,
         "cores": cores,
-        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
+        "cores_allowed": allowed,
         "cores_quota": _quota(),
     }
 

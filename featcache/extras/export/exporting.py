@@ -20,10 +20,12 @@ from featcache.backend import keras_backend, quietly, start_keras
 from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, UsageError
 from featcache.extras.export.formats import FORMATS, Format, format_of
 from featcache.extras.export.gates import Gate, score_probabilities
-from featcache.extras.export.origin import Origin, open_origin
+from featcache.extras.export.origin import Origin, check_origin, open_origin
 from featcache.extras.export.runtime_model import INPUT, OUTPUT
 from featcache.extras.export.sample import Runner, Sample, sample_of
 from featcache.files import disk_faults, place_folder, temporary_folder, write_whole
+from featcache.images.manifest import scan
+from featcache.models.certificate import load_pixels
 from featcache.models.modelfile import kind_of, read_facts
 from featcache.outputs import Kind, check_output
 from featcache.spec import choose
@@ -83,15 +85,19 @@ def export(
     required = [Gate.parse(gate) for gate in gates]
     _check_options(file_format, path, int8)
     _check_output(file_format, path, model, [], force)
-    file_format.check_installed()  # now, before Keras starts
+    # What can be wrong is found before Keras starts, which takes seconds.
+    file_format.check_installed()
+    check_origin(str(model))
+    own_images = None if images is None else scan(images)
     start_keras()
     with quietly():
         file_format.require()
 
     origin = open_origin(str(model), run)
-    sample = sample_of(origin, images)
+    sample = sample_of(origin, own_images)
+    # Again, because only now it is known which files are read.
     inputs = _files_read(origin, sample)
-    _check_output(file_format, path, model, inputs, force)  # again: now it is known which files are read
+    _check_output(file_format, path, model, inputs, force)
     labelled = sample.labelled() if required or int8 else None
     if path.is_symlink():
         path = Path(os.path.realpath(path))  # replace the file that the link points to, not the link
@@ -105,7 +111,11 @@ def export(
         # Converting takes minutes, in which another program may have written to the path.
         _check_output(file_format, path, model, inputs, force)
         place(temporary, path)
-    return replace(exported, path=Path(out), bytes=_size(path))
+    files = [path, *_weights_beside(path)]
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    num_bytes = sum(file.stat().st_size for file in files)
+    return replace(exported, path=Path(out), bytes=num_bytes)
 
 
 def _check_options(file_format: Format, path: Path, int8: bool) -> None:
@@ -122,8 +132,9 @@ def _check_output(file_format: Format, path: Path, model: str | Path, others_rea
     """Raise UsageError or DiskFault unless the file, and the weights file beside it, may be written."""
     kind = Kind(f"{file_format.name} export of featcache", file_format.is_ours, is_folder=not file_format.suffix)
     if file_format.name == "keras":
+        # A Keras export is a model: it must not replace a fine-tuning that took hours.
         facts = read_facts(Path(model)) if Path(model).is_file() else {}
-        kind = kind_of(facts)
+        kind = kind_of(facts.get("finetuned"), lambda: facts)
     inputs = [Path(model), *others_read]
     check_output(path, kind, inputs=inputs, force=force)
     for weights in _weights_beside(path):
@@ -144,12 +155,12 @@ def _files_read(origin: Origin, sample: Sample) -> list[Path]:
 
 def _write_and_load(file_format: Format, origin: Origin, sample: Sample, temporary: Path, int8: bool) -> Runner:
     """Write the temporary file, and return what its runtime computes. Raises ExportFailed."""
-    calibration = None
+    calibration: Pixels | None = None
     if int8:
-        rows = sample.calibration
-        calibration = replace(sample, rows=rows).first(len(rows), origin.preprocess)
+        calibration = load_pixels(sample.source, sample.calibration, origin.preprocess)
     facts = _facts(file_format, origin, int8)
-    path = temporary.parent.parent / temporary.name  # messages name the file that the user asked for
+    # Messages name the file that the user asked for: the temporary one lies in a folder beside it.
+    path = temporary.parent.parent / temporary.name
 
     def write() -> None:
         with disk_faults(path):
@@ -195,7 +206,8 @@ def _compare(file_format: Format, origin: Origin, sample: Sample, runner: Runner
     if file_format.any_size:
         # Such a file resizes the images itself, which images of the right size do not show.
         larger = replace(preprocess, size=preprocess.size * 3 // 2)
-        resized = _both_probabilities(file_format, origin, runner, sample.first(OTHER_SIZE, larger))
+        larger_pixels = sample.first(OTHER_SIZE, larger)
+        resized = _both_probabilities(file_format, origin, runner, larger_pixels)
         _check_same(file_format, origin, sample, *resized, TOLERANCE)
 
     return Exported(
@@ -229,6 +241,7 @@ def _check_same(
     differences = np.abs(of_file - of_model)
     if differences.max() <= tolerance:  # false if one of them is NaN
         return
+    # NaN counts as the largest difference. `argmax` numbers the flattened table, whose lines are images.
     worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
     image, class_index = divmod(worst, differences.shape[1])
     raise ExportFailed(
@@ -244,10 +257,13 @@ def _score(exported: Exported, origin: Origin, sample: Sample, runner: Runner, g
     runners = [runner, _model_runner(origin)]
     of_file, of_model = sample.probabilities(runners, origin.preprocess)
 
-    metrics: list[Metric] = ["accuracy"]
-    metrics += [gate.metric for gate in gates if gate.metric != "accuracy"]
-    scores = {metric: score_probabilities(of_file, sample.labels, metric) for metric in metrics}
-    model_scores = {metric: score_probabilities(of_model, sample.labels, metric) for metric in metrics}
+    scores: dict[Metric, Score] = {}
+    model_scores: dict[Metric, Score] = {}
+    metrics: list[Metric] = ["accuracy", *(gate.metric for gate in gates)]
+    for metric in metrics:
+        if metric not in scores:
+            scores[metric] = score_probabilities(of_file, sample.labels, metric)
+            model_scores[metric] = score_probabilities(of_model, sample.labels, metric)
 
     num_images = len(sample.rows)
     for gate in gates:
@@ -256,6 +272,7 @@ def _score(exported: Exported, origin: Origin, sample: Sample, runner: Runner, g
             raise ExportFailed(
                 f"`gates={gate}` is not met: {score.value:.4f} on {num_images} of {sample.name}. Nothing was written"
             )
+    # The score alone is not enough: a file that is wrong on other images than the model may score as well.
     agreement = _agreement(of_file, of_model)
     if agreement < LEAST_AGREEMENT:
         raise ExportFailed(
@@ -274,7 +291,8 @@ def _score(exported: Exported, origin: Origin, sample: Sample, runner: Runner, g
 
 def _agreement(of_file: Floats, of_model: Floats) -> float:
     """Return the share of images on which both predict the same class."""
-    return float((of_file.argmax(axis=1) == of_model.argmax(axis=1)).mean())
+    is_same = of_file.argmax(axis=1) == of_model.argmax(axis=1)
+    return float(is_same.mean())
 
 
 def _model_runner(origin: Origin) -> Runner:
@@ -306,13 +324,6 @@ def place(temporary: Path, path: Path) -> None:
     # In the order of their names, which puts the .bin with the weights before the .xml that refers to it.
     for file in sorted(temporary.parent.iterdir()):
         write_whole(path.with_name(file.name), file.read_bytes())
-
-
-def _size(path: Path) -> int:
-    files = [path, *_weights_beside(path)]
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def _weights_beside(path: Path) -> list[Path]:

@@ -98,11 +98,11 @@ class Format:
 
 def labels_text(facts: Facts) -> str:
     """Return the class names, one on each line. A name with a line break in it is escaped as Python would write it."""
-    text = ""
+    lines: list[str] = []
     for name in facts["classes"]:
         line = name if name.isprintable() else repr(name)[1:-1]
-        text += f"{line}\n"
-    return text
+        lines.append(f"{line}\n")
+    return "".join(lines)
 
 
 def _write_keras(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
@@ -142,7 +142,12 @@ def _read_savedmodel(path: Path) -> Runner:
     import tensorflow
 
     serve = tensorflow.saved_model.load(str(path)).signatures["serving_default"]
-    return lambda pixels: np.asarray(serve(**{INPUT: tensorflow.constant(pixels)})[OUTPUT])
+
+    def run(pixels: Pixels) -> Floats:
+        outputs = serve(**{INPUT: tensorflow.constant(pixels)})
+        return np.asarray(outputs[OUTPUT])
+
+    return run
 
 
 def _write_onnx(origin: Origin, path: Path, facts: Facts, calibration: Pixels | None) -> None:
@@ -157,8 +162,10 @@ def _write_onnx(origin: Origin, path: Path, facts: Facts, calibration: Pixels | 
 
     model = of_one_size(origin.model, origin.preprocess)
     spec = tensorflow.TensorSpec(tuple(model.inputs[0].shape), "uint8", name=INPUT)
-    traced = tensorflow.function(lambda image: model(image, training=False)).get_concrete_function(spec)
-    input_name, output_name = traced.inputs[0].name, traced.outputs[0].name
+    graph = tensorflow.function(lambda image: model(image, training=False))
+    traced = graph.get_concrete_function(spec)
+    input_name = traced.inputs[0].name
+    output_name = traced.outputs[0].name
     frozen = tf2onnx.tf_loader.from_function(traced, [input_name], [output_name])
     proto, _ = tf2onnx.convert.from_graph_def(
         frozen,
@@ -206,6 +213,7 @@ def _write_litert(origin: Origin, path: Path, facts: Facts, calibration: Pixels 
         if calibration is not None:
             converter.optimizations = [lite.Optimize.DEFAULT]
             converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+            # Operators that have no 8-bit form, such as the cast of the pixels, stay in float32.
             converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS_INT8, lite.OpsSet.TFLITE_BUILTINS]
         path.write_bytes(converter.convert())
     with zipfile.ZipFile(path, "a") as archive:
@@ -240,8 +248,8 @@ def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixel
     with temporary_folder() as folder:
         write_saved_model(of_one_size(origin.model, origin.preprocess), str(folder))
         converted = openvino.convert_model(str(folder))
-    # The converter may add outputs and prefix their names, so look for ours.
-    output = next(port for port in converted.outputs if any(OUTPUT in name for name in port.names))
+    # The converter may add outputs and prefix their names, so look for ours. A port has several names.
+    output = next(port for port in converted.outputs if OUTPUT in " ".join(port.names))
     network = openvino.Model([output.get_node()], converted.get_parameters(), "featcache")
     network.inputs[0].set_names({INPUT})
     network.outputs[0].set_names({OUTPUT})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +37,15 @@ class Gate:
         Gate(metric='accuracy', value=0.9)
         """
         match = _FORM.fullmatch(text)
-        try:
-            value = float(match[3]) if match else None
-        except ValueError:
-            value = None
+        value: float | None = None
+        if match is not None:
+            with suppress(ValueError):  # such as 0.9.9, whose characters the form allows
+                value = float(match[3])
         if match is None or value is None:
             raise UsageError(f"`gates` takes a metric and a value, such as 'balanced_accuracy>=0.9'; got '{text}'")
         metric: Metric = choose("gates", match[1], METRICS)
         gate = cls(metric, value)
+        # "log_loss>=0.3" would accept only bad files, so nobody can mean it.
         if match[2] != gate.comparison:
             better = "Lower" if metric in LOWER_IS_BETTER else "Higher"
             raise UsageError(f"{better} {metric} is better, so `gates` takes {gate}; got '{text}'")
@@ -54,6 +56,7 @@ class Gate:
 
     def holds(self, score: Score) -> bool:
         """Return whether a score reaches the value. NaN does not."""
+        # The score itself counts, not the end of its interval. Both comparisons are false for NaN.
         if self.metric in LOWER_IS_BETTER:
             return bool(score.value <= self.value)
         return bool(score.value >= self.value)
@@ -61,5 +64,7 @@ class Gate:
 
 def score_probabilities(probabilities: Floats, labels: Classes, metric: Metric) -> Score:
     """Return the score of probabilities (N, K) on labels (N,)."""
+    predicted = probabilities.argmax(axis=1)
+    # Files give probabilities, metrics take logits: softmax(log p) is p again.
     logits = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
-    return score(labels, probabilities.argmax(axis=1), metric, logits)
+    return score(labels, predicted, metric, logits)

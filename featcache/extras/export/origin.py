@@ -10,6 +10,7 @@ from typing import Any
 from featcache.backbones.lineage import UNRECORDED, Lineages, lineages_in
 from featcache.errors import DataError, UnknownHead, UsageError
 from featcache.models import Probe, checked_model, load_model
+from featcache.models.modelfile import read_facts
 from featcache.spec import Preprocess, Tap
 from featcache.sweeps import Run, open_trial
 
@@ -41,6 +42,18 @@ class Origin:
         return Tap.from_json(self.facts["tap"]).preprocess
 
 
+def check_origin(text: str) -> None:
+    """Raise early, before Keras starts, what `open_origin` would raise about a missing or damaged file or run."""
+    if _is_file(text):
+        read_facts(Path(text))
+    else:
+        open_trial(text)
+
+
+def _is_file(text: str) -> bool:
+    return Path(text).suffix == ".keras" or Path(text).is_file()
+
+
 def open_origin(text: str, run: str | Path | None = None) -> Origin:
     """Return the model that MODEL.keras or RUN@best names.
 
@@ -48,7 +61,7 @@ def open_origin(text: str, run: str | Path | None = None) -> Origin:
     Raises NotAModel, NotARun, UnknownHead; UsageError if the model did not come from `run`.
     """
     path = Path(text)
-    if path.suffix == ".keras" or path.is_file():
+    if _is_file(text):
         model, facts = load_model(path)
         return Origin(text, model, facts, _probe_of(path, facts, run))
     if run is not None:
@@ -81,7 +94,8 @@ def _probe_of(path: Path, facts: dict[str, Any], run: str | Path | None) -> Prob
 def _probe_in(run: Run, facts: dict[str, Any]) -> Probe | None:
     """Return the trial of a run that the model started from. A run may have the name and other heads: None."""
     try:
-        chosen = run["refit" if facts.get("refit") else facts["trial"]]
+        trial = "refit" if facts.get("refit") else facts["trial"]
+        chosen = run[trial]
     except (UnknownHead, KeyError):
         return None
     probe = Probe.open(chosen)

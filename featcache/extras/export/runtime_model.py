@@ -15,16 +15,22 @@ def of_one_size(model: Any, preprocess: Preprocess, batch: int | None = None) ->
     import keras
 
     rest = keras.Model(model.get_layer(RESIZE).output, model.output, name="rest")
-    image = keras.Input(batch_shape=(batch, preprocess.size, preprocess.size, 3), dtype="uint8", name=INPUT)
-    return keras.Model(image, rest(keras.ops.cast(image, "float32")), name="featcache")
+    shape = (batch, preprocess.size, preprocess.size, 3)
+    image = keras.Input(batch_shape=shape, dtype="uint8", name=INPUT)
+    # The model casts before it resizes, so the rest takes float32.
+    probabilities = rest(keras.ops.cast(image, "float32"))
+    return keras.Model(image, probabilities, name="featcache")
 
 
 def write_saved_model(model: Any, folder: str) -> None:
     """Write a SavedModel whose signature is image -> probabilities."""
     import keras
 
+    def serve(image: Any) -> dict[str, Any]:
+        return {OUTPUT: model(image, training=False)}
+
     spec = keras.InputSpec(shape=tuple(model.inputs[0].shape), dtype="uint8", name=INPUT)
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serve", lambda image: {OUTPUT: model(image, training=False)}, input_signature=[spec])
+    archive.add_endpoint("serve", serve, input_signature=[spec])
     archive.write_out(folder, verbose=False)

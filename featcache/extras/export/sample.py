@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from featcache.arrays import Classes, Floats, Pixels
 from featcache.errors import DataError, UsageError
 from featcache.extras.export.origin import Origin
-from featcache.images.manifest import scan
+from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.models.certificate import load_pixels
 from featcache.spec import ImageRow, Preprocess
@@ -44,7 +43,8 @@ class Sample:
         known = np.flatnonzero(self.labels != NO_LABEL).tolist()
         if not known:
             raise UsageError(f"None of {self.name} is in a folder named after a class, so the file cannot be scored")
-        return replace(self, rows=[self.rows[index] for index in known], labels=self.labels[known])
+        rows = [self.rows[number] for number in known]
+        return replace(self, rows=rows, labels=self.labels[known])
 
     def first(self, count: int, preprocess: Preprocess) -> Pixels:
         """Return (count, size, size, 3) pixels of the first images, or of all if there are fewer."""
@@ -53,29 +53,29 @@ class Sample:
     def probabilities(self, runners: Sequence[Runner], preprocess: Preprocess) -> list[Floats]:
         """Return (N, K) probabilities from each runner. Every image is decoded once."""
         images = ImageSet(self.source, self.rows, self.labels, preprocess)
-        batches: list[list[Floats]] = [[] for _ in runners]
+        batches_of_runner: list[list[Floats]] = [[] for _ in runners]
         for pixels, _ in images.batches(in_order(images), BATCH):
-            for runner, probabilities in zip(runners, batches, strict=True):
-                probabilities.append(runner(pixels))
-        return [np.concatenate(probabilities) for probabilities in batches]
+            for runner, batches in zip(runners, batches_of_runner, strict=True):
+                batches.append(runner(pixels))
+        return [np.concatenate(batches) for batches in batches_of_runner]
 
 
-def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
+def sample_of(origin: Origin, images: Images | None = None) -> Sample:
     """Return the images to check a model with: the validation images of its run.
 
-    images: a folder, archive or table of other images to take instead.
-    Raises UsageError (which says what to give) if there are none, NoImages, ImagesChanged.
+    images: other images to take instead.
+    Raises UsageError (which says what to give) if there are none, ImagesChanged.
     """
     if images is not None:
-        manifest = scan(images)
-        return _sample(origin, f"the images of {images}", manifest.source, [*manifest.rows])
+        return _sample(origin, f"the images of {images.read_from}", images.source, images.rows)
     probe = origin.probe
     if probe is None:
         raise UsageError(
             f"There are no images to check {origin.name} with. Its run '{origin.facts.get('run')}' is not beside it. "
             "Give `run=RUN`, or `images=FOLDER`"
         )
-    run, rows = probe.chosen.run.path, probe.rows("val")
+    run = probe.chosen.run.path
+    rows = probe.rows("val")
     if not rows:
         raise DataError(f"{run} has no validation images to check {origin.name} with. Give `images=FOLDER`")
     sample = _sample(origin, f"the validation images of {run}", probe.source, rows)
@@ -86,8 +86,9 @@ def sample_of(origin: Origin, images: str | Path | None = None) -> Sample:
 
 def _sample(origin: Origin, name: str, source: Source, rows: Sequence[ImageRow]) -> Sample:
     rows = _by_digest(rows)
-    class_index = {name: index for index, name in enumerate(origin.classes)}
-    labels = np.array([class_index.get(row.label, NO_LABEL) for row in rows], np.int64)
+    class_index = {class_name: index for index, class_name in enumerate(origin.classes)}
+    indices = [class_index.get(row.label, NO_LABEL) for row in rows]
+    labels = np.array(indices, np.int64)
     return Sample(name, source, rows, labels, rows[:NUM_CALIBRATION])
 
 

@@ -67,7 +67,14 @@ def leaks(
     all_splits = {row.split for row in rows}
     guarded = next((split for split in ("test", "val") if split in all_splits), "")
     digest_of_path = {row.path: row.digest for row in rows}
-    unseen = sum(len(copies[distinct[number].digest]) for number in np.flatnonzero(~looks.seen))
+    digests: dict[str, str] = {}
+    for pair in pairs:
+        digests[pair.a] = digest_of_path[pair.a]
+        digests[pair.b] = digest_of_path[pair.b]
+    # If an image could not be read, its copies were not looked at either.
+    unseen = 0
+    for number in np.flatnonzero(~looks.seen):
+        unseen += len(copies[distinct[number].digest])
     return Leaks(
         cache=cache.path,
         tap=name,
@@ -78,7 +85,7 @@ def leaks(
         unseen=unseen,
         notes=(*notes, *result.notes),
         seconds=dict(laps.seconds),
-        digests={path: digest_of_path[path] for pair in pairs for path in (pair.a, pair.b)},
+        digests=digests,
         crossing_groups=crossing_groups(rows),
     )
 
@@ -91,7 +98,9 @@ def widest(cache: Cache, names: Sequence[str] = ()) -> str:
     first_row = cache.usable()[:1]
     if not first_row:
         raise UsageError(f"{cache.path} has no images with features. Extract some: featcache extract")
-    names = names or cache.vectors or tuple(name for name, tap in cache.taps.items() if tap.pooling == "none")
+    names = names or cache.vectors
+    if not names:
+        names = [name for name, tap in cache.taps.items() if tap.pooling == "none"]
     if not names:
         raise UnknownTap(f"Every tap of {cache.path} lacks some images. Bring it up to date: featcache extract")
 
@@ -142,9 +151,11 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], name: str) -> Features:
     for start in range(0, len(rows), BLOCK):
         block = cache.features(rows[start : start + BLOCK], name)
         if block.ndim > 2:
-            block = block.mean(axis=tuple(range(1, block.ndim - 1)))
+            places = tuple(range(1, block.ndim - 1))  # all axes but images and channels
+            block = block.mean(axis=places)
         features[start : start + BLOCK] = block
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    is_finite = np.isfinite(features).all(axis=1)
+    bad = np.flatnonzero(~is_finite)
     if len(bad):
         raise ShapeMismatch(
             f"Tap '{name}' has features that are not finite, in {counted(len(bad), 'row')} such as {rows[bad[0]].path}"
@@ -182,20 +193,22 @@ def _exact_pairs(copies: Copies) -> Iterator[Pair]:
     """
     for rows in copies.values():
         split_of = {row.path: row.split for row in rows}
+        first_paths = [row.path for row in _first_of_each_split(rows)]
         pairs: set[tuple[str, str]] = set()
-        for path, first in product(split_of, _first_of_each_split(rows)):
-            if path != first.path:
-                pairs.add((min(path, first.path), max(path, first.path)))
+        for path, first_path in product(split_of, first_paths):
+            if path != first_path:
+                pairs.add((min(path, first_path), max(path, first_path)))
         for a, b in sorted(pairs):
             yield Pair(a, b, "exact", 1.0, 1.0, (split_of[a], split_of[b]))
 
 
 def _similar_pairs(result: SearchResult, distinct: Sequence[ImageRow], copies: Copies) -> Iterator[Pair]:
     """Yield the pairs of a search. An image with copies is paired once for every split that it is in."""
-    firsts = [_first_of_each_split(copies[row.digest]) for row in distinct]
     for match in result.matches:
-        for row_a, row_b in product(firsts[match.a], firsts[match.b]):
-            first, second = sorted((row_a, row_b), key=lambda row: row.path)
+        rows_a = _first_of_each_split(copies[distinct[match.a].digest])
+        rows_b = _first_of_each_split(copies[distinct[match.b].digest])
+        for rows in product(rows_a, rows_b):
+            first, second = sorted(rows, key=lambda row: row.path)
             splits = (first.split, second.split)
             yield Pair(first.path, second.path, match.kind, match.similarity, match.agreement, splits)
 

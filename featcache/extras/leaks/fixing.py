@@ -26,6 +26,8 @@ from featcache.outputs import Kind, check_output
 from featcache.spec import ImageRow, Progress, digest_of, silent, units_of
 
 PREFIX = "same:"  # of the names of joined groups
+# No table counts as an earlier output, since the user may have made or edited it.
+TABLE = Kind("table", lambda path: False, otherwise="may be your own table")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _original_table(cache: Cache) -> Table:
     if unknown:
         raise UsageError(
             f"{cache.path} was fixed by an earlier featcache, which did not record the splits from before. Bring it up "
-            "to date (featcache extract), or extract into another -o, and try again"
+            "to date (featcache extract), or extract into another `out`, and try again"
         )
     # Splits were recorded as they were before any review: undo the reviews first, apply them again last.
     rows: list[ImageRow] = []
@@ -106,17 +108,10 @@ def _original_table(cache: Cache) -> Table:
     return with_review(rows, UNCHANGED, cache.changes.reviews)
 
 
-def _never(path: Path) -> bool:
-    """Return that no table counts as an earlier output, since the user may have made or edited it."""
-    return False
-
-
-TABLE = Kind("table", _never, otherwise="may be your own table")
-
-
 def check_table(cache: str | Path, out: str | Path, images: str | Path | None = None, *, force: bool = False) -> None:
     """Raise early what `write_table` would raise: UsageError, DiskFault."""
-    path, opened = Path(out), Cache.open(cache)
+    path = Path(out)
+    opened = Cache.open(cache)
     if path.suffix != ".csv":
         raise UsageError(f"The table of images is written to a file that ends in .csv; got {path.name}")
     root = opened.root if images is None else Path(images)
@@ -145,7 +140,9 @@ def write_table(leaks: Leaks, out: str | Path, images: str | Path | None = None,
 
     # Resolve links first: "..", followed through a link, leads to another folder than the text suggests.
     way_to_root = os.path.relpath(os.path.realpath(root), os.path.realpath(path.parent))
-    way_to_root = "" if way_to_root == os.curdir else way_to_root.replace(os.sep, "/")
+    way_to_root = way_to_root.replace(os.sep, "/")
+    if way_to_root == os.curdir:
+        way_to_root = ""
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -167,7 +164,7 @@ def rows_of(leaks: Leaks, cache: Cache) -> Table:
     members: dict[str, list[ImageRow]] = {}
     for name, row in zip(set_names, cache.rows, strict=True):
         members.setdefault(name, []).append(row)
-    digests_in_pairs = {leaks.digests[path] for pair in leaks.pairs for path in (pair.a, pair.b)}
+    digests_in_pairs = set(leaks.digests.values())
 
     # A set changes if it crosses splits or shows the same image twice; all other images keep group and split.
     group_of: dict[str, str] = {}
@@ -180,17 +177,21 @@ def rows_of(leaks: Leaks, cache: Cache) -> Table:
             split_of[name] = min(splits, key=ORDER.__getitem__, default="")
 
     rows: list[ImageRow] = []
-    joined, moved, dropped = dict(cache.changes.joined), dict(cache.changes.moved), dict(cache.changes.dropped)
+    joined = dict(cache.changes.joined)
+    moved = dict(cache.changes.moved)
+    dropped = dict(cache.changes.dropped)
     for name, row in zip(set_names, cache.rows, strict=True):
-        if name in group_of:
-            if row.path not in joined:  # else an earlier fix recorded the original values
-                joined[row.path] = row.group
-                moved[row.path] = dropped.get(row.path, row.split)
-            if row.path in dropped:
-                # If the review that dropped this image is undone, the image joins the others' split.
-                dropped[row.path] = split_of[name] or dropped[row.path]
-            row = row._replace(group=group_of[name], split=split_of[name] if row.split else "")
-        rows.append(row)
+        if name not in group_of:
+            rows.append(row)
+            continue
+        if row.path not in joined:  # else an earlier fix recorded the original values
+            joined[row.path] = row.group
+            moved[row.path] = dropped.get(row.path, row.split)
+        if row.path in dropped:
+            # If the review that dropped this image is undone, the image joins the others' split.
+            dropped[row.path] = split_of[name] or dropped[row.path]
+        split = split_of[name] if row.split else ""  # an image without a split stays without
+        rows.append(row._replace(group=group_of[name], split=split))
     return tuple(rows), cache.changes._replace(joined=joined, moved=moved, dropped=dropped)
 
 
@@ -220,8 +221,11 @@ def sets_of(leaks: Leaks, rows: Sequence[ImageRow]) -> list[str]:
 
 
 def _moves(before: Cache, after: Cache) -> tuple[Move, ...]:
-    rows = zip(before.rows, after.rows, strict=True)
-    return tuple(Move(new.path, old.split, new.split) for old, new in rows if old.split != new.split)
+    moves: list[Move] = []
+    for old, new in zip(before.rows, after.rows, strict=True):
+        if old.split != new.split:
+            moves.append(Move(new.path, old.split, new.split))
+    return tuple(moves)
 
 
 def _splits(cache: Cache) -> Mapping[str, int]:

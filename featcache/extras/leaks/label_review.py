@@ -91,8 +91,9 @@ def _difference(before: Cache, after: Cache, num_decisions: int, undecided: int)
     for old, new in zip(before.rows, after.rows, strict=True):
         if old.label != new.label:
             relabelled.append(Relabelled(new.path, old.label, new.label, new.split or old.split))
-    changes_test = any(image.split == "test" for image in relabelled)
-    looks = len(read_looks(looks_beside(before.path))) if changes_test else 0
+    looks = 0
+    if any(image.split == "test" for image in relabelled):
+        looks = len(read_looks(looks_beside(before.path)))
     return Reviewed(before.path, num_decisions, undecided, tuple(relabelled), looks)
 
 
@@ -101,9 +102,12 @@ def _is_undecided(path: Path) -> bool:
     columns, rows = read_text_table(path)
     if tuple(columns) != COLUMNS:
         return False
-    # A comma too many in a decision puts text into further columns: it counts, too.
-    decisions = ("".join(cells[len(COLUMNS) - 1 :]) for _, cells in rows)
-    return not any(text.strip() for text in decisions)
+    for _, cells in rows:
+        # A comma too many in a decision puts text into further columns: it counts, too.
+        decision = "".join(cells[len(COLUMNS) - 1 :])
+        if decision.strip():
+            return False
+    return True
 
 
 DOUBTS = Kind("table of labels", _is_undecided, otherwise="may hold your decisions, or be another table")
@@ -123,7 +127,10 @@ def write_doubts(doubted: Doubts, cache: str | Path, out: str | Path, *, force: 
     force: replace what lies at `out`. Raises UsageError, also if the table there has decisions, and DiskFault.
     """
     check_doubts_table(cache, out, force=force)
-    lines = [csv_line(COLUMNS), *(csv_line([*doubt_cells(doubt), ""]) for doubt in doubted.doubts)]
+    lines = [csv_line(COLUMNS)]
+    for doubt in doubted.doubts:
+        undecided = ""
+        lines.append(csv_line([*doubt_cells(doubt), undecided]))
     write_whole(Path(out), b"".join(lines))
 
 
@@ -137,8 +144,7 @@ def csv_line(cells: Sequence[str]) -> bytes:
     """Return the bytes of one line. A path has the same bytes as on the disk."""
     text = io.StringIO()
     # Before Python 3.13 csv does not quote a bare \r by itself.
-    if any("\r" in cell for cell in cells):
-        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(cells)
-    else:
-        csv.writer(text, lineterminator="\n").writerow(cells)
+    has_bare_return = any("\r" in cell for cell in cells)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_bare_return else csv.QUOTE_MINIMAL)
+    writer.writerow(cells)
     return os.fsencode(text.getvalue())

@@ -101,21 +101,21 @@ def doubts(
     """
     began = time.perf_counter()
     cache = Cache.open(leaks.cache)
-    rows = [row for row in cache.usable() if row.label and not (without and row.split == without)]
+    rows = [row for row in cache.usable() if row.label]
+    if without:
+        rows = [row for row in rows if row.split != without]
     names = sorted({row.label for row in rows})
     if len(names) < 2:
         raise TooFewClasses(f"{cache.path} has {len(names)} classes of labels; to doubt labels takes two")
     tap_name = _tap_to_judge_by(cache, rows, leaks, tap)
     class_index = {name: number for number, name in enumerate(names)}
     y = np.array([class_index[row.label] for row in rows], np.int64)
-    set_names = sets_of(leaks, rows)
-    set_numbers = np.unique(set_names, return_inverse=True)[1].astype(np.int64)
-    folds = _folds(set_numbers, y, seed)
     # Copies of an image are in its fold, so the regression that judges it has seen none of them.
+    _, set_numbers = np.unique(sets_of(leaks, rows), return_inverse=True)
+    folds = _folds(set_numbers.astype(np.int64), y, seed)
+    features = features_of(cache, rows, tap_name)
     with threadpool_limits(1):  # five times as fast while other processes use the cores
-        probabilities, strength = left_out_probabilities(
-            features_of(cache, rows, tap_name), y, len(names), folds, progress
-        )
+        probabilities, strength = left_out_probabilities(features, y, len(names), folds, progress)
     judged = np.flatnonzero(np.isfinite(probabilities[:, 0]))
     if not len(judged):
         raise TooFewClasses(f"{cache.path} has too few images for doubts: all images of each class show the same")
@@ -129,16 +129,19 @@ def doubts(
     for place, suggested in doubted(probabilities[judged], y[judged]):
         number = judged[place]
         row = rows[number]
-        if row.path not in same_photos:
-            of_label, of_suggested = probabilities[number, [y[number], suggested]].tolist()
-            all_doubts.append(Doubt(row.path, row.label, row.split, names[suggested], of_label, of_suggested))
+        if row.path in same_photos:
+            continue
+        of_label = float(probabilities[number, y[number]])
+        of_suggested = float(probabilities[number, suggested])
+        all_doubts.append(Doubt(row.path, row.label, row.split, names[suggested], of_label, of_suggested))
 
     decided_paths = _decided_paths(cache)
     open_doubts = tuple(doubt for doubt in all_doubts if doubt.path not in decided_paths)
+    is_right = probabilities[judged].argmax(axis=1) == y[judged]
     return Doubts(
         images=len(judged),
         unjudged=len(rows) - len(judged),
-        accuracy=float((probabilities[judged].argmax(axis=1) == y[judged]).mean()),
+        accuracy=float(is_right.mean()),
         strength=strength,
         tap=tap_name,
         doubts=open_doubts,
@@ -170,13 +173,14 @@ def _of_two_labels(
     probability_of = dict(zip(names, probabilities.tolist(), strict=True))
     labels = sorted({row.label, *(label for _, label in others)})
     suggested = max(labels, key=probability_of.__getitem__)
-    return Doubt(
-        row.path, row.label, row.split, suggested, probability_of[row.label], probability_of[suggested], others
-    )
+    of_label = probability_of[row.label]
+    of_suggested = probability_of[suggested]
+    return Doubt(row.path, row.label, row.split, suggested, of_label, of_suggested, others)
 
 
 def _decided_paths(cache: Cache) -> set[str]:
     """Return the paths of the images whose label somebody has decided about."""
+    # By content and label, so that a decision still counts after a file was renamed.
     decided = {(review.digest, review.label) for review in cache.changes.reviews}
     # A decision is about the label as the folder or table gives it, before any review.
     rows = without_review(cache.rows, cache.changes)
@@ -205,14 +209,20 @@ def doubted(probabilities: Floats, labels: Classes) -> list[tuple[int, int]]:
     >>> doubted(p, np.array([0, 0, 1, 1, 1]))
     [(2, 0)]
     """
-    # (K,): what a class must reach to be possible. A class without labelled images is never possible.
-    usual = np.array([_mean(probabilities[labels == name, name]) for name in range(probabilities.shape[1])])
+    num_classes = probabilities.shape[1]
+    # usual(k), (K,): what a class must reach to be possible. A class without labelled images is never possible.
+    usual = np.empty(num_classes)
+    for number in range(num_classes):
+        usual[number] = _mean(probabilities[labels == number, number])
+    # -1 is below every probability, so an impossible class is suggested only where none is possible.
     possible = np.where(probabilities >= usual, probabilities, -1.0)
     suggested = possible.argmax(axis=1)
     has_possible_class = possible.max(axis=1) >= 0
+
     numbers = np.flatnonzero(has_possible_class & (suggested != labels))
-    margin = probabilities[numbers, labels[numbers]] - probabilities[numbers, suggested[numbers]]
-    order = numbers[np.argsort(margin, kind="stable")]
+    of_label = probabilities[numbers, labels[numbers]]
+    of_suggested = probabilities[numbers, suggested[numbers]]
+    order = numbers[np.argsort(of_label - of_suggested, kind="stable")]
     return list(zip(order.tolist(), suggested[order].tolist(), strict=True))
 
 
@@ -232,9 +242,10 @@ def _folds(set_numbers: Classes, y: Classes, seed: int) -> Classes:
         raise TooFewClasses("All images show the same, so no label can be judged by the others")
     sets_of_class = np.bincount(y[first])
     can_stratify = sets_of_class[sets_of_class > 0].min() >= num_folds
-    splitter = StratifiedKFold if can_stratify else KFold  # StratifiedKFold warns about rare classes
+    make_splitter = StratifiedKFold if can_stratify else KFold  # StratifiedKFold warns about rare classes
+    splitter = make_splitter(num_folds, shuffle=True, random_state=seed)
     fold_of_set = np.empty(len(first), np.int64)
-    for fold, (_, left_out) in enumerate(splitter(num_folds, shuffle=True, random_state=seed).split(first, y[first])):
+    for fold, (_, left_out) in enumerate(splitter.split(first, y[first])):
         fold_of_set[left_out] = fold
     return fold_of_set[set_numbers]
 
@@ -253,9 +264,10 @@ def left_out_probabilities(
     num_folds = int(folds.max()) + 1
     progress(Tick("labels", 0, num_folds))
     for number in range(num_folds):
-        train, left_out = folds != number, np.flatnonzero(folds == number)
+        train = folds != number
         classes = np.unique(y[train])
-        judged = left_out[np.isin(y[left_out], classes)]
+        # An image of a class that the fold did not train cannot be judged.
+        judged = np.flatnonzero(~train & np.isin(y, classes))
         if len(classes) > 1 and len(judged):
             # The scaler, too, must not see the images that it prepares for judgement.
             scaler = StandardScaler().fit(X[train])
@@ -270,6 +282,8 @@ def left_out_probabilities(
     losses: list[float] = []
     for of_label in probabilities[:, np.arange(len(y)), y]:
         of_judged = of_label[np.isfinite(of_label)]
-        losses.append(_mean(-np.log(np.maximum(of_judged, LEAST_PROBABILITY))))
+        # One image with a probability of 0 would make the loss infinite, whatever the others say.
+        of_judged = np.maximum(of_judged, LEAST_PROBABILITY)
+        losses.append(_mean(-np.log(of_judged)))
     best = int(np.argmin(losses))
     return probabilities[best], STRENGTHS[best]

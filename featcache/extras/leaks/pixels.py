@@ -48,8 +48,13 @@ SYMMETRIES = tuple(product((False, True), (False, True), (False, True)))  # axes
 
 def hashes(greys: Pixels) -> Vectors:
     """Return the hashes of (N, 64, 64) greys, in all symmetries."""
-    low = np.concatenate([_low_frequencies(greys[at : at + HASH_BLOCK]) for at in range(0, len(greys), HASH_BLOCK)])
-    mirror_signs = np.where(np.arange(LOW) % 2, -1, 1).astype(np.float32)
+    blocks: list[Floats] = []
+    for start in range(0, len(greys), HASH_BLOCK):  # so that the memory of the transform is bounded
+        blocks.append(_low_frequencies(greys[start : start + HASH_BLOCK]))
+    low = np.concatenate(blocks)
+    # The k-th cosine is odd about the middle of the axis if k is odd: mirroring changes its sign.
+    is_odd = np.arange(LOW) % 2 == 1
+    mirror_signs = np.where(is_odd, -1, 1).astype(np.float32)
     symmetries: list[Floats] = []
     for swapped, upside_down, mirrored in SYMMETRIES:
         turned = low.transpose(0, 2, 1) if swapped else low
@@ -64,18 +69,24 @@ def hashes(greys: Pixels) -> Vectors:
 def _low_frequencies(greys: Pixels) -> Floats:
     """Return (N, 8, 8): the lowest frequencies, at length one; zero for images that show nothing."""
     # 32 x 32 pixels, as in pHash, are enough for the lowest frequencies.
-    halved = greys.reshape(len(greys), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4), dtype=np.float32)
+    half = SIDE // 2
+    squares = greys.reshape(len(greys), half, 2, half, 2)
+    halved = squares.mean(axis=(2, 4), dtype=np.float32)
     is_flat = halved.std(axis=(1, 2)) <= FLAT
     low = dctn(halved, axes=(1, 2), norm="ortho")[:, :LOW, :LOW]
     low[:, 0, 0] = 0  # the mean brightness says nothing about what an image shows
     low[is_flat] = 0
-    return unit(low.reshape(len(low), -1)).reshape(-1, LOW, LOW)
+    vectors = unit(low.reshape(len(low), -1))
+    return vectors.reshape(-1, LOW, LOW)
 
 
 def outlines(greys: Pixels) -> Vectors:
     """Return (N, 64, 64) greys less their smooth part, in all symmetries. Their similarity is what `whole` returns."""
     sharp = _sharp(greys.astype(np.float32))
-    symmetries = [np.ascontiguousarray(_turned(sharp, *how).reshape(len(sharp), -1)) for how in SYMMETRIES]
+    symmetries: list[Floats] = []
+    for how in SYMMETRIES:
+        turned = _turned(sharp, *how)
+        symmetries.append(np.ascontiguousarray(turned.reshape(len(sharp), -1)))
     return Vectors(symmetries[0], tuple(symmetries))
 
 
@@ -87,9 +98,12 @@ def whole(greys: Pixels, a: Classes, b: Classes) -> tuple[Floats, Classes]:
     """
 
     def compared(block: slice) -> tuple[Floats, Classes]:
-        first, second = greys[a[block]].astype(np.float32), greys[b[block]].astype(np.float32)
+        first = greys[a[block]].astype(np.float32)
+        second = greys[b[block]].astype(np.float32)
         left, right = _sharp(first), _sharp(second)
+        # Of mean zero and length one, so the product of two images is their correlation. (8, P)
         correlations = np.stack([np.einsum("phw,phw->p", left, _turned(right, *how)) for how in SYMMETRIES])
+        # The best of eight is higher by chance alone: a turned image must gain something to count.
         is_upright = correlations[0] > correlations.max(axis=0) - UPRIGHT_BONUS
         symmetry = np.where(is_upright, 0, correlations.argmax(axis=0))
         agreement = np.take_along_axis(correlations, symmetry[None], 0)[0]
@@ -107,7 +121,9 @@ def cropped(greys: Pixels, a: Classes, b: Classes) -> Floats:
     """Return (M,): how well the middle of either image of a pair agrees with a part of the other."""
 
     def compared(block: slice) -> Floats:
-        first, second = greys[a[block]].astype(np.float32), greys[b[block]].astype(np.float32)
+        first = greys[a[block]].astype(np.float32)
+        second = greys[b[block]].astype(np.float32)
+        # Either image may be the crop.
         return np.maximum(_best_match(first, second), _best_match(second, first))
 
     return np.concatenate(_in_threads(compared, len(a)))
@@ -121,8 +137,13 @@ def _in_threads(work: Callable[[slice], T], count: int) -> list[T]:
 
 
 def _turned(images: Floats, swapped: bool, upside_down: bool, mirrored: bool) -> Floats:
-    images = images.transpose(0, 2, 1) if swapped else images
-    return images[:, :: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    if swapped:
+        images = images.transpose(0, 2, 1)
+    if upside_down:
+        images = images[:, ::-1]
+    if mirrored:
+        images = images[:, :, ::-1]
+    return images
 
 
 def _sharp(images: Floats) -> Floats:
@@ -137,8 +158,10 @@ def _sharp(images: Floats) -> Floats:
 
 def _rough(images: Floats) -> Floats:
     """Return images (P, h, w) less their smooth part."""
-    smooth_rows, smooth_columns = (_smoother(side) for side in images.shape[1:])
-    return np.asarray(images - smooth_rows @ images @ smooth_columns.T, np.float32)
+    _, height, width = images.shape
+    # A Gaussian is separable: smooth along the columns, then along the rows.
+    smooth = _smoother(height) @ images @ _smoother(width).T
+    return np.asarray(images - smooth, np.float32)
 
 
 @cache
@@ -162,6 +185,7 @@ def _best_match(scenes: Floats, templates: Floats) -> Floats:
     places = slice(0, SIDE - MIDDLE + 1)
     for height_scale, width_scale in product(SCALES, SCALES):
         template = _sharp(_middle(height_scale) @ templates @ _middle(width_scale).T)
+        # Padded with zeros to the size of the scene, so that one product of spectra compares all places.
         spectrum = rfft2(template, (SIDE, SIDE), axes=(1, 2))
         products = irfft2(spectra * np.conj(spectrum), (SIDE, SIDE), axes=(1, 2))
         correlations = products[:, places, places] / part_lengths
@@ -171,16 +195,23 @@ def _best_match(scenes: Floats, templates: Floats) -> Floats:
 
 def _part_lengths(images: Floats) -> Floats:
     """Return the length, around its mean, of every part of MIDDLE x MIDDLE pixels, (P, 25, 25)."""
-    sums, squares = _box_sums(images), _box_sums(images * images)
-    # sum (x - mean)^2 = sum x^2 - (sum x)^2 / n; flat parts get a floor, so that their rounding is not scaled up
-    squared_lengths = squares - sums * sums / MIDDLE**2
-    return np.sqrt(np.maximum(squared_lengths, FLAT * MIDDLE**2)).astype(np.float32)
+    sums = _box_sums(images)
+    sums_of_squares = _box_sums(images * images)
+    # sum (x - mean)^2 = sum x^2 - (sum x)^2 / n
+    squared_lengths = sums_of_squares - sums * sums / MIDDLE**2
+    # A floor for flat parts, so that dividing by their length does not scale up rounding.
+    squared_lengths = np.maximum(squared_lengths, FLAT * MIDDLE**2)
+    return np.sqrt(squared_lengths).astype(np.float32)
 
 
 def _box_sums(values: Floats) -> Floats:
     """Return the sum over every box of MIDDLE x MIDDLE pixels, (P, 25, 25), from a table of running sums."""
-    # float64, because differences of large running sums lose digits
-    running = np.pad(values.astype(np.float64), ((0, 0), (1, 0), (1, 0))).cumsum(axis=1).cumsum(axis=2)
+    num_images, height, width = values.shape
+    # A line of zeros before the first, so that the box at the border is a difference like all others. float64, because
+    # differences of large running sums lose digits.
+    padded = np.zeros((num_images, height + 1, width + 1))
+    padded[:, 1:, 1:] = values
+    running = padded.cumsum(axis=1).cumsum(axis=2)
     rows = running[:, MIDDLE:] - running[:, :-MIDDLE]
     return np.asarray(rows[:, :, MIDDLE:] - rows[:, :, :-MIDDLE])
 

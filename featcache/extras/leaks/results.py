@@ -79,6 +79,9 @@ class Leaks:
         """Return {splits: {kind: pairs}}, in the order train, val, test."""
         counts: dict[tuple[str, str], Counter[Kind]] = {}
         for pair in self.pairs:
+            # test - train counts as train - test.
             first, second = sorted(pair.splits, key=ORDER.__getitem__)
-            counts.setdefault((first, second), Counter())[pair.kind] += 1
-        return dict(sorted(counts.items(), key=lambda item: [ORDER[name] for name in item[0]]))
+            kinds = counts.setdefault((first, second), Counter())
+            kinds[pair.kind] += 1
+        in_order = sorted(counts, key=lambda splits: (ORDER[splits[0]], ORDER[splits[1]]))
+        return {splits: counts[splits] for splits in in_order}

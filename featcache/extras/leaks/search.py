@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featcache.arrays import Features
+from featcache.arrays import Classes, Features
 from featcache.extras.leaks.pixels import cropped, hashes, outlines, whole
 from featcache.extras.leaks.results import Kind, Thresholds
 from featcache.extras.leaks.similar import Pairs, Vectors, pairs_over, unit
@@ -71,36 +71,31 @@ def search(
     count = len(features)
     has_pixels = bool(thumbnails.seen.any())
     # Cosines around the mean image spread wider. Among few images the mean is close to one of them.
-    centred = features - features.mean(axis=0) if count >= LEAST_IMAGES else features
-    unit_features = unit(centred)
+    if count >= LEAST_IMAGES:
+        features = features - features.mean(axis=0)
+    unit_features = unit(features)
     compared = [Vectors(unit_features, (unit_features,))]
     least_agreement: float | None = None
     if has_pixels:
         compared.append(hashes(thumbnails.greys))
-        numbers = np.flatnonzero(thumbnails.seen)
-
-        def looks(rows: Any) -> Vectors:
-            return outlines(thumbnails.greys[rows])
-
-        # The draws that set every threshold are free of copies by their pixels, which are surest.
-        draws = draws_of(numbers, looks, PLAINLY_SAME)
-        tail_of_agreement = tails_of(draws, len(numbers), looks)
-        least_agreement = LEAST_AGREEMENT
-        if tail_of_agreement is not None:
-            least_agreement = max(LEAST_AGREEMENT, tail_of_agreement.threshold(1.0))
+        draws, least_agreement = _draws_by_pixels(thumbnails)
     else:
+        # Without pixels a draw can only leave out images whose features are nearly the same.
         draws = draws_of(np.arange(count), compared[0].only, FEW_IMAGES)
     tails = [tails_of(draws, count, vectors.only) for vectors in compared]
     lap("setting thresholds")
 
+    # Where features decide alone, one wrong pair in all is too many. Where pixels decide after them, they may let
+    # through many more, so that no copy is missed.
     alone = _threshold(tails[0], 1.0) if threshold is None else threshold
-    candidate_thresholds = [_threshold(tail, max(1.0, CANDIDATES_PER_IMAGE * count)) for tail in tails]
-    hash_threshold = candidate_thresholds[1] if has_pixels else None
-    if threshold is not None or not has_pixels:
-        candidate_thresholds[0] = alone
-    candidates = [
-        pairs_over(vectors, least, MOST * count) for vectors, least in zip(compared, candidate_thresholds, strict=True)
-    ]
+    num_expected = max(1.0, CANDIDATES_PER_IMAGE * count) if has_pixels else 1.0
+    candidate_thresholds = [_threshold(tail, num_expected) for tail in tails]
+    if threshold is not None:
+        candidate_thresholds[0] = threshold
+    feature_threshold = candidate_thresholds[0]
+    candidates: list[Pairs] = []
+    for vectors, least_similarity in zip(compared, candidate_thresholds, strict=True):
+        candidates.append(pairs_over(vectors, least_similarity, MOST * count))
     notes: list[str] = []
     num_cut = sum(pairs.cut for pairs in candidates)
     if num_cut:
@@ -108,36 +103,54 @@ def search(
     pairs = _united(candidates, unit_features)
     lap("comparing all pairs")
 
+    matches: list[Match] = []
     both_seen = thumbnails.seen[pairs.a] & thumbnails.seen[pairs.b]
-    matches = _without_pixels(pairs.only(~both_seen & (pairs.similarity >= alone)))
+    decided_alone = ~both_seen & (pairs.similarity >= alone)
+    for number in np.flatnonzero(decided_alone):
+        similarity = float(pairs.similarity[number])
+        matches.append(Match(int(pairs.a[number]), int(pairs.b[number]), "near", similarity, None))
     if least_agreement is not None:
         confirmed, num_unsearched = _confirmed(
-            thumbnails, pairs.only(both_seen), np.asarray(splits), candidate_thresholds[0], least_agreement
+            thumbnails, pairs.only(both_seen), np.asarray(splits), feature_threshold, least_agreement
         )
         matches += confirmed
         if num_unsearched:
             notes.append(f"{num_unsearched} pairs of similar features were not searched for crops: there are too many")
         lap("comparing pixels")
-    why = _why(tails[0], count, threshold, has_pixels)
-    thresholds = Thresholds(candidate_thresholds[0], alone, hash_threshold, least_agreement, why)
+    hash_threshold = candidate_thresholds[1] if has_pixels else None
+    why = _why(tails[0], count, threshold, num_expected)
+    thresholds = Thresholds(feature_threshold, alone, hash_threshold, least_agreement, why)
     return SearchResult(matches, thresholds, notes)
+
+
+def _draws_by_pixels(thumbnails: Thumbnails) -> tuple[list[Classes], float]:
+    """Return the draws that set every threshold, and the agreement of pixels from which a pair counts.
+
+    The draws are free of copies by their pixels, which are surest.
+    """
+    numbers = np.flatnonzero(thumbnails.seen)
+
+    def looks(rows: Classes) -> Vectors:
+        return outlines(thumbnails.greys[rows])
+
+    draws = draws_of(numbers, looks, PLAINLY_SAME)
+    tails = tails_of(draws, len(numbers), looks)
+    if tails is None:
+        return draws, LEAST_AGREEMENT
+    # Pictures of few pixels agree by chance: digits of 8 x 8 pixels need 0.99.
+    return draws, max(LEAST_AGREEMENT, tails.threshold(1.0))
 
 
 def _threshold(tails: Tails | None, expected: float) -> float:
     return FEW_IMAGES if tails is None else tails.threshold(expected)
 
 
-def _without_pixels(pairs: Pairs) -> list[Match]:
-    """Return the matches of pairs whose pixels cannot be compared."""
-    columns = (pairs.a.tolist(), pairs.b.tolist(), pairs.similarity.tolist())
-    return [Match(a, b, "near", similarity, None) for a, b, similarity in zip(*columns, strict=True)]
-
-
 def _united(candidates: Sequence[Pairs], unit_features: Features) -> Pairs:
     """Return each pair once, with the similarity of its features, most similar first."""
-    numbers = np.concatenate([np.stack([pairs.a, pairs.b], axis=1) for pairs in candidates])
     # A pair may be similar by features and by hash; from here on its similarity is that of its features.
-    a, b = np.unique(numbers, axis=0).T
+    all_a = np.concatenate([pairs.a for pairs in candidates])
+    all_b = np.concatenate([pairs.b for pairs in candidates])
+    a, b = np.unique(np.stack([all_a, all_b], axis=1), axis=0).T
     similarity = np.einsum("pd,pd->p", unit_features[a], unit_features[b])
     order = np.argsort(-similarity, kind="stable")
     return Pairs(a[order], b[order], similarity[order])
@@ -154,10 +167,13 @@ def _confirmed(
     kinds = [_kind(thumbnails, *pair) for pair in zip(pairs.a, pairs.b, agreement, symmetry, strict=True)]
 
     # A crop keeps its features and loses its hash, so pairs similar by hash alone are not worth the search.
-    unsure = np.flatnonzero((agreement < least_agreement) & (pairs.similarity >= feature_threshold))
+    is_unsure = (agreement < least_agreement) & (pairs.similarity >= feature_threshold)
+    unsure = np.flatnonzero(is_unsure)
+    # The search is the slow step and stops at a limit, so pairs across splits come first: they contaminate.
     in_one_split = splits[pairs.a[unsure]] == splits[pairs.b[unsure]]
     unsure = unsure[np.argsort(in_one_split, kind="stable")]
-    searched = unsure[: LEAST_CROPS + int(CROPS * len(thumbnails.seen))]
+    limit = LEAST_CROPS + int(CROPS * len(thumbnails.seen))
+    searched = unsure[:limit]
     if len(searched):
         crop_agreement = cropped(thumbnails.greys, pairs.a[searched], pairs.b[searched])
         agreement[searched] = np.maximum(agreement[searched], crop_agreement)
@@ -175,20 +191,20 @@ def _kind(thumbnails: Thumbnails, a: int, b: int, agreement: float, symmetry: in
         return "near"
     if symmetry:
         return "rotated/flipped"
-    size_a, size_b = thumbnails.sizes[a], thumbnails.sizes[b]
-    if (size_a == size_b).all():
+    width_a, height_a = thumbnails.sizes[a]
+    width_b, height_b = thumbnails.sizes[b]
+    if width_a == width_b and height_a == height_b:
         return "re-encoded"
     # The ratio of the two aspect ratios: a copy that was only resized keeps its shape, up to whole pixels.
-    ratio = (size_a[0] * size_b[1]) / (size_a[1] * size_b[0])
+    ratio = (width_a * height_b) / (height_a * width_b)
     return "resized" if SHAPE <= ratio <= 1 / SHAPE else "near"
 
 
-def _why(tail: Tails | None, count: int, threshold: float | None, has_pixels: bool) -> str:
-    """Return why the threshold of features is what it is."""
+def _why(tail: Tails | None, count: int, threshold: float | None, expected: float) -> str:
+    """Return why the threshold of features is what it is. expected: pairs of different images beyond it."""
     if threshold is not None:
         return "as given"
     if tail is None:
         return f"fixed: {count} different images, or all of the same features, are too few to set it from"
-    expected = max(1.0, CANDIDATES_PER_IMAGE * count) if has_pixels else 1.0
     pairs = count * (count - 1) // 2
     return f"set from the data: of {pairs} pairs of different images about {expected:.0f} are expected beyond it"

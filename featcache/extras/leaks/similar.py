@@ -35,9 +35,10 @@ class Vectors:
 
     def similarities(self, rows: Classes | slice, first: int = 0) -> Floats:
         """Return (n, N - first): the similarity of these images to all images from number `first` on."""
-        best: Floats = self.plain[rows] @ self.others[0][first:].T
+        plain = self.plain[rows]
+        best: Floats = plain @ self.others[0][first:].T
         for other in self.others[1:]:
-            np.maximum(best, self.plain[rows] @ other[first:].T, out=best)
+            np.maximum(best, plain @ other[first:].T, out=best)
         return best
 
 
@@ -57,16 +58,18 @@ class Pairs:
 
 def unit(vectors: Floats, least: float = LEAST_NORM) -> Floats:
     """Return the vectors at length one, (N, D) float32; vectors no longer than `least` become zero."""
-    # Dividing by infinity makes short vectors zero: similar to nothing, and no NaN.
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > least, norms, np.inf), np.float32)
+    # Dividing by infinity makes short vectors zero: similar to nothing, and no NaN.
+    divisors = np.where(norms > least, norms, np.inf)
+    return np.asarray(vectors / divisors, np.float32)
 
 
 def neighbours(vectors: Vectors, count: int) -> Floats:
     """Return (N, count): similarities of each image to its nearest others, nearest first. Takes N x N floats."""
     similar = vectors.similarities(slice(None))
     np.fill_diagonal(similar, -np.inf)  # no image is its own neighbour
-    return np.asarray(-np.sort(-similar, axis=1)[:, :count])
+    nearest_first = -np.sort(-similar, axis=1)
+    return np.asarray(nearest_first[:, :count])
 
 
 def pairs_over(vectors: Vectors, threshold: float, most: int) -> Pairs:
@@ -74,16 +77,18 @@ def pairs_over(vectors: Vectors, threshold: float, most: int) -> Pairs:
     blocks: list[tuple[Classes, Classes, Floats]] = []
     held, cut = 0, 0
     for start in range(0, len(vectors), BLOCK):
+        # Images before this block have met it already, so it is compared with itself and with those after it.
         similar = vectors.similarities(slice(start, start + BLOCK), start)
         similar[np.tril_indices(len(similar))] = -np.inf  # so that each pair comes once, and no image with itself
         a, b = np.nonzero(similar >= threshold)
         blocks.append((a + start, b + start, similar[a, b]))
         held += len(a)
+        # Only at twice the limit, so that not every block sorts all pairs again.
         if held > 2 * most:
             # Keep the best so far. What is less similar than the last of them can never be among the best.
-            best = _most_similar(blocks, most)
-            blocks = [best]
-            threshold = max(threshold, float(best[2][-1]))
+            a, b, similarity = _most_similar(blocks, most)
+            blocks = [(a, b, similarity)]
+            threshold = max(threshold, float(similarity[-1]))
             cut += held - most
             held = most
     a, b, similarity = _most_similar(blocks, most)
@@ -91,7 +96,7 @@ def pairs_over(vectors: Vectors, threshold: float, most: int) -> Pairs:
 
 
 def _most_similar(blocks: list[tuple[Classes, Classes, Floats]], most: int) -> tuple[Classes, Classes, Floats]:
-    a, b, similarity = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    a, b, similarity = map(np.concatenate, zip(*blocks, strict=True))
     # By similarity, then by number, so that ties are cut in the same way every time.
     order = np.lexsort((b, a, -similarity))[:most]
     return a[order], b[order], similarity[order]

@@ -92,7 +92,8 @@ def draws_of(numbers: Classes, looks: Callable[[Classes], Vectors], same: float)
     draws: list[Classes] = []
     with threadpool_limits(1):  # products this small gain nothing from more threads
         for seed in range(DRAWS):
-            rows = numbers[np.random.default_rng(seed).permutation(len(numbers))[:size]]
+            order = np.random.default_rng(seed).permutation(len(numbers))
+            rows = numbers[order[:size]]
             # Below the diagonal are an image's similarities to the images before it; elsewhere tril puts 0.
             nearest_before = np.tril(looks(rows).similarities(slice(None)), -1).max(axis=1)
             different = rows[nearest_before < same]
@@ -117,17 +118,24 @@ def _tail(nearest: Floats, count: int) -> Tail | None:
 
     nearest: (n, LAST), similarities of each image of the draw to its nearest neighbours, the nearest first.
     """
+    # A similarity of exactly 1 would be infinite in z.
     z = np.arctanh(np.clip(nearest.astype(np.float64), -NEARLY_ONE, NEARLY_ONE))
-    z_first, z_last = z[:, FIRST - 1], z[:, LAST - 1 :]
+    num_images = len(z)
+    z_first, z_last = z[:, FIRST - 1], z[:, LAST - 1 :]  # (n,) and (n, 1): column k - 1 holds z_k
+    spacings = z[:, FIRST - 1 : LAST - 1] - z_last  # (n, 10): z_k - z_15
+    # Images whose 5th neighbour is still so near may have five copies. They do not count for the rate.
     cap = np.quantile(z_first, TRUSTED)
-    spacings = z[:, FIRST - 1 : LAST - 1] - z_last
+    is_trusted = z_first <= cap
 
     # The rate: the mean of z_k - z_15, in units of what Renyi's formula gives for rate 1.
-    spacing_at_rate_1 = np.mean([sum(1 / rank for rank in range(k, LAST)) for k in range(FIRST, LAST)])
-    rate = float(spacings[z_first <= cap].mean() / spacing_at_rate_1)
+    spacings_at_rate_1: list[float] = []
+    for k in range(FIRST, LAST):
+        spacings_at_rate_1.append(sum(1 / rank for rank in range(k, LAST)))
+    rate = float(spacings[is_trusted].mean() / np.mean(spacings_at_rate_1))
     if rate < LEAST_RATE:
         return None
 
     # The level: log expected(0). In logs, because exp(z_5 / rate) overflows for a steep tail.
-    log_mean = logsumexp(np.minimum(z_first, cap) / rate) - np.log(len(z))
-    return Tail(rate, float(np.log(count**2 / (2 * len(z)) * FIRST) + log_mean))
+    log_mean = logsumexp(np.minimum(z_first, cap) / rate) - np.log(num_images)
+    num_pairs_per_image = count**2 / (2 * num_images)
+    return Tail(rate, float(np.log(num_pairs_per_image * FIRST) + log_mean))

@@ -108,9 +108,9 @@ class Naming:
     def with_settings(self, settings: Settings) -> Naming:
         """Return the same with other options. Raises UsageError if one is not known."""
         changed = replace(self, **checked(settings, OF_NAMING).get("predict", {}))
-        choose("--set predict.weights", changed.weights, ["imagenet", "none"])
+        choose("`settings` predict.weights", changed.weights, ["imagenet", "none"])
         if not isinstance(changed.top, int) or changed.top < 1:
-            raise UsageError(f"--set predict.top takes a number from 1; got {changed.top}")
+            raise UsageError(f"`settings` predict.top takes a number from 1; got {changed.top}")
         return changed
 
 

@@ -57,7 +57,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         option, is_set, value = text.partition("=")
         step, dot, name = option.strip().partition(".")
         if not (is_set and dot and name):
-            raise UsageError(f"--set takes STEP.OPTION=VALUE, such as finetune.epochs=5; got '{text}'")
+            raise UsageError(f"`settings` takes STEP.OPTION=VALUE, such as finetune.epochs=5; got '{text}'")
         name = {"lr": "learning_rate"}.get(name, name).replace("-", "_")
         settings.setdefault(step, {})[name] = _typed(step, name, value.strip())
     return settings
@@ -75,9 +75,9 @@ def _typed(step: str, name: str, text: str) -> Any:
 def checked(settings: Settings, options: Mapping[str, Sequence[str]]) -> Settings:
     """Return the settings. Raises UsageError, with near names, unless they change only options that there are."""
     for step, values in settings.items():
-        choose("--set", step, list(options))
+        choose("settings", step, list(options))
         for name in values:
-            choose(f"--set {step}", name, options[step])
+            choose(f"`settings` {step}", name, options[step])
     return settings
 
 

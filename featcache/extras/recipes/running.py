@@ -28,7 +28,7 @@ from featcache.tuning import Recipe, Tuned
 from featcache.tuning.train import Epoch
 from featcache.tuning.training_recipe import control_names
 
-MEANINGLESS = "--small: random weights, a handful of images, hardly any training. The figures mean NOTHING"
+MEANINGLESS = "`small=True`: random weights, a handful of images, hardly any training. The figures mean NOTHING"
 CONTROLS = {
     "frozen": "frozen",
     "unfrozen": "unfrozen",

@@ -39,7 +39,9 @@ class Checks:
         """Return the pairs that may be shown: all with an image outside of the split that stays closed."""
         if self.leaks is None:
             return []
-        return [pair for pair in self.leaks.pairs if not self.hidden or set(pair.splits) != {self.hidden}]
+        if not self.hidden:
+            return self.leaks.pairs
+        return [pair for pair in self.leaks.pairs if set(pair.splits) != {self.hidden}]
 
 
 def checked(cache: Cache, hidden: str, images: str | Path | None, progress: Progress) -> Checks:
@@ -66,8 +68,10 @@ def pairs_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[s
     shown: list[dict[str, Any]] = []
     for pair in checks.pairs[:SHOWN]:
         sides = [_side(rows[path], source, bits) for path in (pair.a, pair.b)]
-        splits = " - ".join(dict.fromkeys(split or "no split" for split in pair.splits))
-        shown.append({"pair": pair, "sides": sides, "splits": splits})
+        splits = [split or "no split" for split in pair.splits]
+        if splits[0] == splits[1]:
+            del splits[1]
+        shown.append({"pair": pair, "sides": sides, "splits": " - ".join(splits)})
     return shown
 
 
@@ -78,13 +82,15 @@ def doubts_of(checks: Checks, cache: Cache, source: Source | None) -> list[dict[
     shown: list[dict[str, Any]] = []
     for doubt in checks.doubts[:SHOWN]:
         same_photo = [printable(f"{path} ({label})") for path, label in doubt.same_photo]
-        card = {
-            "label": printable(doubt.label),
-            "suggested": printable(doubt.suggested),
-            "same": ", ".join(same_photo),
-            "doubt": doubt,
-        }
-        shown.append(card | _side(rows[doubt.path], source, bits))
+        shown.append(
+            {
+                **_side(rows[doubt.path], source, bits),
+                "label": printable(doubt.label),
+                "suggested": printable(doubt.suggested),
+                "same": ", ".join(same_photo),
+                "doubt": doubt,
+            }
+        )
     return shown
 
 

@@ -28,7 +28,8 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
     records: the records of the fine-tunings. A line that begins with # is a note for the reader.
     """
     name = run.path.resolve().name.removesuffix(".run")
-    new_cache, new_run = quote(f"{name}-again.h5"), f"{name}-again.run"
+    new_cache = quote(f"{name}-again.h5")
+    new_run = f"{name}-again.run"
     taps = [cache.taps[tap_name] for tap_name in run.fingerprints]
 
     lines = _extractions(cache, _by_command(taps), new_cache)
@@ -47,9 +48,10 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
     for number, record in enumerate(records, 1):
         model = f"{name}-again.keras" if len(records) == 1 else f"{name}-again-{number}.keras"
         trial = quote(f"{new_run}@{record['trial']}")
-        controls = [f"--controls {','.join(record['controls'])}"] if record["controls"] else []
-        flags = [*map(quote, record["flags"]), *controls, *heads, *functions]
-        lines.append(" ".join([f"featcache finetune {trial} -o {quote(model)}", *flags]))
+        flags = list(map(quote, record["flags"]))
+        if record["controls"]:
+            flags.append(f"--controls {','.join(record['controls'])}")
+        lines.append(" ".join([f"featcache finetune {trial} -o {quote(model)}", *flags, *heads, *functions]))
     return lines
 
 
@@ -81,10 +83,7 @@ def _extractions(cache: Cache, taps_of_commands: Sequence[Sequence[Tap]], out: s
             "took some of them or other splits. If a table named them, give it instead of its folder, and --group-from "
             "and --label-column as they were."
         )
-    options = [*_listing_options(listing or {}), *_split_options(cache)]
-    if cache.path.is_dir():
-        options.append(("layout", "parts"))
-    flags = [f"--{name} {quote(str(value))}" for name, value in options]
+    flags = [f"--{name} {quote(str(value))}" for name, value in _cache_options(cache, listing or {})]
     if listing and listing.get("allow_outside"):
         flags.append("--allow-outside")
     images = quote(str(cache.images_from))
@@ -93,11 +92,18 @@ def _extractions(cache: Cache, taps_of_commands: Sequence[Sequence[Tap]], out: s
     return lines
 
 
-def _listing_options(listing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the options by which the images were listed, and their values."""
+def _cache_options(cache: Cache, listing: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options by which images were listed and split, and how the cache was laid out, with their values."""
     for name in ("path_column", "label_column", "group_from"):
         if name in listing:
             yield name.replace("_", "-"), listing[name]
+    split = cache.split_spec
+    if replace(split, seed=0) != SplitSpec():
+        yield "split", f"{split.train}/{split.val}/{split.test}"
+    if split.seed:
+        yield "seed", split.seed
+    if cache.path.is_dir():
+        yield "layout", "parts"
 
 
 def flags_of(taps: Sequence[Tap]) -> str:
@@ -125,14 +131,6 @@ def _tap_options(tap: Tap) -> Iterator[tuple[str, Any]]:
             yield name, value
     if how.bits != ALL_BITS:
         yield "bits", how.bits
-
-
-def _split_options(cache: Cache) -> Iterator[tuple[str, Any]]:
-    spec = cache.split_spec
-    if replace(spec, seed=0) != SplitSpec():
-        yield "split", f"{spec.train}/{spec.val}/{spec.test}"
-    if spec.seed:
-        yield "seed", spec.seed
 
 
 def _backbone(tap: Tap) -> str:

@@ -26,7 +26,8 @@ def places(features: Features) -> Floats:
     centred = features.astype(np.float64)
     centred -= centred.mean(axis=0)
     spread = float(np.abs(centred).max())
-    if spread <= EQUAL * float(np.abs(features).max()):
+    largest = float(np.abs(features).max())
+    if spread <= EQUAL * largest:
         return np.zeros((len(centred), 2))
     # Scaled to 1, because the squares of very large or small features leave the range of floats.
     reduced = PCA(min(COMPONENTS, *centred.shape), random_state=0).fit_transform(centred / spread)
@@ -36,6 +37,8 @@ def places(features: Features) -> Floats:
         with threadpool_limits(1):
             reduced = TSNE(2, max_iter=500, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
     flat = np.zeros((len(centred), 2))  # one component gives a line
-    flat[:, : min(2, reduced.shape[1])] = reduced[:, :2]
-    low, sides = flat.min(axis=0), np.ptp(flat, axis=0)
-    return np.asarray((flat - low) / np.where(sides > 0, sides, 1.0))
+    num_components = min(2, reduced.shape[1])
+    flat[:, :num_components] = reduced[:, :num_components]
+    sides = np.ptp(flat, axis=0)
+    sides[sides == 0] = 1.0  # points on a line stay on it
+    return np.asarray((flat - flat.min(axis=0)) / sides)

@@ -48,17 +48,15 @@ class Evaluation:
         """Return the most frequent mistakes: true class, predicted class and number of images."""
         wrong = self.counts.copy()
         np.fill_diagonal(wrong, 0)
+        # `axis=None` sorts the flattened table; its cells are numbered line by line.
         order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
         confusions: list[dict[str, Any]] = []
-        for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True):
-            if wrong[row, column]:
-                confusions.append(
-                    {
-                        "true": self.classes[row],
-                        "predicted": self.classes[column],
-                        "images": int(wrong[row, column]),
-                    }
-                )
+        for cell in order:
+            true, predicted = divmod(int(cell), len(self.classes))
+            num_images = int(wrong[true, predicted])
+            if num_images:
+                names = {"true": self.classes[true], "predicted": self.classes[predicted]}
+                confusions.append({**names, "images": num_images})
         return confusions
 
     @property
@@ -69,16 +67,12 @@ class Evaluation:
             hits = int(self.counts[number, number])
             num_true = int(self.counts[number].sum())
             num_predicted = int(self.counts[:, number].sum())
-            scores.append(
-                {
-                    "name": name,
-                    "images": num_true,
-                    "recall": wilson(hits, num_true) if num_true else None,
-                    "precision": hits / num_predicted if num_predicted else None,
-                    # 2 / (1 / precision + 1 / recall), without dividing by zero hits
-                    "f1": 2 * hits / (num_true + num_predicted) if num_true + num_predicted else None,
-                }
-            )
+            # A share of no images is unknown, which is not 0.
+            recall = wilson(hits, num_true) if num_true else None
+            precision = hits / num_predicted if num_predicted else None
+            # 2 / (1 / precision + 1 / recall), without dividing by zero hits
+            f1 = 2 * hits / (num_true + num_predicted) if num_true + num_predicted else None
+            scores.append({"name": name, "images": num_true, "recall": recall, "precision": precision, "f1": f1})
         return scores
 
     @property
@@ -92,11 +86,13 @@ class Evaluation:
     def mistakes(self) -> Classes:
         """Return the numbers of wrong predictions, the surest first."""
         wrong = np.flatnonzero(~self.is_right)
-        return wrong[np.argsort(-self.sure[wrong], kind="stable")][:SHOWN]
+        surest_first = np.argsort(-self.sure[wrong], kind="stable")
+        return wrong[surest_first][:SHOWN]
 
     @property
     def uncertain(self) -> Classes:
         """Return the numbers of the least certain predictions; none without probabilities."""
         if self.predictions.confidence is None:
             return np.zeros(0, np.int64)
-        return np.asarray(np.argsort(self.sure, kind="stable")[:SHOWN])
+        least_certain_first = np.argsort(self.sure, kind="stable")
+        return np.asarray(least_certain_first[:SHOWN])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from featcache.cache.reader import Cache
@@ -39,10 +39,11 @@ def of_scores(run: Run, cache: Cache) -> list[tuple[str, str]]:
     all_lines = [*depths]
     for _, _, lines in strengths:
         all_lines += lines
+    # One scale for all plots, so that heads and taps can be compared by eye.
     limits = _limits(all_lines)
     figures: list[tuple[str, str]] = []
     for head, axis, lines in strengths:
-        numbers = [x for line in lines for x in line.x]
+        numbers = list(chain.from_iterable(line.x for line in lines))
         # Strengths are searched by factors. On a linear scale the small ones would fall on one point.
         log = min(numbers) > 0 and max(numbers) / min(numbers) > 20
         about = f"{metric} of {head} against {axis}"
@@ -58,7 +59,7 @@ def _strengths(run: Run) -> list[tuple[str, str, list[Curve]]]:
     """Return (head, its strength parameter, curves) for each kind of head whose strength was varied."""
     by_head: dict[str, list[Trial]] = {}
     for trial in run.ranked:
-        if trial.few is None:
+        if trial.few is None:  # trials on a few images per class score lower, whatever their strength
             by_head.setdefault(trial.head, []).append(trial)
     strengths = []
     for head, trials in by_head.items():
@@ -72,12 +73,16 @@ def _limits(lines: Sequence[Curve]) -> tuple[float, float] | None:
     """Return the ends of a scale that fits all these curves; None if no value is a number."""
     values: list[float] = []
     for line in lines:
-        values += [*line.y, *(line.low or ()), *(line.high or ())]
+        values += line.y
+        values += line.low or ()
+        values += line.high or ()
+    # A head that diverged has a loss that is no number, and would leave the others without a scale.
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return None
-    margin = 0.03 * (max(values) - min(values)) or 0.03
-    return min(values) - margin, max(values) + margin
+    low, high = min(values), max(values)
+    margin = 0.03 * (high - low) or 0.03
+    return low - margin, high + margin
 
 
 def _depths(run: Run, cache: Cache) -> list[Curve]:
@@ -91,9 +96,11 @@ def _depths(run: Run, cache: Cache) -> list[Curve]:
     lines = []
     for backbone, group in groupby(names, key=lambda name: cache.taps[name].backbone.name):
         taps = list(group)
-        if len(taps) > 1:
-            layers = [cache.taps[name].layer for name in taps]
-            lines.append(Curve(backbone, layers, *_scores([best[name] for name in taps])))
+        if len(taps) == 1:
+            continue
+        layers = [cache.taps[name].layer for name in taps]
+        trials = [best[name] for name in taps]
+        lines.append(Curve(backbone, layers, *_scores(trials)))
     return lines
 
 
@@ -107,13 +114,16 @@ def learning(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         # Mixtures of weights (--wise-ft) follow the last epoch and are no points of time.
         epochs = [epoch for epoch in history if epoch["mixture"] is None]
         numbers = [epoch["epoch"] for epoch in epochs]
-        value, low, high = zip(*(epoch["val"] for epoch in epochs), strict=True)
-        scores.append(Curve(name, numbers, value, low, high))
-        losses.append(Curve(f"{name}, validation", numbers, [epoch["val_loss"] for epoch in epochs]))
+        values, lows, highs = zip(*[epoch["val"] for epoch in epochs], strict=True)
+        scores.append(Curve(name, numbers, values, lows, highs))
+        val_losses = [epoch["val_loss"] for epoch in epochs]
+        losses.append(Curve(f"{name}, validation", numbers, val_losses))
+        # Epoch 0 is the head before any step, so it has no loss of training.
         trained = [epoch for epoch in epochs if epoch["train_loss"] is not None]
         if trained:
-            in_training = [epoch["train_loss"] for epoch in trained]
-            losses.append(Curve(f"{name}, training", [epoch["epoch"] for epoch in trained], in_training, dashed=True))
+            trained_numbers = [epoch["epoch"] for epoch in trained]
+            train_losses = [epoch["train_loss"] for epoch in trained]
+            losses.append(Curve(f"{name}, training", trained_numbers, train_losses, dashed=True))
     score_title = f"Validation {metric} by epoch, with 95 % intervals"
     loss_title = "Loss by epoch: of training as it is minimised, of validation as log loss"
     return [
@@ -127,7 +137,8 @@ def _axis(trials: Sequence[Trial]) -> str | None:
     num_values: dict[str, int] = {}
     for name in STRENGTHS:
         values = [trial.params.get(name) for trial in trials]
-        num_values[name] = len({value for value in values if _is_number(value)})
+        numbers = [value for value in values if is_number(value)]
+        num_values[name] = len(set(numbers))
     best = max(STRENGTHS, key=num_values.__getitem__)
     return best if num_values[best] >= LEAST else None
 
@@ -136,8 +147,9 @@ def _lines(run: Run, axis: str, trials: Sequence[Trial]) -> list[Curve]:
     """Return a curve over `axis` for each setting of everything else. trials: best first, so the best are kept."""
     by_setting: dict[str, list[Trial]] = {}
     for trial in trials:
-        if _is_number(trial.params.get(axis)):
-            by_setting.setdefault(_other_settings(run, trial, axis), []).append(trial)
+        if is_number(trial.params.get(axis)):
+            others = _other_settings(run, trial, axis)
+            by_setting.setdefault(others, []).append(trial)
     lines: list[Curve] = []
     for name, trials_of_line in list(by_setting.items())[:MOST_LINES]:
         in_order = sorted(trials_of_line, key=lambda trial: trial.params[axis])
@@ -156,12 +168,17 @@ def _scores(trials: Sequence[Trial]) -> tuple[list[float], list[float], list[flo
 
 def _other_settings(run: Run, trial: Trial, axis: str) -> str:
     """Return what distinguishes the curve of a trial from others of its head: the tap and the other parameters."""
-    words = [trial.tap] if len(run.settings.taps) > 1 else []
-    words += [f"{name}={spelt(value)}" for name, value in trial.params.items() if name not in (axis, "hidden")]
+    words: list[str] = []
+    if len(run.settings.taps) > 1:
+        words.append(trial.tap)
+    for name, value in trial.params.items():
+        if name not in (axis, "hidden"):
+            words.append(f"{name}={spelt(value)}")
     if len(run.settings.prepare) > 1:
         words.append(trial.prepare)
     return " ".join(words) or trial.head
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether the value of a setting is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -44,7 +44,8 @@ class Final:
         class_names = tuple(map(printable, self.run.classes))
         scores: dict[str, list[dict[str, Any]]] = {}
         for name, predictions in self.predictions.items():
-            scores[name] = Evaluation(self.rows, predictions, class_names).per_class
+            evaluation = Evaluation(self.rows, predictions, class_names)
+            scores[name] = evaluation.per_class
         return scores
 
 
@@ -56,9 +57,15 @@ def head_score(chosen: Chosen, split: str = "test") -> Score:
 def head_predictions(chosen: Chosen, split: str) -> Predictions:
     """Return the predictions of a head on a split, from cached features. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
-    rows = rows_of_split(chosen.run, cache, split)
+    return predictions_of_rows(chosen, cache, rows_of_split(chosen.run, cache, split))
+
+
+def predictions_of_rows(chosen: Chosen, cache: Cache, rows: Sequence[ImageRow]) -> Predictions:
+    """Return what a head predicts for these images of its cache."""
     predicted = chosen.estimator.predict(features_of(cache, rows, chosen.trial.tap))
-    logits = None if chosen.trial.log_loss is None else chosen.logits(rows)
+    logits = None
+    if chosen.trial.log_loss is not None:  # else the head only names a class
+        logits = chosen.logits(rows)
     return Predictions.of(cache.labels(rows), predicted, logits)
 
 
@@ -83,20 +90,12 @@ def model_predictions(
     """Return the predictions of an assembled Keras model on a split. Raises DataError if the split is empty."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
-    image_set = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
-    logits = predict_logits(logits_of(model), image_set, progress=progress, step=f"judge on {split} images")
-    return Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
-
-
-def final_scores(
-    run: Run,
-    images: Images | str | Path | None = None,
-    chosen: Chosen | None = None,
-    progress: Progress = silent,
-) -> tuple[Run, dict[str, Score]]:
-    """Open the test split as `open_test` does; return the run with the record of it, and the scores."""
-    final = open_test(run, images, chosen, progress)
-    return final.run, dict(final.scores)
+    labels = cache.labels(rows)
+    # From pixels and not from the cache: a fine-tuned backbone computes other features.
+    image_set = ImageSet(image_source(chosen, images), rows, labels, chosen.preprocess)
+    step = f"judge on {split} images"
+    logits = predict_logits(logits_of(model), image_set, progress=progress, step=step)
+    return Predictions.of(labels, logits.argmax(axis=1), logits)
 
 
 def open_test(
@@ -112,15 +111,15 @@ def open_test(
     """
     run = Run.open(run.path)  # models may have been fine-tuned from it since
     chosen = chosen or run.best
-    number, status = chosen.trial.trial, chosen.trial.status
-    if status != "ok":
-        raise UsageError(f"{run.path}@{number} has no head to judge: {status}. Take {run.path}@best")
+    trial = chosen.trial
+    if trial.status != "ok":
+        raise UsageError(f"{run.path}@{trial.trial} has no head to judge: {trial.status}. Take {run.path}@best")
     run.looks()  # a damaged record must raise now, and not when test has been opened
     predictions: dict[str, Predictions] = {}
     models: dict[Path, str] = {}
     with opening([chosen]) as scores:
         refit = ", fitted on train and val" if chosen.refit else ""
-        predictions[f"head {number} ({chosen.trial.head}{refit})"] = head_predictions(chosen, "test")
+        predictions[f"head {trial.trial} ({trial.head}{refit})"] = head_predictions(chosen, "test")
         for path in map(Path, run.tuned):
             if not path.exists():
                 continue
@@ -131,6 +130,7 @@ def open_test(
             name = _tuned_name(run, path)
             models[path] = name
             predictions[name] = model_predictions(run[facts["trial"]], model, "test", images, progress)
+        # After all predictions, so that nobody has seen a score if one of the models fails.
         for name, predictions_of_model in predictions.items():
             scores[name] = score_of(predictions_of_model, run.settings.metric)
     return Final(Run.open(run.path), scores, rows_of_split(run, run.cache(), "test"), predictions, models)
@@ -138,11 +138,13 @@ def open_test(
 
 def _tuned_name(run: Run, model: Path) -> str:
     """Return the name of a model in the scores. It says so if no epoch was better, and the model is the head itself."""
+    names = [Path(path).name for path in run.tuned]
+    is_only_of_its_name = names.count(model.name) == 1
+    name = f"fine-tuned {model.name if is_only_of_its_name else model}"
     record = record_of(run.path, model)
-    is_head = record.exists() and read_record(record)["best"]["epoch"] == 0
-    is_only = sum(Path(other).name == model.name for other in run.tuned) == 1
-    name = f"fine-tuned {model.name if is_only else model}"
-    return name + (" (epoch 0, the head: no other was better)" if is_head else "")
+    if record.exists() and read_record(record)["best"]["epoch"] == 0:
+        name += " (epoch 0, the head: no other was better)"
+    return name
 
 
 @contextmanager
@@ -157,13 +159,14 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
     """
     scores: dict[str, Score] = {}
     looks: dict[Path, dict[str, Any]] = {}
+    # One name for the files of all heads, by which they count as one look.
     name, at = new_look()
     try:
         if split == "test":
             for head in heads:
                 _begin_look(head, name, at, looks)
         yield scores
-    except BaseException:
+    except BaseException:  # also Ctrl-C
         for file in looks:
             with suppress(DiskFault):
                 remove(file)
@@ -171,6 +174,7 @@ def opening(heads: Iterable[Chosen], split: str = "test") -> Iterator[dict[str, 
                 file.parent.rmdir()
         raise
     scores_of_models = {model: list(score) for model, score in scores.items()}
+    # The records stand already. If this write fails, a look without scores is left, and that is the truth.
     for file, look in looks.items():
         write_record(file, look | {"scores": scores_of_models})
 
@@ -180,7 +184,8 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
 
     name: of the file in both places, by which `Run.looks` recognises one look.
     """
-    run, cache = head.run, head.run.cache()
+    run = head.run
+    cache = run.cache()
     rows = rows_of_split(run, cache, "test")
     num_labelled = sum(bool(row.label) for row in cache.usable("test"))
     look: dict[str, Any] = {
@@ -198,7 +203,10 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
     labels = {row.label for row in rows}
     if unjudged := [class_name for class_name in run.classes if class_name not in labels]:
         look["unjudged"] = unjudged
-    beside_cache, in_run = looks_beside(cache.path) / name, run.path / LOOKS / name
+
+    beside_cache = looks_beside(cache.path) / name
+    in_run = run.path / LOOKS / name
+    # A cache may lie where nobody can write. The record in the run is the one that must not fail.
     try:
         write_record(beside_cache, look)
         looks[beside_cache] = look
@@ -212,6 +220,7 @@ def _begin_look(head: Chosen, name: str, at: str, looks: dict[Path, dict[str, An
 def rows_of_split(run: Run, cache: Cache, split: str) -> list[ImageRow]:
     """Return the images of a split that no backbone has seen. Raises DataError if there are none."""
     labelled = [row for row in cache.usable(split) if row.label]
+    # The features of an image that trained a backbone are better than those of a new one, so it must not judge a head.
     rows = rows_that_judge(cache, labelled, split, single_taps(cache, run.settings.taps))
     if labelled and not rows:
         raise DataError(

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from featcache.extras.report.pictures import small_picture
-from featcache.extras.report.templates import page_text, templates
+from featcache.extras.report.templates import has_mark, page_text, templates
 from featcache.files import write_whole
 from featcache.images.manifest import Images
-from featcache.images.sources import Source
 from featcache.outputs import Kind, check_output
 from featcache.spec import SPLITS, ImageRow, Progress, Tick, silent
 from featcache.text import printable
@@ -27,15 +26,7 @@ MOST_IMAGES = 1200  # 5 MB
 MOST_CLASSES = 300
 MOST_UNREADABLE = 20  # unreadable images that are named
 MARK = b'<meta name="generator" content="featcache scan">'
-
-
-def is_gallery(path: Path) -> bool:
-    """Return whether a file is a page of `scan --html`."""
-    with path.open("rb") as file:
-        return MARK in file.read(4096)
-
-
-GALLERY = Kind("page of featcache scan", is_gallery)
+GALLERY = Kind("page of featcache scan", lambda path: has_mark(path, MARK))
 
 
 @dataclass(frozen=True)
@@ -90,12 +81,14 @@ def render(images: Images, progress: Progress = silent) -> str:
         unreadable=[(printable(failure.path), printable(failure.reason)) for failure in unreadable],
         num_unreadable=len(images.unreadable),
         num_duplicates=len(images.duplicates),
-        notes=[printable(note) for note in (*images.notes, *images.remarks)],
+        # On a page an argument reads the same for Python and for the command line: bits=12.
+        notes=[printable(note).replace("`", "") for note in (*images.notes, *images.remarks)],
         style=Markup(page_text("page.css")),
     )
 
 
 def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], progress: Progress) -> list[ClassRow]:
+    """Return a line of the grid for each label."""
     if not labels:
         return []
     rows_of_class: dict[str, list[ImageRow]] = {label: [] for label in labels}
@@ -104,16 +97,21 @@ def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], pr
             rows_of_class[row.label].append(row)
     per_class = max(1, min(PER_CLASS, MOST_IMAGES // len(labels)))
     shown = {label: _spread(rows, per_class) for label, rows in rows_of_class.items()}
-    total, done = sum(map(len, shown.values())), 0
+
     class_rows: list[ClassRow] = []
+    total = sum(map(len, shown.values()))
+    done = 0
     with ThreadPoolExecutor() as threads:
-        for label, rows in shown.items():
-            cells = list(threads.map(partial(_cell, images.source), rows))
-            done += len(rows)
+        for label, rows in rows_of_class.items():
+            cells: list[Cell] = []
+            pictures = threads.map(partial(small_picture, images.source), shown[label])
+            for row, data in zip(shown[label], pictures, strict=True):
+                cells.append(Cell(printable(row.path), row.split, data))
+            done += len(cells)
             progress(Tick("pictures", done, total))
-            split_counts = Counter(row.split for row in rows_of_class[label])
+            split_counts = Counter(row.split for row in rows)
             counts = {split: split_counts[split] for split in splits}
-            class_rows.append(ClassRow(printable(label), counts, len(rows_of_class[label]), cells))
+            class_rows.append(ClassRow(printable(label), counts, len(rows), cells))
     return class_rows
 
 
@@ -122,7 +120,3 @@ def _spread(rows: Sequence[ImageRow], count: int) -> list[ImageRow]:
     if len(rows) <= count:
         return list(rows)
     return [rows[at * len(rows) // count] for at in range(count)]
-
-
-def _cell(source: Source, row: ImageRow) -> Cell:
-    return Cell(printable(row.path), row.split, small_picture(source, row))

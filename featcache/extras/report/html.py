@@ -24,26 +24,27 @@ from featcache.extras.report.checks import checked, doubts_of, pairs_of
 from featcache.extras.report.commands import commands
 from featcache.extras.report.embedding import MOST, places
 from featcache.extras.report.evaluation import Evaluation
-from featcache.extras.report.final import Final
+from featcache.extras.report.final import Final, predictions_of_rows
 from featcache.extras.report.pictures import bits_of, picture, sheet
 from featcache.extras.report.table import looks_text, reviewed_text, settings_of, unjudged_text
-from featcache.extras.report.templates import render_page
+from featcache.extras.report.templates import has_mark, render_page
 from featcache.extras.report.tuned_models import TunedModel, best_of, tuned_models_of
 from featcache.files import write_whole
 from featcache.images.manifest import Images
 from featcache.images.sources import Source
 from featcache.models import image_source
+from featcache.models.probe import by_digest
 from featcache.outputs import Kind, check_output
-from featcache.spec import ImageRow, Progress, silent
+from featcache.spec import SPLITS, ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import predictions_on_selection
-from featcache.sweeps.metrics import LOWER_IS_BETTER, Predictions, Score, score_of, value_of
-from featcache.text import counted, printable
+from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, score_of, value_of
+from featcache.text import counted, interval, printable
 
 log = logging.getLogger(__name__)
 
 MARKS = (b'<meta name="generator" content="featcache">', b": featcache report</title>")  # the latter in older pages
-MARKED_BYTES = 4096  # at the beginning of a page, which hold the mark
+REPORT = Kind("report of featcache", lambda path: has_mark(path, *MARKS))
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,8 @@ class Report:
         if self.tuned_models and self.run.settings.selection.is_within_train:
             # Folds chose the head, but the validation images chose the tuned models: compare on these.
             rows = self.run.rows(self.cache, "val")
-            predicted = self.chosen.estimator.predict(self.chosen.features(rows))
-            logits = None if self.chosen.trial.log_loss is None else self.chosen.logits(rows)
-            return Evaluation(rows, Predictions.of(self.cache.labels(rows), predicted, logits), self.classes)
-        return Evaluation(*predictions_on_selection(self.chosen), self.classes)
+            return Evaluation(rows, predictions_of_rows(self.chosen, self.cache, rows), self.classes)
+        return self._head_as_chosen
 
     @cached_property
     def tuned(self) -> TunedModel | None:
@@ -94,14 +93,23 @@ class Report:
             return None
         trial = self.chosen.trial.trial if self.is_named else None
         metric = self.run.settings.metric
-        return best_of(self.tuned_models, trial, metric, value_of(self.head.predictions, metric))
+        score_of_head = value_of(self.head.predictions, metric)
+        return best_of(self.tuned_models, trial, metric, score_of_head)
 
     @cached_property
     def main(self) -> Evaluation | None:
         """Return the predictions of the model that the page is about, of the images that chose it."""
         if self.tuned is not None and self.tuned.predictions is not None:
             return Evaluation(self.tuned.rows, self.tuned.predictions, self.classes)
-        return None if self.chosen is None else Evaluation(*predictions_on_selection(self.chosen), self.classes)
+        return self._head_as_chosen
+
+    @cached_property
+    def _head_as_chosen(self) -> Evaluation | None:
+        """Return the head's predictions of the images that chose it."""
+        if self.chosen is None:
+            return None
+        rows, predictions = predictions_on_selection(self.chosen)
+        return Evaluation(rows, predictions, self.classes)
 
     @cached_property
     def tested_names(self) -> list[str]:
@@ -117,24 +125,27 @@ class Report:
         """Return the variables of the template."""
         run, main = self.run, self.main
         beside = self.head if self.tuned else None
+        # To doubt the labels of test is to look at it, so this waits until it is opened.
         hidden = "test" if self.final is None else ""
         log.info("Looking for leaks and wrong labels")
         checks = checked(self.cache, hidden, self.moved if self.source else None, self.progress)
-        head = "" if run.refitted is None else "@refit"
+        trial = self.chosen.trial if self.chosen else None
+        refit = "" if run.refitted is None else "@refit"
+        cache_file = quote(str(self.cache.path))
         log.info("Drawing the plots")
         return {
             "run": run,
-            "best": self.chosen.trial if self.chosen else None,
-            "is_best": self.chosen is not None and self.chosen.trial == run.best.trial,
+            "best": trial,
+            "is_best": trial is not None and trial == run.best.trial,
             "final": self.final,
             "looks": looks_text(run),
             "test_reviewed": reviewed_text(run),
             "has_test": "test" in self.cache.splits,
             "how": _how(run),
             "less_is_better": run.settings.metric in LOWER_IS_BETTER,
-            "final_command": f"featcache report {quote(f'{run.path}{head}')} --final",
-            "review_command": f"featcache leaks {quote(str(self.cache.path))} --labels --html labels.html",
-            "fix_command": f"featcache leaks {quote(str(self.cache.path))} --fix",
+            "final_command": f"featcache report {quote(f'{run.path}{refit}')} --final",
+            "review_command": f"featcache leaks {cache_file} --labels --html labels.html",
+            "fix_command": f"featcache leaks {cache_file} --fix",
             "facts": self._facts(),
             "taps": self._taps(),
             "splits": self._splits(),
@@ -164,7 +175,10 @@ class Report:
 
     def _facts(self) -> list[tuple[str, str]]:
         run, cache = self.run, self.cache
-        size = sum(file.stat().st_size for file in _files_of(cache.path))
+        files = [cache.path]
+        if cache.path.is_dir():
+            files = [file for file in cache.path.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
         heads = sum(trial.size for trial in run.trials)
         facts = [
             ("Images", f"{len(cache.rows)} in {cache.images_from}, {len(cache.failures)} could not be read"),
@@ -185,16 +199,17 @@ class Report:
         for name in self.run.fingerprints:
             tap = self.cache.taps[name]
             rows = stored[tap.fingerprint]
-            makers = [_maker(maker) for maker in rows.makers]
-            taps.append({"tap": tap, "width": int(np.prod(rows.shape)), "makers": makers})
+            width = int(np.prod(rows.shape))
+            taps.append({"tap": tap, "width": width, "makers": [_maker(facts) for facts in rows.makers]})
         return taps
 
     def _splits(self) -> list[dict[str, Any]]:
         splits: list[dict[str, Any]] = []
-        for split in ("train", "val", "test"):
-            if split != "test" or "test" in self.cache.splits:
-                labels = [row.label for row in self.cache.usable(split)]
-                splits.append({"split": split, "images": len(labels), "classes": len(set(labels))})
+        for split in SPLITS:
+            if split == "test" and "test" not in self.cache.splits:
+                continue
+            labels = [row.label for row in self.cache.usable(split)]
+            splits.append({"split": split, "images": len(labels), "classes": len(set(labels))})
         return splits
 
     def _plots(self, main: Evaluation | None, beside: Evaluation | None) -> list[tuple[str, str]]:
@@ -219,15 +234,16 @@ class Report:
         if self.tested is None:
             return None
         evaluations: list[Evaluation] = []
-        for name in self.tested_names:
-            evaluations.append(Evaluation(self.tested.rows, self.tested.predictions[name], self.classes))
+        for tested_name in self.tested_names:
+            predictions = self.tested.predictions[tested_name]
+            evaluations.append(Evaluation(self.tested.rows, predictions, self.classes))
         model, *head = evaluations
         name = printable(self.tested_names[0])
         title = f"{name}, on the test split: true classes (down) by predicted ones (across)."
         return {
             "name": name,
             "images": len(self.tested.rows),
-            "classes": _classes(model, head[0] if head else None),
+            "classes": _classes(model, *head),
             "has_head": bool(head),
             "matrix": (title, plots.confusion(model.counts, self.classes, about=title)),
         }
@@ -239,16 +255,20 @@ class Report:
         pictures: list[dict[str, Any]] = []
         for number in numbers:
             row = self.main.rows[number]
-            pictures.append(
-                {
-                    "data": picture(self.source, row, bits),
-                    "path": printable(row.path),
-                    "true": classes[predictions.truth[number]],
-                    "predicted": classes[predictions.predicted[number]],
-                    "sure": None if predictions.confidence is None else float(predictions.confidence[number]),
-                    "head": classes[self.head.predictions.predicted[number]] if self.tuned and self.head else "",
-                }
-            )
+            card: dict[str, Any] = {
+                "data": picture(self.source, row, bits),
+                "path": printable(row.path),
+                "true": classes[predictions.truth[number]],
+                "predicted": classes[predictions.predicted[number]],
+                "sure": None,
+                "head": "",
+            }
+            if predictions.confidence is not None:
+                card["sure"] = float(predictions.confidence[number])
+            if self.tuned and self.head:
+                # A tuned model and its head are compared on the same images, in the same order.
+                card["head"] = classes[self.head.predictions.predicted[number]]
+            pictures.append(card)
         return pictures
 
     def _map(self) -> dict[str, Any] | None:
@@ -261,13 +281,14 @@ class Report:
         rows: list[ImageRow] = []
         for split in splits:
             rows += self.run.rows(self.cache, split)
-        # By digest: a sample that is the same every time, whatever the order of the rows.
-        sample = sorted(rows, key=lambda row: row.digest)[:MOST]
+        sample = by_digest(rows)[:MOST]
         shown = sorted(sample, key=lambda row: (row.label, row.path))
         log.info("Arranging %d images on the map", len(shown))
         predicted_by_path = self._predicted_by_path()
         points: list[dict[str, Any]] = []
-        for row, (x, y) in zip(shown, places(self._prepared_features(shown)), strict=True):
+        # As the classifier gets them: without its scaling, a few large features would decide the map alone.
+        coordinates = places(self._prepared_features(shown))
+        for row, (x, y) in zip(shown, coordinates, strict=True):
             predicted = predicted_by_path.get(row.path)
             points.append(
                 {
@@ -280,6 +301,7 @@ class Report:
                     "verdict": _verdict(predicted, row.label),
                 }
             )
+        # In the order of the points, by which the page finds the thumbnail of each.
         pictures = sheet(self.source, shown, bits_of(self.cache), self.progress)
         colours = {
             "class": plots.palette(self.classes),
@@ -293,19 +315,26 @@ class Report:
         assert self.chosen is not None
         features = self.chosen.features(rows)
         steps = self.chosen.estimator[:-1]
-        return np.asarray(steps.transform(features)) if len(steps) else features
+        if not len(steps):
+            return features
+        return np.asarray(steps.transform(features))
 
     def _predicted_by_path(self) -> dict[str, str]:
         """Return {path: name of the predicted class}."""
         assert self.main is not None
-        predictions = list(zip(self.main.rows, self.main.predictions.predicted, strict=True))
+        rows = list(self.main.rows)
+        numbers = list(self.main.predictions.predicted)
         if self.tested is not None:
-            predicted = self.tested.predictions[self.tested_names[0]].predicted
-            predictions += zip(self.tested.rows, predicted, strict=True)
-        return {row.path: self.run.classes[int(number)] for row, number in predictions}
+            name = self.tested_names[0]
+            rows += self.tested.rows
+            numbers += list(self.tested.predictions[name].predicted)
+        class_of: dict[str, str] = {}
+        for row, number in zip(rows, numbers, strict=True):
+            class_of[row.path] = self.run.classes[number]
+        return class_of
 
 
-def _classes(main: Evaluation | None, beside: Evaluation | None) -> list[dict[str, Any]]:
+def _classes(main: Evaluation | None, beside: Evaluation | None = None) -> list[dict[str, Any]]:
     """Return the scores of each class, with the head's recall if there is a head beside the model."""
     if main is None:
         return []
@@ -313,16 +342,6 @@ def _classes(main: Evaluation | None, beside: Evaluation | None) -> list[dict[st
         return [{**scores, "head": None} for scores in main.per_class]
     both = zip(main.per_class, beside.per_class, strict=True)
     return [{**scores, "head": head_scores["recall"]} for scores, head_scores in both]
-
-
-def is_report(path: Path) -> bool:
-    """Return whether a file is a page that `write_report` wrote."""
-    with path.open("rb") as file:
-        beginning = file.read(MARKED_BYTES)
-    return any(mark in beginning for mark in MARKS)
-
-
-REPORT = Kind("report of featcache", is_report)
 
 
 def check_page(run: Run, out: str | Path, images: Images | str | Path | None = None, *, force: bool = False) -> None:
@@ -337,9 +356,12 @@ def _files_read(run: Run, out: Path, source: Source | None) -> list[Path]:
     if not out.is_file():
         return []
     cache = run.cache()
-    root = cache.root if source is None or source.location is None else source.location
+    root = cache.root
+    if source is not None and source.location is not None:
+        root = source.location
     archive = [root] if root.is_file() else []
-    return [run.path, cache.path, *archive, *(root / row.path for row in cache.rows)]
+    images = [root / row.path for row in cache.rows]
+    return [run.path, cache.path, *archive, *images]
 
 
 def write_report(
@@ -379,7 +401,7 @@ def write_report(
 
 def render(report: Report) -> str:
     """Return the page."""
-    filters = {"interval": _interval, "share": lambda value: f"{value:.3f}"}
+    filters = {"interval": lambda score: interval(*score), "share": lambda value: f"{value:.3f}"}
     return render_page("page.html", script="page.js", styles=("page.css",), context=report.context(), filters=filters)
 
 
@@ -406,10 +428,6 @@ def _source(head: Chosen | None, images: Images | str | Path | None) -> Source |
         return None
 
 
-def _files_of(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-
-
 def _how(run: Run) -> str:
     selection = run.settings.selection
     origin = f"train, {selection.describe()}" if selection.is_within_train else "the validation split"
@@ -422,13 +440,12 @@ def _how(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     settings = run.settings
-    budget = None if settings.budget is None else f"{settings.budget:g} s"
     values = {
         "preset": settings.preset,
         "class weight": settings.class_weight,
         "images per class": settings.shots,
         "training images in": "all cached views" if settings.train_views else None,
-        "budget": budget,
+        "budget": None if settings.budget is None else f"{settings.budget:g} s",
     }
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
@@ -440,13 +457,8 @@ def _makers(run: Run) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     for maker in run.makers:
         versions = ", ".join(f"{name} {number}" for name, number in maker["versions"].items())
-        cores = "1 core" if maker["cores"] == 1 else f"{maker['cores']} cores"
-        hardware = [maker["processor"], cores, *maker["gpus"], maker["system"]]
         facts.append(("Versions", f"{versions}; code {maker['code']}"))
+        cores = counted(maker["cores"], "core")
+        hardware = [maker["processor"], cores, *maker["gpus"], maker["system"]]
         facts.append(("Machine", ", ".join(filter(None, hardware))))
     return facts
-
-
-def _interval(score: Any) -> str:
-    value, low, high = score
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -51,7 +51,8 @@ def sheet(
             if pixels is not None:
                 cells[number] = pixels
             progress(Tick("thumbnails", number + 1, len(rows)))
-    grid = tiled(cells, columns, int(np.ceil(len(rows) / columns)), fill=255)
+    lines = int(np.ceil(len(rows) / columns))
+    grid = tiled(cells, columns, lines, fill=255)
     # Photographs fit at the first quality. Images of noise hardly compress and need a lower one.
     for quality in QUALITIES:
         data = _data_uri(grid, quality)
@@ -67,16 +68,19 @@ def bits_of(cache: Cache) -> int:
 
 def tiled(cells: Pixels, columns: int, lines: int, fill: int = 0) -> Pixels:
     """Return images (N, size, size, 3) as one image, line by line. fill: grey level of unused places."""
-    size = cells.shape[1]
+    num_images, size = cells.shape[:2]
     grid = np.full((lines * columns, size, size, 3), fill, np.uint8)
-    grid[: len(cells)] = cells
+    grid[:num_images] = cells
     # (line, column, y, x) -> (line, y, column, x): the pixels of one line of images stand side by side.
-    return grid.reshape(lines, columns, size, size, 3).swapaxes(1, 2).reshape(lines * size, columns * size, 3)
+    by_line = grid.reshape(lines, columns, size, size, 3).swapaxes(1, 2)
+    return by_line.reshape(lines * size, columns * size, 3)
 
 
 def picture(source: Source | None, row: ImageRow, bits: int = ALL_BITS) -> str | None:
     """Return one image as a data URI, uncropped on a square; None if it is gone or has changed."""
-    pixels = None if source is None else _pixels(source, LARGE, "pad", bits, row)
+    if source is None:
+        return None
+    pixels = _pixels(source, LARGE, "pad", bits, row)
     return None if pixels is None else _data_uri(pixels, 75)
 
 
@@ -87,8 +91,10 @@ def small_picture(source: Source, row: ImageRow) -> str | None:
 
 
 def _pixels(source: Source, size: int, resize: Resize, bits: int, row: ImageRow) -> Pixels | None:
+    # Drafts: a JPEG decoded at a fraction of its size is good enough to look at, and much faster.
+    preprocess = Preprocess(size, resize, decode=with_bits(DRAFT_VERSION, bits))
     try:
-        return decode(read_image(source, row), Preprocess(size, resize, decode=with_bits(DRAFT_VERSION, bits)))
+        return decode(read_image(source, row), preprocess)
     except (OSError, ImagesChanged, Undecodable):
         return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 from featcache.extras.report.table import shortened
 from featcache.heads.estimators import family_of
@@ -21,21 +23,22 @@ def plots(run: Run) -> str:
     On each line all other settings are at their best.
     """
     ranked = [trial for trial in run.ranked if all(map(math.isfinite, trial.judged))]
-    blocks: list[str] = []
     trials_of_tap: dict[str, list[Trial]] = {}
     for tap in run.settings.taps:
         trials = [trial for trial in ranked if trial.tap == tap]
         if trials:
             trials_of_tap[tap] = trials
+
+    blocks: list[str] = []
     if len(trials_of_tap) > 1:
         short_names, notes = shortened(trials_of_tap)
         lines = {short_names[tap]: trials for tap, trials in trials_of_tap.items()}
         blocks += [*notes, _plot("tap", lines, run), ""]
 
-    on_best_tap = [trial for trial in ranked if trial.tap == ranked[0].tap]
     trials_of_family: dict[str, list[Trial]] = {}
-    for trial in on_best_tap:
-        trials_of_family.setdefault(family_of(trial.head).name, []).append(trial)
+    for trial in ranked:
+        if trial.tap == ranked[0].tap:
+            trials_of_family.setdefault(family_of(trial.head).name, []).append(trial)
     for family, trials in trials_of_family.items():
         for name, lines in _parameters(trials).items():
             blocks += [f"{family} on {ranked[0].tap}:", _plot(name, lines, run), ""]
@@ -46,17 +49,22 @@ def plots(run: Run) -> str:
 
 def _parameters(trials: Sequence[Trial]) -> dict[str, dict[str, list[Trial]]]:
     """Return {"alpha": {value: its trials}} of each parameter with several values; numbers from low to high."""
-    names = dict.fromkeys(name for trial in trials for name in trial.params if name != "hidden")
+    names = dict.fromkeys(chain.from_iterable(trial.params for trial in trials))
+    names.pop("hidden", None)  # is in the name of the head
     parameters: dict[str, dict[str, list[Trial]]] = {}
     for name in names:
-        # By repr, because a value may be a list, which no dict takes as a key.
-        values = list({repr(trial.params.get(name)): trial.params.get(name) for trial in trials}.values())
+        values: list[Any] = []
+        for trial in trials:
+            value = trial.params.get(name)
+            if value not in values:
+                values.append(value)
+        if len(values) == 1:
+            continue
         if all(isinstance(value, (int, float)) for value in values):
             values.sort()
-        if len(values) > 1:
-            parameters[name] = {}
-            for value in values:
-                parameters[name][spelt(value)] = [trial for trial in trials if trial.params.get(name) == value]
+        parameters[name] = {}
+        for value in values:
+            parameters[name][spelt(value)] = [trial for trial in trials if trial.params.get(name) == value]
     return parameters
 
 
@@ -68,9 +76,10 @@ def _plot(name: str, lines: Mapping[str, Sequence[Trial]], run: Run) -> str:
         best_of[label] = max(trials, key=lambda trial: better(metric, trial.judged.value))
     lowest = min(trial.judged.low for trial in best_of.values())
     highest = max(trial.judged.high for trial in best_of.values())
+    spread = (highest - lowest) or 1.0
 
     def column(score: float) -> int:
-        return round((score - lowest) / ((highest - lowest) or 1.0) * (WIDTH - 1))
+        return round((score - lowest) / spread * (WIDTH - 1))
 
     def drawn(trial: Trial) -> str:
         value, low, high = map(column, trial.judged)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ INK = "#010203"  # is replaced by the colour of the page's text; no plot uses it
 COLOURS = ("#3b7dd8", "#d9722b", "#2f9e6e", "#c94f7c", "#8a6fd1", "#b08a1e", "#2ba3b8", "#8c8c8c")
 MOST_LABELS = 40  # classes whose names fit beside a matrix
 MOST_COUNTS = 20  # classes whose counts fit into its cells
+SLANTED: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}  # names below an axis
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "featcache",
@@ -52,7 +54,9 @@ def curves(
     """Return a plot of curves over numbers. limits: ends of the y axis; None to fit the curves."""
     with _figure(6.0, 2.8 + 0.1 * len(lines), about) as (axes, svg):
         number = -1
+        numbers: list[Any] = []
         for line in lines:
+            numbers += line.x
             if not line.dashed:
                 number += 1
             colour = COLOURS[number % len(COLOURS)]
@@ -60,7 +64,7 @@ def curves(
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
             how = "--" if line.dashed else "-"
             axes.plot(line.x, line.y, how, marker="o", markersize=3, linewidth=1.4, color=colour, label=line.name)
-        if all(isinstance(x, int) for line in lines for x in line.x):
+        if all(isinstance(value, int) for value in numbers):
             axes.xaxis.get_major_locator().set_params(integer=True)
         if log:
             axes.set_xscale("log")
@@ -76,17 +80,19 @@ def curves(
 
 def steps(lines: Sequence[Curve], y: str, *, limits: tuple[float, float] | None = None, about: str) -> str:
     """Return a plot of points with intervals over names, side by side. limits: ends of the y axis."""
-    names = [name for line in lines for name in line.x]
-    with _figure(6.0, 2.4 + 0.055 * max(map(len, names)), about) as (axes, svg):
+    names = list(chain.from_iterable(line.x for line in lines))
+    height = 2.4 + 0.055 * max(map(len, names))  # the names stand slanted below the plot
+    with _figure(6.0, height, about) as (axes, svg):
         start = 0
         for number, line in enumerate(lines):
-            low, high = line.low or line.y, line.high or line.y
-            lengths = [np.subtract(line.y, low), np.subtract(high, line.y)]
+            # matplotlib takes the lengths of error bars, not their ends.
+            below = np.subtract(line.y, line.low or line.y)
+            above = np.subtract(line.high or line.y, line.y)
             places = list(range(start, start + len(line.x)))
-            colour = COLOURS[number % len(COLOURS)]
-            axes.errorbar(places, line.y, lengths, marker="o", markersize=4, capsize=2, color=colour, label=line.name)
             start += len(line.x)
-        axes.set_xticks(range(start), names, rotation=60, ha="right", rotation_mode="anchor")
+            how = {"marker": "o", "markersize": 4, "capsize": 2, "color": COLOURS[number % len(COLOURS)]}
+            axes.errorbar(places, line.y, [below, above], label=line.name, **how)
+        axes.set_xticks(range(start), names, **SLANTED)
         axes.set_ylabel(y)
         axes.set_ylim(limits)
         _legend(axes, len(lines))
@@ -104,11 +110,12 @@ def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
         axes.grid(visible=False)
         if num <= MOST_LABELS:
             names = [_short(name) for name in classes]
-            axes.set_xticks(range(num), names, rotation=60, ha="right", rotation_mode="anchor")
+            axes.set_xticks(range(num), names, **SLANTED)
             axes.set_yticks(range(num), names)
         if num <= MOST_COUNTS:
             for row, column in zip(*counts.nonzero(), strict=True):
-                colour = "#ffffff" if shares[row, column] > 0.5 else "#102030"  # on the cell, not on the page
+                is_dark = shares[row, column] > 0.5
+                colour = "#ffffff" if is_dark else "#102030"  # on the cell, not on the page
                 axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=7)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -117,17 +124,23 @@ def confusion(counts: Classes, classes: Sequence[str], *, about: str) -> str:
 
 def calibration(predictions: Predictions, *, about: str) -> str:
     """Return a plot of how often predictions are right by how sure they were, in bins with 95 % intervals (Wilson)."""
-    assert predictions.confidence is not None
-    bins = np.minimum((predictions.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    confidence = predictions.confidence
+    assert confidence is not None
+    # A confidence of exactly 1 belongs to the last bin.
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     is_right = predictions.predicted == predictions.truth
     accuracies: list[Score] = []
     sure: list[float] = []
     sizes: list[float] = []
     for number in np.unique(bins):
         in_bin = bins == number
-        accuracies.append(wilson(int(is_right[in_bin].sum()), int(in_bin.sum())))
-        sure.append(float(predictions.confidence[in_bin].mean()))
-        sizes.append(20 + 120 * float(in_bin.mean()))
+        num_images = int(in_bin.sum())
+        num_right = int(is_right[in_bin].sum())
+        accuracies.append(wilson(num_right, num_images))
+        sure.append(float(confidence[in_bin].mean()))
+        # The area of a point grows with its share of the images, so that a bin of few images does not stand out.
+        share = float(in_bin.mean())
+        sizes.append(20 + 120 * share)
     values, lows, highs = zip(*accuracies, strict=True)
     with _figure(4.0, 3.6, about) as (axes, svg):
         axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=INK, alpha=0.5)
@@ -139,7 +152,7 @@ def calibration(predictions: Predictions, *, about: str) -> str:
 
 def confusions(predictions: Predictions, num_classes: int) -> Classes:
     """Return (K, K): images by true class (row) and predicted class (column)."""
-    # The number of a cell in the flattened table.
+    # Count the cells of the flattened table: cell (row, column) has the number row * K + column.
     cells = predictions.truth * num_classes + predictions.predicted
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -148,7 +161,12 @@ def palette(names: Sequence[str]) -> Mapping[str, str]:
     """Return {name: colour}. Many names get hues that are the golden angle apart, so that neighbours differ."""
     if len(names) <= len(COLOURS):
         return dict(zip(names, COLOURS, strict=False))
-    return {name: f"hsl({137.508 * at % 360:.0f} 65% {45 + 12 * (at % 3)}%)" for at, name in enumerate(names)}
+    colours: dict[str, str] = {}
+    for at, name in enumerate(names):
+        hue = 137.508 * at % 360
+        lightness = 45 + 12 * (at % 3)
+        colours[name] = f"hsl({hue:.0f} 65% {lightness}%)"
+    return colours
 
 
 class _Svg:
@@ -169,10 +187,10 @@ def _figure(width: float, height: float, about: str) -> Iterator[tuple[Any, _Svg
         yield figure.subplots(), svg
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
     # Without the XML declaration, which may not stand inside a page.
+    _, _, drawing = file.getvalue().partition("<svg")
     opening = f'<svg role="img" aria-label="{escape(about)}" style="max-width:{width * 96:.0f}px"'
-    svg.text = opening + text[text.index("<svg") + 4 :].replace(INK, "currentColor")
+    svg.text = opening + drawing.replace(INK, "currentColor")
 
 
 def _legend(axes: Any, num_lines: int) -> None:

@@ -22,7 +22,7 @@ from featcache.extraction.reviewing import COLUMNS
 from featcache.extras.leaks import Doubt, Doubts
 from featcache.extras.leaks.label_review import csv_line, doubt_cells
 from featcache.extras.report.pictures import bits_of, picture
-from featcache.extras.report.templates import render_page
+from featcache.extras.report.templates import has_mark, render_page
 from featcache.files import write_whole
 from featcache.images.sources import Source, open_source
 from featcache.outputs import Kind, check_output
@@ -30,7 +30,7 @@ from featcache.spec import ImageRow, Progress, Tick, digest_of, silent
 from featcache.text import printable
 
 MARK = b'<meta name="generator" content="featcache review">'
-MARKED_BYTES = 4096  # at the beginning of a page, which hold the mark
+REVIEW_PAGE = Kind("review page of featcache", lambda path: has_mark(path, MARK))
 MOST = 10_000  # labels on the page; write_doubts writes all
 PICTURE_BYTES = 24_000_000  # most bytes of all pictures together, as text
 ON_A_PAGE = 48
@@ -42,15 +42,6 @@ def saved_as(cache: Path) -> str:
     return f"{cache.stem}-labels.csv"
 
 
-def is_review_page(path: Path) -> bool:
-    """Return whether a file is a page that `write_review_page` wrote."""
-    with path.open("rb") as file:
-        return MARK in file.read(MARKED_BYTES)
-
-
-REVIEW_PAGE = Kind("review page of featcache", is_review_page)
-
-
 def check_review_page(
     cache: str | Path, out: str | Path, images: str | Path | None = None, *, force: bool = False
 ) -> None:
@@ -60,8 +51,9 @@ def check_review_page(
     if path.exists():  # else it cannot be an input
         opened = Cache.open(cache)
         root = opened.root if images is None else Path(images)
-        inputs = [opened.path, root, *(root / row.path for row in opened.rows)]
-    check_output(path, REVIEW_PAGE, inputs=[file for file in inputs if file.is_file()], force=force)
+        files = [opened.path, root, *(root / row.path for row in opened.rows)]
+        inputs = [file for file in files if file.is_file()]
+    check_output(path, REVIEW_PAGE, inputs=inputs, force=force)
 
 
 def write_review_page(
@@ -86,6 +78,10 @@ def write_review_page(
     rows = [row_of[doubt.path] for doubt in shown]
     pictures = _pictures(source, rows, bits_of(opened), progress)
     cards = [_card(doubt, row, data) for doubt, row, data in zip(shown, rows, pictures, strict=True)]
+    classes: list[dict[str, str]] = []
+    for name in opened.classes:
+        cell = csv_line([f"change:{name}"]).removesuffix(b"\n")
+        classes.append({"name": printable(name), "cell": _encoded(cell)})
     csv = saved_as(opened.path)
     context = {
         "name": printable(opened.path.name),
@@ -100,7 +96,7 @@ def write_review_page(
             "file": csv,
             "header": _encoded(csv_line(COLUMNS)),
             "onAPage": ON_A_PAGE,
-            "classes": [_class(name) for name in opened.classes],
+            "classes": classes,
             "rows": cards,
         },
     }
@@ -123,25 +119,29 @@ def _source(cache: Cache, images: str | Path | None) -> Source | None:
 
 def _pictures(source: Source | None, rows: Sequence[ImageRow], bits: int, progress: Progress) -> list[str | None]:
     """Return a data URI for each image; None for images that cannot be read or exceed the bytes of a page."""
+    if source is None:
+        return [None] * len(rows)
     pictures: list[str | None] = []
     num_bytes = 0
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="pictures") as threads:
-        for start in range(0, len(rows) if source else 0, BLOCK):
-            for data in threads.map(partial(picture, source, bits=bits), rows[start : start + BLOCK]):
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            for data in threads.map(partial(picture, source, bits=bits), block):
                 num_bytes += len(data or "")
                 pictures.append(data if num_bytes <= PICTURE_BYTES else None)
             progress(Tick("pictures", len(pictures), len(rows)))
             # The most doubtful labels come first, so the ones that go without a picture matter least.
             if num_bytes > PICTURE_BYTES:
                 break
-    return pictures + [None] * (len(rows) - len(pictures))
+    num_missing = len(rows) - len(pictures)
+    return pictures + [None] * num_missing
 
 
 def _card(doubt: Doubt, row: ImageRow, picture: str | None) -> dict[str, Any]:
     """Return the facts about an image for the page, and the beginning of its line in the table."""
     return {
         "id": digest_of([row.digest, row.label])[:24],
-        "line": _encoded(csv_line(doubt_cells(doubt)).removesuffix(b"\n") + b","),
+        "line": _encoded(csv_line(doubt_cells(doubt)).removesuffix(b"\n") + b","),  # the decision follows the comma
         "path": printable(doubt.path),
         "label": printable(doubt.label),
         "suggested": printable(doubt.suggested),
@@ -151,10 +151,6 @@ def _card(doubt: Doubt, row: ImageRow, picture: str | None) -> dict[str, Any]:
         "same": [printable(f"{path} ({label})") for path, label in doubt.same_photo],
         "picture": picture,
     }
-
-
-def _class(name: str) -> dict[str, str]:
-    return {"name": printable(name), "cell": _encoded(csv_line([f"change:{name}"]).removesuffix(b"\n"))}
 
 
 def _encoded(data: bytes) -> str:

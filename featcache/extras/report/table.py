@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -31,42 +31,53 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     limit: print at most this many trials, and a line that says how to see the others.
     """
     ranked = run.ranked
-    columns: dict[str, Callable[[Trial], object]] = {
-        "trial": lambda trial: trial.trial,
-        "tap": lambda trial: trial.tap,
-        "width": lambda trial: trial.width,
-        "head": lambda trial: trial.head,
-        "setting": settings_of,
-        f"{run.settings.metric} [95 %]": lambda trial: interval(*trial.judged),
-        "std": lambda trial: "-" if trial.std is None else f"{trial.std:.3f}",
-        "fit s": lambda trial: f"{trial.fit_s:.2f}",
-        "MB": lambda trial: f"{trial.size / 1e6:.2f}" if trial.size else "-",
-        "handoff": lambda trial: "exact" if trial.handoff else "taught",
-    }
+    score = f"{run.settings.metric} [95 %]"
+    columns = ["trial", "tap", "width", "head", "setting", score, "std", "fit s", "MB", "handoff"]
     if all(trial.std is None for trial in ranked):
-        del columns["std"]
+        columns.remove("std")
     lines: list[str] = []
-    has_one_tap = len({trial.tap for trial in ranked}) == 1
+    taps = list(dict.fromkeys(trial.tap for trial in ranked))
+    has_one_tap = len(taps) == 1
     if has_one_tap:
-        del columns["tap"], columns["width"]
-        lines.append(f"On {ranked[0].tap}, {counted(ranked[0].width, 'feature')}:")
+        columns = [name for name in columns if name not in ("tap", "width")]
+        lines.append(f"On {taps[0]}, {counted(ranked[0].width, 'feature')}:")
 
     if limit is not None and len(ranked) == limit + 1:
         limit = None  # a line that says "1 more" takes as much room as the trial
-    rows = [[cell(trial) for cell in columns.values()] for trial in ranked[:limit]]
-    if rows and not has_one_tap and not fits(list(columns), rows):
-        short_names, notes = shortened(dict.fromkeys(trial.tap for trial in ranked))
+    rows: list[list[object]] = []
+    for trial in ranked[:limit]:
+        cells = _cells(trial) | {score: interval(*trial.judged)}
+        rows.append([cells[name] for name in columns])
+    if rows and not has_one_tap and not fits(columns, rows):
+        short_names, notes = shortened(taps)
         lines += notes
-        tap_column = list(columns).index("tap")
+        tap_column = columns.index("tap")
         for row in rows:
             row[tap_column] = short_names[str(row[tap_column])]
     # What a reader misses least is dropped first.
     spare = [name for name in ("MB", "width", "std", "fit s", "handoff") if name in columns]
-    lines.append(table(list(columns), rows, spare=spare))
+    lines.append(table(columns, rows, spare=spare))
     num_hidden = len(ranked) - len(rows)
     if num_hidden:
         lines.append(f"{num_hidden} more: featcache show {quote(str(run.path))}")
     return "\n".join([*lines, *_notes(run)])
+
+
+def _cells(trial: Trial) -> dict[str, object]:
+    """Return {column: cell} of a trial in the table, all but its score."""
+    std = "-" if trial.std is None else f"{trial.std:.3f}"
+    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else "-"
+    return {
+        "trial": trial.trial,
+        "tap": trial.tap,
+        "width": trial.width,
+        "head": trial.head,
+        "setting": settings_of(trial),
+        "std": std,
+        "fit s": f"{trial.fit_s:.2f}",
+        "MB": megabytes,
+        "handoff": "exact" if trial.handoff else "taught",
+    }
 
 
 def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -76,7 +87,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
     >>> shortened(["vgg16/top", "vgg16/top+xception/top"])  # doctest: +NORMALIZE_WHITESPACE
     ({'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'},
-     ['On layers of these backbones (in --tap type the name, such as vgg16/top, not the letter):',
+     ['On layers of these backbones (in `taps` type the name, such as vgg16/top, not the letter):',
       '  A  vgg16', '  B  xception'])
     """
     layers_of: dict[str, list[tuple[str, str]]] = {}  # {tap: (backbone, layer) of its parts}
@@ -91,9 +102,9 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         letters = {backbones[0]: ""}
         lines = [f"On layers of {backbones[0]}:"]
     else:
-        letters = dict(zip(backbones, ascii_uppercase, strict=False))
+        letters = dict(zip(backbones, ascii_uppercase, strict=False))  # after 26 the names stay as they are
         example = "/".join(all_layers[0])
-        lines = [f"On layers of these backbones (in --tap type the name, such as {example}, not the letter):"]
+        lines = [f"On layers of these backbones (in `taps` type the name, such as {example}, not the letter):"]
         lines += [f"  {letters.get(name, name)}  {name}" for name in backbones]
 
     short_names: dict[str, str] = {}
@@ -119,11 +130,12 @@ def trial_fields(trial: Trial) -> dict[str, object]:
     if trial.std is not None:
         facts["std"] = f"{trial.std:.3f}"
     scores = [f"{name} {value:.3f}" for name, value in trial.scores.items() if value is not None]
+    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else None
     return facts | {
         "scores": ", ".join(scores),
         "temperature": f"{trial.temperature:.3g}",
         "fit s": f"{trial.fit_s:.2f}",
-        "MB": f"{trial.size / 1e6:.2f}" if trial.size else None,
+        "MB": megabytes,
         "handoff": "exact" if trial.handoff else "taught",
         "converged": trial.converged,
     }
@@ -156,7 +168,7 @@ def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> 
         if not has_test:
             return ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
         if looks:
-            return [f"The test split was opened {looks_text(run)} before; --final shows its scores."]
+            return [f"The test split was opened {looks_text(run)} before; `final=True` shows its scores."]
         head = "" if run.refitted is None else "@refit"
         report = f"featcache report {quote(f'{run.path}{head}')} --final"
         return [f"The test split was not read. When everything is decided: {report}"]
@@ -190,14 +202,17 @@ def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     order = sorted(range(num_classes), key=recall_of_last)
     rows: list[list[object]] = []
     for number in order[:MOST_CLASSES]:
-        scores = [model[number] for model in scores_of_models]
-        recalls = ["-" if score["recall"] is None else interval(*score["recall"]) for score in scores]
-        rows.append([scores[0]["name"], scores[0]["images"], *recalls])
+        recalls: list[str] = []
+        for scores in scores_of_models:
+            recall = scores[number]["recall"]
+            recalls.append("-" if recall is None else interval(*recall))
+        first = scores_of_models[0][number]
+        rows.append([first["name"], first["images"], *recalls])
     header = ["test class", "images", *(f"recall of {name}" for name in classes)]
     text = table(header, rows)
     num_hidden = num_classes - len(rows)
     if num_hidden:
-        text += f"\n{num_hidden} more, none with a lower recall: --json and --html have all."
+        text += f"\n{num_hidden} more, none with a lower recall: `json` and `html` have all."
     return text
 
 
@@ -207,21 +222,27 @@ def looks_text(run: Run) -> str:
     Looks at other test images count, too: the cache may have gained some since.
     """
     looks = run.looks()
-    text = f"{len(looks)} time{'' if len(looks) == 1 else 's'}"
-    runs = {str(look.get("run", run.path)): None for look in looks}
+    text = counted(len(looks), "time")
+    runs = list(dict.fromkeys(str(look.get("run", run.path)) for look in looks))
     if set(runs) - {str(run.path), str(run.path.resolve())}:
-        text += f" ({', '.join(printable(Path(path).name) for path in runs)})"
-    others = {look["images"] for look in looks if "images" in look}
-    return f"{text}, in part with other images or labels in it" if len(others) > 1 else text
+        names = [printable(Path(path).name) for path in runs]
+        text += f" ({', '.join(names)})"
+    digests = {look["images"] for look in looks if "images" in look}
+    if len(digests) > 1:
+        text += ", in part with other images or labels in it"
+    return text
 
 
 def reviewed_text(run: Run) -> str:
     """Return a sentence on test labels that a review changed, before or after the first look at test; "" if none."""
-    reviews, looks = run.test_reviews(), run.looks()
+    reviews = run.test_reviews()
+    looks = run.looks()
     if not reviews:
         return ""
-    first_look = min((str(look["at"]) for look in looks if "at" in look), default="")
-    num_later = sum(bool(first_look) and review.at > first_look for review in reviews)
+    times = [str(look["at"]) for look in looks if "at" in look]
+    num_later = 0
+    if times:
+        num_later = sum(review.at > min(times) for review in reviews)
     after = f", {num_later} of them after it was first opened" if num_later else ""
     images = "1 test image was" if len(reviews) == 1 else f"{len(reviews)} test images were"
     return f"By a review of labels {images} changed or dropped{after}: scores on test depend on these decisions."
@@ -229,13 +250,17 @@ def reviewed_text(run: Run) -> str:
 
 def settings_of(trial: Trial) -> str:
     """Return the settings of a trial on one line: parameters, steps before the head, and the few images per class."""
-    words = [f"{key}={spelt(value)}" for key, value in trial.params.items() if key != "hidden"]
+    words: list[str] = []
+    for key, value in trial.params.items():
+        if key != "hidden":  # is in the name of the head
+            words.append(f"{key}={spelt(value)}")
     if trial.prepare == NONE:
         words.append("not standardised")
     elif trial.prepare != STANDARDISE:
         words.append(f"after {trial.prepare}")
     if trial.few:
-        words.append("{} per class, seed {}".format(*trial.few))
+        shots, seed = trial.few
+        words.append(f"{shots} per class, seed {seed}")
     return " ".join(words)
 
 
@@ -280,11 +305,13 @@ def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str
     >>> unjudged_text(["x", "y"], 13, "test")
     '2 of 13 classes have no test image and are not judged: x, y. Scores are about the other 11.'
     """
+    num_unjudged = len(unjudged)
     cause = "too few training images to leave one out" if images == "training" else f"no {images} image"
     names = ", ".join(map(printable, unjudged[:MOST_NAMES]))
-    more = f" and {len(unjudged) - MOST_NAMES} more" if len(unjudged) > MOST_NAMES else ""
-    others = f"Scores are about the other {num_classes - len(unjudged)}."
-    return f"{len(unjudged)} of {num_classes} classes have {cause} and are not judged: {names}{more}. {others}"
+    if num_unjudged > MOST_NAMES:
+        names += f" and {num_unjudged - MOST_NAMES} more"
+    others = f"Scores are about the other {num_classes - num_unjudged}."
+    return f"{num_unjudged} of {num_classes} classes have {cause} and are not judged: {names}. {others}"
 
 
 def _small_data(run: Run) -> list[str]:
@@ -305,11 +332,11 @@ def _small_data(run: Run) -> list[str]:
     shots = run.settings.shots
     if shots is not None:
         chose = "" if is_within_train else f", and at most {counted(shots, 'validation image')} chose"
-        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (--shots).")
+        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (`shots`).")
     if run.settings.train_views:
         notes.append(
             "Heads were fitted on all cached views of each training image; the images that chose stayed as they are "
-            "(--train-views)."
+            "(`train_views`)."
         )
     if run.unjudged:
         notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))
@@ -323,7 +350,8 @@ def _can_leave_out(run: Run) -> bool:
     except DataError:
         return True
     train = run.rows(cache, "train")
-    return not any(why_not_left_out(cache, train, tap) for tap in run.fingerprints)
+    obstacles = [why_not_left_out(cache, train, tap) for tap in run.fingerprints]
+    return not any(obstacles)
 
 
 def _failures(run: Run) -> list[str]:
@@ -343,11 +371,14 @@ def _small_sets(run: Run) -> list[str]:
     """Return the mean and standard deviation over draws of each small training set, a line each."""
     scores: dict[tuple[str, int], list[float]] = {}
     for trial in run.trials:
-        if trial.few is not None and trial.status == "ok":
-            name = f"{trial.head} {settings_of(replace(trial, few=None))}"
-            scores.setdefault((name, trial.few[0]), []).append(trial.judged.value)
+        if trial.few is None or trial.status != "ok":
+            continue
+        shots, _ = trial.few
+        settings = settings_of(replace(trial, few=None))
+        scores.setdefault((f"{trial.head} {settings}".strip(), shots), []).append(trial.judged.value)
     lines: list[str] = []
     for (name, shots), values in sorted(scores.items()):
-        std = np.std(values, ddof=min(1, len(values) - 1))
-        lines.append(f"{shots} per class, {name.strip()}: {np.mean(values):.3f} +- {std:.3f} over {len(values)} draws")
+        mean = np.mean(values)
+        std = np.std(values, ddof=min(1, len(values) - 1))  # a single draw has no spread: 0, not NaN
+        lines.append(f"{shots} per class, {name}: {mean:.3f} +- {std:.3f} over {len(values)} draws")
     return lines

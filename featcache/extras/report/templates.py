@@ -6,12 +6,14 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from importlib.resources import files as resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 NO_FILTERS: Mapping[str, Callable[..., Any]] = {}
+MARKED_BYTES = 4096  # at the beginning of a page, which hold its mark
 
 
 def render_page(
@@ -36,6 +38,13 @@ def render_page(
         digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
         svg=Markup,  # not escaped: our own plots, which escape their text
     )
+
+
+def has_mark(path: Path, *marks: bytes) -> bool:
+    """Return whether a file is a page that begins with one of these marks, by which we know our own."""
+    with path.open("rb") as file:
+        beginning = file.read(MARKED_BYTES)
+    return any(mark in beginning for mark in marks)
 
 
 def templates() -> Environment:

@@ -74,8 +74,11 @@ class TunedModel:
     @property
     def mixtures(self) -> list[tuple[float, Score]]:
         """Return (share, score) of each mixture of the start's weights with the end's that --wise-ft evaluated."""
-        history = self.record["history"]
-        return [(epoch["mixture"], Score(*epoch["val"])) for epoch in history if epoch["mixture"] is not None]
+        mixtures: list[tuple[float, Score]] = []
+        for epoch in self.record["history"]:
+            if epoch["mixture"] is not None:
+                mixtures.append((epoch["mixture"], Score(*epoch["val"])))
+        return mixtures
 
     @property
     def is_head(self) -> bool:
@@ -156,7 +159,8 @@ def model_on_val(
     model, facts = load_model(path)
     if facts.get("run") != run.path.name or facts["classes"] != list(run.classes):
         raise UsageError(f"{path} came from the run {facts.get('run')}, so it cannot be compared with {run.path}")
-    chosen, cache = run[facts["trial"]], run.cache()
+    chosen = run[facts["trial"]]
+    cache = run.cache()
     rows = run.rows(cache, "val")
     if not rows:
         raise UsageError(f"{cache.path} has no validation images to compare {path} on")

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from featcache.errors import EnvironmentFault, FeatcacheError, UsageError
 from featcache.extras.tracking.tensorboard_logs import hparams, scores_of
+from featcache.files import check_writable
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run
 from featcache.sweeps.run_paths import head_file
 
 EXPERIMENT = "featcache"
+PORTS = {"http": 80, "https": 443}
+CONNECTING_S = 10
 LONGEST = 6000  # most characters of a parameter that MLflow takes
 
 
@@ -32,6 +39,7 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         from mlflow.exceptions import MlflowException
     except ImportError as error:
         raise EnvironmentFault(f"`mlflow` needs it ({error}): pip install 'featcache[mlflow]'") from error
+    _check_store(uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -43,6 +51,22 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
         except (MlflowException, *_store_errors()) as error:
             reason, _, _ = str(error).partition("[SQL")  # what follows is the whole statement
             raise EnvironmentFault(f"`mlflow={uri}`: {' '.join(reason.split())[:300]}") from error
+
+
+def _check_store(uri: str) -> None:
+    """Raise DiskFault or EnvironmentFault if a database cannot be written or no server answers.
+
+    MLflow would try again and again for minutes.
+    """
+    address = urlsplit(uri)
+    if address.scheme.startswith("sqlite") and address.path:
+        check_writable(Path(address.path.removeprefix("/")))  # sqlite:///mlflow.db, sqlite:////home/me/mlflow.db
+    if address.scheme in PORTS and address.scheme not in getproxies():
+        try:
+            port = address.port or PORTS[address.scheme]
+            socket.create_connection((address.hostname, port), timeout=CONNECTING_S).close()
+        except (OSError, ValueError) as error:
+            raise EnvironmentFault(f"`mlflow={uri}`: no server answers there ({error})") from error
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
@@ -65,7 +89,8 @@ def _log_run(client: Any, run: Run, uri: str, progress: Progress) -> str:
             f"{run.path} is in {uri} already, as {earlier[0].info.run_id}. Delete it there to log it again"
         )
 
-    best, ranked, metric = run.best.trial, run.ranked, run.settings.metric
+    best = run.best.trial
+    metric = run.settings.metric
     settings: dict[str, Any] = {}
     for key, value in asdict(run.settings).items():
         if value not in (None, ()):
@@ -78,8 +103,10 @@ def _log_run(client: Any, run: Run, uri: str, progress: Progress) -> str:
     }
     with _mlflow_run(client, experiment_id, run.path.name) as parent:
         _log_batch(client, parent, settings, scores_of(best, metric), tags)
+        child_of_parent = {"mlflow.parentRunId": parent}
+        ranked = run.ranked
         for number, trial in enumerate(ranked, start=1):
-            with _mlflow_run(client, experiment_id, f"trial {trial.trial}", {"mlflow.parentRunId": parent}) as child:
+            with _mlflow_run(client, experiment_id, f"trial {trial.trial}", child_of_parent) as child:
                 _log_batch(client, child, hparams(trial), scores_of(trial, metric), {})
             progress(Tick("mlflow", number, len(ranked)))
         for name_of_file in ("run.json", "trials.csv"):
@@ -112,9 +139,10 @@ def _log_batch(
     from mlflow.entities import Metric, Param, RunTag
 
     now = int(time.time() * 1000)
+    finite_scores = {name: score for name, score in scores.items() if math.isfinite(score)}
     client.log_batch(
         run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in scores.items() if math.isfinite(value)],
+        metrics=[Metric(name, score, now, 0) for name, score in finite_scores.items()],
         params=[Param(name, str(value)[:LONGEST]) for name, value in params.items()],
         tags=[RunTag(f"featcache.{name}", value) for name, value in tags.items()],
     )

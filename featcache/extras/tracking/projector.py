@@ -17,6 +17,7 @@ from featcache.extras.report.pictures import THUMBNAIL, tiled
 from featcache.images.manifest import Images
 from featcache.models import image_source
 from featcache.models.certificate import load_pixels
+from featcache.models.probe import by_digest
 from featcache.spec import DECODE_VERSION, ImageRow, Preprocess, with_bits
 from featcache.sweeps import Chosen
 from featcache.text import printable
@@ -41,10 +42,11 @@ def points_of(chosen: Chosen, images: Images | str | Path | None = None) -> Poin
 
     Test images are not read. Raises ImagesChanged if an image has moved or changed.
     """
-    cache, source = chosen.run.cache(), image_source(chosen, images)
-    rows = [*chosen.run.rows(cache, "train"), *chosen.run.rows(cache, "val")]
-    # By digest: a fair sample, and the same every time.
-    rows = sorted(rows, key=lambda row: row.digest)[:MOST]
+    cache = chosen.run.cache()
+    source = image_source(chosen, images)
+    train = chosen.run.rows(cache, "train")
+    val = chosen.run.rows(cache, "val")
+    rows = by_digest([*train, *val])[:MOST]
     preprocess = Preprocess(THUMBNAIL, "crop", decode=with_bits(DECODE_VERSION, chosen.preprocess.bits))
     with ThreadPoolExecutor(num_threads()) as threads:
         thumbnails = load_pixels(source, rows, preprocess, threads)
@@ -58,8 +60,11 @@ def write_projector(folder: Path, points: Points) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     np.savetxt(folder / "features.tsv", points.features, fmt="%.6g", delimiter="\t")
-    lines = ["\t".join(map(printable, (row.label, row.split, row.path))) for row in points.rows]
-    (folder / "metadata.tsv").write_text("\n".join(["label\tsplit\tpath", *lines]) + "\n", "utf-8")
+    lines = ["label\tsplit\tpath\n"]
+    for row in points.rows:
+        cells = map(printable, (row.label, row.split, row.path))
+        lines.append("\t".join(cells) + "\n")
+    (folder / "metadata.tsv").write_text("".join(lines), "utf-8")
     sprite(points.thumbnails).save(folder / "images.png")
     config = ProjectorConfig()
     embedding = config.embeddings.add()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import EnvironmentFault
+from featcache.extras.report.figures import is_number
 from featcache.extras.tracking.projector import points_of, write_projector
 from featcache.files import place_folder, temporary_folder
 from featcache.heads.estimators import family_of
@@ -48,20 +49,16 @@ def write_tensorboard(
         raise EnvironmentFault(f"`tensorboard` needs it ({error}): pip install 'featcache[tensorboard]'") from error
     target = folder / run.path.name
     cache = run.cache()
-    check_output(
-        target,
-        LOGS,
-        inputs=[run.path, cache.path],
-        around=[image_source(run.best, images).location or cache.root],
-        force=force,
-    )
+    folder_of_images = image_source(run.best, images).location or cache.root
+    check_output(target, LOGS, inputs=[run.path, cache.path], around=[folder_of_images], force=force)
     points = points_of(run.best, images)
     ranked = run.ranked
     metrics: dict[str, None] = {run.settings.metric: None}  # in the order in which TensorBoard shows them
     for trial in ranked:
         metrics.update(dict.fromkeys(trial.scores))
     metrics["fit_s"] = None
-    config = api.hparams_config_pb(_domains(map(hparams, ranked)), [api.Metric(name) for name in metrics])
+    domains = _domains(map(hparams, ranked))
+    config = api.hparams_config_pb(domains, [api.Metric(name) for name in metrics])
     with temporary_folder(beside=target) as temporary:
         _write(temporary, [config])
         for number, trial in enumerate(ranked, start=1):
@@ -74,8 +71,10 @@ def write_tensorboard(
 
 def is_logs(folder: Path) -> bool:
     """Return whether a folder holds logs that `write_tensorboard` wrote, and nothing else."""
+    if not any(folder.glob("events.out.tfevents.*.featcache")):
+        return False
     entries = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    return any(folder.glob("events.out.tfevents.*.featcache")) and all(map(LOG_ENTRY.fullmatch, entries))
+    return all(map(LOG_ENTRY.fullmatch, entries))
 
 
 LOGS = Kind("log of featcache for TensorBoard", is_logs, is_folder=True)
@@ -100,7 +99,8 @@ def scores_of(trial: Trial, metric: str) -> dict[str, float]:
     """Return {metric: score} of a trial, with the interval of the metric that chose and the seconds of the fit."""
     scores = {metric: trial.score, **trial.scores, "fit_s": trial.fit_s}
     if trial.interval:
-        scores[f"{metric}_low"], scores[f"{metric}_high"] = trial.interval
+        low, high = trial.interval
+        scores |= {f"{metric}_low": low, f"{metric}_high": high}
     return {name: float(score) for name, score in scores.items() if score is not None}
 
 
@@ -111,13 +111,15 @@ def _domains(settings: Iterable[Mapping[str, Any]]) -> list[Any]:
     values_of: dict[str, set[Any]] = {}
     for settings_of_trial in settings:
         for name, value in settings_of_trial.items():
-            values_of.setdefault(name, set()).add(value if _is_number(value) else str(value))
+            # As text, because a value may be a list, which no set takes.
+            values_of.setdefault(name, set()).add(value if is_number(value) else str(value))
     domains: list[Any] = []
     for name, values in values_of.items():
-        if all(map(_is_number, values)):
-            domains.append(api.HParam(name, api.RealInterval(float(min(values)), float(max(values)))))
+        if all(map(is_number, values)):
+            domain = api.RealInterval(float(min(values)), float(max(values)))
         else:
-            domains.append(api.HParam(name, api.Discrete(sorted(map(str, values)))))
+            domain = api.Discrete(sorted(map(str, values)))
+        domains.append(api.HParam(name, domain))
     return domains
 
 
@@ -127,13 +129,15 @@ def _session(trial: Trial, metric: str) -> list[Any]:
     from tensorboard.plugins.hparams import summary_v2 as api
     from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-    settings = {name: float(value) if _is_number(value) else str(value) for name, value in hparams(trial).items()}
+    settings: dict[str, float | str] = {}
+    for name, value in hparams(trial).items():
+        settings[name] = float(value) if is_number(value) else str(value)
+    summaries = [api.hparams_pb(settings, trial_id=f"trial {trial.trial}")]
+    for name, score in scores_of(trial, metric).items():
+        summaries.append(scalar_pb(name, score))
     ended = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
-    return [
-        api.hparams_pb(settings, trial_id=f"trial {trial.trial}"),
-        *(scalar_pb(name, value) for name, value in scores_of(trial, metric).items()),
-        api._summary_pb(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=ended)),
-    ]
+    end = plugin_data_pb2.HParamsPluginData(session_end_info=ended)
+    return [*summaries, api._summary_pb(metadata.SESSION_END_INFO_TAG, end)]
 
 
 def _write(folder: Path, summaries: Iterable[Any]) -> None:
@@ -149,7 +153,3 @@ def _write(folder: Path, summaries: Iterable[Any]) -> None:
         writer = RecordWriter(file)
         for event in events:
             writer.write(event.SerializeToString())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -3,7 +3,8 @@
 The kernel is exp(-gamma |x - z|^2). The squared distances, (N, N) and (M, N), do not depend on gamma, and the kernel
 does not depend on C; libsvm would compute both again for each setting. Cost: (N + M) N D for the distances and
 (N + M) N for each gamma; libsvm's own solver then starts from the given kernel (`SVC(kernel="precomputed")`).
-Memory: 16 (N + M) N bytes.
+Memory: 16 (N + M) N bytes. Against scikit-learn one by one, four strengths on N x D features take 1.4 times as long for
+90 x 256, and 1/9 for 950 x 1280 (0.26 s in place of 2.4 s of one core), 1/30 for 2500 x 2048.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For centred features X (N, D) and centred targets Y (N, K) of -1 and 1, ridge with strength a has the coefficients
 
-    W = (X'X + a)^-1 X'Y  = V diag(1 / (s + a)) V' X'Y      with X'X = V diag(s) V'     if N >= D   ("primal")
-    W = X' (XX' + a)^-1 Y = X' Q diag(1 / (s + a)) Q' Y     with XX' = Q diag(s) Q'     if N < D    ("dual")
+    W = (X'X + a)^-1 X'Y  = V diag(1 / (s + a)) V' X'Y      with X'X = V diag(s) V'     if N > D + 1    ("primal")
+    W = X' (XX' + a)^-1 Y = X' Q diag(1 / (s + a)) Q' Y     with XX' = Q diag(s) Q'     if N <= D + 1   ("dual")
 
 so one eigendecomposition, O(min(N, D)^3), serves every a. Sample weights w multiply each row of X and Y by sqrt(w).
 
@@ -27,7 +27,8 @@ from featcache.heads.grids import Params
 from featcache.heads.row_blocks import map_rows, sum_blocks
 
 MIN_ALPHAS_FOR_EIGEN = 6  # fewer linear systems are solved faster one by one (870 x 870: 12 ms each, eigen 73 ms)
-MIN_ALPHA = 1e-8  # of the largest eigenvalue: below it a residual left out is only rounding error
+MIN_EIGENVALUE = 1e-11  # of the largest, with alpha: smaller ones are only rounding error
+MIN_REMAINING = 1e-9  # of 1 - hat: what is left of 1 below it is only rounding error
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class _RidgeProblem:
 
     @property
     def dual(self) -> bool:
-        """Return whether there are fewer images than features."""
-        return bool(len(self.X) < self.X.shape[1])
+        """Return whether the centred images span fewer dimensions than there are features, or as many."""
+        return bool(len(self.X) - 1 <= self.X.shape[1])
 
     def centred(self, features: Features) -> Floats:
         """Return features (n, D) minus the mean of X."""
@@ -130,34 +131,49 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     began = time.perf_counter()
     problem = _centred_problem(X, y, class_weight)
     classes = np.unique(y)
-    values, vectors = _eigen(problem.gram())
+    gram = problem.gram()
+    # Centring takes the direction of `root` from the rows, so X'X and XX' know nothing of the intercept, which adds
+    # w_i / sum(w) to the diagonal of the hat matrix.
+    direction = problem.root / np.linalg.norm(problem.root)  # (N, 1)
+    shift = np.trace(gram) / len(gram)
+    if problem.dual:
+        gram += shift * (direction @ direction.T)  # an eigenvalue that is known, in place of zero
+    values, vectors = _eigen(gram)
     # Along the R eigenvectors, with s = values:
-    #   primal  W = V (T / (s + a)),  X W = (X V) (T / (s + a)),  T = (X V)' Y,  hat = (X V) diag(1 / (s + a)) (X V)'
-    #   dual    W = X'Q (T / (s + a)),  X W = Q (s T / (s + a)),  T = Q' Y,      hat = Q diag(s / (s + a)) Q'
+    #   primal  W = V (T / (s + a)),   T = (X V)' Y,  Y - X W = Y - (X V) (T / (s + a)),
+    #           1 - hat = 1 - direction^2 - (X V)^2 (1 / (s + a))
+    #   dual    W = X'Q (T / (s + a)), T = Q' Y,      Y - X W = a Q (T / (s + a)),
+    #           1 - hat = a (Q^2 (1 / (s + a)) - direction^2 / (shift + a))
+    # In the dual both sides of the quotient have the factor a. Without it nothing is lost where a is small.
     projected = vectors if problem.dual else problem.rows() @ vectors  # (N, R)
     basis = problem.rows().T @ vectors if problem.dual else vectors  # (D, R)
     squares = projected**2
     targets = projected.T @ problem.Y  # T, (R, K)
-    # The intercept is the weighted mean, which adds w_i / sum(w) to the diagonal of the hat matrix.
-    intercept_hat = problem.root**2 / (problem.root**2).sum()
     for params in grid:
         classifier = make_classifier("ridge", params, class_weight)
         refusal = invalid_parameters(classifier)
-        if refusal is None and params["alpha"] < MIN_ALPHA * values.max():
-            message = f"alpha={params['alpha']:g} is too small to leave one out: rounding decides"
-            refusal = failure(ValueError(message))
+        alpha = params["alpha"]
+        # Without its value in the message, all such strengths share a line of the sweep's output.
+        too_small = failure(ValueError("its alpha is too small to leave one out: rounding decides"))
+        if refusal is None and values.min() + alpha <= MIN_EIGENVALUE * values.max():
+            refusal = too_small
         if refusal is not None:
             yield refusal
             continue
-        shrunk = (1 / (values + params["alpha"]))[:, None]
+        shrunk = (1 / (values + alpha))[:, None]
+        if problem.dual:
+            residual = vectors @ (shrunk * targets)
+            remaining = squares @ shrunk - direction**2 / (shift + alpha)
+        else:
+            residual = problem.Y - projected @ (shrunk * targets)
+            remaining = 1 - direction**2 - squares @ shrunk
+            if remaining.min() < MIN_REMAINING:  # an image alone shows some direction
+                yield too_small
+                continue
         coef = (basis @ (shrunk * targets)).T
         set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
-        if problem.dual:
-            shrunk *= values[:, None]
-        hat = intercept_hat + squares @ shrunk  # (N, 1)
-        residual = problem.Y - projected @ (shrunk * targets)
-        residual = residual / np.maximum(1 - hat, 1e-12) / problem.root
-        scores = problem.Y / problem.root + problem.Y_mean - residual
+        residual_left_out = residual / remaining
+        scores = (problem.Y - residual_left_out) / problem.root + problem.Y_mean
         yield result_from_scores(classifier, scores, classes, began)
         began = time.perf_counter()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import COLOURS, write_images
 
-from featcache.errors import EnvironmentFault, ExportFailed, NotAModel, UsageError
+from featcache.errors import EnvironmentFault, ExportFailed, NoImages, NotAModel, UnknownHead, UsageError
 from featcache.extraction import extract
 from featcache.extras.export import export, exporting, formats
 from featcache.extras.export.formats import FORMATS, labels_text
@@ -358,3 +358,13 @@ def test_the_name_of_the_file_says_the_format_and_a_missing_package_is_told_befo
         export(f"{toy_run.path}@best", None, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=r"ends in \.keras, \.tflite, .* got .*m.pb. Or name the format: `to`"):
         export(f"{toy_run.path}@best", None, tmp_path / "m.pb")
+
+
+def test_a_wrong_model_or_folder_is_named_before_keras_starts(toy_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "start_keras", lambda: pytest.fail("Keras was started"))
+    with pytest.raises(NotAModel, match=r"No model at missing.keras"):
+        export("missing.keras", "keras", tmp_path / "m.keras")
+    with pytest.raises(UnknownHead, match=r"got '99'"):
+        export(f"{toy_run.path}@99", "keras", tmp_path / "m.keras")
+    with pytest.raises(NoImages, match=r"nowhere does not exist"):
+        export(f"{toy_run.path}@best", "keras", tmp_path / "m.keras", images="nowhere")

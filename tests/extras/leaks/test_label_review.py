@@ -17,7 +17,7 @@ from featcache.extraction import Options, extract
 from featcache.extraction.workflow import open_extraction
 from featcache.extras.leaks import apply_review, doubts, fix, labels, leaks, unapply, unfix, write_doubts
 from featcache.extras.leaks.rewriting import facts_of
-from featcache.extras.report.final import final_scores
+from featcache.extras.report.final import open_test
 from featcache.extras.report.table import text_report
 from featcache.spec import silent
 from featcache.sweeps import Run, sweep
@@ -382,10 +382,11 @@ def test_a_test_label_changed_after_a_look_is_reported_and_the_look_stays(tmp_pa
     cache = extract(photos, PIXELS, out=tmp_path / "c.h5")
     run = sweep(cache, "ridge", out=tmp_path / "run")
     of_test = next(row for row in cache.rows if row.split == "test")
-    final_scores(Run.open(run.path))
+    open_test(Run.open(run.path))
     done = apply_review(cache.path, table(f"{of_test.path},{of_test.label},,,drop\n"))
     assert (len(done.of_test), done.looks) == (1, 1)
-    opened, scores = final_scores(Run.open(run.path))
+    tested = open_test(Run.open(run.path))
+    opened, scores = tested.run, tested.scores
     assert len(opened.looks()) == 2
     assert [look.get("reviewed") for look in opened.looks()] == [None, 1]
     told = " ".join(text_report(opened, scores).split())

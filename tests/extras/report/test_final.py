@@ -11,7 +11,7 @@ import pytest
 from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, NotARun, UsageError
-from featcache.extras.report.final import final_scores, head_score, model_score, opening
+from featcache.extras.report.final import head_score, model_score, open_test, opening
 from featcache.extras.report.table import text_report
 from featcache.sweeps import Run, sweep
 from featcache.sweeps.inputs import digest_of_rows
@@ -42,19 +42,21 @@ def test_scoring_other_splits_leaves_no_trace(run):
 
 
 def test_opening_test_is_recorded_each_time(run):
-    after, scores = final_scores(run)
+    tested = open_test(run)
+    after, scores = tested.run, tested.scores
     assert list(scores) == [f"head {run.best.trial.trial} ({run.best.trial.head})"]
     assert Run.open(run.path) == after
     [opened] = after.test_opened
     assert opened["scores"] == {name: list(score) for name, score in scores.items()}
     assert datetime.datetime.fromisoformat(opened["at"]).tzinfo is not None
-    assert len(final_scores(after)[0].test_opened) == 2
+    assert len(open_test(after).run.test_opened) == 2
 
 
 def test_a_head_fitted_on_train_and_val_is_judged_as_itself(own_run, tmp_path):
     toy = own_run.cache()
     run = sweep(toy, "ridge", taps=["glyphnet:weights=none/top"], out=tmp_path / "run", refit=True)
-    after, scores = final_scores(run, chosen=run["refit"])
+    tested = open_test(run, chosen=run["refit"])
+    after, scores = tested.run, tested.scores
     [(name, score)] = scores.items()
     assert name == f"head {run.best.trial.trial} (ridge, fitted on train and val)"
     X, y = toy.arrays("test", run.best.trial.tap)
@@ -65,7 +67,7 @@ def test_a_head_fitted_on_train_and_val_is_judged_as_itself(own_run, tmp_path):
 def test_a_trial_without_a_head_is_not_judged_and_nothing_recorded(run):
     failed = replace(run[1], trial=replace(run[1].trial, status="ValueError: no"))
     with pytest.raises(UsageError, match=r"run@1 has no head to judge: ValueError: no\. Take .*run@best"):
-        final_scores(run, chosen=failed)
+        open_test(run, chosen=failed)
     assert Run.open(run.path).test_opened == ()
 
 
@@ -112,10 +114,12 @@ def test_looks_at_the_same_time_are_all_recorded(run):
 
 def test_the_second_run_on_a_cache_says_that_its_test_split_was_opened_before(toy, toy_run, tmp_path):
     first, second = copies(toy, toy_run, tmp_path, "first.run", "second.run")
-    opened, scores = final_scores(first)
+    tested = open_test(first)
+    opened, scores = tested.run, tested.scores
     assert "was opened" not in text_report(opened, scores)
     assert "The test split was opened 1 time (first.run) before" in text_report(second)
-    opened, scores = final_scores(second)
+    tested = open_test(second)
+    opened, scores = tested.run, tested.scores
     assert "The test split was opened 2 times (first.run, second.run): the more" in text_report(opened, scores)
     assert [Path(look["run"]).name for look in opened.looks()] == ["first.run", "second.run"]
     assert len(opened.test_opened) == 1
@@ -133,7 +137,8 @@ def test_looks_at_a_cache_that_is_a_folder_lie_in_it(tmp_path):
 def test_a_look_that_cannot_be_recorded_beside_the_cache_is_recorded_in_the_run(toy, toy_run, tmp_path):
     [run] = copies(toy, toy_run, tmp_path, "a.run")
     (tmp_path / "photos.h5.looks").symlink_to(tmp_path / "nowhere" / "else")
-    opened, scores = final_scores(run)
+    tested = open_test(run)
+    opened, scores = tested.run, tested.scores
     assert len(opened.test_opened) == len(opened.looks()) == 1
     told = " ".join(text_report(opened, scores).split())
     assert "a.run only, not beside the cache. Cannot make the folder" in told
@@ -144,7 +149,7 @@ def test_test_is_not_opened_where_the_run_cannot_record_it(run, monkeypatch):
     asked = []
     monkeypatch.setattr(Cache, "features", lambda cache, rows, tap=None: asked.append(rows))
     with pytest.raises(DiskFault, match=r"Cannot make the folder .*records"):
-        final_scores(run)
+        open_test(run)
     assert asked == []
     assert run.looks() == []
 
@@ -158,7 +163,7 @@ def test_the_record_lies_there_before_the_first_score_is_computed(run, monkeypat
         return keep(cache, rows, tap)
 
     monkeypatch.setattr(Cache, "features", noting)
-    after, _ = final_scores(run)
+    after = open_test(run).run
     assert seen[0] == [{}]
     assert after.looks()[0]["scores"]
 
@@ -188,7 +193,7 @@ def test_a_damaged_record_of_a_look_is_named(place, damage, toy, toy_run, tmp_pa
     with pytest.raises(NotARun, match=re.escape(str(record))):
         text_report(Run.open(run.path))
     with pytest.raises(NotARun, match=re.escape(str(record))):
-        final_scores(run)
+        open_test(run)
 
 
 def test_looks_and_models_that_an_earlier_version_wrote_into_run_json_are_read(run):
@@ -211,7 +216,8 @@ def test_looks_and_models_that_an_earlier_version_wrote_into_run_json_are_read(r
 def test_a_fine_tuned_model_is_scored_beside_its_head_wherever_it_lies(run, tmp_path):
     chosen = next(run[trial.trial] for trial in run.trials if trial.params == {"C": 0.01})
     tuned = finetune(chosen, tmp_path / "elsewhere.keras", unfreeze="none", epochs=1, learning_rate=1e-6)
-    after, scores = final_scores(run)
+    tested = open_test(run)
+    after, scores = tested.run, tested.scores
     name = list(scores)[1]
     assert name.startswith("fine-tuned elsewhere.keras")
     assert scores[name] == model_score(chosen, tuned.model) == head_score(chosen)
@@ -222,7 +228,7 @@ def test_a_fine_tuned_model_is_scored_beside_its_head_wherever_it_lies(run, tmp_
 def test_a_model_that_is_the_head_still_says_so(run):
     chosen = next(run[trial.trial] for trial in run.trials if trial.params == {"C": 0.01})
     assert finetune(chosen, unfreeze="none", epochs=1, learning_rate=1.0, warmup=0.0).best.epoch == 0
-    _, scores = final_scores(run)
+    scores = open_test(run).scores
     assert list(scores)[1] == "fine-tuned finetuned.keras (epoch 0, the head: no other was better)"
 
 
@@ -245,7 +251,7 @@ def test_without_test_images_the_error_says_why_and_nothing_is_recorded(run, mon
         Cache, "usable", lambda cache, split=None, *few: [] if split == "test" else keep(cache, split, *few)
     )
     with pytest.raises(DataError, match=r"has no test images\. Add a folder 'test'"):
-        final_scores(run)
+        open_test(run)
     assert Run.open(run.path).test_opened == ()
 
 

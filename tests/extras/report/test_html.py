@@ -18,7 +18,7 @@ from featcache.errors import ImagesChanged, NotARun
 from featcache.extraction import extract
 from featcache.extras.report import checks, figures
 from featcache.extras.report.embedding import places
-from featcache.extras.report.final import final_scores, open_test
+from featcache.extras.report.final import open_test
 from featcache.extras.report.html import write_report
 from featcache.extras.report.pictures import SHEET_BYTES, sheet
 from featcache.extras.report.tuned_models import TunedModel, best_of
@@ -208,7 +208,8 @@ def test_test_images_stay_hidden_until_they_are_opened(run, toy):
     before = page_of(run)
     assert hidden
     assert not any(path in before for path in hidden)
-    opened, scores = final_scores(run)
+    tested = open_test(run)
+    opened, scores = tested.run, tested.scores
     after = page_of(opened, final=scores)
     assert hidden <= {point["path"] for point in points(after)}
     assert "on the test split" in after
@@ -322,7 +323,8 @@ def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     assert "test/red/copy.png<br>train/red/003.png" in page
     assert "train/blue/wrong-007.png" in page
     assert "test/blue/wrong-051.png" not in page
-    opened, scores = final_scores(copied)
+    tested = open_test(copied)
+    opened, scores = tested.run, tested.scores
     assert "test/blue/wrong-051.png" in page_of(opened, final=scores)
 
 
@@ -359,7 +361,8 @@ def test_copies_within_test_are_counted_but_not_shown(tmp_path):
     assert "copy.png" not in page
     assert "images show the same outside of test." in page
     assert "1 within test, not shown." in page
-    opened, scores = final_scores(run)
+    tested = open_test(run)
+    opened, scores = tested.run, tested.scores
     assert "test/red/053.png<br>test/red/copy.png" in page_of(opened, final=scores)
 
 
