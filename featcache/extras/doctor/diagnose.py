@@ -1,6 +1,6 @@
 """Gather the facts of `machine` and `library_facts`, and derive the findings from them.
 
-`machine` reads the system with the standard library alone, in this process. `library_facts` imports the libraries that
+`machine` asks the system, in this process. `library_facts` imports the libraries that
 may be broken, in a separate process: TensorFlow can end the whole process on a CPU that it does not support.
 """
 
