@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import threading
@@ -179,7 +178,9 @@ def parse_bytes(text: str) -> float:
 
 def physical_memory() -> int:
     """Return the bytes of memory that the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def _check_streamed(settings: Settings, tap: str, num_bytes: float, allowed: float) -> None:

@@ -1,6 +1,6 @@
 """Gather the facts of `machine` and `library_facts`, and derive the findings from them.
 
-`machine` reads the system with the standard library alone, in this process. `library_facts` imports the libraries that
+`machine` asks the system, in this process. `library_facts` imports the libraries that
 may be broken, in a separate process: TensorFlow can end the whole process on a CPU that it does not support.
 """
 
@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from featcache.extras.doctor.findings import Finding, findings_of
 from featcache.extras.doctor.machine import disks, gpus, machine
+from featcache.extras.doctor.requirements import extras, installed_version, missing, outdated
 
 SHOWN = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "h5py", "pillow")
-OURS = ("test", "dev", "docs", "train")  # extras for people who work on featcache
 SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
     "HDF5_USE_FILE_LOCKING",
@@ -60,9 +58,9 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
     library_facts = _library_facts(speed)
     weights = library_facts.pop("weights", [])
 
-    versions = {"python": platform.python_version(), "featcache": _version("featcache")}
+    versions = {"python": platform.python_version(), "featcache": installed_version("featcache")}
     for package in SHOWN:
-        versions[package] = _version(package)
+        versions[package] = installed_version(package)
     versions["hdf5"] = library_facts.pop("hdf5", None)
 
     offline: list[str] = []
@@ -75,11 +73,11 @@ def diagnose(*, speed: bool = True) -> Diagnosis:
         "current folder": Path.cwd(),
         "temporary": Path(tempfile.gettempdir()),
     }
-    needed = [(name, text) for name, text, extra in _requirements() if extra is None]
     facts = {
         "versions": versions,
-        "missing": [text for name, text in needed if _version(name) is None],
-        "extras": _extras(),
+        "missing": missing(),
+        "outdated": outdated(),
+        "extras": extras(),
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "machine": machine(),
         "gpus": gpus(),
@@ -132,43 +130,3 @@ def _output_of_sections(sections: Sequence[str]) -> tuple[str, str | None]:
     if process.returncode > 0:
         return process.stdout, f"the process ended with {process.returncode}"
     return process.stdout, None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _requirements() -> list[tuple[str, str, str | None]]:
-    """Return what featcache declares: (package, requirement as written, the extra that needs it or None)."""
-    try:
-        declared = requires("featcache") or []
-    except PackageNotFoundError:
-        return []
-    requirements = []
-    for line in declared:
-        requirement, _, marker = line.partition(";")
-        name = re.match(r"[\w.-]+", requirement)
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        if name and name[0] != "featcache":
-            requirements.append((name[0], requirement.strip(), extra[1] if extra else None))
-    return requirements
-
-
-def _extras() -> dict[str, dict[str, Any]]:
-    """Return {extra: whether it is installed, the versions of its packages, the command that installs it}."""
-    packages: dict[str, dict[str, str | None]] = {}
-    for name, _, extra in _requirements():
-        if extra is not None and extra not in OURS:
-            packages.setdefault(extra, {})[name] = _version(name)
-
-    extras = {}
-    for extra, versions in packages.items():
-        extras[extra] = {
-            "installed": None not in versions.values(),
-            "packages": versions,
-            "install": f"pip install 'featcache[{extra}]'",
-        }
-    return extras

@@ -51,6 +51,8 @@ def usable_cores(machine: Facts) -> float:
 def _packages(facts: Facts) -> Iterator[Finding]:
     for requirement in facts["missing"]:
         yield Finding("broken", f"{requirement} is not installed", f"pip install '{requirement}'")
+    for requirement, installed in facts["outdated"].items():
+        yield Finding("broken", f"{requirement} is needed; {installed} is installed", f"pip install '{requirement}'")
     for module, fault in facts.get("packages", {}).items():
         name = PACKAGES.get(module, module)
         if fault and not any(requirement.startswith(name) for requirement in facts["missing"]):

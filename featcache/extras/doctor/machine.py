@@ -1,6 +1,7 @@
-"""Facts of the machine, from the standard library alone, so that they are known where other libraries are broken.
+"""Facts of the machine, known even where other libraries are broken.
 
-Linux tells them in files under /proc and /sys/fs/cgroup; on other systems most of them are None.
+psutil tells memory and file systems, on every system. What it does not know (instructions of the processor, limits of
+containers) is in files under /proc and /sys/fs/cgroup on Linux; on other systems it is None.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ def _quota() -> float | None:
 
 
 def _memory() -> dict[str, Any]:
-    sizes = {}
-    for name, text in colon_pairs(PROC / "meminfo").items():
-        if text:
-            sizes[name] = int(text.split()[0]) * 1024  # "16384 kB"
-    total = sizes.get("MemTotal")
+    total, free, swap_used = None, None, 0
+    with suppress(ImportError):  # a finding names what is not installed
+        import psutil
+
+        memory = psutil.virtual_memory()
+        total, free, swap_used = memory.total, memory.available, psutil.swap_memory().used
 
     # Without a limit, version 2 says "max" and version 1 a number that is larger than any memory.
     limit = None
@@ -78,9 +80,9 @@ def _memory() -> dict[str, Any]:
 
     return {
         "memory_bytes": total,
-        "memory_free_bytes": sizes.get("MemAvailable"),
+        "memory_free_bytes": free,
         "memory_limit_bytes": limit,
-        "swap_used_bytes": sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0),
+        "swap_used_bytes": swap_used,
     }
 
 
@@ -122,15 +124,18 @@ def disks(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 
 def filesystem(folder: Path) -> str | None:
-    """Return the kind of file system that a folder is on, as Linux calls it: "ext4" or "nfs4"."""
+    """Return the kind of file system that a folder is on, as the system calls it: "ext4", "nfs4" or "apfs"."""
+    try:
+        import psutil
+    except ImportError:
+        return None
     folder = folder.resolve()
     deepest, kind = Path(), None
-    for line in _lines(PROC / "self/mounts"):
-        _, text, kind_here, *_ = line.split(" ")
-        mount = Path(text.replace("\\040", " "))
+    for partition in psutil.disk_partitions(all=True):
+        mount = Path(partition.mountpoint)
         # Mounts lie within each other, and a later one hides an earlier one on the same folder.
         if folder.is_relative_to(mount) and len(mount.parts) >= len(deepest.parts):
-            deepest, kind = mount, kind_here
+            deepest, kind = mount, str(partition.fstype)
     return kind
 
 

@@ -81,17 +81,3 @@ def test_the_speed_is_measured_with_the_engine_that_extracts():
     speed = library_facts.speed()
     assert speed["engine"].startswith("keras ")
     assert 0.1 < speed["images_per_s"] < 1e5
-
-
-def test_missing_requirements_and_extras_are_those_that_are_declared(monkeypatch):
-    module = sys.modules[room.__module__]
-    declared = ["numpy>=1.26", "no-such-thing>=2", 'no-such-engine>=1; extra == "fast"', 'pytest; extra == "test"']
-    monkeypatch.setattr(module, "requires", lambda name: declared)
-    assert module._missing() == ["no-such-thing>=2"]
-    assert module._extras() == {
-        "fast": {
-            "installed": False,
-            "packages": {"no-such-engine": None},
-            "install": "pip install 'featcache[fast]'",
-        }
-    }

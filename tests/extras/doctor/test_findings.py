@@ -36,6 +36,7 @@ def facts(**changed):
     disk = DISK | changed.pop("disk", {})
     there = {
         "missing": [],
+        "outdated": {},
         "versions": {"tensorflow": "2.21", "jax": None, "torch": None},
         "packages": {"numpy": None, "h5py": None},
         "extras": {"openvino": {"installed": True, "install": "pip install 'featcache[openvino]'"}},
@@ -61,6 +62,12 @@ GPU = ["H200, 143771 MiB, 570"]
 @pytest.mark.parametrize(
     ("changed", "kind", "what", "do"),
     [
+        (
+            {"outdated": {"keras>=3.15": "3.12"}},
+            "broken",
+            "keras>=3.15 is needed; 3.12 is installed",
+            "pip install 'keras",
+        ),
         ({"missing": ["h5py>=3.11"]}, "broken", "h5py>=3.11 is not installed", "pip install 'h5py>=3.11'"),
         ({"packages": {"PIL": "ImportError: libjpeg"}}, "broken", "pillow cannot be imported: ImportError", "pillow"),
         (

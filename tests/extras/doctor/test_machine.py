@@ -1,9 +1,12 @@
 """What Linux tells of a machine, read from files made for the purpose."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
+import psutil
 import pytest
 
 from featcache.extras.doctor import machine
@@ -34,10 +37,9 @@ def test_the_quota_of_control_groups_of_both_versions(files, quota, system):
     assert machine.machine()["cores_quota"] == quota
 
 
-def test_memory_is_that_of_the_container_if_it_is_less(system):
-    (system / "meminfo").write_text(
-        "MemTotal: 1000 kB\nMemAvailable: 600 kB\nSwapTotal: 50 kB\nSwapFree: 20 kB\nHugePages_Total: 0\n"
-    )
+def test_memory_is_that_of_the_container_if_it_is_less(system, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1_024_000, available=614_400))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(used=30 * 1024))
     (system / "memory.max").write_text("512000\n")
     facts = machine.machine()
     assert (facts["memory_bytes"], facts["memory_free_bytes"]) == (1_024_000, 614_400)
@@ -54,15 +56,23 @@ def test_the_processor_and_its_vector_instructions(system):
 
 def test_a_system_without_proc_is_no_error(system):
     facts = machine.machine()
-    assert (facts["memory_bytes"], facts["vectors"], facts["cores_quota"]) == (None, None, None)
+    assert facts["memory_bytes"] >= facts["memory_free_bytes"] > 0
+    assert (facts["vectors"], facts["cores_quota"]) == (None, None)
 
 
-def test_the_file_system_is_that_of_the_nearest_mount(system):
-    folder = system / "my photos"
+def test_without_psutil_memory_and_file_systems_are_unknown(system, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    facts = machine.machine()
+    assert (facts["memory_bytes"], facts["memory_free_bytes"], facts["swap_used_bytes"]) == (None, None, 0)
+    assert machine.filesystem(system) is None
+
+
+def test_the_file_system_is_that_of_the_nearest_mount(tmp_path, monkeypatch):
+    folder = tmp_path / "my photos"
     folder.mkdir()
-    (system / "self").mkdir()
-    place = str(folder).replace(" ", "\\040")
-    (system / "self" / "mounts").write_text(f"a / ext4 rw 0 0\nb {place} nfs4 rw 0 0\n")
+    mounts = [("/", "ext4"), (str(folder), "tmpfs"), (str(folder), "nfs4"), ("/elsewhere", "xfs")]
+    partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: partitions)
     assert machine.filesystem(folder) == "nfs4"
     assert machine.filesystem(Path("/")) == "ext4"
     [disk] = machine.disks({"current folder": folder / "not" / "there"})
