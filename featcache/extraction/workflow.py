@@ -92,7 +92,7 @@ def open_extraction(
     in_parts = is_in_parts(out, options.layout)
     # Take the state before reading anything, so that `Extraction.refresh` notices every later change.
     state = parts.state(out)
-    rows = parts.read_rows(out, whole=options.rehash)
+    rows = parts.read_rows(out, all_bytes=options.rehash)
     if damaged_parts := parts.set_aside(out):
         note = f"Damaged parts of {out}, whose rows are computed again: {len(damaged_parts)}"
         progress(Tick("aside", 0, 0, note))
