@@ -114,6 +114,7 @@ def _solve_and_predict(problem: _RidgeProblem, alphas: Sequence[float], fold: Fo
     by_alpha = _solutions(problem.gram(), problem.right_side(), alphas)
     solutions = np.concatenate(by_alpha, axis=1)  # (N or D, A K)
     weights: Floats
+    scores: Floats
     if problem.dual and not fold.keep:
         rows = problem.rows()
         weights = np.zeros((0, solutions.shape[1]))
