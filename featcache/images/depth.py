@@ -53,10 +53,12 @@ def is_plain_ppm(image: ImageFile) -> bool:
 def ppm_values(image: ImageFile, data: bytes) -> Values:
     """Return the (H, W, 3) uint16 values of a PPM of 16 bits. Raises ValueError if the file is cut off."""
     shape = (image.height, image.width, 3)
-    size, offset = math.prod(shape), image.tile[0].offset
-    if len(data) < offset + 2 * size:
+    num_values = math.prod(shape)
+    offset = image.tile[0].offset
+    if len(data) < offset + 2 * num_values:
         raise ValueError("the file is truncated")
-    return np.frombuffer(data, ">u2", size, offset).reshape(shape).astype(np.uint16)
+    values = np.frombuffer(data, ">u2", num_values, offset)
+    return values.reshape(shape).astype(np.uint16)
 
 
 def read_low_bytes(image: ImageFile) -> bool:
@@ -81,7 +83,8 @@ def scaled_colours(values: Values, bits: int, kinds: set[str]) -> Image.Image:
     colours = values[..., :-1] if has_alpha else values
     _note_bits(int(colours.max()), bits, kinds)
     # A table of all 65,536 results is much faster than arithmetic on every pixel.
-    scaled_of = np.rint(np.minimum(np.arange(65536), white) * (255 / white)).astype(np.uint8)
+    clipped = np.minimum(np.arange(65536), white)
+    scaled_of = np.rint(clipped * (255 / white)).astype(np.uint8)
     scaled = scaled_of[values]
     if has_alpha:
         scaled[..., -1] = values[..., -1] >> 8
@@ -131,8 +134,11 @@ def eight_bit(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) 
             low, high = 0.0, next(white for white in whites if high <= white)
 
     value_range = high - low or 1.0  # an image of one value is black
-    scaled = np.rint((np.minimum(numbers, high) - low) / value_range * 255)
-    if _is_white_zero(image):
+    shares = (np.minimum(numbers, high) - low) / value_range
+    scaled = np.rint(shares * 255)
+    # Pillow inverts images whose 0 is white only up to 8 bits.
+    is_white_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    if is_white_zero:
         scaled = 255 - scaled
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
@@ -175,17 +181,15 @@ def _is_tagged_no_data(image: Image.Image, numbers: Values) -> Values:
 
 def _declared_white(image: Image.Image) -> float:
     """Return the white of a 16-bit grey image. Pillow reads TIFFs of 12 bits as 16 bits too: there it is 4095."""
-    bits = image.tag_v2.get(BITS_PER_SAMPLE, ()) if isinstance(image, TiffImageFile) else ()
-    return 4095.0 if bits == (12,) else 65535.0
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    """Return whether a TIFF says that 0 is white. Pillow inverts such images only up to 8 bits."""
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    is_twelve_bit = isinstance(image, TiffImageFile) and image.tag_v2.get(BITS_PER_SAMPLE) == (12,)
+    return 4095.0 if is_twelve_bit else 65535.0
 
 
 def _rawmode(image: ImageFile) -> str:
     """Return Pillow's name for the layout of the values in the file; "" if it is not known."""
-    args = image.tile[0].args if image.tile else ""
+    if not image.tile:
+        return ""
+    # Decoders take their arguments in a tuple, or one alone; the layout is the first.
+    args = image.tile[0].args
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""

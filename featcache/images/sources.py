@@ -74,7 +74,8 @@ def list_source(
     allow_outside: a manifest may name files outside its folder. group_column, label_column, path_column: the columns of
     a manifest that are read, if they are not called as usual.
     """
-    path, source = Path(location), open_source(location)
+    path = Path(location)
+    source = open_source(location)
     columns = {"group_column": group_column, "label_column": label_column, "path_column": path_column}
     if is_table(path):
         return source, list_table(path, allow_outside=allow_outside, **columns)

@@ -114,7 +114,6 @@ def _solve_and_predict(problem: _RidgeProblem, alphas: Sequence[float], fold: Fo
     by_alpha = _solutions(problem.gram(), problem.right_side(), alphas)
     solutions = np.concatenate(by_alpha, axis=1)  # (N or D, A K)
     weights: Floats
-    scores: Floats
     if problem.dual and not fold.keep:
         rows = problem.rows()
         weights = np.zeros((0, solutions.shape[1]))
@@ -142,8 +141,8 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     #   primal  W = V (T / (s + a)),  X W = (X V) (T / (s + a)),  T = (X V)' Y,  hat = (X V) diag(1 / (s + a)) (X V)'
     #   dual    W = X'Q (T / (s + a)),  X W = Q (s T / (s + a)),  T = Q' Y,      hat = Q diag(s / (s + a)) Q'
     if problem.dual:
-        projected = vectors  # Q, (N, R)
-        basis = problem.rows().T @ vectors  # X'Q, (D, R)
+        projected: Floats = vectors  # Q, (N, R)
+        basis: Floats = problem.rows().T @ vectors  # X'Q, (D, R)
     else:
         projected = problem.rows() @ vectors  # X V, (N, R)
         basis = vectors  # V, (D, R)
