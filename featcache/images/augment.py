@@ -50,15 +50,19 @@ def augmented(pixels: Pixels, view: str, digest: str) -> Pixels:
     limits = augmentation_of(view)
     if limits is None:
         return pixels
-    # Ten numbers from -1 to 1, each from four bytes of the hash
-    hashed = hashlib.sha512(f"{view}:{digest}".encode()).digest()
-    draws = [int.from_bytes(hashed[at : at + 4], "big") / 2**31 - 1 for at in range(0, 40, 4)]
+    draws = _draws(view, digest)
     changed = _moved(pixels, limits, draws)
     if draws[6] < 0:
         changed = changed[:, ::-1]  # mirrored
     if limits.colour:
         changed = _coloured(changed, limits.colour, draws[7:])
     return np.ascontiguousarray(changed)
+
+
+def _draws(view: str, digest: str) -> list[float]:
+    """Return ten numbers from -1 to 1, each from four bytes of the hash."""
+    hashed = hashlib.sha512(f"{view}:{digest}".encode()).digest()
+    return [int.from_bytes(hashed[at : at + 4], "big") / 2**31 - 1 for at in range(0, 40, 4)]
 
 
 def _moved(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
