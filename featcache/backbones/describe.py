@@ -26,7 +26,8 @@ class Layer:
 
 def facts_of(request: Request) -> dict[str, Any]:
     """Return the facts about a backbone. Only a user's own model is built for them, and a registry's with options."""
-    spec, size = request.spec, request.preprocess.size
+    spec = request.spec
+    size = request.preprocess.size
     facts = asdict(get(spec.name)) if spec.origin == "registry" else _facts_of_own(request)
     file = file_of(spec, size)
     if spec.origin == "registry" and spec.options:

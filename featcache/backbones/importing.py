@@ -67,8 +67,10 @@ def import_model(
     if target.suffix != ".keras":
         raise UsageError(f"-o takes a .keras file; got {target}")
     check_output(target, IMPORTED, inputs=[path], force=force)
+
     layer, cut = _cut(own.load(spec, None, trust), tap, path)
-    members = {MARK: json.dumps({"file": path.name, "sha256": file_digest(path), "layer": layer}).encode()}
+    origin = {"file": path.name, "sha256": file_digest(path), "layer": layer}
+    members = {MARK: json.dumps(origin).encode()}
     lineage = lineage_of(spec, layer)
     if lineage is not None:
         members[LINEAGES] = Lineages(lineage, lineage).to_bytes()
@@ -78,6 +80,7 @@ def import_model(
     num_weights = _check_weights(imported, path)
     against, original = original_of(path, tap, layer, trust)
     difference = None if original is None else _check_outputs(imported, original, path, against)
+    # Once more: minutes may have passed, and somebody may have put a file there.
     check_output(target, IMPORTED, inputs=[path], force=force)
     write_whole(target, data)
     return Imported(str(target), layer, num_weights, difference, against)

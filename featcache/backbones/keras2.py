@@ -140,16 +140,16 @@ class _CallGraph:
         self._tensors: dict[tuple[str, int, int], Any] = {}
         for name, data in self._layers.items():
             if data["class_name"] == "InputLayer":
-                config = data["config"]
-                shape, dtype = config["batch_input_shape"], config.get("dtype") or "float32"
+                shape = data["config"]["batch_input_shape"]
+                dtype = data["config"].get("dtype") or "float32"
                 self._tensors[name, 0, 0] = keras.Input(batch_shape=shape, dtype=dtype, name=renamed(name))
 
     def run(self, parts: Mapping[str, RebuiltLayer]) -> None:
         """Repeat every recorded call of every layer. Raises NotAModel if a call needs a tensor that nothing makes."""
         waiting = []
         for name in parts:
-            first_call = self._first_call(name)
-            for number, node in enumerate(self._layers[name].get("inbound_nodes", ()), start=first_call):
+            nodes = self._layers[name].get("inbound_nodes", ())
+            for number, node in enumerate(nodes, start=self._first_call(name)):
                 waiting.append((name, number, node))
 
         # The file lists layers in no useful order, so call in rounds whatever has its inputs.
@@ -181,7 +181,8 @@ class _CallGraph:
         if self._layers[name]["class_name"] not in NESTED:
             return 0
         references = _references(list(self._layers.values()))
-        return 0 if any(reference[:2] == [name, 0] for reference in references) else 1
+        uses_call_0 = any(reference[:2] == [name, 0] for reference in references)
+        return 0 if uses_call_0 else 1
 
     def _is_ready(self, node: Any) -> bool:
         return all((name, call, output) in self._tensors for name, call, output in _references(node))
@@ -194,7 +195,8 @@ class _CallGraph:
         for entry in inputs:
             is_constant = entry[0] == "_CONSTANT_VALUE"
             values.append(self._value(entry[2] if is_constant else entry[:3]))
-            for key, value in (entry[3:] or [{}])[0].items():
+            settings_of_entry = entry[3] if len(entry) > 3 else {}
+            for key, value in settings_of_entry.items():
                 settings[key] = self._value(value)
 
         if part.kind == "TFOpLambda":
@@ -265,8 +267,10 @@ def _lambda_settings(config: Config) -> dict[str, Any]:
     function = config["function"]
     if isinstance(function, list):
         code, defaults, closure = function
-        function = {"class_name": "__lambda__", "config": {"code": code, "defaults": defaults, "closure": closure}}
-    return {"name": renamed(config["name"]), "function": function, "arguments": config.get("arguments") or {}}
+        bytecode = {"code": code, "defaults": defaults, "closure": closure}
+        function = {"class_name": "__lambda__", "config": bytecode}
+    arguments = config.get("arguments") or {}
+    return {"name": renamed(config["name"]), "function": function, "arguments": arguments}
 
 
 def _settings(name: str, kind: str, layer_class: Any, config: Config) -> dict[str, Any]:
@@ -335,7 +339,8 @@ def _arithmetic(name: str, function: str, values: list[Any], settings: dict[str,
     if operation == "truediv":
         operation = "divide"
     unknown = NotAModel(f"layer '{name}' (TFOpLambda) computes tf.{function}, which has no layer in Keras 3")
-    x, y = values[0], settings.pop("y", None)
+    x = values[0]
+    y = settings.pop("y", None)
     if any(value is not None for value in settings.values()) or len(values) != 1:
         raise unknown
 
