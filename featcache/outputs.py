@@ -101,4 +101,7 @@ def _is_ours(path: Path, kind: Kind) -> bool:
 
 def _is_within(path: Path, folder: Path) -> bool:
     """Return whether a path lies in a folder, even behind links."""
-    return folder.is_dir() and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+    if not folder.is_dir():
+        return False
+    real_path = Path(os.path.realpath(path))
+    return Path(os.path.realpath(folder)) in real_path.parents
