@@ -417,6 +417,7 @@ def remove_litter(folder: Path) -> None:
         if match is None:
             continue
         with suppress(OSError):
+            # A process number says something only on the machine that it is from.
             has_ended = match["host"] == _host() and not _alive(int(match["process"]))
             if has_ended or time.time() - _last_change(entry) > LITTER_S:
                 _remove_entry(entry)
@@ -503,6 +504,7 @@ def _temporary(path: Path) -> tuple[int, Path]:
         if not path.parent.is_dir():
             make_folder(path.parent)
         _remove_litter_once(os.path.abspath(path.parent))
+        # With O_EXCL, two processes never share a temporary file.
         temporary = path.parent / _temporary_name(path)
         try:
             return os.open(temporary, flags, 0o666), temporary

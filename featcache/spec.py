@@ -203,6 +203,7 @@ class Tap:
             fields = json.loads(text)
             fields["preprocess"] = Preprocess(**fields["preprocess"])
             backbone = fields["backbone"]
+            # JSON has no tuples, and only tuples can be hashed.
             backbone["options"] = tuple((str(key), value) for key, value in backbone["options"])
             fields["backbone"] = BackboneSpec(**backbone)
             return cls(**fields)

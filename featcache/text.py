@@ -184,6 +184,7 @@ def _line_length(widths: Sequence[int]) -> int:
 def _fitted_widths(rows: Sequence[Sequence[str]], is_number: Sequence[bool], room: int, narrowest: int) -> list[int]:
     """Return the widths of columns. Columns of text are narrowed, the widest first, until a line fits."""
     widths = _natural_widths(rows)
+    # Numbers stay whole, so only columns of text give way.
     text_columns = [at for at in range(len(widths)) if not is_number[at]]
     while text_columns and _line_length(widths) > room:
         widest = max(text_columns, key=widths.__getitem__)

@@ -172,6 +172,7 @@ def copied(model: Any) -> Any:
     """Return a copy of the model whose variables live on the current device."""
     import keras
 
+    # Cloning makes new variables where Keras computes now; their values come from the old ones.
     clone = keras.models.clone_model(model, recursive=True)
     clone.set_weights(model.get_weights())
     return clone
@@ -396,6 +397,7 @@ def _digest(network: Any) -> str:
     """Return the SHA-256 of all weight values, in order; it is `NO_WEIGHTS` if there are none."""
     digest = hashlib.sha256()
     for values in network.get_weights():
+        # With shape and type: the same bytes in another shape are another network.
         digest.update(f"{values.shape}{values.dtype}".encode())
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

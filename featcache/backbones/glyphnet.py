@@ -73,6 +73,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name].astype(np.float32) for name in stored.files}
     expected = {name: tuple(weight.shape) for name, weight in _named(model).items()}
+    # Compare all before the first is set, so that the model changes as a whole or not at all.
     for name in sorted(expected.keys() | arrays.keys()):
         shape = arrays[name].shape if name in arrays else None
         if shape != expected.get(name):

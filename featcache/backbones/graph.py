@@ -48,6 +48,7 @@ def resolved(network: Any, text: str, owner: str) -> str:
     does not exist.
     """
     names = [str(operation.name) for operation in operations(network)]
+    # Exact names first, so that `flatten` means `flatten` where that exists.
     if text in names or text == "top":
         return text
     if _POSITION.fullmatch(text):
@@ -99,6 +100,7 @@ def _ends_of_sizes(network: Any) -> list[str]:
     outputs = outputs_of(network)
     ends: dict[Any, str] = {}
     for name in bottlenecks(network):
+        # A later layer of the same size replaces the earlier one.
         if size := _size(outputs[name]):
             ends[size] = name
     ends.pop(_size(network.inputs), None)

@@ -104,6 +104,7 @@ def _with_top(entry: Entry, file: Path, options: Mapping[str, Any]) -> Any:
 
     if not file.exists():
         check_download(file)
+        # Only for the download: the network is built below, from the file that was checked.
         getattr(keras.applications, entry.constructor)(weights="imagenet", **options)
     inventory.check(file, if_damaged=REPLACE_FILE, if_other=REPLACE_FILE)
     with reproducibly(0):

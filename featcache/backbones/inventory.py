@@ -131,6 +131,7 @@ def stored_weights() -> list[StoredWeights]:
         file = folder / name
         if not file.is_file():
             continue
+        # The length first: it costs nothing, and tells a broken download from another file.
         fault = damage(file)
         expected = keras_digest(name)
         if fault is None and expected is not None and _digest(file, expected) != expected:

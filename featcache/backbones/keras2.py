@@ -355,6 +355,7 @@ def _arithmetic(name: str, function: str, values: list[Any], settings: dict[str,
         return getattr(layers, _JOINED[operation])(name=keras_3_name)([x, y])
 
     is_constant_second = not isinstance(x, (int, float, list))
+    # A tensor and a constant make a line, which a Rescaling layer computes.
     tensor, constant = (x, y) if is_constant_second else (y, x)
     line = _line(operation, np.asarray(constant, np.float64), is_constant_second)
     if line is None:

@@ -227,6 +227,7 @@ def _place_by_number(model: RebuiltLayer, arrays: Arrays) -> None:
             unused[path] = values
 
     filled: set[int] = set()
+    # Each layer takes its arrays out of `unused`; an array that is left belongs to no layer.
     for folder, leaf in _numbered(model, ""):
         paths = [path for path in unused if path.startswith(folder)]
         places = []

@@ -70,6 +70,7 @@ class Lineages:
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads: an .npz file with (M,) uint64 images and (M, 4) flags."""
         sets = (self.features.trained, self.features.chose, self.scores.trained, self.scores.chose)
+        # One row for each image, with a flag for each set. Sorted, so that equal lineages give equal arrays.
         images = sorted(frozenset[int]().union(*sets))
         flags = np.zeros((len(images), len(sets)), bool)
         for column, members in enumerate(sets):

@@ -67,6 +67,7 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     'shop.networks:small'
     >>> parse("mobilenet_v2:weights=mine.h5")
     """
+    # A SavedModel first: its folder may have a name like a file's.
     if folder_and_options := _saved_folder(text):
         folder, options = folder_and_options
         return BackboneSpec(folder.name, (), str(folder), origin="file"), options
@@ -404,6 +405,7 @@ def _called(path: str, size: int | None) -> Any:
             f"{how_to_allow(path)}"
         )
     module, _, function = path.partition(":")
+    # From one seed, so that a function without stored weights gives the same ones each time.
     with current_folder_last(), reproducibly(0):
         try:
             make_model = getattr(importlib.import_module(module), function)

@@ -219,6 +219,7 @@ def _own_request(
     if spec.origin == "import":
         allow(spec.weights)  # the user named this function
 
+    # Before the facts are read: a function may need the size to make its model.
     if "size" in options:
         size = _count("size", _value("size", options["size"]))
     facts = own.facts_of(spec, size, trust)

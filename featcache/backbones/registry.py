@@ -156,6 +156,7 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool 
     """
     alpha = float(options.get("alpha", 1.0))
     minimalistic = bool(options.get("minimalistic"))
+    # The minimalistic networks were trained at alpha 1.0 only.
     trained = (1.0,) if minimalistic else ALPHAS.get(entry.module, (1.0,))
     if not entry.module or alpha not in trained or options.get("depth_multiplier", 1) != 1:
         return None

@@ -27,6 +27,7 @@ def is_saved(path: Path) -> bool:
 def digests(folder: Path) -> tuple[str, str]:
     """Return the digest of variables and assets, and the digest of the graph."""
     values: list[list[str]] = []
+    # Sorted, since systems list files in different orders.
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in (GRAPH, *_UNUSED):
             name = path.relative_to(folder).as_posix()

@@ -58,6 +58,7 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
 def source(spec: BackboneSpec, size: int) -> str | None:
     """Return a text that determines the weight values, or None where only building tells."""
     if spec.weights in ("none", ""):
+        # Random values depend on the seed, and on how this version of Keras draws them.
         return f"random seed {spec.seed} keras {version('keras')} {keras_backend()}"
     file = file_of(spec, size)
     if file is not None and spec.origin == "file" and saved.is_saved(file):

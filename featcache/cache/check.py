@@ -44,6 +44,7 @@ def _verify(cache: Path) -> Verified:
             num_rows += _verified_rows(file)
         except NotACache as error:
             problems.append(str(error))
+    # A damaged part lacks its rows as well, and is reported already.
     if cache.is_dir() and not problems:
         problems += lost_rows(cache)
     return Verified(len(files), num_rows, tuple(problems))

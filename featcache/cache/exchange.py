@@ -187,6 +187,7 @@ def export(
     export. Raises UsageError, UnknownTap, EnvironmentFault.
     """
     out = Path(out)
+    # Refuse a path before reading features, which may take minutes.
     if out.suffix not in FORMATS:
         raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
     check_output(out, EXPORTS[out.suffix], inputs=[cache.path], force=force)

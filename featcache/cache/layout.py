@@ -384,6 +384,7 @@ def tap_groups(file: Any, path: Path) -> list[Any]:
             groups[name] = group
 
     if "taps" in file:
+        # `visititems` follows no links, so no group of another file comes in.
         own_group(file, "taps", path).visititems(visit)
     return [groups[name] for name in sorted(groups)]
 
@@ -403,6 +404,7 @@ def text_of(node: Any, name: str) -> str:
     """Return an attribute that `put_text` wrote, or "" if there is none."""
     if name not in node.attrs:
         return ""
+    # Ask for the type before reading: a damaged text of variable length can crash HDF5.
     attribute = node.attrs.get_id(name)
     if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_TEXT_BYTES:
         return ""
@@ -429,6 +431,7 @@ def images_digest(group: Any) -> str:
 
 def own_group(parent: Any, name: str, path: Path) -> Any:
     """Return the group `name` of `parent`. Raises NotACache if it is missing or a link that may lead elsewhere."""
+    # Ask for the link before following it: an external link would open another file.
     link = parent.get(name, getlink=True)
     group = parent.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(group, h5py.Group):

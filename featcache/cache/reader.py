@@ -141,6 +141,7 @@ class Cache:
         if split is not None:
             rows = [row for row in rows if row.split == split]
         failed = {failure.path for failure in self.failures}
+        # Most caches have no failures, and then need no search for each image.
         if failed:
             rows = [row for row in rows if row.path not in failed]
         if shots is None:

@@ -296,6 +296,7 @@ def write_tap(
     features = group.create_dataset("features", (len(digests), *shape), tap.dtype)
     hashed = _content(tap, provenance, column, made_by)
     start = 0
+    # Hash the features on their way to the disk, so that no second pass must read them.
     for block in blocks:
         stored = np.ascontiguousarray(block, dtype=tap.dtype)
         features.write_direct(stored, dest_sel=np.s_[start : start + len(stored)])

@@ -154,6 +154,7 @@ def choose(
     if engine == "keras" or (engine == "auto" and not contest.can_pay()):
         return contest.keras()
     backbone = build_at("float32")
+    # Rivals must agree with Keras at float32, whatever the precision of the taps: that is the reference.
     exact = KerasEngine(backbone, taps, batch or BATCH, contest.devices[0])
     if engine != "auto":
         rival_engine, _ = contest.started(RIVALS[engine], backbone, exact)

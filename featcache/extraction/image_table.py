@@ -39,6 +39,7 @@ def readable_rows(images: Images, findings: Findings) -> list[ImageRow]:
 
 def failures_of(images: Images, findings: Findings) -> dict[str, Failure]:
     """Return {path: why that image has no row}, sorted by path."""
+    # A failure belongs to bytes, so every copy of them fails, each under its path.
     failures: dict[str, Failure] = {}
     for row in all_rows(images, findings):
         failure = findings.bad.get(row.digest)

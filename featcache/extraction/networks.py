@@ -56,6 +56,7 @@ def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable
         return Network(request, tuple(request.taps(NO_WEIGHTS, "")), source)
 
     backbone: Backbone | None = None
+    # An earlier extraction knows the values that this source gave, so the network need not be built to hash them.
     same_weights = _tap_with_same_weights(request, source, cached)
     if same_weights is not None:
         weights_digest = same_weights.weights_digest

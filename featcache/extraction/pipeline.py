@@ -97,6 +97,7 @@ def decoded_batches(
 def num_threads() -> int:
     """Return the number of decoding threads: one for each core that this process may use."""
     num_cores = os.cpu_count() or 1
+    # A container may have fewer cores than the machine.
     if hasattr(os, "sched_getaffinity"):
         num_cores = len(os.sched_getaffinity(0))
     return min(num_cores, MAX_THREADS)

@@ -87,6 +87,7 @@ def engine_to_continue(tap: Tap, cached: TapRows | None) -> str:
     """
     if cached is None:
         return "auto"
+    # Rows that are still in parts come from an extraction that was interrupted.
     makers: list[str] = []
     for piece in cached.pieces:
         if is_part(piece.source):

@@ -117,6 +117,7 @@ def scanned_images(
     """Return the manifest, split by the rule of the cache unless the options give another."""
     if isinstance(images, Images):
         return images
+    # The rule of the cache, so that new images are split as the stored ones were.
     spec = SplitSpec() if table is None else table.split_spec
     if options.split is not None:
         spec = SplitSpec.parse(options.split, spec.seed)
@@ -344,6 +345,7 @@ class Extraction:
         plan = self.plan()
         passes = self.passes(plan)
         seconds = sum(image_pass.time(TIMED_BATCHES) for image_pass in passes)
+        # After the passes were timed: only then is it known how large a row is.
         num_bytes = 0
         for image_pass in passes:
             num_bytes += sum(target.row_bytes * len(target.missing) for target in image_pass.targets)

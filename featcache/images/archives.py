@@ -44,6 +44,7 @@ class Held:
     """A file that stays open and that any thread can read at any offset. It is closed when nobody refers to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        # A copy of the handle, because the caller closes the file.
         self._handle = os.dup(file.fileno())
 
     def __del__(self) -> None:
@@ -130,6 +131,7 @@ class Archive:
         """
         name = name.replace("\0", "\ufffd")
         wrong = wrong or _wrong_name(name)
+        # Only now, since `_wrong_name` must still see a `..` in the name.
         if not wrong:
             name = posixpath.normpath(name)
         self._members.pop(name, None)
@@ -179,6 +181,7 @@ class TarSource(Archive):
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
+            # Unpacking takes a while, and the stamp must belong to the bytes that were unpacked.
             self._stamp = stamp_of(os.fstat(file.fileno()))
             packer = _packer_of(file)
             self._unpacked = packer is not None
@@ -287,6 +290,7 @@ def _wrong_name(name: str) -> str:
 
 def _wrong_in_zip(info: zipfile.ZipInfo) -> str:
     """Return why a member of a zip cannot be read, or ""."""
+    # Programs of Unix store the kind of the file in the upper 16 bits; others leave 0 there.
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         return "a link in an archive is not followed"

@@ -202,6 +202,7 @@ def _opened(data: bytes) -> ImageFile:
         raise Undecodable("too_big", _one_line(error)) from error
     except Exception as error:
         raise Undecodable("unreadable", _one_line(error)) from error
+    # From the header: decoding would take the memory first.
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Undecodable("too_big", f"{width} x {height} pixels, more than {MAX_PIXELS}")

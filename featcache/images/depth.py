@@ -113,6 +113,8 @@ def eight_bit(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) 
     if not is_integer_16:
         kinds.add(NUMBERS)
     if not is_measured.all():
+        # For now these places take the least measured value, so that they do not set the range; below they become
+        # black.
         kinds.add(NO_DATA)
         numbers[~is_measured] = numbers[is_measured].min() if is_measured.any() else 0.0
     low, high = numbers.min(), numbers.max()

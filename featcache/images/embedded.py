@@ -33,6 +33,7 @@ def write_digits(root: Path, *, force: bool = False) -> Path:
         Image.fromarray(image).save(buffer, "PNG")
         data = buffer.getvalue()
         if path.exists():
+            # A second run changes no file, so caches of the digits stay up to date.
             if path.read_bytes() == data:
                 continue
             check_output(path, _digit_kind(data), force=force)

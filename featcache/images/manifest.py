@@ -175,6 +175,7 @@ def scan(
     source, listing = _listed(root, (labels, splits, groups), allow_outside, columns)
     group_names = [group_of(file) for file in listing.files]
     if group_from is not None:
+        # Before reading the files, which may take minutes: a rule that groups nothing is a mistake.
         check_groups(group_from, listing.files, group_names)
     remembered = Index(index, source)
     paths = [file.path for file in listing.files]

@@ -27,6 +27,7 @@ class MemorySource:
 
     def __init__(self, images: Sequence[InMemory]) -> None:
         self._images = images
+        # Refuse an array now, and not in the middle of the work.
         for image in images:
             if isinstance(image, np.ndarray):
                 memory_arrays(image[None], None, None, None)

@@ -37,6 +37,7 @@ def open_source(location: str | Path) -> Source:
     path = Path(location)
     if path.name == IN_MEMORY.name and not path.exists():
         raise ImagesChanged("The images of this cache were arrays in memory. Give them again: images=fc.scan(arrays)")
+    # Folders first: a folder may have a name like an archive's.
     if path.is_dir():
         return FolderSource(path)
     if not path.is_file():
