@@ -89,7 +89,9 @@ def _sequential(config: Config | list[Config], trust: bool) -> RebuiltLayer:
     shapes = [shape for shape in map(_input_shape, layers) if shape]
     shape = shapes[0] if shapes else config.get("build_input_shape")
     if shape:
-        stack.insert(0, keras.Input(batch_shape=shape, dtype=_input_dtype(layers[0])))
+        is_input = layers[0]["class_name"] == "InputLayer"
+        dtype = layers[0]["config"].get("dtype") if is_input else None
+        stack.insert(0, keras.Input(batch_shape=shape, dtype=str(dtype or "float32")))
     model = _make(name, "Sequential", lambda: keras.Sequential(stack, name=renamed(name)))
     return RebuiltLayer(name, "Sequential", model, parts)
 
@@ -101,12 +103,6 @@ def _input_shape(data: Config) -> Any:
         inner_layers = config if isinstance(config, list) else config["layers"]
         return _input_shape(inner_layers[0])
     return config.get("batch_input_shape")
-
-
-def _input_dtype(data: Config) -> str:
-    if data["class_name"] != "InputLayer":
-        return "float32"
-    return str(data["config"].get("dtype") or "float32")
 
 
 def _functional(config: Config, trust: bool) -> RebuiltLayer:

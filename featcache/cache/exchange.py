@@ -111,16 +111,11 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
     united = _united(caches)
     failures = _failures(caches)
     images, changes = with_review(united, Changes(joined, moved), _reviews(caches))
-    # Copy the looks before the cache appears, so that a kill in between loses none.
-    _copy_looks(sources, out)
-    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, changes)
-
-
-def _copy_looks(sources: Sequence[Path], out: Path) -> None:
-    """Copy the records of looks at the test images from beside the sources to beside the merged cache."""
+    # Copy the records of looks at the test images before the cache appears, so that a kill in between loses none.
     for source in sources:
         for record in matching(looks_beside(source), "*.json"):
             write_whole(looks_beside(out) / record.name, record.read_bytes())
+    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, changes)
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:
@@ -195,7 +190,9 @@ def export(
     X = cache.features(rows, tap)
     columns: dict[str, list[str]] = {}
     for name in ImageRow._fields:
-        columns[name] = [_text(getattr(row, name)) for row in rows]
+        # Texts that any reader can decode: undecodable bytes of file names become \xNN.
+        raw = [os.fsencode(getattr(row, name)) for row in rows]
+        columns[name] = [text.decode("utf-8", "backslashreplace") for text in raw]
 
     index = {name: number for number, name in enumerate(cache.classes)}
     y = np.array([index.get(row.label, -1) for row in rows], np.int64)
@@ -234,8 +231,3 @@ def _is_parquet(path: Path) -> bool:
 
 
 EXPORTS = {".npz": Kind("export of a cache", _is_npz), ".parquet": Kind("export of a cache", _is_parquet)}
-
-
-def _text(value: str) -> str:
-    """Return a text that any reader can decode, with undecodable bytes of names as \\xNN."""
-    return os.fsencode(value).decode("utf-8", "backslashreplace")

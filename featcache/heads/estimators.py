@@ -6,7 +6,7 @@ docs/head.md has the other steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +164,12 @@ def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setti
     # `sorted` is stable: heads of one family stay in the order in which the user named them.
     chosen: list[Setting] = []
     for name in sorted(names, key=complexity):
-        for params in _params(name, grid.get(name, {})):
+        all_params = _default_params(name)
+        if requested := grid.get(name):
+            known = make_classifier(name, all_params[0]).get_params()
+            sweepable = [param for param in known if param not in NOT_SWEPT]
+            all_params = combined(name, all_params, requested, sweepable)
+        for params in all_params:
             chosen.append(Setting(name, params, rank=len(chosen)))
     return chosen
 
@@ -247,14 +252,6 @@ def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept:
     classifier.n_features_in_ = coef.shape[-1]
     if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
         classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
-
-
-def _params(head: str, requested: Mapping[str, Sequence[Any]]) -> list[Params]:
-    defaults = _default_params(head)
-    if not requested:
-        return defaults
-    known = make_classifier(head, defaults[0]).get_params()
-    return combined(head, defaults, requested, [name for name in known if name not in NOT_SWEPT])
 
 
 def _default_params(head: str) -> list[Params]:

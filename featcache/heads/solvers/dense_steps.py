@@ -174,6 +174,7 @@ class NumpyEngine:
     def __init__(self, recipe: DenseRecipe, data: Data, params: Sequence[Floats], knobs: Knobs) -> None:
         self.recipe = recipe
         self.data = Data(*(self.put(array) for array in data))
+        # Two sets of zeros, not one: NumPy changes both moments in place.
         first = tuple(np.zeros_like(param) for param in params)
         second = tuple(np.zeros_like(param) for param in params)
         self._begin(HeadTrainingState(tuple(params), first, second), knobs)
@@ -249,7 +250,10 @@ class NumpyEngine:
         return separate.swapaxes(1, 2).reshape(len(separate), separate.shape[2], -1)
 
     def _begin(self, state: HeadTrainingState, knobs: Knobs) -> None:
-        self.state = HeadTrainingState(*(tuple(self.put(array) for array in part) for part in state))
+        parts = []
+        for part in state:
+            parts.append(tuple(self.put(array) for array in part))
+        self.state = HeadTrainingState(*parts)
         self.knobs = Knobs(*(self.put(knob) for knob in knobs))
 
     @property
