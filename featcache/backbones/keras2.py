@@ -58,7 +58,8 @@ def model_of(data: Config, trust: bool = False) -> RebuiltLayer:
 
     Raises NotAModel in one line that names the layer and its class.
     """
-    kind, config = data["class_name"], data["config"]
+    kind = data["class_name"]
+    config = data["config"]
     if kind == "Sequential":
         return _sequential(config, trust)
     if kind in NESTED and "layers" in config:
@@ -81,7 +82,8 @@ def _sequential(config: Config | list[Config], trust: bool) -> RebuiltLayer:
 
     if isinstance(config, list):
         config = {"name": "sequential", "layers": config}
-    name, layers = config["name"], config["layers"]
+    name = config["name"]
+    layers = config["layers"]
     parts = tuple(model_of(data, trust) for data in layers if data["class_name"] != "InputLayer")
     _check_unique(part.name for part in parts)
 
@@ -314,7 +316,8 @@ def _inner_layer(data: Config) -> dict[str, Any]:
     """Return the configuration of the layer inside a layer (TimeDistributed, Bidirectional)."""
     import keras
 
-    kind, config = data["class_name"], data["config"]
+    kind = data["class_name"]
+    config = data["config"]
     layer_class = getattr(keras.layers, kind, None)
     if not _is_layer(layer_class):
         raise NotAModel(f"layer '{config['name']}' is a {kind}, which Keras 3 does not have")
@@ -374,7 +377,8 @@ def _line(operation: str, constant: Any, is_constant_second: bool) -> tuple[Any,
     elif operation == "subtract" and is_constant_second:
         offset = -constant
     elif operation == "subtract":
-        scale, offset = -1.0, constant
+        scale = -1.0
+        offset = constant
     elif operation == "divide" and is_constant_second and constant.all():
         scale = 1 / constant
     else:

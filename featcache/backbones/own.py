@@ -368,7 +368,8 @@ def _load_keras_3(path: Path, trust: bool) -> Any:
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         raise_if_of_the_system(path, error)
-        cause, reason = error, " ".join(str(error).split())  # `error` itself ends with this block
+        cause = error  # `error` itself ends with this block
+        reason = " ".join(str(error).split())
     else:
         _check_no_folder(path, model)
         return model

@@ -95,7 +95,9 @@ class Findings:
 
     def usable(self, decoded: Decoded) -> bool:
         """Record what became of an image, and return whether it has pixels."""
-        path, digest, pixels = decoded.row.path, decoded.row.digest, decoded.pixels
+        path = decoded.row.path
+        digest = decoded.row.digest
+        pixels = decoded.pixels
         if decoded.kinds:
             self.kinds[path] = decoded.kinds
         if not isinstance(pixels, Failure):

@@ -260,7 +260,8 @@ def _header(read: Callable[[Any], Header], file: IO[bytes]) -> Header:
 
 def _check(stack: Stack | StoredArray, where: str) -> None:
     """Raise DataError, saying what to do, if an array cannot be used as images."""
-    shape, dtype = stack.shape, stack.dtype
+    shape = stack.shape
+    dtype = stack.dtype
     if dtype.kind != "u" or dtype.itemsize > 2:
         cure = CURES.get(dtype.kind, "they are no numbers of pixels")
         raise DataError(f"{where} holds {dtype}, images are uint8 or uint16, 0 being black. Convert them: {cure}")

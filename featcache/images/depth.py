@@ -117,23 +117,32 @@ def eight_bit(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) 
         # black.
         kinds.add(NO_DATA)
         numbers[~is_measured] = numbers[is_measured].min() if is_measured.any() else 0.0
-    low, high = numbers.min(), numbers.max()
 
+    # Which of its bits the image uses, as far as its values are bits of an image at all.
+    smallest = numbers.min()
+    largest = numbers.max()
     is_measurement = bool(is_no_data.any()) and not is_integer_16
     has_bits = is_sixteen
     if not is_integer_16:
-        has_bits = high > 255 or (image.mode == "I" and bits < ALL_BITS)
-    if has_bits and low >= 0 and (bits < ALL_BITS or (high <= 65535 and not is_measurement)):
-        _note_bits(int(np.ceil(high)), bits, kinds)
-    if has_bits and low >= 0 and bits < ALL_BITS:
-        low, high = 0.0, 2.0**bits - 1
-    else:
-        whites = [_declared_white(image)] if is_integer_16 else [1.0, 255.0, 65535.0]
-        if is_measurement:
-            # Heights or temperatures, for which no value means white: the largest becomes white.
-            whites = [1.0, 255.0, max(256.0, float(high))]
-        if low >= 0 and high <= whites[-1]:
-            low, high = 0.0, next(white for white in whites if high <= white)
+        has_bits = largest > 255 or (image.mode == "I" and bits < ALL_BITS)
+    has_bits = has_bits and smallest >= 0
+    is_white_known = has_bits and bits < ALL_BITS
+    if is_white_known or (has_bits and largest <= 65535 and not is_measurement):
+        _note_bits(int(np.ceil(largest)), bits, kinds)
+
+    # Which values become black (low) and white (high).
+    low = smallest
+    high = largest
+    whites = [_declared_white(image)] if is_integer_16 else [1.0, 255.0, 65535.0]
+    if is_measurement:
+        # Heights or temperatures, for which no value means white: the largest becomes white.
+        whites = [1.0, 255.0, max(256.0, float(largest))]
+    if is_white_known:
+        low = 0.0
+        high = 2.0**bits - 1
+    elif smallest >= 0 and largest <= whites[-1]:
+        low = 0.0
+        high = next(white for white in whites if largest <= white)
 
     value_range = high - low or 1.0  # an image of one value is black
     shares = (np.minimum(numbers, high) - low) / value_range

@@ -185,7 +185,8 @@ class _Progress:
     """Which heads still train, and the parameters of each at its best. Arrays are (g, n) and shrink with the engine."""
 
     def __init__(self, heads: NumpyEngine, course: _Course, shape: tuple[int, int]) -> None:
-        self.heads, self.course = heads, course
+        self.heads = heads
+        self.course = course
         self.training = np.ones(shape, dtype=bool)
         self.slots = np.arange(self.training.size).reshape(shape)  # the position of each head in the result
         self.best_loss = np.full(shape, np.inf)
