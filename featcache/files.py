@@ -270,6 +270,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     _remove_litter_once(os.path.abspath(place))
     folder = place / _temporary_name(beside or place)
     try:
+        # Where all users keep temporary files, no other user may look into it.
         folder.mkdir(0o700 if beside is None else 0o777)
     except OSError as error:
         raise _fault("make the folder", folder, error) from error
@@ -333,6 +334,7 @@ def check_writable(path: Path) -> None:
     path = _behind_links(path)
     place = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
+        # Try it: permissions do not tell about read-only disks.
         handle, temporary = _temporary(place / path.name)
         try:
             os.close(handle)
@@ -449,6 +451,7 @@ def _fault_behind(error: BaseException, path: Path) -> OSError | None:
             if getattr(cause, "errno", None) == number or reason in str(cause):
                 return OSError(number, reason)
         cause = cause.__cause__ or cause.__context__
+    # Some libraries hide the reason altogether, so look whether a disk is full.
     for folder in (path.parent, Path(tempfile.gettempdir())):
         if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
             return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in {folder}")
@@ -556,6 +559,7 @@ def _alive(process: int) -> bool:
     if os.name != "posix":
         return True
     try:
+        # Signal 0 does nothing to the process, and fails if there is none.
         os.kill(process, 0)
     except ProcessLookupError:
         return False

@@ -47,6 +47,7 @@ def check_output(
     if os.path.lexists(path):
         _check_kept(path, kind, list(inputs), force)
     if path.is_dir():
+        # A folder that is replaced takes everything in it along, the current folder as well.
         for place in (Path.cwd(), *around):
             check_unread(path, place)
             if _is_within(place, path):

@@ -118,6 +118,7 @@ def folded(text: str) -> str:
     """
     lines = []
     for line in text.split("\n"):
+        # The columns of a table are two blanks apart.
         is_table = "  " in line.strip()
         if not is_table:
             held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)

@@ -23,6 +23,7 @@ def allow(*names: str) -> None:
     They are imported when a file asks for them. Raises UsageError for a name that is not module:Class or
     module:function.
     """
+    # Check all names before any is allowed.
     for name in names:
         module, _, attribute = name.partition(":")
         parts = [*module.split("."), attribute]

@@ -161,6 +161,7 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
 
     preprocess = taps[0].preprocess
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
+    # One model for all taps, so that each image passes through the backbone once.
     inner = backbone.tapped([tap.layer for tap in taps], "backbone")
     inputs = entering(inner, keras.ops.cast(pixels, "float32"), preprocess)
     maps = inner(inputs)

@@ -32,6 +32,7 @@ def devices(text: str) -> list[str]:
         kind = name.partition(":")[0]
         if kind == USUAL:
             accelerators = [device for device in all_devices if not device.startswith("cpu")]
+            # Keras takes a single accelerator by itself.
             return accelerators if len(accelerators) > 1 else [USUAL]
         available = listed_devices(kind)
         requested = [name] if ":" in name else available

@@ -61,6 +61,7 @@ def _file_of(request: Request) -> Path:
 def _fetch(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> Fetched:
     if file.exists():
         try:
+            # Only building the network shows that its weights are complete.
             build(spec, size, "avg")
             return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=False)
         except WeightsMismatch:

@@ -153,6 +153,7 @@ def original_of(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Cal
     from featcache.backbones import legacy
 
     content = legacy.read(path)
+    # Keras 2 itself is the better judge of its files, where it is installed.
     if content is not None and find_spec("tf_keras"):
         return "Keras 2, tf_keras", _in_keras_2(path, layer, trust)
     try:

@@ -191,6 +191,7 @@ class _CallGraph:
         values = []
         settings: dict[str, Any] = {}
         for entry in inputs:
+            # ["_CONSTANT_VALUE", -1, 2.0] stands for a number, where other entries name a tensor.
             is_constant = entry[0] == "_CONSTANT_VALUE"
             values.append(self._value(entry[2] if is_constant else entry[:3]))
             settings_of_entry = entry[3] if len(entry) > 3 else {}
@@ -248,6 +249,7 @@ def _layer(kind: str, config: Config, trust: bool) -> Any:
     if not _is_layer(layer_class):
         raise NotAModel(f"layer '{name}' is a {kind}, which Keras 3 does not have")
     if kind == "Lambda":
+        # The user trusts this file, so Keras may unpack the bytecode of the function.
         with keras.src.saving.serialization_lib.SafeModeScope(False):
             return _make(name, kind, partial(layer_class.from_config, _lambda_settings(config)))
     settings = _settings(name, kind, layer_class, config)

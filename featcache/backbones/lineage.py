@@ -53,6 +53,7 @@ class Lineage:
     def role(self, digest: str) -> Role:
         """Return what an image did for the network; "unknown" where that was not recorded."""
         number = _number(digest)
+        # Recorded images have trained the network even if others are not recorded.
         if number in self.trained:
             return "trained"
         if not self.is_complete:

@@ -108,6 +108,7 @@ def _quiet(layer: Any) -> Any:
         return type(wrapped).from_config(wrapped.get_config() | {"name": layer.name})
     if isinstance(layer, (keras.layers.BatchNormalization, *_silenced_in_place())):
         return None  # `freeze_noise` changes these
+    # Only layers that know of training, or hold other layers, can compute something else in it.
     if layer._call_has_training_arg or layer._layers:
         identity = _identity(layer)
         if identity is not None:

@@ -106,6 +106,7 @@ def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts
     size: the size that the user requested, if any. trust: run code that a file carries.
     """
     path = Path(spec.weights)
+    # A .keras file shows it without Keras. Any other model must be loaded for that, which takes seconds.
     config = _read_json(path, "config.json") if spec.origin == "file" else None
     facts = None
     if config is not None:
@@ -270,6 +271,7 @@ def at_policy(model: Any, policy: str) -> Any:
     """Return the model with all layers under this dtype policy, such as "mixed_bfloat16", and with the same weights."""
     import keras
 
+    # Building a model again may fail for a user's own layers, so one that computes in this way already stays as it is.
     if all(layer.dtype_policy.name == policy for layer in model._flatten_layers(include_self=False)):
         return model
 
@@ -364,6 +366,7 @@ def _load_keras_3(path: Path, trust: bool) -> Any:
     import keras
 
     try:
+        # The code of a trusted file may import the user's modules from here.
         with current_folder_last() if trust else nullcontext():
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
@@ -373,6 +376,7 @@ def _load_keras_3(path: Path, trust: bool) -> Any:
     else:
         _check_no_folder(path, model)
         return model
+    # First the causes that the user can remove, each with its remedy.
     if not trust and ("unsafe" in reason or "safe_mode" in reason):
         raise _carries_code(path)
     if "No model config found" in reason:
@@ -423,6 +427,7 @@ def _called(path: str, size: int | None) -> Any:
 def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
     """Return the arguments for a user's function: size, if it takes one. Raises UsageError if it needs others."""
     parameters = inspect.signature(function).parameters if callable(function) else {}
+    # *args and **kwargs do not need an argument.
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = set()
     for parameter in parameters.values():

@@ -256,6 +256,7 @@ def _option(entry: Entry, part: str) -> tuple[str, Any]:
         near = did_you_mean(key, allowed)
         raise UsageError(f"'{entry.name}' takes the options {forms}; got '{part}'{near}")
     value = _value(key, text)
+    # The exact type: for `isinstance`, True is a whole number.
     if key in DEFAULTS and type(value) is not type(DEFAULTS[key]):
         raise UsageError(f"'{entry.name}' takes {key} as in {key}={DEFAULTS[key]}; got '{text}'")
     return key, value

@@ -94,6 +94,7 @@ class KerasEngine(Batched):
         """Return one array per layer for exactly `self.batch` images."""
         with on_device(self._device):
             outputs = self._model.predict_on_batch(batch)
+        # Keras gives a list only for several outputs.
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return [np.asarray(output, dtype=np.float32) for output in outputs]
 
@@ -156,6 +157,7 @@ def choose(
     backbone = build_at("float32")
     # Rivals must agree with Keras at float32, whatever the precision of the taps: that is the reference.
     exact = KerasEngine(backbone, taps, batch or BATCH, contest.devices[0])
+    # A rival that the user names is not timed, but it must agree, too.
     if engine != "auto":
         rival_engine, _ = contest.started(RIVALS[engine], backbone, exact)
         return rival_engine

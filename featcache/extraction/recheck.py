@@ -61,6 +61,7 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
     changed: set[str] = set()
     for row in sample:
         decoded = read_one(source, row, tap.preprocess, [tap.view])
+        # Images that were edited cannot agree, so they are reported and not compared.
         if isinstance(decoded.pixels, Failure) or decoded.row.digest != row.digest:
             changed.add(row.path)
         else:

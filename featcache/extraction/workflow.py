@@ -156,6 +156,7 @@ class Extraction:
         if self.order.options.rehash:
             plan = self.plan_recomputing_damaged(plan)
         table = self.stock.table
+        # Without the lock, since nothing is written: a finished cache waits for nobody.
         if table is not None and not plan.work and self.is_merged(table):
             parts.tidy(self.order.out)
             return table

@@ -58,6 +58,7 @@ class Index:
                 continue
             *stamp, digest = entry
             _, mtime_ns, _ = stamp
+            # A file from the future may change again without its stamp showing it.
             if mtime_ns <= now and self._stamp(path) == tuple(stamp):
                 self._now[path] = entry
                 digests[path] = digest

@@ -262,6 +262,7 @@ def _read_all(
     index: Index, paths: list[str], check: bool, rehash: bool, progress: Progress
 ) -> tuple[dict[str, str], list[Failure], Checked]:
     """Return the digests of the readable images, the failures of the others, and the sizes and kinds of images."""
+    # What the index knows need not be read, unless all images are to be decoded or read again.
     digests = {} if check or rehash else index.known(paths)
     failures: list[Failure] = []
     checked = Checked(Counter(), Counter())

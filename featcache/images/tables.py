@@ -119,6 +119,7 @@ def list_table(
 def require_files(table: Path, files: Sequence[Listed]) -> None:
     """Raise NoImages if none of the files exists that a table names, with the file that the first may mean."""
     folder = table.parent
+    # One is enough: the scan reports each of the others by name.
     if any(os.path.lexists(folder / file.path) for file in files):
         return
     first = files[0].path
