@@ -56,10 +56,9 @@ class Index:
             entry = self._before.get(path)
             if entry is None:
                 continue
-            *stamp, digest = entry
-            _, mtime_ns, _ = stamp
+            size, mtime_ns, inode, digest = entry
             # A file from the future may change again without its stamp showing it.
-            if mtime_ns <= now and self._stamp(path) == tuple(stamp):
+            if mtime_ns <= now and self._stamp(path) == (size, mtime_ns, inode):
                 self._now[path] = entry
                 digests[path] = digest
         return digests
