@@ -177,9 +177,10 @@ class Cache:
         return again(lambda: self._features(rows, digests, wanted))
 
     def _features(self, rows: Sequence[ImageRow], digests: Digests, wanted: Tap) -> Features:
-        missing = [row.path for row in rows]
         stored = _stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
-        if stored is not None:
+        if stored is None:
+            missing = [row.path for row in rows]
+        else:
             try:
                 return stored.features(digests)
             except KeyError:
