@@ -145,8 +145,8 @@ def eight_bit(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) 
         high = next(white for white in whites if largest <= white)
 
     value_range = high - low or 1.0  # an image of one value is black
-    shares = (np.minimum(numbers, high) - low) / value_range
-    scaled = np.rint(shares * 255)
+    # In one expression, so that NumPy needs no further array of this size.
+    scaled = np.rint((np.minimum(numbers, high) - low) / value_range * 255)
     # Pillow inverts images whose 0 is white only up to 8 bits.
     is_white_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
     if is_white_zero:
