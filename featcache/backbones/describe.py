@@ -82,7 +82,7 @@ def _facts_of_own(request: Request) -> dict[str, Any]:
 
 def _build(request: Request) -> Backbone:
     spec = request.spec
-    # Layers and shapes do not depend on the weights, so random ones do.
+    # Layers and shapes do not depend on the weights, so random ones are enough.
     if spec.origin == "registry" and spec.weights:  # raw pixels have none
         spec = replace(spec, weights="none")
     return build(spec, request.preprocess.size, request.pooling, trust=request.trust)

@@ -100,7 +100,7 @@ def _ends_of_sizes(network: Any) -> list[str]:
     outputs = outputs_of(network)
     ends: dict[Any, str] = {}
     for name in bottlenecks(network):
-        # A later layer of the same size replaces the earlier one.
+        # The last one of each size stays.
         if size := _size(outputs[name]):
             ends[size] = name
     ends.pop(_size(network.inputs), None)

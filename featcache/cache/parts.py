@@ -353,7 +353,7 @@ def _fill_images(
     if counts:
         layout.put_text(group, layout.ROWS_OF, canonical_json(counts))
 
-    # The order in which datasets are made decides the bytes of the file, so it is part of the format.
+    # Always in this order, which decides the bytes of the file: equal extractions must give equal files.
     for name in ImageRow._fields:
         _put_column(group, name, [getattr(row, name) for row in images])
     ok = Failure("", "", "ok", "")

@@ -204,7 +204,8 @@ def _with_stored_splits(rows: Sequence[ImageRow], fixed: frozenset[str], earlier
                     f"{_group(row.group)} in {' and '.join(sorted(group_splits))}, and splits never move. "
                     "Keep the groups as they were, or use another `out`"
                 )
-        # Its own split, if it is stored; else that of its copies, of its group and what hangs on it, or of the scan.
+        # The stored split of the image itself; else that of its copies, of its group or groups that share images with
+        # it, or of the scan.
         split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
         if not split:
             candidates = splits or splits_by_unit.get(unit) or {row.split}

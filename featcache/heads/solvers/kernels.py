@@ -98,7 +98,7 @@ def _copy_fit(classifier: Any, on_kernel: Any, X: Floats, gamma: float) -> None:
     params = classifier.get_params()
     fitted = {name: value for name, value in vars(on_kernel).items() if name not in params}
     vars(classifier).update(fitted)
-    # All else is equal: only here does the kernel differ from the features that it was made of.
+    # These belong to features, where `on_kernel` has their kernel.
     classifier._gamma = gamma
     classifier.support_vectors_ = X[on_kernel.support_]
     classifier.shape_fit_ = X.shape

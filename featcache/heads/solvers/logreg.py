@@ -34,7 +34,7 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     solutions: dict[int, Solution] = {}
     scores: dict[int, Floats] = {}
     if together:
-        # The path supports one value of these parameters for all settings, so the first has the value of each.
+        # All settings of a path agree in these parameters, so the first stands for all.
         first = classifiers[together[0]]
         strengths = [classifiers[number].C for number in together]
         index = np.searchsorted(classes, fold.y)
