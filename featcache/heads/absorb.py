@@ -72,12 +72,11 @@ def decision_logits(estimator: Any, features: Floats) -> Floats:
     gives its joint log-likelihoods minus their mean, because most of its probabilities underflow to 0, and their
     logarithms would be equal.
     """
-    classifier = estimator
-    prepared: Any = features
-    if hasattr(estimator, "steps"):
-        classifier = estimator[-1]
+    steps = estimator.steps if hasattr(estimator, "steps") else [("head", estimator)]
+    _, classifier = steps[-1]
     uses_own_scores = _is_centroid(classifier) or _is_perceptron(classifier) or _is_bayes(classifier)
-    if uses_own_scores and hasattr(estimator, "steps") and len(estimator.steps) > 1:
+    prepared: Any = features
+    if uses_own_scores and len(steps) > 1:
         prepared = estimator[:-1].transform(features)
 
     if _is_bayes(classifier):
