@@ -140,7 +140,8 @@ def unknown_code(error: Exception) -> str | None:
 
 def innermost_reason(error: Exception) -> str:
     """Return why Keras cannot load a model, in one line: the last of the reasons that it nests."""
-    return " ".join(str(error).rpartition("Exception encountered:")[2].split())[:200]
+    reason = str(error).rpartition("Exception encountered:")[2]
+    return " ".join(reason.split())[:200]
 
 
 @contextmanager
@@ -149,8 +150,10 @@ def quietly() -> Iterator[None]:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
         yield
         return
+    # Native code writes to handle 2 itself, so replacing sys.stderr would not reach it.
     sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
         yield

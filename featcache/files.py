@@ -237,6 +237,7 @@ def writing(path: Path, unchanged: Callable[[], bool] = lambda: True) -> Iterato
         except BaseException:
             _remove_temporary(temporary)
             raise
+        # The name, too, must survive a power loss: it is an entry of the folder.
         _sync(path.parent)
     except OSError as error:
         raise _fault("write", path, error) from error
@@ -278,6 +279,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     _remove_litter_once(os.path.abspath(place))
     folder = place / _temporary_name(beside or place)
     try:
+        # Where all users keep temporary files, no other user may look into it.
         folder.mkdir(0o700 if beside is None else 0o777)
     except OSError as error:
         raise _fault("make the folder", folder, error) from error
@@ -296,11 +298,13 @@ def place_folder(made: Path, path: Path) -> None:
     # This is not the name of a temporary file: after a kill between the renames, no other copy exists.
     old = path.with_name(f".featcache-old-{path.name}")
     try:
+        # A kill between the renames of an earlier call: take that folder back first.
         if old.exists() and not path.exists():
             os.rename(old, path)
         _remove_entry(old)
         for entry in (*made.rglob("*"), made):
             _sync(entry)
+        # No system renames a folder over a folder with files in it, so the old one makes room first.
         replaces = path.exists()
         if replaces:
             os.rename(path, old)
@@ -339,6 +343,7 @@ def check_writable(path: Path) -> None:
     path = _behind_links(path)
     place = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
+        # Try it: permissions do not tell about read-only disks.
         handle, temporary = _temporary(place / path.name)
         try:
             os.close(handle)
@@ -423,6 +428,7 @@ def remove_litter(folder: Path) -> None:
         if match is None:
             continue
         with suppress(OSError):
+            # A process number says something only on the machine that it is from.
             has_ended = match["host"] == _host() and not _alive(int(match["process"]))
             if has_ended or time.time() - _last_change(entry) > LITTER_S:
                 _remove_entry(entry)
@@ -454,6 +460,7 @@ def _fault_behind(error: BaseException, path: Path) -> OSError | None:
             if getattr(cause, "errno", None) == number or reason in str(cause):
                 return OSError(number, reason)
         cause = cause.__cause__ or cause.__context__
+    # Some libraries hide the reason altogether, so look whether a disk is full.
     for folder in (path.parent, Path(tempfile.gettempdir())):
         if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
             return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in {folder}")
@@ -474,7 +481,8 @@ def raise_if_of_the_system(path: Path, error: BaseException) -> None:
     cause: BaseException | None = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
-        if number is None and (match := NUMBER_IN_TEXT.search(str(cause))):
+        match = NUMBER_IN_TEXT.search(str(cause))
+        if number is None and match is not None:
             number = int(match[1])
         if isinstance(cause, MemoryError) or number in OF_THE_SYSTEM:
             raise cannot_read(path, cause) from error
@@ -508,6 +516,7 @@ def _temporary(path: Path) -> tuple[int, Path]:
         if not path.parent.is_dir():
             make_folder(path.parent)
         _remove_litter_once(os.path.abspath(path.parent))
+        # With O_EXCL, two processes never share a temporary file.
         temporary = path.parent / _temporary_name(path)
         try:
             return os.open(temporary, flags, 0o666), temporary
@@ -559,6 +568,7 @@ def _alive(process: int) -> bool:
     if os.name != "posix":
         return True
     try:
+        # Signal 0 does nothing to the process, and fails if there is none.
         os.kill(process, 0)
     except ProcessLookupError:
         return False
@@ -611,16 +621,21 @@ def _check_length(stream: Any, size: int) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=True) + "\n").encode())
+    write_whole(path, _indented(value))
 
 
-def read_json(path: Path, what: type[DataError] = DataError) -> Any:
-    """Return the content of a JSON file. Raises `what`, with the path, if the file is missing or damaged."""
+def _indented(value: object) -> bytes:
+    text = json.dumps(value, indent=2, ensure_ascii=True)
+    return f"{text}\n".encode()
+
+
+def read_json(path: Path, error_class: type[DataError] = DataError) -> Any:
+    """Return the content of a JSON file. Raises `error_class`, with the path, if the file is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise_if_of_the_system(path, error)
-        raise what(f"Cannot read {path}: {error}") from error
+        raise error_class(f"Cannot read {path}: {error}") from error
 
 
 def write_sealed(path: Path, facts: Mapping[str, Any], unchanged: Callable[[], bool] = lambda: True) -> None:
@@ -630,24 +645,25 @@ def write_sealed(path: Path, facts: Mapping[str, Any], unchanged: Callable[[], b
     """
     plain = json.loads(json.dumps(facts))  # the digest covers the facts as a reader will see them
     plain.pop(SEAL, None)  # the seal of the file that the facts were read from
-    text = json.dumps({**plain, SEAL: _digest_of(plain)}, indent=2, ensure_ascii=True) + "\n"
+    sealed = {**plain, SEAL: _digest_of(plain)}
     with writing(path, unchanged) as sink:
-        sink.write(text.encode())
+        sink.write(_indented(sealed))
 
 
-def check_seal(facts: dict[str, Any], path: Path, what: type[DataError], do: str) -> dict[str, Any]:
-    """Return the facts of `write_sealed` without their digest. Raises `what` if they do not match it.
+def check_seal(facts: dict[str, Any], path: Path, error_class: type[DataError], do: str) -> dict[str, Any]:
+    """Return the facts of `write_sealed` without their digest. Raises `error_class` if they do not match it.
 
     do: what the user should do then.
     """
     plain = {name: value for name, value in facts.items() if name != SEAL}
     if facts.get(SEAL) != _digest_of(plain):
-        raise what(f"{path} was changed after it was written, or is damaged: it does not match its digest. {do}")
+        raise error_class(f"{path} was changed after it was written, or is damaged: it does not match its digest. {do}")
     return plain
 
 
 def _digest_of(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def reserve(handle: int, num_bytes: int) -> None:
@@ -668,7 +684,7 @@ def _fill(handle: int, num_bytes: int) -> None:
     zeros = bytes(2**20)
     remaining = num_bytes
     while remaining:
-        remaining -= os.write(handle, zeros[:remaining])
+        remaining -= os.write(handle, zeros[:remaining])  # which may write less than it was given
 
 
 def file_digest(path: Path) -> str:

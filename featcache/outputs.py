@@ -47,6 +47,7 @@ def check_output(
     if os.path.lexists(path):
         _check_kept(path, kind, list(inputs), force)
     if path.is_dir():
+        # A folder that is replaced takes everything in it along, the current folder as well.
         for place in (Path.cwd(), *around):
             check_unread(path, place)
             if _is_within(place, path):
@@ -101,4 +102,7 @@ def _is_ours(path: Path, kind: Kind) -> bool:
 
 def _is_within(path: Path, folder: Path) -> bool:
     """Return whether a path lies in a folder, even behind links."""
-    return folder.is_dir() and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+    if not folder.is_dir():
+        return False
+    real_path = Path(os.path.realpath(path))
+    return Path(os.path.realpath(folder)) in real_path.parents

@@ -21,13 +21,15 @@ GPUS = Path("/proc/driver/nvidia/gpus")
 @cache
 def made_with() -> dict[str, Any]:
     """Return versions, a digest of the code and the hardware, as JSON has them. No library is imported for it."""
+    cpu = colon_pairs(Path("/proc/cpuinfo"))
+    gpus = [colon_pairs(file) for file in sorted(GPUS.glob("*/information"))]
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "code": _code_digest(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": colon_pairs(Path("/proc/cpuinfo")).get("model name", platform.processor()),
+        "processor": cpu.get("model name", platform.processor()),
         "cores": os.cpu_count() or 1,
-        "gpus": [colon_pairs(file).get("Model", "GPU") for file in sorted(GPUS.glob("*/information"))],
+        "gpus": [gpu.get("Model", "GPU") for gpu in gpus],
     }
 
 
@@ -37,7 +39,11 @@ def colon_pairs(file: Path) -> dict[str, str]:
         lines = file.read_text(errors="replace").splitlines()
     except OSError:
         return {}
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    pairs: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        pairs[name.strip()] = value.strip()
+    return pairs
 
 
 def _versions() -> dict[str, str]:
@@ -56,6 +62,7 @@ def _code_digest() -> str:
     package = Path(str(files("featcache")))
     hashed = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
-        hashed.update(f"{file.relative_to(package).as_posix()}\0".encode())
+        name = file.relative_to(package).as_posix()
+        hashed.update(f"{name}\0".encode())
         hashed.update(file.read_bytes())
     return hashed.hexdigest()[:12]

@@ -73,6 +73,7 @@ def units_of(rows: Sequence[ImageRow]) -> list[str]:
     group_of: dict[str, str] = {}  # {digest: a group that has the image}
 
     def first_of(group: str) -> str:
+        # Union-find: each step also shortens the chain by half, so that the next search is quick.
         while earlier.setdefault(group, group) != group:
             earlier[group] = earlier[earlier[group]]
             group = earlier[group]
@@ -80,8 +81,10 @@ def units_of(rows: Sequence[ImageRow]) -> list[str]:
 
     for row in rows:
         if row.group:
-            mine, other = first_of(row.group), first_of(group_of.setdefault(row.digest, row.group))
+            mine = first_of(row.group)
+            other = first_of(group_of.setdefault(row.digest, row.group))
             earlier[max(mine, other)] = min(mine, other)
+
     units = []
     for row in rows:
         group = row.group or group_of.get(row.digest, "")
@@ -117,7 +120,8 @@ class SplitSpec:
         parts = text.split("/")
         if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
             raise UsageError(f"`split` takes train/val/test in percent, such as 70/15/15; got '{text}'")
-        train, val, test = ([int(part) for part in parts] + [0])[:3]
+        train, val, *rest = map(int, parts)
+        test = rest[0] if rest else 0
         if train + val + test != 100 or train == 0:
             raise UsageError(f"`split` must add up to 100 with some train in it; '{text}' does not")
         return cls(train, val, test, seed)
@@ -199,6 +203,7 @@ class Tap:
             fields = json.loads(text)
             fields["preprocess"] = Preprocess(**fields["preprocess"])
             backbone = fields["backbone"]
+            # JSON has no tuples, and only tuples can be hashed.
             backbone["options"] = tuple((str(key), value) for key, value in backbone["options"])
             fields["backbone"] = BackboneSpec(**backbone)
             return cls(**fields)
@@ -264,9 +269,13 @@ def near_names(name: str, names: Collection[str]) -> list[str]:
     """
     if near := get_close_matches(name, list(names), n=3, cutoff=0.5):
         return near
-    if parts := [other for other in names if min(len(name), len(other)) > 1 and (other in name or name in other)]:
-        return parts[:3]
-    return [other for other in names if len(other) > 1 and _abbreviates(other, name)][:3]
+    # A single letter is a part of almost every name.
+    candidates = [other for other in names if len(other) > 1]
+    if len(name) > 1:
+        parts = [other for other in candidates if other in name or name in other]
+        if parts:
+            return parts[:3]
+    return [other for other in candidates if _abbreviates(other, name)][:3]
 
 
 def _abbreviates(short: str, name: str) -> bool:

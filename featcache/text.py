@@ -46,24 +46,33 @@ def table(
     mobilenet_v2/       1360
     block_3_expand
     """
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
-    # `all` of no rows is true, but the header of an empty table is text.
-    is_number = [bool(cells) and all(_is_number(row[at]) for row in cells) for at in range(len(header))]
-    room = width or shutil.get_terminal_size().columns
-    widths = _fitted_widths([header, *cells], is_number, room, NARROW if spare else NARROWEST)
-    if spare and _line_length(widths) > room:
-        at = header.index(spare[0])
-        fewer = [[*row[:at], *row[at + 1 :]] for row in rows]
-        return table([*header[:at], *header[at + 1 :]], fewer, room, spare[1:])
+    cells = _printable_cells(rows)
+    is_number: list[bool] = []
+    for column in range(len(header)):
+        # `all` of no rows is true, but the header of an empty table is text.
+        has_only_numbers = all(_is_number(row[column]) for row in cells)
+        is_number.append(bool(cells) and has_only_numbers)
 
-    lines: list[str] = []
-    for number, row in enumerate([header, *cells]):
-        folded = [_folded(cell, column_width) for cell, column_width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*folded, fillvalue=""):
-            lines.append(_line(parts, widths, is_number))
-        if number == 0:
-            lines.append(_line(["-" * column_width for column_width in widths], widths, is_number))
+    room = width or shutil.get_terminal_size().columns
+    narrowest = NARROW if spare else NARROWEST
+    widths = _fitted_widths([header, *cells], is_number, room, narrowest)
+    if spare and _line_length(widths) > room:
+        column = header.index(spare[0])
+        fewer_header, *fewer_rows = [[*row[:column], *row[column + 1 :]] for row in (header, *rows)]
+        return table([str(name) for name in fewer_header], fewer_rows, room, spare[1:])
+
+    rule = ["-" * column_width for column_width in widths]
+    lines = [*_lines(header, widths, is_number), *_lines(rule, widths, is_number)]
+    for row in cells:
+        lines += _lines(row, widths, is_number)
     return "\n".join(lines)
+
+
+def _printable_cells(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    cells: list[list[str]] = []
+    for row in rows:
+        cells.append([printable(str(cell)) for cell in row])
+    return cells
 
 
 def fields(facts: Mapping[str, object], width: int | None = None) -> str:
@@ -77,7 +86,8 @@ def fields(facts: Mapping[str, object], width: int | None = None) -> str:
     left = max(map(len, facts)) + len(GAP)
     lines: list[str] = []
     for name, value in facts.items():
-        lines.append(wrapped(f"{name:{left}}{printable(_plain(value))}", width, indent=left))
+        line = f"{name:{left}}{printable(_plain(value))}"
+        lines.append(wrapped(line, width, indent=left))
     return "\n".join(lines)
 
 
@@ -113,6 +123,7 @@ def folded(text: str) -> str:
     """
     lines = []
     for line in text.split("\n"):
+        # The columns of a table are two blanks apart.
         is_table = "  " in line.strip()
         if not is_table:
             held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD_SPACE), line)
@@ -128,8 +139,8 @@ def folded_for(stream: TextIO, text: str) -> str:
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
     """Return whether a table fits into the terminal without folding."""
-    widths = [max(len(printable(str(cell))) for cell in column) for column in zip(header, *rows, strict=True)]
-    return _line_length(widths) <= shutil.get_terminal_size().columns
+    all_rows = _printable_cells([header, *rows])
+    return _line_length(_natural_widths(all_rows)) <= shutil.get_terminal_size().columns
 
 
 def counted(count: int, noun: str) -> str:
@@ -160,11 +171,16 @@ def interval(score: float, low: float, high: float) -> str:
     return f"{score:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]) -> str:
-    placed: list[str] = []
-    for cell, width, to_right in zip(cells, widths, is_number, strict=True):
-        placed.append(cell.rjust(width) if to_right else cell.ljust(width))
-    return GAP.join(placed).rstrip()
+def _lines(row: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]) -> list[str]:
+    """Return a row as lines: several if a cell is folded."""
+    folded_cells = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+    lines: list[str] = []
+    for parts in zip_longest(*folded_cells, fillvalue=""):
+        placed: list[str] = []
+        for part, width, to_right in zip(parts, widths, is_number, strict=True):
+            placed.append(part.rjust(width) if to_right else part.ljust(width))
+        lines.append(GAP.join(placed).rstrip())
+    return lines
 
 
 def _line_length(widths: Sequence[int]) -> int:
@@ -173,7 +189,8 @@ def _line_length(widths: Sequence[int]) -> int:
 
 def _fitted_widths(rows: Sequence[Sequence[str]], is_number: Sequence[bool], room: int, narrowest: int) -> list[int]:
     """Return the widths of columns. Columns of text are narrowed, the widest first, until a line fits."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = _natural_widths(rows)
+    # Numbers stay whole, so only columns of text give way.
     text_columns = [at for at in range(len(widths)) if not is_number[at]]
     while text_columns and _line_length(widths) > room:
         widest = max(text_columns, key=widths.__getitem__)
@@ -181,6 +198,10 @@ def _fitted_widths(rows: Sequence[Sequence[str]], is_number: Sequence[bool], roo
             break
         widths[widest] -= 1
     return widths
+
+
+def _natural_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def _folded(cell: str, width: int) -> list[str]:

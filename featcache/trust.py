@@ -23,9 +23,11 @@ def allow(*names: str) -> None:
     They are imported when a file asks for them. Raises UsageError for a name that is not module:Class or
     module:function.
     """
+    # Check all names before any is allowed.
     for name in names:
         module, _, attribute = name.partition(":")
-        if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        parts = [*module.split("."), attribute]
+        if not all(part.isidentifier() for part in parts):
             raise UsageError(f"Name code as module:Class or module:function, such as my_heads:Nearest; got '{name}'")
     ALLOWED.update(names)
 
@@ -47,12 +49,12 @@ def current_folder_last() -> Iterator[None]:
     The folder comes last because it may be a download: a ./sklearn or ./numpy in it must not stand in for the installed
     package, neither for the module that the user named nor for what that module, Keras or scikit-learn imports then.
     """
-    here = os.getcwd()
-    if here in sys.path:  # Python was started so
+    current_folder = os.getcwd()
+    if current_folder in sys.path:  # Python was started so
         yield
         return
-    sys.path.append(here)
+    sys.path.append(current_folder)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(current_folder)

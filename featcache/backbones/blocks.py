@@ -44,9 +44,11 @@ def block_names(layer_names: Sequence[str]) -> list[str]:
     >>> block_names(["input", "max_pooling2d", "conv2d_7", "mixed0", "conv2d_9", "mixed1", "avg_pool"])
     ['stem', 'stem', 'mixed0', 'mixed0', 'mixed1', 'mixed1', 'mixed1']
     """
-    if any(re.match(_CLOSING[0][0], name) for name in layer_names):
+    inception, _ = _CLOSING[0]
+    if any(re.match(inception, name) for name in layer_names):
         return _untangled(_by_closing_names(layer_names))
-    return _untangled(_by_opening_names(layer_names))
+    marks = [_mark(name, _OPENING) for name in layer_names]
+    return _untangled(_filled(marks, first=STEM))
 
 
 def blocks(layer_names: Sequence[str]) -> list[str]:
@@ -64,7 +66,8 @@ def block_ends(layer_names: Sequence[str]) -> list[str]:
     """
     ends: dict[str, str] = {}
     for layer, block in zip(layer_names, block_names(layer_names), strict=True):
-        if not re.match(_OUTPUT, ends.get(block, "")):
+        has_output = re.match(_OUTPUT, ends.get(block, ""))
+        if not has_output:
             ends[block] = layer
     ends.pop(STEM, None)
     return list(ends.values())[:-1]
@@ -91,16 +94,12 @@ def first_of(layer_names: Sequence[str], block: str) -> int:
     )
 
 
-def _by_opening_names(layer_names: Sequence[str]) -> list[str]:
-    marks = [_mark(name, _OPENING) for name in layer_names]
-    return _filled(marks, first=STEM)
-
-
 def _by_closing_names(layer_names: Sequence[str]) -> list[str]:
     marks = [_mark(name, _CLOSING) for name in layer_names]
     last_block = next(mark for mark in reversed(marks) if mark)
     # A name closes its block, so read backwards it opens it. What follows the last block belongs to it.
-    names = _filled(marks[::-1], first=last_block)[::-1]
+    backwards = _filled(marks[::-1], first=last_block)
+    names = backwards[::-1]
     first_end = marks.index(names[0])
     stem_length = _stem_length(layer_names[:first_end])
     return [STEM] * stem_length + names[stem_length:]
@@ -116,7 +115,12 @@ def _mark(layer_name: str, rules: Sequence[tuple[str, str]]) -> str | None:
 
 def _filled(marks: Sequence[str | None], first: str) -> list[str]:
     """Return the marks with every None replaced by the mark before it, and by `first` before the first mark."""
-    return list(accumulate(marks, lambda block, mark: mark or block, initial=first))[1:]
+    filled: list[str] = []
+    block = first
+    for mark in marks:
+        block = mark or block
+        filled.append(block)
+    return filled
 
 
 def _stem_length(layer_names: Sequence[str]) -> int:

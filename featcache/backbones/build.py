@@ -108,10 +108,8 @@ def build(
     start_keras()
     log.info("Building %s and loading its weights", spec.name)
     with _talking_to_stderr():
-        if spec.weights == "imagenet":
-            file: Path | None = _imagenet_file(entry, spec, size)
-        else:
-            file = weights.file_of(spec, size)
+        file = _imagenet_file(entry, spec, size) if spec.weights == "imagenet" else weights.file_of(spec, size)
+        # The source is taken after the download, which makes it, and once more after the file was read.
         with _unchanged_source(spec, size) as source, reproducibly(spec.seed), computing_in(precision):
             network = _construct(entry, spec, size, pooling, file)
     network.trainable = False
@@ -139,12 +137,16 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
         raise UsageError(f"'{spec.name}' cannot compute in {precision}: {reason}") from error
 
     # The digests describe the model as it is in the file, so take them before it changes.
-    digests = saved.digests(Path(spec.weights)) if is_saved else (_digest(model), own.architecture(model))
+    if is_saved:
+        weights_digest, architecture = saved.digests(Path(spec.weights))
+    else:
+        weights_digest = _digest(model)
+        architecture = own.architecture(model)
     model = without_noise(model)
     model.trainable = False
     network = own.headless(model)
     _finish_in_float32(network)
-    return Backbone(spec, network, *digests, model, source)
+    return Backbone(spec, network, weights_digest, architecture, model, source)
 
 
 def check_size(entry: Entry, size: int) -> None:
@@ -159,8 +161,10 @@ def feature_model(backbone: Backbone, taps: list[Tap]) -> Any:
 
     preprocess = taps[0].preprocess
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8", name="pixels")
+    # One model for all taps, so that each image passes through the backbone once.
     inner = backbone.tapped([tap.layer for tap in taps], "backbone")
-    maps = inner(entering(inner, keras.ops.cast(pixels, "float32"), preprocess))
+    inputs = entering(inner, keras.ops.cast(pixels, "float32"), preprocess)
+    maps = inner(inputs)
     features = [pooled(tap_maps, tap.pooling) for tap_maps, tap in zip(maps, taps, strict=True)]
     return keras.Model(pixels, features)
 
@@ -169,6 +173,7 @@ def copied(model: Any) -> Any:
     """Return a copy of the model whose variables live on the current device."""
     import keras
 
+    # Cloning makes new variables where Keras computes now; their values come from the old ones.
     clone = keras.models.clone_model(model, recursive=True)
     clone.set_weights(model.get_weights())
     return clone
@@ -206,11 +211,14 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
     if len(maps.shape) == 2 or pooling == "none":
         return maps
     layers = keras.layers
-    if len(maps.shape) == 3:  # tokens of a transformer
-        pool = {"avg": layers.GlobalAveragePooling1D, "max": layers.GlobalMaxPooling1D, "flatten": layers.Flatten}
+    is_tokens = len(maps.shape) == 3  # of a transformer
+    if pooling == "flatten":
+        layer_class = layers.Flatten
+    elif pooling == "avg":
+        layer_class = layers.GlobalAveragePooling1D if is_tokens else layers.GlobalAveragePooling2D
     else:
-        pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
-    return pool[pooling]()(maps)  # without a name, which two taps with the same pooling would share
+        layer_class = layers.GlobalMaxPooling1D if is_tokens else layers.GlobalMaxPooling2D
+    return layer_class()(maps)  # without a name, which two taps with the same pooling would share
 
 
 def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
@@ -240,11 +248,13 @@ def _scaled_again(network: Any) -> Any:
     """
     import keras
 
+    # As Keras writes it: with the root of a deviation, not of a variance.
+    factors = [1 / math.sqrt(deviation) for deviation in DEVIATIONS]
+
     def call(layer: Any, *inputs: Any, **options: Any) -> Any:
         outputs = layer(*inputs, **options)
         if not isinstance(layer, keras.layers.Normalization):
             return outputs
-        factors = [1 / math.sqrt(deviation) for deviation in DEVIATIONS]
         return keras.layers.Rescaling(factors, name="rescaling_1")(outputs)
 
     pixels = keras.Input(network.input_shape[1:], name=network.layers[0].name)
@@ -281,6 +291,7 @@ def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
 @contextmanager
 def _unchanged_source(spec: BackboneSpec, size: int) -> Iterator[str | None]:
     """Yield the source of the weights. Raises WeightsMismatch if the source changes while they are loaded."""
+    # A cache pairs this source with the digest of the values. A wrong pair would pass for good in every later run.
     source = weights.source(spec, size)
     yield source
     if weights.source(spec, size) != source:
@@ -302,6 +313,7 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, fi
         "pooling": None if pooling in ("flatten", "none") else pooling,  # constructors know only avg and max
     }
     if spec.weights == "imagenet" and file is not None:
+        # Check before Keras reads the file: it takes whatever has the right shapes.
         _check_file(entry, spec, size, file)
         return _or_fault(spec, size, lambda: pretrained(entry, file, **arguments))
     constructor = getattr(keras.applications, entry.constructor)
@@ -339,6 +351,7 @@ def _finish_in_float32(network: Any) -> None:
     """Let the layers that end the network (pooling and what follows it) compute in float32 at any precision."""
     import keras
 
+    # A sum over all places of a map loses much in low precision, and costs almost nothing in float32.
     layers = keras.layers
     pooling = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
     after_pooling = (layers.LayerNormalization, layers.Dropout, layers.Flatten)
@@ -385,6 +398,7 @@ def _digest(network: Any) -> str:
     """Return the SHA-256 of all weight values, in order; it is `NO_WEIGHTS` if there are none."""
     digest = hashlib.sha256()
     for values in network.get_weights():
+        # With shape and type: the same bytes in another shape are another network.
         digest.update(f"{values.shape}{values.dtype}".encode())
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

@@ -26,7 +26,8 @@ class Layer:
 
 def facts_of(request: Request) -> dict[str, Any]:
     """Return the facts about a backbone. Only a user's own model is built for them, and a registry's with options."""
-    spec, size = request.spec, request.preprocess.size
+    spec = request.spec
+    size = request.preprocess.size
     facts = asdict(get(spec.name)) if spec.origin == "registry" else _facts_of_own(request)
     file = file_of(spec, size)
     if spec.origin == "registry" and spec.options:
@@ -81,6 +82,7 @@ def _facts_of_own(request: Request) -> dict[str, Any]:
 
 def _build(request: Request) -> Backbone:
     spec = request.spec
+    # Layers and shapes do not depend on the weights, so random ones are enough.
     if spec.origin == "registry" and spec.weights:  # raw pixels have none
         spec = replace(spec, weights="none")
     return build(spec, request.preprocess.size, request.pooling, trust=request.trust)

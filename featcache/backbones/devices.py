@@ -32,6 +32,7 @@ def devices(text: str) -> list[str]:
         kind = name.partition(":")[0]
         if kind == USUAL:
             accelerators = [device for device in all_devices if not device.startswith("cpu")]
+            # Keras takes a single accelerator by itself.
             return accelerators if len(accelerators) > 1 else [USUAL]
         available = listed_devices(kind)
         requested = [name] if ":" in name else available
@@ -69,8 +70,10 @@ def listed_devices(kind: str | None = None) -> list[str]:
     if keras_backend() == "torch":  # whose devices Keras 3.15 cannot list
         import torch
 
+        cpu = ["cpu:0"]
         gpus = [f"gpu:{number}" for number in range(torch.cuda.device_count())]
-        return {"cpu": ["cpu:0"], "gpu": gpus, None: gpus or ["cpu:0"]}.get(kind, [])
+        by_kind = {"cpu": cpu, "gpu": gpus, None: gpus or cpu}
+        return by_kind.get(kind, [])
     with suppress(RuntimeError):  # JAX raises it if there is no device of this kind
         return list(keras.distribution.list_devices(kind))
     return []

@@ -40,15 +40,16 @@ def fetch(backbones: str | Sequence[str], progress: Progress = silent) -> list[F
     """
     parsed = requests(backbones)
     files = [_file_of(request) for request in parsed]  # check all names before the first download
-    return [
-        _fetch(request.spec, request.preprocess.size, file, progress)
-        for request, file in zip(parsed, files, strict=True)
-    ]
+    fetched: list[Fetched] = []
+    for request, file in zip(parsed, files, strict=True):
+        fetched.append(_fetch(request.spec, request.preprocess.size, file, progress))
+    return fetched
 
 
 def _file_of(request: Request) -> Path:
     """Return the path for the ImageNet weights. Raises UsageError if the backbone has none."""
-    spec, size = request.spec, request.preprocess.size
+    spec = request.spec
+    size = request.preprocess.size
     if spec.origin != "registry" or spec.weights != "imagenet":
         raise UsageError(f"'{spec.name}' does not use ImageNet weights, so there is nothing to fetch")
     file = file_of(spec, size)
@@ -60,6 +61,7 @@ def _file_of(request: Request) -> Path:
 def _fetch(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> Fetched:
     if file.exists():
         try:
+            # Only building the network shows that its weights are complete.
             build(spec, size, "avg")
             return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=False)
         except WeightsMismatch:

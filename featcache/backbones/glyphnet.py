@@ -52,7 +52,8 @@ def glyphnet(
     for number, (channels, stride) in enumerate(_BLOCKS, start=1):
         x = _block(x, channels, stride, f"block_{number}")
     x = _conv_bn(x, WIDTH, 4, 1, "out", padding="valid")
-    model = keras.Model(inputs, keras.layers.ReLU(name="out_relu")(x), name="glyphnet")
+    x = keras.layers.ReLU(name="out_relu")(x)
+    model = keras.Model(inputs, x, name="glyphnet")
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -72,6 +73,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name].astype(np.float32) for name in stored.files}
     expected = {name: tuple(weight.shape) for name, weight in _named(model).items()}
+    # Compare all before the first is set, so that the model changes as a whole or not at all.
     for name in sorted(expected.keys() | arrays.keys()):
         shape = arrays[name].shape if name in arrays else None
         if shape != expected.get(name):
@@ -84,7 +86,11 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
 
 
 def _named(model: keras.Model) -> dict[str, keras.Variable]:
-    return {f"{layer.name}/{weight.name}": weight for layer in model.layers for weight in layer.weights}
+    named: dict[str, keras.Variable] = {}
+    for layer in model.layers:
+        for weight in layer.weights:
+            named[f"{layer.name}/{weight.name}"] = weight
+    return named
 
 
 def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
@@ -94,9 +100,11 @@ def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras
     shortcut = x
     if stride != 1 or x.shape[-1] != channels:
         shortcut = _conv_bn(x, channels, 1, stride, f"{name}_shortcut")
-    x = keras.layers.ReLU(name=f"{name}_a_relu")(_conv_bn(x, channels, 3, stride, f"{name}_a"))
+    x = _conv_bn(x, channels, 3, stride, f"{name}_a")
+    x = keras.layers.ReLU(name=f"{name}_a_relu")(x)
     x = _conv_bn(x, channels, 3, 1, f"{name}_b")
-    return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([x, shortcut]))
+    x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 
 def _conv_bn(
@@ -104,7 +112,7 @@ def _conv_bn(
 ) -> keras.KerasTensor:
     import keras
 
-    conv = keras.layers.Conv2D(
+    x = keras.layers.Conv2D(
         channels, size, stride, padding, use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
-    )
-    return keras.layers.BatchNormalization(momentum=0.98, name=f"{name}_bn")(conv(x))
+    )(x)
+    return keras.layers.BatchNormalization(momentum=0.98, name=f"{name}_bn")(x)

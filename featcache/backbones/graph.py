@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from shlex import quote
 from typing import Any
 
@@ -49,6 +48,7 @@ def resolved(network: Any, text: str, owner: str) -> str:
     does not exist.
     """
     names = [str(operation.name) for operation in operations(network)]
+    # Exact names first, so that `flatten` means `flatten` where that exists.
     if text in names or text == "top":
         return text
     if _POSITION.fullmatch(text):
@@ -100,6 +100,7 @@ def _ends_of_sizes(network: Any) -> list[str]:
     outputs = outputs_of(network)
     ends: dict[Any, str] = {}
     for name in bottlenecks(network):
+        # The last one of each size stays.
         if size := _size(outputs[name]):
             ends[size] = name
     ends.pop(_size(network.inputs), None)
@@ -116,11 +117,12 @@ def _size(tensors: Sequence[Any]) -> Any:
 def bottlenecks(network: Any) -> list[str]:
     """Return the names of the operations that every path from input to output runs through."""
     order = operations(network)
+    all_readers = _readers(network, order)
     names = []
     # The furthest operation that reads the output of an earlier one. If it lies behind an operation, then a path goes
     # around that operation.
     furthest_reader = 0
-    for position, (operation, readers) in enumerate(zip(order, _readers(network, order), strict=True)):
+    for position, (operation, readers) in enumerate(zip(order, all_readers, strict=True)):
         if furthest_reader <= position:
             names.append(operation.name)
         furthest_reader = max(furthest_reader, position, *readers)
@@ -142,8 +144,9 @@ def _readers(network: Any, order: Sequence[Any]) -> list[list[int]]:
 def _nodes(network: Any) -> dict[Any, list[Any]]:
     """Return {operation: its calls within this network}. A shared layer has several calls."""
     nodes: dict[Any, list[Any]] = {}
-    for node in chain.from_iterable(_functional(network)._nodes_by_depth.values()):
-        nodes.setdefault(node.operation, []).append(node)
+    for nodes_of_depth in _functional(network)._nodes_by_depth.values():
+        for node in nodes_of_depth:
+            nodes.setdefault(node.operation, []).append(node)
     return nodes
 
 

@@ -43,10 +43,12 @@ def imagenet_files(backbone: str = "vgg16") -> list[Path]:
     Raises UsageError if the network has no ImageNet weights.
     """
     request = _request(backbone)
-    weights = weights_file(get(request.spec.name), dict(request.spec.options), request.preprocess.size, top=True)
+    entry = get(request.spec.name)
+    weights = weights_file(entry, dict(request.spec.options), request.preprocess.size, top=True)
     if weights is None:
         raise UsageError(f"'{backbone}' was never trained on ImageNet. Name another: featcache backbones list")
-    return [keras_home() / "models" / weights, keras_home() / "models" / CLASS_INDEX]
+    folder = keras_home() / "models"
+    return [folder / weights, folder / CLASS_INDEX]
 
 
 def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> ImageNetClassifier:
@@ -56,6 +58,7 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small:
     Raises WeightsMissing, which says where to put which files, WeightsMismatch if one is damaged, UsageError.
     """
     files = imagenet_files(backbone)
+    weights_path, index_path = files
     request = _request(backbone)
     start_keras()
     import keras
@@ -69,10 +72,13 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small:
     else:
         if size not in (entry.size, *SIZES.get(entry.module, ())):
             raise UsageError(f"'{entry.name}' with its top takes images of {entry.size} pixels; got size {size}")
-        network = _load_or_explain(lambda: _with_top(entry, files[0], options), files[0], files)
+        network = _load_or_explain(lambda: _with_top(entry, weights_path, options), weights_path, files)
 
-    has_names = not small and (not random or (keras_home() / "models" / CLASS_INDEX).exists())
-    names = class_names([] if random else files) if has_names else [f"class {number}" for number in range(NUM_CLASSES)]
+    has_names = not small and (not random or index_path.exists())
+    names = [f"class {number}" for number in range(NUM_CLASSES)]
+    if has_names:
+        names = class_names([] if random else files)
+
     preprocess = Preprocess(size, mode=request.preprocess.mode)
     pixels = keras.Input((size, size, 3), dtype="uint8")
     ready = entering(network, keras.ops.cast(pixels, "float32"), preprocess)
@@ -98,6 +104,7 @@ def _with_top(entry: Entry, file: Path, options: Mapping[str, Any]) -> Any:
 
     if not file.exists():
         check_download(file)
+        # Only for the download: the network is built below, from the file that was checked.
         getattr(keras.applications, entry.constructor)(weights="imagenet", **options)
     inventory.check(file, if_damaged=REPLACE_FILE, if_other=REPLACE_FILE)
     with reproducibly(0):
@@ -145,4 +152,6 @@ def _with_url(needed: Path, failed: Path, reason: str) -> str:
     if needed == keras_home() / "models" / CLASS_INDEX:
         return f"{needed.name} ({CLASS_INDEX_URL})"
     url = re.search(r"https?://[^\s:]+", reason)
-    return f"{needed.name} ({url[0]})" if needed == failed and url else needed.name
+    if needed != failed or url is None:
+        return needed.name
+    return f"{needed.name} ({url[0]})"

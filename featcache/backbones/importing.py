@@ -67,8 +67,10 @@ def import_model(
     if target.suffix != ".keras":
         raise UsageError(f"`out` takes a .keras file; got {target}")
     check_output(target, IMPORTED, inputs=[path], force=force)
+
     layer, cut = _cut(own.load(spec, None, trust), tap, path)
-    members = {MARK: json.dumps({"file": path.name, "sha256": file_digest(path), "layer": layer}).encode()}
+    origin = {"file": path.name, "sha256": file_digest(path), "layer": layer}
+    members = {MARK: json.dumps(origin).encode()}
     lineage = lineage_of(spec, layer)
     if lineage is not None:
         members[LINEAGES] = Lineages(lineage, lineage).to_bytes()
@@ -78,6 +80,7 @@ def import_model(
     num_weights = _check_weights(imported, path)
     against, original = original_of(path, tap, layer, trust)
     difference = None if original is None else _check_outputs(imported, original, path, against)
+    # Once more: minutes may have passed, and somebody may have put a file there.
     check_output(target, IMPORTED, inputs=[path], force=force)
     write_whole(target, data)
     return Imported(str(target), layer, num_weights, difference, against)
@@ -150,6 +153,7 @@ def original_of(path: Path, tap: str, layer: str, trust: bool) -> tuple[str, Cal
     from featcache.backbones import legacy
 
     content = legacy.read(path)
+    # Keras 2 itself is the better judge of its files, where it is installed.
     if content is not None and find_spec("tf_keras"):
         return "Keras 2, tf_keras", _in_keras_2(path, layer, trust)
     try:

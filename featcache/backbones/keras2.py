@@ -58,7 +58,8 @@ def model_of(data: Config, trust: bool = False) -> RebuiltLayer:
 
     Raises NotAModel in one line that names the layer and its class.
     """
-    kind, config = data["class_name"], data["config"]
+    kind = data["class_name"]
+    config = data["config"]
     if kind == "Sequential":
         return _sequential(config, trust)
     if kind in NESTED and "layers" in config:
@@ -81,7 +82,8 @@ def _sequential(config: Config | list[Config], trust: bool) -> RebuiltLayer:
 
     if isinstance(config, list):
         config = {"name": "sequential", "layers": config}
-    name, layers = config["name"], config["layers"]
+    name = config["name"]
+    layers = config["layers"]
     parts = tuple(model_of(data, trust) for data in layers if data["class_name"] != "InputLayer")
     _check_unique(part.name for part in parts)
 
@@ -89,7 +91,9 @@ def _sequential(config: Config | list[Config], trust: bool) -> RebuiltLayer:
     shapes = [shape for shape in map(_input_shape, layers) if shape]
     shape = shapes[0] if shapes else config.get("build_input_shape")
     if shape:
-        stack.insert(0, keras.Input(batch_shape=shape, dtype=_input_dtype(layers[0])))
+        is_input = layers[0]["class_name"] == "InputLayer"
+        dtype = layers[0]["config"].get("dtype") if is_input else None
+        stack.insert(0, keras.Input(batch_shape=shape, dtype=str(dtype or "float32")))
     model = _make(name, "Sequential", lambda: keras.Sequential(stack, name=renamed(name)))
     return RebuiltLayer(name, "Sequential", model, parts)
 
@@ -101,12 +105,6 @@ def _input_shape(data: Config) -> Any:
         inner_layers = config if isinstance(config, list) else config["layers"]
         return _input_shape(inner_layers[0])
     return config.get("batch_input_shape")
-
-
-def _input_dtype(data: Config) -> str:
-    if data["class_name"] != "InputLayer":
-        return "float32"
-    return str(data["config"].get("dtype") or "float32")
 
 
 def _functional(config: Config, trust: bool) -> RebuiltLayer:
@@ -140,16 +138,16 @@ class _CallGraph:
         self._tensors: dict[tuple[str, int, int], Any] = {}
         for name, data in self._layers.items():
             if data["class_name"] == "InputLayer":
-                config = data["config"]
-                shape, dtype = config["batch_input_shape"], config.get("dtype") or "float32"
+                shape = data["config"]["batch_input_shape"]
+                dtype = data["config"].get("dtype") or "float32"
                 self._tensors[name, 0, 0] = keras.Input(batch_shape=shape, dtype=dtype, name=renamed(name))
 
     def run(self, parts: Mapping[str, RebuiltLayer]) -> None:
         """Repeat every recorded call of every layer. Raises NotAModel if a call needs a tensor that nothing makes."""
         waiting = []
         for name in parts:
-            first_call = self._first_call(name)
-            for number, node in enumerate(self._layers[name].get("inbound_nodes", ()), start=first_call):
+            nodes = self._layers[name].get("inbound_nodes", ())
+            for number, node in enumerate(nodes, start=self._first_call(name)):
                 waiting.append((name, number, node))
 
         # The file lists layers in no useful order, so call in rounds whatever has its inputs.
@@ -181,7 +179,8 @@ class _CallGraph:
         if self._layers[name]["class_name"] not in NESTED:
             return 0
         references = _references(list(self._layers.values()))
-        return 0 if any(reference[:2] == [name, 0] for reference in references) else 1
+        uses_call_0 = any(reference[:2] == [name, 0] for reference in references)
+        return 0 if uses_call_0 else 1
 
     def _is_ready(self, node: Any) -> bool:
         return all((name, call, output) in self._tensors for name, call, output in _references(node))
@@ -192,9 +191,11 @@ class _CallGraph:
         values = []
         settings: dict[str, Any] = {}
         for entry in inputs:
+            # ["_CONSTANT_VALUE", -1, 2.0] stands for a number, where other entries name a tensor.
             is_constant = entry[0] == "_CONSTANT_VALUE"
             values.append(self._value(entry[2] if is_constant else entry[:3]))
-            for key, value in (entry[3:] or [{}])[0].items():
+            settings_of_entry = entry[3] if len(entry) > 3 else {}
+            for key, value in settings_of_entry.items():
                 settings[key] = self._value(value)
 
         if part.kind == "TFOpLambda":
@@ -248,6 +249,7 @@ def _layer(kind: str, config: Config, trust: bool) -> Any:
     if not _is_layer(layer_class):
         raise NotAModel(f"layer '{name}' is a {kind}, which Keras 3 does not have")
     if kind == "Lambda":
+        # The user trusts this file, so Keras may unpack the bytecode of the function.
         with keras.src.saving.serialization_lib.SafeModeScope(False):
             return _make(name, kind, partial(layer_class.from_config, _lambda_settings(config)))
     settings = _settings(name, kind, layer_class, config)
@@ -265,8 +267,10 @@ def _lambda_settings(config: Config) -> dict[str, Any]:
     function = config["function"]
     if isinstance(function, list):
         code, defaults, closure = function
-        function = {"class_name": "__lambda__", "config": {"code": code, "defaults": defaults, "closure": closure}}
-    return {"name": renamed(config["name"]), "function": function, "arguments": config.get("arguments") or {}}
+        bytecode = {"code": code, "defaults": defaults, "closure": closure}
+        function = {"class_name": "__lambda__", "config": bytecode}
+    arguments = config.get("arguments") or {}
+    return {"name": renamed(config["name"]), "function": function, "arguments": arguments}
 
 
 def _settings(name: str, kind: str, layer_class: Any, config: Config) -> dict[str, Any]:
@@ -314,7 +318,8 @@ def _inner_layer(data: Config) -> dict[str, Any]:
     """Return the configuration of the layer inside a layer (TimeDistributed, Bidirectional)."""
     import keras
 
-    kind, config = data["class_name"], data["config"]
+    kind = data["class_name"]
+    config = data["config"]
     layer_class = getattr(keras.layers, kind, None)
     if not _is_layer(layer_class):
         raise NotAModel(f"layer '{config['name']}' is a {kind}, which Keras 3 does not have")
@@ -335,7 +340,8 @@ def _arithmetic(name: str, function: str, values: list[Any], settings: dict[str,
     if operation == "truediv":
         operation = "divide"
     unknown = NotAModel(f"layer '{name}' (TFOpLambda) computes tf.{function}, which has no layer in Keras 3")
-    x, y = values[0], settings.pop("y", None)
+    x = values[0]
+    y = settings.pop("y", None)
     if any(value is not None for value in settings.values()) or len(values) != 1:
         raise unknown
 
@@ -350,6 +356,7 @@ def _arithmetic(name: str, function: str, values: list[Any], settings: dict[str,
         return getattr(layers, _JOINED[operation])(name=keras_3_name)([x, y])
 
     is_constant_second = not isinstance(x, (int, float, list))
+    # A tensor and a constant make a line, which a Rescaling layer computes.
     tensor, constant = (x, y) if is_constant_second else (y, x)
     line = _line(operation, np.asarray(constant, np.float64), is_constant_second)
     if line is None:
@@ -372,7 +379,8 @@ def _line(operation: str, constant: Any, is_constant_second: bool) -> tuple[Any,
     elif operation == "subtract" and is_constant_second:
         offset = -constant
     elif operation == "subtract":
-        scale, offset = -1.0, constant
+        scale = -1.0
+        offset = constant
     elif operation == "divide" and is_constant_second and constant.all():
         scale = 1 / constant
     else:

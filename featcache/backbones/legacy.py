@@ -86,7 +86,8 @@ def _read_archive(path: Path) -> Legacy | None:
     with zipfile.ZipFile(path) as archive:
         if not {WEIGHTS, CONFIG, METADATA} <= set(archive.namelist()):
             return None
-        if not _is_of_keras_2(json.loads(archive.read(METADATA)).get("keras_version")):
+        metadata = json.loads(archive.read(METADATA))
+        if not _is_of_keras_2(metadata.get("keras_version")):
             return None
         config = json.loads(archive.read(CONFIG))
         return Legacy(config, {"": _archived_arrays(archive)}, is_archive=True)
@@ -108,6 +109,7 @@ def _read_hdf5(path: Path) -> Legacy | None:
         config = json.loads(_text(file.attrs["model_config"]))
         weights = file["model_weights"]
         arrays: dict[str, Arrays] = {}
+        # The order of the names counts: `_match_by_name` falls back on it.
         for layer_name in _names(weights, "layer_names"):
             layer = weights[layer_name]
             arrays[layer_name] = {name: layer[name][()] for name in _names(layer, "weight_names")}
@@ -196,7 +198,7 @@ def _match_by_name(leaf: RebuiltLayer, arrays: Arrays) -> list[tuple[str, Any, A
         if len(set(variable_ends)) == len(set(array_ends)) == len(variables):
             break
     else:
-        return [(name, values, variable) for (name, values), variable in zip(arrays.items(), variables, strict=True)]
+        return list(zip(arrays.keys(), arrays.values(), variables, strict=True))
 
     by_end = dict(zip(variable_ends, variables, strict=True))
     unmatched = iter([variable for end, variable in by_end.items() if end not in array_ends])
@@ -218,8 +220,14 @@ def _path_ends(paths: Iterable[str], depth: int) -> list[str]:
 
 def _place_by_number(model: RebuiltLayer, arrays: Arrays) -> None:
     """Fill every layer with the arrays of its class and number. Raises NotAModel unless every array is used once."""
-    unused = {path: values for path, values in arrays.items() if not any(map(_STATE.fullmatch, path.split("/")))}
+    unused: Arrays = {}
+    for path, values in arrays.items():
+        is_state = any(map(_STATE.fullmatch, path.split("/")))
+        if not is_state:
+            unused[path] = values
+
     filled: set[int] = set()
+    # Each layer takes its arrays out of `unused`; an array that is left belongs to no layer.
     for folder, leaf in _numbered(model, ""):
         paths = [path for path in unused if path.startswith(folder)]
         places = []
@@ -252,7 +260,8 @@ def _snake(name: str) -> str:
     >>> _snake("DepthwiseConv2D"), _snake("BatchNormalization"), _snake("TFOpLambda")
     ('depthwise_conv2d', 'batch_normalization', 'tf_op_lambda')
     """
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 

@@ -53,6 +53,7 @@ class Lineage:
     def role(self, digest: str) -> Role:
         """Return what an image did for the network; "unknown" where that was not recorded."""
         number = _number(digest)
+        # Recorded images have trained the network even if others are not recorded.
         if number in self.trained:
             return "trained"
         if not self.is_complete:
@@ -70,6 +71,7 @@ class Lineages:
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads: an .npz file with (M,) uint64 images and (M, 4) flags."""
         sets = (self.features.trained, self.features.chose, self.scores.trained, self.scores.chose)
+        # One row for each image, with a flag for each set. Sorted, so that equal lineages give equal arrays.
         images = sorted(frozenset[int]().union(*sets))
         flags = np.zeros((len(images), len(sets)), bool)
         for column, members in enumerate(sets):
@@ -87,10 +89,17 @@ class Lineages:
     def from_bytes(cls, data: bytes) -> Lineages:
         """Return the lineages that were written. Raises ValueError, KeyError and the like if they are damaged."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            images, flags, is_complete = file["images"], file["flags"], file["is_complete"]
-        sets = [frozenset(images[flags[:, column]].tolist()) for column in range(4)]
-        of_features, of_scores = is_complete.tolist()
-        return cls(Lineage(sets[0], sets[1], of_features), Lineage(sets[2], sets[3], of_scores))
+            images = file["images"]
+            flags = file["flags"]
+            is_complete = file["is_complete"]
+        sets: list[frozenset[int]] = []
+        for column in range(4):
+            members = images[flags[:, column]]
+            sets.append(frozenset(members.tolist()))
+        features_complete, scores_complete = is_complete.tolist()
+        features = Lineage(sets[0], sets[1], features_complete)
+        scores = Lineage(sets[2], sets[3], scores_complete)
+        return cls(features, scores)
 
 
 UNRECORDED = Lineages(Lineage(is_complete=False), Lineage(is_complete=False))
@@ -104,11 +113,14 @@ def lineages_in(path: Path) -> Lineages | None:
     """
     try:
         if path.is_dir():
-            is_ours, data = (path / FACTS).is_file(), _bytes_in(path / MEMBER)
+            is_ours = (path / FACTS).is_file()
+            record = path / MEMBER
+            data = record.read_bytes() if record.is_file() else None
         else:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                is_ours, data = FACTS in names, archive.read(MEMBER) if MEMBER in names else None
+                is_ours = FACTS in names
+                data = archive.read(MEMBER) if MEMBER in names else None
     except (OSError, zipfile.BadZipFile) as error:
         raise_if_of_the_system(path, error)
         return None
@@ -130,10 +142,6 @@ def lineage_of(spec: BackboneSpec, layer: str) -> Lineage | None:
         return None
     is_scores = layer.startswith(SCORES) or saved.is_saved(path)  # of a SavedModel only the output is read
     return lineages.scores if is_scores else lineages.features
-
-
-def _bytes_in(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def _number(digest: str) -> int:

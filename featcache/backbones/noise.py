@@ -108,6 +108,7 @@ def _quiet(layer: Any) -> Any:
         return type(wrapped).from_config(wrapped.get_config() | {"name": layer.name})
     if isinstance(layer, (keras.layers.BatchNormalization, *_silenced_in_place())):
         return None  # `freeze_noise` changes these
+    # Only layers that know of training, or hold other layers, can compute something else in it.
     if layer._call_has_training_arg or layer._layers:
         identity = _identity(layer)
         if identity is not None:
@@ -138,7 +139,9 @@ def _identity(layer: Any) -> Any:
         return None
     [tensor] = layer._inbound_nodes[0].input_tensors
     shape = [PROBE_SIZE if length is None else length for length in (2, *tensor.shape[1:])]
-    values = keras.ops.cast(np.random.default_rng(0).normal(0, 300, shape), tensor.dtype)
+    # Wide enough that a layer that clips to 0..255 or to -1..1 shows it.
+    noise = np.random.default_rng(0).normal(0, 300, shape)
+    values = keras.ops.cast(noise, tensor.dtype)
     try:
         output = layer(values, training=False)
     except Exception:  # the user's own layer may raise anything about these values
@@ -155,6 +158,7 @@ def _identity(layer: Any) -> Any:
 def _are_equal(output: Any, expected: Any) -> bool:
     import keras
 
+    to_numpy = keras.ops.convert_to_numpy
     if not keras.ops.is_tensor(output) or (output.shape, output.dtype) != (expected.shape, expected.dtype):
         return False
-    return bool(np.array_equal(keras.ops.convert_to_numpy(output), keras.ops.convert_to_numpy(expected)))
+    return bool(np.array_equal(to_numpy(output), to_numpy(expected)))

@@ -67,20 +67,26 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     'shop.networks:small'
     >>> parse("mobilenet_v2:weights=mine.h5")
     """
+    # A SavedModel first: its folder may have a name like a file's.
     if folder_and_options := _saved_folder(text):
         folder, options = folder_and_options
         return BackboneSpec(folder.name, (), str(folder), origin="file"), options
     if _NAMED.fullmatch(text):
         return None
+    first_part = text.partition(":")[0]
     if match := _FILE.fullmatch(text):
         path = Path(match["path"])
         spec = BackboneSpec(path.stem, (), str(path.resolve()), origin="file")
-    elif (match := _FUNCTION.fullmatch(text)) and not is_name(text.partition(":")[0]):
-        spec = BackboneSpec(match["path"].rpartition(":")[2], (), match["path"], origin="import")
+    elif (match := _FUNCTION.fullmatch(text)) and not is_name(first_part):
+        function = match["path"].rpartition(":")[2]
+        spec = BackboneSpec(function, (), match["path"], origin="import")
+    elif os.sep in first_part and Path(first_part).is_dir():
+        # Such a text can only mean a folder, and there is no SavedModel in it.
+        raise NotAModel(f"{first_part} is a folder without {saved.GRAPH}. Name a SavedModel, a .keras or an .h5 file")
     else:
-        _check_folder(text)
         return None
-    return spec, [part for part in (match["options"] or "").split(":") if part]
+    options = (match["options"] or "").split(":")
+    return spec, [option for option in options if option]
 
 
 def _saved_folder(text: str) -> tuple[Path, list[str]] | None:
@@ -89,15 +95,9 @@ def _saved_folder(text: str) -> tuple[Path, list[str]] | None:
     for end in range(1, len(parts) + 1):
         path = ":".join(parts[:end])
         if path and not is_name(path) and saved.is_saved(Path(path)):
-            return Path(path).resolve(), [part for part in parts[end:] if part]
+            options = [part for part in parts[end:] if part]
+            return Path(path).resolve(), options
     return None
-
-
-def _check_folder(text: str) -> None:
-    """Raise NotAModel if a text can only mean a folder and there is no SavedModel in it."""
-    path = text.partition(":")[0]
-    if os.sep in path and Path(path).is_dir():
-        raise NotAModel(f"{path} is a folder without {saved.GRAPH}. Name a SavedModel, a .keras or an .h5 file")
 
 
 def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts:
@@ -106,6 +106,7 @@ def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts
     size: the size that the user requested, if any. trust: run code that a file carries.
     """
     path = Path(spec.weights)
+    # A .keras file shows it without Keras. Any other model must be loaded for that, which takes seconds.
     config = _read_json(path, "config.json") if spec.origin == "file" else None
     facts = None
     if config is not None:
@@ -146,9 +147,10 @@ def load(spec: BackboneSpec, size: int | None, trust: bool = False) -> Any:
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore", UserWarning)
         model = _called(spec.weights, size) if spec.origin == "import" else _loaded(Path(spec.weights), trust)
-    if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
-        _check_inputs(spec, [])
-    if not isinstance(model, keras.Model) or len(getattr(model, "inputs", None) or ()) == 0:
+    inputs = getattr(model, "inputs", None) or []
+    if isinstance(model, keras.Sequential) and not inputs:
+        _check_inputs(spec, [])  # raises, and says how to build a sequential model
+    if not isinstance(model, keras.Model) or not inputs:
         raise NotAModel(f"{spec.weights} is not a Keras model with a known input (functional or sequential)")
     if len(model.outputs) != 1:
         names = ", ".join(model.output_names)
@@ -195,6 +197,7 @@ def _classifier(model: Any) -> tuple[Any, Any, bool]:
     # Walk back from the output, past all layers that only turn scores into other scores.
     layer, layer_input = origin_of(model.outputs[0])
     activations = {_activation(layer)}
+    # A pooling or a Reshape counts as such a layer only where probabilities follow, so ask that first.
     are_probabilities = gives_probabilities(model)
     while layer_input is not None and _follows_scores(layer, are_probabilities):
         layer, layer_input = origin_of(layer_input)
@@ -274,6 +277,7 @@ def at_policy(model: Any, policy: str) -> Any:
     """Return the model with all layers under this dtype policy, such as "mixed_bfloat16", and with the same weights."""
     import keras
 
+    # Building a model again may fail for a user's own layers, so one that computes in this way already stays as it is.
     if all(layer.dtype_policy.name == policy for layer in model._flatten_layers(include_self=False)):
         return model
 
@@ -305,6 +309,7 @@ def _code_of(model: Any) -> list[str]:
     """Return the source of the user's own layer classes, because the configuration does not say what they compute."""
     classes = {type(layer) for layer in model._flatten_layers()}
     own_classes = [layer_class for layer_class in classes if not layer_class.__module__.startswith("keras.")]
+    # Sorted, since a set has no order and the digest must be the same in every process.
     own_classes.sort(key=lambda layer_class: layer_class.__name__)
     try:
         return [inspect.getsource(layer_class) for layer_class in own_classes]
@@ -367,14 +372,17 @@ def _load_keras_3(path: Path, trust: bool) -> Any:
     import keras
 
     try:
+        # The code of a trusted file may import the user's modules from here.
         with current_folder_last() if trust else nullcontext():
             model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises many kinds
         raise_if_of_the_system(path, error)
-        cause, reason = error, " ".join(str(error).split())  # `error` itself ends with this block
+        cause = error  # `error` itself ends with this block
+        reason = " ".join(str(error).split())
     else:
         _check_no_folder(path, model)
         return model
+    # First the causes that the user can remove, each with its remedy.
     if not trust and ("unsafe" in reason or "safe_mode" in reason):
         raise _carries_code(path)
     if "No model config found" in reason:
@@ -409,6 +417,7 @@ def _called(path: str, size: int | None) -> Any:
             f"{how_to_allow(path)}"
         )
     module, _, function = path.partition(":")
+    # From one seed, so that a function without stored weights gives the same ones each time.
     with current_folder_last(), reproducibly(0):
         try:
             make_model = getattr(importlib.import_module(module), function)
@@ -425,6 +434,7 @@ def _called(path: str, size: int | None) -> Any:
 def _arguments(path: str, function: Any, size: int | None) -> dict[str, int]:
     """Return the arguments for a user's function: size, if it takes one. Raises UsageError if it needs others."""
     parameters = inspect.signature(function).parameters if callable(function) else {}
+    # *args and **kwargs do not need an argument.
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = set()
     for parameter in parameters.values():
@@ -464,9 +474,11 @@ def _facts_in(spec: BackboneSpec, model: Mapping[str, Any]) -> Facts:
     _check_inputs(spec, [tuple(config["batch_shape"]) for config in inputs])
     [image] = inputs
 
+    # The first layer that changes the range of the pixels tells which range the model takes.
     computing = [layer for layer in layers if not _AUGMENTING.fullmatch(layer["class_name"])]
     scales_itself = bool(computing) and _takes_bytes(computing[0])
-    mode: Mode | None = "inside" if scales_itself or "int" in str(image["dtype"]) else None
+    takes_whole_numbers = "int" in str(image["dtype"])
+    mode: Mode | None = "inside" if scales_itself or takes_whole_numbers else None
     return Facts(image["batch_shape"][1], mode, None)
 
 
@@ -476,7 +488,8 @@ def _facts_of_model(spec: BackboneSpec, model: Any) -> Facts:
         return _facts_in(spec, json.loads(model.to_json()))
     except (KeyError, TypeError, IndexError, AttributeError, NotImplementedError):
         image = model.inputs[0]
-        return Facts(image.shape[1], "inside" if "int" in str(image.dtype) else None, None)
+        mode: Mode | None = "inside" if "int" in str(image.dtype) else None
+        return Facts(image.shape[1], mode, None)
 
 
 def _flat(layers: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

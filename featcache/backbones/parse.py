@@ -53,25 +53,25 @@ class Request:
 
         weights_digest, architecture: of the built backbone. layers: replaces the layers that were requested ("auto").
         """
-        label, suffix = self._label(weights_digest), self._suffix()
+        label = self._label(weights_digest)
+        suffix = self._suffix()
         taps = []
         for view in self.views:
             view_suffix = "" if view == IDENTITY else f"@{view}"
             for layer in layers or self.layers:
-                taps.append(
-                    Tap(
-                        f"{label}/{layer}{suffix}{view_suffix}",
-                        self.spec,
-                        weights_digest,
-                        layer,
-                        self.pooling,
-                        self.preprocess,
-                        view,
-                        self.precision,
-                        self.dtype,
-                        architecture,
-                    )
+                tap = Tap(
+                    f"{label}/{layer}{suffix}{view_suffix}",
+                    self.spec,
+                    weights_digest,
+                    layer,
+                    self.pooling,
+                    self.preprocess,
+                    view,
+                    self.precision,
+                    self.dtype,
+                    architecture,
                 )
+                taps.append(tap)
         return taps
 
     def _label(self, weights_digest: str) -> str:
@@ -85,10 +85,11 @@ class Request:
             entry = get(self.spec.name)
             usual_size = entry.size
             if self.spec.weights != default_weights(entry):
-                stem = Path(self.spec.weights).stem
+                name = Path(self.spec.weights).stem
                 is_digest_known = weights_digest not in ("", NO_WEIGHTS)
-                use_digest = is_digest_known and len(stem) > LONGEST_STEM
-                parts.append(f"weights={weights_digest[:8] if use_digest else stem}")
+                if is_digest_known and len(name) > LONGEST_STEM:
+                    name = weights_digest[:8]
+                parts.append(f"weights={name}")
         if self.spec.seed:
             parts.append(f"seed={self.spec.seed}")
         if self.preprocess.size != usual_size:
@@ -177,8 +178,10 @@ def _request(
         return _own_request(*own_model, layers, weights, size, pool, resize, trust)
     name, *parts = text.split(":")
     entry = get(name)
+    # An option behind the name wins over the same option beside it: it is meant for this backbone.
     options = dict(_option(entry, part) for part in parts)
-    size = _count("size", options.pop("size", entry.size if size is None else size))
+    usual_size = entry.size if size is None else size
+    size = _count("size", options.pop("size", usual_size))
     check_size(entry, size)
     seed = _count("seed", options.pop("seed", 0))
     weights = str(options.pop("weights", None) or weights or default_weights(entry))
@@ -191,7 +194,7 @@ def _request(
 
     # The options are part of the fingerprint: leave out defaults, so that naming one changes nothing.
     changed = {key: value for key, value in options.items() if DEFAULTS.get(key) != value}
-    seed = seed if weights == "none" else 0
+    seed = seed if weights == "none" else 0  # only random weights depend on it
     spec = BackboneSpec(entry.name, tuple(sorted(changed.items())), weights, seed)
     pooling: Pooling = choose("pool", pool or default_pooling(entry.name), get_args(Pooling))
     preprocess = Preprocess(size, choose("resize", resize, get_args(Resize)), entry.mode)
@@ -216,6 +219,7 @@ def _own_request(
     if spec.origin == "import":
         allow(spec.weights)  # the user named this function
 
+    # Before the facts are read: a function may need the size to make its model.
     if "size" in options:
         size = _count("size", _value("size", options["size"]))
     facts = own.facts_of(spec, size, trust)
@@ -252,6 +256,7 @@ def _option(entry: Entry, part: str) -> tuple[str, Any]:
         near = did_you_mean(key, allowed)
         raise UsageError(f"'{entry.name}' takes the options {forms}; got '{part}'{near}")
     value = _value(key, text)
+    # The exact type: for `isinstance`, True is a whole number.
     if key in DEFAULTS and type(value) is not type(DEFAULTS[key]):
         raise UsageError(f"'{entry.name}' takes {key} as in {key}={DEFAULTS[key]}; got '{text}'")
     return key, value
@@ -271,8 +276,8 @@ def _value(key: str, text: str) -> Any:
         number = float(text)
     except ValueError:
         return text
-    default = DEFAULTS.get(key)
-    return number if isinstance(default, float) or not number.is_integer() else int(number)
+    is_whole = number.is_integer() and not isinstance(DEFAULTS.get(key), float)
+    return int(number) if is_whole else number
 
 
 def _backbones(names: str | Sequence[str]) -> list[str]:
@@ -284,16 +289,22 @@ def _backbones(names: str | Sequence[str]) -> list[str]:
     while parts:
         length = 1
         if not is_name(parts[0].partition(":")[0]):
-            ends = range(1, len(parts) + 1)
-            length = next((end for end in ends if _is_file(",".join(parts[:end]))), 1)
+            length = _parts_of_file(parts)
         backbones.append(",".join(parts[:length]))
         del parts[:length]
     return backbones
 
 
-def _is_file(text: str) -> bool:
-    own_model = own.parse(text)
-    return own_model is not None and own_model[0].origin == "file" and Path(own_model[0].weights).exists()
+def _parts_of_file(parts: Sequence[str]) -> int:
+    """Return how many of the first parts, with commas between, name a file that exists; 1 if none do."""
+    for length in range(1, len(parts) + 1):
+        own_model = own.parse(",".join(parts[:length]))
+        if own_model is None:
+            continue
+        spec, _ = own_model
+        if spec.origin == "file" and Path(spec.weights).exists():
+            return length
+    return 1
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:

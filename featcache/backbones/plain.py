@@ -23,8 +23,8 @@ def as_classifier(model: Any, preprocess: Preprocess) -> tuple[Any, int, str]:
     if len(shape) != 2 or shape[1] is None:
         raise NotAModel(f"{model.name} gives {tuple(shape)} for each batch, not one value for each class")
     pixels = keras.Input((preprocess.size, preprocess.size, 3), dtype="uint8")
-    outputs = model(entering(model, keras.ops.cast(pixels, "float32"), preprocess))
-    outputs, note = _as_probabilities(outputs, _activation(model), shape[1])
+    inputs = entering(model, keras.ops.cast(pixels, "float32"), preprocess)
+    outputs, note = _as_probabilities(model(inputs), _activation(model), shape[1])
     return keras.Model(pixels, outputs), int(outputs.shape[1]), note
 
 
@@ -34,9 +34,13 @@ def _as_probabilities(outputs: Any, activation: str, width: int) -> tuple[Any, s
     if activation == "softmax":
         return outputs, ""
     if width == 1:
-        shares = outputs if activation == "sigmoid" else keras.ops.sigmoid(outputs)
-        how = "the probability" if activation == "sigmoid" else "the logit"
-        return keras.ops.concatenate([1 - shares, shares], axis=1), f"its one output is assumed to be {how} of class 1"
+        shares = outputs
+        how = "the probability"
+        if activation != "sigmoid":
+            shares = keras.ops.sigmoid(outputs)
+            how = "the logit"
+        both = keras.ops.concatenate([1 - shares, shares], axis=1)
+        return both, f"its one output is assumed to be {how} of class 1"
     if activation == "sigmoid":
         return outputs, "it ends in a sigmoid, so its probabilities do not add up to 1"
     return keras.ops.softmax(outputs), f"it ends in '{activation}'; its outputs are assumed to be logits"

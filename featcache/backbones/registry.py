@@ -154,12 +154,16 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool 
     >>> weights_file(get("mobilenet_v2"), {"alpha": 0.35}, size=96)
     'mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5'
     """
-    alpha, minimalistic = float(options.get("alpha", 1.0)), bool(options.get("minimalistic"))
+    alpha = float(options.get("alpha", 1.0))
+    minimalistic = bool(options.get("minimalistic"))
+    # The minimalistic networks were trained at alpha 1.0 only.
     trained = (1.0,) if minimalistic else ALPHAS.get(entry.module, (1.0,))
     if not entry.module or alpha not in trained or options.get("depth_multiplier", 1) != 1:
         return None
     pattern = _WEIGHTS_FILES[entry.module]
-    return (re.sub(r"_no_?top(_v2)?", "", pattern) if top else pattern).format(
+    if top:
+        pattern = re.sub(r"_no_?top(_v2)?", "", pattern)
+    return pattern.format(
         name=entry.name,
         constructor=entry.constructor.lower(),
         variant=entry.name.rpartition("_")[2],

@@ -26,9 +26,12 @@ def is_saved(path: Path) -> bool:
 
 def digests(folder: Path) -> tuple[str, str]:
     """Return the digest of variables and assets, and the digest of the graph."""
-    paths = sorted(folder.rglob("*"))
-    files = [path for path in paths if path.is_file() and path.name not in (GRAPH, *_UNUSED)]
-    values = [[file.relative_to(folder).as_posix(), file_digest(file)] for file in files]
+    values: list[list[str]] = []
+    # Sorted, since systems list files in different orders.
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (GRAPH, *_UNUSED):
+            name = path.relative_to(folder).as_posix()
+            values.append([name, file_digest(path)])
     return digest_of(values), file_digest(folder / GRAPH)
 
 

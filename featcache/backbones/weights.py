@@ -58,6 +58,7 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
 def source(spec: BackboneSpec, size: int) -> str | None:
     """Return a text that determines the weight values, or None where only building tells."""
     if spec.weights in ("none", ""):
+        # Random values depend on the seed, and on how this version of Keras draws them.
         return f"random seed {spec.seed} keras {version('keras')} {keras_backend()}"
     file = file_of(spec, size)
     if file is not None and spec.origin == "file" and saved.is_saved(file):
@@ -77,6 +78,7 @@ def damage(file: Path) -> str | None:
         return "is empty"
     if len(head) < _HEAD or not head.startswith(_HDF5):
         return f"has {size} bytes, which are no HDF5"
+    # Byte 8 is the version of the superblock; of an unknown one nothing can be told.
     at = _END_AT.get(head[8])
     end = int.from_bytes(head[at : at + 8], "little") if at else size
     return f"has {size} of {end} bytes" if size < end else None
@@ -87,7 +89,8 @@ def check_download(file: Path) -> None:
     check_writable(file)
     from keras.src.backend import config
 
-    home, used = keras_home(), os.path.expanduser(config.keras_home())
+    home = keras_home()
+    used = os.path.expanduser(config.keras_home())  # Keras reads the variable once, when it is imported
     if os.path.realpath(used) != os.path.realpath(home):
         raise WeightsMissing(
             f"{file} is missing, and Keras would download it to {used}: Keras was imported before KERAS_HOME was "
@@ -115,8 +118,10 @@ def check_writable(file: Path) -> None:
 
 def fault(spec: BackboneSpec, size: int, error: Exception) -> FeatcacheError:
     """Return what to raise where Keras could not build the backbone: it raises all sorts, plain Exception too."""
-    file, reason = file_of(spec, size), " ".join(str(error).split())
+    file = file_of(spec, size)
+    reason = " ".join(str(error).split())
     if spec.weights == "imagenet" and file is not None:
+        # From the surest cause to the vaguest: the disk, the network, another fault of the system, a broken file.
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return DiskFault(f"The ImageNet weights of '{spec.name}' cannot be written to {file}: {error.strerror}")
         if not file.exists() and (isinstance(error, (OSError, HTTPException)) or _NO_DOWNLOAD in reason):
@@ -141,7 +146,9 @@ def spelt(spec: BackboneSpec, size: int) -> str:
     'mobilenet_v2:alpha=0.35:size=160'
     """
     parts = [spec.name, *(f"{key}={value}" for key, value in spec.options)]
-    return ":".join(parts if size == get(spec.name).size else [*parts, f"size={size}"])
+    if size != get(spec.name).size:
+        parts.append(f"size={size}")
+    return ":".join(parts)
 
 
 class Chatter(io.TextIOBase):

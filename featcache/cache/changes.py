@@ -84,13 +84,16 @@ def with_review(
     reviewed: list[ImageRow] = []
     for row in rows:
         review = review_of.get((row.digest, row.label))
-        if review is not None and review.outcome != "kept":
-            relabelled[row.path] = row.label
-            if review.outcome == "dropped":
-                dropped[row.path] = row.split
-                row = row._replace(split="")
-            row = row._replace(label=review.new_label)
-        reviewed.append(row)
+        if review is None or review.outcome == "kept":
+            reviewed.append(row)
+            continue
+        split = row.split
+        relabelled[row.path] = row.label
+        if review.outcome == "dropped":
+            dropped[row.path] = row.split
+            split = ""
+        reviewed.append(row._replace(label=review.new_label, split=split))
+
     return tuple(reviewed), changes._replace(relabelled=relabelled, dropped=dropped, reviews=tuple(reviews))
 
 
@@ -98,7 +101,8 @@ def later(earlier: Iterable[Review], new: Iterable[Review]) -> tuple[Review, ...
     """Return all reviews, one for each image and label: the new one, unless it decides what was decided before."""
     review_of = {(review.digest, review.label): review for review in earlier}
     for review in new:
-        known = review_of.get((review.digest, review.label))
+        key = (review.digest, review.label)
+        known = review_of.get(key)
         if known is None or known.new_label != review.new_label:
-            review_of[review.digest, review.label] = review
+            review_of[key] = review
     return tuple(review_of[key] for key in sorted(review_of))

@@ -44,6 +44,7 @@ def _verify(cache: Path) -> Verified:
             num_rows += _verified_rows(file)
         except NotACache as error:
             problems.append(str(error))
+    # A damaged part lacks its rows as well, and is reported already.
     if cache.is_dir() and not problems:
         problems += lost_rows(cache)
     return Verified(len(files), num_rows, tuple(problems))
@@ -56,9 +57,11 @@ def lost_rows(cache: Path) -> list[str]:
     stored = stored_rows(cache)
     sentences: list[str] = []
     for fingerprint, num_before in counts.items():
-        num_now, name = 0, fingerprint[:12]
+        num_now = 0
+        name = fingerprint[:12]  # all that is known of a tap whose last row is gone
         if fingerprint in stored:
-            num_now, name = len(stored[fingerprint].at), stored[fingerprint].tap.name
+            num_now = len(stored[fingerprint].at)
+            name = stored[fingerprint].tap.name
         if num_now < num_before:
             sentences.append(
                 f"{cache} has lost {num_before - num_now} of {num_before} rows of tap '{name}': a part is gone. "
@@ -104,14 +107,14 @@ def why(cache: Cache, file: str | Path, read: Callable[[str], bytes] | None = No
     """
     path, digest = _digest(cache, Path(file), read)
     same = tuple(row.path for row in cache.rows if row.digest == digest)
-    failure = next((failure for failure in cache.failures if failure.digest == digest), None)
-    answers = []
+    failures = [failure for failure in cache.failures if failure.digest == digest]
+    answers: list[TapAnswer] = []
     for rows in stored_rows(cache.path).values():
         is_hit = digest in rows.at
         if is_hit:
             reason = "its bytes are those that a row was computed from"
-        elif failure is not None:
-            reason = f"it was skipped: {failure.status}, {failure.reason}"
+        elif failures:
+            reason = f"it was skipped: {failures[0].status}, {failures[0].reason}"
         else:
             reason = _why_missing(cache, path, bool(same))
         answers.append(TapAnswer(rows.tap.name, is_hit, reason))

@@ -47,11 +47,16 @@ def _part_of(sources: Sequence[Path]) -> Callable[[Path], bool]:
     """Return a function: whether these sources hold everything in a cache, as they do for their earlier merge."""
 
     def is_ours(path: Path) -> bool:
-        caches = [Cache.open(source) for source in sources]
+        images: set[ImageRow] = set()
+        joined: set[tuple[str, str]] = set()
+        reviews: set[Review] = set()
+        for source in sources:
+            cache = Cache.open(source)
+            images.update(without_review(cache.rows, cache.changes))
+            joined.update(cache.joined.items())
+            reviews.update(cache.changes.reviews)
+
         earlier = Cache.open(path)
-        images = {row for cache in caches for row in without_review(cache.rows, cache.changes)}
-        joined = {item for cache in caches for item in cache.joined.items()}
-        reviews = {review for cache in caches for review in cache.changes.reviews}
         return (
             images.issuperset(without_review(earlier.rows, earlier.changes))
             and joined.issuperset(earlier.joined.items())
@@ -80,34 +85,37 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
                 f"{other.path} is split or arranged by another rule than {first.path}. Extract one of them again"
             )
     pieces: list[Piece] = []
+    joined: dict[str, str] = {}
+    moved: dict[str, str] = {}
     for cache in caches:
         for rows in stored_rows(cache.path).values():
             pieces += rows.pieces
+        joined.update(cache.changes.joined)
+        moved.update(cache.changes.moved)
+
+    same_decoder = all(cache.decode == first.decode for cache in caches)
     facts: dict[str, str | bytes] = {
         "root": os.fsencode(first.root),
         "layout": first.layout,
         "split_spec": canonical_json(asdict(first.split_spec)),
-        "decode": first.decode if all(one.decode == first.decode for one in caches) else "",  # failures: try again
+        "decode": first.decode if same_decoder else "",  # "": the next extraction tries all failures again
     }
-    if any((cache.root, cache.listing) != (first.root, first.listing) for cache in caches):
+    same_listing = all((cache.root, cache.listing) == (first.root, first.listing) for cache in caches)
+    if not same_listing:
         facts[LISTING] = canonical_json({"merged": [str(source.resolve()) for source in sources]})
     elif first.listing is not None:
         facts[LISTING] = canonical_json(first.listing)
+
+    # Compare the images as they were before any review, then review all of them again: so an image that was
+    # reviewed in one cache only does not contradict itself.
     united = _united(caches)
     failures = _failures(caches)
-    joined = {path: group for cache in caches for path, group in cache.changes.joined.items()}
-    moved = {path: split for cache in caches for path, split in cache.changes.moved.items()}
     images, changes = with_review(united, Changes(joined, moved), _reviews(caches))
-    # Copy the looks before the cache appears, so that a kill in between loses none.
-    _copy_looks(sources, out)
-    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, changes)
-
-
-def _copy_looks(sources: Sequence[Path], out: Path) -> None:
-    """Copy the records of looks at the test images from beside the sources to beside the merged cache."""
+    # Copy the records of looks at the test images before the cache appears, so that a kill in between loses none.
     for source in sources:
         for record in matching(looks_beside(source), "*.json"):
             write_whole(looks_beside(out) / record.name, record.read_bytes())
+    write_cache(out, state(out), by_tap(pieces).values(), images, failures, facts, None, changes)
 
 
 def _united(caches: Sequence[Cache]) -> list[ImageRow]:
@@ -152,7 +160,10 @@ def _reviews(caches: Sequence[Cache]) -> tuple[Review, ...]:
 
 def _failures(caches: Sequence[Cache]) -> Mapping[str, Failure]:
     """Return the failures of images that no cache could use."""
-    usable = {row.path for cache in caches for row in cache.usable()}
+    usable: set[str] = set()
+    for cache in caches:
+        usable.update(row.path for row in cache.usable())
+
     failures: dict[str, Failure] = {}
     for cache in caches:
         for failure in cache.failures:
@@ -171,18 +182,25 @@ def export(
     export. Raises UsageError, UnknownTap, EnvironmentFault.
     """
     out = Path(out)
+    # Refuse a path before reading features, which may take minutes.
     if out.suffix not in FORMATS:
         raise UsageError(f"A cache is exported to a file that ends in {' or '.join(FORMATS)}; got {out.name}")
     check_output(out, EXPORTS[out.suffix], inputs=[cache.path], force=force)
     rows = cache.usable(split)
     X = cache.features(rows, tap)
-    columns = {name: [_text(getattr(row, name)) for row in rows] for name in ImageRow._fields}
+    columns: dict[str, list[str]] = {}
+    for name in ImageRow._fields:
+        # Texts that any reader can decode: undecodable bytes of file names become \xNN.
+        raw = [os.fsencode(getattr(row, name)) for row in rows]
+        columns[name] = [text.decode("utf-8", "backslashreplace") for text in raw]
+
     index = {name: number for number, name in enumerate(cache.classes)}
     y = np.array([index.get(row.label, -1) for row in rows], np.int64)
     if out.suffix == ".npz":
+        classes = np.array(cache.classes, dtype=np.str_)
         texts = {name: np.array(values, dtype=np.str_) for name, values in columns.items()}
         with disk_faults(out), writing(out) as sink:
-            np.savez(sink, X=X, y=y, classes=np.array(cache.classes, dtype=np.str_), **texts)  # type: ignore[arg-type]
+            np.savez(sink, X=X, y=y, classes=classes, **texts)  # type: ignore[arg-type]
     else:
         _write_parquet(out, columns | {"class_index": y}, X)
     return len(rows)
@@ -201,8 +219,9 @@ def _write_parquet(out: Path, columns: Mapping[str, Any], X: Any) -> None:
 
 
 def _is_npz(path: Path) -> bool:
+    names = {f"{name}.npy" for name in ("X", "y", "classes", *ImageRow._fields)}
     with zipfile.ZipFile(path) as archive:
-        return {*archive.namelist()} == {f"{name}.npy" for name in ("X", "y", "classes", *ImageRow._fields)}
+        return set(archive.namelist()) == names
 
 
 def _is_parquet(path: Path) -> bool:
@@ -212,8 +231,3 @@ def _is_parquet(path: Path) -> bool:
 
 
 EXPORTS = {".npz": Kind("export of a cache", _is_npz), ".parquet": Kind("export of a cache", _is_parquet)}
-
-
-def _text(value: str) -> str:
-    """Return a text that any reader can decode, with undecodable bytes of names as \\xNN."""
-    return os.fsencode(value).decode("utf-8", "backslashreplace")

@@ -141,7 +141,7 @@ def part_files(cache: Path) -> list[Path]:
     One listing may miss both a new part and the old parts that it replaced; two equal listings miss nothing.
     """
     folder = parts_folder(cache)
-    previous_listing = None
+    previous_listing: list[Path] | None = None
     listing = matching(folder, "part-*.h5")
     while listing != previous_listing:
         previous_listing = listing
@@ -153,7 +153,8 @@ def is_begun(folder: Path) -> bool:
     """Return whether a folder holds only what an extraction writes there before its first part."""
     for path in folder.iterdir():
         is_ours = path.name in (INDEX_NAME, LOCK_NAME) or path.suffix == DAMAGED
-        if not is_ours and not TEMPORARY.fullmatch(path.name):
+        is_litter = TEMPORARY.fullmatch(path.name)
+        if not is_ours and not is_litter:
             return False
     return True
 
@@ -218,6 +219,7 @@ def reading_all_of_part(path: Path) -> Iterator[h5py.File]:
     """
     with _source_of(path) as source:
         data = source.read()
+    # Compare before HDF5 sees the bytes: it may read damaged ones without an error.
     if path.name != part_name(data):
         raise NotACache(
             f"{path} is damaged: its bytes do not match its name. "
@@ -276,12 +278,14 @@ def part_name(data: bytes | memoryview) -> str:
 
 def write_part(folder: Path, fill: Fill) -> Path:
     """Build an HDF5 file in memory, write it whole or not at all under the hash of its bytes, and return its path."""
+    # In memory, because the name is known only once all bytes are, and because HDF5 crashes on a full disk.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         _fill(file, fill)
+    data = buffer.getbuffer()
     make_folder(folder)
-    path = folder / part_name(buffer.getbuffer())
-    write_whole(path, buffer.getbuffer())
+    path = folder / part_name(data)
+    write_whole(path, data)
     return path
 
 
@@ -367,7 +371,8 @@ def held_digest(file: Any, path: Path) -> str:
     if "images" in file:
         groups.insert(0, file["images"])
     digests = [(group.name, text_of(group, "content_digest")) for group in groups]
-    return hashlib.sha256(os.fsencode(repr(digests))).hexdigest()
+    text = repr(digests)  # of a list of pairs: part of the format, like everything that is hashed here
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def tap_groups(file: Any, path: Path) -> list[Any]:
@@ -379,6 +384,7 @@ def tap_groups(file: Any, path: Path) -> list[Any]:
             groups[name] = group
 
     if "taps" in file:
+        # `visititems` follows no links, so no group of another file comes in.
         own_group(file, "taps", path).visititems(visit)
     return [groups[name] for name in sorted(groups)]
 
@@ -398,6 +404,7 @@ def text_of(node: Any, name: str) -> str:
     """Return an attribute that `put_text` wrote, or "" if there is none."""
     if name not in node.attrs:
         return ""
+    # Ask for the type before reading: a damaged text of variable length can crash HDF5.
     attribute = node.attrs.get_id(name)
     if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_TEXT_BYTES:
         return ""
@@ -406,10 +413,12 @@ def text_of(node: Any, name: str) -> str:
 
 def images_digest(group: Any) -> str:
     """Return the SHA-256 of the images' columns and facts as they stand in the file."""
-    hashed = hashlib.sha256()
+    # What is absent adds nothing, so a cache without changes has the digest that earlier versions gave it.
     optional = [name for name in (*COLUMNS_OF_CHANGES, REVIEWS) if name in group]
+    hashed = hashlib.sha256()
     for name in (*IMAGE_COLUMNS, *optional):
         column = group[name]
+        # The type and the shape, so that no two tables give the same bytes.
         hashed.update(f"{name} {column.dtype} {column.shape}\0".encode())
         hashed.update(column[()].tobytes())
     for name in IMAGE_FACTS:
@@ -422,6 +431,7 @@ def images_digest(group: Any) -> str:
 
 def own_group(parent: Any, name: str, path: Path) -> Any:
     """Return the group `name` of `parent`. Raises NotACache if it is missing or a link that may lead elsewhere."""
+    # Ask for the link before following it: an external link would open another file.
     link = parent.get(name, getlink=True)
     group = parent.get(name) if isinstance(link, h5py.HardLink) else None
     if not isinstance(group, h5py.Group):

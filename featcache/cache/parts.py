@@ -74,27 +74,29 @@ def commit(
     return layout.write_part(parts_folder(cache), fill)
 
 
-def read_rows(cache: Path, *, whole: bool = False, checked: bool = False) -> dict[str, TapRows]:
+def read_rows(cache: Path, *, all_bytes: bool = False, checked: bool = False) -> dict[str, TapRows]:
     """Return {fingerprint: rows} of the cache and its parts together, and set damaged parts aside.
 
-    whole: read and compare all bytes of large parts in a folder; all other parts are always read that way.
+    all_bytes: read and compare all bytes of large parts in a folder; all other parts are always read that way.
     checked: leave out the damaged taps of CACHE.h5, which means reading all of it. Raises DiskFault if the system
     cannot read a file.
     """
-    return again(lambda: _read_rows(cache, whole, checked))
+    return again(lambda: _read_rows(cache, all_bytes, checked))
 
 
-def _read_rows(cache: Path, whole: bool, checked: bool) -> dict[str, TapRows]:
+def _read_rows(cache: Path, all_bytes: bool, checked: bool) -> dict[str, TapRows]:
     # List the parts before reading the table: a part that another process merges in between is then in the table.
     listed_parts = part_files(cache)
     pieces = _pieces_of_table(cache)
     if checked:
-        damaged = {piece.tap.fingerprint for piece in _damaged_in(pieces)}
+        damaged = _fingerprints(_damaged_in(pieces))
         pieces = [piece for piece in pieces if piece.tap.fingerprint not in damaged]
+
     for part in listed_parts:
-        # Parts beside CACHE.h5 will be copied into it, and small parts of a folder into larger ones.
+        # Parts beside CACHE.h5 will be copied into it, and small parts of a folder into larger ones. Damaged bytes
+        # must not be copied, since the copy would get a digest that matches them.
         will_be_copied = part.parent != cache or _size(part) < SMALL_BYTES
-        pieces += _pieces_or_aside(part, whole or will_be_copied)
+        pieces += _pieces_or_aside(part, all_bytes or will_be_copied)
     return by_tap(pieces)
 
 
@@ -120,6 +122,10 @@ def _damaged_in(pieces: Sequence[Piece]) -> list[Piece]:
         except NotACache:
             damaged.append(piece)
     return damaged
+
+
+def _fingerprints(pieces: Iterable[Piece]) -> set[str]:
+    return {piece.tap.fingerprint for piece in pieces}
 
 
 def make_folder(cache: Path) -> None:
@@ -181,7 +187,10 @@ def merge(
         merged = again(lambda: _merged(cache, table, layout.state(table_of(cache)), damaged))
     else:
         merged = _merged(cache, table, before, damaged)
-    if not (cache.is_dir() and lost_rows(cache)):
+
+    # Damaged parts in a folder stay until all of their rows are back: they are the sign that rows are missing.
+    still_lacks_rows = cache.is_dir() and lost_rows(cache)
+    if not still_lacks_rows:
         for part in set_aside(cache):
             files.remove(part)
     _tidy(cache)
@@ -226,6 +235,9 @@ def _merged(cache: Path, images: ImageTable, before: str | None, damaged: Collec
             raise Overtaken(table) from error
         raise
     del rows  # the digests of many images take memory that `Cache.open` needs
+
+    # Parts go last, once the new table could be opened: a kill before that leaves their rows in both places, which
+    # the next merge finds and clears up.
     opened = Cache.open(cache)
     _remove_merged(_without_taps(parts, kept), table, written)
     return opened
@@ -243,8 +255,9 @@ def _rows_to_merge(
         else:
             pieces.append(piece)
     for part in parts:
-        pieces += pieces_in(part, whole=True)
+        pieces += pieces_in(part, all_bytes=True)
 
+    # A damaged tap goes once all of its images have new rows.
     computed_again = by_tap(pieces)
     kept: list[Piece] = []
     for piece in broken:
@@ -253,7 +266,7 @@ def _rows_to_merge(
             kept.append(piece)
 
     # New rows cannot stand beside the damaged rows of the same tap, so they stay in their parts.
-    waiting = {piece.tap.fingerprint for piece in kept}
+    waiting = _fingerprints(kept)
     ready = [piece for piece in pieces if piece.tap.fingerprint not in waiting]
     names_of_kept = [piece.tap.name for piece in kept]
     return by_tap(ready, names_of_kept), kept
@@ -261,15 +274,10 @@ def _rows_to_merge(
 
 def _without_taps(parts: Sequence[Path], kept: Sequence[Piece]) -> list[Path]:
     """Return the parts that hold no rows of the kept taps."""
-    waiting = {piece.tap.fingerprint for piece in kept}
+    waiting = _fingerprints(kept)
     if not waiting:
         return list(parts)
-    removable: list[Path] = []
-    for part in parts:
-        fingerprints = {piece.tap.fingerprint for piece in pieces_in(part)}
-        if waiting.isdisjoint(fingerprints):
-            removable.append(part)
-    return removable
+    return [part for part in parts if waiting.isdisjoint(_fingerprints(pieces_in(part)))]
 
 
 def _remove_merged(parts: Sequence[Path], table: Path, written: str) -> None:
@@ -308,7 +316,8 @@ def write_cache(
 
     def fill(file: Any, check: Callable[[], None]) -> None:
         _fill_images(file, images, failures, facts, counts, changes)
-        for tap_rows in sorted(rows, key=lambda one: one.tap.name):
+        # By name, so that the bytes of the file do not depend on the order in which taps were computed.
+        for tap_rows in sorted(rows, key=lambda tap_rows: tap_rows.tap.name):
             write_rows(file, tap_rows, in_order(tap_rows, images), check)
         for piece in kept:
             copy_tap(file, piece, check)
@@ -343,36 +352,40 @@ def _fill_images(
         layout.put_text(group, layout.LISTING, facts[layout.LISTING])
     if counts:
         layout.put_text(group, layout.ROWS_OF, canonical_json(counts))
+
+    # Always in this order, which decides the bytes of the file: equal extractions must give equal files.
+    for name in ImageRow._fields:
+        _put_column(group, name, [getattr(row, name) for row in images])
     ok = Failure("", "", "ok", "")
-    columns: dict[str, Callable[[ImageRow], str]] = {
-        "path": lambda row: row.path,
-        "label": lambda row: row.label,
-        "group": lambda row: row.group,
-        "split": lambda row: row.split,
-        "digest": lambda row: row.digest,
-        "status": lambda row: failures.get(row.path, ok).status,
-        "reason": lambda row: failures.get(row.path, ok).reason,
-    }
-    for name in layout.IMAGE_COLUMNS:
-        group.create_dataset(name, data=layout.strings([os.fsencode(columns[name](row)) for row in images]))
+    outcomes = [failures.get(row.path, ok) for row in images]
+    _put_column(group, "status", [outcome.status for outcome in outcomes])
+    _put_column(group, "reason", [outcome.reason for outcome in outcomes])
+
     for name, field_name in layout.COLUMNS_OF_CHANGES.items():
-        had = getattr(changes, field_name)
-        texts = [f"={had[row.path]}" if row.path in had else "" for row in images]
+        value_before = getattr(changes, field_name)
+        # The "=" tells an image that had nothing before (no group, no label) from an image that was not changed.
+        texts = [f"={value_before[row.path]}" if row.path in value_before else "" for row in images]
         if any(texts):
-            group.create_dataset(name, data=layout.strings([os.fsencode(text) for text in texts]))
+            _put_column(group, name, texts)
     if changes.reviews:
-        reviews = [review.to_json().encode() for review in changes.reviews]
-        group.create_dataset(layout.REVIEWS, data=layout.strings(reviews))
+        _put_column(group, layout.REVIEWS, [review.to_json() for review in changes.reviews])
+
+    # Last: it covers all columns and facts above.
     layout.put_text(group, "content_digest", layout.images_digest(group))
+
+
+def _put_column(group: Any, name: str, texts: Iterable[str]) -> None:
+    """Write one text for each image. Undecodable bytes of file names come out as they went in."""
+    group.create_dataset(name, data=layout.strings([os.fsencode(text) for text in texts]))
 
 
 def _pieces_or_aside(part: Path, compare_bytes: bool) -> list[Piece]:
     """Return what a part holds; rename it and return nothing if it is proven damaged. Raises DiskFault."""
     with suppress(NotACache):
-        return pieces_in(part, whole=compare_bytes)
+        return pieces_in(part, all_bytes=compare_bytes)
     # A failure proves damage only when all bytes were read and compared with the name.
     try:
-        return pieces_in(part, whole=True)
+        return pieces_in(part, all_bytes=True)
     except NotACache:
         with suppress(OSError):  # another process has renamed it already, or nobody may rename here
             os.replace(part, part.with_suffix(DAMAGED))
@@ -392,10 +405,13 @@ def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
     small = [part for part in part_files(cache) if _size(part) < SMALL_BYTES]
     if len(small) > 1:
         _compact(cache, small, images)
+
     pieces: list[Piece] = []
     for part in part_files(cache):
         pieces += pieces_in(part)
-    counts = {rows.tap.fingerprint: len(rows.at) for rows in by_tap(pieces).values()}
+    counts = {fingerprint: len(rows.at) for fingerprint, rows in by_tap(pieces).items()}
+
+    # Otherwise a merge after the damage would forget that rows are missing, and nobody would compute them again.
     if set_aside(cache):
         for fingerprint, number in layout.counted_rows(cache).items():
             counts[fingerprint] = max(number, counts.get(fingerprint, 0))
@@ -407,13 +423,16 @@ def _compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow]) -> 
     new_parts: set[Path] = set()
     pieces: list[Piece] = []
     for part in small:
-        pieces += pieces_in(part, whole=True)
+        pieces += pieces_in(part, all_bytes=True)
+
     for rows in by_tap(pieces).values():
         digests = in_order(rows, images)
         step = max(1, PART_BYTES // max(1, rows.row_bytes))
         for start in range(0, len(digests), step):
             fill = partial(write_rows, rows=rows, digests=digests[start : start + step])
             new_parts.add(layout.write_part(cache, fill))
+
+    # Small parts go only when all rows stand in new ones: after a kill, rows stand twice, never nowhere.
     for part in small:
         if part not in new_parts:  # equal bytes have equal names
             files.remove(part)

@@ -16,7 +16,7 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
 from featcache.cache.changes import UNCHANGED, Changes, Review
-from featcache.cache.rows import Digests, TapRows, by_tap, described, pieces_in
+from featcache.cache.rows import Digests, Piece, TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
@@ -56,7 +56,7 @@ class Cache:
             if "images" not in file:
                 raise NotACache(f"{path} has no images: it is a part, or damaged. Run featcache extract again")
             group = layout.own_group(file, "images", path)
-            columns = [_texts(layout.plain(group, name, "S", (1,), path)) for name in layout.IMAGE_COLUMNS]
+            columns = [_column(group, name, path) for name in layout.IMAGE_COLUMNS]
             changes = _changes(group, columns[0], path)
             if layout.images_digest(group) != layout.text_of(group, "content_digest"):
                 raise layout.damaged(path, "its images are not those that were written")
@@ -68,10 +68,11 @@ class Cache:
             decode = layout.text_of(group, "decode")
             root = Path(layout.text_of(group, "root"))
             arranged = layout.text_of(group, "layout")
-            listed_by = layout.text_of(group, layout.LISTING)
-            listing = dict(json.loads(listed_by)) if listed_by else None
+            listing_json = layout.text_of(group, layout.LISTING)
+            listing = dict(json.loads(listing_json)) if listing_json else None
         if path.is_dir():
-            taps = [rows_of.tap for rows_of in _stored_rows(path).values()]
+            # The file with the images has no taps then: they are in the parts.
+            taps = [tap_rows.tap for tap_rows in _stored_rows(path).values()]
         by_name = {tap.name: tap for tap in taps}
         return cls(path, root, rows, failures, by_name, spec, decode, arranged, changes, listing)
 
@@ -136,8 +137,11 @@ class Cache:
         """
         if split is not None:
             choose("split", split, SPLITS)
+        rows = list(self.rows)
+        if split is not None:
+            rows = [row for row in rows if row.split == split]
         failed = {failure.path for failure in self.failures}
-        rows = list(self.rows) if split is None else [row for row in self.rows if row.split == split]
+        # Most caches have no failures, and then need no search for each image.
         if failed:
             rows = [row for row in rows if row.path not in failed]
         if shots is None:
@@ -174,12 +178,13 @@ class Cache:
 
     def _features(self, rows: Sequence[ImageRow], digests: Digests, wanted: Tap) -> Features:
         stored = _stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
-        try:
-            if stored is not None:
+        if stored is None:
+            missing = [row.path for row in rows]
+        else:
+            try:
                 return stored.features(digests)
-        except KeyError:
-            pass
-        missing = [row.path for row in rows if stored is None or row.digest not in stored.at]
+            except KeyError:
+                missing = [row.path for row in rows if row.digest not in stored.at]
         example = f", such as {missing[0]}" if missing else ""
         option = "" if wanted.view == IDENTITY else f" --views {wanted.view}"
         raise UnknownTap(
@@ -229,10 +234,12 @@ class Cache:
             choose("split", split, SPLITS)
             in_split = np.array([row.split == split for row in rows], bool)
             rows = [row for row in rows if row.split == split]
-            digests, y = digests[in_split], y[in_split]
+            digests = digests[in_split]
+            y = y[in_split]
         names = self.views(tap) if views else [self.tap(tap).name]
         arrays = [self._read(rows, digests, self.tap(name)) for name in names]
         if len(arrays) == 1:
+            # A copy: the caller may change y, and `_labelled` must keep its own.
             return arrays[0], y.copy()
         return np.concatenate(arrays), np.tile(y, len(arrays))
 
@@ -247,7 +254,10 @@ def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows
 
 def _stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:
     sources = layout.part_files(path) if path.is_dir() else [path]
-    return by_tap(piece for source in sources for piece in pieces_in(source, fingerprint))
+    pieces: list[Piece] = []
+    for source in sources:
+        pieces += pieces_in(source, fingerprint)
+    return by_tap(pieces)
 
 
 def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:
@@ -261,24 +271,35 @@ def _few(rows: list[ImageRow], shots: int) -> list[ImageRow]:
     return few
 
 
-def _texts(dataset: Any) -> list[str]:
-    """Return a column as texts. Equal values share one text, which saves memory: a label is stored for every image."""
-    values = dataset[()].tolist()
+def _column(group: Any, name: str, source: Path) -> list[str]:
+    """Return a column as texts, one for each image.
+
+    Equal values share one text, which saves memory: a label is stored for every image.
+    """
+    values = layout.plain(group, name, "S", (1,), source)[()].tolist()
     texts = {value: os.fsdecode(value) for value in set(values)}
     return [texts[value] for value in values]
 
 
-def _changes(group: Any, paths: list[str], path: Path) -> Changes:
-    columns: dict[str, dict[str, str]] = {}
+def _changes(group: Any, paths: list[str], source: Path) -> Changes:
+    before: dict[str, dict[str, str]] = {}
     for name, field_name in layout.COLUMNS_OF_CHANGES.items():
-        texts = _texts(layout.plain(group, name, "S", (1,), path)) if name in group else []
-        columns[field_name] = {path: text[1:] for path, text in zip(paths, texts, strict=bool(texts)) if text}
-    stored = _texts(layout.plain(group, layout.REVIEWS, "S", (1,), path)) if layout.REVIEWS in group else []
-    return Changes(**columns, reviews=tuple(map(Review.from_json, stored)))
+        before[field_name] = {}
+        if name not in group:
+            continue
+        for path, text in zip(paths, _column(group, name, source), strict=True):
+            if text:
+                before[field_name][path] = text[1:]  # after the "=" that marks a changed image
+
+    reviews: list[Review] = []
+    if layout.REVIEWS in group:
+        reviews = [Review.from_json(text) for text in _column(group, layout.REVIEWS, source)]
+    return Changes(**before, reviews=tuple(reviews))
 
 
 def _images(columns: list[list[str]]) -> tuple[tuple[ImageRow, ...], tuple[Failure, ...]]:
-    rows, failures = [], []
+    rows: list[ImageRow] = []
+    failures: list[Failure] = []
     for path, label, group, split, digest, status, reason in zip(*columns, strict=True):
         rows.append(ImageRow(path, label, group, split, digest))
         if status != "ok":

@@ -64,10 +64,13 @@ class Piece:
         is_described = tap.fingerprint == fingerprint and tap.dtype == features.dtype
         if not (lengths_agree and makers_are_listed and is_described):
             raise NotACache(f"{source}: tap '{group.name}' does not match its own description")
+        # `digests` below decodes the column as one text, where each byte must be one character.
         column = digests[()]
         if column.view(np.int8).min(initial=0) < 0:
             raise NotACache(f"{source}: tap '{group.name}' has digests of images that are not ASCII")
-        return cls(source, group.name, tap, column, features.shape[1:], makers, made_by, layout.state_in(group.file))
+        row_shape = features.shape[1:]
+        state = layout.state_in(group.file)
+        return cls(source, group.name, tap, column, row_shape, makers, made_by, state)
 
     def __len__(self) -> int:
         return len(self.made_by)
@@ -81,15 +84,17 @@ class Piece:
 
     def is_of(self, digests: Digests) -> bool:
         """Return whether the rows belong to exactly these images in this order. Quick; a False may be wrong."""
-        width = self.column.dtype.itemsize
         if isinstance(digests, np.ndarray):
             return bool(digests.dtype == self.column.dtype and digests.tobytes() == self.column.tobytes())
+        width = self.column.dtype.itemsize
         if len(digests) != len(self) or set(map(len, digests)) != {width}:
             return False
-        # Small blocks stay in the processor's cache.
+        # All texts are as wide as the column, so joined they must be its bytes. Small blocks stay in the processor's
+        # cache.
         for start in range(0, len(self), 1000):
-            block = "".join(digests[start : start + 1000]).encode("utf-8", "surrogateescape")
-            if block != self.column[start : start + 1000].tobytes():
+            rows = slice(start, start + 1000)
+            block = "".join(digests[rows]).encode("utf-8", "surrogateescape")
+            if block != self.column[rows].tobytes():
                 return False
         return True
 
@@ -98,12 +103,13 @@ class TapRows:
     """All rows of one tap. If an image was computed twice, its first row counts."""
 
     def __init__(self, pieces: Sequence[Piece], name: str | None = None) -> None:
+        first = pieces[0]
         self.pieces = tuple(pieces)
-        self.tap = pieces[0].tap if name is None else replace(pieces[0].tap, name=name)
-        self.shape = pieces[0].shape
-        self._starts = [0, *accumulate(len(piece) for piece in pieces)]  # number of the first row of each piece
+        self.tap = first.tap if name is None else replace(first.tap, name=name)
+        self.shape = first.shape
+        self._starts = [0, *accumulate(map(len, pieces))]  # number of the first row of each piece
         if any(piece.shape != self.shape for piece in pieces):
-            raise NotACache(f"{pieces[0].source}: tap '{self.tap.name}' has rows of different widths. Extract it again")
+            raise NotACache(f"{first.source}: tap '{self.tap.name}' has rows of different widths. Extract it again")
 
     @cached_property
     def at(self) -> Mapping[str, int]:
@@ -133,7 +139,7 @@ class TapRows:
     @property
     def makers(self) -> tuple[str, ...]:
         """What computed these rows: each maker once, sorted."""
-        return tuple(sorted({maker for piece in self.pieces for maker in piece.makers}))
+        return tuple(sorted(set().union(*(piece.makers for piece in self.pieces))))
 
     def made_by(self, digests: Sequence[str]) -> tuple[tuple[str, ...], Any]:
         """Return the makers of the rows of these images, sorted, and for each row its index in them, (N,) uint8."""
@@ -141,10 +147,12 @@ class TapRows:
         index = {maker: number for number, maker in enumerate(makers)}
         by_piece = []
         for piece in self.pieces:
+            # Each piece numbers its own makers; `indices` leads from those numbers to ours.
             indices = np.array([index[maker] for maker in piece.makers], np.int64)
             by_piece.append(indices[piece.made_by])
         of_all_rows = np.concatenate(by_piece)
 
+        # Makers without a row among these are left out, so the numbers close up again.
         used, made_by = np.unique(of_all_rows[self._numbers(digests)], return_inverse=True)
         if len(used) > MAX_MAKERS:
             raise NotACache(f"Tap '{self.tap.name}' was computed by {len(used)} kinds of software. Extract it again")
@@ -161,7 +169,7 @@ class TapRows:
 
     def blocks(self, digests: Sequence[str]) -> Iterator[Features]:
         """Yield the same rows in the stored dtype, a few megabytes at a time. Raises NotACache as `features` does."""
-        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        step = _rows_in_block(self.row_bytes)
         numbers = self._numbers(digests)
         for start in range(0, len(numbers), step):
             block_numbers = numbers[start : start + step]
@@ -171,21 +179,26 @@ class TapRows:
 
     def _numbers(self, digests: Digests) -> Any:
         """Return the number of the row of each image, (N,) int64. Raises KeyError."""
+        # The usual case, all images in the stored order, does without a dictionary of all digests.
         if len(self.pieces) == 1 and self.pieces[0].is_of(digests):
             return np.arange(len(digests))
+        if isinstance(digests, np.ndarray):
+            digests = digests.astype(str).tolist()
         numbers = self.at
-        texts = digests.astype(str).tolist() if isinstance(digests, np.ndarray) else digests
-        return np.array([numbers[digest] for digest in texts], np.int64)
+        return np.array([numbers[digest] for digest in digests], np.int64)
 
     def _read(self, numbers: Any, out: Features) -> None:
         """Fill `out` with the rows of these numbers."""
-        for start, end, piece in zip(self._starts, self._starts[1:], self.pieces, strict=False):
-            places = np.flatnonzero((numbers >= start) & (numbers < end))
-            if len(places):
-                # Check and read through one open file: another process may replace the file in between.
-                with opened(piece.source, piece.state) as file:
-                    check_tap(file[piece.group], piece.source)
-                    _take(file[piece.group]["features"], numbers[places] - start, out, places)
+        for start, piece in zip(self._starts, self.pieces, strict=False):
+            is_here = (numbers >= start) & (numbers < start + len(piece))
+            places = np.flatnonzero(is_here)
+            if not len(places):
+                continue
+            # Check and read through one open file: another process may replace the file in between.
+            with opened(piece.source, piece.state) as file:
+                group = file[piece.group]
+                check_tap(group, piece.source)
+                _take(group["features"], numbers[places] - start, out, places)
 
     def check(self) -> None:
         """Raise NotACache if the rows do not match their digest."""
@@ -204,12 +217,12 @@ def opened(source: Path, state: str | None = None) -> AbstractContextManager[h5p
     return layout.reading_part(source) if is_part(source) else layout.reading(source, state)
 
 
-def pieces_in(source: Path, fingerprint: str | None = None, *, whole: bool = False) -> list[Piece]:
+def pieces_in(source: Path, fingerprint: str | None = None, *, all_bytes: bool = False) -> list[Piece]:
     """Return what one file holds of each tap, or only of one tap. Raises NotACache, or Overtaken if a part is gone.
 
-    whole: `source` is a part; read all of it first, and refuse it if its bytes do not match its name.
+    all_bytes: `source` is a part; read all of it first, and refuse it if its bytes do not match its name.
     """
-    with layout.reading_all_of_part(source) if whole else opened(source) as file:
+    with layout.reading_all_of_part(source) if all_bytes else opened(source) as file:
         groups = layout.tap_groups(file, source)
         if fingerprint is not None:
             groups = [group for group in groups if described(group, source).fingerprint == fingerprint]
@@ -283,6 +296,7 @@ def write_tap(
     features = group.create_dataset("features", (len(digests), *shape), tap.dtype)
     hashed = _content(tap, provenance, column, made_by)
     start = 0
+    # Hash the features on their way to the disk, so that no second pass must read them.
     for block in blocks:
         stored = np.ascontiguousarray(block, dtype=tap.dtype)
         features.write_direct(stored, dest_sel=np.s_[start : start + len(stored)])
@@ -297,11 +311,13 @@ def write_tap(
 
 def content_digest(group: Any, source: Path) -> str:
     """Return the SHA-256 of what a tap holds now; `write_tap` stored it as the attribute content_digest."""
+    tap = described(group, source)
+    provenance = layout.text_of(group, "provenance")
     digests = layout.plain(group, "digest", "S", (1,), source)[()]
     made_by = layout.plain(group, "made_by", "u", (1,), source)[()]
-    hashed = _content(described(group, source), layout.text_of(group, "provenance"), digests, made_by)
+    hashed = _content(tap, provenance, digests, made_by)
     features = layout.plain(group, "features", "f", FEATURE_RANKS, source)
-    step = max(1, BLOCK_BYTES // max(1, features.nbytes // max(1, len(features))))
+    step = _rows_in_block(_stored_row_bytes(features))
     for start in range(0, len(features), step):
         hashed.update(features[start : start + step].data)
     return str(hashed.hexdigest())
@@ -349,9 +365,10 @@ def copy_tap(file: Any, piece: Piece, check: Any = lambda: None) -> None:
         for name in ("digest", "made_by", "features"):
             stored = group[name]
             target = copy.create_dataset(name, stored.shape, stored.dtype)
-            step = max(1, BLOCK_BYTES // max(1, stored.nbytes // max(1, len(stored))))
+            step = _rows_in_block(_stored_row_bytes(stored))
             for start in range(0, len(stored), step):
-                target[start : start + step] = stored[start : start + step]
+                rows = slice(start, start + step)
+                target[rows] = stored[rows]
                 check()
         for name in ("tap", "fingerprint", "provenance", "content_digest"):
             layout.put_text(copy, name, layout.text_of(group, name))
@@ -366,20 +383,37 @@ def _content(tap: Tap, provenance: str, digests: Any, made_by: Any) -> Any:
 def _take(features: h5py.Dataset, rows: Any, out: Features, places: Any) -> None:
     """Copy features[rows] to out[places]: in one read if both are consecutive, else in blocks in the file's order."""
     if _are_consecutive(rows) and _are_consecutive(places) and features.dtype == out.dtype:
-        features.read_direct(out, np.s_[rows[0] : rows[-1] + 1], np.s_[places[0] : places[-1] + 1])
+        stored_range = slice(rows[0], rows[-1] + 1)
+        target_range = slice(places[0], places[-1] + 1)
+        features.read_direct(out, stored_range, target_range)
         return
+
     order = np.argsort(rows, kind="stable")
-    rows, places = rows[order], places[order]
-    step = max(1, BLOCK_BYTES // max(1, out[:1].nbytes))
+    rows = rows[order]
+    places = places[order]
+    step = _rows_in_block(out[:1].nbytes)
     for start in range(int(rows[0]), int(rows[-1]) + 1, step):
         # rows[low:high] lie in this block. Read the range that spans them, then pick them in memory: h5py reads a
         # range much faster than a list of rows.
         low, high = np.searchsorted(rows, [start, start + step])
-        if low < high:
-            first, last = int(rows[low]), int(rows[high - 1])
-            block = features[first : last + 1]
-            out[places[low:high]] = block[rows[low:high] - first]
+        if low == high:
+            continue
+        rows_in_block = rows[low:high]
+        first = int(rows_in_block[0])
+        last = int(rows_in_block[-1])
+        block = features[first : last + 1]
+        out[places[low:high]] = block[rows_in_block - first]
 
 
 def _are_consecutive(numbers: Any) -> bool:
+    # The first comparison costs nothing and decides for most selections.
     return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
+
+
+def _rows_in_block(row_bytes: int) -> int:
+    """Return how many rows fill a block of BLOCK_BYTES, at least one."""
+    return max(1, BLOCK_BYTES // max(1, row_bytes))
+
+
+def _stored_row_bytes(dataset: h5py.Dataset) -> int:
+    return int(dataset.nbytes) // max(1, len(dataset))

@@ -114,7 +114,9 @@ def extract(
             check_unread(out, images.root / row.path)
     extraction = open_extraction(images, out, options, index, progress, replaces=replaces)
     cache = extraction.run()
-    cache = replace(cache, report=extraction.report(time.perf_counter() - started))
+    seconds = time.perf_counter() - started
+    cache = replace(cache, report=extraction.report(seconds))
+    # Only now, so that a strict extraction keeps what it has computed.
     if cache.failures and strict:
         first = cache.failures[0]
         raise UnreadableImages(

@@ -41,11 +41,16 @@ class Started(NamedTuple):
 
         All rows of a part have the same provenance, so images with different roles go into different parts.
         """
-        roles_of_taps = [self._roles(tap, digests) for tap in taps]
-        for roles in dict.fromkeys(roles_of_taps):
-            tap_indices = [index for index, other_roles in enumerate(roles_of_taps) if other_roles == roles]
-            for role in dict.fromkeys(roles):
-                image_indices = [index for index, other_role in enumerate(roles) if other_role == role]
+        # {the role of each image: the taps whose layers have seen the images in these roles}
+        taps_by_roles: dict[tuple[Role | None, ...], list[int]] = {}
+        for index, tap in enumerate(taps):
+            taps_by_roles.setdefault(self._roles(tap, digests), []).append(index)
+
+        for roles, tap_indices in taps_by_roles.items():
+            images_by_role: dict[Role | None, list[int]] = {}
+            for index, role in enumerate(roles):
+                images_by_role.setdefault(role, []).append(index)
+            for role, image_indices in images_by_role.items():
                 made_by = self.provenance if role is None else with_role(self.provenance, role)
                 yield tap_indices, image_indices, made_by
 
@@ -90,7 +95,9 @@ class Findings:
 
     def usable(self, decoded: Decoded) -> bool:
         """Record what became of an image, and return whether it has pixels."""
-        path, digest, pixels = decoded.row.path, decoded.row.digest, decoded.pixels
+        path = decoded.row.path
+        digest = decoded.row.digest
+        pixels = decoded.pixels
         if decoded.kinds:
             self.kinds[path] = decoded.kinds
         if not isinstance(pixels, Failure):
@@ -113,6 +120,7 @@ class Findings:
             fits = is_finite
             if tap.dtype == "float16":
                 fits = is_finite & (np.abs(flat) <= MAX_FLOAT16).all(axis=1)
+            # The first tap that cannot take a row gives its reason.
             for index in np.flatnonzero(is_good & ~fits).tolist():
                 row = rows[index]
                 problem = "too large for float16; use `dtype='float32'`" if is_finite[index] else "not finite"
@@ -152,6 +160,7 @@ class Pass:
             while batch := decoder.take():
                 usable = self._usable(decoder, batch)
                 for target in self.targets:
+                    # Targets share the decoding, but each may have some of these images in the cache already.
                     images = [image for image in usable if image.row.path in target.missing]
                     if images:
                         features = self._forward(target, images)
@@ -160,6 +169,7 @@ class Pass:
                 self.progress(Tick(step, num_done, len(self.rows), self.note()))
             self._wait_for_commit()
         finally:
+            # Also after an error: the part that is being written then still gets its name.
             decoder.close()
             writer.shutdown(wait=True)
 
@@ -207,8 +217,10 @@ class Pass:
         """Return the features of all taps of all views."""
         assert target.started is not None
         features: list[Features] = []
-        for pixels_of_view in zip(*((image.pixels, *image.others) for image in images), strict=True):
+        views_of_images = [(image.pixels, *image.others) for image in images]
+        for pixels_of_view in zip(*views_of_images, strict=True):
             features += target.started.engine.forward(np.stack(pixels_of_view))
+        # Only now is it known how large a row is. Nothing is written yet, so a full disk costs one batch at most.
         if not target.row_bytes:
             for tap, array in zip(target.all_taps, features, strict=True):
                 target.row_bytes += array[0].size * np.dtype(tap.dtype).itemsize
@@ -221,11 +233,12 @@ class Pass:
         """Have the writer commit the rows that can be stored."""
         assert target.started is not None
         taps = target.all_taps
-        named_features = list(zip(taps, features, strict=True))
+        rows = [image.row for image in images]
+        features_of_taps = list(zip(taps, features, strict=True))
         self.findings.computed += len(images)
-        is_good = self.findings.judge([image.row for image in images], named_features)
-        digests = [image.row.digest for image, is_stored in zip(images, is_good, strict=True) if is_stored]
-        stored = [array[is_good].astype(tap.dtype, copy=False) for tap, array in named_features]
+        is_good = self.findings.judge(rows, features_of_taps)
+        digests = [row.digest for row, is_stored in zip(rows, is_good, strict=True) if is_stored]
+        stored = [array[is_good].astype(tap.dtype, copy=False) for tap, array in features_of_taps]
         for tap_indices, image_indices, made_by in target.started.parts(taps, digests):
             # One part is written while the next is computed; waiting here bounds the memory, and what a kill costs.
             self._wait_for_commit()

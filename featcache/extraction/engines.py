@@ -69,7 +69,8 @@ class PixelEngine:
 
     def forward(self, batch: Pixels) -> list[Features]:
         """Return [(N, size * size * 3)]."""
-        return [(batch.reshape(len(batch), -1) * np.float32(1 / 255)).astype(np.float32)]
+        flat = batch.reshape(len(batch), -1)
+        return [(flat * np.float32(1 / 255)).astype(np.float32)]
 
 
 class KerasEngine(Batched):
@@ -93,6 +94,7 @@ class KerasEngine(Batched):
         """Return one array per layer for exactly `self.batch` images."""
         with on_device(self._device):
             outputs = self._model.predict_on_batch(batch)
+        # Keras gives a list only for several outputs.
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return [np.asarray(output, dtype=np.float32) for output in outputs]
 
@@ -112,6 +114,7 @@ class SeveralDevices:
 
     def forward(self, batch: Pixels) -> list[Features]:
         """Return one float32 array per layer, with all images in their order."""
+        # A batch of fewer images than devices gives empty shares, always at the end.
         shares = [share for share in np.array_split(batch, len(self._engines)) if len(share)]
         outputs = self._threads.map(lambda engine, share: engine.forward(share), self._engines, shares)
         return [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
@@ -152,7 +155,9 @@ def choose(
     if engine == "keras" or (engine == "auto" and not contest.can_pay()):
         return contest.keras()
     backbone = build_at("float32")
+    # Rivals must agree with Keras at float32, whatever the precision of the taps: that is the reference.
     exact = KerasEngine(backbone, taps, batch or BATCH, contest.devices[0])
+    # A rival that the user names is not timed, but it must agree, too.
     if engine != "auto":
         rival_engine, _ = contest.started(RIVALS[engine], backbone, exact)
         return rival_engine
@@ -189,7 +194,9 @@ class _Contest:
         if exact is not None and self.precision == "float32":
             first = exact
         else:
-            first = KerasEngine(self.build_at(self.precision), self.taps, self.batch or BATCH, self.devices[0])
+            backbone = self.build_at(self.precision)
+            first = KerasEngine(backbone, self.taps, self.batch or BATCH, self.devices[0])
+        # Grow the batch before the engine is copied to the other devices, so that they start with the same.
         if self.batch is None:
             first = _grown(first, self.sample, self.num_images, on_cpu(self.devices))
         return first if len(self.devices) == 1 else SeveralDevices(first, self.devices)
@@ -197,7 +204,9 @@ class _Contest:
     def started(self, rival: Rival, backbone: Backbone, exact: KerasEngine) -> tuple[Engine, str]:
         """Return a rival at work, and how far it agrees with Keras. Raises EnvironmentFault if it does not."""
         engine = rival.build(backbone, self.taps, self.batch or rival.batch, self.precision)
-        return engine, agree(exact.forward(self.sample), engine.forward(self.sample), self.precision, rival.title)
+        reference = exact.forward(self.sample)
+        features = engine.forward(self.sample)
+        return engine, agree(reference, features, self.precision, rival.title)
 
     def fastest(self, backbone: Backbone, exact: KerasEngine, keras_s: float) -> Engine:
         """Return the fastest engine that agrees with Keras. keras_s: seconds per image of `exact`."""
@@ -216,25 +225,30 @@ class _Contest:
         if keras is not exact:
             # At reduced precision or on several devices, Keras takes another time than `exact`.
             keras_s = seconds_per_image(keras, self.sample)
-        best, best_gain = keras, FASTER
+        best = keras
+        best_gain = FASTER
         for rival, engine, agreement in agreeing:
             gain = keras_s / seconds_per_image(engine, self.sample)
             self.say(f"{rival.title} is {gain:.1f} times as fast as Keras on these images and {agreement}")
             if gain >= best_gain:
-                best, best_gain = engine, gain
+                best = engine
+                best_gain = gain
         return best
 
 
 def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision, title: str = "OpenVINO") -> str:
     """Return how far features are from those of Keras at float32. Raises EnvironmentFault if they are too far."""
-    cosines, differences = [], []
+    cosines = []
+    differences = []
     for ours, theirs in zip(exact, other, strict=True):
         a = np.reshape(ours, (len(ours), -1)).astype(np.float64)
         b = np.reshape(theirs, (len(theirs), -1)).astype(np.float64)
+        products = (a * b).sum(axis=1)
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines.append(((a * b).sum(axis=1) + TINY) / (norms + TINY))
+        cosines.append((products + TINY) / (norms + TINY))
         differences.append(np.abs(a - b).max() / (a.std() + TINY))
-    cosine, difference = np.min(cosines), np.max(differences)
+    cosine = np.min(cosines)
+    difference = np.max(differences)
     min_cosine, max_difference = LIMITS[precision]
     numbers = f"cosine {cosine:.6f}, at most {difference:.1e} standard deviations apart"
     # Both numbers are NaN if any feature is, and a comparison with NaN is False.

@@ -65,6 +65,7 @@ class Options:
             views=parse_views(self.views),
             trust=self.trust,
         )
+        # Several texts may name one backbone, which is computed once.
         return list(dict.fromkeys(_plain_pixels(request) for request in parsed))
 
     def check(self) -> None:

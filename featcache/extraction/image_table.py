@@ -26,20 +26,20 @@ def all_rows(images: Images, findings: Findings) -> tuple[ImageRow, ...]:
     """Return all images, sorted by path, with the digests of the bytes that were read."""
     digests = findings.digests
     rows = [row._replace(digest=digests[row.path]) for row in images.rows]
-    for path in findings.unread:
-        if path not in digests:
-            rows.append(ImageRow(path, "", "", "", ""))
+    # Images that the scan could not read have no digest, so they are no rows of the scan.
+    rows += [ImageRow(path, "", "", "", "") for path in findings.unread if path not in digests]
     return tuple(sorted(rows, key=lambda row: os.fsencode(row.path)))
 
 
 def readable_rows(images: Images, findings: Findings) -> list[ImageRow]:
     """Return the images whose bytes could be read, with the digests of those bytes."""
-    digests, unread = findings.digests, findings.unread
-    return [row._replace(digest=digests[row.path]) for row in images.rows if row.path not in unread]
+    readable = [row for row in images.rows if row.path not in findings.unread]
+    return [row._replace(digest=findings.digests[row.path]) for row in readable]
 
 
 def failures_of(images: Images, findings: Findings) -> dict[str, Failure]:
     """Return {path: why that image has no row}, sorted by path."""
+    # A failure belongs to bytes, so every copy of them fails, each under its path.
     failures: dict[str, Failure] = {}
     for row in all_rows(images, findings):
         failure = findings.bad.get(row.digest)
@@ -64,14 +64,16 @@ def facts_of(images: Images) -> Mapping[str, str | bytes]:
 
 def root_of(images: Images) -> bytes:
     """Return the place of the images, from the root of the file system; arrays in memory have none."""
-    return os.fsencode(images.root.resolve() if images.source.location else images.root)
+    root = images.root.resolve() if images.source.location else images.root
+    return os.fsencode(root)
 
 
 def is_up_to_date(table: Cache, images: Images, changes: Changes, findings: Findings) -> bool:
     """Return whether the stored table says already what `image_table` would write."""
+    if table.rows != all_rows(images, findings) or table.changes != changes:
+        return False
     stored_failures = {failure.path: failure for failure in table.failures}
-    stored = table.rows, table.changes, stored_failures, os.fsencode(table.root)
-    if stored != (all_rows(images, findings), changes, failures_of(images, findings), root_of(images)):
+    if stored_failures != failures_of(images, findings) or os.fsencode(table.root) != root_of(images):
         return False
     # A plain folder needs no listing: a cache of an earlier version, which has none, is not written again for it.
     return (table.listing or {}) == (images.listing or {})
@@ -84,7 +86,8 @@ def known_failures(table: Cache | None) -> dict[str, Failure]:
     """
     if table is None or table.decode != _decoder():
         return {}
-    return {failure.digest: failure for failure in table.failures if failure.digest and failure.status != "no_memory"}
+    lasting = [failure for failure in table.failures if failure.digest and failure.status != "no_memory"]
+    return {failure.digest: failure for failure in lasting}
 
 
 def _decoder() -> str:

@@ -56,15 +56,19 @@ def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable
         return Network(request, tuple(request.taps(NO_WEIGHTS, "")), source)
 
     backbone: Backbone | None = None
+    # An earlier extraction knows the values that this source gave, so the network need not be built to hash them.
     same_weights = _tap_with_same_weights(request, source, cached)
     if same_weights is not None:
-        weights_digest, architecture = same_weights.weights_digest, same_weights.architecture
+        weights_digest = same_weights.weights_digest
+        architecture = same_weights.architecture
     else:
         if source is None and spec.origin == "registry":
             report(f"downloading the ImageNet weights of {spec.name}, once")
         backbone = built(request)
+        weights_digest = backbone.weights_digest
+        architecture = backbone.architecture
         # The download has only now put the weights into a file, so the source is known only now.
-        weights_digest, architecture, source = backbone.weights_digest, backbone.architecture, backbone.source
+        source = backbone.source
 
     layers: Sequence[str] | None = None
     if request.layers == ("auto",):
@@ -73,7 +77,8 @@ def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable
     elif not _are_layer_names(request, weights_digest, architecture, cached):
         backbone = backbone or built(request)
         layers = backbone.layers(request.layers)
-    return Network(request, tuple(request.taps(weights_digest, architecture, layers)), source, backbone)
+    taps = request.taps(weights_digest, architecture, layers)
+    return Network(request, tuple(taps), source, backbone)
 
 
 def _tap_with_same_weights(request: Request, source: str | None, cached: Mapping[str, TapRows]) -> Tap | None:

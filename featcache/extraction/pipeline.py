@@ -78,7 +78,8 @@ class Decoder:
         max_ahead = min(AHEAD_BATCHES * self.batch, max_in_memory)
         num_more = max(0, max_ahead - len(self._ahead))
         for row in islice(self._waiting, num_more):
-            self._ahead.append(self._threads.submit(read_one, self._source, row, self._preprocess, self._views))
+            decoding = self._threads.submit(read_one, self._source, row, self._preprocess, self._views)
+            self._ahead.append(decoding)
 
 
 def decoded_batches(
@@ -96,6 +97,7 @@ def decoded_batches(
 def num_threads() -> int:
     """Return the number of decoding threads: one for each core that this process may use."""
     num_cores = os.cpu_count() or 1
+    # A container may have fewer cores than the machine.
     if hasattr(os, "sched_getaffinity"):
         num_cores = len(os.sched_getaffinity(0))
     return min(num_cores, MAX_THREADS)
@@ -107,7 +109,9 @@ def read_one(source: Source, row: ImageRow, preprocess: Preprocess, views: Seque
     try:
         data = source.read(row.path)
         digest = hashlib.sha256(data).hexdigest()
-        (pixels, *others), kinds = decode_picture(data, preprocess, views, digest)
+        picture = decode_picture(data, preprocess, views, digest)
     except Undecodable as error:
-        return Decoded(row._replace(digest=digest), Failure(row.path, digest, error.status, error.reason))
-    return Decoded(row._replace(digest=digest), pixels, tuple(others), kinds)
+        failure = Failure(row.path, digest, error.status, error.reason)
+        return Decoded(row._replace(digest=digest), failure)
+    first, *others = picture.views
+    return Decoded(row._replace(digest=digest), first, tuple(others), picture.kinds)

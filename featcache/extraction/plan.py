@@ -66,8 +66,8 @@ def make_plan(
         for paths, taps_by_view in views_by_missing.items():
             if paths:
                 works.append(Work(network, taps_by_view, paths))
-    hits = sum(row.digest not in lacking and row.digest not in bad for row in rows)
-    return Plan(requested, tuple(works), frozenset(lacking), hits)
+    num_hits = sum(row.digest not in lacking and row.digest not in bad for row in rows)
+    return Plan(requested, tuple(works), frozenset(lacking), num_hits)
 
 
 def missing_rows(
@@ -77,20 +77,18 @@ def missing_rows(
 
     unusable: digests of images that give no row in these taps.
     """
-    settled = _complete(taps, cached) | unusable
+    # An image is complete if it has a row in each of these taps.
+    complete: frozenset[str] = frozenset()
+    if all(tap.fingerprint in cached for tap in taps):
+        first, *others = [cached[tap.fingerprint].at.keys() for tap in taps]
+        complete = frozenset(first).intersection(*others)
+
+    settled = complete | unusable
     missing: dict[str, ImageRow] = {}
     for row in rows:
         if row.digest not in settled:
             missing.setdefault(row.digest, row)
     return list(missing.values())
-
-
-def _complete(taps: Sequence[Tap], cached: Mapping[str, TapRows]) -> frozenset[str]:
-    """Return the digests of images that have a row in each of these taps."""
-    if not all(tap.fingerprint in cached for tap in taps):
-        return frozenset()
-    first, *others = [cached[tap.fingerprint].at.keys() for tap in taps]
-    return frozenset(first).intersection(*others)
 
 
 def _unusable(taps: Sequence[Tap], bad: Mapping[str, Failure]) -> frozenset[str]:

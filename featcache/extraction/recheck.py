@@ -17,7 +17,7 @@ from featcache.backbones.build import build
 from featcache.backbones.parse import Request
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import TapRows
-from featcache.extraction.engines import PixelEngine, choose, weights_source_of
+from featcache.extraction.engines import Engine, PixelEngine, choose, weights_source_of
 from featcache.extraction.pipeline import read_one
 from featcache.images.sources import Source, open_source
 from featcache.spec import NO_WEIGHTS, Failure, Tap
@@ -61,24 +61,31 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
     changed: set[str] = set()
     for row in sample:
         decoded = read_one(source, row, tap.preprocess, [tap.view])
+        # Images that were edited cannot agree, so they are reported and not compared.
         if isinstance(decoded.pixels, Failure) or decoded.row.digest != row.digest:
             changed.add(row.path)
         else:
             digests.append(row.digest)
             pixels.append(decoded.pixels)
+
     difference = 0.0
     if pixels:
-        computed = _forward(tap, np.stack(pixels)).astype(tap.dtype).astype(np.float32)  # rounded as when stored
+        computed = _forward(tap, np.stack(pixels))
+        computed = computed.astype(tap.dtype).astype(np.float32)  # rounded as when stored
         stored = files.again(lambda: stored_rows(cache.path, tap.fingerprint)[tap.fingerprint].features(digests))
-        difference = float(np.abs(stored - computed).max() / max(float(stored.std()), 1e-12))
+        spread = max(float(stored.std()), 1e-12)
+        difference = float(np.abs(stored - computed).max() / spread)
     return Recomputed(tap.name, len(pixels), difference, tuple(sorted(changed)))
 
 
 def _forward(tap: Tap, pixels: Any) -> Features:
-    if tap.backbone.name == "pixels":
-        return PixelEngine().forward(pixels)[0]
-    build_at = partial(build, tap.backbone, tap.preprocess.size, tap.pooling)
-    return choose(build_at, [tap], pixels, num_images=len(pixels)).forward(pixels)[0]
+    """Return the features of one tap, from the engine that an extraction would choose here."""
+    engine: Engine = PixelEngine()
+    if tap.backbone.name != "pixels":
+        build_at = partial(build, tap.backbone, tap.preprocess.size, tap.pooling)
+        engine = choose(build_at, [tap], pixels, num_images=len(pixels))
+    [features] = engine.forward(pixels)
+    return features
 
 
 def lacking(request: Request, cache: Cache) -> list[str]:
@@ -93,9 +100,11 @@ def lacking(request: Request, cache: Cache) -> list[str]:
     for rows in stored:
         if source is not None and source in map(weights_source_of, rows.makers):
             with_source.append(rows.tap)
-    digest, architecture = NO_WEIGHTS, ""
+    digest = NO_WEIGHTS
+    architecture = ""
     if with_source:
-        digest, architecture = with_source[0].weights_digest, with_source[0].architecture
+        digest = with_source[0].weights_digest
+        architecture = with_source[0].architecture
 
     layers = None
     known_layers = {"top", *(tap.layer for tap in with_source)}

@@ -59,7 +59,8 @@ def read_decisions(file: str | Path) -> Decisions:
     first_place: dict[str, str] = {}
     undecided = 0
     for where, cells in rows:
-        values = dict(zip(names, [*cells, *[""] * len(names)], strict=False))
+        padded = [*cells, *[""] * len(names)]  # rows may be shorter than the header
+        values = dict(zip(names, padded, strict=False))
         place = f"{path}, {where}"
         if other := first_place.get(values["path"]):
             raise DataError(f"{place}: {values['path']!r} stands in {other} already. Keep one of the rows")
@@ -68,12 +69,14 @@ def read_decisions(file: str | Path) -> Decisions:
             lines.append(_line(place, values))
         else:
             undecided += 1
-    return Decisions(tuple(lines), undecided, datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"))
+    now = datetime.datetime.now(datetime.UTC)
+    return Decisions(tuple(lines), undecided, now.isoformat(timespec="microseconds"))
 
 
 def _line(place: str, values: Mapping[str, str]) -> Decision:
     decision, colon, name = values["decision"].strip().partition(":")
-    decision, name = decision.strip().lower(), name.strip()
+    decision = decision.strip().lower()
+    name = name.strip()
     takes_name = decision in ("change", "new")
     is_known = decision in ("accept", "keep", "drop", "change", "new")
     if not is_known or takes_name != bool(name) or (colon and not name):
@@ -91,6 +94,8 @@ def reviews_of(decisions: Decisions, rows: Sequence[ImageRow], earlier: Iterable
     classes = {row.label for row in rows} | {review.new_label for review in earlier}
     new = {line.name for line in decisions.lines if line.decision == "new"}
     class_of = _spellings(new) | _spellings(classes - {""})  # a class that exists wins over another spelling of it
+
+    # Copies of an image share a review, so the table must decide alike about all of them.
     reviews: dict[tuple[str, str], Review] = {}
     place_of: dict[tuple[str, str], str] = {}
     for line in decisions.lines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,37 +36,39 @@ class Starter:
     def __call__(self, sample: Pixels) -> Started:
         """Return the engine at work; the first call chooses it on these pixels."""
         if self.started is None:
-            request = self.network.request
+            spec = self.network.request.spec
             layers = {tap.layer for tap in self.network.taps}
-            lineages = {layer: lineage_of(request.spec, layer) for layer in layers}
+            lineages = {layer: lineage_of(spec, layer) for layer in layers}
             engine = self._engine(sample)
-            self.started = Started(engine, provenance(engine, self.network.weights_source), lineages)
+            made_by = provenance(engine, self.network.weights_source)
+            self.started = Started(engine, made_by, lineages)
         return self.started
 
     def _engine(self, sample: Pixels) -> Engine:
         batch = self.options.batch_size
         if self.network.request.spec.name == "pixels":
             return PixelEngine(batch or PIXEL_BATCH)
-        taps = self._taps_of_a_view()
+        # The taps of the first view: the same engine computes the others, since views differ in pixels only.
+        taps = next(iter(self.network.taps_by_view.values()))
+        name = self.options.engine
+        if name == "auto":
+            name = engine_to_continue(taps[0], self.cached)
         return choose(
             self._build,
             taps,
             sample,
-            engine=self.options.engine if self.options.engine != "auto" else engine_to_continue(taps[0], self.cached),
+            engine=name,
             device=self.options.device,
             batch=batch,
             num_images=self.num_images,
             say=self.report,
         )
 
-    def _taps_of_a_view(self) -> Sequence[Tap]:
-        """Return the taps of the first view. The same engine computes the others, since views differ in pixels only."""
-        return next(iter(self.network.taps_by_view.values()))
-
     def _build(self, precision: Precision) -> Backbone:
         """Return the backbone at a precision. Raises an error if its weights are not those that its taps name."""
         backbone = self.network.built(precision)
-        tap, spec = self.network.taps[0], self.network.request.spec
+        tap = self.network.taps[0]
+        spec = self.network.request.spec
         if backbone.weights_digest == tap.weights_digest:
             return backbone
         if spec.origin == "registry":
@@ -85,6 +87,7 @@ def engine_to_continue(tap: Tap, cached: TapRows | None) -> str:
     """
     if cached is None:
         return "auto"
+    # Rows that are still in parts come from an extraction that was interrupted.
     makers: list[str] = []
     for piece in cached.pieces:
         if is_part(piece.source):

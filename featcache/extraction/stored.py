@@ -82,7 +82,8 @@ def kept_apart(scanned: Images, stored: Images) -> str:
     """Return a sentence on the images that stay in another split than their folder or manifest gives them, or ""."""
     moves = Counter[tuple[str, str]]()
     for old, new in zip(scanned.rows, stored.rows, strict=True):
-        if old.path in scanned.given and new.split and old.split != new.split:
+        has_moved = new.split and old.split != new.split  # images that a review dropped have no split now
+        if has_moved and old.path in scanned.given:
             moves[old.split, new.split] += 1
     if not moves:
         return ""
@@ -134,16 +135,22 @@ def _with_joined_groups(rows: Sequence[ImageRow], earlier: Cache) -> tuple[Image
 
 def _moved(images: Images, joined: Mapping[str, str], earlier: Cache) -> dict[str, str]:
     """Return the split that each joined image had before `leaks --fix`; a new one has that of its folder or bytes."""
-    moved = earlier.changes.moved
-    by_place = {(row.path, row.digest): moved[row.path] for row in earlier.rows if row.path in moved}
-    by_content = {digest: split for (_, digest), split in by_place.items()}
+    split_by_place: dict[tuple[str, str], str] = {}
+    split_by_content: dict[str, str] = {}
+    for row in earlier.rows:
+        if row.path in earlier.changes.moved:
+            split = earlier.changes.moved[row.path]
+            split_by_place[row.path, row.digest] = split
+            split_by_content[row.digest] = split
+
     splits: dict[str, str] = {}
     for row in images.rows:
-        if row.path in joined:
-            split = row.split
-            if row.path not in images.given:
-                split = by_content.get(row.digest, split)
-            splits[row.path] = by_place.get((row.path, row.digest), split)
+        if row.path not in joined:
+            continue
+        split = row.split
+        if row.path not in images.given:
+            split = split_by_content.get(row.digest, split)
+        splits[row.path] = split_by_place.get((row.path, row.digest), split)
     return splits
 
 
@@ -197,9 +204,12 @@ def _with_stored_splits(rows: Sequence[ImageRow], fixed: frozenset[str], earlier
                     f"{_group(row.group)} in {' and '.join(sorted(group_splits))}, and splits never move. "
                     "Keep the groups as they were, or use another `out`"
                 )
-        stored_split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
-        candidates = splits or splits_by_unit.get(unit) or {row.split}
-        split = stored_split or min(candidates, key=SPLITS.index)
+        # The stored split of the image itself; else that of its copies, of its group or groups that share images with
+        # it, or of the scan.
+        split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
+        if not split:
+            candidates = splits or splits_by_unit.get(unit) or {row.split}
+            split = min(candidates, key=SPLITS.index)  # train is first, and test last
         placed.append(row._replace(split=split))
     return tuple(placed)
 

@@ -92,7 +92,7 @@ def open_extraction(
     in_parts = is_in_parts(out, options.layout)
     # Take the state before reading anything, so that `Extraction.refresh` notices every later change.
     state = parts.state(out)
-    rows = parts.read_rows(out, whole=options.rehash)
+    rows = parts.read_rows(out, all_bytes=options.rehash)
     if damaged_parts := parts.set_aside(out):
         note = f"Damaged parts of {out}, whose rows are computed again: {len(damaged_parts)}"
         progress(Tick("aside", 0, 0, note))
@@ -117,6 +117,7 @@ def scanned_images(
     """Return the manifest, split by the rule of the cache unless the options give another."""
     if isinstance(images, Images):
         return images
+    # The rule of the cache, so that new images are split as the stored ones were.
     spec = SplitSpec() if table is None else table.split_spec
     if options.split is not None:
         spec = SplitSpec.parse(options.split, spec.seed)
@@ -155,6 +156,7 @@ class Extraction:
         if self.order.options.rehash:
             plan = self.plan_recomputing_damaged(plan)
         table = self.stock.table
+        # Without the lock, since nothing is written: a finished cache waits for nobody.
         if table is not None and not plan.work and self.is_merged(table):
             parts.tidy(self.order.out)
             return table
@@ -206,6 +208,7 @@ class Extraction:
         damaged = {piece.tap.fingerprint: piece for piece in parts.damaged_taps(out)}
         if not damaged:
             return plan
+
         at_hand = {row.digest for row in tables.readable_rows(self.images, self.findings)}
         for fingerprint, piece in damaged.items():
             if fingerprint in plan.taps:
@@ -221,6 +224,7 @@ class Extraction:
                 remedy = "it stays as it is until the extraction that made it is repeated with `rehash=True`"
             if fingerprint not in self.damaged:
                 self.order.note("aside", f"Tap '{piece.tap.name}' of {out} is damaged: {remedy}")
+
         self.damaged = frozenset(damaged)
         self.stock = replace(self.stock, rows=parts.read_rows(out, checked=True))
         self.first_plan = None  # rows that are computed again are no hits
@@ -255,6 +259,7 @@ class Extraction:
 
     def passes(self, plan: Plan) -> list[Pass]:
         """Return one pass for each kind of pixels: backbones that take the same pixels share one decoding."""
+        # One starter for each request: its views may lack different images, but the same engine computes all.
         starters: dict[Request, Starter] = {}
         targets_by_pixels: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
         for work in plan.work:
@@ -313,9 +318,13 @@ class Extraction:
         """Return what was done. seconds: how long it took."""
         assert self.first_plan is not None
         rows = tables.all_rows(self.images, self.findings)
-        cached = [self.stock.rows[tap] for tap in self.first_plan.taps if tap in self.stock.rows]
         computed = self.first_plan.lacking - self.findings.bad.keys()
         lacked = [row.digest for row in rows if row.digest in computed]
+        tap_reports: list[TapReport] = []
+        for fingerprint in self.first_plan.taps:
+            if fingerprint in self.stock.rows:
+                tap_reports.append(_tap_report(self.stock.rows[fingerprint]))
+        remarks = (*self.images.remarks, *apart(self.images), *review_remarks(self.images, self.changes))
         return Extracted(
             cache=str(self.order.out),
             images=len(rows),
@@ -323,12 +332,12 @@ class Extraction:
             computed=self.findings.computed,
             copies=len(lacked) - len(set(lacked)),
             failed=tuple(self.failures().values()),
-            taps=tuple(_tap_report(rows_of_tap) for rows_of_tap in cached),
+            taps=tuple(tap_reports),
             seconds=seconds,
             others=self.images.others,
             stray=self.images.stray,
             groups=self.images.groups,
-            remarks=(*self.images.remarks, *apart(self.images), *review_remarks(self.images, self.changes)),
+            remarks=remarks,
             notes=self._notes(),
         )
 
@@ -337,6 +346,7 @@ class Extraction:
         plan = self.plan()
         passes = self.passes(plan)
         seconds = sum(image_pass.time(TIMED_BATCHES) for image_pass in passes)
+        # After the passes were timed: only then is it known how large a row is.
         num_bytes = 0
         for image_pass in passes:
             num_bytes += sum(target.row_bytes * len(target.missing) for target in image_pass.targets)
@@ -357,7 +367,8 @@ class Extraction:
         counts = Counter[str]()
         for kinds in self.findings.kinds.values():
             counts.update(kinds)
-        return tuple(notes(counts, len(self.images.rows), self.order.requests[0].preprocess.bits))
+        bits = self.order.requests[0].preprocess.bits  # an option of the extraction, so all requests agree
+        return tuple(notes(counts, len(self.images.rows), bits))
 
     def _counts(self) -> str:
         """Return the note beside the progress bar."""
@@ -382,6 +393,7 @@ def _stored_table(out: Path, replaces: bool) -> Cache | None:
 def _report_changes(order: Order, table: Cache | None, images: Images) -> None:
     """Report if the scan shares no image with the cache, or if images stay in other splits than it gave them."""
     if table is not None:
+        # A folder that shares nothing with the cache was probably given by mistake, but it may be meant.
         stored_digests = {row.digest for row in table.rows}
         if stored_digests.isdisjoint(row.digest for row in images.rows):
             replaced = f"{len(table.rows)} images of {table.root} by {len(images.rows)} others"

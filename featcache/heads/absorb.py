@@ -35,6 +35,7 @@ def exact_head(estimator: Any, tap: str, temperature: float = 1.0) -> Head:
     layers = layers_of(classifier)
     if layers is None:
         raise UsageError(f"A {type(classifier).__name__} has no exact form as layers of Keras")
+
     chain: list[Layer] = []
     for _, step in steps:
         chain += _step_layers(step)
@@ -71,20 +72,22 @@ def decision_logits(estimator: Any, features: Floats) -> Floats:
     gives its joint log-likelihoods minus their mean, because most of its probabilities underflow to 0, and their
     logarithms would be equal.
     """
-    steps, classifier = (estimator[:-1], estimator[-1]) if hasattr(estimator, "steps") else ((), estimator)
-    if _is_centroid(classifier) or _is_perceptron(classifier):
-        prepared = np.asarray(steps.transform(features) if steps else features)
-        return two_columns(make_head(layers_of(classifier) or (), "").logits(prepared))
+    steps = estimator.steps if hasattr(estimator, "steps") else [("head", estimator)]
+    _, classifier = steps[-1]
+    uses_own_scores = _is_centroid(classifier) or _is_perceptron(classifier) or _is_bayes(classifier)
+    prepared: Any = features
+    if uses_own_scores and len(steps) > 1:
+        prepared = estimator[:-1].transform(features)
+
     if _is_bayes(classifier):
-        joint = classifier.predict_joint_log_proba(steps.transform(features) if steps else features)
+        joint = classifier.predict_joint_log_proba(prepared)
         return np.asarray(joint - joint.mean(axis=1, keepdims=True))
+    if uses_own_scores:
+        head = make_head(layers_of(classifier) or (), "")
+        return two_columns(head.logits(np.asarray(prepared)))
     if hasattr(estimator, "decision_function"):
         return two_columns(np.asarray(estimator.decision_function(features), dtype=np.float64))
     return log_probabilities(np.asarray(estimator.predict_proba(features), dtype=np.float64))
-
-
-def _is_dense(classifier: Any) -> bool:
-    return hasattr(classifier, "kernels_")
 
 
 def _is_linear(classifier: Any) -> bool:
@@ -102,10 +105,9 @@ def _is_perceptron(classifier: Any) -> bool:
 def _is_centroid(classifier: Any) -> bool:
     from sklearn.neighbors import NearestCentroid
 
-    return isinstance(classifier, NearestCentroid) and (classifier.metric, classifier.priors) == (
-        "euclidean",
-        "uniform",
-    )
+    if not isinstance(classifier, NearestCentroid):
+        return False
+    return bool(classifier.metric == "euclidean" and classifier.priors == "uniform")
 
 
 def _is_bayes(classifier: Any) -> bool:
@@ -117,7 +119,9 @@ def _is_bayes(classifier: Any) -> bool:
 def _is_rbf(classifier: Any) -> bool:
     from sklearn.svm import SVC
 
-    return isinstance(classifier, SVC) and (classifier.kernel, classifier.decision_function_shape) == ("rbf", "ovr")
+    if not isinstance(classifier, SVC):
+        return False
+    return bool(classifier.kernel == "rbf" and classifier.decision_function_shape == "ovr")
 
 
 def _of_dense(classifier: Any) -> Layers:
@@ -125,7 +129,9 @@ def _of_dense(classifier: Any) -> Layers:
 
 
 def _of_linear(classifier: Any) -> Layers:
-    return (Dense(_double(np.atleast_2d(classifier.coef_).T), _double(np.atleast_1d(classifier.intercept_))),)
+    kernel = _double(np.atleast_2d(classifier.coef_).T)
+    bias = _double(np.atleast_1d(classifier.intercept_))
+    return (Dense(kernel, bias),)
 
 
 def _of_perceptron(classifier: Any) -> Layers:
@@ -148,10 +154,15 @@ def _of_bayes(classifier: Any) -> Layers:
     Features are standardised first, and the mean over the classes is subtracted. Otherwise a feature that never
     varies would have weights of 1e9 in every class, whose difference is lost in single precision.
     """
-    theta, var = _double(classifier.theta_), _double(classifier.var_)
+    theta = _double(classifier.theta_)  # (K, D)
+    var = _double(classifier.var_)  # (K, D)
     standardise = Affine.standardising(theta.mean(axis=0), np.sqrt(var.mean(axis=0)))
-    theta, var = standardise(theta), var * standardise.scale**2
-    kernel = np.vstack([(theta / var).T, -0.5 / var.T])  # (2 D, K)
+    theta = standardise(theta)
+    var = var * standardise.scale**2
+
+    of_values = (theta / var).T
+    of_squares = -0.5 / var.T
+    kernel = np.vstack([of_values, of_squares])  # (2 D, K), for `Squares`
     bias = np.log(classifier.class_prior_) - 0.5 * (np.log(var) + theta**2 / var).sum(axis=1)
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
     bias = bias - bias.mean()
@@ -165,23 +176,26 @@ def _of_rbf(classifier: Any) -> Layers:
     in order. In the machine of classes a < b, those of a are in row b - 1 of `dual_coef_`, those of b in row a.
     """
     num_classes = len(classifier.classes_)
-    support, dual = _double(classifier.support_vectors_), _double(classifier.dual_coef_)
+    support = _double(classifier.support_vectors_)  # (S, D)
+    dual = _double(classifier.dual_coef_)  # (K - 1, S)
     near = Nearness(support, float(classifier._gamma))
     intercept = _double(classifier.intercept_)
     if num_classes == 2:
         return near, Dense(dual.T, intercept)
-    ends = np.concatenate([[0], np.cumsum(classifier.n_support_)])
+
+    bounds = np.concatenate([[0], np.cumsum(classifier.n_support_)])
     kernel = np.zeros((len(support), len(intercept)))
-    for pair, (a, b) in enumerate(zip(*np.triu_indices(num_classes, 1), strict=True)):
-        support_of_a = slice(ends[a], ends[a + 1])
-        support_of_b = slice(ends[b], ends[b + 1])
+    pairs = zip(*np.triu_indices(num_classes, 1), strict=True)  # in libsvm's order: (0, 1), (0, 2) .. (1, 2) ..
+    for pair, (a, b) in enumerate(pairs):
+        support_of_a = slice(bounds[a], bounds[a + 1])
+        support_of_b = slice(bounds[b], bounds[b + 1])
         kernel[support_of_a, pair] = dual[b - 1, support_of_a]
         kernel[support_of_b, pair] = dual[a, support_of_b]
     return near, Dense(kernel, intercept), Votes(num_classes)
 
 
 _FORMS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Layers]], ...] = (
-    (_is_dense, _of_dense),
+    (lambda classifier: hasattr(classifier, "kernels_"), _of_dense),
     (_is_linear, _of_linear),
     (_is_perceptron, _of_perceptron),
     (_is_centroid, _of_centroid),
@@ -204,6 +218,7 @@ def _step_layers(step: Any) -> Layers:
     spread = np.ones(len(step.components_))
     if step.whiten:  # as PCA does, with its guard against components without variance
         spread = np.maximum(np.sqrt(step.explained_variance_), np.finfo(step.explained_variance_.dtype).eps)
+    # (x - mean) K = x K - mean K
     kernel = _double((step.components_ / spread[:, None]).T)
     return (Dense(kernel, -_double(step.mean_) @ kernel),)
 

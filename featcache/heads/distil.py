@@ -49,10 +49,15 @@ def distilled(estimator: Any, features: Features, tap: str, temperature: float =
     log.info("Teaching a dense head on %d images", len(features))
     X = np.concatenate([features, _mixtures(features, seed)]).astype(np.float32)
     targets = _teacher_probabilities(estimator, X, temperature).astype(np.float32)
+
     mean = X.mean(axis=0, dtype=np.float64)
     scale = X.std(axis=0, dtype=np.float64)
-    standardise = Affine.standardising(mean, np.where(scale > 0, scale, 1))
-    data = Data(standardise(X).astype(np.float32), targets, np.ones((len(X), 1), np.float32))
+    scale = np.where(scale > 0, scale, 1)  # a feature that never varies stays as it is
+    standardise = Affine.standardising(mean, scale)
+    equal_weights = np.ones((len(X), 1), np.float32)
+    data = Data(standardise(X).astype(np.float32), targets, equal_weights)
+
+    # One stream with one head: (1, 1) each.
     zero = np.zeros((1, 1), np.float32)
     knobs = Knobs(zero + LEARNING_RATE, zero + WEIGHT_DECAY, dropout=zero, label_smoothing=zero)
     [student] = train(NumpyEngine, RECIPE, knobs, [seed], data)
@@ -61,15 +66,18 @@ def distilled(estimator: Any, features: Features, tap: str, temperature: float =
 
 def _mixtures(features: Features, seed: int) -> Features:
     """Return (M, D), each row a mixture of two images' features in random shares."""
+    num_images = len(features)
+    count = max(0, min(MIXTURES * num_images, MAX_ROWS - num_images))
     rng = np.random.default_rng(seed)
-    count = max(0, min(MIXTURES * len(features), MAX_ROWS - len(features)))
-    first, second = rng.integers(0, len(features), (2, count))
+    first, second = rng.integers(0, num_images, (2, count))
     share = rng.random((count, 1), dtype=np.float32)
-    return np.asarray(share * features[first] + (1 - share) * features[second])
+    mixtures = share * features[first] + (1 - share) * features[second]
+    return np.asarray(mixtures)
 
 
 def _teacher_probabilities(estimator: Any, X: Features, temperature: float) -> Floats:
     """Return the teacher's probabilities (N, K): 0 and 1 if it can only predict classes."""
     if hasattr(estimator, "decision_function") or hasattr(estimator, "predict_proba"):
         return softmax(decision_logits(estimator, X) / temperature)
-    return np.asarray(estimator.predict(X)[:, None] == estimator.classes_[None, :], dtype=np.float64)
+    is_class = estimator.predict(X)[:, None] == estimator.classes_[None, :]
+    return np.asarray(is_class, dtype=np.float64)

@@ -6,7 +6,7 @@ docs/head.md has the other steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,15 +153,23 @@ def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setti
     """
     grid = grid or {}
     listed = heads.split(",") if isinstance(heads, str) else heads
-    names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+    stripped = [name.strip() for name in listed]
+    names = list(dict.fromkeys(name for name in stripped if name))
     if not names:
         raise UsageError(f"Name at least one head: {', '.join(FAMILIES)}")
     if stray := [name for name in grid if name not in names]:
         near = did_you_mean(stray[0], names)
         raise UsageError(f"`grid` has values for '{stray[0]}'{near}, which is not among the heads {', '.join(names)}")
+
+    # `sorted` is stable: heads of one family stay in the order in which the user named them.
     chosen: list[Setting] = []
     for name in sorted(names, key=complexity):
-        for params in _params(name, grid.get(name, {})):
+        all_params = _default_params(name)
+        if requested := grid.get(name):
+            known = make_classifier(name, all_params[0]).get_params()
+            sweepable = [param for param in known if param not in NOT_SWEPT]
+            all_params = combined(name, all_params, requested, sweepable)
+        for params in all_params:
             chosen.append(Setting(name, params, rank=len(chosen)))
     return chosen
 
@@ -238,36 +246,35 @@ def set_coefficients(classifier: Any, classes: Classes, coef: Floats, intercept:
     from sklearn.linear_model import RidgeClassifier
     from sklearn.preprocessing import LabelBinarizer
 
-    classifier.classes_, classifier.coef_, classifier.intercept_ = classes, coef, intercept
+    classifier.classes_ = classes
+    classifier.coef_ = coef
+    classifier.intercept_ = intercept
     classifier.n_features_in_ = coef.shape[-1]
     if isinstance(classifier, RidgeClassifier):  # predicts through the binarizer of its labels
         classifier._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
 
 
-def _params(head: str, requested: Mapping[str, Sequence[Any]]) -> list[Params]:
-    defaults = _default_params(head)
-    if not requested:
-        return defaults
-    known = make_classifier(head, defaults[0]).get_params()
-    return combined(head, defaults, requested, [name for name in known if name not in NOT_SWEPT])
-
-
 def _default_params(head: str) -> list[Params]:
     family = family_of(head)
-    width = head.partition(":")[2]
+    if head == "mlp":
+        return [{"hidden": MLP_WIDTH, **params} for params in family.grid]
     if family.name == head:
         if head not in FAMILIES:
+            # The user has named this class, so it may be imported from here on.
             allow(head)
             _check_classifier(head)
-        return [{"hidden": MLP_WIDTH, **params} if head == "mlp" else params for params in family.grid]
+        return list(family.grid)
     if family.name != "mlp":
         raise UsageError(f"'{head}': only mlp takes a width, such as mlp:512")
+
+    width = head.partition(":")[2]
     layers = width.split("-")
     if not all(layer.isdecimal() and int(layer) > 0 for layer in layers):
         raise UsageError(
             f"'{head}': the width of the hidden layer is a number from 1, such as mlp:512; of several mlp:1024-512"
         )
-    return [{"hidden": int(width) if len(layers) == 1 else width, **params} for params in family.grid]
+    hidden = int(width) if len(layers) == 1 else width
+    return [{"hidden": hidden, **params} for params in family.grid]
 
 
 def _check_classifier(head: str) -> None:

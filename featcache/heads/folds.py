@@ -63,7 +63,8 @@ def result_from_scores(classifier: Any, scores: Floats, classes: Classes, began:
     if not len(scores):
         return FoldResult(classifier, classes[:0], None, time.perf_counter() - began)
     logits = two_columns(scores)
-    return FoldResult(classifier, classes[logits.argmax(axis=1)], logits, time.perf_counter() - began)
+    predicted = classes[logits.argmax(axis=1)]
+    return FoldResult(classifier, predicted, logits, time.perf_counter() - began)
 
 
 def invalid_parameters(classifier: Any) -> FoldResult | None:

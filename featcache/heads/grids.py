@@ -61,12 +61,16 @@ def _values(text: str, argument: str) -> list[Any]:
         raise UsageError(f"`grid`: a range is FIRST..LAST:COUNT, such as 1e-6..1e5:45; got '{argument}'")
     if match is None:
         return [parse_value(item.strip()) for item in text.split(",") if item.strip()]
-    first, last, count = parse_value(match["first"]), parse_value(match["last"]), int(match["count"])
+    first = parse_value(match["first"])
+    last = parse_value(match["last"])
+    count = int(match["count"])
     if not _is_positive(first) or not _is_positive(last) or count < 2:
         raise UsageError(f"`grid`: FIRST..LAST:COUNT takes two numbers above 0 and a count from 2; got '{argument}'")
     # 12 digits, so that 0.1 is 0.1 and not 0.10000000000000002
     values = [float(f"{value:.12g}") for value in np.geomspace(first, last, count)]
-    if isinstance(first, int) and isinstance(last, int) and all(value.is_integer() for value in values):
+    # Parameters such as n_neighbors refuse 5.0.
+    ends_are_whole = isinstance(first, int) and isinstance(last, int)
+    if ends_are_whole and all(value.is_integer() for value in values):
         return [int(value) for value in values]
     return values
 
@@ -104,14 +108,13 @@ def combined(
             raise UsageError(f"`grid`: {head} has no parameter '{name}'{did_you_mean(name, known)}: {', '.join(known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UsageError(f"`grid`: {head}.{name} takes a list of values with one at least; got {values!r}")
-        distinct = list({repr(value): value for value in values}.values())  # a value may be a list: no set
-        axes[name] = _simple_first(distinct, axes.get(name, []))
+        by_text = {repr(value): value for value in values}  # a value may be a list, which no set takes
+        distinct = list(by_text.values())
+        # From simple to complex: in the direction in which the defaults run.
+        default_values = axes.get(name, [])
+        are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in distinct)
+        if are_numbers and len(default_values) > 1:
+            distinct.sort(reverse=default_values[-1] < default_values[0])
+        axes[name] = distinct
+
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-
-
-def _simple_first(values: list[Any], defaults: Sequence[Any]) -> list[Any]:
-    """Return the values from simple to complex: in the direction in which the defaults run, else unchanged."""
-    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    if not are_numbers or len(defaults) < 2:
-        return values
-    return sorted(values, reverse=defaults[-1] < defaults[0])

@@ -133,9 +133,11 @@ class Votes:
 
     def __call__(self, values: Floats) -> Floats:
         """Return (N, K)."""
+        # Each class meets K - 1 others: wins - losses = 2 wins - (K - 1).
+        outcomes = np.where(values > 0, 1.0, -1.0)  # of each pair, for its first class
+        wins_minus_losses = outcomes @ self.signs
+        votes = (wins_minus_losses + self.num_classes - 1) / 2
         total = values @ self.signs
-        # Each class meets K - 1 others: (wins - losses + K - 1) / 2 = wins.
-        votes = (np.where(values > 0, 1.0, -1.0) @ self.signs + self.num_classes - 1) / 2
         return np.asarray(votes + total / (3 * (np.abs(total) + 1)))
 
 
@@ -213,9 +215,12 @@ def _merge(first: Layer, then: Layer) -> Layer | None:
             return Affine(first.scale * then.scale, first.offset * then.scale + then.offset)
         return Dense(first.kernel * then.scale, first.bias * then.scale + then.offset)
     if isinstance(first, Affine):
-        kernel = then.kernel * first.scale[:, None]
-        return Dense(kernel, first.offset @ then.kernel + then.bias, then.activation)
-    return Dense(first.kernel @ then.kernel, first.bias @ then.kernel + then.bias, then.activation)
+        kernel = first.scale[:, None] * then.kernel
+        bias = first.offset @ then.kernel + then.bias
+    else:
+        kernel = first.kernel @ then.kernel
+        bias = first.bias @ then.kernel + then.bias
+    return Dense(kernel, bias, then.activation)
 
 
 def _activated(values: Floats, activation: Activation) -> Floats:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,8 @@ class DenseSoftmax(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.class_weight is None:
             return np.ones(len(index), dtype=np.float32)
         counts = np.bincount(index)
-        return (len(index) / (len(counts) * counts))[index].astype(np.float32)
+        by_class = len(index) / (len(counts) * counts)
+        return by_class[index].astype(np.float32)
 
 
 def train_together(heads: Sequence[DenseSoftmax], X: Floats, y: Classes) -> None:
@@ -127,17 +129,25 @@ def train_together(heads: Sequence[DenseSoftmax], X: Floats, y: Classes) -> None
     X = np.ascontiguousarray(X, dtype=np.float32)
     targets = np.eye(len(classes), dtype=np.float32)[index]
     for chunk in chunks(heads):
-        streams = _streams([heads[at] for at in chunk])
-        first = streams[0][0]
+        by_stream: dict[object, list[DenseSoftmax]] = {}
+        for at in chunk:
+            by_stream.setdefault(_stream_key(heads[at]), []).append(heads[at])
+        streams = list(by_stream.values())
+        first = streams[0][0]  # a chunk shares one recipe
         if first.patience is not None and len(classes) == len(y):
             raise ValueError(f"patience holds out images of classes that have two; got {len(y)} of as many classes")
+
         data = Data(X, targets, first._sample_weights(index)[:, None])
         recipe = recipe_of(first)
         engine = KerasHeadEngine if recipe.engine == "keras" else NumpyEngine
-        trained = train(engine, recipe, _knobs(streams), [stream[0].seed for stream in streams], data)
+        seeds = [stream[0].seed for stream in streams]
+        trained = train(engine, recipe, _knobs(streams), seeds, data)
         for head, result in zip(chain.from_iterable(streams), trained, strict=True):
-            head.classes_, head.n_features_in_, head.n_epochs_ = classes, X.shape[1], result.epochs
-            head.kernels_, head.biases_ = result.kernels, result.biases
+            head.classes_ = classes
+            head.n_features_in_ = X.shape[1]
+            head.n_epochs_ = result.epochs
+            head.kernels_ = result.kernels
+            head.biases_ = result.biases
 
 
 def recipe_of(head: DenseSoftmax) -> DenseRecipe:
@@ -174,8 +184,9 @@ def chunks(heads: Sequence[DenseSoftmax]) -> list[list[int]]:
         max_units = MAX_UNITS * ACCELERATOR_FACTOR if in_keras else MAX_UNITS
         first_width = recipe.widths[0] if recipe.widths else LINEAR_UNITS
         max_heads = max(1, max_units // first_width)
-        num_pieces = -(-len(numbers) // max_heads)
+        num_pieces = -(-len(numbers) // max_heads)  # rounded up
         for at, piece in enumerate(np.array_split(numbers, num_pieces)):
+            # The key says which pieces train together: in Keras those of equal length, whatever their stream.
             key = (recipe, at, len(piece)) if in_keras else (recipe, stream, at)
             by_key.setdefault(key, []).extend(piece.tolist())
     return list(by_key.values())
@@ -214,7 +225,9 @@ def check(head: DenseSoftmax) -> None:
             raise ValueError(f"{name} is a number from 0{limit}; got {value!r}")
     for name, least in LEAST.items():
         value = getattr(head, name)
-        if not ((isinstance(value, WHOLE) and value >= least) or (value is None and name in MAY_BE_NONE)):
+        if value is None and name in MAY_BE_NONE:
+            continue
+        if not isinstance(value, WHOLE) or value < least:
             raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
     for name, known in CHOICES.items():
         if getattr(head, name) not in known:
@@ -226,18 +239,9 @@ def _stream_key(head: DenseSoftmax) -> object:
     return head.seed, None if widths(head.hidden) else head.dropout
 
 
-def _streams(heads: Sequence[DenseSoftmax]) -> list[list[DenseSoftmax]]:
-    by_key: dict[object, list[DenseSoftmax]] = {}
-    for head in heads:
-        by_key.setdefault(_stream_key(head), []).append(head)
-    return list(by_key.values())
-
-
 def _knobs(streams: Sequence[Sequence[DenseSoftmax]]) -> Knobs:
     """Return the settings of each head, (g, n) each."""
-
-    def values(name: str) -> Floats:
-        rows = [[getattr(head, name) for head in stream] for stream in streams]
-        return np.array(rows, dtype=np.float32)
-
-    return Knobs(*(values(name) for name in Knobs._fields))
+    settings = attrgetter(*Knobs._fields)
+    by_stream = [list(map(settings, stream)) for stream in streams]
+    values = np.array(by_stream, dtype=np.float32)  # (g, n, number of settings)
+    return Knobs(*np.moveaxis(values, 2, 0))

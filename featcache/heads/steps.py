@@ -32,7 +32,8 @@ def parse_chains(text: str | Sequence[str]) -> tuple[str, ...]:
     ('standardise', 'l2+pca:64')
     """
     chains = []
-    for chain in text.split(",") if isinstance(text, str) else text:
+    texts = text.split(",") if isinstance(text, str) else text
+    for chain in texts:
         if chain.strip():
             steps = [_checked_step(step.strip()) for step in chain.split("+")]
             chains.append("+".join(steps))
@@ -77,5 +78,7 @@ def _transformer(step: str) -> Any:
         return Normalizer()
     match = _PCA.fullmatch(step)
     assert match is not None  # parse_chains has checked it
+    # scikit-learn takes a whole number as a number of components, and a fraction as a share of the variance.
     size = float(match["size"]) if "." in match["size"] else int(match["size"])
-    return PCA(size, whiten=bool(match["whiten"]), svd_solver="full")  # the other solvers are random or less exact
+    # The full solver: the others are random or less exact.
+    return PCA(size, whiten=bool(match["whiten"]), svd_solver="full")

@@ -40,6 +40,7 @@ KNOWN = (
 
 def save(path: Path, estimator: Any) -> int:
     """Write a fitted pipeline to `path`, or to a .skops file beside it. Return its size, 0 if it is not stored."""
+    # Both names first: `load` prefers the .skops file, and must not read one of an earlier head.
     for old in (path, path.with_suffix(".skops")):
         old.unlink(missing_ok=True)
     if _is_plain(estimator):
@@ -69,7 +70,10 @@ def load(
     try:
         unfitted = make_pipeline(head, params, prepare=prepare)
         if skops_path.exists():
-            return _checked(_from_skops(skops_path), unfitted, skops_path, num_features, num_classes)
+            from skops.io import loads
+
+            estimator = loads(skops_path.read_bytes(), trusted=list(KNOWN))
+            return _checked(estimator, unfitted, skops_path, num_features, num_classes)
         arrays = read_arrays(path)
         if not _is_plain(unfitted):
             raise ValueError(f"a head {head} after {prepare} is not stored as arrays")
@@ -87,12 +91,6 @@ def _is_plain(estimator: Any) -> bool:
     return len(names) == 2 and names[0] == "StandardScaler" and names[1] in PLAIN
 
 
-def _from_skops(path: Path) -> Any:
-    from skops.io import loads
-
-    return loads(path.read_bytes(), trusted=list(KNOWN))
-
-
 def _checked(estimator: Any, unfitted: Any, path: Path, num_features: int, num_classes: int | None) -> Any:
     """Return a pipeline of the loaded steps, if their classes are the same as in `unfitted`."""
     # The file decides which objects it holds, so their classes are checked before any method of theirs is called.
@@ -105,7 +103,8 @@ def _checked(estimator: Any, unfitted: Any, path: Path, num_features: int, num_c
         raise ValueError(f"it holds {names}, which is not what the trial's head and preparation make")
     # A new pipeline, without any other attribute that the file may have set on the loaded one.
     estimator = joined(estimator.steps[:-1], estimator.steps[-1][1])
-    width, num_scores = estimator[0].n_features_in_, len(estimator[-1].classes_)
+    width = estimator[0].n_features_in_
+    num_scores = len(estimator[-1].classes_)
     if width != num_features:
         raise ShapeMismatch(f"The head {path} takes {width} features, its tap has {num_features}. Sweep again")
     if num_classes is not None and num_scores != num_classes:
@@ -114,14 +113,15 @@ def _checked(estimator: Any, unfitted: Any, path: Path, num_features: int, num_c
 
 
 def _arrays_of(estimator: Any) -> Arrays:
-    scaler, classifier = estimator[0], estimator[-1]
+    scaler = estimator[0]
+    classifier = estimator[-1]
     arrays = {
         "mean": scaler.mean_,
         "scale": scaler.scale_,
         "var": scaler.var_,
         "classes": classifier.classes_,
+        "num_samples": np.asarray(scaler.n_samples_seen_),
     }
-    arrays["num_samples"] = np.asarray(scaler.n_samples_seen_)
     if hasattr(classifier, "kernels_"):
         layers = zip(classifier.kernels_, classifier.biases_, strict=True)
         for number, (kernel, bias) in enumerate(layers):
@@ -132,11 +132,16 @@ def _arrays_of(estimator: Any) -> Arrays:
 
 
 def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) -> Any:
-    scaler, classifier = estimator[0], estimator[-1]
-    scaler.mean_, scaler.scale_, scaler.var_ = arrays["mean"], arrays["scale"], arrays["var"]
+    scaler = estimator[0]
+    scaler.mean_ = arrays["mean"]
+    scaler.scale_ = arrays["scale"]
+    scaler.var_ = arrays["var"]
     scaler.n_samples_seen_ = arrays["num_samples"]
+    scaler.n_features_in_ = len(arrays["mean"])
+
+    classifier = estimator[-1]
     classifier.classes_ = arrays["classes"]
-    scaler.n_features_in_ = classifier.n_features_in_ = len(arrays["mean"])
+    classifier.n_features_in_ = len(arrays["mean"])
     if "coef" in arrays:
         set_coefficients(classifier, arrays["classes"], arrays["coef"], arrays["intercept"])
         layers = [(np.atleast_2d(classifier.coef_).T, np.atleast_1d(classifier.intercept_))]
@@ -151,7 +156,9 @@ def _with_arrays(estimator: Any, arrays: Arrays, num_features: int, path: Path) 
 
 def _check_shapes(layers: Sequence[tuple[Floats, Floats]], arrays: Arrays, num_features: int, path: Path) -> None:
     """Raise ShapeMismatch unless the tap, the scaler, the layers and the classes fit each other."""
-    width, num_classes = len(layers[0][0]), len(arrays["classes"])
+    first_kernel, _ = layers[0]
+    width = len(first_kernel)
+    num_classes = len(arrays["classes"])
     if {width, len(arrays["mean"]), len(arrays["scale"])} != {num_features}:
         raise ShapeMismatch(f"The head {path} takes {width} features, its tap has {num_features}. Sweep again")
     for kernel, bias in layers:

@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -44,6 +44,7 @@ class Held:
     """A file that stays open and that any thread can read at any offset. It is closed when nobody refers to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        # A copy of the handle, because the caller closes the file.
         self._handle = os.dup(file.fileno())
 
     def __del__(self) -> None:
@@ -107,8 +108,12 @@ class Archive:
 
     def stamp(self, path: str) -> Stamp:
         """Return the stamp of the archive together with the place of the member in it."""
-        member, archive = self._member(path), self._archive_stamp()
-        return Stamp(member.size + (archive.size << 40), archive.mtime_ns, archive.inode + (member.offset << 64))
+        # A stamp is three numbers: those of the member and of the archive stand side by side in each.
+        member = self._member(path)
+        archive = self._archive_stamp()
+        size = member.size + (archive.size << 40)
+        inode = archive.inode + (member.offset << 64)
+        return Stamp(size, archive.mtime_ns, inode)
 
     def _archive_stamp(self) -> Stamp:
         return self._held.stamp()
@@ -126,6 +131,7 @@ class Archive:
         """
         name = name.replace("\0", "\ufffd")
         wrong = wrong or _wrong_name(name)
+        # Only now, since `_wrong_name` must still see a `..` in the name.
         if not wrong:
             name = posixpath.normpath(name)
         self._members.pop(name, None)
@@ -148,7 +154,10 @@ class ZipSource(Archive):
         with path.open("rb") as file:
             super().__init__(path, Held(file))
             members = members_of_zip(file, path)
-            separator = _separator_of([info.filename for info in members])
+            # The format demands slashes, but Compress-Archive of Windows 10 and old .NET programs write backslashes
+            # only. Where one name has a slash, a backslash is an ordinary character of a name.
+            has_slashes = any("/" in info.filename for info in members)
+            separator = "/" if has_slashes else "\\"
             for info in members:
                 name = info.filename.replace(separator, "/")
                 if name.endswith("/"):
@@ -160,6 +169,7 @@ class ZipSource(Archive):
     def _bytes_of(self, member: Member) -> bytes:
         data = self._held.read(member.packed_size, data_offset(self._held, member.offset))
         if member.packed:
+            # One byte more than the table says at most: a bomb stops there, and then its length differs.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.size + 1)
         if len(data) != member.size or zlib.crc32(data) != member.checksum:
             raise Undecodable("unreadable", "damaged in the archive: its checksum differs")
@@ -171,10 +181,12 @@ class TarSource(Archive):
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
+            # Unpacking takes a while, and the stamp must belong to the bytes that were unpacked.
             self._stamp = stamp_of(os.fstat(file.fileno()))
             packer = _packer_of(file)
             self._unpacked = packer is not None
-            super().__init__(path, Held(file) if packer is None else unpacked(packer(file), path))
+            held = Held(file) if packer is None else unpacked(packer(file), path)
+            super().__init__(path, held)
             if self._unpacked and stamp_of(os.fstat(file.fileno())) != self._stamp:
                 raise DataError(f"{path} has changed while it was read. Try again when nothing writes to it")
         with self._held.reopened() as file:
@@ -240,15 +252,6 @@ def members_of_zip(file: IO[bytes], path: Path) -> list[zipfile.ZipInfo]:
         raise damaged(path, error) from error
 
 
-def _separator_of(names: Sequence[str]) -> str:
-    """Return what separates folders in the names of a zip archive.
-
-    The format demands slashes, but Compress-Archive of Windows 10 and old .NET programs write backslashes only. Where
-    one name has a slash, a backslash is an ordinary character of a name.
-    """
-    return "/" if any("/" in name for name in names) else "\\"
-
-
 def data_offset(held: Held, header: int) -> int:
     """Return where the bytes of a zip's member begin. Raises Undecodable.
 
@@ -287,6 +290,7 @@ def _wrong_name(name: str) -> str:
 
 def _wrong_in_zip(info: zipfile.ZipInfo) -> str:
     """Return why a member of a zip cannot be read, or ""."""
+    # Programs of Unix store the kind of the file in the upper 16 bits; others leave 0 there.
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         return "a link in an archive is not followed"

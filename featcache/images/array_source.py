@@ -102,7 +102,8 @@ class ArraySource:
                 if label.strip():
                     spellings.setdefault(normalize_name(label), set()).add(label)
         files.sort()
-        remarks = tuple(remarks_on_labels(spellings, "the arrays" if self.location is None else self.location.name))
+        where = "the arrays" if self.location is None else self.location.name
+        remarks = tuple(remarks_on_labels(spellings, where))
         if any(file.split for file in files):
             return Listing("splits", files, [], remarks=remarks)
         return Listing("classes" if spellings else "flat", files, [], remarks=remarks)
@@ -163,16 +164,22 @@ def pnm(image: AnyArray) -> bytes:
     b'P5\\n2 1\\n255\\n\\x00\\x00'
     """
     height, width = image.shape[:2]
-    kind = "P6" if image.shape[2:] == (3,) else "P5"
-    top, samples = (255, "u1") if image.dtype.itemsize == 1 else (65535, ">u2")
-    return f"{kind}\n{width} {height}\n{top}\n".encode() + image.astype(samples).tobytes()
+    kind = "P6" if image.shape[2:] == (3,) else "P5"  # colour or grey
+    white = 255
+    stored_dtype = "u1"
+    if image.dtype.itemsize > 1:
+        white = 65535
+        stored_dtype = ">u2"
+    header = f"{kind}\n{width} {height}\n{white}\n"
+    return header.encode() + image.astype(stored_dtype).tobytes()
 
 
 class _Npz:
     """The arrays of a .npz file by their names. Compressed arrays are unpacked to a temporary file without a name."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self._path, self._held = path, Held(file)
+        self._path = path
+        self._held = Held(file)
         try:
             self._zip = zipfile.ZipFile(file)
         except Exception as error:  # zipfile raises many kinds on damaged files
@@ -188,7 +195,8 @@ class _Npz:
     def __getitem__(self, name: str) -> StoredArray:
         info = self._infos[name]
         if info.compress_type == zipfile.ZIP_STORED:
-            return _stored(self._held, data_offset(self._held, info.header_offset), info.file_size)
+            start = data_offset(self._held, info.header_offset)
+            return _stored(self._held, start, info.file_size)
         held = unpacked(self._zip.open(info), self._path)
         return _stored(held, 0, held.stamp().size)
 
@@ -213,6 +221,7 @@ def _stacks(arrays: _Npz, path: Path) -> dict[str, LabelledStack]:
         images[split] = arrays[x]
         _check(images[split], f"{x} in {path}")
         label_values.append(arrays[y].all_rows() if y in arrays else None)
+    # All splits together: the names of whole numbers have as many digits as the largest of them.
     counts = [stack.shape[0] for stack in images.values()]
     labels = _labels(label_values, counts, f"y in {path}")
     stacks: dict[str, LabelledStack] = {}
@@ -251,12 +260,14 @@ def _header(read: Callable[[Any], Header], file: IO[bytes]) -> Header:
 
 def _check(stack: Stack | StoredArray, where: str) -> None:
     """Raise DataError, saying what to do, if an array cannot be used as images."""
-    shape, dtype = stack.shape, stack.dtype
+    shape = stack.shape
+    dtype = stack.dtype
     if dtype.kind != "u" or dtype.itemsize > 2:
         cure = CURES.get(dtype.kind, "they are no numbers of pixels")
         raise DataError(f"{where} holds {dtype}, images are uint8 or uint16, 0 being black. Convert them: {cure}")
     has_channels = len(shape) == 4
-    if len(shape) not in (3, 4) or (has_channels and shape[3] not in (1, 3)) or 0 in shape[1:]:
+    has_odd_channels = has_channels and shape[3] not in (1, 3)
+    if len(shape) not in (3, 4) or has_odd_channels or 0 in shape[1:]:
         are_channels_first = has_channels and shape[1] in (1, 3)
         cure = "Put the channels last: np.moveaxis(x, 1, -1)" if are_channels_first else "Reshape it"
         raise DataError(f"{where} has shape {shape}, images are (N, H, W), (N, H, W, 1) or (N, H, W, 3). {cure}")

@@ -48,13 +48,15 @@ def augmentation_of(view: str) -> Augmentation | None:
 def augmented(pixels: Pixels, view: str, digest: str) -> Pixels:
     """Return a view of an image (S, S, 3) with this digest; every other view returns it as it is."""
     limits = augmentation_of(view)
-    return pixels if limits is None else changed(pixels, limits, draws_of(view, digest))
+    if limits is None:
+        return pixels
+    return changed(pixels, limits, draws_of(view, digest))
 
 
 def draws_of(view: str, digest: str) -> list[float]:
-    """Return the ten numbers from -1 to 1 that decide a view of the image with this digest."""
-    drawn = hashlib.sha512(f"{view}:{digest}".encode()).digest()
-    return [int.from_bytes(drawn[at : at + 4], "big") / 2**31 - 1 for at in range(0, 40, 4)]
+    """Return the ten numbers from -1 to 1 that decide a view of the image, each from four bytes of a hash."""
+    hashed = hashlib.sha512(f"{view}:{digest}".encode()).digest()
+    return [int.from_bytes(hashed[at : at + 4], "big") / 2**31 - 1 for at in range(0, 40, 4)]
 
 
 def changed(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
@@ -74,13 +76,21 @@ def changed(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
 def _moved(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
     """Turn, shear, zoom and move an image about its middle, as Keras' ImageDataGenerator composes them."""
     side = len(pixels)
-    turn, lean = draws[0] * limits.rotation * pi / 180, draws[3] * limits.shear
-    zoom_x, zoom_y = 1 + draws[4] * limits.zoom, 1 + draws[5] * limits.zoom
-    rotated = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
-    matrix = rotated @ np.array([[1, -sin(lean)], [0, cos(lean)]]) @ np.diag([zoom_x, zoom_y])
-    shift = rotated @ (np.array(draws[1:3]) * limits.shift * side)
-    border = side - 1  # more than any of the changes above can reach
-    wide = np.pad(pixels, ((border, border), (border, border), (0, 0)), mode=limits.border)  # type: ignore[call-overload]
+    turn = draws[0] * limits.rotation * pi / 180
+    lean = draws[3] * limits.shear
+    zoom_x = 1 + draws[4] * limits.zoom
+    zoom_y = 1 + draws[5] * limits.zoom
+    rotation = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
+    shear = np.array([[1, -sin(lean)], [0, cos(lean)]])
+    matrix = rotation @ shear @ np.diag([zoom_x, zoom_y])
+    shift = rotation @ (np.array(draws[1:3]) * limits.shift * side)
+
+    # Pillow has no such borders: put them around first, wider than any of the changes above can reach.
+    border = side - 1
+    widths = ((border, border), (border, border), (0, 0))
+    wide = np.pad(pixels, widths, mode=limits.border)  # type: ignore[call-overload]
+
+    # The place p of the result shows the place matrix p + offset of the image, with the middle as the fixed point.
     middle = (side - 1) / 2
     offset = middle + shift - matrix @ [middle, middle] + border
     # Pillow maps the middles of pixels: x + 0.5
@@ -93,9 +103,13 @@ def _moved(pixels: Pixels, limits: Augmentation, draws: list[float]) -> Pixels:
 
 
 def _coloured(pixels: Pixels, limit: float, draws: list[float]) -> Pixels:
-    brightness, contrast, saturation = (1 + limit * draw for draw in draws)
-    values = pixels.astype(np.float32) * np.float32(brightness)
-    grey: Floats = values @ np.array([0.299, 0.587, 0.114], np.float32)
-    values = grey[..., None] + np.float32(saturation) * (values - grey[..., None])
-    values = grey.mean() + np.float32(contrast) * (values - grey.mean())
+    """Change brightness, saturation and contrast, in this order, as share of the distance from black, grey and mean."""
+    brightness, contrast, saturation = (np.float32(1 + limit * draw) for draw in draws)
+    values = pixels.astype(np.float32) * brightness
+    luma = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue
+    grey: Floats = values @ luma
+    mean = grey.mean()
+    grey = grey[..., None]
+    values = grey + saturation * (values - grey)
+    values = mean + contrast * (values - mean)
     return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)

@@ -147,7 +147,11 @@ def _decoded(data: bytes, preprocess: Preprocess, boxes: Sequence[Box], kinds: s
         _draft(image, preprocess, boxes[0])
     with _room_for(image), _undecodable():
         upright = _loaded(image, data, preprocess.bits, kinds)
-        return {box: np.asarray(_resized(_cut(upright, box), preprocess)) for box in boxes}
+        pixels_of_box: dict[Box, Pixels] = {}
+        for box in boxes:
+            # Cut before resizing, so that a crop keeps the detail that the file has.
+            pixels_of_box[box] = np.asarray(_resized(_cut(upright, box), preprocess))
+        return pixels_of_box
 
 
 def upright_rgb(data: bytes) -> Image.Image:
@@ -178,7 +182,8 @@ def thumbnail(data: bytes, side: int, bits: int = ALL_BITS) -> tuple[Pixels, tup
 def check_image(data: bytes) -> tuple[tuple[int, int], frozenset[str]]:
     """Return (width, height) of an image that decodes, as it is stored, and its kinds. Raises Undecodable."""
     image = _opened(data)
-    size, kinds = image.size, set[str]()
+    size = image.size
+    kinds: set[str] = set()
     with _room_for(image), _undecodable():
         _loaded(image, data, ALL_BITS, kinds)
     return size, frozenset(kinds)
@@ -189,13 +194,15 @@ def _opened(data: bytes) -> ImageFile:
         raise Undecodable("empty", "the file has no bytes")
     try:
         Image.init()
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        formats = [name for name in FORMATS if name in Image.OPEN]  # without those that this Pillow was built without
+        image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
         raise Undecodable("unknown_format", _unknown(data)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Undecodable("too_big", _one_line(error)) from error
     except Exception as error:
         raise Undecodable("unreadable", _one_line(error)) from error
+    # From the header: decoding would take the memory first.
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Undecodable("too_big", f"{width} x {height} pixels, more than {MAX_PIXELS}")
@@ -233,12 +240,14 @@ def _is_misread(image: TiffImageFile) -> bool:
 
     For each plane Pillow takes one letter of its raw mode ("RGB;16L"), which loses how many bits a value has.
     """
-    if image.tag_v2.get(PLANES, 1) == 1 or not image.tile or image.tile[0].codec_name != "raw":
+    tags = image.tag_v2
+    is_interleaved = tags.get(PLANES, 1) == 1
+    if is_interleaved or not image.tile or image.tile[0].codec_name != "raw":
         return False
-    if image.tag_v2.get(PHOTOMETRIC) == 0:
+    if tags.get(PHOTOMETRIC) == 0:
         return True  # white is zero, which the letter does not say either
-    bits = set(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
-    is_native_float = image.mode == "F" and image.tag_v2.prefix == b"II"
+    bits = set(tags.get(BITS_PER_SAMPLE, (1,)))
+    is_native_float = image.mode == "F" and tags.prefix == b"II"
     is_bytes = bits == {8} or image.mode == "1"
     return not is_bytes and not is_native_float
 
@@ -280,13 +289,17 @@ def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.
     is_sixteen = is_sixteen_bit(image, data)
     is_colour = is_sixteen and not image.mode.startswith("I")
     if is_colour and (bits < ALL_BITS or is_plain_ppm(image)):
-        shown = _rgb(scaled_colours(_colour_values(image, data, kinds), bits, kinds), False, bits, kinds)
+        # Pillow by itself keeps only the high byte of each value.
+        values = _colour_values(image, data, kinds)
+        scaled = scaled_colours(values, bits, kinds)
+        shown = _rgb(scaled, False, bits, kinds)
     else:
         image.load()
         upright = _upright(image)
         if is_colour:
             note_colours(upright, kinds)
         shown = _rgb(upright, is_sixteen, bits, kinds)
+    # After the pixels were taken: this leaves the image at another page.
     _note_structure(image, kinds)
     return shown
 
@@ -338,10 +351,13 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
     """Return a part of the image, rounded to whole pixels and at least one pixel wide and high."""
     if box == WHOLE_IMAGE:
         return image
-    left, top = int(box.left * image.width), int(box.top * image.height)
+    left = int(box.left * image.width)
+    top = int(box.top * image.height)
     width = max(1, round((box.right - box.left) * image.width))
     height = max(1, round((box.bottom - box.top) * image.height))
-    return image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
+    right = min(left + width, image.width)
+    bottom = min(top + height, image.height)
+    return image.crop((left, top, right, bottom))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -369,7 +385,8 @@ def _rgb(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) -> Im
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    lab = ImageCms.createProfile("LAB")
+    rgb = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
     if converted is None:
         raise ValueError("the LAB colours could not be converted")
@@ -377,12 +394,12 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _resized(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    size, resize = preprocess.size, preprocess.resize
-    if resize == "stretch":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
-    if resize == "crop":
-        return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
+    size = (preprocess.size, preprocess.size)
+    if preprocess.resize == "stretch":
+        return image.resize(size, Image.Resampling.BILINEAR)
+    if preprocess.resize == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    return ImageOps.pad(image, size, Image.Resampling.BILINEAR)
 
 
 def _one_line(error: BaseException) -> str:

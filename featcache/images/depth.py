@@ -53,10 +53,12 @@ def is_plain_ppm(image: ImageFile) -> bool:
 def ppm_values(image: ImageFile, data: bytes) -> Values:
     """Return the (H, W, 3) uint16 values of a PPM of 16 bits. Raises ValueError if the file is cut off."""
     shape = (image.height, image.width, 3)
-    size, offset = math.prod(shape), image.tile[0].offset
-    if len(data) < offset + 2 * size:
+    num_values = math.prod(shape)
+    offset = image.tile[0].offset
+    if len(data) < offset + 2 * num_values:
         raise ValueError("the file is truncated")
-    return np.frombuffer(data, ">u2", size, offset).reshape(shape).astype(np.uint16)
+    values = np.frombuffer(data, ">u2", num_values, offset)
+    return values.reshape(shape).astype(np.uint16)
 
 
 def read_low_bytes(image: ImageFile) -> bool:
@@ -81,7 +83,8 @@ def scaled_colours(values: Values, bits: int, kinds: set[str]) -> Image.Image:
     colours = values[..., :-1] if has_alpha else values
     _note_bits(int(colours.max()), bits, kinds)
     # A table of all 65,536 results is much faster than arithmetic on every pixel.
-    scaled_of = np.rint(np.minimum(np.arange(65536), white) * (255 / white)).astype(np.uint8)
+    clipped = np.minimum(np.arange(65536), white)
+    scaled_of = np.rint(clipped * (255 / white)).astype(np.uint8)
     scaled = scaled_of[values]
     if has_alpha:
         scaled[..., -1] = values[..., -1] >> 8
@@ -110,29 +113,43 @@ def eight_bit(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) 
     if not is_integer_16:
         kinds.add(NUMBERS)
     if not is_measured.all():
+        # For now these places take the least measured value, so that they do not set the range; below they become
+        # black.
         kinds.add(NO_DATA)
         numbers[~is_measured] = numbers[is_measured].min() if is_measured.any() else 0.0
-    low, high = numbers.min(), numbers.max()
 
+    # Which of its bits the image uses, as far as its values are bits of an image at all.
+    smallest = numbers.min()
+    largest = numbers.max()
     is_measurement = bool(is_no_data.any()) and not is_integer_16
     has_bits = is_sixteen
     if not is_integer_16:
-        has_bits = high > 255 or (image.mode == "I" and bits < ALL_BITS)
-    if has_bits and low >= 0 and (bits < ALL_BITS or (high <= 65535 and not is_measurement)):
-        _note_bits(int(np.ceil(high)), bits, kinds)
-    if has_bits and low >= 0 and bits < ALL_BITS:
-        low, high = 0.0, 2.0**bits - 1
-    else:
-        whites = [_declared_white(image)] if is_integer_16 else [1.0, 255.0, 65535.0]
-        if is_measurement:
-            # Heights or temperatures, for which no value means white: the largest becomes white.
-            whites = [1.0, 255.0, max(256.0, float(high))]
-        if low >= 0 and high <= whites[-1]:
-            low, high = 0.0, next(white for white in whites if high <= white)
+        has_bits = largest > 255 or (image.mode == "I" and bits < ALL_BITS)
+    has_bits = has_bits and smallest >= 0
+    is_white_known = has_bits and bits < ALL_BITS
+    if is_white_known or (has_bits and largest <= 65535 and not is_measurement):
+        _note_bits(int(np.ceil(largest)), bits, kinds)
+
+    # Which values become black (low) and white (high).
+    low = smallest
+    high = largest
+    whites = [_declared_white(image)] if is_integer_16 else [1.0, 255.0, 65535.0]
+    if is_measurement:
+        # Heights or temperatures, for which no value means white: the largest becomes white.
+        whites = [1.0, 255.0, max(256.0, float(largest))]
+    if is_white_known:
+        low = 0.0
+        high = 2.0**bits - 1
+    elif smallest >= 0 and largest <= whites[-1]:
+        low = 0.0
+        high = next(white for white in whites if largest <= white)
 
     value_range = high - low or 1.0  # an image of one value is black
+    # In one expression, so that NumPy needs no further array of this size.
     scaled = np.rint((np.minimum(numbers, high) - low) / value_range * 255)
-    if _is_white_zero(image):
+    # Pillow inverts images whose 0 is white only up to 8 bits.
+    is_white_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    if is_white_zero:
         scaled = 255 - scaled
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
@@ -175,17 +192,15 @@ def _is_tagged_no_data(image: Image.Image, numbers: Values) -> Values:
 
 def _declared_white(image: Image.Image) -> float:
     """Return the white of a 16-bit grey image. Pillow reads TIFFs of 12 bits as 16 bits too: there it is 4095."""
-    bits = image.tag_v2.get(BITS_PER_SAMPLE, ()) if isinstance(image, TiffImageFile) else ()
-    return 4095.0 if bits == (12,) else 65535.0
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    """Return whether a TIFF says that 0 is white. Pillow inverts such images only up to 8 bits."""
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    is_twelve_bit = isinstance(image, TiffImageFile) and image.tag_v2.get(BITS_PER_SAMPLE) == (12,)
+    return 4095.0 if is_twelve_bit else 65535.0
 
 
 def _rawmode(image: ImageFile) -> str:
     """Return Pillow's name for the layout of the values in the file; "" if it is not known."""
-    args = image.tile[0].args if image.tile else ""
+    if not image.tile:
+        return ""
+    # Decoders take their arguments in a tuple, or one alone; the layout is the first.
+    args = image.tile[0].args
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,13 +29,17 @@ def write_digits(root: Path, *, force: bool = False) -> Path:
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     for number, (image, digit) in enumerate(zip(pixels, digits.target, strict=True)):
         path = root / str(digit) / f"{number:04d}.png"
-        data = _png(image)
-        if not path.exists() or path.read_bytes() != data:
-            if path.exists():
-                check_output(path, _digit_kind(data), force=force)
-            with disk_faults(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        data = buffer.getvalue()
+        if path.exists():
+            # A second run changes no file, so caches of the digits stay up to date.
+            if path.read_bytes() == data:
+                continue
+            check_output(path, _digit_kind(data), force=force)
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     return root
 
 
@@ -48,9 +51,3 @@ def _digit_kind(data: bytes) -> Kind:
         return data.startswith(content) or content.startswith(data[:HEADER_BYTES])
 
     return Kind("digit of featcache", is_ours)
-
-
-def _png(image: np.ndarray[Any, Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -40,8 +40,13 @@ def summary(rows: Iterable[ImageRow]) -> Groups:
     sizes = Counter(row.group for row in rows)
     ungrouped = sizes.pop("", 0)
     counts = sizes.values()
-    crossing = len(crossing_groups(rows))
-    return Groups(len(sizes), min(counts, default=0), max(counts, default=0), ungrouped, crossing)
+    return Groups(
+        count=len(sizes),
+        least=min(counts, default=0),
+        most=max(counts, default=0),
+        ungrouped=ungrouped,
+        crossing=len(crossing_groups(rows)),
+    )
 
 
 def crossing_groups(rows: Iterable[ImageRow]) -> Mapping[str, Mapping[str, int]]:
@@ -97,11 +102,11 @@ def check(group_from: str, files: Sequence[Listed], groups: Sequence[str]) -> No
         raise UsageError(
             f"'{group_from}' gives none of {len(files)} images a group, such as {files[0].path}. {NO_GROUP[kind]}"
         )
-    if (
-        kind == "parent"
-        and _are_classes(files, groups)
-        and not any(file.label in file.path.split("/") for file in files)
-    ):
+    if kind != "parent" or not _are_classes(files, groups):
+        return
+    # Where the label stands in the path, the groups are folders inside it, and each class merely has a single one.
+    labels_are_folders = any(file.label in file.path.split("/") for file in files)
+    if not labels_are_folders:
         raise UsageError(
             f"'parent' makes each class one group, since all images of a class lie in one folder, such as {groups[0]}. "
             f"{NO_GROUP['parent']}"
@@ -134,7 +139,9 @@ def _are_classes(files: Sequence[Listed], groups: Sequence[str]) -> bool:
     """Return whether every class is one group and every group one class."""
     pairs = {(file.label, group) for file, group in zip(files, groups, strict=True)}
     labels = {label for label, _ in pairs}
-    return 1 < len(labels) == len(pairs) == len(set(groups)) and "" not in labels and all(groups)
+    if len(labels) < 2 or "" in labels or "" in groups:
+        return False
+    return len(labels) == len(pairs) == len(set(groups))
 
 
 def without_split(path: str) -> str:
@@ -157,7 +164,8 @@ def _parent(file: Listed) -> str:
     A folder that is in train and in test under one name is one group in two splits.
     """
     folder = file.path.rpartition("/")[0]
-    if folder.rpartition("/")[2] in ("", file.label):
+    innermost = folder.rpartition("/")[2]
+    if innermost in ("", file.label):
         return ""
     return without_split(folder) if file.split else folder
 

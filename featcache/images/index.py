@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from featcache.errors import DiskFault
 from featcache.files import write_whole
@@ -42,18 +41,26 @@ class Index:
     def __init__(self, path: Path | None, source: Source, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = None if source.location is None else path
         self._place = str(Path(source.location or "").resolve())
-        self._source, self._clock = source, clock
-        self._before = {} if self._path is None else _entries(self._path, self._place)
+        self._source = source
+        self._clock = clock
+        self._before: dict[str, Entry] = {}
+        if self._path is not None:
+            self._before = _entries(self._path, self._place)
         self._now: dict[str, Entry] = {}
 
     def known(self, paths: Sequence[str]) -> dict[str, str]:
         """Return the digests of the images that have not changed since they were read."""
-        digests, now = {}, self._clock()
-        for path in paths if self._before else ():
+        digests: dict[str, str] = {}
+        now = self._clock()
+        for path in paths:
             entry = self._before.get(path)
-            if entry is not None and entry[1] <= now and self._stamp(path) == entry[:3]:
+            if entry is None:
+                continue
+            size, mtime_ns, inode, digest = entry
+            # A file from the future may change again without its stamp showing it.
+            if mtime_ns <= now and self._stamp(path) == (size, mtime_ns, inode):
                 self._now[path] = entry
-                digests[path] = entry[3]
+                digests[path] = digest
         return digests
 
     def read(self, path: str) -> tuple[bytes, str]:
@@ -61,10 +68,13 @@ class Index:
         if self._path is None:
             data = self._source.read(path)
             return data, hashlib.sha256(data).hexdigest()
-        before, began = self._stamp(path), self._clock()
+        before = self._stamp(path)
+        began = self._clock()
         data = self._source.read(path)
         digest = hashlib.sha256(data).hexdigest()
-        if before is not None and before.mtime_ns < began - RACY_NS and self._stamp(path) == before:
+        # The stamp again, after reading: a file that was changed meanwhile has the bytes of two versions.
+        is_racy = before is None or before.mtime_ns >= began - RACY_NS
+        if before is not None and not is_racy and self._stamp(path) == before:
             self._now[path] = (*before, digest)
         return data, digest
 
@@ -73,8 +83,9 @@ class Index:
         if self._path is None or self._now == self._before:
             return
         content = {"format": FORMAT, "place": self._place, "files": self._now}
+        text = json.dumps(content, separators=(",", ":"))
         with suppress(DiskFault):
-            write_whole(self._path, json.dumps(content, separators=(",", ":")).encode())
+            write_whole(self._path, text.encode())
 
     def _stamp(self, path: str) -> Stamp | None:
         try:
@@ -84,16 +95,15 @@ class Index:
 
 
 def _entries(path: Path, place: str) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
     try:
         content = json.loads(path.read_bytes())
-        if (content["format"], content["place"]) == (FORMAT, place):
-            return {name: _entry(*values) for name, values in content["files"].items()}
+        if (content["format"], content["place"]) != (FORMAT, place):
+            return {}
+        for name, (size, mtime_ns, inode, digest) in content["files"].items():
+            if not isinstance(digest, str) or len(digest) != 64:
+                return {}
+            entries[name] = (int(size), int(mtime_ns), int(inode), digest)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass  # nothing is lost but the time to read the images again
-    return {}
-
-
-def _entry(size: Any, mtime_ns: Any, inode: Any, digest: Any) -> Entry:
-    if not isinstance(digest, str) or len(digest) != 64:
-        raise ValueError(digest)
-    return int(size), int(mtime_ns), int(inode), digest
+        return {}  # nothing is lost but the time to read the images again
+    return entries

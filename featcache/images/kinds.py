@@ -60,15 +60,20 @@ def notes(kinds: Mapping[str, int], num_images: int, bits: int = ALL_BITS) -> li
 
 def _of_bits(kinds: Mapping[str, int], num_images: int, bits: int) -> list[str]:
     """Return what to say of 16-bit images that do not use all their bits, if most of them do not."""
-    counts = {int(kind.removeprefix(BITS)): count for kind, count in kinds.items() if kind.startswith(BITS)}
+    counts: dict[int, int] = {}  # {bits in use: images}
+    for kind, count in kinds.items():
+        if kind.startswith(BITS):
+            counts[int(kind.removeprefix(BITS))] = count
     dark = {used: count for used, count in counts.items() if used < bits}
-    others = sum(counts.values()) - sum(dark.values())
-    if not dark or sum(dark.values()) < others:
+    num_dark = sum(dark.values())
+    others = sum(counts.values()) - num_dark
+    if not dark or num_dark < others:
         return []
+
     used = max(dark)
     look = "nearly black" if bits - used > 2 else "dark"
     sentence = (
-        f"{sum(dark.values())} of {num_images} images have 16 bits a channel but use only the lowest {used} (no value "
+        f"{num_dark} of {num_images} images have 16 bits a channel but use only the lowest {used} (no value "
         f"above {2**used - 1:,} of {2**bits - 1:,}): they enter {look}"
     )
     if others:

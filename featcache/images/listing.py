@@ -98,7 +98,8 @@ def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), st
     refused: names to list without a label, because nothing will be read from them. strip: ignore a single folder
     around everything. Raises NoImages, DataError.
     """
-    paths, others = [], Counter[str]()
+    paths: list[str] = []
+    others = Counter[str]()  # how many files of each suffix
     for name in names:
         if is_image(name):
             paths.append(name)
@@ -108,14 +109,17 @@ def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), st
     unread = [Listed(path, "", "") for path in sorted(refused, key=os.fsencode)]
     if not paths and not unread:
         raise NoImages(f"No images in {where}. They are looked for by suffix: {' '.join(sorted(SUFFIXES))}")
-    folders = {path.partition("/")[0] for path in paths if "/" in path}
+
+    folders = _first_folders(paths)
     splits = _split_folders(folders, paths)
     above = ""
     if strip and not splits and len(folders) == 1 and all("/" in path for path in paths):
+        # Archives often have everything in one folder of their name, which is no class.
         above = f"{folders.pop()}/"
         inside = [path.removeprefix(above) for path in paths]
-        folders = {path.partition("/")[0] for path in inside if "/" in path}
+        folders = _first_folders(inside)
         splits = _split_folders(folders, inside)
+
     if not folders:
         return Listing("flat", [Listed(path, "", "") for path in paths] + unread, [], others)
     if not splits:
@@ -124,6 +128,10 @@ def arrange(names: Iterable[str], where: str, *, refused: Iterable[str] = (), st
     _require_distinct({file.label for file in labelled}, where)
     stray = sorted({*paths} - {file.path for file in labelled}, key=os.fsencode)
     return Listing("splits" if splits else "classes", labelled + unread, stray, others)
+
+
+def _first_folders(paths: Iterable[str]) -> set[str]:
+    return {path.partition("/")[0] for path in paths if "/" in path}
 
 
 def is_image(path: str) -> bool:
@@ -217,9 +225,14 @@ def _named_like_splits(folders: Iterable[str]) -> dict[str, str]:
     >>> _named_like_splits(["steam_train", "tram"])
     {}
     """
-    exact = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
-    matches = ((folder, _SPLIT_FOLDER.fullmatch(folder)) for folder in folders)
-    alike = {folder: SPLIT_NAMES[match["split"].lower()] for folder, match in matches if match}
+    exact: dict[str, str] = {}
+    alike: dict[str, str] = {}
+    for folder in folders:
+        if folder.lower() in SPLIT_NAMES:
+            exact[folder] = SPLIT_NAMES[folder.lower()]
+        match = _SPLIT_FOLDER.fullmatch(folder)
+        if match:
+            alike[folder] = SPLIT_NAMES[match["split"].lower()]
     return alike if len(set(alike.values())) > 1 else exact
 
 

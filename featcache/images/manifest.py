@@ -175,33 +175,43 @@ def scan(
     source, listing = _listed(root, (labels, splits, groups), allow_outside, columns)
     group_names = [group_of(file) for file in listing.files]
     if group_from is not None:
+        # Before reading the files, which may take minutes: a rule that groups nothing is a mistake.
         check_groups(group_from, listing.files, group_names)
     remembered = Index(index, source)
-    digests, failures, checked = _read_all(remembered, [file.path for file in listing.files], check, rehash, progress)
+    paths = [file.path for file in listing.files]
+    digests, failures, checked = _read_all(remembered, paths, check, rehash, progress)
     remembered.save()
-    if not digests and isinstance(root, (str, Path)) and is_table(Path(root)):
-        require_files(Path(root), listing.files)
-    rows = [
-        ImageRow(file.path, file.label, group, file.split, digests[file.path])
-        for file, group in zip(listing.files, group_names, strict=True)
-        if file.path in digests
-    ]
+
+    table: Path | None = None
+    if isinstance(root, (str, Path)) and is_table(Path(root)):
+        table = Path(root)
+    if table is not None and not digests:
+        require_files(table, listing.files)
+
+    rows: list[ImageRow] = []
+    for file, group in zip(listing.files, group_names, strict=True):
+        if file.path in digests:
+            rows.append(ImageRow(file.path, file.label, group, file.split, digests[file.path]))
     has_val = listing.layout != "splits" or any(file.split in ("", "val") for file in listing.files)
-    assigned = tuple(assign(rows, spec) if has_val else carve(rows, spec))
-    place = source.location or IN_MEMORY
-    table = Path(root).name if isinstance(root, (str, Path)) and is_table(Path(root)) else None
+    assigned = assign(rows, spec) if has_val else carve(rows, spec)
+    # Without val, `carve` divides what the folders call train, so the folders have not decided about those images.
+    fixed_paths = frozenset(row.path for row in rows if row.split and (has_val or row.split != "train"))
+
+    remarks = listing.remarks
+    if group_from is not None:
+        remarks += group_remarks(group_from, listing.files, group_names)
     read_by = {
-        "table": table,
+        "table": table.name if table else None,
         "path_column": path_column,
         "label_column": label_column,
         "group_from": group_from,
         "allow_outside": allow_outside or None,
     }
     return Images(
-        root=place,
+        root=source.location or IN_MEMORY,
         source=source,
         layout=listing.layout,
-        rows=assigned,
+        rows=tuple(assigned),
         split_spec=spec,
         unreadable=tuple(failures),
         stray=tuple(listing.stray),
@@ -209,11 +219,8 @@ def scan(
         kinds=dict(checked.kinds),
         listing={name: value for name, value in read_by.items() if value is not None},
         others=dict(sorted(listing.others.items())),
-        remarks=(
-            *listing.remarks,
-            *(() if group_from is None else group_remarks(group_from, listing.files, group_names)),
-        ),
-        given=frozenset(row.path for row in rows if row.split and (has_val or row.split != "train")),
+        remarks=remarks,
+        given=fixed_paths,
     )
 
 
@@ -255,6 +262,7 @@ def _read_all(
     index: Index, paths: list[str], check: bool, rehash: bool, progress: Progress
 ) -> tuple[dict[str, str], list[Failure], Checked]:
     """Return the digests of the readable images, the failures of the others, and the sizes and kinds of images."""
+    # What the index knows need not be read, unless all images are to be decoded or read again.
     digests = {} if check or rehash else index.known(paths)
     failures: list[Failure] = []
     checked = Checked(Counter(), Counter())
@@ -280,10 +288,14 @@ def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[s
     """Read a block of images at a time on each thread, and give them in order."""
     if not paths:
         return
+
+    def read_block(block: list[str]) -> list[tuple[str, str, Seen | Failure]]:
+        return [_read_one(index, path, check) for path in block]
+
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="scan")
     blocks = [paths[at : at + BLOCK] for at in range(0, len(paths), BLOCK)]
     try:
-        for outcomes in threads.map(lambda block: [_read_one(index, path, check) for path in block], blocks):
+        for outcomes in threads.map(read_block, blocks):
             yield from outcomes
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
@@ -291,8 +303,12 @@ def _in_threads(index: Index, paths: list[str], check: bool) -> Iterator[tuple[s
 
 def _read_one(index: Index, path: str, check: bool) -> tuple[str, str, Seen | Failure]:
     digest = ""
+    seen: Seen = ((0, 0), frozenset())
     try:
         data, digest = index.read(path)
-        return path, digest, check_image(data) if check else ((0, 0), frozenset())
+        if check:
+            seen = check_image(data)
     except Undecodable as error:
+        # With its digest, if the bytes could be read: the image is then known, and only its pixels are not.
         return path, digest, Failure(path, digest, error.status, error.reason)
+    return path, digest, seen

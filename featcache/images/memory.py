@@ -27,6 +27,7 @@ class MemorySource:
 
     def __init__(self, images: Sequence[InMemory]) -> None:
         self._images = images
+        # Refuse an array now, and not in the middle of the work.
         for image in images:
             if isinstance(image, np.ndarray):
                 memory_arrays(image[None], None, None, None)
@@ -40,7 +41,9 @@ class MemorySource:
         buffer = io.BytesIO()
         try:
             upright = ImageOps.exif_transpose(image)
-            (upright if upright.mode in PNG_MODES else upright.convert("RGB")).save(buffer, "PNG")
+            if upright.mode not in PNG_MODES:
+                upright = upright.convert("RGB")
+            upright.save(buffer, "PNG")
         except (OSError, ValueError) as error:  # Pillow reads a file's pixels only now
             raise Undecodable("unreadable", f"Pillow cannot read it: {error}") from error
         return buffer.getvalue()

@@ -37,6 +37,7 @@ def open_source(location: str | Path) -> Source:
     path = Path(location)
     if path.name == IN_MEMORY.name and not path.exists():
         raise ImagesChanged("The images of this cache were arrays in memory. Give them again: images=fc.scan(arrays)")
+    # Folders first: a folder may have a name like an archive's.
     if path.is_dir():
         return FolderSource(path)
     if not path.is_file():
@@ -74,7 +75,8 @@ def list_source(
     allow_outside: a manifest may name files outside its folder. group_column, label_column, path_column: the columns of
     a manifest that are read, if they are not called as usual.
     """
-    path, source = Path(location), open_source(location)
+    path = Path(location)
+    source = open_source(location)
     columns = {"group_column": group_column, "label_column": label_column, "path_column": path_column}
     if is_table(path):
         return source, list_table(path, allow_outside=allow_outside, **columns)

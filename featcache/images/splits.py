@@ -38,6 +38,7 @@ def assign(rows: Iterable[ImageRow], spec: SplitSpec) -> list[ImageRow]:
     rows = list(rows)
     units = units_of(rows)
     split_of: dict[str, str] = {}
+    # First the splits that rows have already, then the hash for units without one.
     for unit, row in zip(units, rows, strict=True):
         if row.split:
             # SPLITS has train first, and test last.
@@ -46,6 +47,7 @@ def assign(rows: Iterable[ImageRow], spec: SplitSpec) -> list[ImageRow]:
         if row.label:
             split_of.setdefault(unit, _by_hash(unit, spec))
     _give_every_class_a_training_image(rows, units, split_of, spec.seed)
+
     assigned: list[ImageRow] = []
     for unit, row in zip(units, rows, strict=True):
         assigned.append(row._replace(split=row.split or split_of.get(unit, "")))
@@ -60,7 +62,8 @@ def carve(rows: Iterable[ImageRow], spec: SplitSpec) -> list[ImageRow]:
     rows = list(rows)
     test_digests = {row.digest for row in rows if row.split == "test"}
     others = [row._replace(split="") for row in rows if row.digest not in test_digests]
-    split_of = {row.path: row.split for row in assign(others, replace(spec, train=100 - spec.val, test=0))}
+    without_test = replace(spec, train=100 - spec.val, test=0)
+    split_of = {row.path: row.split for row in assign(others, without_test)}
     return [row._replace(split=split_of.get(row.path, "test")) for row in rows]
 
 
@@ -84,4 +87,5 @@ def _give_every_class_a_training_image(
         if split_of.get(unit) == "train":
             trained_labels.add(row.label)
     for label in units_of_class.keys() - trained_labels:
-        split_of[min(units_of_class[label], key=lambda unit: position(unit, seed))] = "train"
+        smallest = min(units_of_class[label], key=lambda unit: position(unit, seed))
+        split_of[smallest] = "train"

@@ -75,7 +75,8 @@ def list_table(
     """
     options = {"path": path_column, "label": label_column, "group": group_column}
     named = {name: column for name, column in options.items() if column is not None}
-    table = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path, named.get("path"))
+    is_parquet = path.suffix.lower() == ".parquet"
+    table = _parquet(path) if is_parquet else _text(path, named.get("path"))
     at = _places(table.columns, path, named)
     rows = list(table.rows)
     hot = [] if "label" in at else _one_hot(table.columns, rows, at)
@@ -84,10 +85,14 @@ def list_table(
     files: dict[str, Listed] = {}
     spellings: dict[str, set[str]] = {}  # {label: how the cells write it}
     for where, cells in rows:
-        values = {name: normalize_name(_cell_at(cells, place)) for name, place in at.items() if name != "path"}
+        values: dict[str, str] = {}
+        for name, place in at.items():
+            values[name] = normalize_name(_cell_at(cells, place))
         if values.get("label"):
             spellings.setdefault(values["label"], set()).add(cells[at["label"]])
-        values["path"] = _as_file(cells[at["path"]] if at["path"] < len(cells) else "", path.parent)
+        # Blanks can belong to the name of a file, so the path is taken as the cell writes it.
+        path_cell = cells[at["path"]] if at["path"] < len(cells) else ""
+        values["path"] = _as_file(path_cell, path.parent)
         for place in hot:
             if _cell_at(cells, place).lower() in ONES:
                 values["label"] = table.columns[place]
@@ -114,6 +119,7 @@ def list_table(
 def require_files(table: Path, files: Sequence[Listed]) -> None:
     """Raise NoImages if none of the files exists that a table names, with the file that the first may mean."""
     folder = table.parent
+    # One is enough: the scan reports each of the others by name.
     if any(os.path.lexists(folder / file.path) for file in files):
         return
     first = files[0].path
@@ -219,10 +225,11 @@ def _num_ones(cells: Sequence[str], places: Iterable[int]) -> int:
 
 def _label_like(columns: Sequence[str], used: Mapping[str, int]) -> str:
     """Return the unused column whose name says most surely that it has labels, or ""."""
-    plain = {
-        re.sub(r"[\s_-]", "", name.lower()): name for place, name in enumerate(columns) if place not in used.values()
-    }
-    return next((plain[name] for name in LABEL_LIKE if name in plain), "")
+    column_of: dict[str, str] = {}  # {its name without case, blanks, - and _: its name}
+    for place, name in enumerate(columns):
+        if place not in used.values():
+            column_of[re.sub(r"[\s_-]", "", name.lower())] = name
+    return next((column_of[name] for name in LABEL_LIKE if name in column_of), "")
 
 
 def _remarks_on_columns(
@@ -287,10 +294,14 @@ class _Door:
 
     def _stays(self, path: str) -> bool:
         """Return whether a path stays inside the folder; links that stay inside are fine."""
+        # Folders are remembered: a table names many files in each, and following a path asks the disk at every step.
         folder = posixpath.dirname(path)
         if folder not in self._inside:
             self._inside[folder] = self._reaches(folder)
-        return self._inside[folder] and (not os.path.islink(f"{self._root}/{path}") or self._reaches(path))
+        if not self._inside[folder]:
+            return False
+        is_link = os.path.islink(f"{self._root}/{path}")
+        return not is_link or self._reaches(path)
 
     def _reaches(self, path: str) -> bool:
         real = os.path.realpath(os.path.join(self._root, path))
@@ -303,7 +314,8 @@ def _listed(values: dict[str, str], where: str, door: _Door) -> Listed:
     split = values.get("split", "")
     if split and split.lower() not in SPLIT_NAMES:
         raise DataError(f"{where}: split '{split}'. Splits are called train, val and test; empty, featcache decides")
-    label, group = values.get("label", ""), values.get("group", "")
+    label = values.get("label", "")
+    group = values.get("group", "")
     if "\0" in label + group:
         raise DataError(f"{where}: a label or group with a NUL byte")
     return Listed(door.checked(values["path"], where), label, SPLIT_NAMES.get(split.lower(), ""), group)
@@ -359,7 +371,8 @@ def _text(path: Path, path_column: str | None) -> _Cells:
     try:
         data = path.read_bytes()
         text = data.decode("utf-16") if data[:2] in UTF_16 else data.decode("utf-8-sig", "surrogateescape")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, path, path_column))
+        delimiter = _delimiter(text, path, path_column)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [(f"line {reader.line_num}", row) for row in reader if any(row)]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise_if_of_the_system(path, error)
@@ -388,17 +401,16 @@ def _parquet(path: Path) -> _Cells:
         raise EnvironmentFault(f"Reading {path} takes pyarrow: pip install featcache[parquet]") from error
     try:
         with parquet.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names]
+            names = list(file.schema_arrow.names)
             columns = [file.read(columns=[name]).column(0).to_pylist() for name in names]
     except Exception as error:  # pyarrow raises its own kinds
         raise_if_of_the_system(path, error)
         raise DataError(f"Cannot read {path}: {' '.join(str(error).split())}") from error
-    cells = zip(*columns, strict=True)
-    return _Cells(
-        [name.strip() for name in names], ((f"row {number}", [*map(_cell, row)]) for number, row in enumerate(cells, 1))
-    )
-
-
-def _cell(value: object) -> str:
-    is_missing = value is None or value != value  # NaN of pandas
-    return "" if is_missing else str(value)
+    rows: list[Row] = []
+    for number, values in enumerate(zip(*columns, strict=True), 1):
+        cells: list[str] = []
+        for value in values:
+            is_missing = value is None or value != value  # NaN of pandas
+            cells.append("" if is_missing else str(value))
+        rows.append((f"row {number}", cells))
+    return _Cells([name.strip() for name in names], iter(rows))

@@ -73,14 +73,18 @@ def frame_of(view: str, digest: str) -> Frame:
         return Frame()
     if view == HFLIP:
         return Frame(mirrored=True)
-    drawn = hashlib.sha256(f"{view.removeprefix('crop-')}:{digest}".encode()).digest()
-    # Four numbers in [0, 1), each from eight bytes of the digest
-    size, shape, across, down = (int.from_bytes(drawn[at : at + 8], "big") / 2**64 for at in (0, 8, 16, 24))
+    number = view.removeprefix("crop-")
+    hashed = hashlib.sha256(f"{number}:{digest}".encode()).digest()
+    # Four numbers in [0, 1), each from eight bytes of the hash
+    size, shape, across, down = (int.from_bytes(hashed[at : at + 8], "big") / 2**64 for at in (0, 8, 16, 24))
     area = LEAST_AREA + (1 - LEAST_AREA) * size
     # width * height = area and aspect = width / height, so width = sqrt(area * aspect); neither side exceeds 1.
     narrowest = max(area, sqrt(area * LEAST_ASPECT))
     widest = min(1.0, sqrt(area / LEAST_ASPECT))
     width = narrowest + (widest - narrowest) * shape
     height = min(1.0, area / width)
-    left, top = (1 - width) * across, (1 - height) * down
-    return Frame(Box(left, top, left + width, top + height), mirrored=bool(drawn[31] & 1))
+    left = (1 - width) * across
+    top = (1 - height) * down
+    box = Box(left, top, left + width, top + height)
+    is_mirrored = bool(hashed[31] & 1)
+    return Frame(box, is_mirrored)

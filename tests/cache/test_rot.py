@@ -119,14 +119,14 @@ def test_the_rows_of_a_large_part_are_compared_when_they_are_read(folder):
     with pytest.raises(NotACache, match=r"part-.*\.h5 is damaged: the rows of tap '/taps/toy/top'.*`rehash=True`"):
         cache.features(usable, TOP.name)
     assert len(parts.read_rows(folder)[TOP.fingerprint].at) == 8  # nobody has copied them
-    assert len(parts.read_rows(folder, whole=True)[TOP.fingerprint].at) == 4
+    assert len(parts.read_rows(folder, all_bytes=True)[TOP.fingerprint].at) == 4
 
 
 def test_a_folder_remembers_the_rows_of_a_part_set_aside_until_they_are_back(folder):
     [first, _] = part_files(folder)
     data = first.read_bytes()
     flip_feature(first, "top")
-    parts.read_rows(folder, whole=True)
+    parts.read_rows(folder, all_bytes=True)
     [aside] = parts.set_aside(folder)
     merge(folder)
     assert "has lost 4 of 8 rows of tap 'toy/" in verify(folder).problems[0]
@@ -139,7 +139,7 @@ def test_a_folder_remembers_the_rows_of_a_part_set_aside_until_they_are_back(fol
 
 def test_whoever_deletes_a_part_set_aside_does_without_its_rows(folder):
     flip_feature(part_files(folder)[0], "top")
-    parts.read_rows(folder, whole=True)
+    parts.read_rows(folder, all_bytes=True)
     [aside] = parts.set_aside(folder)
     aside.unlink()
     merge(folder)

@@ -35,9 +35,10 @@ def mini_batches(seed: int, num_rows: int, batch: int, steps: int) -> Iterator[C
     rng = np.random.default_rng(seed)
     per_epoch = max(1, num_rows // batch)
     for step in range(steps):
-        if step % per_epoch == 0:
+        step_of_epoch = step % per_epoch
+        if step_of_epoch == 0:
             order = rng.permutation(num_rows)
-        start = step % per_epoch * batch
+        start = step_of_epoch * batch
         yield order[start : start + batch]
 
 
@@ -60,7 +61,9 @@ def held_out(seed: int, index: Classes) -> Classes:
     rows = []
     for number in range(index.max() + 1):
         members = np.flatnonzero(index == number)
-        count = max(1, round(len(members) / 10)) if len(members) > 1 else 0
+        count = 0
+        if len(members) > 1:
+            count = max(1, round(len(members) / 10))
         rows.append(rng.permutation(members)[:count])
     return np.sort(np.concatenate(rows))
 
@@ -136,18 +139,25 @@ class _Course:
 
 def _make_course(recipe: DenseRecipe, knobs: Knobs, seeds: Sequence[int], data: Data) -> _Course:
     index = data.targets.argmax(axis=1)
-    stop_rows = [held_out(seed, index) if recipe.patience is not None else index[:0] for seed in seeds]
+    stop_rows = [index[:0] for _ in seeds]
+    if recipe.patience is not None:
+        stop_rows = [held_out(seed, index) for seed in seeds]
     num_rows = len(index) - len(stop_rows[0])  # every seed holds out the same number of each class
     batch = min(recipe.batch_size, num_rows)
     per_epoch = recipe.steps_per_epoch or num_rows // batch
     steps = recipe.epochs * per_epoch
     if recipe.steps_per_epoch is None:
         steps = max(MIN_STEPS, steps)
+
+    # Each seed has generators for each purpose, so that what a head draws does not depend on its neighbours.
     streams = []
     for seed, rows in zip(seeds, stop_rows, strict=True):
         order = mini_batches(seed, num_rows, batch, steps)
         train_rows = np.setdiff1d(np.arange(len(index)), rows)
-        streams.append(_Stream(train_rows, rows, order, np.random.default_rng((seed, DROPOUT))))
+        dropout_rng = np.random.default_rng((seed, DROPOUT))
+        streams.append(_Stream(train_rows, rows, order, dropout_rng))
+
+    # Dropout applies to the input of the last layer: the features of a linear head, else the last hidden units.
     noise_shape: tuple[int, ...] | None = None
     if knobs.dropout.any():
         noise_shape = (1, batch, recipe.widths[-1]) if recipe.widths else (batch, data.X.shape[1])
@@ -159,8 +169,9 @@ def _first_params(recipe: DenseRecipe, knobs: Knobs, seeds: Sequence[int], data:
     sizes = [data.X.shape[1], *recipe.widths, data.targets.shape[1]]
     num_heads = knobs.dropout.shape[1]
     params: list[Floats] = []
-    for kernels_by_seed in zip(*(initial_kernels(seed, sizes) for seed in seeds), strict=True):
-        by_stream = np.stack(kernels_by_seed)
+    kernels_by_seed = [initial_kernels(seed, sizes) for seed in seeds]
+    for kernels_of_layer in zip(*kernels_by_seed, strict=True):
+        by_stream = np.stack(kernels_of_layer)
         is_first_layer = not params
         if is_first_layer:
             kernel = np.tile(by_stream, (1, 1, num_heads))  # (g, D, n U)
@@ -174,7 +185,8 @@ class _Progress:
     """Which heads still train, and the parameters of each at its best. Arrays are (g, n) and shrink with the engine."""
 
     def __init__(self, heads: NumpyEngine, course: _Course, shape: tuple[int, int]) -> None:
-        self.heads, self.course = heads, course
+        self.heads = heads
+        self.course = course
         self.training = np.ones(shape, dtype=bool)
         self.slots = np.arange(self.training.size).reshape(shape)  # the position of each head in the result
         self.best_loss = np.full(shape, np.inf)
@@ -185,8 +197,10 @@ class _Progress:
         """Record the current parameters of the heads in the mask (g, n)."""
         for stream, number in np.argwhere(mask):
             params = self.heads.head(stream, number)
+            kernels = tuple(params[::2])
             biases = tuple(bias[0] for bias in params[1::2])
-            self.trained[int(self.slots[stream, number])] = TrainedHead(tuple(params[::2]), biases, epoch)
+            slot = int(self.slots[stream, number])
+            self.trained[slot] = TrainedHead(kernels, biases, epoch)
 
     def check_patience(self, patience: int, epoch: int) -> None:
         """Record the heads that are better than ever, and stop those that have not improved for `patience` epochs."""
@@ -198,6 +212,7 @@ class _Progress:
         self.best_loss = np.where(better, loss, self.best_loss)
         self.epochs_without_gain = np.where(better, 0, self.epochs_without_gain + 1)
         self.training &= self.epochs_without_gain < patience
+        # Fewer heads make a step cheaper, but removing them costs something: Keras compiles its step again.
         some_stopped = 0 < self.training.sum() < self.training.size
         if some_stopped and self.training.mean() <= self.heads.shrink_below:
             self._remove_stopped()

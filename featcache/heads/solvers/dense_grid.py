@@ -40,13 +40,18 @@ def chunks(head: str, grid: Sequence[Params]) -> list[list[int]]:
     from featcache.heads.softmax import chunks as chunks_of_classifiers
 
     classifiers = [make_classifier(head, params) for params in grid]
-    valid, invalid = list[int](), list[int]()
+    valid: list[int] = []
+    alone: list[list[int]] = []
     for number, classifier in enumerate(classifiers):
-        (valid if _parameter_error(classifier) is None else invalid).append(number)
-    groups = []
+        if _parameter_error(classifier) is None:
+            valid.append(number)
+        else:
+            alone.append([number])
+
+    together: list[list[int]] = []
     for chunk in chunks_of_classifiers([classifiers[number] for number in valid]):
-        groups.append([valid[at] for at in chunk])
-    return groups + [[number] for number in invalid]
+        together.append([valid[at] for at in chunk])
+    return together + alone
 
 
 def _parameter_error(classifier: Any) -> ValueError | None:

@@ -66,7 +66,8 @@ class KerasHeadEngine(NumpyEngine):
         # What changes from step to step is passed as a tensor: a Python number would compile the step again.
         factors = self.put(np.array([fraction, correction(count)], dtype=np.float32))
         noise_tensor = None if noise is None else self.put(noise)
-        step = _compiled_step(self.recipe.optimizer == "adamw", self.recipe.momentum, self.recipe.nesterov)
+        is_adam = self.recipe.optimizer == "adamw"
+        step = _compiled_step(is_adam, self.recipe.momentum, self.recipe.nesterov)
         parts = step(self.state, self.data, self.knobs, self.put(rows), noise_tensor, factors)
         self.state = HeadTrainingState(*parts)
 
@@ -77,6 +78,7 @@ def _compiled_step(adam: bool, momentum: float, nesterov: bool) -> Callable[...,
     from keras import backend, ops
 
     def step(state: HeadTrainingState, data: Data, knobs: Knobs, rows: Any, noise: Any, factors: Any) -> Any:
+        # Not in place, since tensors do not change: each parameter gives (param, first, second) of the next state.
         batch = batch_of(ops, data, rows, noise, knobs.dropout, 1.0)
         by_param = gradients(ops, state.params, batch, knobs)
         rate = knobs.learning_rate * factors[0]
@@ -107,4 +109,6 @@ def _adam(gradient: Any, param: Any, first: Any, second: Any, rate: Any) -> tupl
 
 def _sgd(gradient: Any, param: Any, first: Any, rate: Any, momentum: float, nesterov: bool) -> tuple[Any, Any]:
     first = first * momentum - gradient * rate
-    return param + (first * momentum - gradient * rate if nesterov else first), first
+    if nesterov:
+        return param + (first * momentum - gradient * rate), first
+    return param + first, first

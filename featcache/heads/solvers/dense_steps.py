@@ -83,14 +83,19 @@ class HeadTrainingState(NamedTuple):
 def forward(xp: Any, params: Sequence[Any], X: Any, num_heads: int, mask: Any = None) -> tuple[list[Any], Any]:
     """Return the input of each layer, and the logits (g, n, N, K), for X (g, N, D)."""
     last = len(params) - 2
-    inputs = [X * mask if last == 0 and mask is not None else X]
-    values = xp.matmul(inputs[0], params[0]) + params[1]
-    # (g, N, n U) -> (g, n, N, U)
-    values = xp.swapaxes(xp.reshape(values, (*values.shape[:2], num_heads, -1)), 1, 2)
-    for at in range(2, len(params), 2):
-        values = xp.maximum(values, 0)
-        inputs.append(values * mask if at == last and mask is not None else values)
-        values = xp.matmul(inputs[-1], params[at]) + params[at + 1]
+    values = X
+    inputs: list[Any] = []
+    for at in range(0, len(params), 2):
+        if at > 0:
+            values = xp.maximum(values, 0)
+        if at == last and mask is not None:
+            values = values * mask
+        inputs.append(values)
+        values = xp.matmul(values, params[at]) + params[at + 1]
+        if at == 0:
+            # (g, N, n U) -> (g, n, N, U): the heads part after the layer that they share
+            values = xp.reshape(values, (*values.shape[:2], num_heads, -1))
+            values = xp.swapaxes(values, 1, 2)
     return inputs, values
 
 
@@ -101,8 +106,14 @@ def gradients(xp: Any, params: Sequence[Any], batch: Batch, knobs: Knobs) -> lis
     dL/dh = delta W', which ReLU passes on where h > 0. At the logits, delta = (softmax - targets) * weights.
     """
     inputs, logits = forward(xp, params, batch.X, knobs.dropout.shape[1], batch.mask)
+
+    # softmax - targets, where smoothing gives each class the same small share of the target
+    exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    probabilities = exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
     smoothing = knobs.label_smoothing[:, :, None, None]
-    delta = _softmax_error(xp, logits, batch.targets, smoothing) * batch.weights
+    smoothed = batch.targets * (1 - smoothing) + smoothing / logits.shape[-1]
+    delta = (probabilities - smoothed) * batch.weights  # (g, n, B, K)
+
     later_layers: list[Any] = []
     for at in reversed(range(1, len(inputs))):
         kernel_gradient = xp.matmul(xp.swapaxes(inputs[at], 2, 3), delta)
@@ -112,18 +123,12 @@ def gradients(xp: Any, params: Sequence[Any], batch: Batch, knobs: Knobs) -> lis
         if at == len(inputs) - 1 and batch.mask is not None:
             delta = delta * batch.mask
         delta = xp.where(inputs[at] > 0, delta, 0.0)
+
     # (g, n, B, U) -> (g, B, n U), side by side again for the first layer
     delta = xp.reshape(xp.swapaxes(delta, 1, 2), (*batch.X.shape[:2], -1))
     first_kernel = xp.matmul(xp.swapaxes(inputs[0], 1, 2), delta)
     first_bias = xp.sum(delta, axis=1, keepdims=True)
     return [first_kernel, first_bias, *later_layers]
-
-
-def _softmax_error(xp: Any, logits: Any, targets: Any, smoothing: Any) -> Any:
-    """Return softmax minus smoothed targets, (g, n, B, K): the derivative of cross-entropy by the logits."""
-    exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-    smoothed = targets * (1 - smoothing) + smoothing / logits.shape[-1]
-    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True) - smoothed
 
 
 def batch_of(xp: Any, data: Data, rows: Any, noise: Any, dropout: Any, scale: float) -> Batch:
@@ -135,17 +140,20 @@ def batch_of(xp: Any, data: Data, rows: Any, noise: Any, dropout: Any, scale: fl
     X, targets, weights = (xp.take(array, rows, axis=0) for array in data)
     mask = None
     if noise is not None:
-        linear = len(noise.shape) == 3
-        rate = dropout[:, :1, None] if linear else dropout[:, :, None, None]
+        is_linear = len(noise.shape) == 3  # the linear heads of a stream share its rate: see `train`
+        rate = dropout[:, :1, None] if is_linear else dropout[:, :, None, None]
         # Inverted dropout: what stays grows by 1 / (1 - rate), so that prediction needs no factor.
         mask = xp.where(noise >= rate, 1 / (1 - rate), 0.0)
-    return Batch(X, targets[:, None], weights[:, None] * (scale / rows.shape[1]), mask)
+    row_weights = weights[:, None] * (scale / rows.shape[1])
+    return Batch(X, targets[:, None], row_weights, mask)
 
 
 def spread(xp: Any, values: Any, param: Any) -> Any:
     """Return values (g, n) of the heads in a shape that multiplies a parameter of all heads."""
     if len(param.shape) == 3:
-        return xp.repeat(values, param.shape[-1] // values.shape[1], axis=1)[:, None]
+        # The first layer has its heads side by side: repeat each head's value for its units, (g, 1, n U).
+        units = param.shape[-1] // values.shape[1]
+        return xp.repeat(values, units, axis=1)[:, None]
     return values[:, :, None, None]
 
 
@@ -166,6 +174,7 @@ class NumpyEngine:
     def __init__(self, recipe: DenseRecipe, data: Data, params: Sequence[Floats], knobs: Knobs) -> None:
         self.recipe = recipe
         self.data = Data(*(self.put(array) for array in data))
+        # Two sets of zeros, not one: NumPy changes both moments in place.
         first = tuple(np.zeros_like(param) for param in params)
         second = tuple(np.zeros_like(param) for param in params)
         self._begin(HeadTrainingState(tuple(params), first, second), knobs)
@@ -186,8 +195,12 @@ class NumpyEngine:
         batch = batch_of(np, self.data, rows, noise, self.knobs.dropout, scale)
         by_param = gradients(np, self.state.params, batch, self.knobs)
         rate = self.knobs.learning_rate * np.float32(fraction)
-        factor = rate * np.float32(correction(count) * MOMENT_RATIO) if adam else rate
+        factor = rate
+        if adam:
+            factor = rate * np.float32(correction(count) * MOMENT_RATIO)
+        # AdamW's decay, apart from the gradient (Loshchilov and Hutter 2019): param -= rate decay param
         shrink = 1 - self.knobs.weight_decay * rate
+
         for at, arrays in enumerate(zip(by_param, *self.state, strict=True)):
             is_kernel = at % 2 == 0
             factor_of_param = spread(np, factor, arrays[0])
@@ -202,14 +215,16 @@ class NumpyEngine:
 
     def log_loss(self, rows: Classes) -> Floats:
         """Return the weighted log loss of rows (g, M), without dropout, as (g, n)."""
-        X, targets, weights = (self.xp.take(array, self.put(rows), axis=0) for array in self.data)
-        _, logits = forward(self.xp, self.state.params, X, self._num_heads)
-        # -log softmax of the true class = log sum exp(logits) - its logit
-        logits = logits - self.xp.max(logits, axis=-1, keepdims=True)
-        true_logit = self.xp.sum(logits * targets[:, None], axis=-1)  # (g, n, M)
-        losses = self.get(self.xp.log(self.xp.sum(self.xp.exp(logits), axis=-1)) - true_logit)
-        row_weights = np.broadcast_to(self.get(weights)[:, None, :, 0], losses.shape)
-        return np.average(losses, axis=2, weights=row_weights)
+        xp = self.xp
+        X, targets, weights = (xp.take(array, self.put(rows), axis=0) for array in self.data)
+        _, logits = forward(xp, self.state.params, X, self._num_heads)
+        # -log softmax of the true class = log sum exp(logits) - its logit, for logits of at most 0
+        logits = logits - xp.max(logits, axis=-1, keepdims=True)
+        log_sum = xp.log(xp.sum(xp.exp(logits), axis=-1))
+        true_logit = xp.sum(logits * targets[:, None], axis=-1)
+        losses = self.get(log_sum - true_logit)  # (g, n, M)
+        row_weights = self.get(weights)[:, None, :, 0]
+        return np.average(losses, axis=2, weights=np.broadcast_to(row_weights, losses.shape))
 
     def head(self, stream: int, number: int) -> list[Floats]:
         """Return the parameters of one head: kernel (D, U), bias (1, U), and so on."""
@@ -218,18 +233,27 @@ class NumpyEngine:
 
     def keep(self, streams: Classes, numbers: Classes) -> None:
         """Continue only with these streams (g,), and in each of them with these heads (g, n)."""
-        at = streams[:, None], numbers
-        kept = []
+        kept = streams[:, None], numbers
+        parts = []
         for part in self.state:
-            arrays = []
-            for array in part:
-                values = self.get(array)
-                arrays.append(_side_by_side(by_head(values, self._num_heads)[at], values.ndim))
-            kept.append(tuple(arrays))
-        self._begin(HeadTrainingState(*kept), Knobs(*(self.get(knob)[at] for knob in self.knobs)))
+            arrays = [self._kept_heads(self.get(array), kept) for array in part]
+            parts.append(tuple(arrays))
+        knobs = Knobs(*(self.get(knob)[kept] for knob in self.knobs))
+        self._begin(HeadTrainingState(*parts), knobs)
+
+    def _kept_heads(self, param: Floats, kept: tuple[Classes, Classes]) -> Floats:
+        """Return a parameter with only some heads, in the shape that it had: see `HeadTrainingState`."""
+        separate = by_head(param, self._num_heads)[kept]
+        if param.ndim == 4:
+            return separate
+        # (g, n, D, U) -> (g, D, n U): side by side again
+        return separate.swapaxes(1, 2).reshape(len(separate), separate.shape[2], -1)
 
     def _begin(self, state: HeadTrainingState, knobs: Knobs) -> None:
-        self.state = HeadTrainingState(*(tuple(self.put(array) for array in part) for part in state))
+        parts = []
+        for part in state:
+            parts.append(tuple(self.put(array) for array in part))
+        self.state = HeadTrainingState(*parts)
         self.knobs = Knobs(*(self.put(knob) for knob in knobs))
 
     @property
@@ -244,19 +268,13 @@ def by_head(param: Floats, num_heads: int) -> Floats:
     return param.reshape(*param.shape[:2], num_heads, -1).swapaxes(1, 2)
 
 
-def _side_by_side(param: Floats, ndim: int) -> Floats:
-    """Undo `by_head`: return (g, n, rows, columns) with `ndim` dimensions."""
-    if ndim == 4:
-        return param
-    return param.swapaxes(1, 2).reshape(len(param), param.shape[2], -1)
-
-
 def _cache_blocks(*arrays: Floats) -> Iterator[list[Floats]]:
     """Yield the same rows of each array, few enough to stay in the core's cache through all passes of an update."""
     num_rows = arrays[0].shape[-2]
     step = max(1, BLOCK_PARAMETERS * num_rows // arrays[0].size)
     for start in range(0, num_rows, step):
-        yield [array[..., start : start + step, :] for array in arrays]
+        rows = slice(start, start + step)
+        yield [array[..., rows, :] for array in arrays]
 
 
 def _adam(gradient: Floats, param: Floats, first: Floats, second: Floats, rate: Floats) -> None:
@@ -287,4 +305,7 @@ def _sgd(gradient: Floats, param: Floats, first: Floats, rate: Floats, recipe: D
     gradient *= rate
     first *= recipe.momentum
     first -= gradient
-    param += recipe.momentum * first - gradient if recipe.nesterov else first
+    if recipe.nesterov:
+        param += recipe.momentum * first - gradient
+    else:
+        param += first

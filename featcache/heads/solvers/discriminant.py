@@ -48,9 +48,12 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             yield failure(error)
             continue
         coef = _means_over_covariance(means, values, vectors, float(shrinkage), mean_variance)
+        # The diagonal of W M' row by row, without the (K, K) product.
         intercept = -0.5 * (means * coef).sum(axis=1) + np.log(priors)
         if len(classes) == 2:
-            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+            # scikit-learn has one score for two classes: that of the second minus that of the first.
+            coef = coef[1:] - coef[:1]
+            intercept = intercept[1:] - intercept[:1]
         set_coefficients(classifier, classes, coef, intercept)
         scores = map_rows(lambda features, coef=coef: features @ coef.T, fold.others)  # type: ignore[misc]
         yield result_from_scores(classifier, scores + intercept, classes, began)
@@ -60,7 +63,8 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
 def _covariance_within_classes(X: Features, index: Classes, num_classes: int) -> tuple[Floats, Floats, Floats, float]:
     """Return the class means M (K, D), eigenvalues s (R,) and vectors V (D, R) of S, and its mean diagonal m."""
     one_hot = np.eye(num_classes)[index]
-    means = sum_blocks(lambda block: one_hot[block].T @ X[block], len(X)) / np.bincount(index)[:, None]
+    sums = sum_blocks(lambda block: one_hot[block].T @ X[block], len(X))
+    means = sums / np.bincount(index)[:, None]
 
     def deviations(block: slice = slice(None)) -> Floats:
         return np.asarray(X[block].astype(np.float64) - means[index[block]])
@@ -69,26 +73,31 @@ def _covariance_within_classes(X: Features, index: Classes, num_classes: int) ->
         rows = deviations(block)
         return np.asarray(rows.T @ rows)
 
-    if len(X) >= X.shape[1]:
-        covariance = sum_blocks(products, len(X)) / len(X)
+    num_images, num_features = X.shape
+    if num_images >= num_features:
+        covariance = sum_blocks(products, num_images) / num_images
         values, vectors = np.linalg.eigh(covariance)
-        return means, np.maximum(values, 0), vectors, float(np.trace(covariance)) / X.shape[1]
+        mean_variance = float(np.trace(covariance)) / num_features
+        return means, np.maximum(values, 0), vectors, mean_variance
 
     # A A' / N = Q diag(s) Q' has the eigenvalues of S = A' A / N, whose eigenvectors are A' Q / sqrt(N s).
-    rows = deviations()
-    values, left = np.linalg.eigh(rows @ rows.T / len(X))
+    rows = deviations()  # A
+    values, left = np.linalg.eigh(rows @ rows.T / num_images)
     kept = values > MIN_VARIANCE * max(values[-1], np.finfo(np.float64).tiny)
-    vectors = rows.T @ left[:, kept] / np.sqrt(values[kept] * len(X))
-    return means, values[kept], vectors, float((rows**2).sum() / rows.size)
+    values = values[kept]
+    vectors = rows.T @ left[:, kept] / np.sqrt(values * num_images)
+    mean_variance = float((rows**2).sum() / rows.size)
+    return means, values, vectors, mean_variance
 
 
 def _means_over_covariance(
     means: Floats, values: Floats, vectors: Floats, shrinkage: float, mean_variance: float
 ) -> Floats:
     """Return M C_r^-1, (K, D)."""
-    ridge = shrinkage * mean_variance
-    inside = means @ vectors
-    coef = (inside / ((1 - shrinkage) * values + ridge)) @ vectors.T
+    ridge = shrinkage * mean_variance  # r m
+    inside = means @ vectors  # M V
+    variances = (1 - shrinkage) * values + ridge  # of C_r along V
+    coef = (inside / variances) @ vectors.T
     # Outside the span of V the covariance is only its ridge.
     if vectors.shape[1] < len(vectors):
         coef += (means - inside @ vectors.T) / ridge

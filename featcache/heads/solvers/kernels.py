@@ -55,10 +55,13 @@ class _Distances:
 
     def gamma(self, param: object) -> float:
         """Return the number that scikit-learn uses for the parameter gamma: 1 / (D var(X)), 1 / D, or itself."""
-        if param == "scale":
-            variance = float(self.X.var())
-            return 1 / (self.X.shape[1] * variance) if variance else 1.0
-        return 1 / self.X.shape[1] if param == "auto" else float(param)  # type: ignore[arg-type]
+        num_features = int(self.X.shape[1])
+        if param == "auto":
+            return 1 / num_features
+        if param != "scale":
+            return float(param)  # type: ignore[arg-type]
+        variance = float(self.X.var())
+        return 1 / (num_features * variance) if variance else 1.0
 
 
 def _fit_one_gamma(classifiers: Sequence[Any], fold: Fold, distances: _Distances | None) -> Iterator[FoldResult]:
@@ -75,12 +78,17 @@ def _fit_one_gamma(classifiers: Sequence[Any], fold: Fold, distances: _Distances
             # After the check, since a gamma that is refused makes no kernel.
             if gamma is None:
                 gamma = distances.gamma(classifier.gamma)
-                kernel_fold = Fold(np.exp(-gamma * distances.within), fold.y, np.exp(-gamma * distances.others))
-            on_kernel = clone(classifier).set_params(kernel="precomputed").fit(kernel_fold.X, fold.y)
+                within = np.exp(-gamma * distances.within)
+                to_others = np.exp(-gamma * distances.others)
+                kernel_fold = Fold(within, fold.y, to_others)
+            on_kernel = clone(classifier).set_params(kernel="precomputed")
+            on_kernel.fit(kernel_fold.X, fold.y)
             result = evaluate(on_kernel, kernel_fold, began)
+
+            kept: Any = None
             if fold.keep:
                 _copy_fit(classifier, on_kernel, distances.X, gamma)
-            kept = classifier if fold.keep else None
+                kept = classifier
             yield FoldResult(kept, result.predicted, result.logits, time.perf_counter() - began)
         except Exception as error:
             yield failure(error)
@@ -90,5 +98,9 @@ def _copy_fit(classifier: Any, on_kernel: Any, X: Floats, gamma: float) -> None:
     """Make `classifier`, which takes features, the same machine as `on_kernel`, which was fitted on their kernel."""
     params = classifier.get_params()
     fitted = {name: value for name, value in vars(on_kernel).items() if name not in params}
-    vars(classifier).update(fitted, _gamma=gamma, support_vectors_=X[on_kernel.support_], shape_fit_=X.shape)
+    vars(classifier).update(fitted)
+    # These belong to features, where `on_kernel` has their kernel.
+    classifier._gamma = gamma
+    classifier.support_vectors_ = X[on_kernel.support_]
+    classifier.shape_fit_ = X.shape
     classifier.n_features_in_ = X.shape[1]

@@ -84,12 +84,16 @@ def logistic_path(
     """
     s = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     problem = _rotated_problem(X, index, s / s.sum(), max(tol / TOL_SHARE, MIN_TOL))
+    is_binary = problem.num_classes == 2
+
+    # Solve the steps of the ladder too: they are the warm starts of the strengths between them.
     requested = np.asarray(strengths, np.float64)
     lowest_step = min(EASY_STRENGTH, requested.min() / 100)
     ladder = [step for step in LADDER if lowest_step < step <= requested.max()]
     order = np.unique([*requested, *ladder])
 
-    penalties = (2 if problem.num_classes == 2 else 1) / (order * s.sum())
+    # Two classes are solved as K = 2, where C / 2 is the same as twice the penalty.
+    penalties = (2 if is_binary else 1) / (order * s.sum())
     B = np.zeros((problem.num_classes, len(order), len(problem.variances)), problem.features.dtype)
     iterations = np.full(len(order), max_iter)
     for solved, next_up in _levels(order, np.isin(order, ladder)):
@@ -101,14 +105,16 @@ def logistic_path(
     coef: Floats = problem.rotate_back(B[..., :-1])
     # The features were centred: x coef' + intercept = (x - mean) coef' + B_last
     intercept: Floats = B[..., -1] - coef @ problem.mean
-    if problem.num_classes == 2:
-        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-    coef, intercept = coef.astype(X.dtype), intercept.astype(X.dtype)
+    if is_binary:
+        coef = coef[1:] - coef[:1]
+        intercept = intercept[1:] - intercept[:1]
+    coef = coef.astype(X.dtype)
+    intercept = intercept.astype(X.dtype)
 
     solutions = []
     for at in np.searchsorted(order, requested):
-        converged = bool(iterations[at] < max_iter)
-        solutions.append(Solution(coef[:, at], intercept[:, at], int(iterations[at]), converged))
+        steps = int(iterations[at])
+        solutions.append(Solution(coef[:, at], intercept[:, at], steps, converged=steps < max_iter))
     return solutions
 
 
@@ -127,6 +133,7 @@ class _LogisticProblem:
 
     def probabilities(self, logits: Floats) -> Floats:
         """Return the softmax over the first axis, (K, S, N)."""
+        # In place from the second line on, so that no further array of this size is made.
         values = logits - logits.max(axis=0)
         np.exp(values, out=values)
         values /= values.sum(axis=0)
@@ -143,6 +150,7 @@ class _LogisticProblem:
 def _rotated_problem(X: Floats, index: Classes, weights: Floats, tol: float) -> _LogisticProblem:
     dtype = np.float32 if tol >= FLOAT32_TOL else np.float64
     mean = weights.astype(X.dtype) @ X
+    # Both give the same axes; each decomposes the smaller of the (N, N) and the (D, D) products.
     rotate = _rotate_few_rows if len(X) < X.shape[1] else _rotate_many_rows
     features, variances, rotate_back = rotate(X, mean, weights, dtype)
     variances = np.append(variances, 1).astype(dtype)  # the column of ones
@@ -160,11 +168,13 @@ def _rotate_few_rows(X: Floats, mean: Floats, weights: Floats, dtype: type[np.fl
     Cost: N^2 D + N^3.
     """
     root = np.sqrt(weights)[:, None]
-    rows = root * (X - mean)
+    rows = root * (X - mean)  # A
     variances, vectors = _principal_axes(rows @ rows.T)
+    spread = np.sqrt(variances)
     features = np.ones((len(X), len(variances) + 1), dtype)
-    features[:, :-1] = vectors * np.sqrt(variances) / root
-    rows, to_rows = rows.astype(dtype), (vectors / np.sqrt(variances)).astype(dtype)
+    features[:, :-1] = vectors * spread / root  # the rows of X without their weights
+    rows = rows.astype(dtype)
+    to_rows = (vectors / spread).astype(dtype)
     # B V' = (B (Q / sqrt(v))') A, without ever making the (D, R) matrix V
     return features, variances, lambda B: _times(_times(B, to_rows.T), rows)
 
@@ -173,7 +183,8 @@ def _rotate_many_rows(X: Floats, mean: Floats, weights: Floats, dtype: type[np.f
     """Find the principal axes V from the (D, D) covariance A'A = V diag(v) V'. Cost: 2 N D^2 + D^3."""
     covariance = np.zeros((X.shape[1], X.shape[1]))
     for block in row_slices(len(X), BLOCK_ROWS):
-        rows = np.sqrt(weights[block])[:, None] * (X[block] - mean)
+        root = np.sqrt(weights[block])[:, None]
+        rows = root * (X[block] - mean)
         covariance += rows.T @ rows
     variances, vectors = _principal_axes(covariance)
     features = np.ones((len(X), len(variances) + 1), dtype)
@@ -185,7 +196,7 @@ def _rotate_many_rows(X: Floats, mean: Floats, weights: Floats, dtype: type[np.f
 
 def _principal_axes(gram: Floats) -> tuple[Floats, Floats]:
     # NumPy's eigh, because SciPy's holds the GIL while other threads fit other heads.
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(gram)  # in ascending order
     kept = values > max(values[-1], 0) * MIN_VARIANCE
     return values[kept], vectors[:, kept]
 
@@ -199,9 +210,11 @@ def _levels(order: Floats, on_ladder: npt.NDArray[np.bool_]) -> Iterator[tuple[C
         yield np.flatnonzero(solved), np.array([at])
         solved[at] = True
     for factor in SPACINGS:
+        least_distance = np.log(factor) * 0.99  # a little less, so that rounding does not skip a strength
         spread_out = solved.copy()
         for at in range(len(order)):
-            if not spread_out.any() or np.abs(logs[at] - logs[spread_out]).min() >= np.log(factor) * 0.99:
+            is_first = not spread_out.any()
+            if is_first or np.abs(logs[at] - logs[spread_out]).min() >= least_distance:
                 spread_out[at] = True
         next_up = np.flatnonzero(spread_out & ~solved)
         if len(next_up):
@@ -219,9 +232,12 @@ def _starting_points(logs: Floats, B: Floats, solved: Classes, next_up: Classes)
     above = np.zeros(len(next_up), int)
     if len(solved) > 1:
         above = np.clip(np.searchsorted(solved, next_up), 1, len(solved) - 1)
-    low, high = solved[above - 1], solved[above]
+    # Beyond the solved strengths both neighbours are the pair at that end, and `share` is clipped to the nearer one.
+    low = solved[above - 1]
+    high = solved[above]
     distance = np.where(low == high, 1, logs[high] - logs[low])
-    share = np.clip((logs[next_up] - logs[low]) / distance, 0, 1).astype(B.dtype)[:, None]
+    share = np.clip((logs[next_up] - logs[low]) / distance, 0, 1)
+    share = share.astype(B.dtype)[:, None]
     return np.asarray((1 - share) * B[:, low] + share * B[:, high])
 
 
@@ -249,7 +265,8 @@ class _Batch:
 
     def keep(self, numbers: Classes) -> None:
         """Drop the strengths whose positions are not in `numbers`."""
-        self.numbers, self.penalty, self.decrease = self.numbers[numbers], self.penalty[numbers], self.decrease[numbers]
+        for name in ("numbers", "penalty", "decrease"):
+            setattr(self, name, getattr(self, name)[numbers])
         for name in ("B", "logits", "probabilities", "gradient", "scale", "direction"):
             setattr(self, name, getattr(self, name)[:, numbers])
 
@@ -260,13 +277,16 @@ def _descend(problem: _LogisticProblem, penalties: Floats, B: Floats, max_iter: 
     solutions = B.copy()
     iterations = np.full(len(penalties), max_iter)
     for step in range(max_iter):
-        gradient = _times(problem.residual(batch.probabilities), problem.features) + batch.B * batch.penalty
+        # Of the mean loss: residual' features, (K, S, N) by (N, R). Of the penalty: penalty B.
+        loss_gradient = _times(problem.residual(batch.probabilities), problem.features)
+        gradient = loss_gradient + batch.B * batch.penalty
         steep = _largest_norm(problem, gradient) > problem.tol
         going = steep | (_relative_gap(problem, batch, gradient) > MAX_GAP)
         # A strength that has converged leaves, so that the rest of the batch pays nothing for it.
         if not going.all():
             ended = batch.numbers[~going]
-            solutions[:, ended], iterations[ended] = batch.B[:, ~going], step
+            solutions[:, ended] = batch.B[:, ~going]
+            iterations[ended] = step
             batch.keep(np.flatnonzero(going))
             gradient = gradient[:, going]
         if not going.any():
@@ -302,10 +322,12 @@ def _largest_norm(problem: _LogisticProblem, gradient: Floats) -> Floats:
     With residual r: X'r = (X - mean)'r + mean sum(r), so |X'r| <= |(X - mean)'r| + |mean| |sum(r)|. Rotation keeps
     the norm of the first term, and sum(r) is the intercept's gradient.
     """
-    by_class = np.sqrt(np.einsum("ksr,ksr->ks", gradient[..., :-1], gradient[..., :-1]))
+    along_axes = gradient[..., :-1]
+    by_class = np.sqrt(np.einsum("ksr,ksr->ks", along_axes, along_axes))
     by_intercept = np.abs(gradient[..., -1])
     bound = by_class + np.linalg.norm(problem.mean) * by_intercept
-    return np.asarray(np.maximum(bound, by_intercept).max(axis=0))
+    largest = np.maximum(bound, by_intercept)
+    return np.asarray(largest.max(axis=0))
 
 
 def _relative_gap(problem: _LogisticProblem, batch: _Batch, gradient: Floats) -> Floats:
@@ -313,12 +335,12 @@ def _relative_gap(problem: _LogisticProblem, batch: _Batch, gradient: Floats) ->
 
     Newton's decrement estimates the gap: F(B) - F(minimum) ~ g' H^-1 g / 2, here with the approximate Hessian.
     """
-    inverse_hessian = 1 / (_class_curvature(problem, batch)[..., None] * problem.variances + batch.penalty)
     true_class = batch.probabilities[problem.index, :, np.arange(len(problem.index))]  # (N, S)
     tiny = np.finfo(true_class.dtype).tiny
     loss = -problem.weights @ np.log(np.maximum(true_class, tiny))
     objective = loss + _dot(batch.B * batch.penalty, batch.B) / 2
-    gap = _dot(gradient * inverse_hessian, gradient) / 2
+
+    gap = _dot(gradient * _inverse_hessian(problem, batch), gradient) / 2
     return np.asarray(gap / np.maximum(objective, np.finfo(loss.dtype).tiny))
 
 
@@ -327,25 +349,34 @@ def _choose_direction(problem: _LogisticProblem, batch: _Batch, gradient: Floats
 
     With preconditioner M: d = -M g + share d_before, share = max(0, g' M (g - g_before) / (g_before' M g_before)).
     """
+    # Directions stay conjugate only while their preconditioner stays the same, so it changes now and then.
     if step % PRECONDITIONER_STEPS == 0:
-        batch.scale = 1 / (_class_curvature(problem, batch)[..., None] * problem.variances + batch.penalty)
-    scaled = batch.scale * gradient
+        batch.scale = _inverse_hessian(problem, batch)
+    scaled = batch.scale * gradient  # M g
     scaled -= scaled.mean(axis=0)  # adding the same vector to all classes changes no probability
-    decrease = _dot(gradient, scaled)
-    share = np.maximum(0, (decrease - _dot(batch.gradient, scaled)) / batch.decrease)[:, None]
-    direction = share * batch.direction - scaled
+    decrease = _dot(gradient, scaled)  # g' M g
+    share = np.maximum(0, (decrease - _dot(batch.gradient, scaled)) / batch.decrease)
+    direction = share[:, None] * batch.direction - scaled
     # Where that does not go down, start again with the scaled gradient, which always does.
     upwards = _dot(gradient, direction) >= 0
     direction[:, upwards] = -scaled[:, upwards]
-    batch.gradient, batch.direction, batch.decrease = gradient, direction, decrease
+
+    batch.gradient = gradient
+    batch.direction = direction
+    batch.decrease = decrease
 
 
-def _class_curvature(problem: _LogisticProblem, batch: _Batch) -> Floats:
-    """Return the weighted mean p (1 - p) of every class, (K, S), at least MIN_CURVATURE of what it is at B = 0."""
+def _inverse_hessian(problem: _LogisticProblem, batch: _Batch) -> Floats:
+    """Return the inverse of the approximate Hessian's diagonal, 1 / (p (1 - p) lambda + penalty), (K, S, R).
+
+    p (1 - p) is the weighted mean over the images, at least MIN_CURVATURE of what it is at B = 0. There p is about the
+    share of the class, so that is share (1 - share).
+    """
     class_share = np.bincount(problem.index, problem.weights, problem.num_classes)
     mean = (batch.probabilities * (1 - batch.probabilities)) @ problem.weights
     at_zero = (class_share * (1 - class_share))[:, None].astype(mean.dtype)
-    return np.asarray(np.maximum(mean, MIN_CURVATURE * at_zero))
+    curvature = np.maximum(mean, MIN_CURVATURE * at_zero)
+    return np.asarray(1 / (curvature[..., None] * problem.variances + batch.penalty))
 
 
 def _line_search(problem: _LogisticProblem, batch: _Batch) -> None:
@@ -357,10 +388,13 @@ def _line_search(problem: _LogisticProblem, batch: _Batch) -> None:
     f is convex, so f' rises: Newton's method on f', kept inside the interval where f' changes its sign.
     """
     along = _times(batch.direction, problem.features.T)  # a, (K, S, N)
+    # The terms of the penalty do not depend on t, so they are computed once.
     penalty_slope = _dot(batch.B * batch.penalty, batch.direction)
     penalty_bend = _dot(batch.direction * batch.penalty, batch.direction)
     first_slope = _dot(batch.gradient, batch.direction)
-    low, high = np.zeros_like(first_slope), np.full_like(first_slope, np.inf)
+
+    low = np.zeros_like(first_slope)
+    high = np.full_like(first_slope, np.inf)
     t = -first_slope / _curvature(problem, batch.probabilities, along, penalty_bend)
     for _ in range(MAX_LINE_TRIES):
         probabilities = problem.probabilities(batch.logits + t[:, None] * along)
@@ -375,7 +409,8 @@ def _line_search(problem: _LogisticProblem, batch: _Batch) -> None:
         bounded = np.isfinite(high)
         middle = np.where(bounded, (low + np.where(bounded, high, 0)) / 2, 2 * t)
         inside = (newton > low) & (newton < high)
-        t = np.where(steep, np.where(inside, newton, middle), t)
+        next_t = np.where(inside, newton, middle)
+        t = np.where(steep, next_t, t)
     else:
         # The last try has moved t once more.
         probabilities = problem.probabilities(batch.logits + t[:, None] * along)
@@ -391,12 +426,15 @@ def _curvature(problem: _LogisticProblem, probabilities: Floats, along: Floats, 
     # Sum over the classes first, then over the weighted images: this makes no further (K, S, N) array.
     order = ["einsum_path", (0, 1), (0, 1)]
     mean_square = np.einsum("ksn,ksn,n->s", weighted, along, problem.weights, optimize=order)
-    return np.asarray(np.maximum(mean_square - mean**2 @ problem.weights + penalty_bend, np.finfo(mean.dtype).tiny))
+    curvature = mean_square - mean**2 @ problem.weights + penalty_bend
+    return np.asarray(np.maximum(curvature, np.finfo(mean.dtype).tiny))
 
 
 def _times(A: Floats, M: Floats) -> Floats:
     """Return A (K, S, n) @ M (n, m) as one matrix product, which NumPy would otherwise make K times."""
-    return (A.reshape(A.shape[0] * A.shape[1], A.shape[2]) @ M).reshape(*A.shape[:2], M.shape[1])
+    K, S, n = A.shape
+    product = A.reshape(K * S, n) @ M
+    return product.reshape(K, S, M.shape[1])
 
 
 def _dot(A: Floats, B: Floats) -> Floats:

@@ -31,14 +31,17 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         if refusal is None and len(classes) > 1 and MIN_C <= classifier.C <= MAX_C:
             together.append(number)
 
-    solutions: dict[int, tuple[Solution, Floats]] = {}
+    solutions: dict[int, Solution] = {}
+    scores: dict[int, Floats] = {}
     if together:
+        # All settings of a path agree in these parameters, so the first stands for all.
         first = classifiers[together[0]]
         strengths = [classifiers[number].C for number in together]
         index = np.searchsorted(classes, fold.y)
         weights = compute_sample_weight(first.class_weight, fold.y)
         path = logistic_path(fold.X, index, strengths, weights, first.max_iter, first.tol)
-        solutions = dict(zip(together, zip(path, _scores(path, fold), strict=True), strict=True))
+        solutions = dict(zip(together, path, strict=True))
+        scores = dict(zip(together, _scores(path, fold), strict=True))
     seconds_each = (time.perf_counter() - began) / len(grid)
 
     for number, (classifier, refusal) in enumerate(zip(classifiers, refusals, strict=True)):
@@ -48,10 +51,11 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         elif number not in solutions:
             yield evaluate(classifier.fit(fold.X, fold.y), fold, began)
         else:
-            solution, scores = solutions[number]
+            solution = solutions[number]
             set_coefficients(classifier, classes, solution.coef, solution.intercept)
             classifier.n_iter_ = np.array([solution.iterations], np.int32)
-            yield replace(result_from_scores(classifier, scores, classes, began), seconds=seconds_each)
+            result = result_from_scores(classifier, scores[number], classes, began)
+            yield replace(result, seconds=seconds_each)
 
 
 def _scores(path: Sequence[Solution], fold: Fold) -> list[Floats]:

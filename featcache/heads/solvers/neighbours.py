@@ -69,12 +69,17 @@ def _votes(fitted: Sequence[Any], y: Classes, search: Callable[[Any, int], Class
     num_images, num_neighbours = neighbours.shape
     classes, index = np.unique(y, return_inverse=True)
 
-    votes_by_k = {classifier.n_neighbors: np.zeros((num_images, len(classes)), np.int32) for classifier in classifiers}
-    step = max(1, BLOCK_BYTES // (4 * len(classes) * max(1, num_neighbours)))
+    num_classes = len(classes)
+    votes_by_k: dict[int, Any] = {}
+    for classifier in classifiers:
+        votes_by_k[classifier.n_neighbors] = np.zeros((num_images, num_classes), np.int32)
+    one_hot = np.eye(num_classes, dtype=np.int32)
+    vote_bytes = one_hot.itemsize * num_classes * max(1, num_neighbours)  # of one image
+    step = max(1, BLOCK_BYTES // vote_bytes)
     for start in range(0, num_images, step):
         block = slice(start, start + step)
-        one_hot = np.eye(len(classes), dtype=np.int32)[index[neighbours[block]]]  # (n, k, K)
-        running_votes = one_hot.cumsum(axis=1)
+        classes_of_neighbours = index[neighbours[block]]  # (n, k)
+        running_votes = one_hot[classes_of_neighbours].cumsum(axis=1)  # (n, k, K)
         for k, votes in votes_by_k.items():
             votes[block] = running_votes[:, min(k, num_neighbours) - 1]
 
@@ -87,8 +92,10 @@ def _votes(fitted: Sequence[Any], y: Classes, search: Callable[[Any, int], Class
             yield failure(ValueError(reason))
             continue
         votes = votes_by_k[item.n_neighbors]
+        predicted = classes[votes.argmax(axis=1)]
         logits: Floats | None = None
         if num_images:
-            logits = log_probabilities(votes / votes.sum(axis=1, keepdims=True))
-        yield FoldResult(item, classes[votes.argmax(axis=1)], logits, time.perf_counter() - began)
+            shares = votes / votes.sum(axis=1, keepdims=True)
+            logits = log_probabilities(shares)
+        yield FoldResult(item, predicted, logits, time.perf_counter() - began)
         began = time.perf_counter()

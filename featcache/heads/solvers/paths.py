@@ -70,7 +70,8 @@ def together(head: str, grid: Sequence[Params]) -> list[list[int]]:
         if path is None or path.split is None:
             parts.append(numbers)
             continue
-        for positions in path.split(head, [grid[number] for number in numbers]):
+        group = [grid[number] for number in numbers]
+        for positions in path.split(head, group):
             parts.append([numbers[at] for at in positions])
     return parts
 
@@ -81,7 +82,8 @@ def try_all(
     """Fit every setting of a group on a fold, and return the results in the order of the grid."""
     path = _path_of(head, grid[0])
     fit = _fit_each if path is None else path.fit
-    if fold.streamed and not (streams.reads_blocks(head) and path is not None):
+    reads_blocks = streams.reads_blocks(head) and path is not None
+    if fold.streamed and not reads_blocks:
         if not streams.can_stream(head):
             return [streams.too_large(head, fold) for _ in grid]
         fit = streams.fit

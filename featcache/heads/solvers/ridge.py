@@ -96,8 +96,11 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             continue
         weights, scores = next(solutions)
         if fold.keep:
-            set_coefficients(classifier, classes, weights.T, problem.Y_mean - weights.T @ problem.mean)
-        result = result_from_scores(classifier if fold.keep else None, scores, classes, time.perf_counter())
+            # The features were centred: x W + intercept = (x - mean) W + Y_mean
+            coef = weights.T
+            set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
+        kept = classifier if fold.keep else None
+        result = result_from_scores(kept, scores, classes, time.perf_counter())
         yield replace(result, seconds=seconds_each)
 
 
@@ -109,18 +112,21 @@ def _solve_and_predict(problem: _RidgeProblem, alphas: Sequence[float], fold: Fo
     """
     if not alphas:
         return []
-    solutions = np.concatenate(_solutions(problem.gram(), problem.right_side(), alphas), axis=1)  # (N or D, A K)
+    by_alpha = _solutions(problem.gram(), problem.right_side(), alphas)
+    solutions = np.concatenate(by_alpha, axis=1)  # (N or D, A K)
+    weights: Floats
     if problem.dual and not fold.keep:
         rows = problem.rows()
-        weights: Floats = np.zeros((0, solutions.shape[1]))
+        weights = np.zeros((0, solutions.shape[1]))
         # Left to right: the kernel x X' (n, N) first, so that no (D, A K) array is made.
         scores = map_rows(lambda features: problem.centred(features) @ rows.T @ solutions, fold.others)
     else:
         weights = problem.rows().T @ solutions if problem.dual else solutions
         scores = map_rows(lambda features: problem.centred(features) @ weights, fold.others)
+    scores = scores + np.tile(problem.Y_mean, len(alphas))
     weights_by_alpha = np.split(weights, len(alphas), axis=1)
     scores_by_alpha = np.split(scores, len(alphas), axis=1)
-    return [(part, own + problem.Y_mean) for part, own in zip(weights_by_alpha, scores_by_alpha, strict=True)]
+    return list(zip(weights_by_alpha, scores_by_alpha, strict=True))
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[FoldResult]:
@@ -145,10 +151,15 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     #   dual    W = X'Q (T / (s + a)), T = Q' Y,      Y - X W = a Q (T / (s + a)),
     #           1 - hat = a (Q^2 (1 / (s + a)) - direction^2 / (shift + a))
     # In the dual both sides of the quotient have the factor a. Without it nothing is lost where a is small.
-    projected = vectors if problem.dual else problem.rows() @ vectors  # (N, R)
-    basis = problem.rows().T @ vectors if problem.dual else vectors  # (D, R)
-    squares = projected**2
+    if problem.dual:
+        projected: Floats = vectors  # Q, (N, R)
+        basis: Floats = problem.rows().T @ vectors  # X'Q, (D, R)
+    else:
+        projected = problem.rows() @ vectors  # X V, (N, R)
+        basis = vectors  # V, (D, R)
     targets = projected.T @ problem.Y  # T, (R, K)
+    # The diagonal of P diag(d) P' is (P^2) d, without the (N, N) product.
+    squares = projected**2
     for params in grid:
         classifier = make_classifier("ridge", params, class_weight)
         refusal = invalid_parameters(classifier)
@@ -160,7 +171,7 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
         if refusal is not None:
             yield refusal
             continue
-        shrunk = (1 / (values + alpha))[:, None]
+        shrunk = (1 / (values + alpha))[:, None]  # 1 / (s + a), (R, 1)
         if problem.dual:
             residual = vectors @ (shrunk * targets)
             remaining = squares @ shrunk - direction**2 / (shift + alpha)
@@ -172,6 +183,7 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
                 continue
         coef = (basis @ (shrunk * targets)).T
         set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
+        # e / (1 - h) as above; dividing by sqrt(w) takes the weight of the row away again.
         residual_left_out = residual / remaining
         scores = (problem.Y - residual_left_out) / problem.root + problem.Y_mean
         yield result_from_scores(classifier, scores, classes, began)
@@ -184,8 +196,10 @@ def _centred_problem(X: Features, y: Classes, class_weight: str | None) -> _Ridg
 
     Y = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(y).astype(np.float64)
     weights = compute_sample_weight(class_weight, y).astype(np.float64)
-    mean = sum_blocks(lambda block: weights[block] @ X[block], len(X)) / weights.sum()
-    Y_mean = weights @ Y / weights.sum()
+    total = weights.sum()
+    # Centring by the weighted means takes the intercept out of the problem: at the minimum it is what they leave.
+    mean = sum_blocks(lambda block: weights[block] @ X[block], len(X)) / total
+    Y_mean = weights @ Y / total
     root = np.sqrt(weights)[:, None]
     return _RidgeProblem(X, root, root * (Y - Y_mean), Y_mean, mean)
 
@@ -197,10 +211,12 @@ def _solutions(gram: Floats, right_side: Floats, alphas: Sequence[float]) -> lis
     """
     if len(alphas) < MIN_ALPHAS_FOR_EIGEN:
         return [np.linalg.solve(gram + alpha * np.eye(len(gram)), right_side) for alpha in alphas]
+    # (V diag(s) V' + a)^-1 = V diag(1 / (s + a)) V', and one product with V serves every a.
     values, vectors = _eigen(gram)
     rotated = vectors.T @ right_side
     shrunk = [rotated / (values + alpha)[:, None] for alpha in alphas]
-    return np.split(vectors @ np.concatenate(shrunk, axis=1), len(alphas), axis=1)
+    side_by_side = vectors @ np.concatenate(shrunk, axis=1)
+    return np.split(side_by_side, len(alphas), axis=1)
 
 
 def _eigen(gram: Floats) -> tuple[Floats, Floats]:

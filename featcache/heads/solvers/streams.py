@@ -49,8 +49,11 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         began = time.perf_counter()
         try:
             classifier = make_classifier(head, params, class_weight, seed)
+            # Others only sum over the images, and a second pass would count each image twice.
+            trains_by_iterations = "max_iter" in classifier.get_params()
+            num_passes = PASSES if trains_by_iterations else 1
             rng = np.random.default_rng(seed)
-            for _ in range(PASSES if "max_iter" in classifier.get_params() else 1):
+            for _ in range(num_passes):
                 order = rng.permutation(len(fold.X))
                 for start in range(0, len(order), ROWS):
                     rows = np.sort(order[start : start + ROWS])  # in the order in which the disk holds them
