@@ -186,10 +186,10 @@ class Cache:
             except KeyError:
                 missing = [row.path for row in rows if row.digest not in stored.at]
         example = f", such as {missing[0]}" if missing else ""
-        option = "" if wanted.view == IDENTITY else f" --views {wanted.view}"
+        command = "featcache extract" if wanted.view == IDENTITY else f"featcache extract --views {wanted.view}"
         raise UnknownTap(
             f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{example}. "
-            f"Bring it up to date: featcache extract{option}"
+            f"Bring it up to date: {command}"
         )
 
     def views(self, tap: str | None = None) -> list[str]:
