@@ -112,8 +112,8 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     """
     cache = cache if isinstance(cache, Cache) else Cache.open(cache)
     if not cache.vectors:
-        what = "no vectors, only spatial maps or unfinished taps"
-        raise UsageError(f"{cache.path} has {what}. Extract with `pool='avg'`")
+        content = "no vectors, only spatial maps or unfinished taps"
+        raise UsageError(f"{cache.path} has {content}. Extract with `pool='avg'`")
     for note in cache.incomplete:
         progress(Tick("advise", 0, 0, note))
     taps, exclusions = _sound_taps(cache)

@@ -93,8 +93,8 @@ def _check_classes(cache: Cache, train: Sequence[ImageRow], needed: int, option:
     """Raise TooFewClasses without two classes, with an empty one, or if none has the `needed` images of `option`."""
     num_images = Counter(row.label for row in train)
     if len(cache.classes) < 2:
-        what = f"one class only, '{cache.classes[0]}'" if cache.classes else "no labels"
-        raise TooFewClasses(f"{cache.path} has {what}. A classifier needs images of at least two class folders")
+        labels = f"one class only, '{cache.classes[0]}'" if cache.classes else "no labels"
+        raise TooFewClasses(f"{cache.path} has {labels}. A classifier needs images of at least two class folders")
     smallest = min(cache.classes, key=lambda name: num_images[name])
     if num_images[smallest] == 0:
         raise TooFewClasses(
@@ -130,11 +130,11 @@ def _too_few_choose(
 ) -> TooFewClasses | UsageError:
     """Return what to raise where too few validation images are left to choose on."""
     seen = [tap for tap in single_taps(cache, settings.taps) if why_not_left_out(cache, train, tap)]
-    what = f"{cache.path} has {counted(len(val), 'validation image')} to choose on"
+    shortage = f"{cache.path} has {counted(len(val), 'validation image')} to choose on"
     if not seen:
-        return TooFewClasses(f"{what}. Choose by cross-validation: `cv=5`")
+        return TooFewClasses(f"{shortage}. Choose by cross-validation: `cv=5`")
     num_trained = len(_labelled_val(cache, settings)) - len(val)
     return UsageError(
-        f"{what} besides {num_trained} that trained the backbone of tap '{seen[0]}', as training images did, so `cv` "
+        f"{shortage} besides {num_trained} that trained the backbone of tap '{seen[0]}', as training images did, so `cv` "
         "tells nothing either. Extract with the `split` and `seed` that it was tuned with, into another `out`"
     )

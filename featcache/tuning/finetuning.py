@@ -245,13 +245,13 @@ class _FineTuning:
             self.progress(Tick("prefix", 0, 0, note))
         return cut
 
-    def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
+    def _check_parts(self, full_model: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
         """Raise ParityFailed unless the part that trains gives the logits of the whole model on the same images."""
         sets_of_images = image_sets(self.probe, self.recipe)
         first_augmented = 1 if self.recipe.is_augmented else 0
         first_views = (first_augmented, sets_of_images[1].judging_view)
         for images, activations, view in zip(sets_of_images, sets, first_views, strict=True):
-            expected = on_batch(whole, images.first(NUM_CHECKED, view))
+            expected = on_batch(full_model, images.first(NUM_CHECKED, view))
             logits = on_batch(cut.model, [array[:NUM_CHECKED] for array in activations.views[0]])
             difference = float(np.abs(logits - expected).max())
             if not difference <= tolerance_of(expected, self.probe.taps):

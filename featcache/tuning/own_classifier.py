@@ -48,7 +48,7 @@ def train_own_classifier(probe: Probe, recipe: Recipe, keep: Path, resume: bool 
     _unfreeze_behind(part.backbone, tap)
     if not logits.trainable_weights:
         raise NoOwnClassifier(f"no layer behind tap '{tap.name}' has weights that can train")
-    whole = _on_pixels(logits, tap.preprocess)
+    pixel_model = _on_pixels(logits, tap.preprocess)
 
     sets: tuple[LabelledSet, LabelledSet] = image_sets(probe, recipe)
     cut = _cut(logits, part.backbone, tap) if recipe.computes_frozen_once else None
@@ -57,7 +57,7 @@ def train_own_classifier(probe: Probe, recipe: Recipe, keep: Path, resume: bool 
         sets = prefix.activations(cut, probe, recipe, progress)
     prefix_s = time.perf_counter() - began
 
-    trains = whole if cut is None else cut.model
+    trains = pixel_model if cut is None else cut.model
     weights = tuple(trains.trainable_weights)
     rate = recipe.head_lr or recipe.learning_rate
     task = TrainingTask(trains, [RateGroup("classifier", weights, rate)], *sets, changing=weights, name="train own")
@@ -65,7 +65,7 @@ def train_own_classifier(probe: Probe, recipe: Recipe, keep: Path, resume: bool 
     task.keep = lambda reached: reached.save(keep)
     trained = train(task, recipe, progress, TrainingState.find(keep, task.facts, resume))
     return Tuned(
-        model=_with_softmax(whole),
+        model=_with_softmax(pixel_model),
         path=None,
         history=trained.history,
         best=trained.best,

@@ -93,8 +93,8 @@ class Recipe(TrainingOptions):
 def recipe_of(chosen: Chosen, **options: Any) -> Recipe:
     """Return the recipe, with metric and class weights of the run where they are None. Raises UsageError."""
     settings = chosen.run.settings
-    given = {name: value for name, value in options.items() if value is not None}
-    return Recipe(**{"metric": settings.metric, "class_weight": settings.class_weight, **given})
+    chosen_options = {name: value for name, value in options.items() if value is not None}
+    return Recipe(**{"metric": settings.metric, "class_weight": settings.class_weight, **chosen_options})
 
 
 def control_names(controls: str | Sequence[str]) -> list[str]:
