@@ -135,6 +135,6 @@ def _too_few_choose(
         return TooFewClasses(f"{shortage}. Choose by cross-validation: `cv=5`")
     num_trained = len(_labelled_val(cache, settings)) - len(val)
     return UsageError(
-        f"{shortage} besides {num_trained} that trained the backbone of tap '{seen[0]}', as training images did, so `cv` "
-        "tells nothing either. Extract with the `split` and `seed` that it was tuned with, into another `out`"
+        f"{shortage} besides {num_trained} that trained the backbone of tap '{seen[0]}', as training images did, so "
+        "`cv` tells nothing either. Extract with the `split` and `seed` that it was tuned with, into another `out`"
     )
