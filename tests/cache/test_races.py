@@ -193,7 +193,7 @@ def test_two_extractions_that_take_turns_lose_no_row(begin):
 
 @pytest.mark.usefixtures("_fast")
 def test_two_extractions_that_take_many_turns_lose_no_row(begin):
-    take_turns(begin, 100)
+    take_turns(begin, 50)
 
 
 @pytest.mark.usefixtures("_fast")
