@@ -275,7 +275,7 @@ def test_another_run_of_the_same_name_is_not_its_run(model, toy, tmp_path):
     ("to", "module", "extra"),
     [
         ("onnx", "tf2onnx", "onnx"),
-        ("litert", "ai_edge_litert.interpreter", "litert"),
+        ("litert", "ai_edge_litert", "litert"),
         ("openvino", "openvino", "openvino"),
     ],
 )
