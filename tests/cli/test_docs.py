@@ -79,7 +79,7 @@ def test_all_that_stands_in_a_page_runs(page, place, cli):
                 done = cli(*arguments)
                 assert done.code == 0, (line, done.err)
         elif language == "python":
-            # the page on exporting has a block for four runtimes, which tests/test_readme.py runs
+            # the page on exporting has a block for each runtime, which tests/test_readme.py runs
             if page.stem != "export":
                 exec(compile(text, page.name, "exec"), names)
         elif language == "matlab":
