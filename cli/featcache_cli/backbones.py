@@ -40,8 +40,8 @@ def list_command(json: Json = False) -> None:
         rows.append([facts["name"], here, facts["size"], facts["min_size"], millions, facts["width"], options])
     header = ["backbone", "here", "size", "min", "parameters", "features", "options"]
     legend = (
-        "Those marked here work without network. featcache doctor checks their weights, and lists also those of variants "
-        "such as mobilenet_v2:alpha=0.35."
+        "Those marked here work without network. featcache doctor checks their weights, and also lists those of "
+        "variants such as mobilenet_v2:alpha=0.35."
     )
     emit(json, {"backbones": backbones}, lambda: f"{table(header, rows)}\n\n{legend}")
 
