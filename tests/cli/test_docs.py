@@ -90,6 +90,19 @@ def test_all_that_stands_in_a_page_runs(page, place, cli):
         assert len(names["features"]) == len(names["digest"]) == 90
 
 
+@pytest.mark.slow
+def test_the_readmes_commands_for_photographs_run(place, cli):
+    [commands] = [text for language, text in BLOCK.findall(README.read_text()) if text.startswith("featcache scan")]
+    for line in commands.splitlines():
+        command, *arguments = shlex.split(line, comments=True)
+        if command == "pip":
+            continue  # the tests' environment has every extra
+        if arguments[0] == "extract":
+            arguments += ["-b", "glyphnet"]  # the default would download its weights
+        done = cli(*arguments)
+        assert done.code == 0, (line, done.err)
+
+
 def matlab_finds(text: str) -> None:
     """Check that what MATLAB is told to read is there, with as many rows as it is joined by."""
     asked = re.findall(r"h5read\('([^']+)', '([^']+)'\)", text)
