@@ -1,6 +1,7 @@
 """The Python of the README and of docs/export.md runs, and the README's test command is what CI runs."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from featcache.extras.export import export
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RUNTIMES = ("onnxruntime", "ai_edge_litert", "openvino", "tensorflow")  # in the order of docs/export.md
 
 
 def python_blocks(text: str) -> list[str]:
@@ -18,7 +20,7 @@ def python_blocks(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_docs_python_for_exported_files_runs(tmp_path, monkeypatch, capsys, toy_run):
+def test_the_docs_python_for_exported_files_runs_one_runtime_at_a_time(tmp_path, monkeypatch, capsys, toy_run):
     monkeypatch.chdir(tmp_path)
     for name, kind in {"tuned.onnx": "onnx", "tuned.tflite": "litert", "tuned.xml": "openvino"}.items():
         export(f"{toy_run.path}@best", kind, name)
@@ -26,10 +28,17 @@ def test_the_docs_python_for_exported_files_runs(tmp_path, monkeypatch, capsys, 
     cache = toy_run.cache()
     row = next(row for row in cache.usable("train") if row.label == "red")
     Image.open(cache.root / row.path).save("photo.jpg", quality=100)
-    [block] = python_blocks((ROOT / "docs" / "export.md").read_text())
-    capsys.readouterr()
-    exec(block.replace("(224, 224)", "(32, 32)"), {})
-    assert capsys.readouterr().out.split() == ["red"] * 4
+    photo_block, *runtime_blocks = python_blocks((ROOT / "docs" / "export.md").read_text())
+    for runtime, block in zip(RUNTIMES, runtime_blocks, strict=True):
+        with monkeypatch.context() as patch:
+            for other in RUNTIMES:
+                if other != runtime:
+                    patch.setitem(sys.modules, other, None)  # as if it were not installed
+            capsys.readouterr()
+            names: dict[str, object] = {}
+            exec(photo_block.replace("(224, 224)", "(32, 32)"), names)
+            exec(block, names)
+            assert capsys.readouterr().out.split() == ["red"], runtime
 
 
 @pytest.mark.slow

@@ -22,20 +22,28 @@ app = App(help="List backbones, download weights, import your own model. Example
 
 @app.command("list")
 def list_command(json: Json = False) -> None:
-    """List all backbones.
+    """List all backbones, and whether their weights are on this machine.
 
     Example: featcache backbones list
     """
+    from featcache.backbones.describe import facts_of
+    from featcache.backbones.parse import requests
     from featcache.backbones.registry import REGISTRY
     from featcache.text import table
 
+    backbones = [facts_of(request) for request in requests(list(REGISTRY))]
     rows = []
-    for entry in REGISTRY.values():
-        millions = f"{entry.params / 1e6:.1f}"
-        rows.append([entry.name, entry.size, entry.min_size, millions, entry.width, " ".join(entry.options)])
-    header = ["backbone", "size", "least", "million weights", "features", "options"]
-    facts = {"backbones": [asdict(entry) for entry in REGISTRY.values()]}
-    emit(json, facts, lambda: table(header, rows))
+    for facts in backbones:
+        here = "yes" if facts["present"] or facts["weights"] is None else ""  # None: raw pixels, which need no weights
+        millions = f"{facts['params'] / 1e6:.1f} M"
+        options = " ".join(facts["options"])
+        rows.append([facts["name"], here, facts["size"], facts["min_size"], millions, facts["width"], options])
+    header = ["backbone", "here", "size", "min", "parameters", "features", "options"]
+    legend = (
+        "Those marked here work without network. featcache doctor checks their weights, and also lists those of "
+        "variants such as mobilenet_v2:alpha=0.35."
+    )
+    emit(json, {"backbones": backbones}, lambda: f"{table(header, rows)}\n\n{legend}")
 
 
 @app.command("show")

@@ -268,6 +268,16 @@ def test_json_of_cache_info_and_backbones(cli, toy):
     assert document(cli("backbones", "show", "resnet50", "--json"), {"name", "size", "weights"})["size"] == 224
 
 
+def test_backbones_list_marks_those_that_work_without_network(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "efficientnetb0_notop.h5").write_bytes(b"weights")
+    rows = [line.split() for line in cli("backbones", "list").out.splitlines()]
+    assert [row[0] for row in rows if "yes" in row[1:2]] == ["glyphnet", "pixels", "efficientnet_b0"]
+    backbones = document(cli("backbones", "list", "--json"), {"backbones"})["backbones"]
+    assert [facts["name"] for facts in backbones if facts["present"]] == ["glyphnet", "efficientnet_b0"]
+
+
 @pytest.mark.slow
 def test_json_of_quickstart(cli, tmp_path):
     photos = write_images(tmp_path / "photos", per_class=12)

@@ -42,7 +42,7 @@ def test_there_is_a_page_for_each_task_and_the_readme_leads_there():
     names = """
         quickstart photos images extract leaks labels heads finetune report predict export recipes
         model add-a-class gpu cache head backbone engine
-        commands files python promises integrity trust architecture
+        commands words files python promises integrity trust architecture
     """
     assert {page.stem for page in PAGES} == set(names.split())
     readme = README.read_text()
@@ -79,7 +79,7 @@ def test_all_that_stands_in_a_page_runs(page, place, cli):
                 done = cli(*arguments)
                 assert done.code == 0, (line, done.err)
         elif language == "python":
-            # the page on exporting has a block for four runtimes, which tests/test_readme.py runs
+            # the page on exporting has a block for each runtime, which tests/test_readme.py runs
             if page.stem != "export":
                 exec(compile(text, page.name, "exec"), names)
         elif language == "matlab":
@@ -88,6 +88,19 @@ def test_all_that_stands_in_a_page_runs(page, place, cli):
             assert language in NOT_RUN, language
     if page.stem == "cache":
         assert len(names["features"]) == len(names["digest"]) == 90
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_for_photographs_run(place, cli):
+    [commands] = [text for language, text in BLOCK.findall(README.read_text()) if text.startswith("featcache scan")]
+    for line in commands.splitlines():
+        command, *arguments = shlex.split(line, comments=True)
+        if command == "pip":
+            continue  # the tests' environment has every extra
+        if arguments[0] == "extract":
+            arguments += ["-b", "glyphnet"]  # the default would download its weights
+        done = cli(*arguments)
+        assert done.code == 0, (line, done.err)
 
 
 def matlab_finds(text: str) -> None:
