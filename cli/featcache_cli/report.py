@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache import trust
-from featcache.errors import DataError
 from featcache.settings import ReportOptions
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, path_document, progress, score_document
+from featcache_cli.output import (
+    Allow,
+    Force,
+    Json,
+    Quiet,
+    cache_or_remark,
+    emit,
+    path_document,
+    progress,
+    score_document,
+)
 
 if TYPE_CHECKING:
     from featcache.spec import Progress
@@ -87,18 +96,9 @@ def command(
     if mlflow:
         lines.append(f"MLflow: run {written['mlflow']} in {mlflow}")
 
-    def text() -> str:
-        return "\n".join([text_report(opened, scores, _has_test(opened)), *lines])
-
-    emit(json, {**document, **written}, text)
-
-
-def _has_test(run: Run) -> bool:
-    """Return whether there are test images; True if the cache cannot be read."""
-    try:
-        return "test" in run.cache().splits
-    except DataError:
-        return True
+    cache = cache_or_remark(opened)
+    has_test = cache is None or "test" in cache.splits
+    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, has_test), *lines]))
 
 
 def _log_elsewhere(

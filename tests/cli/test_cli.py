@@ -870,9 +870,10 @@ def test_a_report_for_tensorboard_and_mlflow(cli, run, tmp_path, monkeypatch):
     assert (facts["tensorboard"], facts["mlflow"]) == (None, None)
 
 
-def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(cli, run):
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(command, cli, run):
     replace(Run.open(run), images_digest="of before leaks --fix").save()
-    done = cli("show", run)
+    done = cli(command, run)
     assert done.code == 0
     assert "are not those" in done.err
     assert "Sweep again" in done.err
