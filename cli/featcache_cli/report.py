@@ -78,6 +78,10 @@ def command(
             facts = {"name": name, "metric": opened.settings.metric, **score_document(score)}
             test_scores.append({**facts, "classes": classes[name]})
         lines.append(class_table(classes))
+    else:
+        from featcache.extras.report.tuned_models import tuned_lines
+
+        lines += tuned_lines(opened)
     test_of_head = test_scores[0] if test_scores else None  # the head comes first
     document = {
         "run": str(opened.path),
