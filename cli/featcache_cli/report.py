@@ -16,16 +16,19 @@ from featcache_cli.output import (
     Force,
     Json,
     Quiet,
+    allow_flags,
     cache_or_remark,
     emit,
+    in_shell,
     path_document,
     progress,
     score_document,
 )
 
 if TYPE_CHECKING:
+    from featcache.extras.report.final import Final
     from featcache.spec import Progress
-    from featcache.sweeps import Run
+    from featcache.sweeps import Chosen, Run
 
 
 def command(
@@ -76,8 +79,8 @@ def command(
         classes = tested.classes
         for name, score in tested.scores.items():
             facts = {"name": name, "metric": opened.settings.metric, **score_document(score)}
-            test_scores.append({**facts, "classes": classes[name]})
-        lines.append(class_table(classes))
+            test_scores.append({**facts, "images": len(tested.rows), "classes": classes[name]})
+        lines += [class_table(classes), f"Next: featcache {_next_command(tested, chosen)}{allow_flags(allow or ())}"]
     else:
         from featcache.extras.report.tuned_models import tuned_lines
 
@@ -103,6 +106,26 @@ def command(
     cache = cache_or_remark(opened)
     has_test = cache is None or "test" in cache.splits
     emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, has_test), *lines]))
+
+
+def _next_command(tested: Final, chosen: Chosen | None) -> str:
+    """Return the command that makes a file for use of the best fine-tuned model, or else of the head.
+
+    Validation scores choose it: a choice by test scores would be one that the test split can no longer judge.
+    """
+    from featcache.extras.report.tuned_models import best_of, tuned_models_of
+
+    run = tested.run
+    head = chosen or run.best
+    tuned = None
+    if not head.refit:
+        models = [model for model in tuned_models_of(run, run.cache()) if model.path in tested.models]
+        tuned = best_of(models, None if chosen is None else head.trial.trial, run.settings.metric, None)
+    if tuned is None:
+        name = "refit" if head.refit else head.trial.trial
+        return f"handoff {in_shell(f'{run.path}@{name}')} -o {in_shell(f'{run.path.stem}.keras')}"
+    out = in_shell(f"{tuned.path.stem}_savedmodel")
+    return f"export {in_shell(tuned.path)} --to savedmodel -o {out} --run {in_shell(run.path)}"
 
 
 def _log_elsewhere(
