@@ -30,8 +30,8 @@ def command(
 
 def document(advice: Advice) -> dict[str, Any]:
     """Return the advice as it stands in JSON."""
-    why = remarks_document(advice.why)
-    return {**asdict(advice), "cache": str(advice.cache), "case": advice.case, "why": why}
+    why, do = remarks_document(advice.why), remarks_document(advice.do)
+    return {**asdict(advice), "cache": str(advice.cache), "case": advice.case, "why": why, "do": do}
 
 
 def text(advice: Advice) -> str:
@@ -39,7 +39,8 @@ def text(advice: Advice) -> str:
     from featcache.text import counted, interval, table
 
     rows = []
-    for tap in advice.curve:
+    joined = () if advice.joined is None else (advice.joined,)
+    for tap in (*advice.curve, *joined):
         left_out = interval(tap.left_out, *tap.interval)
         rows.append([tap.tap, tap.width, left_out, f"{tap.fitted:.3f}", f"{tap.gap:.3f}"])
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from featcache.tuning import Tuned
 
 
+SMALL_LOSS = 0.001
+
+
 def command(
     *,
     trial: Trial,
@@ -125,13 +128,18 @@ def _history_table(tuned: Tuned) -> str:
         if epoch.mixture is None:
             seconds = f"{epoch.seconds:.1f}"
             if epoch.epoch:
-                train_loss = f"{epoch.train_loss:.4f}"
+                train_loss = _loss_text(epoch.train_loss)
         else:
             name = f"{epoch.epoch} x {epoch.mixture:.1f}"
         best = "best" if epoch == tuned.best else ""
-        rows.append([name, train_loss, f"{epoch.val_loss:.4f}", interval(*epoch.val), seconds, best])
+        rows.append([name, train_loss, _loss_text(epoch.val_loss), interval(*epoch.val), seconds, best])
     header = ["epoch", "train loss", "val loss", f"{val_header(tuned)} [95 %]", "s", ""]
     return table(header, rows, spare=["s", "train loss"])
+
+
+def _loss_text(loss: float) -> str:
+    """Return a loss as tables show it: small ones such as 1.2e-05, because four digits would make them 0."""
+    return f"{loss:.1e}" if 0 < loss < SMALL_LOSS else f"{loss:.4f}"
 
 
 def _controls_table(tuned: Tuned) -> str:
@@ -143,7 +151,7 @@ def _controls_table(tuned: Tuned) -> str:
         for epoch in (model.start, *model.trained):
             best = "best" if epoch == model.best else ""
             score, seconds = interval(*epoch.val), f"{epoch.seconds:.1f}"
-            rows.append([name, epoch.epoch, score, f"{epoch.val_loss:.4f}", epoch.images, seconds, best])
+            rows.append([name, epoch.epoch, score, _loss_text(epoch.val_loss), epoch.images, seconds, best])
     header = ["", "epoch", f"{val_header(tuned)} [95 %]", "val loss", "images seen", "s", ""]
     lines = ["", table(header, rows)]
     images = "the same images" if tuned.val_view == IDENTITY else "the same images as they are"

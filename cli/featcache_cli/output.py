@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.errors import NotDownloaded
+from featcache.errors import DataError, NotDownloaded
 from featcache.spec import Progress, silent
 from featcache.text import folded_for
 from featcache_cli.options import in_flags, shared
@@ -20,7 +20,8 @@ from featcache_cli.screen import current
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from featcache.sweeps import Chosen
+    from featcache.cache.reader import Cache
+    from featcache.sweeps import Chosen, Run
     from featcache.sweeps.metrics import Score
 
 LISTED = 20  # most rows of a table that may be long; --json lists all
@@ -144,6 +145,15 @@ def open_trial(name: str) -> Chosen:
     if done < planned:
         say(f"{chosen.run.path} was stopped: {done} of {planned} trials are done. The command that began it goes on")
     return chosen
+
+
+def cache_or_remark(run: Run) -> Cache | None:
+    """Return the cache of a run; None, with a remark, if it is gone or has changed: the run still has its scores."""
+    try:
+        return run.cache()
+    except DataError as error:
+        say(str(error))
+        return None
 
 
 @contextmanager

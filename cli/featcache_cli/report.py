@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache import trust
-from featcache.errors import DataError
 from featcache.settings import ReportOptions
 from featcache_cli import show
 from featcache_cli.handoff import Moved
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, path_document, progress, score_document
+from featcache_cli.output import (
+    Allow,
+    Force,
+    Json,
+    Quiet,
+    allow_flags,
+    cache_or_remark,
+    emit,
+    in_shell,
+    path_document,
+    progress,
+    score_document,
+)
 
 if TYPE_CHECKING:
+    from featcache.extras.report.final import Final
     from featcache.spec import Progress
-    from featcache.sweeps import Run
+    from featcache.sweeps import Chosen, Run
 
 
 def command(
@@ -67,8 +79,12 @@ def command(
         classes = tested.classes
         for name, score in tested.scores.items():
             facts = {"name": name, "metric": opened.settings.metric, **score_document(score)}
-            test_scores.append({**facts, "classes": classes[name]})
-        lines.append(class_table(classes))
+            test_scores.append({**facts, "images": len(tested.rows), "classes": classes[name]})
+        lines += [class_table(classes), f"Next: featcache {_next_command(tested, chosen)}{allow_flags(allow or ())}"]
+    else:
+        from featcache.extras.report.tuned_models import tuned_lines
+
+        lines += tuned_lines(opened)
     test_of_head = test_scores[0] if test_scores else None  # the head comes first
     document = {
         "run": str(opened.path),
@@ -87,18 +103,29 @@ def command(
     if mlflow:
         lines.append(f"MLflow: run {written['mlflow']} in {mlflow}")
 
-    def text() -> str:
-        return "\n".join([text_report(opened, scores, _has_test(opened)), *lines])
+    cache = cache_or_remark(opened)
+    has_test = cache is None or "test" in cache.splits
+    emit(json, {**document, **written}, lambda: "\n".join([text_report(opened, scores, has_test), *lines]))
 
-    emit(json, {**document, **written}, text)
 
+def _next_command(tested: Final, chosen: Chosen | None) -> str:
+    """Return the command that makes a file for use of the best fine-tuned model, or else of the head.
 
-def _has_test(run: Run) -> bool:
-    """Return whether there are test images; True if the cache cannot be read."""
-    try:
-        return "test" in run.cache().splits
-    except DataError:
-        return True
+    Validation scores choose it: a choice by test scores would be one that the test split can no longer judge.
+    """
+    from featcache.extras.report.tuned_models import best_of, tuned_models_of
+
+    run = tested.run
+    head = chosen or run.best
+    tuned = None
+    if not head.refit:
+        models = [model for model in tuned_models_of(run, run.cache()) if model.path in tested.models]
+        tuned = best_of(models, None if chosen is None else head.trial.trial, run.settings.metric, None)
+    if tuned is None:
+        name = "refit" if head.refit else head.trial.trial
+        return f"handoff {in_shell(f'{run.path}@{name}')} -o {in_shell(f'{run.path.stem}.keras')}"
+    out = in_shell(f"{tuned.path.stem}_savedmodel")
+    return f"export {in_shell(tuned.path)} --to savedmodel -o {out} --run {in_shell(run.path)}"
 
 
 def _log_elsewhere(

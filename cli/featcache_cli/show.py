@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.errors import DataError, UsageError
-from featcache_cli.output import Json, emit, say, shape_text
+from featcache.errors import UsageError
+from featcache_cli.output import Json, cache_or_remark, emit, shape_text
 
 if TYPE_CHECKING:
     from featcache.models.summary import LayerSummary, ModelSummary
@@ -42,10 +42,7 @@ def command(
     from featcache.text import fields
 
     opened, chosen = open_named(run)
-    try:
-        opened.cache()
-    except DataError as error:  # the run has the scores, so it can be shown without its cache
-        say(str(error))
+    cache_or_remark(opened)
     if plot and not json:
         from featcache.extras.report.plot import plots
 

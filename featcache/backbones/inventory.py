@@ -141,6 +141,17 @@ def stored_weights() -> list[StoredWeights]:
     return stored
 
 
+def stored_backbones() -> list[str]:
+    """Return the backbones whose default ImageNet weights are in KERAS_HOME/models. No file is read."""
+    folder = keras_home() / "models"
+    names: list[str] = []
+    for entry in REGISTRY.values():
+        file = weights_file(entry, {}, entry.size)
+        if file is not None and (folder / file).is_file():
+            names.append(entry.name)
+    return names
+
+
 def keras_digest(name: str) -> str | None:
     """Return the MD5 or SHA-256 with which Keras checks a file of ImageNet weights; None if it does not check it."""
     return _DIGESTS.get(name) or _TOP_DIGESTS.get(name)

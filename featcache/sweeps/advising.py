@@ -18,6 +18,7 @@ from shlex import quote
 import numpy as np
 
 from featcache.arrays import Classes, Features
+from featcache.backbones.inventory import stored_backbones
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses, UsageError
 from featcache.heads.folds import Fold
@@ -93,6 +94,7 @@ class Advice:
     why: tuple[str, ...]
     do: tuple[str, ...]
     commands: tuple[str, ...]
+    joined: TapAccuracy | None = None  # taps of two backbones beside one another; None if there is nothing to join
 
     @property
     def case(self) -> str:
@@ -124,13 +126,16 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     if note:
         exclusions.append(note)
 
+    def accuracy_of(tap: str) -> tuple[TapAccuracy, Classes]:
+        data = make_tap_data(cache, tap, alone, [], settings)
+        rows = few_of(data.y, max(2, MOST_IMAGES // len(counts)), 0)
+        return _tap_accuracy(tap, data.X[rows], data.y[rows])
+
     progress(Tick("advise", 0, len(taps)))
     curve = []
     hits: dict[str, Classes] = {}  # {tap: 1 for each image that ridge gets right when it is left out}
     for number, tap in enumerate(by_depth(cache, taps), 1):
-        data = make_tap_data(cache, tap, alone, [], settings)
-        rows = few_of(data.y, max(2, MOST_IMAGES // len(counts)), 0)
-        accuracy, hits[tap] = _tap_accuracy(tap, data.X[rows], data.y[rows])
+        accuracy, hits[tap] = accuracy_of(tap)
         curve.append(accuracy)
         progress(Tick("advise", number, len(taps)))
 
@@ -140,6 +145,13 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     large = median >= LARGE
     why_large = f"{median:g} training images per class in the median: "
     why_large += f"at least {LARGE}, so large" if large else f"fewer than {LARGE}, so small"
+    joined = None
+    other = _tap_to_join(cache, curve, best)
+    # With many images a second backbone helps less, and ridge on so many features would take long.
+    if other and not large:
+        joined, _ = accuracy_of(f"{best.tap}+{other}")
+    if other:
+        exclusions.insert(0, _on_joining(best, other, joined))
     return Advice(
         cache=cache.path,
         classes=len(counts),
@@ -152,8 +164,9 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
         large=large,
         similar=similar,
         why=(why_large, why_similar, _on_the_gap(best), *exclusions),
-        do=DO[large, similar],
-        commands=_commands(cache, best, large, similar),
+        do=(*DO[large, similar], *_second_backbone(cache, best, large)),
+        commands=_commands(cache, best, joined, large, similar),
+        joined=joined,
     )
 
 
@@ -231,7 +244,8 @@ def _similarity(
         similar = share >= SIMILAR
         conclusion = f"at least {SIMILAR:.0%}, so similar" if similar else f"less than {SIMILAR:.0%}, so different"
         why = (
-            f"one tap only, which gets {last.left_out:.3f}, {share:.0%} of the way from chance ({chance:.3f}): "
+            f"the cache has only one layer of {last.tap.rpartition('/')[0]}, which gets {last.left_out:.3f}, "
+            f"{share:.0%} of the way from chance ({chance:.3f}): "
             f"{conclusion}; extract with `tap='auto'` shows at which depth the classes separate best"
         )
         return last, similar, why
@@ -262,9 +276,48 @@ def _on_the_gap(best: TapAccuracy) -> str:
     return text
 
 
-def _commands(cache: Cache, best: TapAccuracy, large: bool, similar: bool) -> tuple[str, ...]:
+def _tap_to_join(cache: Cache, taps: Sequence[TapAccuracy], best: TapAccuracy) -> str:
+    """Return the best tap of another backbone that takes the same images, so that one model can have both; else ""."""
+
+    def inputs(tap: TapAccuracy) -> tuple[int, str, int]:
+        preprocess = cache.taps[tap.tap].preprocess
+        return preprocess.size, preprocess.resize, preprocess.bits
+
+    others: list[TapAccuracy] = []
+    for tap in taps:
+        if cache.taps[tap.tap].backbone != cache.taps[best.tap].backbone and inputs(tap) == inputs(best):
+            others.append(tap)
+    if not others:
+        return ""
+    return max(others, key=lambda tap: tap.left_out).tap
+
+
+def _on_joining(best: TapAccuracy, other: str, joined: TapAccuracy | None) -> str:
+    text = f"taps of two backbones can be joined: `tap='{best.tap}+{other}'`"
+    if joined is not None:
+        text += f" gets {joined.left_out:.3f}, and {best.tap} alone {best.left_out:.3f}"
+    return text
+
+
+def _second_backbone(cache: Cache, best: TapAccuracy, large: bool) -> tuple[str, ...]:
+    """Return the advice to add a backbone if images are few and there is one backbone. It names one stored here."""
+    if large or len({tap.backbone for tap in cache.taps.values()}) > 1:
+        return ()
+    tap = cache.taps[best.tap]
+    others = [name for name in stored_backbones() if name != tap.backbone.name]
+    such_as = f", such as {others[0]}, whose weights are on this machine" if others else ""
+    size = f"`size={tap.preprocess.size}`"  # one model takes images of one size
+    return (f"With few images a second backbone often helps{such_as}: extract it with {size} into the same cache.",)
+
+
+def _commands(
+    cache: Cache, best: TapAccuracy, joined: TapAccuracy | None, large: bool, similar: bool
+) -> tuple[str, ...]:
     run = free_folder(cache.path.with_suffix(".run"))
-    sweep = f"featcache sweep {quote(str(cache.path))} --tap {quote(best.tap)} -o {quote(str(run))}"
+    taps = best.tap
+    if joined is not None and joined.left_out > best.left_out:
+        taps += f",{joined.tap}"  # the sweep shows whether joining is worth a second backbone
+    sweep = f"featcache sweep {quote(str(cache.path))} --tap {quote(taps)} -o {quote(str(run))}"
     if not large:
         return (f"{sweep} --heads ridge,lda,logreg,svm --cv 5",)
     finetune = f"featcache finetune {quote(f'{run}@best')} -o model.keras --unfreeze"

@@ -36,11 +36,12 @@ from featcache.tuning.scratch import train_from_scratch
 from featcache.tuning.stages import TrainablePart, place
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, TrainingState, state_file
-from featcache.tuning.train import TrainingResult, TrainingTask, train
+from featcache.tuning.train import Epoch, TrainingResult, TrainingTask, train
 from featcache.tuning.training_recipe import Recipe, control_names, recipe_of
 from featcache.tuning.tuned import Tuned
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
+TINY_LOSS = 5e-5  # of training: what four digits would show as 0.0000
 
 
 def finetune(
@@ -158,6 +159,8 @@ def finetune(
     resume_control = False if resume is False else None
     trained_controls: dict[str, Tuned] = {}
     notes = list(tuned.notes)
+    if tuned.trained and (note := note_on_fit(recipe, tuned.trained[0])):
+        notes.append(f"{note}.")
     for name in names:
         try:
             trained_controls[name] = _control(name, probe, recipe, state_file(path, name), resume_control, progress)
@@ -221,7 +224,15 @@ class _FineTuning:
         trains = logits_of(model) if cut is None else cut.model
         task = self._task(model, trains, sets)
         task.checkpoint, task.keep, task.facts = checkpoint, lambda state: state.save(keep), self.facts
-        task.name, task.log = name, logger(None if logs is None else Path(logs))
+        write_log = logger(None if logs is None else Path(logs))
+
+        def log(epoch: Epoch, rate: float) -> None:
+            write_log(epoch, rate)
+            note = note_on_fit(self.recipe, epoch)
+            if note and path is not None:  # without a path it is a control, which trains for comparison only
+                self.progress(Tick(name, 0, 0, note))
+
+        task.name, task.log = name, log
         trained = train(task, self.recipe, self.progress, state)
         model.certificate, model.class_names = certificate, self.probe.chosen.run.classes
         if path is not None:
@@ -319,6 +330,21 @@ class _FineTuning:
             return None
         labels = self.probe.labels(self.probe.rows("val"))
         return score(labels, logits.argmax(axis=1), self.recipe.metric, logits)
+
+
+def note_on_fit(recipe: Recipe, epoch: Epoch) -> str:
+    """Return what to try instead if the head fits its training images already, which the first epoch tells; else ""."""
+    if epoch.epoch != 1 or not epoch.train_loss < TINY_LOSS:
+        return ""
+    options = ["a larger `learning_rate`", "`label_smoothing=0.1`"]
+    if not recipe.is_augmented:
+        options.insert(0, "`augment='light'`")
+    if recipe.unfreeze != "all":
+        options.insert(0, "`unfreeze='all'`")
+    return (
+        f"The head already fits the training images (training loss {epoch.train_loss:.1e} in epoch 1), so there is "
+        f"almost nothing left to learn. Try {', '.join(options[:-1])} or {options[-1]}"
+    )
 
 
 def on_batch(model: Any, inputs: Any) -> Floats:

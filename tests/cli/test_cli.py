@@ -255,7 +255,8 @@ def test_json_of_report(cli, run):
     facts = document(cli("report", run, "--json"), {"html", "final", "test"})
     assert (facts["final"], facts["test"]) == (False, None)
     facts = document(cli("report", run, "--final", "--json"), {"html", "final", "test"})
-    assert {"metric", "score", "interval"} <= facts["test"].keys()
+    assert {"metric", "score", "interval", "images"} <= facts["test"].keys()
+    assert facts["test"]["images"] == sum(one["images"] for one in facts["test"]["classes"]) > 0
     assert facts["tests"] == [facts["test"]]
     assert len(Run.open(run).test_opened) == 1
     assert {"run", "trial", "at", "images"} <= facts["looks"][-1].keys()
@@ -345,6 +346,28 @@ def test_the_next_command_can_be_copied_whatever_a_path_is_called(cli, photos, t
         ["finetune", f"{tmp_path / 'my photos.run'}@best"],
     ]
     assert done.out.splitlines()[-1] == "Next: featcache predict 'my 2.keras' IMAGES"
+
+
+@pytest.mark.slow
+def test_the_next_command_after_the_test_split_runs_as_printed(cli, run, tmp_path, monkeypatch):
+    def next_command():
+        done = cli("report", run, "--final")
+        assert done.code == 0, done.err
+        return shlex.split(done.out.splitlines()[-1].removeprefix("Next: featcache "))
+
+    monkeypatch.chdir(tmp_path)
+    of_head = next_command()
+    assert of_head[0] == "handoff"
+    assert cli(*of_head).code == 0
+
+    assert cli("finetune", f"{run}@6", "-o", "t.keras", "--epochs", "2", "--lr", "1e-3").code == 0
+    of_model = next_command()
+    assert of_model[:2] == ["export", str(tmp_path / "t.keras")]
+    assert cli(*of_model).code == 0
+    assert "Fine-tuned from head 6: t.keras" in cli("report", run).out
+    # The head that was named is the one to use.
+    done = cli("report", f"{run}@best", "--final")
+    assert "Next: featcache handoff" in done.out.splitlines()[-1]
 
 
 def test_a_quickstart_with_too_little_to_choose_on_says_what_it_takes_itself(cli, tmp_path):
@@ -880,9 +903,10 @@ def test_a_report_for_tensorboard_and_mlflow(cli, run, tmp_path, monkeypatch):
     assert (facts["tensorboard"], facts["mlflow"]) == (None, None)
 
 
-def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(cli, run):
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_a_run_whose_images_have_moved_to_other_splits_is_shown_with_a_word(command, cli, run):
     replace(Run.open(run), images_digest="of before leaks --fix").save()
-    done = cli("show", run)
+    done = cli(command, run)
     assert done.code == 0
     assert "are not those" in done.err
     assert "Sweep again" in done.err

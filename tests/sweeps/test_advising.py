@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from tiny import TOY, write_images
 
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
+from featcache.extraction import extract
 from featcache.sweeps import advise, advising, sweep
 from featcache.sweeps.inputs import by_depth
 
@@ -72,6 +74,65 @@ def test_the_run_that_is_advised_has_a_free_name(hard, tmp_path, monkeypatch):
     first, then = advise(cache).commands
     assert first.endswith(f"-o {tmp_path / 'photos-2.run'}")
     assert f"finetune {tmp_path / 'photos-2.run'}@best" in then
+
+
+@pytest.fixture(scope="module")
+def two_backbones(tmp_path_factory):
+    """Return a cache with taps of two backbones that take images of one size. Do not change it."""
+    folder = tmp_path_factory.mktemp("two")
+    return extract(write_images(folder / "photos"), [TOY, "pixels:size=32"], out=folder / "two.h5")
+
+
+def test_taps_of_two_backbones_are_tried_as_one(two_backbones, monkeypatch):
+    advice = advise(two_backbones)
+    both = f"{advice.best}+{next(tap.tap for tap in advice.curve if tap.tap != advice.best)}"
+    assert advice.joined.tap == both
+    assert advice.joined.width == sum(tap.width for tap in advice.curve)
+    [best] = [tap for tap in advice.curve if tap.tap == advice.best]
+    assert advice.why[-1] == (
+        f"taps of two backbones can be joined: `tap='{both}'` gets {advice.joined.left_out:.3f}, and {best.tap} alone "
+        f"{best.left_out:.3f}"
+    )
+    monkeypatch.setattr(advising, "LARGE", 5)
+    large = advise(two_backbones)
+    assert large.joined is None
+    assert large.why[-1] == f"taps of two backbones can be joined: `tap='{both}'`"
+
+
+@pytest.mark.parametrize(("left_out", "more"), [(0.9, f",{TAP}+{PIXELS}"), (0.8, ""), (0.7, "")])
+def test_a_sweep_tries_joined_taps_that_are_better(left_out, more, toy):
+    alone, joined = (
+        advising.TapAccuracy(name, 1, value, (0.0, 1.0), 1.0, 1.0)
+        for name, value in ((TAP, 0.8), (f"{TAP}+{PIXELS}", left_out))
+    )
+    [command] = advising._commands(toy, alone, joined, False, True)
+    assert f" --tap {TAP}{more} -o " in command
+
+
+def test_taps_that_no_model_can_have_together_are_not_joined(toy):
+    advice = advise(toy)
+    assert advice.joined is None
+    assert not any("joined" in reason for reason in advice.why)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_with_one_backbone_and_few_images_a_second_is_advised(is_stored, toy, tmp_path, monkeypatch):
+    def only_one(file):
+        del file["taps"][PIXELS]
+
+    cache = edited(toy, tmp_path / "one.h5", only_one)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    if is_stored:
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5").touch()
+    such_as = ", such as mobilenet_v2, whose weights are on this machine" if is_stored else ""
+    advice = advise(cache)
+    assert advice.do[-1] == (
+        f"With few images a second backbone often helps{such_as}: extract it with `size=32` into the same cache."
+    )
+    assert advice.why[1].startswith("the cache has only one layer of glyphnet:weights=none, which gets")
+    monkeypatch.setattr(advising, "LARGE", 5)
+    assert not any("second backbone" in line for line in advise(cache).do)
 
 
 def test_a_better_layer_before_the_last_says_different(toy, tmp_path):

@@ -18,9 +18,12 @@ from featcache.models.certificate import load_pixels
 from featcache.models.modelfile import read_reference
 from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.sweeps import Run, compare, sweep
-from featcache.sweeps.metrics import score
+from featcache.sweeps.metrics import Score, score
 from featcache.sweeps.records import predictions_of, read_record
-from featcache.tuning import finetune, from_scratch
+from featcache.tuning import finetune, finetuning, from_scratch
+from featcache.tuning.finetuning import note_on_fit
+from featcache.tuning.train import Epoch
+from featcache.tuning.training_recipe import Recipe
 from featcache.tuning.tuned import record_of
 
 scratching = import_module("featcache.tuning.scratch")
@@ -70,6 +73,33 @@ def test_an_absurd_learning_rate_gives_back_the_head_itself(perfect, tmp_path):
     assert len(tuned.history) > 1
     assert max(one.val.value for one in tuned.history[1:]) < 1
     assert not changed(weights_of(Probe.open(perfect).model()), weights_of(tuned.model))
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "Try `unfreeze='all'`, `augment='light'`, a larger `learning_rate` or `label_smoothing=0.1`"),
+        ({"unfreeze": "all", "augment": "strong"}, "Try a larger `learning_rate` or `label_smoothing=0.1`"),
+    ],
+)
+def test_a_head_that_fits_every_training_image_is_named_with_what_to_try(options, advice):
+    recipe, start = Recipe(**options), Score(0.9, 0.8, 1.0)
+    note = note_on_fit(recipe, Epoch(1, 1.2e-5, 0.1, start, 1.0))
+    assert "The head already fits the training images (training loss 1.2e-05 in epoch 1)" in note
+    assert note.endswith(advice)
+    for other in (Epoch(1, 1e-3, 0.1, start, 1.0), Epoch(2, 1.2e-5, 0.1, start, 1.0)):
+        assert note_on_fit(recipe, other) == ""
+
+
+@pytest.mark.slow
+def test_that_it_fits_is_told_after_the_first_epoch_and_at_the_end(perfect, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "TINY_LOSS", math.inf)
+    ticks = []
+    tuned = finetune(perfect, tmp_path / "t.keras", unfreeze="none", epochs=2, controls="frozen", progress=ticks.append)
+    told = [tick.note for tick in ticks if "already fits" in tick.note]
+    assert tuned.notes == (f"{told[0]}.",)
+    assert len(told) == 1  # the control trains for comparison only
+    assert tuned.controls["frozen"].notes == ()
 
 
 def test_epoch_0_is_the_head_and_its_score_is_that_of_the_sweep(last, weak):

@@ -18,7 +18,7 @@ from featcache.sweeps import Run, Trial
 from featcache.sweeps.metrics import Score
 from featcache.sweeps.trial import spelt
 from featcache.sweeps.unseen import why_not_left_out
-from featcache.text import counted, fits, interval, printable, table
+from featcache.text import NARROW, counted, fits, interval, printable, table
 
 MOST_NAMES = 8  # classes that a note names; --json has all
 MOST_CLASSES = 20  # classes whose recall on test is printed; --json has all
@@ -173,9 +173,12 @@ def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> 
         report = f"featcache report {quote(f'{run.path}{head}')} --final"
         return [f"The test split was not read. When everything is decided: {report}"]
 
-    rows = [[name, interval(*score)] for name, score in final.items()]
-    lines = [table(["on the test split", f"{run.settings.metric} [95 %]"], rows)]
     opened = run.test_opened[-1] if run.test_opened else {}
+    images = ""
+    if num_images := opened.get("num_images"):
+        images = f", {counted(num_images, 'image')}"
+    rows = [[name, interval(*score)] for name, score in final.items()]
+    lines = [table([f"on the test split{images}", f"{run.settings.metric} [95 %]"], rows)]
     if left_out := opened.get("left_out"):
         lines.append(f"{left_out} test images are not counted: they trained or chose the backbone.")
     if unjudged := opened.get("unjudged"):
@@ -190,7 +193,8 @@ def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> 
 def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the recall of each class on the test split, worst first. classes: {model: `Evaluation.per_class`}.
 
-    Several models stand side by side; the last one, fine-tuned if any is, sets the order.
+    Several models stand side by side; the last one, fine-tuned if any is, sets the order. In a narrow terminal letters
+    stand for the models, and if that is not enough, the intervals are left out.
     """
     scores_of_models = list(classes.values())
 
@@ -200,20 +204,45 @@ def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
     num_classes = len(scores_of_models[0])
     order = sorted(range(num_classes), key=recall_of_last)
-    rows: list[list[object]] = []
-    for number in order[:MOST_CLASSES]:
-        recalls: list[str] = []
-        for scores in scores_of_models:
-            recall = scores[number]["recall"]
-            recalls.append("-" if recall is None else interval(*recall))
-        first = scores_of_models[0][number]
-        rows.append([first["name"], first["images"], *recalls])
+    shown = order[:MOST_CLASSES]
     header = ["test class", "images", *(f"recall of {name}" for name in classes)]
-    text = table(header, rows)
+    rows = _class_rows(scores_of_models, shown, has_intervals=True)
+    lines: list[str] = []
+    if not _fits_with_short_names(header, rows):
+        letters = dict(zip(classes, ascii_uppercase, strict=False))  # after 26 the names stay as they are
+        header = ["test class", "images", *(letters.get(name, name) for name in classes)]
+        has_intervals = _fits_with_short_names(header, rows)
+        rows = _class_rows(scores_of_models, shown, has_intervals)
+        lines.append("Recall of:" if has_intervals else "Recall, without the intervals that `json` has, of:")
+        lines += [f"  {letter}  {printable(name)}" for name, letter in letters.items()]
+    lines.append(table(header, rows))
     num_hidden = num_classes - len(rows)
     if num_hidden:
-        text += f"\n{num_hidden} more, none with a lower recall: `json` and `html` have all."
-    return text
+        lines.append(f"{num_hidden} more, none with a lower recall: `json` and `html` have all.")
+    return "\n".join(lines)
+
+
+def _class_rows(
+    scores_of_models: Sequence[Sequence[Mapping[str, Any]]], shown: Sequence[int], has_intervals: bool
+) -> list[list[object]]:
+    """Return name, number of images and recall by each model of the classes with these numbers."""
+    rows: list[list[object]] = []
+    for number in shown:
+        first = scores_of_models[0][number]
+        row = [first["name"], first["images"]]
+        for scores in scores_of_models:
+            recall = scores[number]["recall"]
+            if recall is None:
+                row.append("-")
+            else:
+                row.append(interval(*recall) if has_intervals else f"{recall[0]:.3f}")
+        rows.append(row)
+    return rows
+
+
+def _fits_with_short_names(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
+    """Return whether a table fits into the terminal if names of classes are folded, but no short ones."""
+    return fits(header, [[str(name)[:NARROW], *cells] for name, *cells in rows])
 
 
 def looks_text(run: Run) -> str:

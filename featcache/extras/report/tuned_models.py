@@ -20,10 +20,11 @@ from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import Metric, Predictions, Score, better, value_of
 from featcache.sweeps.records import TUNED, predictions_of, read_record
 from featcache.sweeps.stored_predictions import PREDICTIONS, read_predictions
-from featcache.text import printable
+from featcache.text import interval, printable
 from featcache.tuning.data import ImageSet
 from featcache.tuning.train import VALIDATE, predict_logits
 
+ADVICE = "Delete it: only reports read it"
 NEEDED = (
     *("model", "trial", "flags", "controls", "metric", "unfrozen", "seconds", "stopped", "certificate"),
     *("best", "history"),
@@ -129,23 +130,49 @@ def best_of(
     return best
 
 
-def _tuned_model(path: Path, rows: Sequence[ImageRow], cache: Cache) -> TunedModel:
+def tuned_lines(run: Run) -> list[str]:
+    """Return a line for each model that was fine-tuned from a run: its validation score, and its start's.
+
+    Raises NotARun if a record is damaged.
+    """
+    lines: list[str] = []
+    for path in sorted((run.path / TUNED).glob("*.json")):
+        record, _ = _read_record(path)
+        model = TunedModel(record, (), (), None)
+        images = "augmented validation images" if model.augmented_view else "validation images"
+        line = (
+            f"Fine-tuned from head {record['trial']}: {printable(str(record['model']))}, {record['metric']} "
+            f"{interval(*model.score)} on the {images} (the head: {model.start.value:.3f})"
+        )
+        if model.is_head:
+            line += "; it is the head: no epoch was better"
+        if not model.path.exists():
+            line += "; its file is gone"
+        lines.append(f"{line}.")
+    return lines
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], Sequence[tuple[str, str]]]:
+    """Return the record of a fine-tuning and its plots. Raises NotARun if it is damaged or of another version."""
     record = read_record(path)
-    advice = "Delete it: only reports read it"
     try:
         for name in NEEDED:
             if name not in record:
                 raise KeyError(name)
         if not isinstance(record["best"]["epoch"], int):
             raise TypeError("its best epoch is no number")
-        plots = figures.learning(record)
+        return record, figures.learning(record)
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise NotARun(f"{path} is damaged or of another version: {error!r}. {advice}") from error
+        raise NotARun(f"{path} is damaged or of another version: {error!r}. {ADVICE}") from error
+
+
+def _tuned_model(path: Path, rows: Sequence[ImageRow], cache: Cache) -> TunedModel:
+    record, plots = _read_record(path)
     stored = predictions_of(path)
     predictions: Predictions | None = None
     # The record names the digest, so predictions of an earlier training under the same name are not taken for these.
     if stored.exists() and file_digest(stored) == record.get("predictions"):
-        predictions = read_predictions(stored, cache.labels(rows), PREDICTIONS, advice)
+        predictions = read_predictions(stored, cache.labels(rows), PREDICTIONS, ADVICE)
     return TunedModel(record, plots, rows, predictions)
 
 

@@ -21,7 +21,7 @@ from featcache.extras.report.embedding import places
 from featcache.extras.report.final import open_test
 from featcache.extras.report.html import write_report
 from featcache.extras.report.pictures import SHEET_BYTES, sheet
-from featcache.extras.report.tuned_models import TunedModel, best_of
+from featcache.extras.report.tuned_models import TunedModel, best_of, tuned_lines
 from featcache.files import file_digest, write_arrays, write_sealed
 from featcache.sweeps import Run, sweep
 from featcache.sweeps.metrics import Predictions, wilson
@@ -393,12 +393,28 @@ def test_a_run_that_was_stopped_says_so(run):
     assert "featcache extract" in page
 
 
+def test_the_text_names_the_models_that_were_fine_tuned_from_the_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("better.keras").touch()
+    assert tuned_lines(run) == []
+    tune(run, 2, wrong=0)
+    tune(run, 3, wrong=1, name="same.keras", epoch=0)
+    better, same = tuned_lines(run)
+    head = run[2].trial.score
+    assert better.startswith("Fine-tuned from head 2: better.keras, accuracy 1.000 [")
+    assert better.endswith(f"] on the validation images (the head: {head:.3f}).")
+    assert "Fine-tuned from head 3: same.keras, accuracy" in same
+    assert same.endswith("; it is the head: no epoch was better; its file is gone.")
+
+
 def test_a_damaged_record_of_a_fine_tuning_is_one_line(run):
     (run.path / "tuned").mkdir()
     for text in ("{}", "[", "[]", '{"trial": 1}'):
         (run.path / "tuned" / "x.json").write_text(text)
         with pytest.raises(NotARun, match=r"tuned/x\.json"):
             page_of(run)
+        with pytest.raises(NotARun, match=r"tuned/x\.json"):
+            tuned_lines(run)
 
 
 @pytest.mark.slow

@@ -146,14 +146,37 @@ def test_a_report_says_that_test_was_not_read():
     assert "The test split was opened 2 times before; `final=True` shows its scores." in text_report(opened)
 
 
-def test_the_worst_classes_on_test_come_first():
-    def per_class(*recalls):
-        names = [f"class {number}" for number in range(len(recalls))]
-        return [
-            {"name": name, "images": 4, "recall": None if recall is None else Score(recall, recall, recall)}
-            for name, recall in zip(names, recalls, strict=True)
-        ]
+def per_class(*recalls):
+    names = [f"class {number}" for number in range(len(recalls))]
+    return [
+        {"name": name, "images": 4, "recall": None if recall is None else Score(recall, recall, recall)}
+        for name, recall in zip(names, recalls, strict=True)
+    ]
 
+
+@pytest.mark.parametrize(
+    ("num_models", "legend", "cells"),
+    [
+        (2, "Recall of:", "0.500 [0.500, 0.500]  0.500 [0.500, 0.500]"),
+        (4, "Recall, without the intervals that `json` has, of:", "0.500  0.500  0.500  0.500"),
+    ],
+)
+def test_recall_by_several_models_fits_into_80_columns(num_models, legend, cells, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"fine-tuned {number}.keras (epoch 0, the head: no other was better)" for number in range(num_models)]
+    classes = {name: per_class(0.5, None) for name in names}
+    for scores in classes.values():
+        scores[0]["name"] = "lily_of_the_valley"
+    lines = class_table(classes).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[:2] == [legend, f"  A  {names[0]}"]
+    [first, last] = lines[-2:]
+    assert first.split("  ", 1)[0] == "lily_of_the_valley"
+    assert first.endswith(cells)
+    assert last.split()[-1] == "-"
+
+
+def test_the_worst_classes_on_test_come_first():
     lines = class_table({"head": per_class(0.1, 0.5, None, 0.3), "tuned": per_class(0.9, 0.2, None, 0.4)}).splitlines()
     assert [line.split()[1] for line in lines[2:]] == ["1", "3", "0", "2"]
     assert "0.500 [0.500, 0.500]  0.200 [0.200, 0.200]" in lines[2]
@@ -166,5 +189,7 @@ def test_a_report_counts_the_looks_at_test():
     final = {"head": Score(0.9, 0.8, 0.95)}
     once, twice = (text_report(run_of(trial(1), test_opened=({},) * looks), final) for looks in (1, 2))
     assert "0.900 [0.800, 0.950]" in once
+    look = {"num_images": 178}
+    assert "on the test split, 178 images" in text_report(run_of(trial(1), test_opened=(look,)), final)
     assert "was opened" not in once
     assert "The test split was opened 2 times" in twice
