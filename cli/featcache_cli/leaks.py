@@ -169,7 +169,7 @@ def text(
         lines += [f"Table: {printable(str(table.path))}", f"Next: {printable(table.command)}"]
     elif fixed is None and splits_share_images:
         repair = f"featcache leaks {in_shell(result.cache)} --fix"
-        lines.append(f"Next: {repair}   puts such images into one group and one split")
+        lines += ["--fix puts such images into one group and one split.", f"Next: {repair}"]
     if fixed is not None:
         lines += ["", *_fixed(fixed)]
     return "\n".join(lines)
@@ -277,6 +277,7 @@ def _fixed(fixed: Fixed) -> list[str]:
     if fixed.emptied:
         lines.append(f"Nothing left: {'; '.join(map(printable, fixed.emptied))}.")
     if fixed.moved:
-        lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
-        lines.append(f"To take it back: featcache leaks {in_shell(fixed.cache)} --unfix")
+        cache = in_shell(fixed.cache)
+        lines.append(f"Runs from before are about other splits or groups. Sweep again: featcache sweep {cache}")
+        lines.append(f"To take it back: featcache leaks {cache} --unfix")
     return lines
