@@ -319,6 +319,13 @@ def test_the_next_command_is_named_and_parses_as_printed(cli, photos, tmp_path):
     assert "Next: featcache sweep" in cli("advise", cache).out
 
 
+def test_a_missing_refit_is_made_by_the_command_that_is_named(cli, run, tmp_path):
+    refused = cli("handoff", f"{run}@refit", "-o", tmp_path / "m.keras")
+    assert refused.code == 2
+    command = refused.err.strip().partition("Fit one: featcache ")[2]
+    assert cli(*shlex.split(command)).out.splitlines()[-1] == f"Next: featcache handoff {run}@refit -o model.keras"
+
+
 @pytest.mark.slow
 def test_the_next_command_can_be_copied_whatever_a_path_is_called(cli, photos, tmp_path, monkeypatch):
     """Each command is the one that the command before names."""
