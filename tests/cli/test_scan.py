@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -16,6 +17,19 @@ def document(cli, *arguments):
 def test_a_scan_takes_archives_as_it_takes_folders(cli, photos, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
     assert document(cli, archive) == document(cli, photos)
+
+
+def test_a_scan_names_the_extraction_of_the_same_images_in_the_same_splits(cli, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = photos.rename(tmp_path / "my photos")
+    options = ["--split", "60/20/20", "--seed", "3"]
+    done = cli("scan", folder, *options)
+    assert "0 images found more than once, byte for byte." in done.out
+    assert "featcache leaks also finds resized and re-encoded copies." in done.out
+    command = done.out.splitlines()[-1].removeprefix("Next: featcache ")
+    assert shlex.split(command) == ["extract", str(folder), "-o", "my photos.h5", *options]
+    assert cli(*done.commands[-1], "-b", "pixels:size=8").code == 0
+    assert dict(Cache.open("my photos.h5").splits) == document(cli, folder, *options)["splits"]
 
 
 def test_a_manifest_says_which_files_and_groups(cli, photos):
