@@ -51,9 +51,12 @@ def test_fixing_ends_with_0_and_so_does_looking_again(cli, cache):
     done = cli("leaks", cache, "--fix")
     assert done.code == 0
     assert "4 images in 2 groups, each in one split. 2 images moved:" in done.out
-    assert "Images now: 40 train, 6 val, 10 test." in done.out
+    assert "Images now: 40 train, 6 val, 10 test.\nNow no image of test is in another split as well.\n" in done.out
+    assert "Before the fix test was contaminated: 2 of its images were in other splits as well" in done.out
+    assert "is contaminated" not in done.out
     again = cli("leaks", cache)
     assert (again.code, "No image of test is in another split as well." in again.out) == (0, True)
+    assert "contaminated" not in again.out
     assert "Next:" not in again.out
     assert f"Runs from before are about other splits or groups. Sweep again: featcache sweep {cache}\n" in done.out
     assert "Runs from before" not in cli("leaks", cache, "--fix").out
