@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ from featcache.tuning.state import STATE, TrainingState, state_file
 from featcache.tuning.train import TrainingResult, TrainingTask, train
 from featcache.tuning.training_recipe import Recipe, control_names, recipe_of
 from featcache.tuning.tuned import Tuned
+
+log = logging.getLogger(__name__)
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
 
@@ -247,6 +250,7 @@ class _FineTuning:
 
     def _check_parts(self, whole: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
         """Raise ParityFailed unless the part that trains gives the logits of the whole model on the same images."""
+        log.info("Comparing the part that trains with the whole model on %d images", 2 * NUM_CHECKED)
         sets_of_images = image_sets(self.probe, self.recipe)
         first_augmented = 1 if self.recipe.is_augmented else 0
         first_views = (first_augmented, sets_of_images[1].judging_view)
@@ -281,7 +285,7 @@ class _FineTuning:
         if trained.best.epoch == 0:  # it is the head as it was handed off: no image has trained the backbone
             save_model(model, path, facts, self.probe.lineages(), reference_of_head(self.probe))
         else:
-            save_model(model, path, facts, lineages, reference_of_model(model, self.probe))
+            save_model(model, path, facts, lineages, reference_of_model(model, self.probe, self.progress))
 
     def _tuned(
         self,
