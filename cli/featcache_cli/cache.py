@@ -110,7 +110,10 @@ def verify_command(
         comparisons = compute_again(opened, recompute)
         for comparison in comparisons:
             if not comparison.agrees(opened.taps[comparison.tap].precision):
-                raise NotACache(f"{cache}: {_disagreement(comparison)}. Bring it up to date: featcache extract")
+                raise NotACache(
+                    f"{cache}: {_disagreement(comparison)}. Bring it up to date: repeat the featcache extract that "
+                    "made it"
+                )
         facts["recomputed"] = [asdict(comparison) for comparison in comparisons]
         lines += [_agreement(comparison) for comparison in comparisons]
     emit(json, facts, lambda: "\n".join(lines))

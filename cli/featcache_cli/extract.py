@@ -117,7 +117,7 @@ def text(report: Extracted, classes: Sequence[str]) -> str:
     rows = [[tap.tap, tap.width, tap.engine] for tap in report.taps]
     lines.append(table(["tap", "features", "engine"], rows))
     lines.append(f"Cache: {printable(report.cache)}")
-    lines.append(_next(in_shell(report.cache), classes))
+    lines += _next(report.cache, report.taps[0].tap, classes)
     return "\n".join(lines)
 
 
@@ -134,13 +134,19 @@ def counts(report: Extracted) -> str:
     return f"{counted(report.images, 'image')}: {', '.join(parts)}; {report.seconds:.1f} s{rate}"
 
 
-def _next(cache: str, classes: Sequence[str]) -> str:
-    """Return the line with the next command; a sweep needs two classes."""
+def _next(cache: str, tap: str, classes: Sequence[str]) -> list[str]:
+    """Return the lines with the next command. A sweep needs two classes."""
+    path = in_shell(cache)
     if len(classes) > 1:
-        return f"Next: featcache sweep {cache}, after featcache leaks if images may be there twice"
+        return [
+            f"If the same photo may be there twice, resized or saved again, look first: featcache leaks {path}",
+            f"Next: featcache sweep {path}",
+        ]
     labels = f"all labels are {classes[0]!r}" if classes else "no image has a label"
-    return (
-        f"Next: {labels}, so there is nothing to sweep. Look for copies: featcache leaks {cache}; use the features: "
-        f"featcache cache export {cache} -o FILE.npz. When class folders or a table give the labels, extract again: no "
-        "feature is computed twice"
-    )
+    exported = in_shell(Path(cache).with_suffix(".npz"))
+    return [
+        f"There is nothing to sweep, since {labels}. When class folders or a table give the labels, extract again: no "
+        "feature is computed twice.",
+        f"To use the features: featcache cache export {path} -o {exported} --tap {in_shell(tap)}",
+        f"Next: featcache leaks {path}",
+    ]

@@ -162,16 +162,16 @@ def text(
     from featcache.text import printable
 
     splits_share_images = bool(result.crossing_groups) or any(pair.crosses for pair in result.pairs)
-    lines = [*_comparison(result), "", *_pairs(result), _verdict(result)]
+    lines = [*_comparison(result), "", *_pairs(result), _verdict(result, was_fixed=fixed is not None)]
     if doubted is not None:
         lines += ["", *_doubts(doubted), *review.next_lines(doubted, files)]
     if table is not None:
         lines += [f"Table: {printable(str(table.path))}", f"Next: {printable(table.command)}"]
     elif fixed is None and splits_share_images:
         repair = f"featcache leaks {in_shell(result.cache)} --fix"
-        lines.append(f"Next: {repair}   puts such images into one group and one split")
+        lines += ["--fix puts such images into one group and one split.", f"Next: {repair}"]
     if fixed is not None:
-        lines += ["", *_fixed(fixed)]
+        lines += ["", *_fixed(fixed, result.guarded if result.contaminated else "")]
     return "\n".join(lines)
 
 
@@ -219,7 +219,8 @@ def _between(splits: tuple[str, str]) -> str:
     return " - ".join(name or "none" for name in splits)
 
 
-def _verdict(result: Leaks) -> str:
+def _verdict(result: Leaks, was_fixed: bool) -> str:
+    """Return what the pairs mean for the guarded split; in the past tense if that has been repaired."""
     from featcache.text import printable
 
     if not result.guarded:
@@ -230,12 +231,16 @@ def _verdict(result: Leaks) -> str:
     for pair in result.contaminating:
         # Of such a pair one image is in the guarded split, and the other is not.
         paths.add(pair.a if pair.splits[0] == result.guarded else pair.b)
+    are, have = ("were", "had") if was_fixed else ("are", "have")
     shared = []
     if paths:
-        shared.append(f"{len(paths)} of its images are in other splits as well")
+        shared.append(f"{len(paths)} of its images {are} in other splits as well")
     if groups := result.contaminating_groups:
-        shared.append(f"{len(groups)} of its groups, such as '{printable(groups[0])}', have images in other splits")
-    return f"{result.guarded} is contaminated: {' and '.join(shared)}, so scores on it are too good."
+        shared.append(f"{len(groups)} of its groups, such as '{printable(groups[0])}', {have} images in other splits")
+    reasons = f"{' and '.join(shared)}, so scores on it {are} too good."
+    if was_fixed:
+        return f"Before the fix {result.guarded} was contaminated: {reasons}"
+    return f"{result.guarded} is contaminated: {reasons}"
 
 
 def _doubts(doubted: Doubts) -> list[str]:
@@ -265,7 +270,8 @@ def _three_digits(probability: float | None) -> str:
     return "-" if probability is None else f"{probability:.3f}"
 
 
-def _fixed(fixed: Fixed) -> list[str]:
+def _fixed(fixed: Fixed, repaired: str) -> list[str]:
+    """Return what the fix changed. repaired: the split that was contaminated, or ""."""
     from featcache.text import counted, printable
 
     images = counted(fixed.images, "image")
@@ -274,9 +280,12 @@ def _fixed(fixed: Fixed) -> list[str]:
     lines = [f"Fixed in {printable(str(fixed.cache))}: {images} in {groups}, each in one split. {moved}"]
     lines += review.moves_table(fixed.moved)
     lines.append(f"Images now: {counts_text(fixed.splits)}.")
+    if repaired:
+        lines.append(f"Now no image of {repaired} is in another split as well.")
     if fixed.emptied:
         lines.append(f"Nothing left: {'; '.join(map(printable, fixed.emptied))}.")
     if fixed.moved:
-        lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
-        lines.append(f"To take it back: featcache leaks {in_shell(fixed.cache)} --unfix")
+        cache = in_shell(fixed.cache)
+        lines.append(f"Runs from before are about other splits or groups. Sweep again: featcache sweep {cache}")
+        lines.append(f"To take it back: featcache leaks {cache} --unfix")
     return lines

@@ -167,7 +167,8 @@ def _unfixed(done: Unfixed) -> str:
     lines = [f"{done.images} images of {name} have the groups and splits from before --fix; {len(done.moved)} moved."]
     lines += moves_table(done.moved)
     lines.append(f"Images now: {counts_text(done.splits)}.")
-    lines.append("Runs from before are about other splits or groups. Sweep again: featcache sweep")
+    sweep = f"featcache sweep {in_shell(done.cache)}"
+    lines.append(f"Runs from before are about other splits or groups. Sweep again: {sweep}")
     return "\n".join(lines)
 
 

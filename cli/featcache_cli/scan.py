@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.settings import ScanOptions
+from featcache.settings import ScanOptions, as_flags
 from featcache_cli.output import (
     Force,
     Json,
     Quiet,
     emit,
     failures_document,
+    in_shell,
     path_document,
     progress,
     remarks_document,
@@ -69,7 +70,16 @@ def command(
             write_gallery(manifest, html, force=force, progress=draw)
         page = f"\nTo look at: {printable(str(html))}"
     facts = document(manifest) | {"html": path_document(html)}
-    emit(json, facts, lambda: text(manifest) + page)
+    next_line = f"\nNext: {_next_command(images, options)}"
+    emit(json, facts, lambda: text(manifest) + page + next_line)
+
+
+def _next_command(images: Path, options: ScanOptions) -> str:
+    """Return the extraction of the same images, listed and split by the same options."""
+    # Of photos/, photos.csv and photos.tar.gz the cache is photos.h5.
+    name = images.resolve().name.partition(".")[0] or "images"
+    words = ["featcache", "extract", images, "-o", f"{name}.h5", *as_flags(ScanOptions, vars(options))]
+    return " ".join(map(in_shell, words))
 
 
 def document(manifest: Images) -> dict[str, Any]:
@@ -111,12 +121,13 @@ def text(manifest: Images) -> str:
         lines.append(f"  {printable(image.path)}: {image.status}, {printable(image.reason)}")
     lines += [f"{note}." for note in manifest.notes]
     end = ":" if manifest.duplicates else "."
-    lines.append(f"{counted(len(manifest.duplicates), 'image')} found more than once{end}")
+    lines.append(f"{counted(len(manifest.duplicates), 'image')} found more than once, byte for byte{end}")
     lines += [f"  {'  '.join(map(printable, same))}" for same in manifest.duplicates]
     if manifest.crossing:
         lines.append(
             f"{len(manifest.crossing)} of them stand in more than one split, so scores on those splits are too good."
         )
+    lines.append("After the extraction, featcache leaks also finds resized and re-encoded copies.")
     if manifest.groups.count:
         lines.append(f"{_groups(manifest.groups)}.")
     lines += [f"{printable(remark)}." for remark in manifest.remarks]

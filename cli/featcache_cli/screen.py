@@ -25,6 +25,9 @@ SHOWN_AFTER_S = 0.5  # after the start or the last output: a shorter step shows 
 REFRESH_S = 0.1
 # In a log a step is named after 2 seconds, and a counted step every 10 seconds.
 PLAIN_AFTER_S, PLAIN_EVERY_S = 2.0, 10.0
+# The first images are slow: files are opened, networks compiled. The time left is shown once they matter little.
+ESTIMATE_AFTER_S, ESTIMATE_FROM_SHARE = 5.0, 0.1
+ALWAYS_ESTIMATE_AFTER_S = 60.0  # in a job of hours the first tenth takes too long to wait for
 BAR = 24  # most characters of the bar
 LEAST_BAR = 6
 NARROWEST = 10  # fewest characters of a name
@@ -41,6 +44,7 @@ class Step:
     done: int = 0
     total: int = 0
     note: str = ""
+    is_warm: bool = False  # it was counted before, as training is in each epoch: no slow start to wait for
     named_after: float | None = None  # seconds from the beginning to the latest plain line
 
     @property
@@ -59,11 +63,19 @@ class Step:
         parts = [f"{self.done}/{self.total}" if known else f"{self.done}"]
         if rate:
             parts.append(f"{rate:.1f}/s")
-        if rate and known:
+        if rate and known and self._can_be_estimated:
             parts.append(_time_left((self.total - self.done) / rate))
         if self.note:
             parts.append(self.note)
         return ", ".join(parts)
+
+    @property
+    def _can_be_estimated(self) -> bool:
+        """Return whether enough has been done to tell the time left."""
+        if self.is_warm or self.seconds >= ALWAYS_ESTIMATE_AFTER_S:
+            return True
+        share = (self.done - self.first) / (self.total - self.first)
+        return self.seconds >= ESTIMATE_AFTER_S and share >= ESTIMATE_FROM_SHARE
 
 
 class Screen:
@@ -73,6 +85,7 @@ class Screen:
         self._command = command
         self._stream = stream
         self._step = self._rest = Step(command)  # at rest the line shows only the command
+        self._counted: set[str] = set()  # names of all steps that were counted
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._live: Any = None  # rich.live.Live while the line is drawn
@@ -94,7 +107,8 @@ class Screen:
         with self._lock:
             name = printable(tick.step)
             if name != self._step.name:
-                self._step = Step(name, first=tick.done)
+                self._step = Step(name, first=tick.done, is_warm=name in self._counted)
+                self._counted.add(name)
             step = self._step
             step.done, step.total, step.note = tick.done, tick.total, printable(tick.note)
             if 0 < tick.total <= tick.done:

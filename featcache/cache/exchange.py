@@ -153,7 +153,7 @@ def _reviews(caches: Sequence[Cache]) -> tuple[Review, ...]:
                 raise DataError(
                     f"{review.path}, labelled '{review.label}', was {known.outcome} by the review of {source} and "
                     f"{review.outcome} by the review of {cache.path}. Decide alike in both: "
-                    "featcache leaks --apply FILE"
+                    "featcache leaks CACHE.h5 --apply FILE.csv"
                 )
     return later((), (review for review, _ in source_of.values()))
 

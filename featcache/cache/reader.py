@@ -113,7 +113,7 @@ class Cache:
         """
         return tuple(
             f"Tap '{name}' lacks features of {lacking} of {len(self.usable())} images, so it is left out. "
-            "Bring it up to date: featcache extract"
+            "Bring it up to date: repeat the featcache extract that made it"
             for name, lacking in self._lacking.items()
             if lacking
         )
@@ -186,10 +186,10 @@ class Cache:
             except KeyError:
                 missing = [row.path for row in rows if row.digest not in stored.at]
         example = f", such as {missing[0]}" if missing else ""
-        command = "featcache extract" if wanted.view == IDENTITY else f"featcache extract --views {wanted.view}"
+        option = "" if wanted.view == IDENTITY else f", with `views={wanted.view!r}`"
         raise UnknownTap(
             f"{self.path}: tap '{wanted.name}' has no features of {len(missing)} of {len(rows)} images{example}. "
-            f"Bring it up to date: {command}"
+            f"Bring it up to date: repeat the featcache extract that made it{option}"
         )
 
     def views(self, tap: str | None = None) -> list[str]:

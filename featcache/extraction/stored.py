@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
+from shlex import quote
 
 from featcache.cache.changes import UNCHANGED, Changes, later, with_review, without_review
 from featcache.cache.reader import Cache
@@ -35,8 +37,11 @@ def as_stored(images: Images, earlier: Cache | None, decisions: Decisions | None
     return replace(images, rows=rows), changes
 
 
-def review_remarks(images: Images, changes: Changes) -> list[str]:
-    """Return a sentence on the labels that are as a review left them, and one on reviews of images edited since."""
+def review_remarks(images: Images, changes: Changes, cache: Path) -> list[str]:
+    """Return a sentence on the labels that are as a review left them, and one on reviews of images edited since.
+
+    cache: where the command in the sentence finds the cache.
+    """
     # A review belongs to certain bytes with the label that their folder or table gave them.
     scanned = {(row.digest, changes.relabelled.get(row.path, row.label)) for row in images.rows}
     label_of = {row.path: row.label for row in images.rows}
@@ -50,7 +55,8 @@ def review_remarks(images: Images, changes: Changes) -> list[str]:
     remarks = []
     if counts:
         outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("changed", "dropped", "kept"))
-        remarks.append(f"Labels are as reviewed: {outcomes}. To take that back: featcache leaks CACHE --unapply")
+        undo = f"featcache leaks {quote(str(cache))} --unapply"
+        remarks.append(f"Labels are as reviewed: {outcomes}. To take that back: {undo}")
     if edited:
         remarks.append(
             f"Changed since the labels were reviewed, so labelled by folder or table again: "
@@ -91,11 +97,15 @@ def kept_apart(scanned: Images, stored: Images) -> str:
     return f"Images stay where featcache leaks --fix has put them, and not where their folders say: {counts}"
 
 
-def apart(images: Images) -> list[str]:
-    """Return a sentence on groups, and one on copies, that are in several splits and should be in one."""
+def apart(images: Images, cache: Path) -> list[str]:
+    """Return a sentence on groups, and one on copies, that are in several splits and should be in one.
+
+    cache: where the command in the sentences finds the cache.
+    """
+    fix = f"featcache leaks {quote(str(cache))} --fix"
     remarks = []
     if crossing := crossing_remark(images.rows, images.given):
-        remarks.append(f"{crossing}. Put each group into one split: featcache leaks CACHE --fix")
+        remarks.append(f"{crossing}. Put each group into one split: {fix}")
     if copies := images.crossing:
         split_of = {row.path: row.split for row in images.rows}
         first = copies[0][0]
@@ -104,7 +114,7 @@ def apart(images: Images) -> list[str]:
         why = "folders or a table give the splits" if is_given else "stored splits never move"
         remarks.append(
             f"Copies of {counted(len(copies), 'image')} stand in several splits, such as {first} and {other}, since "
-            f"{why}: scores on those splits are too good. Put copies into one split: featcache leaks CACHE --fix"
+            f"{why}: scores on those splits are too good. Put copies into one split: {fix}"
         )
     return remarks
 

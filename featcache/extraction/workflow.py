@@ -324,9 +324,14 @@ class Extraction:
         for fingerprint in self.first_plan.taps:
             if fingerprint in self.stock.rows:
                 tap_reports.append(_tap_report(self.stock.rows[fingerprint]))
-        remarks = (*self.images.remarks, *apart(self.images), *review_remarks(self.images, self.changes))
+        out = self.order.out
+        remarks = (
+            *self.images.remarks,
+            *apart(self.images, out),
+            *review_remarks(self.images, self.changes, out),
+        )
         return Extracted(
-            cache=str(self.order.out),
+            cache=str(out),
             images=len(rows),
             hits=self.first_plan.hits,
             computed=self.findings.computed,

@@ -181,7 +181,7 @@ def _require_validation(manifest: Images, root: Path) -> None:
         raise TooFewClasses(
             f"{root} has {counted(num_val, 'validation image')}, and quickstart chooses on at least {MIN_SELECT}. Add "
             "images, or give more of them to validation: `split=50/50/0`. Or choose by cross-validation, step by step: "
-            "featcache extract, then featcache sweep --cv 5"
+            "featcache extract IMAGES -o CACHE.h5, then featcache sweep CACHE.h5 --cv 5"
         )
 
 

@@ -183,7 +183,7 @@ def make_head(layers: Sequence[Layer], tap: str) -> Head:
         if None not in (width, taken) and width != taken:
             raise ShapeMismatch(
                 f"The head on tap '{tap}' does not fit together: its {type(layer).__name__} layer takes {taken} values "
-                f"and gets {width}. Fit all steps on one cache: featcache sweep"
+                f"and gets {width}. Sweep again, so that all steps are fitted on one cache"
             )
         if returned is not None:
             width = returned

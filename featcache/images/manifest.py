@@ -234,7 +234,10 @@ def read_image(source: Source, row: ImageRow) -> bytes:
             f"{path} cannot be read ({error.reason}). If the folder has moved: `images=FOLDER`; else extract again"
         ) from error
     if hashlib.sha256(data).hexdigest() != row.digest:
-        raise ImagesChanged(f"{path} is not the image that was cached. Bring the cache up to date: featcache extract")
+        raise ImagesChanged(
+            f"{path} is not the image that was cached. Bring the cache up to date: repeat the featcache extract that "
+            "made it"
+        )
     return data
 
 

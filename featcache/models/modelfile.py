@@ -129,7 +129,7 @@ def read_reference(path: Path) -> Reference | None:
             return Reference.from_bytes(archive.read(REFERENCE))
     except Exception as error:  # damaged files raise many kinds
         raise_if_of_the_system(path, error)
-        raise NotAModel(f"{path}: {REFERENCE} in it is damaged ({error}). Make it again: featcache handoff") from error
+        raise NotAModel(f"{path}: {REFERENCE} in it is damaged ({error}). Hand off again") from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -147,5 +147,5 @@ def read_facts(path: Path) -> dict[str, Any]:
             f"{path} is no model of featcache ({error}). Make one: featcache handoff RUN@best -o MODEL.keras"
         ) from error
     if not isinstance(facts, dict) or not {"classes", "tap"} <= facts.keys():
-        raise NotAModel(f"{path}: {MEMBER} lacks the class names or the tap. Make it again: featcache handoff")
+        raise NotAModel(f"{path}: {MEMBER} lacks the class names or the tap. Hand off again")
     return facts

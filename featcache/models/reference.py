@@ -16,7 +16,6 @@ the insects exceeded a threshold that 5 % of the validation images exceed.
 from __future__ import annotations
 
 import io
-import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,16 +31,15 @@ from featcache.heads.estimators import make_pipeline
 from featcache.models.assemble import FEATURES, LOGITS
 from featcache.models.certificate import load_pixels
 from featcache.models.probe import Probe, by_digest
-from featcache.spec import ImageRow
+from featcache.spec import ImageRow, Progress, Tick, silent
 from featcache.sweeps.selection import folds_of
 from featcache.sweeps.unseen import why_not_left_out
-
-log = logging.getLogger(__name__)
 
 PER_CLASS = 50  # training images; with 20 the AUROC was .82 instead of .84
 MOST_VAL = 5000  # validation images
 FEW_VAL = 100  # with fewer validation images, training images that are held out count, too
 NUM_FOLDS = 5
+RUN_ON_KNOWN = "run on known images"  # how progress calls it
 BATCH = 32
 
 
@@ -207,7 +205,7 @@ def _left_out(probe: Probe) -> list[Known]:
     return known
 
 
-def reference_of_model(model: Any, probe: Probe) -> Reference | None:
+def reference_of_model(model: Any, probe: Probe, progress: Progress = silent) -> Reference | None:
     """Return the reference of a model whose features have moved, from the images; None without validation images.
 
     Training images cannot be left out of such a model, so a few validation images must do.
@@ -215,10 +213,14 @@ def reference_of_model(model: Any, probe: Probe) -> Reference | None:
     train, val = _few(probe)
     if not val:
         return None
-    log.info("Learning what %d known images look like", len(train) + len(val))
-    inside = inspected(model)
-    train_features, _ = _outputs(inside, probe, train)
-    val_features, val_logits = _outputs(inside, probe, val)
+    note = (
+        f"so that predict with `reject` can tell unknown images, the model now runs on {len(train) + len(val)} known "
+        f"ones: {len(train)} for training, at most {PER_CLASS} of a class, and {len(val)} for validation"
+    )
+    progress(Tick("reference", 0, 0, note))
+    features, logits = _outputs(inspected(model), probe, [*train, *val], progress)
+    train_features, val_features = np.split(features, [len(train)])
+    val_logits = logits[len(train) :]
     directions = directions_of(train_features, probe.labels(train), len(probe.chosen.run.classes))
     return Reference.of(directions, [known_of(directions, val_features, val_logits)])
 
@@ -244,8 +246,9 @@ def _few(probe: Probe) -> tuple[list[ImageRow], list[ImageRow]]:
     return train, val[:MOST_VAL]
 
 
-def _outputs(inside: Any, probe: Probe, rows: Sequence[ImageRow]) -> tuple[Floats, Floats]:
+def _outputs(inside: Any, probe: Probe, rows: Sequence[ImageRow], progress: Progress) -> tuple[Floats, Floats]:
     """Return features (N, D) and logits (N, K) that an inspected model gives for images."""
+    progress(Tick(RUN_ON_KNOWN, 0, len(rows)))
     features: list[Floats] = []
     logits: list[Floats] = []
     for start in range(0, len(rows), BATCH):
@@ -256,6 +259,7 @@ def _outputs(inside: Any, probe: Probe, rows: Sequence[ImageRow]) -> tuple[Float
         batch_features, batch_logits, _ = inside.predict_on_batch(np.concatenate([pixels, padding]))
         features.append(np.asarray(batch_features)[: len(batch)])
         logits.append(np.asarray(batch_logits)[: len(batch)])
+        progress(Tick(RUN_ON_KNOWN, start + len(batch), len(rows)))
     return np.concatenate(features), np.concatenate(logits)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from featcache.backbones import own
@@ -74,11 +75,12 @@ def _require_model(text: str) -> None:
     if not path.exists():  # RUN@3 is no path
         run, trial = Path(text.rpartition("@")[0]), text
     if (run / "run.json").is_file():
-        raise UsageError(f"{text} is not a model yet. Make one of it: featcache handoff {trial} -o head.keras")
+        raise UsageError(f"{text} is not a model yet. Make one of it: featcache handoff {quote(trial)} -o head.keras")
     if path.is_dir() and not (path / "saved_model.pb").exists():
         raise UsageError(f"{text} is a folder, not a model. First the model: featcache predict MODEL.keras IMAGES")
     if path.suffix == ".h5" and path.is_file() and _is_cache(path):
-        raise UsageError(f"{text} is a cache of features and no model. Sweep it, then: featcache handoff RUN@best")
+        handoff = "featcache handoff RUN@best -o MODEL.keras"
+        raise UsageError(f"{text} is a cache of features and no model. Sweep it, then: {handoff}")
 
 
 def _is_cache(path: Path) -> bool:

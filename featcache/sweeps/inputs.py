@@ -45,13 +45,13 @@ def views_of(cache: Cache, tap: str) -> list[str]:
     if lacking:
         raise UsageError(
             f"`train_views`: of the joined taps '{tap}' not all have the view {lacking[0]}. Extract them with the same "
-            "views: featcache extract --views"
+            "`views`"
         )
     others = [name for name in map("+".join, parts_in_view.values()) if name != tap]
     if not others:
         raise UsageError(
             f"`train_views` takes a tap with several views; {cache.path} has one of '{tap}'. Add the mirror image of "
-            "each image: featcache extract --views flip"
+            "each image: repeat the featcache extract that made it, with `views='flip'`"
         )
     return [tap, *others]
 

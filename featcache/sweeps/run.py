@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from featcache.cache.changes import Review
@@ -15,6 +16,7 @@ from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, NotARun, UnknownHead
 from featcache.files import check_seal, read_json, write_sealed, write_whole
+from featcache.heads.estimators import is_own_class
 from featcache.heads.steps import STANDARDISE
 from featcache.spec import ImageRow
 from featcache.sweeps import records
@@ -180,6 +182,15 @@ class Run:
         """Return True: a run without a scored trial is a run."""
         return True
 
+    @property
+    def _refit_command(self) -> str:
+        """Return the command that does this sweep again with --refit: its trials stay."""
+        own_heads = [head for head in self.settings.heads if is_own_class(head)]
+        allowed = "".join(f" --allow {quote(head)}" for head in own_heads)
+        config = quote(str(self.path / "run.json"))
+        folder = quote(str(self.path))
+        return f"featcache sweep {quote(self.settings.cache)} --config {config} --refit -o {folder}{allowed}"
+
     def __getitem__(self, name: str | int) -> Chosen:
         """Return a trial by its number, "best", or "refit": the best, fitted on train and val. Raises UnknownHead."""
         ranked = self.ranked
@@ -190,7 +201,7 @@ class Run:
             return Chosen(self, ranked[0])
         if name == "refit":
             if self.refitted is None:
-                raise UnknownHead(f"{self.path} has no head fitted on train and val. Sweep with `refit=True`")
+                raise UnknownHead(f"{self.path} has no head fitted on train and val. Fit one: {self._refit_command}")
             return replace(self[self.refitted], refit=True)
         for trial in self.trials:
             if str(trial.trial) == str(name):

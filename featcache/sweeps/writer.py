@@ -208,7 +208,8 @@ def _begin_or_continue(path: Path, fresh: Run, force: bool) -> Run:
         _replace(fresh)
         return fresh
     if stored.ranked or len(stored.trials) < stored.planned:
-        return stored
+        # Of these settings only `refit` may be new: the trials stay, and the winner is fitted again.
+        return replace(stored, settings=fresh.settings)
     # All its trials failed: try them again.
     return replace(fresh, tuned=stored.tuned, recorded=stored.recorded)
 
@@ -266,8 +267,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _differences(stored: Run, fresh: Run) -> list[str]:
-    """Return how two runs differ: the names of settings or, if these are equal, of what the cache holds."""
+    """Return how two runs differ: the names of settings or, if these are equal, of what the cache holds.
+
+    A new `refit=True` is no difference: the same trials are made, and the winner is fitted again after them.
+    """
     names = [setting.name for setting in fields(Settings)]
+    if fresh.settings.refit:
+        names.remove("refit")
     differences = [name for name in names if getattr(stored.settings, name) != getattr(fresh.settings, name)]
     if differences:
         return differences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ from featcache.tuning.state import STATE, TrainingState, state_file
 from featcache.tuning.train import Epoch, TrainingResult, TrainingTask, train
 from featcache.tuning.training_recipe import Recipe, control_names, recipe_of
 from featcache.tuning.tuned import Tuned
+
+log = logging.getLogger(__name__)
 
 NUM_CHECKED = 32  # images on which the part that trains is compared with the whole model
 TINY_LOSS = 5e-5  # of training: what four digits would show as 0.0000
@@ -258,6 +261,7 @@ class _FineTuning:
 
     def _check_parts(self, full_model: Any, cut: prefix.Cut, sets: Sequence[ActivationSet]) -> None:
         """Raise ParityFailed unless the part that trains gives the logits of the whole model on the same images."""
+        log.info("Comparing the part that trains with the whole model on %d images", 2 * NUM_CHECKED)
         sets_of_images = image_sets(self.probe, self.recipe)
         first_augmented = 1 if self.recipe.is_augmented else 0
         first_views = (first_augmented, sets_of_images[1].judging_view)
@@ -292,7 +296,7 @@ class _FineTuning:
         if trained.best.epoch == 0:  # it is the head as it was handed off: no image has trained the backbone
             save_model(model, path, facts, self.probe.lineages(), reference_of_head(self.probe))
         else:
-            save_model(model, path, facts, lineages, reference_of_model(model, self.probe))
+            save_model(model, path, facts, lineages, reference_of_model(model, self.probe, self.progress))
 
     def _tuned(
         self,

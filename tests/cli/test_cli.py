@@ -321,10 +321,20 @@ def test_text(arguments, said, cli, run, toy):
     assert said in done.out
 
 
-def test_the_next_command_is_named(cli, photos, tmp_path):
-    cache = tmp_path / "c.h5"
-    assert f"Next: featcache sweep {cache}" in cli("extract", photos, "-o", cache, "-b", "pixels:size=8").out
+def test_the_next_command_is_named_and_parses_as_printed(cli, photos, tmp_path):
+    """The fixture `cli` parses every command that is printed; here each of these steps must print one."""
+    cache = tmp_path / "my photos.h5"
+    written = shlex.quote(str(cache))
+    assert f"Next: featcache sweep {written}\n" in cli("extract", photos, "-o", cache, "-b", "pixels:size=8").out
     assert "Next: featcache handoff" in cli("sweep", cache, "--heads", "ridge").out
+    assert "Next: featcache sweep" in cli("advise", cache).out
+
+
+def test_a_missing_refit_is_made_by_the_command_that_is_named(cli, run, tmp_path):
+    refused = cli("handoff", f"{run}@refit", "-o", tmp_path / "m.keras")
+    assert refused.code == 2
+    command = refused.err.strip().partition("Fit one: featcache ")[2]
+    assert cli(*shlex.split(command)).out.splitlines()[-1] == f"Next: featcache handoff {run}@refit -o model.keras"
 
 
 @pytest.mark.slow
@@ -335,7 +345,7 @@ def test_the_next_command_can_be_copied_whatever_a_path_is_called(cli, photos, t
     done = cli("extract", photos, "-o", cache, "-b", "glyphnet")
     following = []
     for more in (["--heads", "ridge"], [], ["--epochs", "1"]):
-        command = shlex.split(done.out.splitlines()[-1].removeprefix("Next: featcache ").partition(", after")[0])
+        command = shlex.split(done.out.splitlines()[-1].removeprefix("Next: featcache "))
         command = [f"my {next(names)}.keras" if word.endswith(".keras") else word for word in command]
         following.append(command[:2])
         done = cli(*command, *more)

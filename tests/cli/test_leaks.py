@@ -44,18 +44,21 @@ def test_the_text_says_what_threshold_and_what_to_do(cli, cache, monkeypatch):
     assert "set from the data: of 1485 pairs of different images about 6 are expected beyond it;" in done.out
     assert "train/blue/50\\n<b>'.jpg" in done.out  # on one line
     assert "test is contaminated: 2 of its images are in other splits as well" in done.out
-    assert f"Next: featcache leaks {cache} --fix" in done.out
+    assert f"Next: featcache leaks {cache} --fix\n" in done.out
 
 
 def test_fixing_ends_with_0_and_so_does_looking_again(cli, cache):
     done = cli("leaks", cache, "--fix")
     assert done.code == 0
     assert "4 images in 2 groups, each in one split. 2 images moved:" in done.out
-    assert "Images now: 40 train, 6 val, 10 test." in done.out
+    assert "Images now: 40 train, 6 val, 10 test.\nNow no image of test is in another split as well.\n" in done.out
+    assert "Before the fix test was contaminated: 2 of its images were in other splits as well" in done.out
+    assert "is contaminated" not in done.out
     again = cli("leaks", cache)
     assert (again.code, "No image of test is in another split as well." in again.out) == (0, True)
+    assert "contaminated" not in again.out
     assert "Next:" not in again.out
-    assert "Runs from before" in done.out
+    assert f"Runs from before are about other splits or groups. Sweep again: featcache sweep {cache}\n" in done.out
     assert "Runs from before" not in cli("leaks", cache, "--fix").out
     facts = json.loads(cli("leaks", cache, "--fix", "--json").out)
     assert (facts["contaminated"], facts["fixed"]["moved"], facts["fixed"]["groups"]) == (False, [], 2)
@@ -146,6 +149,7 @@ def test_a_bad_row_is_one_line_with_file_and_line(cli, cache, tmp_path):
 def test_a_fix_is_taken_back(cli, cache):
     assert f"To take it back: featcache leaks {cache} --unfix" in cli("leaks", cache, "--fix").out
     done = cli("leaks", cache, "--unfix")
+    assert f"Sweep again: featcache sweep {cache}\n" in done.out
     assert (done.code, "Images now: 38 train, 6 val, 12 test." in done.out) == (0, True)
     assert "Nothing in" in cli("leaks", cache, "--unfix").out
     assert cli("leaks", cache).code == 3

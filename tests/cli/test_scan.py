@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -16,6 +17,19 @@ def document(cli, *arguments):
 def test_a_scan_takes_archives_as_it_takes_folders(cli, photos, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
     assert document(cli, archive) == document(cli, photos)
+
+
+def test_a_scan_names_the_extraction_of_the_same_images_in_the_same_splits(cli, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = photos.rename(tmp_path / "my photos")
+    options = ["--split", "60/20/20", "--seed", "3"]
+    done = cli("scan", folder, *options)
+    assert "0 images found more than once, byte for byte." in done.out
+    assert "featcache leaks also finds resized and re-encoded copies." in done.out
+    command = done.out.splitlines()[-1].removeprefix("Next: featcache ")
+    assert shlex.split(command) == ["extract", str(folder), "-o", "my photos.h5", *options]
+    assert cli(*done.commands[-1], "-b", "pixels:size=8").code == 0
+    assert dict(Cache.open("my photos.h5").splits) == document(cli, folder, *options)["splits"]
 
 
 def test_a_manifest_says_which_files_and_groups(cli, photos):
@@ -95,6 +109,7 @@ def test_extract_tells_of_groups_that_folders_cut_even_when_quiet(cli, photos, t
     [remark] = facts["remarks"]
     assert done.err == f"{remark}\n"
     assert remark.startswith("2 of 4 groups stand in several splits")
+    assert remark.endswith(f"Put each group into one split: featcache leaks {tmp_path / 'c.h5'} --fix")
     leaking = cli("leaks", tmp_path / "c.h5", "--json")
     assert (leaking.code, json.loads(leaking.out)["crossing_groups"]["p1"]) == (3, {"val": 5, "test": 5})
     assert (
@@ -121,13 +136,16 @@ def test_a_long_tail_is_shown_whole_and_its_classes_of_one_image_are_named(cli, 
 
 def test_extract_without_labels_names_what_can_be_done_instead_of_a_sweep(cli, photos, tmp_path):
     cache = tmp_path / "c.h5"
-    text = cli("extract", photos / "red", "-b", "pixels:size=8", "-o", cache).out
-    assert f"Next: no image has a label, so there is nothing to sweep. Look for copies: featcache leaks {cache}" in text
-    assert "featcache sweep" not in text
-    assert cli("leaks", cache).code == 0
-    assert cli("cache", "export", cache, "-o", tmp_path / "c.npz").code == 0
+    done = cli("extract", photos / "red", "-b", "pixels:size=8", "-o", cache)
+    assert "There is nothing to sweep, since no image has a label." in done.out
+    assert "featcache sweep" not in done.out
+    export, leaks = done.commands
+    assert leaks == ["leaks", str(cache)]
+    assert cli(*leaks).code == 0
+    assert cli(*export).code == 0
+    assert (tmp_path / "c.npz").exists()
     text = cli("extract", photos, "-b", "pixels:size=8", "-o", tmp_path / "d.h5").out
-    assert f"Next: featcache sweep {tmp_path / 'd.h5'}, after" in text
+    assert text.endswith(f"featcache leaks {tmp_path / 'd.h5'}\nNext: featcache sweep {tmp_path / 'd.h5'}\n")
 
 
 def test_labels_of_a_named_column_reach_scan_and_extract(cli, photos, tmp_path):

@@ -171,6 +171,36 @@ def test_rate_and_rest_are_those_of_what_was_watched():
     assert step.count == "150/400, 5.0/s, 50 s left"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "done", "time_left"),
+    [
+        (2.5, 1, ""),
+        (4, 900, ""),  # too early, however much is done
+        (8, 40, ""),  # the first batch, for which a network was compiled
+        (50, 99, ""),
+        (8, 100, ", 72 s left"),
+        (64, 1, ", 18 h left"),  # such a long job should say so within a minute
+    ],
+)
+def test_the_time_left_is_shown_once_it_means_something(seconds, done, time_left, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + seconds)
+    step = Step("extract", began=1000.0, done=done, total=1000)
+    assert step.count == f"{done}/1000, {done / seconds:.1f}/s{time_left}"
+
+
+def test_a_later_epoch_shows_the_time_left_at_once(monkeypatch):
+    log = Recorded()
+    monkeypatch.setattr("sys.stderr", log)
+    monkeypatch.setattr(screen_module, "PLAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(screen_module, "PLAIN_EVERY_S", 0.0)
+    with screen("work"):
+        for step in (Tick("train", 0, 300), Tick("judge", 0, 9), Tick("train", 10, 300)):
+            current().draw(step)
+        assert "left" not in log.getvalue()
+        current().draw(Tick("train", 20, 300))
+        log.until("s left")
+
+
 @pytest.mark.parametrize("no_color", [True, False])
 def test_the_bar_has_no_colour_with_no_color(no_color, monkeypatch):
     stderr = terminal_stderr(monkeypatch)

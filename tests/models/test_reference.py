@@ -92,7 +92,12 @@ def test_it_travels_in_the_model_and_says_of_images_what_it_says_of_cached_featu
     model = handoff(logreg, tmp_path / "m.keras")
     found = read_reference(tmp_path / "m.keras")
     probe = Probe.open(logreg)
-    by_images = reference_of_model(model, probe)
+    ticks = []
+    by_images = reference_of_model(model, probe, ticks.append)
+    num_train, num_val = len(probe.rows("train")), len(probe.rows("val"))
+    numbers = f"{num_train} for training, at most 50 of a class, and {num_val} for validation"
+    assert ticks[0].note.endswith(f"runs on {num_train + num_val} known ones: {numbers}")
+    assert (ticks[-1].done, ticks[-1].total) == (num_train + num_val, num_train + num_val)
     np.testing.assert_allclose(found.directions, by_images.directions, atol=1e-5)
     assert found.directions.shape == (3, logreg.trial.width)
     # Few validation images: training images, left out fold by fold, count too.

@@ -348,6 +348,22 @@ def test_a_finished_sweep_that_is_asked_for_again_is_shown_and_said(out, hard, t
     ]
 
 
+@pytest.mark.parametrize("out", [None, "photos.run"])
+def test_a_finished_sweep_is_completed_by_a_refit_and_keeps_its_trials(out, hard, tmp_path):
+    cache = edited(hard, tmp_path / "photos.h5", lambda file: None)
+    options = {"taps": [TAP], "out": out and tmp_path / out}
+    first = sweep(cache, "ridge", **options)
+    heads = {path: path.stat().st_mtime_ns for path in (first.path / "heads").iterdir()}
+    sweep(cache, "ridge", **options, refit=True)
+    completed = Run.open(first.path)
+    assert (completed.trials, completed.settings.refit) == (first.trials, True)
+    assert completed["refit"].trial == first.best.trial
+    assert {path: path.stat().st_mtime_ns for path in heads} == heads
+    assert not (tmp_path / "photos-2.run").exists()
+    with pytest.raises(UsageError, match="holds a run already, with other heads, refit"):
+        sweep(cache, "gnb", taps=[TAP], out=first.path)
+
+
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("out", [None, "photos.run"])
 def test_a_sweep_that_failed_throughout_is_tried_anew_in_its_folder(out, refit, hard, tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_another_set_of_views_is_another_sweep(viewed, tmp_path):
 @pytest.mark.parametrize(
     ("views", "options", "message"),
     [
-        ("1", {}, r"takes a tap with several views; .*c\.h5 has one .* featcache extract --views flip$"),
+        ("1", {}, r"takes a tap with several views; .*c\.h5 has one .* repeat .* with `views='flip'`$"),
         ("flip", {"cv": "loo"}, r"^`train_views` goes without `cv='loo'`: other views .* would stay\. Use `cv=5`$"),
         ("flip", {"memory": 100.0}, r"they are streamed; that goes without `train_views`\. Leave that out"),
         ("flip", {"taps": [f"{TAP}+{SMALL}"]}, r"of the joined taps .* not all have the view hflip\."),
@@ -173,5 +173,5 @@ def test_views_that_new_images_lack_are_named(photos, tmp_path):
     extract(photos, "pixels:size=8", views="flip", out=tmp_path / "c.h5")
     write_images(photos, first=12, per_class=8)
     cache = extract(photos, "pixels:size=8", out=tmp_path / "c.h5")
-    with pytest.raises(UnknownTap, match=r"'pixels:size=8/top@hflip' has no features of .* extract --views hflip$"):
+    with pytest.raises(UnknownTap, match=r"'pixels:size=8/top@hflip' has no features of .* with `views='hflip'`$"):
         run_on(cache, tmp_path / "run")

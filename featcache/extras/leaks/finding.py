@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -97,12 +98,16 @@ def widest(cache: Cache, names: Sequence[str] = ()) -> str:
     """
     first_row = cache.usable()[:1]
     if not first_row:
-        raise UsageError(f"{cache.path} has no images with features. Extract some: featcache extract")
+        extract = f"featcache extract IMAGES -o {quote(str(cache.path))}"
+        raise UsageError(f"{cache.path} has no images with features. Extract some: {extract}")
     names = names or cache.vectors
     if not names:
         names = [name for name, tap in cache.taps.items() if tap.pooling == "none"]
     if not names:
-        raise UnknownTap(f"Every tap of {cache.path} lacks some images. Bring it up to date: featcache extract")
+        raise UnknownTap(
+            f"Every tap of {cache.path} lacks some images. Bring it up to date: repeat the featcache extract that made "
+            "it"
+        )
 
     def worth(name: str) -> tuple[bool, bool, int]:
         tap = cache.taps[name]

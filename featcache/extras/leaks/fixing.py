@@ -96,8 +96,8 @@ def _original_table(cache: Cache) -> Table:
     unknown = joined.keys() - moved.keys()
     if unknown:
         raise UsageError(
-            f"{cache.path} was fixed by an earlier featcache, which did not record the splits from before. Bring it up "
-            "to date (featcache extract), or extract into another `out`, and try again"
+            f"{cache.path} was fixed by an earlier featcache, which did not record the splits from before. Repeat "
+            "the featcache extract that made it, or extract into another `out`, and try again"
         )
     # Splits were recorded as they were before any review: undo the reviews first, apply them again last.
     rows: list[ImageRow] = []
