@@ -45,6 +45,7 @@ def train_own_classifier(probe: Probe, recipe: Recipe, keep: Path, resume: bool 
     [tap] = probe.taps
     [part] = probe.parts()
     logits = _logits_of_classes(part.backbone, probe.chosen.run.classes)
+    _check_no_way_around(logits, part.backbone, tap)
     _unfreeze_behind(part.backbone, tap)
     if not logits.trainable_weights:
         raise NoOwnClassifier(f"no layer behind tap '{tap.name}' has weights that can train")
@@ -92,12 +93,19 @@ def _logits_of_classes(backbone: Backbone, classes: tuple[str, ...]) -> Any:
     num_outputs = logits.outputs[0].shape[-1]
     if num_outputs != len(classes):
         raise NoOwnClassifier(
-            f"the classifier of {file} has {num_outputs} outputs, the images have {len(classes)} classes"
+            f"the classifier of {file} tells {num_outputs} classes apart, the images have {len(classes)}"
         )
     stated = own.stated_classes(backbone.spec)
     if stated is not None and stated != list(classes):
         raise NoOwnClassifier(f"{file} names the classes {', '.join(stated)}; the images have {', '.join(classes)}")
     return logits
+
+
+def _check_no_way_around(logits: Any, backbone: Backbone, tap: Tap) -> None:
+    """Raise NoOwnClassifier if a path from the image to the logits leads around the tap: it would train, too."""
+    layer, _ = own.origin_of(backbone.cut(tap.layer).outputs[0])
+    if layer.name not in bottlenecks(logits):
+        raise NoOwnClassifier(f"a path in {backbone.spec.weights} leads around tap '{tap.name}' to the classifier")
 
 
 def _unfreeze_behind(backbone: Backbone, tap: Tap) -> None:
@@ -109,14 +117,11 @@ def _unfreeze_behind(backbone: Backbone, tap: Tap) -> None:
     freeze_noise(backbone.full_model)
 
 
-def _cut(logits: Any, backbone: Backbone, tap: Tap) -> prefix.Cut | None:
-    """Return the part behind the tap; None if other paths from the image lead around the tap."""
+def _cut(logits: Any, backbone: Backbone, tap: Tap) -> prefix.Cut:
+    """Return the part behind the tap."""
     import keras
 
     [output] = backbone.cut(tap.layer).outputs
-    layer, _ = own.origin_of(output)
-    if layer.name not in bottlenecks(logits):
-        return None
     shape = prefix.shape_at(output, backbone.network, tap.preprocess.size)
     features = keras.Input(shape, name="features")
     behind = keras.Model(output, logits.outputs[0], name="classifier")

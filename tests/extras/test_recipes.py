@@ -251,7 +251,7 @@ def test_own_model_takes_the_users(tmp_path):
     assert len(done.images.rows) == 36
     [note] = done.tuned.notes
     assert "left out: the classifier of" in note
-    assert "has 10 outputs, the images have 3 classes" in note
+    assert "tells 10 classes apart, the images have 3" in note
     assert [line.name for line in done.table][1:] == [done.recipe.tuned]
     assert done.head.trial.params["hidden"] == 1024
     assert 1 <= done.table[1].epochs <= 2

@@ -98,3 +98,14 @@ def test_controls_are_judged_on_the_same_views(fresh, tmp_path):
     cached_taps = Cache.open(fresh.run.path / "prefix.h5").taps.values()
     assert sorted({tap.view for tap in cached_taps}) == [IDENTITY, "strong-1"]
     assert json.loads(record_of(fresh.run.path, tuned.path).read_text())["val_view"] == "strong-1"
+
+
+def test_a_model_judged_on_augmented_images_and_one_on_images_as_they_are_do_not_replace_each_other(fresh, tmp_path):
+    model = tmp_path / "tuned.keras"
+    plain = {**HOW, "augment_val": False}
+    for first, then in ((HOW, plain), (plain, HOW)):
+        finetune(fresh, model, **first, force=True)
+        before = model.read_bytes()
+        with pytest.raises(UsageError, match="is no model that was fine-tuned with these options"):
+            finetune(fresh, model, **then)
+        assert model.read_bytes() == before

@@ -130,7 +130,7 @@ def test_a_model_of_any_size_is_cut_behind_feature_maps(photos, tmp_path):
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [
-        ([5, "softmax"], "the classifier of {} has 5 outputs, the images have 3 classes"),
+        ([5, "softmax"], "the classifier of {} tells 5 classes apart, the images have 3"),
         ([3, "sigmoid"], "{} does not end in one softmax over its classes"),
         ([], "{} ends in no classifier that featcache finds"),
     ],
@@ -147,3 +147,17 @@ def test_it_is_refused_for_a_backbone_that_brings_no_classifier(toy_run, tmp_pat
     with pytest.raises(UsageError, match="`controls='own'` trains the classifier in a model file of yours, so"):
         finetune(toy_run.best, tmp_path / "tuned.keras", **HOW)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_it_is_left_out_where_a_path_leads_around_the_tap(photos, tmp_path):
+    """What lies on that path is not behind the tap, and would train, too."""
+    pixels = keras.Input((SIZE, SIZE, 3))
+    tapped = layers.GlobalAveragePooling2D(name="flatten_1")(layers.Conv2D(4, 3)(pixels))
+    around = layers.GlobalMaxPooling2D()(layers.Conv2D(4, 3)(pixels))
+    scores = layers.Dense(3, activation="softmax")(layers.Concatenate()([tapped, around]))
+    chosen, path = head_on(keras.Model(pixels, scores), photos, tmp_path)
+    tuned = finetune(chosen, tmp_path / "tuned.keras", **HOW | {"epochs": 1})
+    assert tuned.controls == {}
+    [note] = tuned.notes
+    assert f"a path in {path} leads around tap 'mine/flatten_1' to the classifier" in note
