@@ -185,7 +185,8 @@ def _sound_taps(cache: Cache) -> tuple[tuple[str, ...], list[str]]:
             taps.append(tap)
     if not taps:
         raise UsageError(
-            f"{reasons[0]}. Ask about features of a backbone that these images did not train: featcache extract"
+            f"{reasons[0]}. Ask about features of a backbone that these images did not train: "
+            "featcache extract IMAGES -b BACKBONE"
         )
     return tuple(taps), reasons
 

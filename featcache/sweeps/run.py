@@ -201,6 +201,8 @@ class Run:
             return Chosen(self, ranked[0])
         if name == "refit":
             if self.refitted is None:
+                if self.settings.few:
+                    raise UnknownHead(f"{self.path} has no 'refit', since its preset draws a few images. Take 'best'")
                 raise UnknownHead(f"{self.path} has no head fitted on train and val. Fit one: {self._refit_command}")
             return replace(self[self.refitted], refit=True)
         for trial in self.trials:

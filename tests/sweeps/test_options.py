@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline as piped
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from featcache.errors import ShapeMismatch, UsageError
+from featcache.errors import ShapeMismatch, UnknownHead, UsageError
 from featcache.heads.estimators import FAMILIES, Setting, make_pipeline
 from featcache.sweeps import Run, Settings, presets, sweep, tap_data
 from featcache.sweeps.candidates import Candidate
@@ -138,6 +138,8 @@ def test_few_shots_are_drawn_from_train_and_judged_on_all_of_val(drawn, hard):
         alone = make_pipeline("ridge", {"alpha": 1024.0}).fit(X[rows], y[rows])
         assert trial.score == alone.score(others, truth)
     assert Run.open(drawn.path) == drawn
+    with pytest.raises(UnknownHead, match="has no 'refit', since its preset draws a few images"):
+        drawn["refit"]
 
 
 def test_a_head_of_few_images_that_is_not_stored_is_fitted_on_them(drawn, hard):
