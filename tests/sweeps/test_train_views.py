@@ -152,6 +152,23 @@ def test_another_set_of_views_is_another_sweep(viewed, tmp_path):
         run_on(less, run.path)
 
 
+@pytest.mark.parametrize("tap", [TAP, f"{TAP}+{SMALL}"])
+def test_views_that_are_cached_later_do_not_change_a_run(tap, photos, tmp_path):
+    cache = extract(photos, ["pixels:size=8", "pixels:size=2"], views="flip", out=tmp_path / "c.h5")
+    run = run_on(cache, tmp_path / "run", "knn", taps=[tap], refit=True)  # knn is not stored: it is fitted again
+    val = run.rows(cache, "val")
+    logits = [run[name].logits(val) for name in ("best", "refit")]
+    X, y = Probe.open(run.best).arrays_to_fit(run.rows(cache, "train"))
+
+    extract(photos, "pixels:size=8", views=str(VIEWS), out=cache.path)  # of joined taps, only one gets a third view
+    run = Run.open(run.path)
+    assert len(run.best.estimator[-1]._fit_X) == 2 * run.num_train
+    np.testing.assert_array_equal([run[name].logits(val) for name in ("best", "refit")], logits)
+    later_X, later_y = Probe.open(run.best).arrays_to_fit(run.rows(cache, "train"))
+    assert np.array_equal(later_X, X)
+    assert np.array_equal(later_y, y)
+
+
 @pytest.mark.parametrize(
     ("views", "options", "message"),
     [
