@@ -46,14 +46,14 @@ def views_of(cache: Cache, tap: str, among: Container[str] | None = None) -> lis
     lacking = [view for view, names in parts_in_view.items() if len(names) < len(parts)]
     if lacking:
         raise UsageError(
-            f"`train_views`: of the joined taps '{tap}' not all have the view {lacking[0]}. Extract them with the same "
-            "`views`"
+            f"Not all of the joined taps '{tap}' have the view {lacking[0]}, which `train_views` needs. Extract them "
+            "with the same `views`"
         )
     others = [name for name in map("+".join, parts_in_view.values()) if name != tap]
     if not others:
         raise UsageError(
-            f"`train_views` takes a tap with several views; {cache.path} has one of '{tap}'. Add the mirror image of "
-            "each image: repeat the featcache extract that made it, with `views='flip'`"
+            f"`train_views` needs several views; {cache.path} has only one view of tap '{tap}'. Add the mirror image "
+            "of each image: repeat the featcache extract that made it, with `views='flip'`"
         )
     return [tap, *others]
 

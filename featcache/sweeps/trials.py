@@ -227,7 +227,8 @@ def _check_views(cache: Cache, settings: Settings) -> None:
         return
     if settings.selection.leaves_one_out:
         raise UsageError(
-            "`train_views` goes without `cv='loo'`: other views of the image that is left out would stay. Use `cv=5`"
+            "`train_views` cannot be combined with `cv='loo'`, because other views of the left-out image would stay in "
+            "training. Use `cv=5`"
         )
     for tap in settings.taps:
         views_of(cache, tap)  # raises now, rather than after the trials of the taps before it

@@ -172,10 +172,10 @@ def test_views_that_are_cached_later_do_not_change_a_run(tap, photos, tmp_path):
 @pytest.mark.parametrize(
     ("views", "options", "message"),
     [
-        ("1", {}, r"takes a tap with several views; .*c\.h5 has one .* repeat .* with `views='flip'`$"),
-        ("flip", {"cv": "loo"}, r"^`train_views` goes without `cv='loo'`: other views .* would stay\. Use `cv=5`$"),
+        ("1", {}, r"needs several views; .*c\.h5 has only one view of tap .* repeat .* with `views='flip'`$"),
+        ("flip", {"cv": "loo"}, r"cannot be combined with `cv='loo'`, because other views .* Use `cv=5`$"),
         ("flip", {"memory": 100.0}, r"they are streamed; that goes without `train_views`\. Leave that out"),
-        ("flip", {"taps": [f"{TAP}+{SMALL}"]}, r"of the joined taps .* not all have the view hflip\."),
+        ("flip", {"taps": [f"{TAP}+{SMALL}"]}, r"^Not all of the joined taps .* have the view hflip, which"),
     ],
 )
 def test_what_cannot_be_fitted_on_several_views_is_refused(views, options, message, photos, tmp_path):
