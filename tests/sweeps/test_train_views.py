@@ -186,6 +186,29 @@ def test_what_cannot_be_fitted_on_several_views_is_refused(views, options, messa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("head", "stops", "turned_off"),
+    [
+        ("mlp:4", {"patience": [3]}, "patience=none"),
+        ("softmax", {"patience": [None, 2]}, "patience=none"),
+        ("mlpclassifier", {"early_stopping": [True]}, "early_stopping=false"),
+        ("boosting", {}, "early_stopping=false"),  # by default, with more than 10,000 rows
+        ("sklearn.linear_model:SGDClassifier", {"early_stopping": [True]}, "early_stopping=false"),
+    ],
+)
+def test_heads_that_hold_out_rows_to_stop_early_are_refused(head, stops, turned_off, viewed, tmp_path):
+    message = rf"^`train_views` cannot be combined with .* '{head}', because .* `grid` {head}\.{turned_off}$"
+    with pytest.raises(UsageError, match=message):
+        sweep(viewed, head, taps=[TAP], out=tmp_path / "run", grid={head: stops}, train_views=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_heads_whose_early_stopping_is_off_are_fitted_on_views(viewed, tmp_path):
+    grid = {"mlp:4": {"patience": [None], "epochs": [1]}, "mlpclassifier": {"early_stopping": [False]}}
+    run = sweep(viewed, list(grid), taps=[TAP], out=tmp_path / "run", grid=grid, train_views=True)
+    assert [trial.status for trial in run.trials] == ["ok", "ok"]
+
+
 def test_views_that_new_images_lack_are_named(photos, tmp_path):
     extract(photos, "pixels:size=8", views="flip", out=tmp_path / "c.h5")
     write_images(photos, first=12, per_class=8)
