@@ -122,6 +122,7 @@ def _grid(name: str, values: Sequence[Any]) -> tuple[Params, ...]:
 
 
 MLP_WIDTH = 256
+EARLY_STOPPING = {"patience": "none", "early_stopping": "false"}  # {parameter: its value in --grid that means off}
 # Parameters that --grid refuses: the sweep sets them, or they change no prediction.
 NOT_SWEPT = ("class_weight", "seed", "random_state", "decision_function_shape")
 FAMILIES: dict[str, Family] = {
@@ -172,6 +173,21 @@ def settings(heads: str | Sequence[str], grid: Grid | None = None) -> list[Setti
         for params in all_params:
             chosen.append(Setting(name, params, rank=len(chosen)))
     return chosen
+
+
+def early_stopping_off(setting: Setting) -> str:
+    """Return the parameter that turns a head's early stopping off, "patience=none"; "" if it does not stop early.
+
+    A head that stops early holds out some of the rows that it is fitted on. "auto", the default of `boosting`, does so
+    with more than 10,000 rows. Users' own classes may have any parameter for it, so nothing is known about them.
+    """
+    if is_own_class(setting.head):
+        return ""
+    params = make_classifier(setting.head, setting.params).get_params()
+    for name, off in EARLY_STOPPING.items():
+        if params.get(name) not in (None, False):
+            return f"{name}={off}"
+    return ""
 
 
 def family_of(head: str) -> Family:

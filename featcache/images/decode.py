@@ -260,7 +260,7 @@ def _undecodable() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise Undecodable("too_big", _one_line(error)) from error
     except MemoryError as error:
-        raise Undecodable("no_memory", "there was not memory enough to decode it; try again") from error
+        raise Undecodable("no_memory", "there was not enough memory to decode it; try again") from error
     except Exception as error:
         status = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise Undecodable(status, _one_line(error)) from error

@@ -129,8 +129,8 @@ class Probe:
 
     def arrays_to_fit(self, rows: Sequence[ImageRow]) -> tuple[Features, Classes]:
         """Return the features and classes that such a head is fitted on, if these are the training images."""
-        trial, settings = self.chosen.trial, self.chosen.run.settings
-        return arrays_to_fit(self.cache, rows, trial.tap, settings.train_views)
+        trial, run = self.chosen.trial, self.chosen.run
+        return arrays_to_fit(self.cache, rows, trial.tap, run.settings.train_views, run.fingerprints)
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) from cached features: by the estimator itself, or by the head that it taught."""

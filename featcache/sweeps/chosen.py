@@ -75,7 +75,7 @@ class Chosen:
         if trial.few is not None:
             rows = [rows[number] for number in few_of(cache.labels(rows), *trial.few)]
         pipeline = make_pipeline(trial.head, trial.params, settings.class_weight, settings.seed, trial.prepare)
-        return pipeline.fit(*arrays_to_fit(cache, rows, trial.tap, settings.train_views))
+        return pipeline.fit(*arrays_to_fit(cache, rows, trial.tap, settings.train_views, run.fingerprints))
 
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return the (N, K) logits of images of the cache, divided by the trial's temperature."""

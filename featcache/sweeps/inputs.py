@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,27 +31,29 @@ def single_taps(cache: Cache, names: Sequence[str]) -> list[str]:
     return list(taps)
 
 
-def views_of(cache: Cache, tap: str) -> list[str]:
+def views_of(cache: Cache, tap: str, among: Container[str] | None = None) -> list[str]:
     """Return a tap, or several joined by +, in every cached view: as named first, then in the other views.
 
+    among: names of taps; a view of a tap that is not among them is left out.
     Raises UsageError if there is no other view, or if one of the joined taps lacks a view that another has.
     """
     parts = taps_in(cache, tap)
     parts_in_view: dict[str, list[str]] = {}
     for part in parts:
         for name in cache.views(part):
-            parts_in_view.setdefault(cache.taps[name].view, []).append(name)
+            if among is None or name in among:
+                parts_in_view.setdefault(cache.taps[name].view, []).append(name)
     lacking = [view for view, names in parts_in_view.items() if len(names) < len(parts)]
     if lacking:
         raise UsageError(
-            f"`train_views`: of the joined taps '{tap}' not all have the view {lacking[0]}. Extract them with the same "
-            "`views`"
+            f"Not all of the joined taps '{tap}' have the view {lacking[0]}, which `train_views` needs. Extract them "
+            "with the same `views`"
         )
     others = [name for name in map("+".join, parts_in_view.values()) if name != tap]
     if not others:
         raise UsageError(
-            f"`train_views` takes a tap with several views; {cache.path} has one of '{tap}'. Add the mirror image of "
-            "each image: repeat the featcache extract that made it, with `views='flip'`"
+            f"`train_views` needs several views; {cache.path} has only one view of tap '{tap}'. Add the mirror image "
+            "of each image: repeat the featcache extract that made it, with `views='flip'`"
         )
     return [tap, *others]
 
@@ -97,14 +99,17 @@ def features_of(cache: Cache, rows: Sequence[ImageRow], tap: str) -> Features:
     return np.concatenate([cache.features(rows, name) for name in taps_in(cache, tap)], axis=1)
 
 
-def arrays_to_fit(cache: Cache, rows: Sequence[ImageRow], tap: str, train_views: bool) -> tuple[Features, Classes]:
+def arrays_to_fit(
+    cache: Cache, rows: Sequence[ImageRow], tap: str, train_views: bool, taps_of_run: Container[str]
+) -> tuple[Features, Classes]:
     """Return features (N, D) and classes (N,) of images, to fit a head on.
 
-    train_views: of all V views of each image, one view after another: (V * N, D) and (V * N,).
+    train_views: of all V views of each image, one view after another: (V * N, D) and (V * N,). taps_of_run: the taps
+    and views that the run began with, `Run.fingerprints`. The cache may have more views by now.
     """
     if not train_views:
         return features_of(cache, rows, tap), cache.labels(rows)
-    views = [features_of(cache, rows, name) for name in views_of(cache, tap)]
+    views = [features_of(cache, rows, name) for name in views_of(cache, tap, taps_of_run)]
     return np.concatenate(views), np.tile(cache.labels(rows), len(views))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from featcache.cache.reader import Cache
 from featcache.errors import UsageError
 from featcache.heads import store
-from featcache.heads.estimators import DEFAULT_HEADS
+from featcache.heads.estimators import DEFAULT_HEADS, Setting, early_stopping_off
 from featcache.heads.estimators import settings as settings_of_heads
 from featcache.heads.folds import failure
 from featcache.heads.grids import Grid
@@ -121,7 +121,7 @@ def sweep(
         train_views=train_views,
     )
     _check(settings)
-    _check_views(cache, settings)
+    _check_views(cache, settings, head_settings)
 
     train, val = images_of(cache, settings)
     for note in _notes(cache, settings, train, all_taps=not taps):
@@ -221,14 +221,21 @@ def _check(settings: Settings) -> None:
         choose("class_weight", settings.class_weight, ["balanced"])
 
 
-def _check_views(cache: Cache, settings: Settings) -> None:
+def _check_views(cache: Cache, settings: Settings, head_settings: Sequence[Setting]) -> None:
     """Raise UsageError if heads cannot be fitted on several views of each training image, as was asked for."""
     if not settings.train_views:
         return
     if settings.selection.leaves_one_out:
         raise UsageError(
-            "`train_views` goes without `cv='loo'`: other views of the image that is left out would stay. Use `cv=5`"
+            "`train_views` cannot be combined with `cv='loo'`, because other views of the left-out image would stay in "
+            "training. Use `cv=5`"
         )
+    for setting in head_settings:
+        if turned_off := early_stopping_off(setting):
+            raise UsageError(
+                f"`train_views` cannot be combined with the early stopping of '{setting.head}', because other views of "
+                f"the images that it holds out would stay in training. Turn it off: `grid` {setting.head}.{turned_off}"
+            )
     for tap in settings.taps:
         views_of(cache, tap)  # raises now, rather than after the trials of the taps before it
 

@@ -127,7 +127,7 @@ class Writer:
     def refit(self, cache: Cache, rows: Sequence[ImageRow]) -> None:
         """Fit the winner on `rows`, those of train and val, and store its head."""
         best, settings = self.run.best.trial, self.run.settings
-        X, y = arrays_to_fit(cache, rows, best.tap, settings.train_views)
+        X, y = arrays_to_fit(cache, rows, best.tap, settings.train_views, self.run.fingerprints)
         steps = make_steps(best.prepare)
         for _, step in steps:
             X = step.fit_transform(X)

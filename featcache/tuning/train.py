@@ -324,7 +324,7 @@ class TrainingLoop:
             raise error
         if self.is_halved or self.recipe.batch == 1:
             raise EnvironmentFault(
-                f"There is not memory enough to train in batches of {self.recipe.batch}. "
+                f"There is not enough memory to train in batches of {self.recipe.batch}. "
                 "Unfreeze less, extract smaller images (`size`), or give a smaller `batch`"
             ) from error
         half = max(1, self.recipe.batch // 2)

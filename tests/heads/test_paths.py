@@ -157,7 +157,7 @@ def test_leaving_one_out_is_refused_where_only_rounding_is_left():
     fold = fold_of(3, per_class=5, num_features=90)
     copied = np.concatenate([fold.X, fold.X[:1]])  # without a penalty, one of two copies could have any weight
     results = list(try_leave_one_out("ridge", [{"alpha": 0.0}, {"alpha": 0.01}], copied, np.append(fold.y, fold.y[0])))
-    assert "its alpha is too small to leave one out: rounding decides" in results[0].reason
+    assert "alpha is too small for leave-one-out: rounding errors would decide" in results[0].reason
     assert not results[1].reason
 
     lonely = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
@@ -165,7 +165,7 @@ def test_leaving_one_out_is_refused_where_only_rounding_is_left():
     lonely[0, 2] = 1  # no other image shows what this feature is worth
     y = np.arange(100) % 3
     results = list(try_leave_one_out("ridge", [{"alpha": 1e-10}, {"alpha": 0.01}], lonely, y))
-    assert "its alpha is too small to leave one out: rounding decides" in results[0].reason
+    assert "alpha is too small for leave-one-out: rounding errors would decide" in results[0].reason
     assert not results[1].reason
 
 

@@ -152,13 +152,30 @@ def test_another_set_of_views_is_another_sweep(viewed, tmp_path):
         run_on(less, run.path)
 
 
+@pytest.mark.parametrize("tap", [TAP, f"{TAP}+{SMALL}"])
+def test_views_that_are_cached_later_do_not_change_a_run(tap, photos, tmp_path):
+    cache = extract(photos, ["pixels:size=8", "pixels:size=2"], views="flip", out=tmp_path / "c.h5")
+    run = run_on(cache, tmp_path / "run", "knn", taps=[tap], refit=True)  # knn is not stored: it is fitted again
+    val = run.rows(cache, "val")
+    logits = [run[name].logits(val) for name in ("best", "refit")]
+    X, y = Probe.open(run.best).arrays_to_fit(run.rows(cache, "train"))
+
+    extract(photos, "pixels:size=8", views=str(VIEWS), out=cache.path)  # of joined taps, only one gets a third view
+    run = Run.open(run.path)
+    assert len(run.best.estimator[-1]._fit_X) == 2 * run.num_train
+    np.testing.assert_array_equal([run[name].logits(val) for name in ("best", "refit")], logits)
+    later_X, later_y = Probe.open(run.best).arrays_to_fit(run.rows(cache, "train"))
+    assert np.array_equal(later_X, X)
+    assert np.array_equal(later_y, y)
+
+
 @pytest.mark.parametrize(
     ("views", "options", "message"),
     [
-        ("1", {}, r"takes a tap with several views; .*c\.h5 has one .* repeat .* with `views='flip'`$"),
-        ("flip", {"cv": "loo"}, r"^`train_views` goes without `cv='loo'`: other views .* would stay\. Use `cv=5`$"),
+        ("1", {}, r"needs several views; .*c\.h5 has only one view of tap .* repeat .* with `views='flip'`$"),
+        ("flip", {"cv": "loo"}, r"cannot be combined with `cv='loo'`, because other views .* Use `cv=5`$"),
         ("flip", {"memory": 100.0}, r"they are streamed; that goes without `train_views`\. Leave that out"),
-        ("flip", {"taps": [f"{TAP}+{SMALL}"]}, r"of the joined taps .* not all have the view hflip\."),
+        ("flip", {"taps": [f"{TAP}+{SMALL}"]}, r"^Not all of the joined taps .* have the view hflip, which"),
     ],
 )
 def test_what_cannot_be_fitted_on_several_views_is_refused(views, options, message, photos, tmp_path):
@@ -167,6 +184,29 @@ def test_what_cannot_be_fitted_on_several_views_is_refused(views, options, messa
     with pytest.raises(UsageError, match=message):
         run_on(cache, tmp_path / "run", "ridge", **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "stops", "turned_off"),
+    [
+        ("mlp:4", {"patience": [3]}, "patience=none"),
+        ("softmax", {"patience": [None, 2]}, "patience=none"),
+        ("mlpclassifier", {"early_stopping": [True]}, "early_stopping=false"),
+        ("boosting", {}, "early_stopping=false"),  # by default, with more than 10,000 rows
+        ("sklearn.linear_model:SGDClassifier", {"early_stopping": [True]}, "early_stopping=false"),
+    ],
+)
+def test_heads_that_hold_out_rows_to_stop_early_are_refused(head, stops, turned_off, viewed, tmp_path):
+    message = rf"^`train_views` cannot be combined with .* '{head}', because .* `grid` {head}\.{turned_off}$"
+    with pytest.raises(UsageError, match=message):
+        sweep(viewed, head, taps=[TAP], out=tmp_path / "run", grid={head: stops}, train_views=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_heads_whose_early_stopping_is_off_are_fitted_on_views(viewed, tmp_path):
+    grid = {"mlp:4": {"patience": [None], "epochs": [1]}, "mlpclassifier": {"early_stopping": [False]}}
+    run = sweep(viewed, list(grid), taps=[TAP], out=tmp_path / "run", grid=grid, train_views=True)
+    assert [trial.status for trial in run.trials] == ["ok", "ok"]
 
 
 def test_views_that_new_images_lack_are_named(photos, tmp_path):

@@ -324,7 +324,7 @@ def test_memory_that_runs_out_at_once_halves_the_batch_too(monkeypatch):
 def test_out_of_memory_twice_is_an_error_that_says_what_to_do(monkeypatch):
     recipe = Recipe(epochs=2, batch=8)
     failing(monkeypatch, 2, MemoryError())
-    with pytest.raises(EnvironmentFault, match=r"memory enough to train in batches of 4\. Unfreeze less"):
+    with pytest.raises(EnvironmentFault, match=r"not enough memory to train in batches of 4\. Unfreeze less"):
         train(task_of(small_model(), recipe), recipe, lambda tick: None)
 
 

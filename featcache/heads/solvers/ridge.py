@@ -165,7 +165,7 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
         refusal = invalid_parameters(classifier)
         alpha = params["alpha"]
         # Without its value in the message, all such strengths share a line of the sweep's output.
-        too_small = failure(ValueError("its alpha is too small to leave one out: rounding decides"))
+        too_small = failure(ValueError("alpha is too small for leave-one-out: rounding errors would decide"))
         if refusal is None and values.min() + alpha <= MIN_EIGENVALUE * values.max():
             refusal = too_small
         if refusal is not None:
