@@ -1,11 +1,15 @@
-"""What featcache declares in its package, compared with what is installed."""
+"""What featcache declares in its package, compared with what is installed.
+
+Declarations are read with `packaging`, which may itself be missing from a broken installation.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, metadata, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from packaging.requirements import Requirement
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 OURS = ("test", "dev", "docs", "train")  # extras for people who work on featcache
 
@@ -20,6 +24,8 @@ def installed_version(package: str) -> str | None:
 
 def missing() -> list[str]:
     """Return the requirements that are not installed."""
+    if _requirement_class() is None:
+        return ["packaging"]  # without it no other requirement can be read
     return [_text(needed) for needed in _required("") if installed_version(needed.name) is None]
 
 
@@ -35,7 +41,9 @@ def outdated() -> dict[str, str]:
 
 def extras() -> dict[str, dict[str, Any]]:
     """Return {extra: whether it is installed, the versions of its packages, the command that installs it}."""
-    facts = {}
+    facts: dict[str, dict[str, Any]] = {}
+    if _requirement_class() is None:
+        return facts
     for extra in _declared("Provides-Extra"):
         if extra in OURS:
             continue
@@ -50,13 +58,25 @@ def extras() -> dict[str, dict[str, Any]]:
 
 def _required(extra: str) -> list[Requirement]:
     """Return what this machine needs for an extra and nothing else; for "" what featcache always needs."""
-    required = []
+    required: list[Requirement] = []
+    requirement_class = _requirement_class()
+    if requirement_class is None:
+        return required
     for text in _declared("Requires-Dist"):
-        requirement = Requirement(text)
+        requirement = requirement_class(text)
         is_basic = _applies(requirement, "")
         if (is_basic and not extra) or (not is_basic and _applies(requirement, extra)):
             required.append(requirement)
     return required
+
+
+def _requirement_class() -> type[Requirement] | None:
+    """Return the class that reads a requirement; None if `packaging` is missing."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return None
+    return Requirement
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
