@@ -54,13 +54,20 @@ def log_to_mlflow(run: Run, uri: str, progress: Progress = silent) -> str:
 
 
 def _check_store(uri: str) -> None:
-    """Raise DiskFault or EnvironmentFault if a database cannot be written or no server answers.
+    """Raise DiskFault or EnvironmentFault if a database cannot be written, or no server is named or answers.
 
     MLflow would try again and again for minutes.
     """
-    address = urlsplit(uri)
+    try:
+        address = urlsplit(uri)
+    except ValueError as error:
+        raise EnvironmentFault(
+            f"`mlflow={uri}` is not an address ({error}). Give one, such as http://localhost:5000"
+        ) from error
     if address.scheme.startswith("sqlite") and address.path:
         check_writable(Path(address.path.removeprefix("/")))  # sqlite:///mlflow.db, sqlite:////home/me/mlflow.db
+    if address.scheme in PORTS and not address.hostname:
+        raise EnvironmentFault(f"`mlflow={uri}` names no server. Give one, such as http://localhost:5000")
     if address.scheme in PORTS and address.scheme not in getproxies():
         try:
             port = address.port or PORTS[address.scheme]
