@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -53,18 +54,24 @@ def _parameters(trials: Sequence[Trial]) -> dict[str, dict[str, list[Trial]]]:
     names.pop("hidden", None)  # is in the name of the head
     parameters: dict[str, dict[str, list[Trial]]] = {}
     for name in names:
-        values: list[Any] = []
+        # By repr, which tells 1, 1.0 and True apart, and which a list has too.
+        values: dict[str, Any] = {}
+        trials_of_value: dict[str, list[Trial]] = {}
         for trial in trials:
             value = trial.params.get(name)
-            if value not in values:
-                values.append(value)
+            values[repr(value)] = value
+            trials_of_value.setdefault(repr(value), []).append(trial)
         if len(values) == 1:
             continue
-        if all(isinstance(value, (int, float)) for value in values):
-            values.sort()
+        keys = list(values)
+        if all(isinstance(value, (int, float)) for value in values.values()):
+            keys.sort(key=values.__getitem__)
+        short_names = Counter(map(spelt, values.values()))
         parameters[name] = {}
-        for value in values:
-            parameters[name][spelt(value)] = [trial for trial in trials if trial.params.get(name) == value]
+        for key in keys:
+            short_name = spelt(values[key])
+            is_unique = short_names[short_name] == 1
+            parameters[name][short_name if is_unique else key] = trials_of_value[key]
     return parameters
 
 
