@@ -15,8 +15,9 @@ import featcache as fc
 from featcache.settings import COMMANDS, SharedOptions
 
 ROOT = Path(fc.__file__).parent
-# These write for a shell: help of options, advice of doctor (which has no function in Python), commands to copy.
-SHELL = ("settings.py", "extras/doctor/", "extras/recipes/", "extras/report/commands.py")
+# These write for a shell: help of options, advice of doctor (which has no function in Python), commands to copy,
+# tables for a terminal.
+SHELL = ("settings.py", "extras/doctor/", "extras/recipes/", "extras/report/commands.py", "extras/report/table.py")
 # A whole command may stand in a message.
 COMMAND = re.compile(r"\b(featcache|pip install|iconv) .*?(?=[,;:.)](\s|$)|$)")
 FLAG = re.compile(r"(?<![\w./-])--?[a-z][\w-]*")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache_cli.output import Json, Quiet, emit, progress, remarks_document
+from featcache_cli.output import Json, Quiet, emit, progress, remarks_in_flags
 
 if TYPE_CHECKING:
     from featcache.sweeps import Advice
@@ -30,7 +30,7 @@ def command(
 
 def document(advice: Advice) -> dict[str, Any]:
     """Return the advice as it stands in JSON."""
-    why, do = remarks_document(advice.why), remarks_document(advice.do)
+    why, do = remarks_in_flags(advice.why), remarks_in_flags(advice.do)
     return {**asdict(advice), "cache": str(advice.cache), "case": advice.case, "why": why, "do": do}
 
 
@@ -52,7 +52,7 @@ def text(advice: Advice) -> str:
         "",
         f"Case: {advice.case}",
     ]
-    lines += [f"- {reason}" for reason in advice.why]
-    lines += ["", *advice.do]
+    lines += [f"- {reason}" for reason in remarks_in_flags(advice.why)]
+    lines += ["", *remarks_in_flags(advice.do)]
     lines += [f"Next: {command_line}" for command_line in advice.commands]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ExtractOptions
+from featcache_cli.options import in_flags
 from featcache_cli.output import (
     Force,
     Json,
@@ -18,7 +19,7 @@ from featcache_cli.output import (
     failures_document,
     in_shell,
     progress,
-    remarks_document,
+    remarks_in_flags,
     say,
     without_download,
 )
@@ -49,7 +50,7 @@ def command(
     with progress(quiet) as draw, without_download(advice):
         if dry_run:
             plan = estimate(images, out=out, progress=draw, **vars(options))
-            facts = asdict(plan) | {"notes": remarks_document(plan.notes)}
+            facts = asdict(plan) | {"notes": remarks_in_flags(plan.notes)}
             emit(json, facts, lambda: forecast(plan))
             return
         cache = extract(images, out=out, force=force, progress=draw, **vars(options))
@@ -67,7 +68,7 @@ def forecast(plan: Estimate) -> str:
         f"{images}: {plan.hits} cached, {plan.missing} to compute in about {plan.seconds:.0f} s.",
         f"{growth}; its disk has {plan.free_bytes / 1e6:.0f} MB free. Taps: {', '.join(plan.taps)}",
     ]
-    lines += [f"{note}." for note in plan.notes]
+    lines += [f"{note}." for note in remarks_in_flags(plan.notes)]
     return "\n".join(lines)
 
 
@@ -83,8 +84,8 @@ def document(report: Extracted) -> dict[str, Any]:
         "others": dict(report.others),
         "without_label": list(report.stray),
         "groups": asdict(report.groups),
-        "remarks": remarks_document(report.remarks),
-        "notes": remarks_document(report.notes),
+        "remarks": remarks_in_flags(report.remarks),
+        "notes": remarks_in_flags(report.notes),
         "taps": [
             {"tap": tap.tap, "width": tap.width, "precision": tap.precision, "engine": tap.engine}
             for tap in report.taps
@@ -99,9 +100,9 @@ def name_failures(report: Extracted) -> None:
     from featcache.text import printable
 
     for image in report.failed:
-        say(f"skipped {printable(image.path)}: {image.status}, {printable(image.reason)}")
+        say(f"skipped {printable(image.path)}: {image.status}, {in_flags(printable(image.reason))}")
     for remark in (*report.remarks, *report.notes):
-        say(printable(remark))
+        say(in_flags(printable(remark)))
 
 
 def text(report: Extracted, classes: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from featcache import trust
 from featcache.settings import FinetuneOptions
 from featcache.spec import IDENTITY
 from featcache_cli.handoff import Moved, Trial
-from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, open_trial, progress
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, open_trial, progress, remarks_in_flags
 
 if TYPE_CHECKING:
     from featcache.sweeps import Comparison
@@ -63,7 +63,7 @@ def document(tuned: Tuned) -> dict[str, Any]:
         "prefix": tuned.prefix,
         "prefix_s": round(tuned.prefix_s, 3),
         "stopped": tuned.stopped,
-        "notes": list(tuned.notes),
+        "notes": remarks_in_flags(tuned.notes),
         "history": _history(tuned),
     }
     if tuned.controls:
@@ -99,7 +99,7 @@ def text(tuned: Tuned) -> str:
         )
     if tuned.best.epoch == 0:
         lines.append("No epoch was better on validation than the head: the model is the head as it was handed over.")
-    lines += tuned.notes
+    lines += remarks_in_flags(tuned.notes)
     if tuned.unfrozen:
         lines.append(
             f"Trained, from {tuned.unfrozen} on: {tuned.num_trainable:,} weights of the backbone, and the head."
@@ -167,7 +167,7 @@ def _controls_table(tuned: Tuned) -> str:
         difference = f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
         lines.append(f"fine-tuned - {name}: {difference} on {images}: {verdict}")
     for control in tuned.controls.values():
-        lines += control.notes
+        lines += remarks_in_flags(control.notes)
     if "scratch" in tuned.controls:
         lines.append(
             "From scratch all layers train at 0.001 from random weights; that takes many more epochs than a head."

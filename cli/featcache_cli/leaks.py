@@ -11,7 +11,17 @@ import typer
 
 from featcache.settings import LeaksOptions
 from featcache_cli import review
-from featcache_cli.output import LISTED, Json, Quiet, counts_text, emit, in_shell, listed_table, progress
+from featcache_cli.output import (
+    LISTED,
+    Json,
+    Quiet,
+    counts_text,
+    emit,
+    in_shell,
+    listed_table,
+    progress,
+    remarks_in_flags,
+)
 
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Fixed, Leaks
@@ -134,7 +144,7 @@ def document(
         "counts": counts,
         "thresholds": asdict(result.thresholds),
         "features_only": result.unseen,
-        "notes": list(result.notes),
+        "notes": remarks_in_flags(result.notes),
         "seconds": dict(result.seconds),
     }
     if doubted is not None:
@@ -190,7 +200,7 @@ def _comparison(result: Leaks) -> list[str]:
         lines.append(f"Looked at: {similarity}; hashes from {thresholds.hashes:.3f}.")
         if result.unseen:
             lines.append(f"Where pixels could not be compared: similarity {thresholds.alone:.3f}.")
-    lines += [f"{printable(note)}." for note in result.notes]
+    lines += [f"{printable(note)}." for note in remarks_in_flags(result.notes)]
     return lines
 
 

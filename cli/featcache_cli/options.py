@@ -13,7 +13,8 @@ import typer
 from featcache.settings import COMMANDS, SharedOptions, flag_of, name_on_command_line
 from featcache_cli import complete
 
-ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")  # an argument in a message of the library
+# An argument in a message of the library, but not a part of a user's name such as x`cv`.png
+ARGUMENT = re.compile(r"(?<![\w./\\-])`(\w+)(?:=([^`]*))?`(?![\w/\\-]|\.\w)")
 QUOTES = "'\""
 
 
@@ -47,6 +48,8 @@ def in_flags(message: str) -> str:
 
     >>> in_flags("`learning_rate` takes a number above 0; got -1. Or `cv=5`, `metric='ece'`, `prefix=False`")
     '--lr takes a number above 0; got -1. Or --cv 5, --metric ece, --no-prefix'
+    >>> in_flags("photos/`cv`.png is not there")
+    'photos/`cv`.png is not there'
     """
     flags = {}
     for kind in (SharedOptions, *COMMANDS.values()):

@@ -43,9 +43,9 @@ def emit(as_json: bool, document: dict[str, Any], text: Callable[[], str]) -> No
 
 
 def print_text(text: str) -> None:
-    """Print a result, or a part of it, for people to read. Arguments of the library in it are written as flags."""
+    """Print a result, or a part of it, for people to read."""
     with cleared():
-        typer.echo(folded_for(sys.stdout, in_flags(text)))
+        typer.echo(folded_for(sys.stdout, text))
 
 
 def allow_flags(names: Sequence[str]) -> str:
@@ -111,14 +111,13 @@ def failures_document(failures: Iterable[Any]) -> list[dict[str, str]]:
     ]
 
 
-def remarks_document(remarks: Iterable[str]) -> list[str]:
-    """Return remarks of the library as they stand in JSON."""
+def remarks_in_flags(remarks: Iterable[str]) -> list[str]:
+    """Return notes and remarks of the library with its arguments written as flags."""
     return [in_flags(remark) for remark in remarks]
 
 
 def say(text: str) -> None:
-    """Print a remark on stderr. Arguments of the library in it are written as flags."""
-    text = in_flags(text)
+    """Print a remark on stderr."""
     screen = current()
     if screen is not None:
         screen.say(text)
@@ -152,7 +151,7 @@ def cache_or_remark(run: Run) -> Cache | None:
     try:
         return run.cache()
     except DataError as error:
-        say(str(error))
+        say(in_flags(str(error)))
         return None
 
 

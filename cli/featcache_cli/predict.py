@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import PredictOptions
+from featcache_cli.options import in_flags
 from featcache_cli.output import (
     Force,
     Json,
@@ -21,7 +22,7 @@ from featcache_cli.output import (
     failures_document,
     path_document,
     progress,
-    remarks_document,
+    remarks_in_flags,
     say,
     score_document,
 )
@@ -86,7 +87,7 @@ def command(
         printer.flush()
         if tally.failed > NAMED:
             say(f"... and {tally.failed - NAMED} more, which are rows as well")
-        for note in tally.notes:
+        for note in remarks_in_flags(tally.notes):
             say(note)
         facts = document(tally, csv, out)
         if rows_in_document:
@@ -112,7 +113,7 @@ def document(tally: Tally, csv: Path | None, out: Path | None) -> dict[str, Any]
         "failed": failures_document(tally.failures),
         **rejection,
         "not_looked_at": dict(tally.others),
-        "notes": remarks_document(tally.notes),
+        "notes": remarks_in_flags(tally.notes),
         "csv": path_document(csv),
         "out": path_document(out),
         "accuracy": accuracy,
@@ -167,7 +168,8 @@ class _RowPrinter:
         if prediction.status != "ok":
             self._num_skipped += 1
             if self._num_skipped <= NAMED:
-                say(f"skipped {printable(prediction.path)}: {prediction.status}, {printable(prediction.reason)}")
+                reason = in_flags(printable(prediction.reason))
+                say(f"skipped {printable(prediction.path)}: {prediction.status}, {reason}")
         if self._prints_tables:
             self._waiting.append(prediction)
             if len(self._waiting) >= BLOCK:

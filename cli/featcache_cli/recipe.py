@@ -13,6 +13,7 @@ from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
+from featcache_cli.options import in_flags
 from featcache_cli.output import Force, Json, Quiet, counts_text, emit, in_shell, progress, without_download
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def named_document(done: Named) -> dict[str, Any]:
     predictions = []
     for prediction in done.predictions:
         top = list(map(list, prediction.top))
-        status, reason = prediction.status, prediction.reason
+        status, reason = prediction.status, in_flags(prediction.reason)
         predictions.append({"path": prediction.path, "top": top, "status": status, "reason": reason})
     return {
         "recipe": done.recipe.name,
@@ -172,7 +173,7 @@ def named_text(done: Named) -> str:
     rows = []
     for prediction in done.predictions:
         names = ", ".join(f"{name} {probability:.3f}" for name, probability in prediction.top)
-        rows.append([prediction.path, names or f"{prediction.status}: {prediction.reason}"])
+        rows.append([prediction.path, names or f"{prediction.status}: {in_flags(prediction.reason)}"])
     header = ["image", f"the {done.recipe.top} most probable of ImageNet's classes"]
     return "\n".join([*_warning(done), table(header, rows), *_warning(done)])
 
@@ -180,4 +181,4 @@ def named_text(done: Named) -> str:
 def _warning(done: Trained | Named) -> list[str]:
     from featcache.extras.recipes import MEANINGLESS
 
-    return [f"!! {MEANINGLESS} !!"] if done.small else []
+    return [f"!! {in_flags(MEANINGLESS)} !!"] if done.small else []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import ScanOptions, as_flags
+from featcache_cli.options import in_flags
 from featcache_cli.output import (
     Force,
     Json,
@@ -20,7 +21,7 @@ from featcache_cli.output import (
     in_shell,
     path_document,
     progress,
-    remarks_document,
+    remarks_in_flags,
 )
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def document(manifest: Images) -> dict[str, Any]:
         "duplicates": manifest.duplicates,
         "crossing": manifest.crossing,
         "groups": asdict(manifest.groups),
-        "remarks": remarks_document(manifest.remarks),
-        "notes": remarks_document(manifest.notes),
+        "remarks": remarks_in_flags(manifest.remarks),
+        "notes": remarks_in_flags(manifest.notes),
         "gaps": manifest.gaps,
         "one_image": manifest.singles,
         "without_label": list(manifest.stray),
@@ -118,8 +119,8 @@ def text(manifest: Images) -> str:
     end = ":" if manifest.unreadable else "."
     lines.append(f"{len(manifest.unreadable)} unreadable{end}")
     for image in manifest.unreadable:
-        lines.append(f"  {printable(image.path)}: {image.status}, {printable(image.reason)}")
-    lines += [f"{note}." for note in manifest.notes]
+        lines.append(f"  {printable(image.path)}: {image.status}, {in_flags(printable(image.reason))}")
+    lines += [f"{note}." for note in remarks_in_flags(manifest.notes)]
     end = ":" if manifest.duplicates else "."
     lines.append(f"{counted(len(manifest.duplicates), 'image')} found more than once, byte for byte{end}")
     lines += [f"  {'  '.join(map(printable, same))}" for same in manifest.duplicates]
@@ -130,9 +131,9 @@ def text(manifest: Images) -> str:
     lines.append("After the extraction, featcache leaks also finds resized and re-encoded copies.")
     if manifest.groups.count:
         lines.append(f"{_groups(manifest.groups)}.")
-    lines += [f"{printable(remark)}." for remark in manifest.remarks]
+    lines += [f"{printable(remark)}." for remark in remarks_in_flags(manifest.remarks)]
     if crossing := crossing_remark(manifest.rows, manifest.given):
-        lines.append(f"{printable(crossing)}.")
+        lines.append(f"{in_flags(printable(crossing))}.")
     lines += _rare(manifest)
     if manifest.stray:
         lines.append(f"Left out, without a label: {counted(len(manifest.stray), 'image')} beside the class folders.")

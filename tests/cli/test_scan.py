@@ -214,3 +214,26 @@ def test_a_page_of_images_is_written(cli, photos, tmp_path):
     assert json.loads(done.out)["html"] == str(tmp_path / "look.html")
     assert (tmp_path / "look.html").stat().st_size < 300_000
     assert "To look at: " in cli("scan", str(photos), "--html", str(tmp_path / "look.html")).out
+
+
+def test_names_that_look_like_arguments_are_printed_as_they_are(cli, photos, tmp_path):
+    (photos / "red").rename(photos / "`views`")
+    (photos / "blue").rename(photos / "x`views`")
+    (photos / "`views`" / "a `cv` b.png").write_text("no image")
+    scanned = cli("scan", photos).out
+    assert [line.split()[0] for line in scanned.splitlines() if "views" in line and "unknown" not in line] == [
+        "`views`",
+        "x`views`",
+    ]
+    assert "`views`/a `cv` b.png: unknown_format" in scanned
+    extracted = cli("extract", photos, "-o", tmp_path / "c.h5", "-b", "pixels:size=8", "--quiet")
+    assert "skipped `views`/a `cv` b.png: unknown_format" in extracted.err
+
+
+def test_arguments_in_notes_are_printed_as_flags(cli, tmp_path):
+    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 16
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        Image.fromarray(pixels).save(tmp_path / label / "dark.png")
+    assert "Extract with --bits 10." in cli("scan", tmp_path).out
+    assert "Extract with --bits 10" in document(cli, tmp_path)["notes"][0]

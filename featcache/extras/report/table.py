@@ -1,4 +1,4 @@
-"""A run as text: its trials, notes on them, and the final scores."""
+"""A run as text for a terminal: its trials, notes on them, and the final scores. Options are named as flags."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     ({'vgg16/top': 'top', 'vgg16/block4_pool': 'block4_pool'}, ['On layers of vgg16:'])
     >>> shortened(["vgg16/top", "vgg16/top+xception/top"])  # doctest: +NORMALIZE_WHITESPACE
     ({'vgg16/top': 'A/top', 'vgg16/top+xception/top': 'A/top+B/top'},
-     ['On layers of these backbones (in `taps` type the name, such as vgg16/top, not the letter):',
+     ['On layers of these backbones (after --tap type the name, such as vgg16/top, not the letter):',
       '  A  vgg16', '  B  xception'])
     """
     layers_of: dict[str, list[tuple[str, str]]] = {}  # {tap: (backbone, layer) of its parts}
@@ -104,7 +104,7 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     else:
         letters = dict(zip(backbones, ascii_uppercase, strict=False))  # after 26 the names stay as they are
         example = "/".join(all_layers[0])
-        lines = [f"On layers of these backbones (in `taps` type the name, such as {example}, not the letter):"]
+        lines = [f"On layers of these backbones (after --tap type the name, such as {example}, not the letter):"]
         lines += [f"  {letters.get(name, name)}  {name}" for name in backbones]
 
     short_names: dict[str, str] = {}
@@ -168,7 +168,7 @@ def _test_lines(run: Run, final: Mapping[str, Score] | None, has_test: bool) -> 
         if not has_test:
             return ["There is no test split: these scores are of the images that chose. Expect less on new ones."]
         if looks:
-            return [f"The test split was opened {looks_text(run)} before; `final=True` shows its scores."]
+            return [f"The test split was opened {looks_text(run)} before; --final shows its scores."]
         head = "" if run.refitted is None else "@refit"
         report = f"featcache report {quote(f'{run.path}{head}')} --final"
         return [f"The test split was not read. When everything is decided: {report}"]
@@ -213,12 +213,12 @@ def class_table(classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         header = ["test class", "images", *(letters.get(name, name) for name in classes)]
         has_intervals = _fits_with_short_names(header, rows)
         rows = _class_rows(scores_of_models, shown, has_intervals)
-        lines.append("Recall of:" if has_intervals else "Recall, without the intervals that `json` has, of:")
+        lines.append("Recall of:" if has_intervals else "Recall, without the intervals that --json has, of:")
         lines += [f"  {letter}  {printable(name)}" for name, letter in letters.items()]
     lines.append(table(header, rows))
     num_hidden = num_classes - len(rows)
     if num_hidden:
-        lines.append(f"{num_hidden} more, none with a lower recall: `json` and `html` have all.")
+        lines.append(f"{num_hidden} more, none with a lower recall: --json and --html have all.")
     return "\n".join(lines)
 
 
@@ -361,11 +361,11 @@ def _small_data(run: Run) -> list[str]:
     shots = run.settings.shots
     if shots is not None:
         chose = "" if is_within_train else f", and at most {counted(shots, 'validation image')} chose"
-        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (`shots`).")
+        notes.append(f"At most {counted(shots, 'image')} per class trained{chose} (--shots).")
     if run.settings.train_views:
         notes.append(
             "Heads were fitted on all cached views of each training image; the images that chose stayed as they are "
-            "(`train_views`)."
+            "(--train-views)."
         )
     if run.unjudged:
         notes.append(unjudged_text(run.unjudged, len(run.classes), "training" if is_within_train else "validation"))

@@ -1,5 +1,6 @@
 """What is missing or too old, by what a package declares."""
 
+import sys
 from email.message import Message
 
 import pytest
@@ -44,3 +45,9 @@ def test_extras_are_those_of_users():
             "install": "pip install 'featcache[fast]'",
         }
     }
+
+
+def test_without_packaging_only_packaging_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    assert requirements.missing() == ["packaging"]
+    assert (requirements.outdated(), requirements.extras()) == ({}, {})

@@ -39,6 +39,13 @@ def test_each_value_is_plotted_at_the_best_of_all_other_settings():
     assert points["10"] > points["20"]
 
 
+def test_equal_values_of_different_types_have_their_own_lines():
+    trials = [trial(1, 0.5, x=1), trial(2, 0.7, x=1.0), trial(3, 0.9, x=True)]
+    points = drawn(plots(run_of(*trials)))
+    assert set(points) == {"1", "1.0", "True"}
+    assert points["1"] < points["1.0"] < points["True"]
+
+
 def test_taps_stand_in_the_order_of_the_run_with_the_name_of_the_backbone_once():
     taps = ("vgg16/block3_pool", "vgg16/top")
     shown = plots(run_of(trial(1, 0.9, tap=taps[1], alpha=1), trial(2, 0.6, tap=taps[0], alpha=1), taps=taps))

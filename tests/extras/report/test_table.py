@@ -91,7 +91,7 @@ def test_one_trial_is_shown_in_the_words_of_the_table():
 def test_images_that_shots_leaves_out_are_noted(cv, chose):
     run = run_of(trial(1), cv=cv)
     shown = trials_table(replace(run, settings=replace(run.settings, shots=3)))
-    assert f"At most 3 images per class trained{chose} (`shots`)." in in_one_line(shown)
+    assert f"At most 3 images per class trained{chose} (--shots)." in in_one_line(shown)
 
 
 def test_a_choice_on_few_images_is_noted():
@@ -143,7 +143,7 @@ def test_a_report_says_that_test_was_not_read():
     assert "The test split was not read." in text_report(run_of(trial(1)))
     assert "There is no test split" in text_report(run_of(trial(1)), has_test=False)
     opened = replace(run_of(trial(1)), test_opened=({}, {}))
-    assert "The test split was opened 2 times before; `final=True` shows its scores." in text_report(opened)
+    assert "The test split was opened 2 times before; --final shows its scores." in text_report(opened)
 
 
 def per_class(*recalls):
@@ -158,7 +158,7 @@ def per_class(*recalls):
     ("num_models", "legend", "cells"),
     [
         (2, "Recall of:", "0.500 [0.500, 0.500]  0.500 [0.500, 0.500]"),
-        (4, "Recall, without the intervals that `json` has, of:", "0.500  0.500  0.500  0.500"),
+        (4, "Recall, without the intervals that --json has, of:", "0.500  0.500  0.500  0.500"),
     ],
 )
 def test_recall_by_several_models_fits_into_80_columns(num_models, legend, cells, monkeypatch):
@@ -182,7 +182,7 @@ def test_the_worst_classes_on_test_come_first():
     assert "0.500 [0.500, 0.500]  0.200 [0.200, 0.200]" in lines[2]
     many = class_table({"head": per_class(*np.linspace(0, 1, 30))}).splitlines()
     assert len(many) == 23
-    assert many[-1] == "10 more, none with a lower recall: `json` and `html` have all."
+    assert many[-1] == "10 more, none with a lower recall: --json and --html have all."
 
 
 def test_a_report_counts_the_looks_at_test():

@@ -212,6 +212,8 @@ def test_logging_to_mlflow_that_is_stopped_runs_no_longer_and_can_be_done_again(
         ("sqlite:////dev/null/m.db", r"^Cannot make the folder /dev/null: .* Choose another place$"),
         ("http://127.0.0.1:9", r"^`mlflow=http://127.0.0.1:9`: no server answers there \(.*refused\)"),
         ("http://127.0.0.1:port", r"^`mlflow=http://127.0.0.1:port`: no server answers there \(Port could not"),
+        ("http://[::1", r"^`mlflow=http://\[::1` is not an address \(Invalid IPv6 URL\)\. Give one"),
+        ("http://", r"^`mlflow=http://` names no server\. Give one"),
     ],
 )
 def test_a_store_that_mlflow_cannot_use_is_an_error_in_one_line(uri, message, toy_run):
