@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MEMBER = "featcache.json"
 REFERENCE = "featcache_reference.npz"
+# Options of fine-tuning that earlier versions did not store, at the values that they had there
+LATER_OPTIONS = {"augment_val": False}
 OF_START = ("run", "trial", "start")  # the facts that identify the head from which a fine-tuning began
 
 
@@ -59,7 +61,7 @@ def kind_of(training: Mapping[str, Any] | None, facts: Callable[[], Mapping[str,
         stored = read_facts(path)
         if training is None or stored.get("finetuned") is None:
             return training is stored.get("finetuned")
-        if not _is_same(stored["finetuned"], training):
+        if not _is_same({**LATER_OPTIONS, **stored["finetuned"]}, {**LATER_OPTIONS, **training}):
             return False
         known = facts()
         return _is_same(stored, {name: known[name] for name in OF_START if name in known})
