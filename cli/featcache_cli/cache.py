@@ -14,6 +14,7 @@ from featcache import trust
 from featcache.settings import WhyOptions
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
+from featcache_cli.options import in_flags
 from featcache_cli.output import Allow, Force, Json, counts_text, emit, failures_document
 
 if TYPE_CHECKING:
@@ -163,13 +164,14 @@ def why_command(
         for request in Options(**vars(options)).requests():
             missing += lacking(request, opened)
     reviews = [review._asdict() | {"outcome": review.outcome} for review in explanation.reviews]
-    facts = {"file": str(file), **asdict(explanation), "reviews": reviews, "lacking": missing}
+    taps = [asdict(tap) | {"reason": in_flags(tap.reason)} for tap in explanation.taps]
+    facts = {"file": str(file), **asdict(explanation), "taps": taps, "reviews": reviews, "lacking": missing}
 
     def text() -> str:
         names = ", ".join(map(printable, explanation.same)) or "none"
         lines = [f"{printable(str(file))}: {explanation.digest[:12]}; images of the cache with these bytes: {names}"]
         for tap in explanation.taps:
-            lines.append(f"{'hit ' if tap.hit else 'miss'}  {tap.tap}: {printable(tap.reason)}")
+            lines.append(f"{'hit ' if tap.hit else 'miss'}  {tap.tap}: {in_flags(printable(tap.reason))}")
         lines += [f"miss  {tap}" for tap in missing]
         for review in explanation.reviews:
             change = f" to '{review.new_label}'" if review.outcome == "changed" else ""

@@ -237,3 +237,19 @@ def test_arguments_in_notes_are_printed_as_flags(cli, tmp_path):
         Image.fromarray(pixels).save(tmp_path / label / "dark.png")
     assert "Extract with --bits 10." in cli("scan", tmp_path).out
     assert "Extract with --bits 10" in document(cli, tmp_path)["notes"][0]
+
+
+def test_arguments_in_reasons_are_printed_as_flags(cli, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    for label in "ab":
+        (photos / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(photos / label / f"black{label}.bmp")
+    Image.new("RGB", (8, 8), "white").save(photos / "a" / "white.png")
+    monkeypatch.setattr("featcache.extraction.compute.MAX_FLOAT16", 0.5)
+    cache = tmp_path / "c.h5"
+    extracted = cli("extract", photos, "-o", cache, "-b", "pixels:size=8", "--dtype", "float16")
+    why = cli("cache", "why", cache, photos / "a" / "white.png")
+    as_json = cli("cache", "why", cache, photos / "a" / "white.png", "--json")
+    assert "too large for float16; use --dtype float32" in extracted.err
+    assert "too large for float16; use --dtype float32" in why.out
+    assert json.loads(as_json.out)["taps"][0]["reason"].endswith("use --dtype float32")
