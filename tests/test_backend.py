@@ -31,6 +31,7 @@ def test_settings_that_change_features_are_refused(settings, name, value):
         start_keras()
 
 
+@pytest.mark.slow
 def test_settings_of_the_users_own_file_are_refused_in_one_line(tmp_path):
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first"}')
     code = "from featcache.backend import start_keras; start_keras()"

@@ -102,7 +102,7 @@ def test_without_noise_training_computes_what_inference_computes():
     assert [type(layer).__name__ for layer in all_layers(network)][:3] == ["Conv2D", "BatchNormalization", "Dropout"]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "glyphnet"])
+@pytest.mark.parametrize("name", [pytest.param("mobilenet_v2", marks=pytest.mark.slow), "glyphnet"])
 def test_at_reduced_precision_features_are_pooled_in_float32(name):
     (request,) = requests(f"{name}:weights=none:size=64", precision="bfloat16")
     backbone = build(request.spec, 64, "avg", "bfloat16")

@@ -21,7 +21,7 @@ def flip(kind, folder, number):
 
 
 def test_a_part_with_a_flipped_bit_is_set_aside(tmp_path):
-    assert flip("part", tmp_path, 500) == "done {'aside': 500}"
+    assert flip("part", tmp_path, 150) == "done {'aside': 150}"
 
 
 @pytest.mark.slow

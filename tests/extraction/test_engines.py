@@ -53,6 +53,7 @@ def test_glyphnet_gives_what_its_network_gives(toy):
     assert largest_relative_difference(toy.features(toy.rows, f"{TOY}/top"), reference) < 1e-4
 
 
+@pytest.mark.slow
 def test_mobilenet_gives_what_its_constructor_and_preprocessing_give(photos, tmp_path):
     import keras
 

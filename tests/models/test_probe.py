@@ -46,6 +46,7 @@ def test_the_command_opens_its_cache_once(
     assert openings[Path(logreg.run.settings.cache).name] == 1
 
 
+@pytest.mark.slow
 def test_one_finetuning_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
     run = Run.open(copytree(logreg.run.path, tmp_path / "run"))  # fine-tuning writes into its run
     chosen = run[logreg.trial.trial]
@@ -53,6 +54,7 @@ def test_one_finetuning_opens_its_cache_once(logreg: Chosen, tmp_path: Path, ope
     assert openings[Path(logreg.run.settings.cache).name] == 1
 
 
+@pytest.mark.slow
 def test_one_export_of_a_trial_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
     export(f"{logreg.run.path}@{logreg.trial.trial}", to="keras", out=tmp_path / "model.keras")
     assert openings[Path(logreg.run.settings.cache).name] == 1

@@ -35,6 +35,7 @@ def test_a_model_of_twelve_bit_images_sees_them_as_the_same_images_of_eight_bits
     assert shares[0] == pytest.approx(shares[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_predict_tells_of_values_above_the_white_of_the_model(twelve, tmp_path):
     cache = extract(twelve, TOY, bits=12, out=tmp_path / "c.h5")
     handoff(sweep(cache, "ridge", out=tmp_path / "run").best, tmp_path / "head.keras")

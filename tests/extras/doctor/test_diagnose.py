@@ -37,7 +37,11 @@ def test_this_installation_is_in_order(tmp_path, monkeypatch):
     ("content", "said"),
     [
         ("raise ImportError('libcudart is not here')", "ImportError: libcudart is not here"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "the process was ended by SIGILL"),
+        pytest.param(
+            "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+            "the process was ended by SIGILL",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("import sys; sys.exit(7)", "SystemExit: 7", marks=pytest.mark.slow),
         pytest.param("import os; os._exit(9)", "the process ended with 9", marks=pytest.mark.slow),
     ],
@@ -52,6 +56,7 @@ def test_a_broken_tensorflow_is_reported_and_the_other_facts_are_kept(content, s
     assert diagnosis.facts["threads"]
 
 
+@pytest.mark.slow
 def test_a_process_that_prints_other_lines_or_fails_while_it_exits_loses_no_facts(broken):
     broken("sitecustomize", """print('{"section": "pack')""")
     broken("tensorflow", "import atexit, os; atexit.register(os._exit, 9)")
