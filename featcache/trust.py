@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from shlex import quote
 
 from featcache.errors import UsageError
 
@@ -40,6 +41,11 @@ def is_allowed(name: str) -> bool:
 def how_to_allow(name: str) -> str:
     """Return what to do about a name that only a file gives, for the end of a message."""
     return f"If you trust that code: --allow {name} (in Python: fc.allow('{name}'))"
+
+
+def allow_flags(names: Iterable[str]) -> str:
+    """Return the --allow options for a command that needs this code, each after a space."""
+    return "".join(f" --allow {quote(name)}" for name in names)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache import trust
+from featcache.trust import allow_flags
 from featcache_cli.options import shared
-from featcache_cli.output import Allow, Force, Json, Quiet, allow_flags, emit, in_shell, open_trial, say
+from featcache_cli.output import Allow, Force, Json, Quiet, emit, in_shell, open_trial, say
 
 if TYPE_CHECKING:
     from featcache.models import Certificate

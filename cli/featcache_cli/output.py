@@ -48,11 +48,6 @@ def print_text(text: str) -> None:
         typer.echo(folded_for(sys.stdout, text))
 
 
-def allow_flags(names: Sequence[str]) -> str:
-    """Return the --allow options for a command that needs this code, each after a space."""
-    return "".join(f" --allow {quote(name)}" for name in names)
-
-
 def in_shell(value: object) -> str:
     """Return a path or another argument, quoted so that a user can paste it into a shell.
 

@@ -9,6 +9,7 @@ import typer
 
 from featcache import trust
 from featcache.settings import ReportOptions
+from featcache.trust import allow_flags
 from featcache_cli import show
 from featcache_cli.handoff import Moved
 from featcache_cli.output import (
@@ -16,7 +17,6 @@ from featcache_cli.output import (
     Force,
     Json,
     Quiet,
-    allow_flags,
     cache_or_remark,
     emit,
     in_shell,

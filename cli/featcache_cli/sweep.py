@@ -12,8 +12,9 @@ import typer
 from featcache import trust
 from featcache.errors import UnknownHead, UsageError
 from featcache.settings import SweepOptions
+from featcache.trust import allow_flags
 from featcache_cli.config import set_by_file, set_by_run
-from featcache_cli.output import Allow, Json, Quiet, allow_flags, emit, in_shell, progress, say
+from featcache_cli.output import Allow, Json, Quiet, emit, in_shell, progress, say
 
 if TYPE_CHECKING:
     from featcache.sweeps import Run

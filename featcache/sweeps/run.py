@@ -27,6 +27,7 @@ from featcache.sweeps.presets import preset_of
 from featcache.sweeps.selection import Selection
 from featcache.sweeps.trial import Trial, best_first, trials_csv
 from featcache.text import counted
+from featcache.trust import allow_flags
 
 RUN_FORMAT = 4
 WITHOUT_MAKERS = 3  # the format before, which did not say what the run was made with
@@ -186,7 +187,7 @@ class Run:
     def _refit_command(self) -> str:
         """Return the command that does this sweep again with --refit: its trials stay."""
         own_heads = [head for head in self.settings.heads if is_own_class(head)]
-        allowed = "".join(f" --allow {quote(head)}" for head in own_heads)
+        allowed = allow_flags(own_heads)
         config = quote(str(self.path / "run.json"))
         folder = quote(str(self.path))
         return f"featcache sweep {quote(self.settings.cache)} --config {config} --refit -o {folder}{allowed}"

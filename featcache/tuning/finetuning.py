@@ -102,7 +102,7 @@ def finetune(
     class_weight: "balanced", or None as in the run. metric: chooses the best epoch, by default that of the run.
     augment: none, light, strong or tutorial. views: augmented views of each image, computed once; None: a new one in
     each epoch. augment_val: judge the start, all epochs and the controls on one augmented view of each validation
-    image, always the same; `val_logits` of the result stay those of the images as they are.
+    image, always the same; `val_logits` of the result stay the logits of the images as they are.
     prefix: compute the frozen part once and keep it in the run, unless every epoch sees new views.
     wise_ft: also judge mixtures of the weights of start and end. precision: float32, bfloat16 or float16.
     controls: "frozen", "unfrozen", "scratch": train these too, for as many epochs on the same images, to compare; their
@@ -229,13 +229,13 @@ class _FineTuning:
         task.checkpoint, task.keep, task.facts = checkpoint, lambda state: state.save(keep), self.facts
         write_log = logger(None if logs is None else Path(logs))
 
-        def log(epoch: Epoch, rate: float) -> None:
+        def log_epoch(epoch: Epoch, rate: float) -> None:
             write_log(epoch, rate)
             note = note_on_fit(self.recipe, epoch)
             if note and path is not None:  # without a path it is a control, which trains for comparison only
                 self.progress(Tick(name, 0, 0, note))
 
-        task.name, task.log = name, log
+        task.name, task.log = name, log_epoch
         trained = train(task, self.recipe, self.progress, state)
         model.certificate, model.class_names = certificate, self.probe.chosen.run.classes
         if path is not None:

@@ -17,6 +17,7 @@ from featcache.heads.estimators import is_own_class
 from featcache.images.sources import IN_MEMORY
 from featcache.spec import ALL_BITS, IDENTITY, BackboneSpec, SplitSpec, Tap
 from featcache.sweeps import Run
+from featcache.trust import allow_flags
 
 DEFAULTS = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact"}
 DEFAULT_WEIGHTS = ("imagenet", "embedded", "")
@@ -39,11 +40,11 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
         lines.append(f"featcache leaks {new_cache} --fix")
 
     # What runs code from a file is allowed by name, each time.
-    heads = [f"--allow {quote(head)}" for head in run.settings.heads if is_own_class(head)]
+    heads = allow_flags(head for head in run.settings.heads if is_own_class(head))
     backbones = {tap.backbone.weights for tap in taps if tap.backbone.origin == "import"}
-    functions = [f"--allow {quote(weights)}" for weights in sorted(backbones)]
+    functions = allow_flags(sorted(backbones))
     config = quote(str(run.path.resolve() / "run.json"))
-    lines.append(" ".join([f"featcache sweep {new_cache} --config {config} -o {quote(new_run)}", *heads]))
+    lines.append(f"featcache sweep {new_cache} --config {config} -o {quote(new_run)}{heads}")
 
     for number, record in enumerate(records, 1):
         model = f"{name}-again.keras" if len(records) == 1 else f"{name}-again-{number}.keras"
@@ -51,7 +52,7 @@ def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) 
         flags = list(map(quote, record["flags"]))
         if record["controls"]:
             flags.append(f"--controls {','.join(record['controls'])}")
-        lines.append(" ".join([f"featcache finetune {trial} -o {quote(model)}", *flags, *heads, *functions]))
+        lines.append(" ".join([f"featcache finetune {trial} -o {quote(model)}", *flags]) + heads + functions)
     return lines
 
 

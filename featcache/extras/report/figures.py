@@ -118,7 +118,7 @@ def learning(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         scores.append(Curve(name, numbers, values, lows, highs))
         val_losses = [epoch["val_loss"] for epoch in epochs]
         losses.append(Curve(f"{name}, validation", numbers, val_losses))
-        # Epoch 0 is the head before any step, so it has no loss of training.
+        # Epoch 0 is the head before any step, so it has no training loss.
         trained = [epoch for epoch in epochs if epoch["train_loss"] is not None]
         if trained:
             trained_numbers = [epoch["epoch"] for epoch in trained]
