@@ -643,11 +643,15 @@ def write_sealed(path: Path, facts: Mapping[str, Any], unchanged: Callable[[], b
 
     unchanged: see `writing`.
     """
+    with writing(path, unchanged) as sink:
+        sink.write(sealed(facts))
+
+
+def sealed(facts: Mapping[str, Any]) -> bytes:
+    """Return facts as JSON with a digest of them."""
     plain = json.loads(json.dumps(facts))  # the digest covers the facts as a reader will see them
     plain.pop(SEAL, None)  # the seal of the file that the facts were read from
-    sealed = {**plain, SEAL: _digest_of(plain)}
-    with writing(path, unchanged) as sink:
-        sink.write(_indented(sealed))
+    return _indented({**plain, SEAL: _digest_of(plain)})
 
 
 def check_seal(facts: dict[str, Any], path: Path, error_class: type[DataError], do: str) -> dict[str, Any]:

@@ -265,6 +265,7 @@ class PredictOptions:
         "1", "Mean over views: flip, or a number (8: mirror image and six crops too).", suggestions=("1", "flip", "8")
     )
     imagenet: bool = option(False, "MODEL is a backbone by name, with its top; classes are ImageNet's.")
+    engine: EngineName = option("auto", "auto, keras or openvino: auto takes OpenVINO on a CPU where it is installed.")
 
 
 @options_class

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["FEATCACHE_HOME"] = ""  # keep nothing of one test for another; tests of what is kept set a folder
 
 import pytest
 from hypothesis import settings

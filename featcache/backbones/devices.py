@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 from featcache.backend import keras_backend, start_keras
 from featcache.errors import EnvironmentFault
@@ -11,6 +15,8 @@ from featcache.spec import choose
 
 USUAL = "auto"  # the device that Keras takes by default
 KINDS = (USUAL, "cpu", "gpu", "tpu")
+DEVICE_FILES = ("nvidia[0-9]*", "kfd", "accel*")  # in /dev: GPUs of NVIDIA and AMD, TPUs
+PLUGINS = ("jax_plugins", "libtpu", "tensorflow-plugins")  # packages that show other devices to Keras' backends
 
 
 def check_kinds(text: str) -> None:
@@ -42,6 +48,22 @@ def devices(text: str) -> list[str]:
             )
         chosen += requested
     return list(dict.fromkeys(chosen))
+
+
+def is_surely_cpu(text: str) -> bool:
+    """Return whether `devices` would give CPUs only; False where only Keras could tell. Does not start Keras."""
+    check_kinds(text)
+    if text in ("cpu", "cpu:0"):
+        return True
+    return text == USUAL and not _may_have_accelerators()
+
+
+def _may_have_accelerators() -> bool:
+    has_tools = shutil.which("nvidia-smi") is not None
+    has_files = any(any(Path("/dev").glob(pattern)) for pattern in DEVICE_FILES)
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    has_plugins = any(find_spec(name) is not None for name in PLUGINS)
+    return has_plugins or ((has_tools or has_files) and not is_hidden)
 
 
 @contextmanager

@@ -51,6 +51,12 @@ def imagenet_files(backbone: str = "vgg16") -> list[Path]:
     return [folder / weights, folder / CLASS_INDEX]
 
 
+def imagenet_preprocess(backbone: str) -> Preprocess:
+    """Return how images enter a network of `keras.applications`. Does not start Keras."""
+    preprocess = _request(backbone).preprocess
+    return Preprocess(preprocess.size, mode=preprocess.mode)
+
+
 def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> ImageNetClassifier:
     """Return a network of `keras.applications` with its classifier.
 

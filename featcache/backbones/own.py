@@ -305,6 +305,17 @@ def architecture(model: Any) -> str:
     return digest_of([content, {"top": classifier.name}])
 
 
+def has_code(model: Any) -> bool:
+    """Return whether a model computes by code that is not Keras' own, so that its file does not tell everything."""
+    import keras
+
+    for layer in model._flatten_layers():
+        is_of_keras = type(layer).__module__.startswith("keras.")
+        if not is_of_keras or isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
+            return True
+    return False
+
+
 def _code_of(model: Any) -> list[str]:
     """Return the source of the user's own layer classes, because the configuration does not say what they compute."""
     classes = {type(layer) for layer in model._flatten_layers()}

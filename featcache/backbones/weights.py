@@ -11,17 +11,26 @@ from __future__ import annotations
 import io
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 
+from featcache import home
 from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
 from featcache.backend import keras_backend, keras_home
-from featcache.errors import DiskFault, FeatcacheError, NotDownloaded, UsageError, WeightsMismatch, WeightsMissing
-from featcache.files import DISK_ERRORS, file_digest, raise_if_of_the_system
-from featcache.spec import BackboneSpec
+from featcache.errors import (
+    DataError,
+    DiskFault,
+    FeatcacheError,
+    NotDownloaded,
+    UsageError,
+    WeightsMismatch,
+    WeightsMissing,
+)
+from featcache.files import DISK_ERRORS, check_seal, file_digest, raise_if_of_the_system, read_json, sealed
+from featcache.spec import BackboneSpec, digest_of
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAD = 52  # bytes that hold its superblock, and less than any HDF5 file with something in it
@@ -64,6 +73,35 @@ def source(spec: BackboneSpec, size: int) -> str | None:
     if file is not None and spec.origin == "file" and saved.is_saved(file):
         return f"sha256 {' '.join(saved.digests(file))}"
     return f"sha256 {file_digest(file)}" if file is not None and file.is_file() else None
+
+
+def known_digests(spec: BackboneSpec, size: int, source: str | None) -> tuple[str, str] | None:
+    """Return the digests of weight values and architecture that an earlier process found; None if it is not known.
+
+    source: `source` of the weights. It holds the digest of their file, so another file is another source.
+    """
+    path = None if source is None else home.find(_record(spec, size, source))
+    if path is None:
+        return None
+    try:
+        facts = check_seal(read_json(path), path, DataError, "It is made again")
+        return str(facts["weights"]), str(facts["architecture"])
+    except (FeatcacheError, KeyError, TypeError, AttributeError):
+        return None  # damaged: whoever builds the network replaces it
+
+
+def remember_digests(spec: BackboneSpec, size: int, source: str | None, digests: tuple[str, str]) -> None:
+    """Have later processes know the digests of weight values and architecture without building the network."""
+    if source is None:
+        return
+    weights, architecture = digests
+    facts = {"weights": weights, "architecture": architecture, "source": source}
+    home.keep(_record(spec, size, source), lambda sink: sink.write(sealed(facts)))
+
+
+def _record(spec: BackboneSpec, size: int, source: str) -> str:
+    versions = {name: version(name) for name in ("featcache", "keras")}
+    return f"weights/{digest_of({'backbone': asdict(spec), 'size': size, 'source': source, **versions})}.json"
 
 
 def damage(file: Path) -> str | None:

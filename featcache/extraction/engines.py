@@ -10,21 +10,24 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from featcache import home
 from featcache.arrays import Features, Pixels
 from featcache.backbones.build import Backbone, copied, feature_model
-from featcache.backbones.devices import USUAL, devices, on_cpu, on_device
+from featcache.backbones.devices import USUAL, devices, is_surely_cpu, on_cpu, on_device
 from featcache.backbones.lineage import IMAGE_ROLE, Role
 from featcache.backend import keras_backend
 from featcache.errors import EnvironmentFault
+from featcache.extraction import kept_networks
+from featcache.extraction.agreement import agree
 from featcache.extraction.batches import Batched
-from featcache.extraction.openvino_engine import OpenVINOEngine, is_installed
-from featcache.spec import Precision, Tap, canonical_json
+from featcache.extraction.openvino_engine import OpenVINOEngine, convert, is_installed
+from featcache.spec import IDENTITY, Precision, Tap, canonical_json
 
 BATCH = 32  # on CPUs larger batches are not faster, for networks of photographs
 OPENVINO_BATCH = 4  # the feature maps of a few images stay in the CPU's cache: 1.25 times as fast as 32
@@ -34,14 +37,8 @@ CHEAPER = 0.15  # share of the time per image that a doubled batch must save
 FASTER = 1.1  # times as fast as Keras, for a rival to be chosen
 WORTH_GROWING = 2000  # images
 WORTH_TIMING = 4 * BATCH  # images
-WORTH_TRYING_S = 20.0  # of Keras; converting a network and timing a rival takes about five
-TINY = 1e-30  # so that rows of zeros agree with rows of zeros
-# Against Keras at float32: the smallest cosine of a row, and the largest difference in standard deviations.
-LIMITS: dict[Precision, tuple[float, float]] = {
-    "float32": (0.99999, 1e-3),
-    "bfloat16": (0.95, float("inf")),
-    "float16": (0.95, float("inf")),
-}
+WORTH_TRYING_S = 20.0  # of Keras; converting a network and timing a rival takes about ten
+WORTH_KEEPING_S = 5.0  # of Keras, where the network is kept: the next process starts without Keras
 
 
 class Engine(Protocol):
@@ -128,9 +125,41 @@ class Rival(NamedTuple):
     is_installed: Callable[[], bool]
     # Returns the engine for a float32 backbone, its taps, a batch and a precision. Raises EnvironmentFault.
     build: Callable[[Backbone, Sequence[Tap], int, Precision], Engine]
+    # Returns the engine of an earlier process for these taps and a batch; None if it kept none.
+    load: Callable[[Sequence[Tap], int], Engine | None] = lambda taps, batch: None
+    # Keeps an engine for later processes. It receives the taps, Keras at float32, and where to report trouble.
+    keep: Callable[[Engine, Sequence[Tap], KerasEngine, Callable[[str], None]], None] = lambda *arguments: None
 
 
-RIVALS = {"openvino": Rival("OpenVINO", OPENVINO_BATCH, is_installed, OpenVINOEngine)}
+def _openvino(backbone: Backbone, taps: Sequence[Tap], batch: int, precision: Precision) -> Engine:
+    return OpenVINOEngine(convert(feature_model(backbone, list(taps))), batch, precision)
+
+
+def _kept_openvino(taps: Sequence[Tap], batch: int) -> Engine | None:
+    kept = kept_networks.load(_identity(taps), taps[0].preprocess.size, taps[0].precision, batch)
+    return None if kept is None else kept.engine
+
+
+def _keep_openvino(engine: Engine, taps: Sequence[Tap], exact: KerasEngine, say: Callable[[str], None]) -> None:
+    assert isinstance(engine, OpenVINOEngine)
+    if home.can_keep(say):
+        try:
+            proof = kept_networks.prove(engine, taps[0].preprocess.size, exact.forward)
+        except EnvironmentFault as error:
+            say(f"{home.NOT_KEPT}: {error} on made images")
+        else:
+            kept_networks.keep(_identity(taps), engine, proof, {}, say)
+
+
+def _identity(taps: Sequence[Tap]) -> dict[str, Any]:
+    """Return what tells the network of these taps from every other. Views and the stored type do not change it."""
+    plain = [replace(tap, view=IDENTITY, dtype="float32") for tap in taps]
+    return {"taps": [tap.fingerprint for tap in plain]}
+
+
+RIVALS = {
+    "openvino": Rival("OpenVINO", OPENVINO_BATCH, is_installed, _openvino, _kept_openvino, _keep_openvino),
+}
 
 
 def choose(
@@ -148,9 +177,14 @@ def choose(
 
     build_at: returns the backbone at a precision. sample: a few of the images, to try engines on. engine: "auto" takes
     a rival of Keras if it is installed, faster, and agrees with Keras at float32; a rival that is named must agree too.
+    A rival that won in an earlier process was kept, and starts without Keras.
     num_images: how many images will come; trying engines takes seconds, which is not worth it for a few.
     Raises EnvironmentFault if the requested engine or device is missing or does not agree.
     """
+    if engine != "keras" and is_surely_cpu(device):
+        kept = _kept(engine, taps, batch)
+        if kept is not None:
+            return kept
     contest = _Contest(build_at, taps, sample, devices(device), batch, num_images, say)
     if engine == "keras" or (engine == "auto" and not contest.can_pay()):
         return contest.keras()
@@ -160,9 +194,11 @@ def choose(
     # A rival that the user names is not timed, but it must agree, too.
     if engine != "auto":
         rival_engine, _ = contest.started(RIVALS[engine], backbone, exact)
+        RIVALS[engine].keep(rival_engine, taps, exact, say)
         return rival_engine
     keras_s = seconds_per_image(exact, sample)
-    if keras_s * num_images < WORTH_TRYING_S:
+    worth_s = WORTH_KEEPING_S if home.can_keep(lambda reason: None) else WORTH_TRYING_S
+    if keras_s * num_images < worth_s:
         return contest.keras(exact)
     return contest.fastest(backbone, exact, keras_s)
 
@@ -227,35 +263,27 @@ class _Contest:
             keras_s = seconds_per_image(keras, self.sample)
         best = keras
         best_gain = FASTER
+        winner: Rival | None = None
         for rival, engine, agreement in agreeing:
             gain = keras_s / seconds_per_image(engine, self.sample)
             self.say(f"{rival.title} is {gain:.1f} times as fast as Keras on these images and {agreement}")
             if gain >= best_gain:
                 best = engine
                 best_gain = gain
+                winner = rival
+        if winner is not None:
+            winner.keep(best, self.taps, exact, self.say)
         return best
 
 
-def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision, title: str = "OpenVINO") -> str:
-    """Return how far features are from those of Keras at float32. Raises EnvironmentFault if they are too far."""
-    cosines = []
-    differences = []
-    for ours, theirs in zip(exact, other, strict=True):
-        a = np.reshape(ours, (len(ours), -1)).astype(np.float64)
-        b = np.reshape(theirs, (len(theirs), -1)).astype(np.float64)
-        products = (a * b).sum(axis=1)
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines.append((products + TINY) / (norms + TINY))
-        differences.append(np.abs(a - b).max() / (a.std() + TINY))
-    cosine = np.min(cosines)
-    difference = np.max(differences)
-    min_cosine, max_difference = LIMITS[precision]
-    numbers = f"cosine {cosine:.6f}, at most {difference:.1e} standard deviations apart"
-    # Both numbers are NaN if any feature is, and a comparison with NaN is False.
-    is_close = cosine >= min_cosine and difference <= max_difference
-    if not is_close:
-        raise EnvironmentFault(f"{title} does not agree with Keras: {numbers}")
-    return f"agrees with it at float32: {numbers}"
+def _kept(name: str, taps: Sequence[Tap], batch: int | None) -> Engine | None:
+    """Return the engine of this name, or for "auto" any, that an earlier process kept for these taps."""
+    for rival_name, rival in RIVALS.items():
+        if name in ("auto", rival_name) and rival.is_installed():
+            engine = rival.load(taps, batch or rival.batch)
+            if engine is not None:
+                return engine
+    return None
 
 
 def seconds_per_image(engine: Engine, sample: Pixels) -> float:

@@ -1,7 +1,8 @@
 """Requests -> networks: the weights that a backbone has, and the layers that are read.
 
 Building a network takes seconds, and its weights may have to be downloaded first. So the cache is asked: a tap with
-weights from the same source says what these weights are. A network is built only for what no cached tap says.
+weights from the same source says what these weights are. The user's cache folder is asked, too: it remembers the
+weights of every source that was ever built here. A network is built only for what neither says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
+from featcache.backbones import own
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.parse import Request
@@ -58,9 +60,12 @@ def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable
     backbone: Backbone | None = None
     # An earlier extraction knows the values that this source gave, so the network need not be built to hash them.
     same_weights = _tap_with_same_weights(request, source, cached)
+    known = weights_of.known_digests(spec, request.preprocess.size, source)
     if same_weights is not None:
         weights_digest = same_weights.weights_digest
         architecture = same_weights.architecture
+    elif known is not None:
+        weights_digest, architecture = known
     else:
         if source is None and spec.origin == "registry":
             report(f"downloading the ImageNet weights of {spec.name}, once")
@@ -69,6 +74,8 @@ def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable
         architecture = backbone.architecture
         # The download has only now put the weights into a file, so the source is known only now.
         source = backbone.source
+        if backbone.full_model is None or not own.has_code(backbone.full_model):
+            weights_of.remember_digests(spec, request.preprocess.size, source, (weights_digest, architecture))
 
     layers: Sequence[str] | None = None
     if request.layers == ("auto",):

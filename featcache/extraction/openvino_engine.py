@@ -7,19 +7,19 @@ By default OpenVINO computes in bfloat16 on CPUs that can, without a message (me
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.arrays import Features, Pixels
-from featcache.backbones.build import Backbone, feature_model
 from featcache.errors import EnvironmentFault
 from featcache.extraction.batches import Batched
 from featcache.files import temporary_folder
-from featcache.spec import Precision, Tap
+from featcache.spec import Precision
 
 NAMES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 HEAVY = frozenset(["Convolution", "FullyConnected", "MatMul"])  # layers whose precision counts
@@ -39,15 +39,24 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVINOEngine(Batched):
-    """The backbone compiled by OpenVINO for the CPU. Raises EnvironmentFault if it cannot compute in `precision`."""
+@dataclass(frozen=True)
+class ConvertedNetwork:
+    """A network as OpenVINO reads it: plain data, nothing of which is run as code."""
 
-    def __init__(self, backbone: Backbone, taps: Sequence[Tap], batch: int, precision: Precision) -> None:
-        core, network = _converted(feature_model(backbone, list(taps)))
+    graph: bytes  # XML
+    weights: npt.NDArray[np.uint8]  # (num_bytes,)
+
+
+class OpenVINOEngine(Batched):
+    """A network compiled by OpenVINO for the CPU. Raises EnvironmentFault if it cannot compute in `precision`."""
+
+    def __init__(self, network: ConvertedNetwork, batch: int, precision: Precision) -> None:
         super().__init__(f"openvino {version('openvino')} CPU", batch)
-        self._precision = precision
-        self._core = core
-        self._network = network
+        openvino = import_openvino()
+        self.network = network
+        self.precision = precision
+        self._core = openvino.Core()
+        self._model = self._core.read_model(network.graph, openvino.Tensor(network.weights))
         self._compiled = self._compile(batch)
 
     def resized(self, batch: int) -> None:
@@ -60,25 +69,25 @@ class OpenVINOEngine(Batched):
         return [np.array(outputs[index], dtype=np.float32) for index in range(len(outputs))]
 
     def _compile(self, batch: int) -> Any:
-        shape = list(self._network.input(0).partial_shape)
-        self._network.reshape([batch, *(dimension.get_length() for dimension in shape[1:])])
-        hints = {"INFERENCE_PRECISION_HINT": NAMES[self._precision], "PERFORMANCE_HINT": "LATENCY"}
-        compiled = self._core.compile_model(self._network, "CPU", hints)
+        shape = list(self._model.input(0).partial_shape)
+        self._model.reshape([batch, *(dimension.get_length() for dimension in shape[1:])])
+        hints = {"INFERENCE_PRECISION_HINT": NAMES[self.precision], "PERFORMANCE_HINT": "LATENCY"}
+        compiled = self._core.compile_model(self._model, "CPU", hints)
         precisions = _precisions(compiled)
-        if precisions != {NAMES[self._precision]}:
+        if precisions != {NAMES[self.precision]}:
             names = ", ".join(sorted(precisions)) or "nothing"
             raise EnvironmentFault(
-                f"OpenVINO computes in {names} on this CPU, not in {self._precision}. "
+                f"OpenVINO computes in {names} on this CPU, not in {self.precision}. "
                 "Use `engine='keras'`, or `precision='float32'`"
             )
         return compiled
 
 
-def _converted(model: Any) -> tuple[Any, Any]:
-    """Return OpenVINO's core and network of a Keras model. Raises EnvironmentFault."""
+def convert(model: Any) -> ConvertedNetwork:
+    """Return a Keras model as OpenVINO reads it. Raises EnvironmentFault."""
     if not is_installed():
         raise EnvironmentFault("OpenVINO is not installed. Install it: pip install 'featcache[openvino]'")
-    openvino = import_openvino()
+    import_openvino()
     with temporary_folder() as folder:
         path = folder / "network.xml"
         try:
@@ -86,10 +95,7 @@ def _converted(model: Any) -> tuple[Any, Any]:
         except Exception as error:  # converters raise almost anything on an unknown layer
             reason = " ".join(str(error).split())[:200]
             raise EnvironmentFault(f"OpenVINO cannot convert this network: {reason}. Use `engine='keras'`") from error
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # the file is removed below, so its weights must be in memory
-        network = core.read_model(path)
-    return core, network
+        return ConvertedNetwork(path.read_bytes(), np.fromfile(path.with_suffix(".bin"), np.uint8))
 
 
 def _precisions(compiled: Any) -> set[str]:

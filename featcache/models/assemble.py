@@ -21,7 +21,7 @@ from featcache.errors import ShapeMismatch
 from featcache.heads import layers as kinds
 from featcache.spec import Preprocess, Tap
 
-RESIZE, FEATURES, LOGITS = "resize", "features", "logits"
+INPUT, RESIZE, FEATURES, LOGITS = "image", "resize", "features", "logits"
 HEAD = (LOGITS, "head_")  # the names of all layers of a head begin with these
 
 
@@ -49,7 +49,7 @@ def assemble(
     """
     import keras
 
-    image = keras.Input((None, None, 3), dtype="uint8", name="image")
+    image = keras.Input((None, None, 3), dtype="uint8", name=INPUT)
     resize = _resizing(parts[0].taps[0].preprocess)
     # Cast first: resizing uint8 would round what the backbone sees.
     resized = resize(keras.ops.cast(image, "float32"))
@@ -97,6 +97,20 @@ def logits_of(model: Any) -> Any:
     import keras
 
     return keras.Model(model.input, model.get_layer(LOGITS).output, name=LOGITS)
+
+
+def of_one_size(model: Any, size: int, batch: int | None = None) -> Any:
+    """Return the model for (batch, size, size, 3) uint8, which shares all weights. batch: None for any number.
+
+    It has no resizing layer, which only TensorFlow can run.
+    """
+    import keras
+
+    rest = keras.Model(model.get_layer(RESIZE).output, model.output, name="rest")
+    image = keras.Input(batch_shape=(batch, size, size, 3), dtype="uint8", name=INPUT)
+    # The model casts before it resizes, so the rest takes float32.
+    outputs = rest(keras.ops.cast(image, "float32"))
+    return keras.Model(image, outputs, name="featcache")
 
 
 def _features(part: ModelPart, resized: Any, number: int, is_still: bool) -> dict[str, Any]:

@@ -7,19 +7,29 @@ are. What is assumed then is in `notes`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from featcache.backbones import own
-from featcache.backbones.imagenet import NUM_CLASSES, class_names, imagenet_classifier
+from featcache.backbones.imagenet import (
+    NUM_CLASSES,
+    class_names,
+    imagenet_classifier,
+    imagenet_files,
+    imagenet_preprocess,
+)
 from featcache.backbones.plain import as_classifier
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, UsageError
+from featcache.extraction.batches import Batched
+from featcache.files import file_digest
+from featcache.models.assemble import of_one_size
 from featcache.models.modelfile import is_ours, load_model, read_facts, read_reference
 from featcache.models.reference import Reference, inspected
-from featcache.spec import Preprocess, Tap
+from featcache.prediction.networks import Built, KerasNetwork, open_network
+from featcache.settings import EngineName
+from featcache.spec import BackboneSpec, Preprocess, Tap
 from featcache.trust import allow
 
 ASSUMED_SIZE = 224
@@ -30,21 +40,24 @@ MODES = "tf (-1..1), unit (0..1), torch (0..1, ImageNet mean and deviation), caf
 class Classifier:
     """(N, size, size, 3) uint8 -> (N, K) probabilities, with the names of the K classes.
 
-    With a reference the network gives features and logits before the probabilities.
+    The last output of the network are the probabilities. With a reference, features and logits come before them.
     """
 
-    network: Any  # keras.Model
+    network: Batched
     classes: Sequence[str]
     preprocess: Preprocess
     reference: Reference | None = None
     notes: tuple[str, ...] = ()  # what the model does not tell, and what is assumed instead
 
 
-def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool = False) -> Classifier:
+def open_classifier(
+    model: str | Path, *, reject: bool = False, imagenet: bool = False, engine: EngineName = "auto"
+) -> Classifier:
     """Return the classifier of a MODEL.keras, or of another Keras model, such as mine.keras:mode=tf.
 
     reject: with its reference. imagenet: the model is the name of a network of `keras.applications`, which is taken
-    with its top and ImageNet's classes; or a file whose 1,000 classes are those.
+    with its top and ImageNet's classes; or a file whose 1,000 classes are those. engine: "auto" takes OpenVINO where it
+    is installed and there is no GPU; a network that it converted once starts without Keras from then on.
     Raises NotAModel, UsageError, DataError if the model has no reference, WeightsMissing.
     """
     _require_model(str(model))
@@ -52,20 +65,19 @@ def open_classifier(model: str | Path, *, reject: bool = False, imagenet: bool =
     if imagenet and parsed is None:
         if reject:
             raise UsageError("`reject` needs validation images, which ImageNet's networks come without")
-        classifier = imagenet_classifier(str(model))
-        return Classifier(classifier.model, classifier.names, classifier.preprocess)
+        return _of_imagenet(str(model), engine)
     path = Path(model)
     if path.is_file() and is_ours(path):
         if imagenet:
             raise UsageError(f"{path} names its classes itself. Leave out `imagenet`")
-        return _ours(path, reject)
+        return _ours(path, reject, engine)
     is_missing = parsed is not None and parsed[0].origin == "file" and not Path(parsed[0].weights).exists()
     if parsed is None or is_missing:
         read_facts(path)  # raises NotAModel, with the command that makes one
     if reject:
         raise UsageError(f"`reject` needs a model of featcache, which knows its validation images; {model} is none")
     assert parsed is not None
-    return _plain(str(model), *parsed, imagenet)
+    return _plain(str(model), *parsed, imagenet, engine)
 
 
 def _require_model(text: str) -> None:
@@ -91,28 +103,47 @@ def _is_cache(path: Path) -> bool:
     return True
 
 
-def _ours(path: Path, reject: bool) -> Classifier:
-    reference = read_reference(path) if reject else None
+def _of_imagenet(name: str, engine: EngineName) -> Classifier:
+    files = imagenet_files(name)
+    weights, index = files
+    if not (weights.is_file() and index.is_file()):
+        # Keras downloads what is missing, or the error names all files that are.
+        downloaded = imagenet_classifier(name)
+        return Classifier(KerasNetwork(downloaded.model), downloaded.names, downloaded.preprocess)
+
+    def build() -> Built:
+        return Built(imagenet_classifier(name).model, {})
+
+    preprocess = imagenet_preprocess(name)
+    identity = {"imagenet": name, "weights": file_digest(weights), "preprocess": asdict(preprocess)}
+    opened = open_network(identity, preprocess.size, build, engine)
+    return Classifier(opened.network, class_names(files), preprocess)
+
+
+def _ours(path: Path, reject: bool, engine: EngineName) -> Classifier:
+    reference = read_reference(path)
     if reject and reference is None:
         raise DataError(
             f"{path} has nothing to tell strange images by: it is of an earlier featcache, its fine-tuning was "
             "stopped, or its run has no images that did not train it. Make it again: featcache handoff or finetune"
         )
-    network, facts = load_model(path)
-    if reference is not None:
-        network = inspected(network)
+    facts = read_facts(path)
     preprocess = Tap.from_json(facts["tap"]).preprocess
-    return Classifier(network, facts["classes"], preprocess, reference)
+
+    def build() -> Built:
+        model, _ = load_model(path)
+        can_be_kept = not own.has_code(model)
+        if reference is not None:
+            model = inspected(model)
+        return Built(of_one_size(model, preprocess.size), {}, can_be_kept)
+
+    opened = open_network({"model": file_digest(path)}, preprocess.size, build, engine)
+    return Classifier(opened.network, facts["classes"], preprocess, reference if reject else None)
 
 
-def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier:
+def _plain(text: str, spec: BackboneSpec, parts: list[str], imagenet: bool, engine: EngineName) -> Classifier:
     """Return the classifier of a model that featcache did not write, with notes on what it does not tell."""
-    options: dict[str, str] = {}
-    for part in parts:
-        name, _, value = part.partition("=")
-        options[name] = value
-    if not options.keys() <= {"mode", "size"} or not options.get("size", "1").isdecimal():
-        raise UsageError(f"'{spec.name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
+    options = _options_in(parts, spec.name)
     if spec.origin == "import":
         allow(spec.weights)
     requested_size = int(options["size"]) if "size" in options else None
@@ -127,8 +158,18 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
     if mode is None:
         notes.append(f"how pixels enter it is unknown; 0..255 as they are is assumed. Else: {text}:mode={MODES}")
     preprocess = Preprocess(size, mode=own.mode_of(mode or "inside"))
-    model = own.load(spec, size)
-    network, num_classes, note = as_classifier(model, preprocess)
+
+    def build() -> Built:
+        model = own.load(spec, size)
+        network, num_classes, note = as_classifier(model, preprocess)
+        return Built(network, {"num_classes": num_classes, "note": note}, not own.has_code(model))
+
+    path = Path(spec.weights)
+    identity = None
+    if spec.origin == "file" and path.is_file():
+        identity = {"model": file_digest(path), "preprocess": asdict(preprocess)}
+    opened = open_network(identity, size, build, engine)
+    num_classes, note = opened.facts["num_classes"], opened.facts["note"]
     if imagenet:
         names = class_names()
         if len(names) != num_classes:
@@ -138,4 +179,15 @@ def _plain(text: str, spec: Any, parts: list[str], imagenet: bool) -> Classifier
         notes.append(f"it has no class names; its {num_classes} outputs are called 0 to {num_classes - 1}")
     if note:
         notes.append(note)
-    return Classifier(network, names, preprocess, notes=tuple(f"{spec.weights}: {note}" for note in notes))
+    return Classifier(opened.network, names, preprocess, notes=tuple(f"{spec.weights}: {note}" for note in notes))
+
+
+def _options_in(parts: Sequence[str], name: str) -> dict[str, str]:
+    """Return the options behind the name of a model, such as mode=tf. Raises UsageError."""
+    options: dict[str, str] = {}
+    for part in parts:
+        key, _, value = part.partition("=")
+        options[key] = value
+    if not options.keys() <= {"mode", "size"} or not options.get("size", "1").isdecimal():
+        raise UsageError(f"'{name}' takes the options mode=.., size=..; got '{':'.join(parts)}'")
+    return options

@@ -17,11 +17,12 @@ from featcache.images.manifest import Images
 from featcache.images.views import parse_views
 from featcache.models.reference import Threshold
 from featcache.prediction.classifiers import Classifier, open_classifier
+from featcache.prediction.networks import BATCH, KerasNetwork
 from featcache.prediction.places import ImageList, Place, ToPredict, gather
+from featcache.settings import EngineName
 from featcache.spec import IDENTITY, Failure, Preprocess, Progress, Tick, silent
 from featcache.sweeps.metrics import Score, wilson
 
-BATCH = 32
 UNKNOWN = "unknown"
 KEPT_FAILURES = 1000
 
@@ -93,6 +94,7 @@ def predict(
     reject: float | None = None,
     views: str = "1",
     imagenet: bool = False,
+    engine: EngineName = "auto",
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image, in the order of their paths.
@@ -104,10 +106,10 @@ def predict(
     model: a MODEL.keras of featcache or another Keras model; with imagenet=True a name such as "mobilenet_v2".
     top: the number of classes to report, at most all. reject: call an image unknown if it is stranger than all but this
     share of the known images that set the threshold. views: "flip", or a number of views of each image, whose
-    probabilities are averaged.
+    probabilities are averaged. engine: keras, openvino, or "auto" (see `open_classifier`).
     Raises NotAModel, NoImages, UsageError.
     """
-    classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
+    classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet, engine=engine)
     yield from Predictor(classifier, top, reject, views).of(gather(images), progress)
 
 
@@ -121,7 +123,7 @@ def predictions(
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image by a network from (N, size, size, 3) uint8 to (N, K) probabilities."""
-    yield from Predictor(Classifier(network, classes, preprocess), top).of(gather(images), progress)
+    yield from Predictor(Classifier(KerasNetwork(network), classes, preprocess), top).of(gather(images), progress)
 
 
 class Predictor:
@@ -188,7 +190,7 @@ class Predictor:
         sums: Floats | None = None  # of the probabilities over the views
         strangeness: list[float | None] = [None] * len(images)
         for view in range(len(self.views)):
-            outputs = self._outputs([views[view] for views in images])
+            outputs = self.classifier.network.forward(np.stack([views[view] for views in images]))
             if view == 0 and self.threshold is not None and self.classifier.reference is not None:
                 # Only of the whole image: the threshold was set on whole images, and a crop is always a little strange.
                 features, logits, _ = outputs
@@ -197,13 +199,3 @@ class Predictor:
             sums = probabilities if sums is None else sums + probabilities
         assert sums is not None
         yield from zip(sums / len(self.views), strangeness, strict=True)
-
-    def _outputs(self, pixels: list[Pixels]) -> list[Floats]:
-        """Return the outputs of the network, (n, ...) each."""
-        # The last batch is padded with zeros: Keras compiles once for each shape.
-        num_images = len(pixels)
-        padding = [np.zeros_like(pixels[0])] * (BATCH - num_images)
-        outputs = self.classifier.network.predict_on_batch(np.stack(pixels + padding))
-        if not isinstance(outputs, list):  # only with a reference the network has several
-            outputs = [outputs]
-        return [np.asarray(output)[:num_images] for output in outputs]

@@ -27,6 +27,7 @@ from featcache.outputs import Kind, check_output, check_unread
 from featcache.prediction.classifiers import open_classifier
 from featcache.prediction.places import ImageList, Place, gather
 from featcache.prediction.predicting import Prediction, Predictor, Tally
+from featcache.settings import EngineName
 from featcache.spec import ImageRow, Progress, silent
 
 ROW_GROUP = 4096  # rows that Parquet stores together
@@ -48,6 +49,7 @@ def predict_to(
     reject: float | None = None,
     views: str = "1",
     imagenet: bool = False,
+    engine: EngineName = "auto",
     seen: Add = lambda prediction: None,
     force: bool = False,
     progress: Progress = silent,
@@ -70,7 +72,7 @@ def predict_to(
     different_files = {os.path.realpath(path) for _, path in files}
     if len(different_files) < len(files):
         raise UsageError(f"{files[0][1]} is named twice. Give one of the two files another name")
-    classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet)
+    classifier = open_classifier(model, reject=reject is not None, imagenet=imagenet, engine=engine)
     predictor = Predictor(classifier, top, reject, views)
     gathered = gather(images)
     if any(path.exists() for _, path in files):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import TOY
 
-from featcache.backbones.build import build
+from featcache.backbones.build import build, feature_model
 from featcache.backbones.devices import devices, on_cpu, on_device
 from featcache.backbones.parse import requests
 from featcache.errors import EnvironmentFault, UsageError
@@ -372,11 +372,12 @@ def test_openvino_agrees_with_keras_and_ran_in_float32(photos, tmp_path, tap):
 @pytest.mark.slow
 @needs_openvino
 def test_openvino_gives_an_image_the_same_features_in_every_batch_and_place(toy_taps):
-    from featcache.extraction.openvino_engine import OpenVINOEngine
+    from featcache.extraction.openvino_engine import OpenVINOEngine, convert
 
-    whole = OpenVINOEngine(build_toy(), toy_taps, 32, "float32").forward(SAMPLE)[0]
+    network = convert(feature_model(build_toy(), toy_taps))
+    whole = OpenVINOEngine(network, 32, "float32").forward(SAMPLE)[0]
     for batch in (1, 8, 32):
-        engine = OpenVINOEngine(build_toy(), toy_taps, batch, "float32")
+        engine = OpenVINOEngine(network, batch, "float32")
         assert np.array_equal(engine.forward(SAMPLE[::-1])[0], whole[::-1])
         assert np.array_equal(engine.forward(SAMPLE[3:5])[0], whole[3:5])
 
@@ -401,9 +402,9 @@ def test_reduced_precision_is_what_ran_or_is_refused(photos, tmp_path):
 def test_openvino_reports_nothing_to_anybody():
     code = (
         "import sys; from featcache.extraction import openvino_engine as o;"
-        "from featcache.backbones.build import build;"
+        "from featcache.backbones.build import build, feature_model;"
         "from featcache.backbones.parse import requests; [r] = requests('glyphnet:weights=none');"
-        "o.OpenVINOEngine(build(r.spec, 32, 'avg'), r.taps('w'), 4, 'float32');"
+        "o.OpenVINOEngine(o.convert(feature_model(build(r.spec, 32, 'avg'), r.taps('w'))), 4, 'float32');"
         "print(sys.modules['openvino_telemetry'], 'openvino.tools.ovc.telemetry_stub' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

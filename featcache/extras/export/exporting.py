@@ -21,10 +21,11 @@ from featcache.errors import EnvironmentFault, ExportFailed, FeatcacheError, Usa
 from featcache.extras.export.formats import FORMATS, Format, format_of
 from featcache.extras.export.gates import Gate, score_probabilities
 from featcache.extras.export.origin import Origin, check_origin, open_origin
-from featcache.extras.export.runtime_model import INPUT, OUTPUT
+from featcache.extras.export.runtime_model import OUTPUT
 from featcache.extras.export.sample import Runner, Sample, sample_of
 from featcache.files import disk_faults, place_folder, temporary_folder, write_whole
 from featcache.images.manifest import scan
+from featcache.models.assemble import INPUT
 from featcache.models.certificate import load_pixels
 from featcache.models.modelfile import kind_of, read_facts
 from featcache.outputs import Kind, check_output

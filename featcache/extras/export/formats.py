@@ -24,9 +24,10 @@ from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.errors import EnvironmentFault, UsageError
 from featcache.extraction.openvino_engine import import_openvino
 from featcache.extras.export.origin import Origin
-from featcache.extras.export.runtime_model import INPUT, OUTPUT, of_one_size, write_saved_model
+from featcache.extras.export.runtime_model import OUTPUT, write_saved_model
 from featcache.extras.export.sample import Runner
 from featcache.files import temporary_folder
+from featcache.models.assemble import INPUT, of_one_size
 from featcache.models.modelfile import MEMBER, is_ours, save_model
 from featcache.models.reference import reference_of_head
 
@@ -160,7 +161,7 @@ def _write_onnx(origin: Origin, path: Path, facts: Facts, calibration: Pixels | 
     import tf2onnx
     from onnx import checker, helper
 
-    model = of_one_size(origin.model, origin.preprocess)
+    model = of_one_size(origin.model, origin.preprocess.size)
     spec = tensorflow.TensorSpec(tuple(model.inputs[0].shape), "uint8", name=INPUT)
     graph = tensorflow.function(lambda image: model(image, training=False))
     traced = graph.get_concrete_function(spec)
@@ -207,7 +208,7 @@ def _write_litert(origin: Origin, path: Path, facts: Facts, calibration: Pixels 
 
     lite = tensorflow.lite
     with temporary_folder() as folder:
-        write_saved_model(of_one_size(origin.model, origin.preprocess, batch=1), str(folder))
+        write_saved_model(of_one_size(origin.model, origin.preprocess.size, batch=1), str(folder))
         converter = lite.TFLiteConverter.from_saved_model(str(folder))
         converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS]
         if calibration is not None:
@@ -246,7 +247,7 @@ def _write_openvino(origin: Origin, path: Path, facts: Facts, calibration: Pixel
     """Convert with weights in float32, and store the class names where OpenVINO's Model API looks for them."""
     openvino = import_openvino()
     with temporary_folder() as folder:
-        write_saved_model(of_one_size(origin.model, origin.preprocess), str(folder))
+        write_saved_model(of_one_size(origin.model, origin.preprocess.size), str(folder))
         converted = openvino.convert_model(str(folder))
     # The converter may add outputs and prefix their names, so look for ours. A port has several names.
     output = next(port for port in converted.outputs if OUTPUT in " ".join(port.names))
