@@ -15,13 +15,15 @@ from featcache.settings import WhyOptions
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
 from featcache_cli.options import in_flags
-from featcache_cli.output import Allow, Force, Json, counts_text, emit, failures_document
+from featcache_cli.output import Allow, Force, Json, counts_text, emit, failures_document, path_document
 
 if TYPE_CHECKING:
     from featcache.cache.rows import TapRows
     from featcache.extraction.recheck import Recomputed
 
-app = App(help="Show, check, merge and export caches. Example: featcache cache info photos.h5")
+app = App(
+    help="Show, check, merge and export caches; the folder of kept networks. Example: featcache cache info photos.h5"
+)
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE.h5", help="A cache: a file, or a folder of parts.")]
 
@@ -224,3 +226,54 @@ def export_command(
 
     rows = export(Cache.open(cache), out, tap, split, force=force)
     emit(json, {"file": str(out), "rows": rows}, lambda: f"{counted(rows, 'row')}. File: {printable(str(out))}")
+
+
+@app.command("dir")
+def dir_command(json: Json = False) -> None:
+    """Show the folder of networks and digests that a later command starts with.
+
+    Everything in it can be made again. FEATCACHE_HOME names another folder; set to nothing, it turns the folder off.
+
+    Example: featcache cache dir
+    """
+    from featcache import home
+
+    folder = home.home()
+    emit(json, {"folder": path_document(folder)}, lambda: "turned off" if folder is None else str(folder))
+
+
+@app.command("size")
+def size_command(json: Json = False) -> None:
+    """Show how much that folder holds.
+
+    Example: featcache cache size
+    """
+    from featcache import home
+    from featcache.text import counted, printable
+
+    entries = home.entries()
+    num_bytes = sum(entry.num_bytes for entry in entries)
+    facts = {"folder": path_document(home.home()), "files": len(entries), "bytes": num_bytes}
+
+    def text() -> str:
+        return f"{counted(len(entries), 'file')}, {num_bytes / 1e6:.1f} MB in {printable(str(home.home()))}"
+
+    emit(json, facts, text)
+
+
+@app.command("prune")
+def prune_command(
+    days: Annotated[float, typer.Option("--days", min=0, help="Remove only what was not used for so many days.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Remove what that folder holds. Later commands make what they need again.
+
+    Example: featcache cache prune --days 30
+    """
+    from featcache import home
+    from featcache.text import counted
+
+    pruned = home.prune(days)
+    num_bytes = sum(entry.num_bytes for entry in pruned)
+    facts = {"files": len(pruned), "bytes": num_bytes}
+    emit(json, facts, lambda: f"Removed {counted(len(pruned), 'file')}, {num_bytes / 1e6:.1f} MB")
