@@ -6,9 +6,11 @@
 A case is backbone,engine,precision,decode. The baseline is `image_dataset_from_directory`, the constructor's
 `preprocess_input` and `model.predict`, with the same weights. Everything is interleaved, medians of --repeats.
 
-whole    from the call to the features on the disk (ours) or in memory (theirs), building the network included
+whole    from the call to the features on the disk (ours) or in memory (theirs), building the network included; ours
+         starts from a network that an earlier extraction kept
 running  images a second once everything is compiled: what large folders get
 share    of the limit: decoding alone and the network alone, measured in the same run, on the cores that they share
+torch    with --torch PYTHON: images a second of `torch_features.py` in the environment of that Python
 Machines are shared and noisy: read the ratios, not the seconds.
 """
 
@@ -18,6 +20,7 @@ import argparse
 import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -38,6 +41,7 @@ from featcache.extraction.pipeline import AHEAD_BATCHES, Decoder
 from featcache.spec import Failure, Tick
 
 BATCH = 32
+TIMM_NAMES = {"mobilenet_v2": "mobilenetv2_100", "resnet50_v2": "resnetv2_50", "resnet50": "resnet50"}
 WARM = AHEAD_BATCHES + 1  # batches before the rate is taken: so many were decoded while the network was compiled
 CASES = [
     "mobilenet_v2,keras,float32,exact",
@@ -77,12 +81,14 @@ def main() -> None:
         "--copies", type=int, default=1, help="how often each image is there, with other bytes at its end"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--torch", type=Path, metavar="PYTHON", help="of an environment with torch and timm")
     parser.add_argument("--accuracy", action="store_true", help="of the best head, each precision against float32")
     asked = parser.parse_args()
     cases = [Case(*text.split(",")) for text in asked.case or CASES]
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["FEATCACHE_HOME"] = str(Path(folder) / "home")
         images = multiplied(asked.images, asked.copies, Path(folder) / "images")
-        measure(images, cases, Path(folder), asked.repeats)
+        measure(images, cases, Path(folder), asked.repeats, asked.torch)
         if asked.accuracy:
             compare_accuracy(asked.images, cases, Path(folder))
 
@@ -91,7 +97,7 @@ def multiplied(images: Path, copies: int, folder: Path) -> Path:
     """Return the folder with every image `copies` times, no two with the same bytes: decoders ignore what is behind."""
     if copies == 1:
         return images
-    for path in sorted(one for one in images.rglob("*") if one.is_file()):
+    for path in sorted(image for image in images.rglob("*") if image.is_file()):
         for number in range(copies):
             copy = folder / path.relative_to(images).with_name(f"{path.stem}-{number}{path.suffix}")
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -101,16 +107,21 @@ def multiplied(images: Path, copies: int, folder: Path) -> Path:
     return folder
 
 
-def measure(images: Path, cases: list[Case], folder: Path, repeats: int) -> None:
+def measure(images: Path, cases: list[Case], folder: Path, repeats: int, torch: Path | None) -> None:
     """Run every case and the baseline of its backbone `repeats` times."""
     ours: dict[Case, Times] = defaultdict(lambda: Times([], [], []))
     theirs: dict[str, Times] = defaultdict(lambda: Times([], [], []))
+    in_torch: dict[str, list[float]] = defaultdict(list)
+    for at, case in enumerate(cases):  # the first extraction keeps the network
+        fc.extract(images, case.backbone, out=folder / f"first-{at}.h5", **options_of(case))
     for number in range(repeats):
         for backbone in dict.fromkeys(case.backbone for case in cases):
             whole, running = guide(images, backbone)
             theirs[backbone].whole.append(whole)
             theirs[backbone].running.append(running)
-            for at, case in enumerate(one for one in cases if one.backbone == backbone):
+            if torch is not None:
+                in_torch[backbone].append(torch_rate(torch, images, backbone))
+            for at, case in enumerate(case for case in cases if case.backbone == backbone):
                 note(ours[case], images, case, folder / f"{number}-{at}-{len(theirs)}.h5")
     print(f"{len(fc.scan(images).rows)} images, medians of {repeats}, ratios to Keras' guide")
     for case in cases:
@@ -123,19 +134,33 @@ def measure(images: Path, cases: list[Case], folder: Path, repeats: int) -> None
             f"  share of the limit {median(own.share):.2f}",
             flush=True,
         )
+    for backbone, rates in in_torch.items():
+        print(f"{backbone:24} torch: {median(rates):.0f} images/s running", flush=True)
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    """Return the options of `extract` that make a case."""
+    return {"engine": case.engine, "precision": case.precision, "decode": case.decode}
+
+
+def torch_rate(python: Path, images: Path, backbone: str) -> float:
+    """Return the images a second of PyTorch, once running, in the environment of another Python."""
+    script = Path(__file__).with_name("torch_features.py")
+    name = TIMM_NAMES[backbone.partition(":")[0]]
+    done = subprocess.run([python, script, images, name], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def note(times: Times, images: Path, case: Case, out: Path) -> None:
     """Extract once, and measure the limits right after."""
     ticks: list[tuple[int, float]] = []
 
-    def tick(one: Tick) -> None:
-        if one.step.startswith("extract"):
-            ticks.append((one.done, time.perf_counter()))
+    def tick(progress: Tick) -> None:
+        if progress.step.startswith("extract"):
+            ticks.append((progress.done, time.perf_counter()))
 
     started = time.perf_counter()
-    options: dict[str, Any] = {"engine": case.engine, "precision": case.precision, "decode": case.decode}
-    fc.extract(images, case.backbone, out=out, progress=tick, **options)
+    fc.extract(images, case.backbone, out=out, progress=tick, **options_of(case))
     times.whole.append(time.perf_counter() - started)
     (first, begun), (last, ended) = ticks[WARM - 1], ticks[-1]
     running = (last - first) / (ended - begun)
@@ -155,7 +180,7 @@ def limits(images: Path, case: Case) -> tuple[float, float]:
     found = fc.scan(images)
     decoder = Decoder(found.source, found.rows, request.preprocess)
     started = time.perf_counter()
-    decoded = [one.pixels for one in decoder if not isinstance(one.pixels, Failure)]
+    decoded = [image.pixels for image in decoder if not isinstance(image.pixels, Failure)]
     decode_rate = len(decoded) / (time.perf_counter() - started)
     decoder.close()
     pixels = np.stack(decoded[:512])
@@ -192,8 +217,7 @@ def guide(images: Path, backbone: str) -> tuple[float, float]:
 def compare_accuracy(images: Path, cases: list[Case], folder: Path) -> None:
     """Print the cross-validated accuracy of the best head on the features of every case."""
     for number, case in enumerate(cases):
-        options: dict[str, Any] = {"engine": case.engine, "precision": case.precision, "decode": case.decode}
-        cache = fc.extract(images, case.backbone, out=folder / f"accuracy{number}.h5", **options)
+        cache = fc.extract(images, case.backbone, out=folder / f"accuracy{number}.h5", **options_of(case))
         best = fc.sweep(cache, ["logreg", "ridge", "knn"], cv=5, out=folder / f"run{number}").best
         print(f"{case}: accuracy {best.trial.score:.4f} {best.trial.interval}, {best.trial.head}", flush=True)
 
