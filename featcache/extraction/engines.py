@@ -38,7 +38,7 @@ FASTER = 1.1  # times as fast as Keras, for a rival to be chosen
 WORTH_GROWING = 2000  # images
 WORTH_TIMING = 4 * BATCH  # images
 WORTH_TRYING_S = 20.0  # of Keras; converting a network and timing a rival takes about ten
-WORTH_KEEPING_S = 5.0  # of Keras, where the network is kept: the next process starts without Keras
+WORTH_KEEPING_S = 2.0  # of Keras, where the network is kept: the next process starts without Keras
 
 
 class Engine(Protocol):
@@ -197,8 +197,10 @@ def choose(
         RIVALS[engine].keep(rival_engine, taps, exact, say)
         return rival_engine
     keras_s = seconds_per_image(exact, sample)
-    worth_s = WORTH_KEEPING_S if home.can_keep(lambda reason: None) else WORTH_TRYING_S
-    if keras_s * num_images < worth_s:
+    # Random weights are a control, which hardly anybody extracts again.
+    is_random = taps[0].backbone.weights == "none"
+    is_kept = not is_random and home.can_keep(lambda reason: None)
+    if keras_s * num_images < (WORTH_KEEPING_S if is_kept else WORTH_TRYING_S):
         return contest.keras(exact)
     return contest.fastest(backbone, exact, keras_s)
 

@@ -282,6 +282,19 @@ def test_for_a_few_seconds_nothing_is_tried(fake, toy_taps):
     assert choose(build_toy, toy_taps, SAMPLE, num_images=100).name.startswith("keras")
 
 
+@pytest.mark.parametrize(("backbone", "tried"), [("glyphnet", True), (TOY, False)])
+def test_where_networks_are_kept_less_work_is_worth_a_try_but_not_for_random_weights(fake, tmp_path, backbone, tried):
+    fake.setenv("FEATCACHE_HOME", str(tmp_path))
+    fake.setattr(engines, "seconds_per_image", lambda engine, sample: 0.1 if "keras" in engine.name else 0.01)
+    (request,) = requests(backbone)
+
+    def build_at(precision):
+        return build(request.spec, 32, "avg", precision)
+
+    engine = choose(build_at, request.taps("w"), SAMPLE, num_images=150)
+    assert engine.name.startswith("openvino") is tried
+
+
 def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
     monkeypatch.setattr("featcache.extraction.openvino_engine.is_installed", lambda: False)
     with pytest.raises(EnvironmentFault, match=r"OpenVINO is not installed. Install it: pip install 'featcache\[open"):
