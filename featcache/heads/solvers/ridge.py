@@ -18,7 +18,7 @@ scikit-learn's RidgeCV use the same two identities.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.row_blocks import map_rows, sum_blocks
+from featcache.heads.row_blocks import map_rows, row_slices, sum_blocks
 from featcache.heads.solvers.tridiagonal import Tridiagonal
 
 MIN_EIGENVALUE = 1e-11  # of the largest, with alpha: smaller ones are only rounding error
@@ -81,6 +81,10 @@ class _RidgeProblem:
             return self.Y
         return sum_blocks(lambda block: self.rows(block).T @ self.Y[block], len(self.X))
 
+    def map_blocks(self, function: Callable[[Floats], Floats]) -> Floats:
+        """Return function(rows of X, centred and weighted), computed block by block."""
+        return np.concatenate([function(self.rows(block)) for block in row_slices(len(self.X))])
+
     def weights(self, solutions: Floats) -> Floats:
         """Return the weights (D, m) that solutions (N or D, m) of the linear system stand for."""
         return np.asarray(self.all_rows.T @ solutions) if self.dual else solutions
@@ -114,9 +118,7 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
             continue
         weights, scores = solutions[classifier.alpha]
         if fold.keep:
-            # The features were centred: x W + intercept = (x - mean) W + Y_mean
-            coef = weights.T
-            set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
+            set_coefficients(classifier, classes, *_coefficients(problem, weights))
         kept = classifier if fold.keep else None
         result = result_from_scores(kept, scores, classes, time.perf_counter())
         yield replace(result, seconds=seconds_each)
@@ -166,6 +168,34 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     began = time.perf_counter()
     problem = _centred_problem(X, y, class_weight)
     classes = np.unique(y)
+    classifiers = [make_classifier("ridge", params, class_weight) for params in grid]
+    refusals = [invalid_parameters(classifier) for classifier in classifiers]
+    alphas = []
+    for classifier, refusal in zip(classifiers, refusals, strict=True):
+        if refusal is None:
+            alphas.append(float(classifier.alpha))
+    solutions = _solve_and_leave_one_out(problem, alphas)
+    seconds_each = (time.perf_counter() - began) / len(grid)
+
+    for classifier, refusal in zip(classifiers, refusals, strict=True):
+        if refusal is not None:
+            yield refusal
+            continue
+        if classifier.alpha not in solutions:
+            # Without its value in the message, all such strengths share a line of the sweep's output.
+            yield failure(ValueError("alpha is too small for leave-one-out: rounding errors would decide"))
+            continue
+        weights, scores = solutions[classifier.alpha]
+        set_coefficients(classifier, classes, *_coefficients(problem, weights))
+        result = result_from_scores(classifier, scores, classes, time.perf_counter())
+        yield replace(result, seconds=seconds_each)
+
+
+def _solve_and_leave_one_out(problem: _RidgeProblem, alphas: Sequence[float]) -> dict[float, tuple[Floats, Floats]]:
+    """Return, for every strength, the weights (D, K) and the scores (N, K) of each image without itself.
+
+    Strengths so small that rounding errors would decide are left out. As above, the strengths lie side by side.
+    """
     gram = problem.gram()
     # Centring takes the direction of `root` from the rows, so X'X and XX' know nothing of the intercept, which adds
     # w_i / sum(w) to the diagonal of the hat matrix.
@@ -173,50 +203,46 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     shift = np.trace(gram) / len(gram)
     if problem.dual:
         gram += shift * (direction @ direction.T)  # an eigenvalue that is known, in place of zero
-    values, vectors = _eigen(gram)
-    # Along the R eigenvectors, with s = values:
-    #   primal  W = V (T / (s + a)),   T = (X V)' Y,  Y - X W = Y - (X V) (T / (s + a)),
-    #           1 - hat = 1 - direction^2 - (X V)^2 (1 / (s + a))
-    #   dual    W = X'Q (T / (s + a)), T = Q' Y,      Y - X W = a Q (T / (s + a)),
-    #           1 - hat = a (Q^2 (1 / (s + a)) - direction^2 / (shift + a))
-    # In the dual both sides of the quotient have the factor a. Without it nothing is lost where a is small.
+    values, vectors = np.linalg.eigh(gram)  # s (R,), V or Q
+    values = np.maximum(values, 0)  # rounding makes negative ones
+    strengths = np.array([alpha for alpha in alphas if values.min() + alpha > MIN_EIGENVALUE * values.max()])  # (A,)
+    if not strengths.size:
+        return {}
+
+    # With B = X'Y or Y, the right side, the solutions are V (1 / (s + a)) V' B. Then
+    #   primal  Y - X W = Y - X V (1 / (s + a)) V' B,   1 - hat = 1 - direction^2 - (X V)^2 (1 / (s + a))
+    #   dual    Y - X W = a solutions,   1 - hat = a (Q^2 (1 / (s + a)) - direction^2 / (shift + a))
+    # The diagonal of P diag(d) P' is (P^2) d, without the (N, N) product. In the dual both sides of the quotient have
+    # the factor a. Without it nothing is lost where a is small.
+    shrunk = 1 / (values[:, None] + strengths)  # (R, A)
+    projected = vectors.T @ problem.right_side()  # V' B, (R, K)
+    turned = shrunk[:, :, None] * projected[:, None]  # (R, A, K)
+    solutions = vectors @ turned.reshape(len(values), -1)  # (N or D, A K)
+    weights = problem.weights(solutions)  # (D, A K)
     if problem.dual:
-        projected: Floats = vectors  # Q, (N, R)
-        basis: Floats = problem.rows().T @ vectors  # X'Q, (D, R)
+        residual = solutions
+        remaining = vectors**2 @ shrunk - direction**2 / (shift + strengths)  # (N, A)
     else:
-        projected = problem.rows() @ vectors  # X V, (N, R)
-        basis = vectors  # V, (D, R)
-    targets = projected.T @ problem.Y  # T, (R, K)
-    # The diagonal of P diag(d) P' is (P^2) d, without the (N, N) product.
-    squares = projected**2
-    for params in grid:
-        classifier = make_classifier("ridge", params, class_weight)
-        refusal = invalid_parameters(classifier)
-        alpha = params["alpha"]
-        # Without its value in the message, all such strengths share a line of the sweep's output.
-        too_small = failure(ValueError("alpha is too small for leave-one-out: rounding errors would decide"))
-        if refusal is None and values.min() + alpha <= MIN_EIGENVALUE * values.max():
-            refusal = too_small
-        if refusal is not None:
-            yield refusal
+        residual = np.tile(problem.Y, len(strengths)) - problem.map_blocks(lambda rows: rows @ weights)
+        remaining = 1 - direction**2 - problem.map_blocks(lambda rows: (rows @ vectors) ** 2 @ shrunk)
+
+    # e / (1 - h) as above; dividing by sqrt(w) takes the weight of the row away again.
+    by_alpha: dict[float, tuple[Floats, Floats]] = {}
+    num_classes = problem.Y.shape[1]
+    for number, alpha in enumerate(strengths.tolist()):
+        columns = slice(number * num_classes, (number + 1) * num_classes)
+        left = remaining[:, number : number + 1]
+        if not problem.dual and left.min() < MIN_REMAINING:  # an image alone shows some direction
             continue
-        shrunk = (1 / (values + alpha))[:, None]  # 1 / (s + a), (R, 1)
-        if problem.dual:
-            residual = vectors @ (shrunk * targets)
-            remaining = squares @ shrunk - direction**2 / (shift + alpha)
-        else:
-            residual = problem.Y - projected @ (shrunk * targets)
-            remaining = 1 - direction**2 - squares @ shrunk
-            if remaining.min() < MIN_REMAINING:  # an image alone shows some direction
-                yield too_small
-                continue
-        coef = (basis @ (shrunk * targets)).T
-        set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
-        # e / (1 - h) as above; dividing by sqrt(w) takes the weight of the row away again.
-        residual_left_out = residual / remaining
-        scores = (problem.Y - residual_left_out) / problem.root + problem.Y_mean
-        yield result_from_scores(classifier, scores, classes, began)
-        began = time.perf_counter()
+        scores = (problem.Y - residual[:, columns] / left) / problem.root + problem.Y_mean
+        by_alpha[alpha] = weights[:, columns], scores
+    return by_alpha
+
+
+def _coefficients(problem: _RidgeProblem, weights: Floats) -> tuple[Floats, Floats]:
+    """Return coef (K, D) and intercept (K,) for features that are not centred: (x - mean) W + Y_mean."""
+    coef = weights.T
+    return coef, problem.Y_mean - coef @ problem.mean
 
 
 def _centred_problem(X: Features, y: Classes, class_weight: str | None) -> _RidgeProblem:
@@ -231,9 +257,3 @@ def _centred_problem(X: Features, y: Classes, class_weight: str | None) -> _Ridg
     Y_mean = weights @ Y / total
     root = np.sqrt(weights)[:, None]
     return _RidgeProblem(X, root, root * (Y - Y_mean), Y_mean, mean)
-
-
-def _eigen(gram: Floats) -> tuple[Floats, Floats]:
-    """Return eigenvalues (R,), without the negative ones that rounding makes, and eigenvectors in columns."""
-    values, vectors = np.linalg.eigh(gram)
-    return np.maximum(values, 0), vectors
