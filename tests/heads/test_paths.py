@@ -95,6 +95,7 @@ def test_shrinkage_that_is_not_a_number_is_fitted_by_scikit_learn():
 
 
 MACHINES = [{"C": C, "gamma": gamma} for gamma in ("scale", "auto", 0.3) for C in (0.1, 1.0, 30.0)]
+MACHINES.append({"C": 1.0, "gamma": 1e9})  # whose kernel is 0, so that decisions are 0 as well
 
 
 @given(
