@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peak
 from bench_cache import FACTS, TAP
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -49,6 +50,14 @@ CASES: dict[str, tuple[str, Any, dict[str, list[Any]]]] = {
     "rbf": ("rbf", SVC(), MACHINES),
     "knn": ("knn", KNeighborsClassifier(), {"n_neighbors": [*range(1, 40, 2)], "metric": ["cosine", "euclidean"]}),
 }
+# The least number of multiplications for N images, D features, K classes and A settings
+LEAST: dict[str, Any] = {
+    "ridge": lambda N, D, K, A: peak.of_ridge(N, D, K, FOLDS, A),
+    "ridge-loo": peak.of_ridge_leave_one_out,
+    "rbf": lambda N, D, K, A: peak.of_distances(N, D, FOLDS, fitted_together=True),  # without libsvm's iterations
+    "knn": lambda N, D, K, A: peak.of_distances(N, D, FOLDS, fitted_together=False),
+}
+DTYPES = {"ridge": "float64", "ridge-loo": "float64", "rbf": "float64", "knn": "float32"}
 OTHERS = ("dense", "memory")
 EPOCHS = 20
 RATES, DECAYS = [float(f"{rate:.4g}") for rate in np.geomspace(1e-4, 1e-2, 20)], [0.0, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -80,11 +89,13 @@ def main() -> None:
 def against_search(name: str, cache: fc.Cache, asked: Any) -> None:
     """Measure a sweep against GridSearchCV."""
     X, y = cache.arrays("train")
-    ours, theirs = list[float](), list[float]()
+    ours, theirs, cpu_s = list[float](), list[float](), list[float]()
     for _ in range(asked.repeats):
         searched = timed(theirs, lambda: search(name, X, y, asked.jobs))
         with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
             run = timed(ours, lambda folder=folder: sweep(name, cache, folder, asked.jobs))
+            cpu_s.append(time.process_time() - began)
     apart = np.abs(np.subtract(sorted(pooled(searched, y)), sorted(scores(run))))
     best = max(pooled(searched, y)), max(scores(run))
     print(
@@ -93,6 +104,9 @@ def against_search(name: str, cache: fc.Cache, asked: Any) -> None:
         f"scores {apart.mean():.4f} apart, at most {apart.max():.4f}; best {best[1]:.4f}, theirs {best[0]:.4f}",
         flush=True,
     )
+    if name in LEAST:
+        multiplications = LEAST[name](*X.shape, len(np.unique(y)), len(run.trials))
+        print(f"{'':9} {peak.share_of_peak(multiplications, DTYPES[name], statistics.median(cpu_s))}", flush=True)
 
 
 def dense(name: str, cache: fc.Cache, asked: Any) -> None:
@@ -105,7 +119,7 @@ def dense(name: str, cache: fc.Cache, asked: Any) -> None:
     settings = [*itertools.product(RATES, DECAYS)]
     some = settings[:: max(1, len(settings) // asked.fits)][: asked.fits]
     steps = EPOCHS * (len(X) // 64)
-    ours, theirs = list[float](), list[float]()
+    ours, theirs, cpu_s = list[float](), list[float](), list[float]()
 
     def fit_all() -> list[float]:
         return [fit_keras(keras, X, y, others, truth, steps, *one) for one in some]
@@ -114,12 +128,14 @@ def dense(name: str, cache: fc.Cache, asked: Any) -> None:
         found = timed(theirs, fit_all)
         with tempfile.TemporaryDirectory() as folder:
             grid = {"softmax": {"learning_rate": RATES, "weight_decay": DECAYS, "epochs": [EPOCHS]}}
+            began = time.process_time()
             run = timed(
                 ours,
                 lambda folder=folder, grid=grid: fc.sweep(
                     cache, ["softmax"], grid=grid, jobs=asked.jobs, out=Path(folder) / "run"
                 ),
             )
+            cpu_s.append(time.process_time() - began)
     of = {(one.params["learning_rate"], one.params["weight_decay"]): one.score for one in run.trials}
     apart = np.subtract([of[one] for one in some], found)
     theirs = [one * len(settings) / len(some) for one in theirs]
@@ -129,6 +145,8 @@ def dense(name: str, cache: fc.Cache, asked: Any) -> None:
         f"{apart.mean():+.4f} on average, {apart.min():+.4f} to {apart.max():+.4f}",
         flush=True,
     )
+    multiplications = peak.of_dense(X.shape[1], int(y.max()) + 1, len(settings), steps, 64)
+    print(f"{'':9} {peak.share_of_peak(multiplications, 'float32', statistics.median(cpu_s))}", flush=True)
 
 
 def fit_keras(keras: Any, X: Any, y: Any, others: Any, truth: Any, steps: int, rate: float, decay: float) -> float:

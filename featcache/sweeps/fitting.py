@@ -84,6 +84,7 @@ def _rounds(
     jobs: int,
     may_begin: Callable[[], bool],
 ) -> Generator[Round, None, None]:
+    import sklearn  # noqa: F401 - loads libraries, which the limit below reaches only if they are there
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 

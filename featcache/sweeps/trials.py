@@ -11,8 +11,10 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,11 @@ from featcache.sweeps.scoring import predictions_of_trial, scored_trial, unscore
 from featcache.sweeps.selection import Selection
 from featcache.sweeps.stored_predictions import save_predictions
 from featcache.sweeps.tap_data import Prepared, TapData, make_tap_data
-from featcache.sweeps.trial import DROPPED
+from featcache.sweeps.trial import DROPPED, Trial
 from featcache.sweeps.writer import Writer
 from featcache.text import counted
 
+WRITERS = 4  # threads that write heads: every file waits for the disk, and files that wait together wait once
 log = logging.getLogger(__name__)
 
 
@@ -304,16 +307,19 @@ class _Sweep:
 
     def _add(self, data: TapData, bundle: Bundle, outcomes: Sequence[Outcome]) -> None:
         """Write the heads and predictions of a bundle, and then its trials, which refer to them."""
-        trials = []
-        for candidate, outcome in zip(bundle.candidates, outcomes, strict=True):
-            try:
-                trial = scored_trial(data, candidate, outcome, self.settings)
-            except Exception as error:  # a classifier of the user may predict anything
-                trial = unscored_trial(candidate, failure(error).reason)
-            if trial.status == "ok":
-                folder = self.writer.run.path
-                trial = replace(trial, size=store.save(head_file(folder, trial.trial), outcome.estimator))
-                predictions = predictions_of_trial(data, outcome, trial)
-                save_predictions(predictions_file(folder, trial.trial), predictions, data)
-            trials.append(trial)
+        with ThreadPoolExecutor(WRITERS) as threads:
+            trials = list(threads.map(partial(self._saved, data), bundle.candidates, outcomes))
         self.writer.add(trials)
+
+    def _saved(self, data: TapData, candidate: Candidate, outcome: Outcome) -> Trial:
+        """Return the trial of a candidate, with its head and predictions on the disk."""
+        try:
+            trial = scored_trial(data, candidate, outcome, self.settings)
+        except Exception as error:  # a classifier of the user may predict anything
+            return unscored_trial(candidate, failure(error).reason)
+        if trial.status == "ok":
+            folder = self.writer.run.path
+            trial = replace(trial, size=store.save(head_file(folder, trial.trial), outcome.estimator))
+            predictions = predictions_of_trial(data, outcome, trial)
+            save_predictions(predictions_file(folder, trial.trial), predictions, data)
+        return trial

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -32,6 +34,20 @@ PLAIN = {
     "knn": lambda p: KNeighborsClassifier(**p, metric="cosine", algorithm="brute"),
 }
 QUICK = "ridge,logreg"
+
+
+def test_heads_on_threads_share_the_cores_with_no_library(hard, tmp_path):
+    code = (
+        "import sys, threadpoolctl, featcache as fc\n"
+        "limits = set()\n"
+        "def progress(tick):\n"
+        "    if tick.done:\n"
+        "        limits.update(library['num_threads'] for library in threadpoolctl.threadpool_info())\n"
+        "fc.sweep(sys.argv[1], 'ridge', out=sys.argv[2], progress=progress)\n"
+        "assert limits == {1}, limits\n"
+    )
+    command = [sys.executable, "-c", code, str(hard.path), str(tmp_path / "run")]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def fingerprint(run):

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Floats
+from featcache.arrays import Classes, Floats
 from featcache.heads.estimators import make_classifier
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
+from featcache.heads.logits import two_columns
 
 MAX_ROWS = 10_000  # distances and one kernel take 1.6 GB then; with more rows libsvm computes what it needs itself
 
@@ -80,18 +81,52 @@ def _fit_one_gamma(classifiers: Sequence[Any], fold: Fold, distances: _Distances
                 gamma = distances.gamma(classifier.gamma)
                 within = np.exp(-gamma * distances.within)
                 to_others = np.exp(-gamma * distances.others)
-                kernel_fold = Fold(within, fold.y, to_others)
-            on_kernel = clone(classifier).set_params(kernel="precomputed")
-            on_kernel.fit(kernel_fold.X, fold.y)
-            result = evaluate(on_kernel, kernel_fold, began)
+            on_kernel = clone(classifier).set_params(kernel="precomputed").fit(within, fold.y)
+            predicted: Classes = fold.y[:0]
+            logits: Floats | None = None
+            if len(to_others):
+                predicted, logits = _predictions(on_kernel, to_others)
 
             kept: Any = None
             if fold.keep:
                 _copy_fit(classifier, on_kernel, distances.X, gamma)
                 kept = classifier
-            yield FoldResult(kept, result.predicted, result.logits, time.perf_counter() - began)
+            yield FoldResult(kept, predicted, logits, time.perf_counter() - began)
         except Exception as error:
             yield failure(error)
+
+
+def _predictions(on_kernel: Any, kernel: Floats) -> tuple[Classes, Floats]:
+    """Return the classes (M,) and logits (M, K) of images from their kernel (M, N), as SVC itself gives them.
+
+    libsvm has a machine for each two classes i < j. Its decision is a sum over the support vectors of both; those of
+    class i have K - 1 coefficients, one for each other class. Here each coefficient is used once, in K products, where
+    libsvm's `predict` and `decision_function` both go through all of them image by image.
+    """
+    classes = on_kernel.classes_
+    num_classes = len(classes)
+    to_support = kernel[:, on_kernel.support_]
+    if num_classes == 2:
+        decision = to_support @ on_kernel.dual_coef_.T + on_kernel.intercept_  # (M, 1)
+        return classes[np.where(decision[:, 0] < 0, 0, 1)], two_columns(decision)
+
+    sums: list[Floats] = []  # for each class (M, K - 1), over its support vectors
+    ends = np.cumsum(on_kernel.n_support_)
+    for begin, end in zip(ends - on_kernel.n_support_, ends, strict=True):
+        sums.append(to_support[:, begin:end] @ on_kernel.dual_coef_[:, begin:end].T)
+    first, second = np.triu_indices(num_classes, 1)  # i and j of each machine
+    # Class i has no coefficient against itself, so that those against later classes stand one place earlier.
+    decisions = np.stack([sums[i][:, j - 1] + sums[j][:, i] for i, j in zip(first, second, strict=True)], axis=1)
+    decisions += on_kernel.intercept_  # (M, machines)
+
+    # A machine votes for i where its decision is positive. At 0, `predict` counts a vote for j and
+    # `decision_function` one for i, which adds the decisions, shrunk to less than a vote.
+    is_first, is_second = np.eye(num_classes)[first], np.eye(num_classes)[second]  # (machines, K)
+    votes = (decisions > 0) @ is_first + (decisions <= 0) @ is_second
+    scores = (decisions >= 0) @ is_first + (decisions < 0) @ is_second
+    confidences = decisions @ (is_first - is_second)
+    scores += confidences / (3 * (np.abs(confidences) + 1))
+    return classes[votes.argmax(axis=1)], scores
 
 
 def _copy_fit(classifier: Any, on_kernel: Any, X: Floats, gamma: float) -> None:

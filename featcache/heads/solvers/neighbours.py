@@ -43,11 +43,20 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
 
 
 def _fit_each(head: str, grid: Sequence[Params], X: Features, y: Classes) -> list[Any]:
-    """Return a fitted classifier for each setting, or its failure."""
+    """Return a fitted classifier for each setting, or its failure. All of them share the rows that the first keeps."""
     fitted: list[Any] = []
+    state: dict[str, Any] = {}  # what fitting adds to a classifier
     for params in grid:
         try:
-            fitted.append(make_classifier(head, params).fit(X, y))
+            classifier = make_classifier(head, params)
+            if state:
+                classifier._validate_params()  # scikit-learn's fit would raise this error
+                vars(classifier).update(state)
+            else:
+                unfitted = {*vars(classifier)}
+                classifier.fit(X, y)
+                state = {name: value for name, value in vars(classifier).items() if name not in unfitted}
+            fitted.append(classifier)
         except Exception as error:  # such as 0 neighbours
             fitted.append(failure(error))
     return fitted

@@ -1,11 +1,14 @@
-"""Fit ridge classifiers of every strength from one decomposition, with exact leave-one-out scores.
+"""Fit ridge classifiers of every strength from one reduction, with exact leave-one-out scores.
 
 For centred features X (N, D) and centred targets Y (N, K) of -1 and 1, ridge with strength a has the coefficients
 
-    W = (X'X + a)^-1 X'Y  = V diag(1 / (s + a)) V' X'Y      with X'X = V diag(s) V'     if N > D + 1    ("primal")
-    W = X' (XX' + a)^-1 Y = X' Q diag(1 / (s + a)) Q' Y     with XX' = Q diag(s) Q'     if N <= D + 1   ("dual")
+    W = (X'X + a)^-1 X'Y  = Q (T + a)^-1 Q' X'Y      with X'X = Q T Q'     if N > D + 1    ("primal")
+    W = X' (XX' + a)^-1 Y = X' Q (T + a)^-1 Q' Y     with XX' = Q T Q'     if N <= D + 1   ("dual")
 
-so one eigendecomposition, O(min(N, D)^3), serves every a. Sample weights w multiply each row of X and Y by sqrt(w).
+so one reduction to a tridiagonal T, O(min(N, D)^3), serves every a: see `tridiagonal`. Leaving one out needs the
+diagonal of a matrix for every a, and takes the eigenvectors for that. Sample weights w multiply each row of X and Y by
+sqrt(w). Multiplications in the dual: N^2 D / 2 for XX', 2/3 N^3 for T, and for M other images and A strengths
+M N D + M N^2 + M N A K, or N^2 A K + N D A K if the coefficients are kept.
 
 Leaving image i out changes its residual e_i to e_i / (1 - h_i), where h is the diagonal of the hat matrix that turns
 Y into predictions (PRESS, Allen 1974, https://doi.org/10.2307/1267500). big_vision's few-shot evaluator and
@@ -15,8 +18,10 @@ scikit-learn's RidgeCV use the same two identities.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -24,9 +29,9 @@ from featcache.arrays import Classes, Features, Floats
 from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
-from featcache.heads.row_blocks import map_rows, sum_blocks
+from featcache.heads.row_blocks import map_rows, row_slices, sum_blocks
+from featcache.heads.solvers.tridiagonal import Tridiagonal
 
-MIN_ALPHAS_FOR_EIGEN = 6  # fewer linear systems are solved faster one by one (870 x 870: 12 ms each, eigen 73 ms)
 MIN_EIGENVALUE = 1e-11  # of the largest, with alpha: smaller ones are only rounding error
 MIN_REMAINING = 1e-9  # of 1 - hat: what is left of 1 below it is only rounding error
 
@@ -54,11 +59,15 @@ class _RidgeProblem:
         """Return rows of X, centred and weighted."""
         return np.asarray(self.root[block] * self.centred(self.X[block]))
 
+    @cached_property
+    def all_rows(self) -> Floats:
+        """All rows of X, centred and weighted. For the dual, where they are few."""
+        return self.rows()
+
     def gram(self) -> Floats:
         """Return XX' (N, N) or X'X (D, D), the smaller of the two."""
         if self.dual:
-            rows = self.rows()
-            return np.asarray(rows @ rows.T)
+            return np.asarray(self.all_rows @ self.all_rows.T)
 
         def products(block: slice) -> Floats:
             rows = self.rows(block)
@@ -72,6 +81,19 @@ class _RidgeProblem:
             return self.Y
         return sum_blocks(lambda block: self.rows(block).T @ self.Y[block], len(self.X))
 
+    def map_blocks(self, function: Callable[[Floats], Floats]) -> Floats:
+        """Return function(rows of X, centred and weighted), computed block by block."""
+        return np.concatenate([function(self.rows(block)) for block in row_slices(len(self.X))])
+
+    def weights(self, solutions: Floats) -> Floats:
+        """Return the weights (D, m) that solutions (N or D, m) of the linear system stand for."""
+        return np.asarray(self.all_rows.T @ solutions) if self.dual else solutions
+
+    def products(self, features: Features) -> Floats:
+        """Return the array (n, N or D) whose product with a solution is the scores of features (n, D)."""
+        centred = self.centred(features)
+        return np.asarray(centred @ self.all_rows.T) if self.dual else centred
+
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield the result of each strength, fitted on the fold."""
@@ -82,51 +104,60 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     refusals = [invalid_parameters(classifier) for classifier in classifiers]
     alphas = []
     for classifier, refusal in zip(classifiers, refusals, strict=True):
-        if refusal is None and classifier.alpha > 0:
-            alphas.append(classifier.alpha)
-    solutions = iter(_solve_and_predict(problem, alphas, fold))
+        if refusal is None:
+            alphas.append(float(classifier.alpha))
+    solutions = _solve_and_predict(problem, alphas, fold)
     seconds_each = (time.perf_counter() - began) / len(grid)
 
     for classifier, refusal in zip(classifiers, refusals, strict=True):
         if refusal is not None:
             yield refusal
             continue
-        if classifier.alpha == 0:  # least squares has many solutions; return the one that scikit-learn chooses
+        if classifier.alpha not in solutions:  # many weights fit as well; return the ones that scikit-learn chooses
             yield evaluate(classifier.fit(fold.X, fold.y), fold, time.perf_counter())
             continue
-        weights, scores = next(solutions)
+        weights, scores = solutions[classifier.alpha]
         if fold.keep:
-            # The features were centred: x W + intercept = (x - mean) W + Y_mean
-            coef = weights.T
-            set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
+            set_coefficients(classifier, classes, *_coefficients(problem, weights))
         kept = classifier if fold.keep else None
         result = result_from_scores(kept, scores, classes, time.perf_counter())
         yield replace(result, seconds=seconds_each)
 
 
-def _solve_and_predict(problem: _RidgeProblem, alphas: Sequence[float], fold: Fold) -> list[tuple[Floats, Floats]]:
+def _solve_and_predict(
+    problem: _RidgeProblem, alphas: Sequence[float], fold: Fold
+) -> dict[float, tuple[Floats, Floats]]:
     """Return, for every strength, the weights (D, K) and the scores (M, K) of the other images.
 
-    Every product is made once for all strengths, whose columns lie side by side. If the fold does not keep its
-    classifiers, the dual never makes the weights: they are (0, K).
+    Strengths that are 0, or so small that the linear system is singular, are left out. Every product is made once for
+    all strengths, whose columns lie side by side. If the fold does not keep its classifiers, the weights are (0, K).
     """
-    if not alphas:
-        return []
-    by_alpha = _solutions(problem.gram(), problem.right_side(), alphas)
-    solutions = np.concatenate(by_alpha, axis=1)  # (N or D, A K)
-    weights: Floats
-    if problem.dual and not fold.keep:
-        rows = problem.rows()
-        weights = np.zeros((0, solutions.shape[1]))
-        # Left to right: the kernel x X' (n, N) first, so that no (D, A K) array is made.
-        scores = map_rows(lambda features: problem.centred(features) @ rows.T @ solutions, fold.others)
-    else:
-        weights = problem.rows().T @ solutions if problem.dual else solutions
+    system = Tridiagonal(problem.gram())
+    right_side = system.into(problem.right_side())
+    by_alpha: dict[float, Floats] = {}
+    for alpha in alphas:
+        if alpha > 0:
+            with suppress(np.linalg.LinAlgError):
+                by_alpha[alpha] = system.solve(alpha, right_side)
+    if not by_alpha:
+        return {}
+    turned = np.concatenate([*by_alpha.values()], axis=1)  # (T + a)^-1 Q' B, (N or D, A K)
+
+    weights: Floats = np.zeros((0, turned.shape[1]))
+    if fold.keep:
+        weights = problem.weights(system.out_of(turned))
         scores = map_rows(lambda features: problem.centred(features) @ weights, fold.others)
-    scores = scores + np.tile(problem.Y_mean, len(alphas))
-    weights_by_alpha = np.split(weights, len(alphas), axis=1)
-    scores_by_alpha = np.split(scores, len(alphas), axis=1)
-    return list(zip(weights_by_alpha, scores_by_alpha, strict=True))
+    elif len(fold.others) < turned.shape[1]:
+        # Q goes to the side with fewer vectors.
+        scores = map_rows(lambda features: system.rows_into(problem.products(features)) @ turned, fold.others)
+    else:
+        solutions = system.out_of(turned)
+        scores = map_rows(lambda features: problem.products(features) @ solutions, fold.others)
+    scores = scores + np.tile(problem.Y_mean, len(by_alpha))
+
+    weights_by_alpha = np.split(weights, len(by_alpha), axis=1)
+    scores_by_alpha = np.split(scores, len(by_alpha), axis=1)
+    return dict(zip(by_alpha, zip(weights_by_alpha, scores_by_alpha, strict=True), strict=True))
 
 
 def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight: str | None) -> Iterator[FoldResult]:
@@ -137,6 +168,34 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     began = time.perf_counter()
     problem = _centred_problem(X, y, class_weight)
     classes = np.unique(y)
+    classifiers = [make_classifier("ridge", params, class_weight) for params in grid]
+    refusals = [invalid_parameters(classifier) for classifier in classifiers]
+    alphas = []
+    for classifier, refusal in zip(classifiers, refusals, strict=True):
+        if refusal is None:
+            alphas.append(float(classifier.alpha))
+    solutions = _solve_and_leave_one_out(problem, alphas)
+    seconds_each = (time.perf_counter() - began) / len(grid)
+
+    for classifier, refusal in zip(classifiers, refusals, strict=True):
+        if refusal is not None:
+            yield refusal
+            continue
+        if classifier.alpha not in solutions:
+            # Without its value in the message, all such strengths share a line of the sweep's output.
+            yield failure(ValueError("alpha is too small for leave-one-out: rounding errors would decide"))
+            continue
+        weights, scores = solutions[classifier.alpha]
+        set_coefficients(classifier, classes, *_coefficients(problem, weights))
+        result = result_from_scores(classifier, scores, classes, time.perf_counter())
+        yield replace(result, seconds=seconds_each)
+
+
+def _solve_and_leave_one_out(problem: _RidgeProblem, alphas: Sequence[float]) -> dict[float, tuple[Floats, Floats]]:
+    """Return, for every strength, the weights (D, K) and the scores (N, K) of each image without itself.
+
+    Strengths so small that rounding errors would decide are left out. As above, the strengths lie side by side.
+    """
     gram = problem.gram()
     # Centring takes the direction of `root` from the rows, so X'X and XX' know nothing of the intercept, which adds
     # w_i / sum(w) to the diagonal of the hat matrix.
@@ -144,50 +203,46 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     shift = np.trace(gram) / len(gram)
     if problem.dual:
         gram += shift * (direction @ direction.T)  # an eigenvalue that is known, in place of zero
-    values, vectors = _eigen(gram)
-    # Along the R eigenvectors, with s = values:
-    #   primal  W = V (T / (s + a)),   T = (X V)' Y,  Y - X W = Y - (X V) (T / (s + a)),
-    #           1 - hat = 1 - direction^2 - (X V)^2 (1 / (s + a))
-    #   dual    W = X'Q (T / (s + a)), T = Q' Y,      Y - X W = a Q (T / (s + a)),
-    #           1 - hat = a (Q^2 (1 / (s + a)) - direction^2 / (shift + a))
-    # In the dual both sides of the quotient have the factor a. Without it nothing is lost where a is small.
+    values, vectors = np.linalg.eigh(gram)  # s (R,), V or Q
+    values = np.maximum(values, 0)  # rounding makes negative ones
+    strengths = np.array([alpha for alpha in alphas if values.min() + alpha > MIN_EIGENVALUE * values.max()])  # (A,)
+    if not strengths.size:
+        return {}
+
+    # With B = X'Y or Y, the right side, the solutions are V (1 / (s + a)) V' B. Then
+    #   primal  Y - X W = Y - X V (1 / (s + a)) V' B,   1 - hat = 1 - direction^2 - (X V)^2 (1 / (s + a))
+    #   dual    Y - X W = a solutions,   1 - hat = a (Q^2 (1 / (s + a)) - direction^2 / (shift + a))
+    # The diagonal of P diag(d) P' is (P^2) d, without the (N, N) product. In the dual both sides of the quotient have
+    # the factor a. Without it nothing is lost where a is small.
+    shrunk = 1 / (values[:, None] + strengths)  # (R, A)
+    projected = vectors.T @ problem.right_side()  # V' B, (R, K)
+    turned = shrunk[:, :, None] * projected[:, None]  # (R, A, K)
+    solutions = vectors @ turned.reshape(len(values), -1)  # (N or D, A K)
+    weights = problem.weights(solutions)  # (D, A K)
     if problem.dual:
-        projected: Floats = vectors  # Q, (N, R)
-        basis: Floats = problem.rows().T @ vectors  # X'Q, (D, R)
+        residual = solutions
+        remaining = vectors**2 @ shrunk - direction**2 / (shift + strengths)  # (N, A)
     else:
-        projected = problem.rows() @ vectors  # X V, (N, R)
-        basis = vectors  # V, (D, R)
-    targets = projected.T @ problem.Y  # T, (R, K)
-    # The diagonal of P diag(d) P' is (P^2) d, without the (N, N) product.
-    squares = projected**2
-    for params in grid:
-        classifier = make_classifier("ridge", params, class_weight)
-        refusal = invalid_parameters(classifier)
-        alpha = params["alpha"]
-        # Without its value in the message, all such strengths share a line of the sweep's output.
-        too_small = failure(ValueError("alpha is too small for leave-one-out: rounding errors would decide"))
-        if refusal is None and values.min() + alpha <= MIN_EIGENVALUE * values.max():
-            refusal = too_small
-        if refusal is not None:
-            yield refusal
+        residual = np.tile(problem.Y, len(strengths)) - problem.map_blocks(lambda rows: rows @ weights)
+        remaining = 1 - direction**2 - problem.map_blocks(lambda rows: (rows @ vectors) ** 2 @ shrunk)
+
+    # e / (1 - h) as above; dividing by sqrt(w) takes the weight of the row away again.
+    by_alpha: dict[float, tuple[Floats, Floats]] = {}
+    num_classes = problem.Y.shape[1]
+    for number, alpha in enumerate(strengths.tolist()):
+        columns = slice(number * num_classes, (number + 1) * num_classes)
+        left = remaining[:, number : number + 1]
+        if not problem.dual and left.min() < MIN_REMAINING:  # an image alone shows some direction
             continue
-        shrunk = (1 / (values + alpha))[:, None]  # 1 / (s + a), (R, 1)
-        if problem.dual:
-            residual = vectors @ (shrunk * targets)
-            remaining = squares @ shrunk - direction**2 / (shift + alpha)
-        else:
-            residual = problem.Y - projected @ (shrunk * targets)
-            remaining = 1 - direction**2 - squares @ shrunk
-            if remaining.min() < MIN_REMAINING:  # an image alone shows some direction
-                yield too_small
-                continue
-        coef = (basis @ (shrunk * targets)).T
-        set_coefficients(classifier, classes, coef, problem.Y_mean - coef @ problem.mean)
-        # e / (1 - h) as above; dividing by sqrt(w) takes the weight of the row away again.
-        residual_left_out = residual / remaining
-        scores = (problem.Y - residual_left_out) / problem.root + problem.Y_mean
-        yield result_from_scores(classifier, scores, classes, began)
-        began = time.perf_counter()
+        scores = (problem.Y - residual[:, columns] / left) / problem.root + problem.Y_mean
+        by_alpha[alpha] = weights[:, columns], scores
+    return by_alpha
+
+
+def _coefficients(problem: _RidgeProblem, weights: Floats) -> tuple[Floats, Floats]:
+    """Return coef (K, D) and intercept (K,) for features that are not centred: (x - mean) W + Y_mean."""
+    coef = weights.T
+    return coef, problem.Y_mean - coef @ problem.mean
 
 
 def _centred_problem(X: Features, y: Classes, class_weight: str | None) -> _RidgeProblem:
@@ -202,24 +257,3 @@ def _centred_problem(X: Features, y: Classes, class_weight: str | None) -> _Ridg
     Y_mean = weights @ Y / total
     root = np.sqrt(weights)[:, None]
     return _RidgeProblem(X, root, root * (Y - Y_mean), Y_mean, mean)
-
-
-def _solutions(gram: Floats, right_side: Floats, alphas: Sequence[float]) -> list[Floats]:
-    """Return (gram + alpha)^-1 right_side for every alpha > 0.
-
-    NumPy's LAPACK releases the GIL, unlike SciPy's, so that other threads can fit other heads.
-    """
-    if len(alphas) < MIN_ALPHAS_FOR_EIGEN:
-        return [np.linalg.solve(gram + alpha * np.eye(len(gram)), right_side) for alpha in alphas]
-    # (V diag(s) V' + a)^-1 = V diag(1 / (s + a)) V', and one product with V serves every a.
-    values, vectors = _eigen(gram)
-    rotated = vectors.T @ right_side
-    shrunk = [rotated / (values + alpha)[:, None] for alpha in alphas]
-    side_by_side = vectors @ np.concatenate(shrunk, axis=1)
-    return np.split(side_by_side, len(alphas), axis=1)
-
-
-def _eigen(gram: Floats) -> tuple[Floats, Floats]:
-    """Return eigenvalues (R,), without the negative ones that rounding makes, and eigenvectors in columns."""
-    values, vectors = np.linalg.eigh(gram)
-    return np.maximum(values, 0), vectors
