@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featcache.heads.folds import Fold
-from featcache.heads.solvers import logistic
+from featcache.heads.solvers import axes, descent
 from featcache.heads.solvers.logistic import logistic_path
 from featcache.heads.solvers.paths import together, try_all
 from featcache.sweeps.scoring import has_converged
@@ -98,8 +98,8 @@ def test_batches_of_strengths_and_blocks_of_rows_change_nothing(monkeypatch):
     for num_features in (5, 90):
         X, y = problem(3, num_features)
         whole = logistic_path(X, y, STRENGTHS, tol=1e-9)
-        monkeypatch.setattr(logistic, "BATCH_NUMBERS", 1)
-        monkeypatch.setattr(logistic, "BLOCK_ROWS", 7)
+        monkeypatch.setattr(descent, "BATCH_NUMBERS", 1)
+        monkeypatch.setattr(axes, "BLOCK_ROWS", 7)
         for one, other in zip(whole, logistic_path(X, y, STRENGTHS, tol=1e-9), strict=True):
             assert np.allclose(one.coef, other.coef, atol=1e-5 * np.abs(one.coef).max())
         monkeypatch.undo()
