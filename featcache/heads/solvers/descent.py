@@ -63,7 +63,9 @@ class Solution:
 class Loss(Protocol):
     """The mean loss of S problems over the images. Logits, states and residuals are (K, S, N)."""
 
-    shift_invariant: bool  # whether adding one number to all K scores of an image leaves its loss as it was
+    @property
+    def shift_invariant(self) -> bool:
+        """Return whether adding one number to all K scores of an image leaves its loss as it was."""
 
     def state(self, logits: Floats) -> Floats:
         """Return what the other methods need of the logits, in a new array."""
@@ -91,7 +93,7 @@ class Loss(Protocol):
 
 
 # From strengths (s,), and the points where they start (K, s, R), to their minima and the number of steps (s,)
-Descend = Callable[[Classes, Floats], tuple[Floats, Classes]]
+Descend = Callable[[Floats, Floats], tuple[Floats, Classes]]
 
 
 def solve_path(strengths: Floats, num_scores: int, rotated: Rotated, descend: Descend) -> tuple[Floats, Classes]:
