@@ -84,6 +84,14 @@ def test_scores_are_as_near_to_the_minimum_as_scikit_learns(num_classes, num_fea
         assert has_converged(result.classifier)
 
 
+def test_few_steps_are_enough():
+    num_steps = 0
+    for seed in range(8):
+        [solution] = hinge_path(*problem(7, 90, seed), [0.1])
+        num_steps += solution.iterations
+    assert num_steps < 150
+
+
 def test_order_and_repetition_of_strengths_do_not_matter():
     X, y = problem(3, 20)
     forth = hinge_path(X, y, STRENGTHS)

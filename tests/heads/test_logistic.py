@@ -164,3 +164,12 @@ def test_weak_penalties_end_near_the_solution_where_classes_come_apart(strength,
     scores = [others @ one.coef.T + one.intercept for one in (found, exact)]
     centred = [one - one.mean(axis=1, keepdims=True) for one in scores]
     assert np.abs(centred[0] - centred[1]).max() < apart * np.abs(centred[1]).max()
+
+
+def test_a_strength_starts_where_the_two_below_point_to():
+    """Where classes come apart, weights grow with the logarithm of C."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(5), 30)
+    X = rng.normal(0, 0.2, (5, 200))[y] + rng.normal(0, 1, (150, 200))
+    solutions = logistic_path(X, y, [1e-3, 1e-1, 1e1, 1e3, 1e5])
+    assert sum(solution.iterations for solution in solutions) < 35

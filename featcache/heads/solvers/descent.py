@@ -96,8 +96,14 @@ class Loss(Protocol):
 Descend = Callable[[Floats, Floats], tuple[Floats, Classes]]
 
 
-def solve_path(strengths: Floats, num_scores: int, rotated: Rotated, descend: Descend) -> tuple[Floats, Classes]:
-    """Return the minimum for every strength, (K, S, R) with K = num_scores, and the number of steps, (S,)."""
+def solve_path(
+    strengths: Floats, num_scores: int, rotated: Rotated, descend: Descend, *, grows: bool
+) -> tuple[Floats, Classes]:
+    """Return the minimum for every strength, (K, S, R) with K = num_scores, and the number of steps, (S,).
+
+    grows: whether the minimum moves as far again each time that the strength grows by the same factor. Then strengths
+    above the solved ones start where the last two point to.
+    """
     # Solve the steps of the ladder too: they are the warm starts of the strengths between them.
     lowest_step = min(EASY_STRENGTH, strengths.min() / 100)
     ladder = [step for step in LADDER if lowest_step < step <= strengths.max()]
@@ -106,7 +112,7 @@ def solve_path(strengths: Floats, num_scores: int, rotated: Rotated, descend: De
     B = np.zeros((num_scores, len(order), len(rotated.variances)), rotated.features.dtype)
     iterations = np.zeros(len(order), int)
     for solved, next_up in _levels(order, np.isin(order, ladder)):
-        starts = _starting_points(np.log(order), B, solved, next_up)
+        starts = _starting_points(np.log(order), B, solved, next_up, reach=2 if grows else 1)
         for part in _memory_batches(len(next_up), num_scores, rotated):
             at = next_up[part]
             B[:, at], iterations[at] = descend(order[at], starts[:, part])
@@ -135,21 +141,22 @@ def _levels(order: Floats, on_ladder: npt.NDArray[np.bool_]) -> Iterator[tuple[C
         solved[next_up] = True
 
 
-def _starting_points(logs: Floats, B: Floats, solved: Classes, next_up: Classes) -> Floats:
+def _starting_points(logs: Floats, B: Floats, solved: Classes, next_up: Classes, reach: float) -> Floats:
     """Return where the next strengths start, (K, len(next_up), R): between their solved neighbours, by log strength.
 
-    The loss is convex, so at a point between two solutions it is at most the larger of theirs.
+    The loss is convex, so at a point between two solutions it is at most the larger of theirs. reach: how far to go
+    from the lower of two neighbours, where 1 is the upper one.
     """
     if not len(solved):
         return B[:, next_up]
     above = np.zeros(len(next_up), int)
     if len(solved) > 1:
         above = np.clip(np.searchsorted(solved, next_up), 1, len(solved) - 1)
-    # Beyond the solved strengths both neighbours are the pair at that end, and `share` is clipped to the nearer one.
+    # Beyond the solved strengths both neighbours are the pair at that end.
     low = solved[above - 1]
     high = solved[above]
     distance = np.where(low == high, 1, logs[high] - logs[low])
-    share = np.clip((logs[next_up] - logs[low]) / distance, 0, 1)
+    share = np.clip((logs[next_up] - logs[low]) / distance, 0, reach)
     share = share.astype(B.dtype)[:, None]
     return np.asarray((1 - share) * B[:, low] + share * B[:, high])
 

@@ -77,7 +77,7 @@ def hinge_path(
         B, iterations = descend(axes, problems, penalty, starts.reshape(1, K * S, R), max_iter)
         return B.reshape(K, S, R), iterations.reshape(K, S).max(axis=0)
 
-    B, iterations = solve_path(np.asarray(strengths, np.float64), len(own_class), axes, descend_from)
+    B, iterations = solve_path(np.asarray(strengths, np.float64), len(own_class), axes, descend_from, grows=False)
     coef = axes.back(B).astype(np.float64)  # with the intercept last
 
     solutions = []

@@ -63,7 +63,8 @@ def logistic_path(
         penalty[:, -1] = 0  # the intercept
         return descend(axes, loss, penalty, starts, max_iter)
 
-    B, iterations = solve_path(np.asarray(strengths, np.float64), num_classes, axes, descend_from)
+    # Where classes are separable, weights grow with the logarithm of C.
+    B, iterations = solve_path(np.asarray(strengths, np.float64), num_classes, axes, descend_from, grows=True)
     coef: Floats = axes.back(B[..., :-1])
     # The features were centred: x coef' + intercept = (x - mean) coef' + B_last
     intercept: Floats = B[..., -1] - coef @ mean
