@@ -125,10 +125,9 @@ class SoftmaxLoss:
         """Return sum_i w_i Var_p(a_i) = sum_i w_i (sum_k p a^2 - (sum_k p a)^2) with a = `along`, (S,)."""
         weighted = state * along
         mean = weighted.sum(axis=0)
-        # Sum over the classes first, then over the weighted images: this makes no further (K, S, N) array.
-        order = ["einsum_path", (0, 1), (0, 1)]
-        mean_square = np.einsum("ksn,ksn,n->s", weighted, along, self.weights, optimize=order)
-        return np.asarray(mean_square - mean**2 @ self.weights)
+        weighted *= along
+        variance = weighted.sum(axis=0) - mean**2
+        return np.asarray(variance @ self.weights)
 
     def is_steep(self, gradient: Floats) -> npt.NDArray[np.bool_]:
         """Return whether an upper bound of the largest gradient norm of a class, for features not centred, is over tol.
