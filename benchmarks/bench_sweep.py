@@ -7,9 +7,8 @@
 Against GridSearchCV both choose by the same five folds within train, from features that are in memory or in the page
 cache, and fit the best setting (ours: every setting) on all of train. "ridge-loo" leaves every image out once, against
 the same five folds. "dense" is 100 softmax heads against as many times keras.Sequential.fit, of which --fits are timed,
-both judged on the validation split. "logreg" and "svm" also print the least arithmetic that the fits need. "memory" is
-a sweep over 100,000 x 1,280 float16 features. Interleaved, medians of --repeats. Machines are shared and noisy: read
-the ratios, not the seconds.
+both judged on the validation split. "memory" is a sweep over 100,000 x 1,280 float16 features. Interleaved, medians of
+--repeats. Machines are shared and noisy: read the ratios, not the seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
-from threadpoolctl import threadpool_limits
 
 import featcache as fc
 from featcache.cache import parts
@@ -93,31 +91,9 @@ def against_search(name: str, cache: fc.Cache, asked: Any) -> None:
     print(
         f"{name:9} {len(X)} x {X.shape[1]}, {len(run.trials)} settings: {ratio(theirs, ours)} times as fast as "
         f"GridSearchCV ({statistics.median(ours):.2f} s; {statistics.median(theirs):.2f} s)  "
-        f"scores {apart.mean():.4f} apart, at most {apart.max():.4f}; best {best[1]:.4f}, theirs {best[0]:.4f}"
-        f"{work(name, X, y, statistics.median(ours), asked.jobs)}",
+        f"scores {apart.mean():.4f} apart, at most {apart.max():.4f}; best {best[1]:.4f}, theirs {best[0]:.4f}",
         flush=True,
     )
-
-
-def work(name: str, X: Any, y: Any, seconds: float, jobs: int) -> str:
-    """Return how much arithmetic a linear head takes at least, and the share of the machine's speed that this is.
-
-    At least: the (N, N) or (D, D) products once a fit, and the gradient (two products) once a strength.
-    """
-    if name not in ("logreg", "svm"):
-        return ""
-    num_settings, num_scores = len(CASES[name][2]["C"]), len(np.unique(y))
-    num_multiplications = 0
-    for num_rows in [len(X) * (FOLDS - 1) // FOLDS] * FOLDS + [len(X)]:
-        rank = min(num_rows, X.shape[1])
-        num_multiplications += num_rows * X.shape[1] * rank + 2 * num_settings * num_scores * num_rows * rank
-    square = np.ones((2000, 2000), np.float32)
-    tries = list[float]()
-    with threadpool_limits(jobs):
-        for _ in range(5):
-            timed(tries, lambda: square @ square)
-    share = num_multiplications / seconds / (len(square) ** 3 / min(tries))
-    return f"; at least {num_multiplications:.1e} multiplications, {share:.1%} of the peak in float32"
 
 
 def dense(name: str, cache: fc.Cache, asked: Any) -> None:
