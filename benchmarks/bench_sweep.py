@@ -34,7 +34,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 
 import featcache as fc
 from featcache.cache import parts
@@ -45,6 +45,7 @@ STRENGTHS = [float(f"{value:.12g}") for value in np.geomspace(1e-6, 1e5, 45)]
 MACHINES = {"C": [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0], "gamma": [1e-4, "scale", 1e-3]}
 CASES: dict[str, tuple[str, Any, dict[str, list[Any]]]] = {
     "logreg": ("logreg", LogisticRegression(max_iter=1000), {"C": STRENGTHS}),
+    "svm": ("svm", LinearSVC(dual=False, max_iter=5000), {"C": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}),
     "ridge": ("ridge", RidgeClassifier(), {"alpha": STRENGTHS}),
     "ridge-loo": ("ridge", RidgeClassifier(), {"alpha": STRENGTHS}),
     "rbf": ("rbf", SVC(), MACHINES),

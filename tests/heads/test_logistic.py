@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featcache.heads.folds import Fold
-from featcache.heads.solvers import logistic
+from featcache.heads.solvers import axes, descent
 from featcache.heads.solvers.logistic import logistic_path
 from featcache.heads.solvers.paths import together, try_all
 from featcache.sweeps.scoring import has_converged
@@ -98,8 +98,8 @@ def test_batches_of_strengths_and_blocks_of_rows_change_nothing(monkeypatch):
     for num_features in (5, 90):
         X, y = problem(3, num_features)
         whole = logistic_path(X, y, STRENGTHS, tol=1e-9)
-        monkeypatch.setattr(logistic, "BATCH_NUMBERS", 1)
-        monkeypatch.setattr(logistic, "BLOCK_ROWS", 7)
+        monkeypatch.setattr(descent, "BATCH_NUMBERS", 1)
+        monkeypatch.setattr(axes, "BLOCK_ROWS", 7)
         for one, other in zip(whole, logistic_path(X, y, STRENGTHS, tol=1e-9), strict=True):
             assert np.allclose(one.coef, other.coef, atol=1e-5 * np.abs(one.coef).max())
         monkeypatch.undo()
@@ -164,3 +164,12 @@ def test_weak_penalties_end_near_the_solution_where_classes_come_apart(strength,
     scores = [others @ one.coef.T + one.intercept for one in (found, exact)]
     centred = [one - one.mean(axis=1, keepdims=True) for one in scores]
     assert np.abs(centred[0] - centred[1]).max() < apart * np.abs(centred[1]).max()
+
+
+def test_a_strength_starts_where_the_two_below_point_to():
+    """Where classes come apart, weights grow with the logarithm of C."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(5), 30)
+    X = rng.normal(0, 0.2, (5, 200))[y] + rng.normal(0, 1, (150, 200))
+    solutions = logistic_path(X, y, [1e-3, 1e-1, 1e1, 1e3, 1e5])
+    assert sum(solution.iterations for solution in solutions) < 35

@@ -246,10 +246,12 @@ def test_what_shares_is_in_one_group_and_the_rest_alone():
     assert together("knn", [{"n_neighbors": 1}, {"n_neighbors": 2}]) == [[0, 1]]
     assert together("logreg", [{"C": 1}, {"C": 2}]) == [[0, 1]]
     assert together("logreg", [{"C": 1, "l1_ratio": 0}, {"C": 2, "l1_ratio": 0}]) == [[0], [1]]
-    assert together("svm", [{"C": 1}, {"C": 2}]) == [[0], [1]]
+    assert together("svm", [{"C": 1}, {"C": 2}]) == [[0, 1]]
+    assert together("svm", [{"C": 1, "intercept_scaling": 2}, {"C": 2, "intercept_scaling": 2}]) == [[0], [1]]
+    assert together("forest", [{"n_estimators": 1}, {"n_estimators": 2}]) == [[0], [1]]
 
 
-@pytest.mark.parametrize("head", ["ridge", "logreg", "knn"])
+@pytest.mark.parametrize("head", ["ridge", "logreg", "svm", "knn"])
 def test_a_classifier_that_raises_gives_its_reason(head, monkeypatch):
     def broken(params, class_weight, seed):
         raise ArithmeticError("planted\nfault")

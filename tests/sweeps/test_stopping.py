@@ -16,7 +16,8 @@ from featcache.sweeps.budget import Clock, parse_seconds
 
 from .conftest import TAP, edited, rewrite
 
-HEADS = "ridge,logreg,svm"
+HEADS = "gnb,ridge,logreg,svm"
+APART = {"svm": {"C": [0.1**n for n in range(9)], "intercept_scaling": [1.0]}}  # each is fitted alone
 
 
 def run_on(cache, out, heads=HEADS, **options):
@@ -146,7 +147,7 @@ def test_with_time_for_all_all_are_tried(hard, tmp_path):
 
 
 def test_with_little_time_the_promising_are_tried_and_the_rest_says_why(hard, tmp_path, slow):
-    run = run_on(hard, tmp_path / "run", "ridge,svm", budget=1.0, grid={"svm": {"C": [0.1**n for n in range(9)]}})
+    run = run_on(hard, tmp_path / "run", "ridge,svm", budget=1.0, grid=APART)
     dropped = [trial for trial in run.trials if trial.dropped]
     assert dropped
     assert len(run.trials) == run.planned == 14
@@ -189,10 +190,9 @@ def test_the_best_on_few_images_go_on(hard, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "glimpses_of", looked)
     monkeypatch.setattr(Clock, "left", 0.0)
     monkeypatch.setattr(Clock, "may_begin", lambda self: True)
-    asked_for = {"svm": {"C": [0.1**n for n in range(9)]}}
     with monkeypatch.context() as patched:
         patched.setattr(budget, "fitted", lambda *args, may_begin, **options: trials.fitted(*args, **options))
-        run = run_on(hard, tmp_path / "run", "svm", budget=1.0, grid=asked_for)
+        run = run_on(hard, tmp_path / "run", "svm", budget=1.0, grid=APART)
     assert [share for share, _ in kept] == [9, 3]
     first, second = (values for _, values in kept)
     assert (len(first), len(second), len(run.ranked)) == (9, 3, 1)

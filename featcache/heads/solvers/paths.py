@@ -15,7 +15,7 @@ from featcache.errors import UsageError
 from featcache.heads.estimators import family_of, make_classifier
 from featcache.heads.folds import Fold, FoldResult, evaluate, failure
 from featcache.heads.grids import Params
-from featcache.heads.solvers import dense_grid, discriminant, kernels, logreg, neighbours, ridge, streams
+from featcache.heads.solvers import dense_grid, discriminant, kernels, linear, neighbours, ridge, streams
 
 FitGrid = Callable[[str, Sequence[Params], Fold, str | None, int], Iterator[FoldResult]]
 SplitGrid = Callable[[str, Sequence[Params]], list[list[int]]]
@@ -34,12 +34,14 @@ class Path:
 
 
 _DENSE = Path(dense_grid.fit, dense_grid.PER_HEAD, dense_grid.SHARED, split=dense_grid.chunks)
+_LINEAR = Path(linear.fit, frozenset(["C"]), frozenset(["max_iter", "tol"]))
 PATHS = {
     "softmax": _DENSE,
     "mlp": _DENSE,
     "ridge": Path(ridge.fit, frozenset(["alpha"]), leave_one_out=ridge.leave_one_out),
     "lda": Path(discriminant.fit, frozenset(["shrinkage"])),
-    "logreg": Path(logreg.fit, frozenset(["C"]), frozenset(["max_iter", "tol"])),
+    "logreg": _LINEAR,
+    "svm": _LINEAR,
     "rbf": Path(kernels.fit, frozenset(["C", "gamma"])),
     "knn": Path(
         neighbours.fit,

@@ -1,4 +1,7 @@
-"""Fit logistic regression of every strength together (the method is in `logistic`)."""
+"""Fit linear heads of every strength together: logistic regression and linear support vector machines.
+
+`logistic` and `hinge` have their losses, `descent` the method.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from featcache.heads.estimators import make_classifier, set_coefficients
 from featcache.heads.folds import Fold, FoldResult, evaluate, invalid_parameters, result_from_scores
 from featcache.heads.grids import Params
 from featcache.heads.row_blocks import map_rows
-from featcache.heads.solvers.logistic import Solution, logistic_path
+from featcache.heads.solvers.descent import Solution
+from featcache.heads.solvers.hinge import hinge_path
+from featcache.heads.solvers.logistic import logistic_path
 
 MIN_C, MAX_C = 1e-15, 1e15  # solved together; other strengths, such as infinity, are left to scikit-learn
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
     """Yield the result of each strength, fitted on the fold."""
-    from sklearn.utils.class_weight import compute_sample_weight
+    from sklearn.svm import LinearSVC
+    from sklearn.utils.class_weight import compute_class_weight
 
     began = time.perf_counter()
     classes = np.unique(fold.y)
@@ -38,8 +44,11 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         first = classifiers[together[0]]
         strengths = [classifiers[number].C for number in together]
         index = np.searchsorted(classes, fold.y)
-        weights = compute_sample_weight(first.class_weight, fold.y)
-        path = logistic_path(fold.X, index, strengths, weights, first.max_iter, first.tol)
+        weights = compute_class_weight(first.class_weight, classes=classes, y=fold.y)
+        if isinstance(first, LinearSVC):
+            path = hinge_path(fold.X, index, strengths, weights, first.max_iter, first.tol)
+        else:
+            path = logistic_path(fold.X, index, strengths, weights[index], first.max_iter, first.tol)
         solutions = dict(zip(together, path, strict=True))
         scores = dict(zip(together, _scores(path, fold), strict=True))
     seconds_each = (time.perf_counter() - began) / len(grid)
@@ -53,7 +62,8 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
         else:
             solution = solutions[number]
             set_coefficients(classifier, classes, solution.coef, solution.intercept)
-            classifier.n_iter_ = np.array([solution.iterations], np.int32)
+            steps = solution.iterations
+            classifier.n_iter_ = steps if isinstance(classifier, LinearSVC) else np.array([steps], np.int32)
             result = result_from_scores(classifier, scores[number], classes, began)
             yield replace(result, seconds=seconds_each)
 
