@@ -1,0 +1,46 @@
+"""What fitting allocates beside the features, in bytes that Python and NumPy count."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from featcache.heads.estimators import FAMILIES
+from featcache.heads.folds import Fold
+from featcache.heads.solvers import nearest
+from featcache.heads.solvers.paths import try_all, try_leave_one_out
+
+
+def peak_of(call):
+    """Return what a call returns, and the most bytes that it held at one time."""
+    tracemalloc.start()
+    try:
+        result = call()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def fold_of(num_rows, num_features, num_others):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(num_rows + num_others, num_features)).astype(np.float32)
+    y = rng.integers(0, 3, num_rows)
+    return Fold(X[:num_rows], y, X[num_rows:])
+
+
+@pytest.mark.parametrize("leaves_one_out", [False, True])
+def test_neighbours_are_searched_for_a_block_of_images_at_a_time(leaves_one_out, monkeypatch):
+    fold = fold_of(num_rows=1000, num_features=600, num_others=800)
+    grid = FAMILIES["knn"].grid
+
+    def fit():
+        if leaves_one_out:
+            return try_leave_one_out("knn", grid, fold.X, fold.y)
+        return try_all("knn", grid, fold)
+
+    whole = fit()
+    monkeypatch.setattr(nearest, "BLOCK_BYTES", 2**16)
+    results, peak = peak_of(fit)
+    assert [list(result.predicted) for result in results] == [list(result.predicted) for result in whole]
+    # A copy at unit length would take as much as the features, and all similarities at once more than that.
+    assert peak / fold.X.nbytes < 0.8
