@@ -28,6 +28,7 @@ from featcache.text import counted
 KEEP_BYTES = 2**30  # of prepared features; larger ones are prepared again for every bundle of heads
 BLOCK = 4096  # rows that are read or checked at a time
 MEMORY_SHARE = 1 / 4  # of the machine's memory for features: heads take as much again
+COPIES_OF_A_FIT = 2  # of the features, while a head is fitted: logistic regression has them along other axes
 BAD_ROWS = 3  # rows with features that are not finite, which are named
 
 
@@ -118,6 +119,21 @@ class Prepared:
             raise kept
         return kept
 
+    def num_workers(self, jobs: int, settings: Settings) -> int:
+        """Return how many fits may run at once: `jobs`, or fewer if their copies of the features need more memory."""
+        from joblib import effective_n_jobs
+
+        workers = int(effective_n_jobs(jobs))
+        if self._data.streamed:
+            return workers  # heads read blocks of what lies on the disk
+        held, copies = 1, COPIES_OF_A_FIT
+        if not self._keep:
+            copies += 1  # every fit prepares its round
+        elif not self._in_place:
+            held += len(self._data.rounds)
+        free = 2 * allowed_bytes(settings) - held * self._data.num_bytes
+        return max(1, min(workers, int(free / (copies * self._data.num_bytes))))
+
     def _made(self, number: int) -> tuple[list[tuple[str, Any]], Fold]:
         data = self._data
         fit_on, choose_on = data.rounds[number]
@@ -149,7 +165,7 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
     width = sum(cache.features(rows[:1], name).shape[1] for name in names)
     views = views_of(cache, tap)[1:] if settings.train_views else []
     num_bytes = (len(rows) + len(train) * len(views)) * width * 4
-    allowed = settings.memory or physical_memory() * MEMORY_SHARE
+    allowed = allowed_bytes(settings)
     streamed = num_bytes > allowed
     if streamed:
         _check_streamed(settings, tap, num_bytes, allowed)
@@ -178,6 +194,11 @@ def parse_bytes(text: str) -> float:
     if match is None:
         raise UsageError(f"`memory` takes a size such as 500M or 4G; got '{text}'")
     return float(match[1]) * 1000.0 ** "bkmgt".index(match[2][0])
+
+
+def allowed_bytes(settings: Settings) -> float:
+    """Return how much memory the features of a tap may take."""
+    return settings.memory or physical_memory() * MEMORY_SHARE
 
 
 def physical_memory() -> int:
