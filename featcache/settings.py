@@ -192,7 +192,7 @@ class SweepOptions:
     memory: str | None = option(
         None, "Memory that features may take, such as 4G; larger ones are streamed. [default: 1/4 of the machine's]"
     )
-    jobs: int = option(-1, "Trials at once; -1: one per core.")
+    jobs: int = option(-1, "Trials at once, fewer if memory is short; -1: one per core.")
     seed: int = option(0, "Seed of folds and initial weights.")
 
 

@@ -16,11 +16,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from featcache.arrays import Features
 from featcache.errors import UsageError
+from featcache.heads.row_blocks import row_slices
 from featcache.spec import did_you_mean
 
 STANDARDISE = "standardise"
 NONE = "none"
+BLOCK = 4096  # rows that a step works on at a time: scikit-learn's temporary arrays are three times as large
 STEPS = (STANDARDISE, "l2", "pca:N", "pca:N:whiten", NONE)
 _PCA = re.compile(r"pca:(?P<size>\d+|0?\.\d+)(?P<whiten>:whiten)?")
 
@@ -56,6 +59,34 @@ def make_steps(chain: str) -> list[tuple[str, Any]]:
         name = kind if kinds.count(kind) == 1 else f"{kind}{number}"
         named.append((name, _transformer(step)))
     return named
+
+
+def fit_steps(chain: str, X: Features, others: Features) -> tuple[list[tuple[str, Any]], Features, Features]:
+    """Return the steps of a chain, fitted on X (N, D), and both arrays after them. The arrays may be overwritten.
+
+    others: (M, D), images that the steps are not fitted on; there may be none.
+    """
+    from sklearn.decomposition import PCA
+
+    steps = make_steps(chain)
+    for _, step in steps:
+        if isinstance(step, PCA):
+            X = step.fit_transform(X)
+            others = step.transform(others) if len(others) else X[:0]  # scikit-learn refuses arrays without rows
+        else:
+            _fit_in_blocks(step, X)
+            for array in (X, others):
+                for block in row_slices(len(array), BLOCK):
+                    array[block] = step.transform(array[block])
+    return steps, X, others
+
+
+def _fit_in_blocks(step: Any, X: Features) -> None:
+    if len(X) <= BLOCK or not hasattr(step, "partial_fit"):  # l2 learns nothing from the features
+        step.fit(X)
+        return
+    for block in row_slices(len(X), BLOCK):
+        step.partial_fit(X[block])
 
 
 def _checked_step(step: str) -> str:

@@ -62,8 +62,9 @@ def fitted(
 ) -> Generator[tuple[Bundle, list[Outcome]], None, None]:
     """Yield every bundle with the outcomes of its candidates.
 
-    Heads are fitted on threads with one BLAS thread each, those that Keras trains one by one. may_begin: called
-    before a bundle, which is left out if it returns False. tick: called for every candidate of every round.
+    Heads are fitted on threads with one BLAS thread each, as many at once as `jobs` and the memory allow; those that
+    Keras trains one by one. may_begin: called before a bundle, which is left out if it returns False. tick: called for
+    every candidate of every round.
     """
     outcomes_of: dict[int, list[Outcome]] = {}
     with closing(_rounds(data, prepared, bundles, settings, jobs, may_begin)) as rounds:
@@ -107,7 +108,7 @@ def _rounds(
 
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # hundreds of fits would repeat the same warnings; Trial.converged counts them
-        parallel = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
+        parallel = Parallel(n_jobs=prepared.num_workers(jobs, settings), prefer="threads", return_as="generator")
         yield from parallel(delayed(fit)(bundle, number) for bundle, number in calls(in_keras=False))
     # Outside of the limit: Keras trains one head at a time and uses all cores for it.
     for bundle, number in calls(in_keras=True):

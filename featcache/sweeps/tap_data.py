@@ -16,7 +16,8 @@ from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, ShapeMismatch, UsageError
 from featcache.files import reserve
 from featcache.heads.folds import Fold
-from featcache.heads.steps import STANDARDISE, make_steps
+from featcache.heads.row_blocks import row_slices
+from featcache.heads.steps import STANDARDISE, fit_steps
 from featcache.spec import ImageRow
 from featcache.sweeps.choosing import one_of_each_unit
 from featcache.sweeps.inputs import features_of, taps_in, views_of
@@ -25,8 +26,9 @@ from featcache.sweeps.selection import Folds, rows_that_choose
 from featcache.text import counted
 
 KEEP_BYTES = 2**30  # of prepared features; larger ones are prepared again for every bundle of heads
-BLOCK = 4096  # rows that are read, checked or standardised at a time
+BLOCK = 4096  # rows that are read or checked at a time
 MEMORY_SHARE = 1 / 4  # of the machine's memory for features: heads take as much again
+COPIES_OF_A_FIT = 2  # of the features, while a head is fitted: logistic regression has them along other axes
 BAD_ROWS = 3  # rows with features that are not finite, which are named
 
 
@@ -78,8 +80,11 @@ class TapData:
         """Return the features and classes of all views of these training images, one view after another."""
         if not self.other_views:
             return self.X[images], self.y[images]
-        views = [view[images] for view in (self.X, *self.other_views)]
-        return np.concatenate(views), np.tile(self.y[images], len(views))
+        views = (self.X, *self.other_views)
+        X = np.empty((len(views) * len(images), self.X.shape[1]), self.X.dtype)
+        for view, block in zip(views, row_slices(len(X), len(images)), strict=True):
+            X[block] = view[images]
+        return X, np.tile(self.y[images], len(views))
 
     def fitted_on(self, rows: Classes) -> TapData:
         """Return the data with a single fit, on these rows, and with the images of the first fold to choose on."""
@@ -92,10 +97,9 @@ class Prepared:
     def __init__(self, data: TapData, chain: str, *, last: bool) -> None:
         """`last`: nobody needs the features afterwards, so that they may be changed in place."""
         self._data, self._chain = data, chain
-        may_change = (last or data.streamed) and not data.other_views
-        self._in_place = may_change and data.is_split and chain == STANDARDISE
+        self._in_place = (last or data.streamed) and not data.other_views and data.is_split
         self._keep = len(data.rounds) * data.num_bytes <= KEEP_BYTES or data.is_split
-        self._kept: dict[int, tuple[list[tuple[str, Any]], Fold]] = {}
+        self._kept: dict[int, tuple[list[tuple[str, Any]], Fold] | Exception] = {}
         self._locks = [threading.Lock() for _ in data.rounds]
 
     def __getitem__(self, number: int) -> tuple[list[tuple[str, Any]], Fold]:
@@ -105,26 +109,42 @@ class Prepared:
         # Threads that want the same round wait for the first one, rather than preparing it too.
         with self._locks[number]:
             if number not in self._kept:
-                self._kept[number] = self._made(number)
-            return self._kept[number]
+                try:
+                    self._kept[number] = self._made(number)
+                except Exception as error:
+                    # Not tried again: in place, features that are half prepared would be prepared twice.
+                    self._kept[number] = error
+            kept = self._kept[number]
+        if isinstance(kept, Exception):
+            raise kept
+        return kept
+
+    def num_workers(self, jobs: int, settings: Settings) -> int:
+        """Return how many fits may run at once: `jobs`, or fewer if their copies of the features need more memory."""
+        from joblib import effective_n_jobs
+
+        workers = int(effective_n_jobs(jobs))
+        if self._data.streamed:
+            return workers  # heads read blocks of what lies on the disk
+        held, copies = 1, COPIES_OF_A_FIT
+        if not self._keep:
+            copies += 1  # every fit prepares its round
+        elif not self._in_place:
+            held += len(self._data.rounds)
+        free = 2 * allowed_bytes(settings) - held * self._data.num_bytes
+        return max(1, min(workers, int(free / (copies * self._data.num_bytes))))
 
     def _made(self, number: int) -> tuple[list[tuple[str, Any]], Fold]:
         data = self._data
         fit_on, choose_on = data.rounds[number]
         keep = number == len(data.rounds) - 1
         if self._in_place:
-            scaler = _standardise_in_place(data.X, data.num_train)
             # Slices rather than `fit_on` and `choose_on`, which would copy: the rows that fit come first.
-            fold = Fold(data.X[: data.num_train], data.y[fit_on], data.X[data.num_train :], keep, data.streamed)
-            return [(STANDARDISE, scaler)], fold
-
-        (X, y), others = data.arrays_to_fit(fit_on), data.X[choose_on]
-        steps = make_steps(self._chain)
-        for _, step in steps:
-            X = step.fit_transform(X)
-            if len(others):  # scikit-learn refuses arrays without rows
-                others = step.transform(others)
-        return steps, Fold(X, y, others if len(others) else X[:0], keep)
+            X, y, others = data.X[: data.num_train], data.y[fit_on], data.X[data.num_train :]
+        else:
+            (X, y), others = data.arrays_to_fit(fit_on), data.X[choose_on]
+        steps, X, others = fit_steps(self._chain, X, others)
+        return steps, Fold(X, y, others, keep, data.streamed)
 
 
 def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], settings: Settings) -> TapData:
@@ -145,7 +165,7 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
     width = sum(cache.features(rows[:1], name).shape[1] for name in names)
     views = views_of(cache, tap)[1:] if settings.train_views else []
     num_bytes = (len(rows) + len(train) * len(views)) * width * 4
-    allowed = settings.memory or physical_memory() * MEMORY_SHARE
+    allowed = allowed_bytes(settings)
     streamed = num_bytes > allowed
     if streamed:
         _check_streamed(settings, tap, num_bytes, allowed)
@@ -174,6 +194,11 @@ def parse_bytes(text: str) -> float:
     if match is None:
         raise UsageError(f"`memory` takes a size such as 500M or 4G; got '{text}'")
     return float(match[1]) * 1000.0 ** "bkmgt".index(match[2][0])
+
+
+def allowed_bytes(settings: Settings) -> float:
+    """Return how much memory the features of a tap may take."""
+    return settings.memory or physical_memory() * MEMORY_SHARE
 
 
 def physical_memory() -> int:
@@ -220,33 +245,18 @@ def _on_disk(cache: Cache, rows: Sequence[ImageRow], tap: str, width: int) -> Fe
     return X
 
 
-def _standardise_in_place(X: Features, num_train: int) -> Any:
-    """Standardise all rows by the mean and scale of the first `num_train`, and return the scaler."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler(copy=False)
-    if num_train <= BLOCK:
-        scaler.fit(X[:num_train])
-    else:
-        for begin in range(0, num_train, BLOCK):
-            scaler.partial_fit(X[begin : min(begin + BLOCK, num_train)])
-    for begin in range(0, len(X), BLOCK):
-        X[begin : begin + BLOCK] = scaler.transform(X[begin : begin + BLOCK])
-    return scaler.set_params(copy=True)
-
-
 def _check_features(X: Features, rows: Sequence[ImageRow], tap: str) -> None:
     """Raise ShapeMismatch if features are not finite, or the same for all images."""
     bad: list[int] = []
-    for begin in range(0, len(X), BLOCK):
-        is_finite = np.isfinite(X[begin : begin + BLOCK])
+    for block in row_slices(len(X), BLOCK):
+        is_finite = np.isfinite(X[block])
         if not is_finite.all():
-            bad += (begin + np.flatnonzero(~is_finite.all(axis=1))).tolist()
+            bad += (block.start + np.flatnonzero(~is_finite.all(axis=1))).tolist()
     if bad:
         names = ", ".join(rows[number].path for number in bad[:BAD_ROWS])
         where = f"in {counted(len(bad), 'row')} such as {names}"
         raise ShapeMismatch(f"Tap '{tap}' has features that are not finite, {where}")
-    if (X[:1] == X).all():
+    if all((X[:1] == X[block]).all() for block in row_slices(len(X), BLOCK)):
         raise ShapeMismatch(
             f"Tap '{tap}' has the same features for all {len(rows)} images, so that no head can tell them apart"
         )

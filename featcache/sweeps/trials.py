@@ -85,7 +85,7 @@ def sweep(
     the view that `taps` names, as a rule the whole image. budget: seconds; settings that do badly on few images are not
     tried on all. refit: fit the winner on train and val in the end, as `RUN@refit`. memory: bytes that features may
     take, by default a quarter of the machine's; larger ones are streamed from the disk, by heads that can. jobs: trials
-    at once, -1 for one per core.
+    at once, fewer if memory is short; -1 for one per core.
     grid: values in place of the heads' own grids: {"ridge": {"alpha": [0.1, 1, 10]}}. force: replace the run in `out`
     if it has other settings; only files that a sweep writes are replaced, and looks at test stay recorded.
 

@@ -23,7 +23,7 @@ from featcache.heads import store
 from featcache.heads.estimators import joined
 from featcache.heads.folds import Fold
 from featcache.heads.solvers.paths import try_all
-from featcache.heads.steps import make_steps
+from featcache.heads.steps import fit_steps
 from featcache.locks import locked
 from featcache.provenance import made_with
 from featcache.spec import ImageRow
@@ -128,10 +128,8 @@ class Writer:
         """Fit the winner on `rows`, those of train and val, and store its head."""
         best, settings = self.run.best.trial, self.run.settings
         X, y = arrays_to_fit(cache, rows, best.tap, settings.train_views, self.run.fingerprints)
-        steps = make_steps(best.prepare)
-        for _, step in steps:
-            X = step.fit_transform(X)
-        fold = Fold(X, y, X[:0])
+        steps, X, no_others = fit_steps(best.prepare, X, X[:0])
+        fold = Fold(X, y, no_others)
         [tried] = try_all(best.head, [best.params], fold, settings.class_weight, settings.seed)
         store.save(head_file(self.run.path, "refit"), joined(steps, tried.classifier))
         self.run = replace(self.run, refitted=best.trial)

@@ -10,6 +10,7 @@ from sklearn.pipeline import make_pipeline as piped
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featcache.errors import ShapeMismatch, UnknownHead, UsageError
+from featcache.heads import steps
 from featcache.heads.estimators import FAMILIES, Setting, make_pipeline
 from featcache.sweeps import Run, Settings, presets, sweep, tap_data
 from featcache.sweeps.candidates import Candidate
@@ -212,13 +213,32 @@ def test_a_few_constant_features_do_no_harm(hard, tmp_path):
     assert {trial.status for trial in run.trials} == {"ok"}
 
 
-def test_what_is_standardised_in_place_is_the_same(hard, tmp_path, monkeypatch):
-    plain = run_on(hard, tmp_path, "ridge,logreg", "plain", prepare="standardise,none")
-    monkeypatch.setattr(tap_data, "BLOCK", 7)
-    blocks = run_on(hard, tmp_path, "ridge,logreg", "blocks")
+@pytest.mark.parametrize("chain", ["standardise", "l2", "l2+standardise+pca:4"])
+def test_what_is_prepared_in_place_is_the_same(chain, hard, tmp_path, monkeypatch):
+    # Only the last chain may overwrite the features.
+    plain = run_on(hard, tmp_path, "ridge,logreg", "plain", prepare=f"{chain},none")
+    monkeypatch.setattr(steps, "BLOCK", 7)
+    blocks = run_on(hard, tmp_path, "ridge,logreg", "blocks", prepare=chain)
     for one, other in zip(plain.trials, blocks.trials, strict=False):
+        assert one.prepare == other.prepare
         assert one.score == other.score
         assert one.log_loss == pytest.approx(other.log_loss, rel=1e-4)
+
+
+def test_features_that_are_half_standardised_are_not_standardised_again(hard, tmp_path, monkeypatch):
+    transform = StandardScaler.transform
+    calls = []
+
+    def short_of_memory_once(self, X):
+        calls.append(len(X))
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return transform(self, X)
+
+    monkeypatch.setattr(steps, "BLOCK", 7)
+    monkeypatch.setattr(StandardScaler, "transform", short_of_memory_once)
+    run = run_on(hard, tmp_path, "ridge,knn")
+    assert {trial.status for trial in run.trials} == {"MemoryError: no room"}
 
 
 def test_folds_that_do_not_fit_into_memory_are_prepared_again(hard, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featcache.errors import ShapeMismatch, UsageError
-from featcache.heads import row_blocks
+from featcache.heads import row_blocks, steps
 from featcache.heads.solvers import streams
 from featcache.sweeps import sweep, tap_data
 from featcache.sweeps.tap_data import parse_bytes, physical_memory
@@ -20,6 +20,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(row_blocks, "ROWS", 16)
     monkeypatch.setattr(streams, "ROWS", 16)
     monkeypatch.setattr(tap_data, "BLOCK", 16)
+    monkeypatch.setattr(steps, "BLOCK", 16)
 
 
 def run_on(cache, out, heads, **options):

@@ -64,16 +64,16 @@ def search(
 ) -> SearchResult:
     """Return the pairs of images that show the same.
 
-    features: (N, D), finite, N at least 1. splits: the split of each image; pairs across splits are searched for crops
-    first. threshold: a similarity of features that replaces the one set from the data. lap: called with the name of
-    each finished step.
+    features: (N, D), finite, N at least 1; they are overwritten. splits: the split of each image; pairs across splits
+    are searched for crops first. threshold: a similarity of features that replaces the one set from the data. lap:
+    called with the name of each finished step.
     """
     count = len(features)
     has_pixels = bool(thumbnails.seen.any())
     # Cosines around the mean image spread wider. Among few images the mean is close to one of them.
     if count >= LEAST_IMAGES:
-        features = features - features.mean(axis=0)
-    unit_features = unit(features)
+        features -= features.mean(axis=0)
+    unit_features = unit(features, out=features)
     compared = [Vectors(unit_features, (unit_features,))]
     least_agreement: float | None = None
     if has_pixels:

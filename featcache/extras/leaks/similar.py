@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.arrays import Classes, Floats
+from featcache.heads.row_blocks import row_slices
 
 BLOCK = 512  # rows that are compared with all others at once: 40 MB at 20,000 images
 LEAST_NORM = 1e-6
@@ -56,12 +57,17 @@ class Pairs:
         return Pairs(self.a[kept], self.b[kept], self.similarity[kept], self.cut)
 
 
-def unit(vectors: Floats, least: float = LEAST_NORM) -> Floats:
-    """Return the vectors at length one, (N, D) float32; vectors no longer than `least` become zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # Dividing by infinity makes short vectors zero: similar to nothing, and no NaN.
-    divisors = np.where(norms > least, norms, np.inf)
-    return np.asarray(vectors / divisors, np.float32)
+def unit(vectors: Floats, least: float = LEAST_NORM, out: Floats | None = None) -> Floats:
+    """Return the vectors at length one, (N, D) float32; vectors no longer than `least` become zero.
+
+    out: where to put them, which may be `vectors`.
+    """
+    units = np.empty(vectors.shape, np.float32) if out is None else out
+    for block in row_slices(len(vectors), BLOCK):
+        norms = np.linalg.norm(vectors[block], axis=1, keepdims=True)
+        # Dividing by infinity makes short vectors zero: similar to nothing, and no NaN.
+        units[block] = vectors[block] / np.where(norms > least, norms, np.inf)
+    return units
 
 
 def neighbours(vectors: Vectors, count: int) -> Floats:

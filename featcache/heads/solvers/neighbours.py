@@ -17,6 +17,7 @@ from featcache.heads.estimators import make_classifier
 from featcache.heads.folds import Fold, FoldResult, failure
 from featcache.heads.grids import Params
 from featcache.heads.logits import log_probabilities
+from featcache.heads.solvers.nearest import nearest, nearest_others
 
 BLOCK_BYTES = 2**27  # of votes in memory at the same time, one for each neighbour and class
 
@@ -27,6 +28,8 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     def search(classifier: Any, most: int) -> Classes:
         if not len(fold.others):
             return np.zeros((0, most), np.int64)
+        if classifier.metric == "cosine":
+            return nearest(fold.X, fold.others, most)
         return np.asarray(classifier.kneighbors(fold.others, most, return_distance=False))
 
     yield from _votes(_fit_each(head, grid, fold.X, fold.y), fold.y, search, len(fold.X))
@@ -36,6 +39,8 @@ def leave_one_out(grid: Sequence[Params], X: Features, y: Classes, class_weight:
     """Yield each number of neighbours fitted on all images, with each image's votes from all the others."""
 
     def search(classifier: Any, most: int) -> Classes:
+        if classifier.metric == "cosine":
+            return nearest_others(X, most)
         # Without features, scikit-learn returns the neighbours of each fitted row other than itself.
         return np.asarray(classifier.kneighbors(None, most, return_distance=False))
 

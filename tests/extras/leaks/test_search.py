@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from peaks import peak_of
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -149,3 +150,13 @@ def test_a_thumbnail_says_how_large_the_image_is_shown(mode, suffix, tmp_path):
     exact = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX), float)
     grey, _ = thumbnail((tmp_path / f"a.{suffix}").read_bytes(), 64)
     assert np.abs(grey - exact).mean() < 3
+
+
+def test_features_are_searched_without_a_copy(monkeypatch):
+    monkeypatch.setattr(similar, "BLOCK", 64)
+    features = np.random.default_rng(0).normal(size=(1000, 2000)).astype(np.float32)
+    nothing_seen = Thumbnails.none(1000)
+    search(features[:100].copy(), nothing_seen, [""] * 100, None, lambda step: None)  # imports what it needs
+    result, peak = peak_of(lambda: search(features, nothing_seen, [""] * 1000, None, lambda step: None))
+    assert not result.matches
+    assert peak / features.nbytes < 0.5
