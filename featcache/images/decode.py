@@ -150,7 +150,8 @@ def _decoded(data: bytes, preprocess: Preprocess, boxes: Sequence[Box], kinds: s
         pixels_of_box: dict[Box, Pixels] = {}
         for box in boxes:
             # Cut before resizing, so that a crop keeps the detail that the file has.
-            pixels_of_box[box] = np.asarray(_resized(_cut(upright, box), preprocess))
+            resized = _resized(_cut(upright, box), preprocess)
+            pixels_of_box[box] = np.asarray(resized.convert("RGB"))
         return pixels_of_box
 
 
@@ -158,7 +159,7 @@ def upright_rgb(data: bytes) -> Image.Image:
     """Return the whole image, upright and in RGB. Raises Undecodable."""
     image = _opened(data)
     with _undecodable():
-        return _loaded(image, data, ALL_BITS, set())
+        return _loaded(image, data, ALL_BITS, set()).convert("RGB")
 
 
 def thumbnail(data: bytes, side: int, bits: int = ALL_BITS) -> tuple[Pixels, tuple[int, int]]:
@@ -284,7 +285,7 @@ def _draft(image: Image.Image, preprocess: Preprocess, box: Box) -> None:
 
 
 def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.Image:
-    """Return an opened image upright and in RGB, and add its kinds to `kinds`. bits: as in `Preprocess`."""
+    """Return an opened image upright, in RGB or grey (L), and add its kinds to `kinds`. bits: as in `Preprocess`."""
     # Ask before loading: afterwards Pillow no longer says how the values lie in the file.
     is_sixteen = is_sixteen_bit(image, data)
     is_colour = is_sixteen and not image.mode.startswith("I")
@@ -292,13 +293,13 @@ def _loaded(image: ImageFile, data: bytes, bits: int, kinds: set[str]) -> Image.
         # Pillow by itself keeps only the high byte of each value.
         values = _colour_values(image, data, kinds)
         scaled = scaled_colours(values, bits, kinds)
-        shown = _rgb(scaled, False, bits, kinds)
+        shown = _rgb_or_grey(scaled, False, bits, kinds)
     else:
         image.load()
         upright = _upright(image)
         if is_colour:
             note_colours(upright, kinds)
-        shown = _rgb(upright, is_sixteen, bits, kinds)
+        shown = _rgb_or_grey(upright, is_sixteen, bits, kinds)
     # After the pixels were taken: this leaves the image at another page.
     _note_structure(image, kinds)
     return shown
@@ -367,19 +368,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) -> Image.Image:
+def _rgb_or_grey(image: Image.Image, is_sixteen: bool, bits: int, kinds: set[str]) -> Image.Image:
+    """Return the image in RGB, or in L if it is grey. Resizing one channel instead of three gives the same values."""
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(eight_bit(image, is_sixteen, bits, kinds)).convert("RGB")
+        return Image.fromarray(eight_bit(image, is_sixteen, bits, kinds))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # Viewers show transparent images on their background, which is mostly white.
         layer = image.convert("RGBA")
-        if layer.getchannel("A").getextrema() != (255, 255):
-            kinds.add(ALPHA_TIFF if isinstance(image, TiffImageFile) else TRANSPARENT)
+        if layer.getchannel("A").getextrema() == (255, 255):
+            return layer.convert("RGB")  # nothing of the page would be seen
+        kinds.add(ALPHA_TIFF if isinstance(image, TiffImageFile) else TRANSPARENT)
         page = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(page, layer).convert("RGB")
     if image.mode == "LAB":
         return _lab_to_rgb(image)
-    return image.convert("RGB")
+    if image.mode not in ("RGB", "L"):
+        return image.convert("RGB")
+    # Looking for further pages of a TIFF changes `image`, so those pixels are copied.
+    return image.copy() if isinstance(image, TiffImageFile) else image
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

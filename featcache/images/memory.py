@@ -43,7 +43,9 @@ class MemorySource:
             upright = ImageOps.exif_transpose(image)
             if upright.mode not in PNG_MODES:
                 upright = upright.convert("RGB")
-            upright.save(buffer, "PNG")
+            # Compressing a photograph takes longer than computing its features. PPM has no transparent colour.
+            is_plain = upright.mode in ("RGB", "L") and "transparency" not in upright.info
+            upright.save(buffer, "PPM" if is_plain else "PNG", compress_level=1)
         except (OSError, ValueError) as error:  # Pillow reads a file's pixels only now
             raise Undecodable("unreadable", f"Pillow cannot read it: {error}") from error
         return buffer.getvalue()

@@ -1,5 +1,6 @@
 """The zoo: every kind of image file, made here, and what an image viewer would show of it."""
 
+import io
 import struct
 import zlib
 
@@ -8,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from images.pictures import CORNERS, TURNED, corners_of, four_corners, is_near, png_chunk, saved
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
-from featcache.images.decode import Undecodable, check_image, decode, upright_rgb
-from featcache.spec import Preprocess
+from featcache.images.decode import Undecodable, check_image, decode, decode_picture, upright_rgb
+from featcache.spec import IDENTITY, Preprocess
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
 
@@ -50,6 +51,60 @@ def test_lossy_formats_show_the_colours(form):
 def test_cmyk_jpeg_shows_its_colours():
     data = saved(four_corners().convert("CMYK"), "JPEG", quality=95)
     assert is_near(corners_of(upright_rgb(data)), CORNERS, within=20)
+
+
+def noise(width, height, mode="RGB"):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (33, 17), (64, 48)])
+@pytest.mark.parametrize(
+    "options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0", "progressive": True}, {"subsampling": "4:1:1"}]
+)
+def test_a_jpeg_gives_the_pixels_that_plain_pillow_gives(mode, size, options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(noise(*size, mode), "JPEG", exif=exif, **options) + b"trailing bytes"
+    plain = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    bilinear = Image.Resampling.BILINEAR
+    expected = {
+        "stretch": plain.resize((16, 16), bilinear),
+        "crop": ImageOps.fit(plain, (16, 16), bilinear),
+        "pad": ImageOps.pad(plain, (16, 16), bilinear),
+    }
+    for resize, image in expected.items():
+        assert np.array_equal(decode(data, Preprocess(16, resize)), np.asarray(image))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_an_opaque_alpha_channel_changes_nothing(form):
+    options = {"lossless": True} if form == "WEBP" else {}
+    image = noise(16, 16)
+    picture = decode_picture(saved(image.convert("RGBA"), form, **options), Preprocess(16), [IDENTITY], "")
+    assert np.array_equal(picture.views[0], np.asarray(image))
+    assert picture.kinds == frozenset()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_photograph_is_resized_as_it_is_without_a_copy(monkeypatch, mode):
+    converted_sizes, resized_modes = [], []
+    convert, resize = Image.Image.convert, Image.Image.resize
+
+    def noting_convert(image, *args, **options):
+        converted_sizes.append(image.size)
+        return convert(image, *args, **options)
+
+    def noting_resize(image, *args, **options):
+        resized_modes.append(image.mode)
+        return resize(image, *args, **options)
+
+    data = saved(noise(64, 48, mode), "JPEG")
+    monkeypatch.setattr(Image.Image, "convert", noting_convert)
+    monkeypatch.setattr(Image.Image, "resize", noting_resize)
+    decode(data, Preprocess(8))
+    assert (set(converted_sizes), resized_modes) == ({(8, 8)}, [mode])
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])

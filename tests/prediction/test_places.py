@@ -175,3 +175,24 @@ def test_arrays_and_images_of_pillow_are_read_as_their_files_are():
     assert (decode(gather(turned).source.read(row.path), preprocess) == upright).all()
     with pytest.raises(DataError, match=r"holds float64, images are uint8 or uint16"):
         gather([pixels[0] / 255])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("has_clear_colour", [False, True])
+def test_an_image_of_pillow_gives_the_pixels_of_its_png(mode, has_clear_colour):
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(values).convert(mode)
+    if has_clear_colour and mode in ("L", "P", "RGB"):
+        image.info["transparency"] = image.getpixel((0, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    read = gather(image).source.read("000000")
+    assert np.array_equal(decode(read, Preprocess(8)), decode(buffer.getvalue(), Preprocess(8)))
+
+
+def test_photographs_in_memory_are_not_compressed():
+    data = gather(Image.new("RGB", (64, 48))).source.read("000000")
+    assert len(data) > 3 * 64 * 48
