@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import psutil
 from threadpoolctl import threadpool_limits
 
 SIZE = 1500  # of the matrices: their product takes 0.1 to 0.3 s of one core
@@ -25,6 +26,16 @@ def peak(dtype: str, repeats: int = 5) -> float:
             A @ A
             seconds.append(time.process_time() - began)
     return SIZE**3 / min(seconds)
+
+
+def cpu_time() -> float:
+    """Return the CPU seconds of this process and of those that it started and that still run, such as joblib's."""
+    total = 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total
 
 
 def share_of_peak(multiplications: float, dtype: str, cpu_s: float) -> str:

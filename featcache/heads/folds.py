@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class Fold:
     others: the images that choose among heads; there may be none.
     keep: whether to keep the fitted classifiers, or only their predictions on the others.
     streamed: whether X and others are on the disk, because they are larger than the memory allowed.
+    products: returns X'X (D, D) of X minus its mean, in double precision, where folds share the work for it.
     """
 
     X: Features  # (N, D)
@@ -28,6 +30,7 @@ class Fold:
     others: Features  # (M, D)
     keep: bool = True
     streamed: bool = False
+    products: Callable[[], Floats] | None = None
 
 
 @dataclass(frozen=True)

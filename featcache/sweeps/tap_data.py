@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from featcache.heads.row_blocks import row_slices
 from featcache.heads.steps import STANDARDISE, fit_steps
 from featcache.spec import ImageRow
 from featcache.sweeps.choosing import one_of_each_unit
+from featcache.sweeps.fold_products import FoldProducts
 from featcache.sweeps.inputs import features_of, taps_in, views_of
 from featcache.sweeps.run import Settings
 from featcache.sweeps.selection import Folds, rows_that_choose
@@ -101,6 +103,10 @@ class Prepared:
         self._keep = len(data.rounds) * data.num_bytes <= KEEP_BYTES or data.is_split
         self._kept: dict[int, tuple[list[tuple[str, Any]], Fold] | Exception] = {}
         self._locks = [threading.Lock() for _ in data.rounds]
+        self._products: FoldProducts | None = None
+        is_plain = chain == STANDARDISE and not data.other_views
+        if is_plain and FoldProducts.are_worth_it(data.X, data.rounds):
+            self._products = FoldProducts(data.X, data.rounds)
 
     def __getitem__(self, number: int) -> tuple[list[tuple[str, Any]], Fold]:
         """Return the fitted steps and the fold of a round."""
@@ -144,7 +150,11 @@ class Prepared:
         else:
             (X, y), others = data.arrays_to_fit(fit_on), data.X[choose_on]
         steps, X, others = fit_steps(self._chain, X, others)
-        return steps, Fold(X, y, others, keep, data.streamed)
+        fold = Fold(X, y, others, keep, data.streamed)
+        if self._products is not None:
+            scale = steps[0][1].scale_
+            fold = replace(fold, products=partial(self._products.standardised, number, scale))
+        return steps, fold
 
 
 def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[ImageRow], settings: Settings) -> TapData:

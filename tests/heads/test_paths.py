@@ -69,6 +69,22 @@ def test_ridge_that_is_singular_is_scikit_learns():
         np.testing.assert_allclose(tried.logits, decision_logits(alone, fold.others), rtol=1e-9)
 
 
+def test_ridge_takes_products_that_folds_share_unless_its_images_have_weights():
+    fold = fold_of(3, rare=6)
+    calls = []
+
+    def products():
+        calls.append(1)
+        centred = fold.X - fold.X.mean(axis=0)
+        return centred.T @ centred
+
+    for class_weight in (None, "balanced"):
+        shared = try_all("ridge", ALPHAS, replace(fold, products=products), class_weight)
+        for tried, alone in zip(shared, try_all("ridge", ALPHAS, fold, class_weight), strict=True):
+            np.testing.assert_allclose(tried.logits, alone.logits, rtol=1e-9, atol=1e-9)
+        assert len(calls) == 1  # the second time they would be wrong
+
+
 SHRINKAGES = [{"shrinkage": one} for one in (1.0, 0.9, 0.3, 0.01)]
 
 

@@ -51,6 +51,11 @@ class _RidgeProblem:
         """Return whether the centred images span fewer dimensions than there are features, or as many."""
         return bool(len(self.X) - 1 <= self.X.shape[1])
 
+    @property
+    def is_weighted(self) -> bool:
+        """Return whether some images count more than others."""
+        return bool((self.root != 1).any())
+
     def centred(self, features: Features) -> Floats:
         """Return features (n, D) minus the mean of X."""
         return np.asarray(features.astype(np.float64) - self.mean)
@@ -132,7 +137,9 @@ def _solve_and_predict(
     Strengths that are 0, or so small that the linear system is singular, are left out. Every product is made once for
     all strengths, whose columns lie side by side. If the fold does not keep its classifiers, the weights are (0, K).
     """
-    system = Tridiagonal(problem.gram())
+    can_share = not problem.dual and not problem.is_weighted
+    gram = fold.products() if fold.products is not None and can_share else problem.gram()
+    system = Tridiagonal(gram)
     right_side = system.into(problem.right_side())
     by_alpha: dict[float, Floats] = {}
     for alpha in alphas:
