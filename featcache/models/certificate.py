@@ -57,7 +57,7 @@ def tolerance_of(logits: Floats, taps: Sequence[Tap] = ()) -> float:
     relative = RELATIVE["float32"]
     for tap in taps:
         # The coarser of the two counts: float32 features stored in float16 are float16 features.
-        relative = max(relative, RELATIVE[tap.precision], RELATIVE[tap.dtype])
+        relative = max(relative, RELATIVE[tap.in_keras.precision], RELATIVE[tap.dtype])
     largest_logit = float(np.abs(logits).max())
     return max(TOLERANCE, relative * largest_logit)
 
