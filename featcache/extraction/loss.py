@@ -43,13 +43,18 @@ class Loss:
 
     def __str__(self) -> str:
         if self.accuracies is None or self.difference is None:
-            return f"cosine to float32 at least {self.cosine:.3f} on {self.images} images"
+            return f"cosine to float32 at least {self._cosine} on {self.images} images"
         float32, int8 = self.accuracies
         low, high = self.difference
         return (
             f"leave-one-out accuracy {int8:.1%}, in float32 {float32:.1%} (difference {100 * low:+.1f} to "
-            f"{100 * high:+.1f} points) on {self.images} images; cosine to float32 at least {self.cosine:.3f}"
+            f"{100 * high:+.1f} points) on {self.images} images; cosine to float32 at least {self._cosine}"
         )
+
+    @property
+    def _cosine(self) -> str:
+        """The cosine, rounded down: "at least" must be true."""
+        return f"{np.floor(self.cosine * 1000) / 1000:.3f}"
 
 
 def loss_of(
