@@ -29,7 +29,7 @@ DAY_S = 86_400
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeptFile:
     """A file in the folder."""
 
     path: Path
@@ -95,10 +95,10 @@ def keep(name: str, write: Callable[[Sink], object], say: Callable[[str], None] 
         say(f"{NOT_KEPT}: {error}. {ELSEWHERE}")
 
 
-def entries() -> list[Entry]:
+def entries() -> list[KeptFile]:
     """Return the files in the folder, the most recently used first."""
     folder = home()
-    files: list[Entry] = []
+    files: list[KeptFile] = []
     if folder is None:
         return files
     now = time.time()
@@ -106,11 +106,11 @@ def entries() -> list[Entry]:
     for path in (*folder.glob("networks/*.npz"), *folder.glob("calibrations/*.json"), *folder.glob("weights/*.json")):
         with suppress(FileNotFoundError):  # another process has removed it
             facts = path.stat()
-            files.append(Entry(path, facts.st_size, max(0.0, now - facts.st_mtime)))
+            files.append(KeptFile(path, facts.st_size, max(0.0, now - facts.st_mtime)))
     return sorted(files, key=lambda entry: (entry.unused_s, entry.path))
 
 
-def prune(days: float = 0.0) -> list[Entry]:
+def prune(days: float = 0.0) -> list[KeptFile]:
     """Remove the files that were not used for so many days, and return them. Raises DiskFault."""
     pruned = [entry for entry in entries() if entry.unused_s >= days * DAY_S]
     for entry in pruned:

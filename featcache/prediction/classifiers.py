@@ -27,7 +27,7 @@ from featcache.files import file_digest
 from featcache.models.assemble import of_one_size
 from featcache.models.modelfile import is_ours, load_model, read_facts, read_reference
 from featcache.models.reference import Reference, inspected
-from featcache.prediction.networks import Built, KerasNetwork, open_network
+from featcache.prediction.model_networks import Built, KerasNetwork, open_network
 from featcache.settings import EngineName
 from featcache.spec import BackboneSpec, Preprocess, Tap
 from featcache.trust import allow

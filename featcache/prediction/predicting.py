@@ -17,7 +17,7 @@ from featcache.images.manifest import Images
 from featcache.images.views import parse_views
 from featcache.models.reference import Threshold
 from featcache.prediction.classifiers import Classifier, open_classifier
-from featcache.prediction.networks import BATCH, KerasNetwork
+from featcache.prediction.model_networks import BATCH, KerasNetwork
 from featcache.prediction.places import ImageList, Place, ToPredict, gather
 from featcache.settings import EngineName
 from featcache.spec import IDENTITY, Failure, Preprocess, Progress, Tick, silent

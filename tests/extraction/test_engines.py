@@ -5,13 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import TOY
 
 from featcache.backbones.build import build, feature_model
-from featcache.backbones.devices import devices, on_cpu, on_device
+from featcache.backbones.devices import devices, is_surely_cpu, on_cpu, on_device
 from featcache.backbones.parse import requests
 from featcache.errors import EnvironmentFault, UsageError
 from featcache.extraction import engines, extract
@@ -285,6 +286,32 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch, toy_taps):
     monkeypatch.setattr("featcache.extraction.openvino_engine.is_installed", lambda: False)
     with pytest.raises(EnvironmentFault, match=r"OpenVINO is not installed. Install it: pip install 'featcache\[open"):
         choose(build_toy, toy_taps, SAMPLE, engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("device", "tool", "hidden", "expected"),
+    [
+        ("auto", None, None, True),
+        ("auto", "/usr/bin/nvidia-smi", None, False),
+        ("auto", "/usr/bin/nvidia-smi", "", True),
+        ("auto", "/usr/bin/nvidia-smi", "-1", True),
+        ("auto", "/usr/bin/nvidia-smi", "0", False),
+        ("cpu", "/usr/bin/nvidia-smi", None, True),
+        ("cpu:1", None, None, False),
+        ("gpu", None, None, False),
+        ("cpu,gpu", None, None, False),
+    ],
+)
+def test_a_kept_network_is_taken_only_where_keras_would_find_no_accelerator(
+    monkeypatch, device, tool, hidden, expected
+):
+    monkeypatch.setattr("shutil.which", lambda name: tool)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    if any(Path("/dev").glob("nvidia[0-9]*")) and device == "auto" and hidden is None:
+        expected = False
+    assert is_surely_cpu(device) is expected
 
 
 def test_a_device_that_is_not_there_is_named(toy_taps, photos, tmp_path):
