@@ -9,6 +9,7 @@ A case is backbone,engine,precision,decode. The baseline is `image_dataset_from_
 whole    from the call to the features on the disk (ours) or in memory (theirs), building the network included; ours
          starts from a network that an earlier extraction kept
 running  images a second once everything is compiled: what large folders get
+         (an 8-bit network is calibrated once, in the first repeat, if FEATCACHE_HOME names a folder that keeps it)
 share    of the limit: decoding alone and the network alone, measured in the same run, on the cores that they share
 torch    with --torch PYTHON: images a second of `torch_features.py` in the environment of that Python
 Machines are shared and noisy: read the ratios, not the seconds.
@@ -36,7 +37,8 @@ import numpy as np
 import featcache as fc
 from featcache.backbones.build import build, preprocessed
 from featcache.backbones.parse import requests
-from featcache.extraction.engines import choose
+from featcache.extraction.calibration import kept_network
+from featcache.extraction.engines import Engine, choose
 from featcache.extraction.pipeline import AHEAD_BATCHES, Decoder
 from featcache.spec import Failure, Tick
 
@@ -49,6 +51,8 @@ CASES = [
     "mobilenet_v2,openvino,float32,draft",
     "mobilenet_v2,openvino,bfloat16,exact",
     "mobilenet_v2,openvino,bfloat16,draft",
+    "mobilenet_v2,openvino,int8,exact",
+    "mobilenet_v2,openvino,int8,draft",
     "mobilenet_v2,auto,float32,exact",
 ]
 
@@ -160,18 +164,21 @@ def note(times: Times, images: Path, case: Case, out: Path) -> None:
             ticks.append((progress.done, time.perf_counter()))
 
     started = time.perf_counter()
-    fc.extract(images, case.backbone, out=out, progress=tick, **options_of(case))
+    cache = fc.extract(images, case.backbone, out=out, progress=tick, **options_of(case))
     times.whole.append(time.perf_counter() - started)
     (first, begun), (last, ended) = ticks[WARM - 1], ticks[-1]
     running = (last - first) / (ended - begun)
     times.running.append(running)
-    decode_rate, forward_rate = limits(images, case)
+    decode_rate, forward_rate = limits(images, case, cache)
     times.share.append(running * (1 / decode_rate + 1 / forward_rate))
     print(f"  {case}: {running:.0f} images/s; decoding {decode_rate:.0f}, network {forward_rate:.0f} alone", flush=True)
 
 
-def limits(images: Path, case: Case) -> tuple[float, float]:
-    """Return the images a second of decoding alone and of the network alone, each with all cores."""
+def limits(images: Path, case: Case, cache: fc.Cache) -> tuple[float, float]:
+    """Return the images a second of decoding alone and of the network alone, each with all cores.
+
+    cache: what was extracted; it names the 8-bit network.
+    """
     [request] = requests(
         case.backbone,
         precision=case.precision,
@@ -188,7 +195,11 @@ def limits(images: Path, case: Case) -> tuple[float, float]:
     def build_at(precision: Any) -> Any:
         return build(request.spec, request.preprocess.size, request.pooling, precision)
 
-    engine = choose(build_at, request.taps("w"), pixels[:BATCH], engine=case.engine, num_images=len(found.rows))
+    engine: Engine
+    if kept := kept_network(cache.tap().calibration, request.preprocess.size):
+        engine = kept.engine
+    else:
+        engine = choose(build_at, request.taps("w"), pixels[:BATCH], engine=case.engine, num_images=len(found.rows))
     engine.forward(pixels[:BATCH])
     started = time.perf_counter()
     for start in range(0, len(pixels), BATCH):

@@ -44,6 +44,10 @@ class ParityFailed(GateError):
     """The assembled model does not compute what the cached head computed."""
 
 
+class CalibrationFailed(GateError):
+    """An 8-bit network loses more than chance explains."""
+
+
 class ExportFailed(GateError):
     """A file for another runtime cannot be made, computes something else, or misses what was asserted."""
 
@@ -54,6 +58,10 @@ class NoImages(DataError):
 
 class TooFewClasses(DataError):
     """A classifier needs at least two classes with at least two images each."""
+
+
+class TooFewImages(DataError):
+    """Too few images to calibrate an 8-bit network."""
 
 
 class UnreadableImages(DataError):

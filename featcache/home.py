@@ -1,7 +1,8 @@
 """The user's cache folder: what featcache makes once on a machine, and may lose at any time.
 
-    networks/   backbones and models as OpenVINO converted them, each with a proof that it agrees with Keras
-    weights/    the digest of the weight values that each file of weights gave
+    networks/       backbones and models as OpenVINO converted them, each with a proof that it agrees with Keras
+    calibrations/   which images gave which 8-bit network
+    weights/        the digest of the weight values that each file of weights gave
 
 The variable FEATCACHE_HOME names the folder. Set to nothing, it turns the folder off: nothing is read or kept.
 Files are written whole. Whoever reads one checks that it is what it should be. Trouble with the folder never stops
@@ -102,7 +103,7 @@ def entries() -> list[KeptFile]:
         return files
     now = time.time()
     # Only names of ours: the variable may name a folder that holds other files, too.
-    for path in (*folder.glob("networks/*.npz"), *folder.glob("weights/*.json")):
+    for path in (*folder.glob("networks/*.npz"), *folder.glob("calibrations/*.json"), *folder.glob("weights/*.json")):
         with suppress(FileNotFoundError):  # another process has removed it
             facts = path.stat()
             files.append(KeptFile(path, facts.st_size, max(0.0, now - facts.st_mtime)))

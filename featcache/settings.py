@@ -17,7 +17,8 @@ T = TypeVar("T")
 Resize = Literal["stretch", "crop", "pad"]
 Pooling = Literal["avg", "max", "flatten", "none"]
 Decode = Literal["exact", "draft"]
-Precision = Literal["float32", "bfloat16", "float16"]  # of the forward pass
+Precision = Literal["float32", "bfloat16", "float16", "int8"]  # of the forward pass
+TrainingPrecision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["float32", "float16"]  # of the stored features
 EngineName = Literal["auto", "keras", "openvino"]
 CacheLayout = Literal["file", "parts"]
@@ -115,7 +116,9 @@ class FeatureOptions:
     views: str = option(
         "1", "1, flip, or a number: the image, its mirror image, and seeded crops.", suggestions=("1", "flip", "8")
     )
-    precision: Precision = option("float32", "Precision of the network: float32, bfloat16 or float16.")
+    precision: Precision = option(
+        "float32", "Precision of the network: float32, bfloat16, float16, or int8 (OpenVINO and NNCF)."
+    )
     dtype: Dtype = option("float32", "Type of the stored features: float32 or float16.")
 
 
@@ -233,7 +236,7 @@ class TrainingOptions:
         False, "Judge epochs on validation images that are augmented too, each always in the same way."
     )
     prefix: bool = option(True, "Compute the frozen part of the network once.")
-    precision: Precision = option("float32", "float32, bfloat16 or float16.")
+    precision: TrainingPrecision = option("float32", "float32, bfloat16 or float16.")
     wise_ft: bool = option(False, "Also judge mixtures of the weights of start and end.")
     seed: int = option(0, "Seed of the order of images and of their views.")
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -175,26 +175,37 @@ class Tap:
     precision: Precision = "float32"
     dtype: Dtype = "float32"
     architecture: str = ""  # SHA-256 of a user's own model's configuration; the registry's names say enough
+    calibration: str = ""  # SHA-256 of the 8-bit network, at precision int8
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the numbers."""
-        return digest_of(
-            {
-                "architecture": self.architecture or [self.backbone.name, dict(self.backbone.options)],
-                "weights": self.weights_digest,
-                "layer": self.layer,
-                "pooling": self.pooling,
-                "preprocess": asdict(self.preprocess),
-                "view": self.view,
-                "precision": self.precision,
-                "dtype": self.dtype,
-            }
-        )
+        facts = {
+            "architecture": self.architecture or [self.backbone.name, dict(self.backbone.options)],
+            "weights": self.weights_digest,
+            "layer": self.layer,
+            "pooling": self.pooling,
+            "preprocess": asdict(self.preprocess),
+            "view": self.view,
+            "precision": self.precision,
+            "dtype": self.dtype,
+        }
+        # Other taps keep the fingerprint that they had before there were 8-bit networks.
+        if self.calibration:
+            facts["calibration"] = self.calibration
+        return digest_of(facts)
+
+    @property
+    def in_keras(self) -> Tap:
+        """The tap that Keras computes in place of this one: at float32 if this is 8-bit, which Keras cannot compute."""
+        return replace(self, precision="float32", calibration="") if self.precision == "int8" else self
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
-        return canonical_json(asdict(self))
+        fields = asdict(self)
+        if not self.calibration:
+            del fields["calibration"]
+        return canonical_json(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Tap:

@@ -63,6 +63,7 @@ taps = st.builds(
         replace(TAP, precision="bfloat16"),
         replace(TAP, dtype="float16"),
         replace(TAP, architecture="c" * 64),
+        replace(TAP, calibration="d" * 64),
     ],
 )
 def test_whatever_changes_the_numbers_changes_the_fingerprint(changed):
@@ -89,6 +90,14 @@ def test_the_order_of_options_is_not_in_the_fingerprint():
 
 def test_the_fingerprint_never_drifts():
     assert TAP.fingerprint == GOLDEN
+
+
+def test_taps_that_are_not_8_bit_are_written_as_before_there_were_any():
+    assert "calibration" not in TAP.to_json()
+    eight_bit = replace(TAP, precision="int8", calibration="d" * 64)
+    assert Tap.from_json(eight_bit.to_json()) == eight_bit
+    assert eight_bit.in_keras == TAP
+    assert TAP.in_keras == TAP
 
 
 @given(tap=taps)

@@ -63,6 +63,8 @@ def document(out: Path, certificate: Certificate) -> dict[str, Any]:
         "images": certificate.images,
         "tolerance": certificate.tolerance,
         "distilled": certificate.distilled,
+        "precision": certificate.precision,
+        "probabilities": certificate.probabilities,
     }
 
 
@@ -75,6 +77,11 @@ def text(certificate: Certificate) -> str:
         f"{certificate.inference:.1e} in inference, {certificate.training:.1e} in training; "
         f"same class on {certificate.agreement:.1%}."
     )
+    if certificate.probabilities is not None:
+        parity += (
+            f"\nThe head was fitted on {certificate.precision} features, and the model computes in float32: its "
+            f"probabilities differ by at most {certificate.probabilities:.1e} on these images."
+        )
     if certificate.distilled is None:
         return parity
     agreement = f"same class on {certificate.distilled:.1%} of the images that chose"

@@ -12,10 +12,12 @@ from featcache.spec import Precision
 
 TINY = 1e-30  # so that rows of zeros agree with rows of zeros
 # Against Keras at float32: the smallest cosine of a row, and the largest difference in standard deviations.
+# An 8-bit network that was kept is compared with what it gave itself: `extraction.calibration` judges its loss.
 LIMITS: dict[Precision, tuple[float, float]] = {
     "float32": (0.99999, 1e-3),
     "bfloat16": (0.95, float("inf")),
     "float16": (0.95, float("inf")),
+    "int8": (0.99, float("inf")),
 }
 NUM_PATCHES = 8  # along each side of a made image
 NOISE = 24.0  # brightness of 0 to 255

@@ -136,7 +136,7 @@ def _openvino(backbone: Backbone, taps: Sequence[Tap], batch: int, precision: Pr
 
 
 def _kept_openvino(taps: Sequence[Tap], batch: int) -> Engine | None:
-    kept = kept_networks.load(_identity(taps), taps[0].preprocess.size, taps[0].precision, batch)
+    kept = kept_networks.load(identity_of(taps), taps[0].preprocess.size, taps[0].precision, batch)
     return None if kept is None else kept.engine
 
 
@@ -148,10 +148,10 @@ def _keep_openvino(engine: Engine, taps: Sequence[Tap], exact: KerasEngine, say:
         except EnvironmentFault as error:
             say(f"{home.NOT_KEPT}: {error} on made images")
         else:
-            kept_networks.keep(_identity(taps), engine, proof, {}, say)
+            kept_networks.keep(identity_of(taps), engine, proof, {}, say)
 
 
-def _identity(taps: Sequence[Tap]) -> dict[str, Any]:
+def identity_of(taps: Sequence[Tap]) -> dict[str, Any]:
     """Return what tells the network of these taps from every other. Views and the stored type do not change it."""
     plain = [replace(tap, view=IDENTITY, dtype="float32") for tap in taps]
     return {"taps": [tap.fingerprint for tap in plain]}

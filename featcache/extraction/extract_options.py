@@ -73,6 +73,13 @@ class Options:
         _ = self.batch_size
         one_of("engine", self.engine, ENGINES)
         check_kinds(self.device)
+        if self.precision == "int8":
+            if self.engine == "keras":
+                raise UsageError(
+                    "`precision='int8'` is computed by OpenVINO; got `engine='keras'`. Use `engine='auto'`"
+                )
+            if self.device not in ("auto", "cpu", "cpu:0"):
+                raise UsageError(f"`precision='int8'` is computed on the CPU; got `device='{self.device}'`")
 
     @property
     def _num_bits(self) -> int:

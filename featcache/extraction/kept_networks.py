@@ -103,7 +103,12 @@ def keep(
 
 
 def _name(identity: Mapping[str, Any], precision: Precision) -> str:
-    """Return the name of a network's file: other versions of anything that made it have other names."""
-    versions = {name: version(name) for name in ("featcache", "keras", "openvino")}
-    facts = {"identity": identity, "precision": precision, "format": FORMAT, "backend": keras_backend(), **versions}
+    """Return the name of a network's file: other versions of anything that made it have other names.
+
+    The taps of an 8-bit network name its digest, so it stays the same under other versions.
+    """
+    facts: dict[str, Any] = {"identity": identity, "precision": precision, "format": FORMAT}
+    if precision != "int8":
+        facts |= {"backend": keras_backend()}
+        facts |= {name: version(name) for name in ("featcache", "keras", "openvino")}
     return f"networks/{digest_of(facts)}.npz"

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
 from featcache.backbones import own
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.parse import Request
 from featcache.cache.rows import TapRows
+from featcache.errors import NotAModel, WeightsMismatch
 from featcache.extraction.engines import weights_source_of
 from featcache.spec import NO_WEIGHTS, Precision, Tap
 
@@ -45,6 +47,24 @@ class Network:
 def built(request: Request, precision: Precision = "float32") -> Backbone:
     """Return a new backbone."""
     return build(request.spec, request.preprocess.size, request.pooling, precision, request.trust)
+
+
+def built_unchanged(network: Network, out: Path, precision: Precision) -> Backbone:
+    """Return the backbone of a network. Raises an error if its weights are not those that its taps name.
+
+    out: the cache with these taps, for the error.
+    """
+    backbone = network.built(precision)
+    tap = network.taps[0]
+    spec = network.request.spec
+    if backbone.weights_digest == tap.weights_digest:
+        return backbone
+    if spec.origin == "registry":
+        raise WeightsMismatch(
+            f"Tap '{tap.name}' in {out} was made with other weights than the file that it names holds (by an older "
+            "featcache, where KERAS_HOME was read-only?). Extract to another cache"
+        )
+    raise NotAModel(f"'{spec.name}' has other weights each time it is built. Save the model and name its file")
 
 
 def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable[[str], None]) -> Network:

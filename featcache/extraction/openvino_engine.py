@@ -7,6 +7,7 @@ By default OpenVINO computes in bfloat16 on CPUs that can, without a message (me
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,8 +22,10 @@ from featcache.extraction.batches import Batched
 from featcache.files import temporary_folder
 from featcache.spec import Precision
 
-NAMES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# An 8-bit network says itself which layers are 8-bit; this is the precision of its others.
+NAMES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 HEAVY = frozenset(["Convolution", "FullyConnected", "MatMul"])  # layers whose precision counts
+EIGHT_BITS = ("i8", "u8")
 
 
 def is_installed() -> bool:
@@ -52,11 +55,9 @@ class OpenVINOEngine(Batched):
 
     def __init__(self, network: ConvertedNetwork, batch: int, precision: Precision) -> None:
         super().__init__(f"openvino {version('openvino')} CPU", batch)
-        openvino = import_openvino()
         self.network = network
         self.precision = precision
-        self._core = openvino.Core()
-        self._model = self._core.read_model(network.graph, openvino.Tensor(network.weights))
+        self._model = read_network(network)
         self._compiled = self._compile(batch)
 
     def resized(self, batch: int) -> None:
@@ -72,9 +73,11 @@ class OpenVINOEngine(Batched):
         shape = list(self._model.input(0).partial_shape)
         self._model.reshape([batch, *(dimension.get_length() for dimension in shape[1:])])
         hints = {"INFERENCE_PRECISION_HINT": NAMES[self.precision], "PERFORMANCE_HINT": "LATENCY"}
-        compiled = self._core.compile_model(self._model, "CPU", hints)
+        compiled = import_openvino().Core().compile_model(self._model, "CPU", hints)
         precisions = _precisions(compiled)
-        if precisions != {NAMES[self.precision]}:
+        if self.precision == "int8":
+            _check_8_bits(precisions)
+        elif set(precisions) != {NAMES[self.precision]}:
             names = ", ".join(sorted(precisions)) or "nothing"
             raise EnvironmentFault(
                 f"OpenVINO computes in {names} on this CPU, not in {self.precision}. "
@@ -94,15 +97,37 @@ def convert(model: Any) -> ConvertedNetwork:
             model.export(str(path), format="openvino", verbose=False)
         except Exception as error:  # converters raise almost anything on an unknown layer
             reason = " ".join(str(error).split())[:200]
-            raise EnvironmentFault(f"OpenVINO cannot convert this network: {reason}. Use `engine='keras'`") from error
+            raise EnvironmentFault(
+                f"OpenVINO cannot convert this network: {reason}. Use `engine='keras'`, at any precision but int8"
+            ) from error
         return ConvertedNetwork(path.read_bytes(), np.fromfile(path.with_suffix(".bin"), np.uint8))
 
 
-def _precisions(compiled: Any) -> set[str]:
-    """Return the precisions in which the heavy layers of a compiled network run."""
-    precisions = set()
+def read_network(network: ConvertedNetwork) -> Any:
+    """Return a network as OpenVINO's model."""
+    openvino = import_openvino()
+    return openvino.Core().read_model(network.graph, openvino.Tensor(network.weights))
+
+
+def _check_8_bits(precisions: Counter[str]) -> None:
+    """Raise EnvironmentFault unless most heavy layers run in 8 bits, and the others in float32.
+
+    NNCF leaves out layers that would lose too much, so a few others are usual.
+    """
+    num_layers = precisions.total()
+    num_8_bit = sum(precisions[name] for name in EIGHT_BITS)
+    if 2 * num_8_bit <= num_layers or num_8_bit + precisions["f32"] < num_layers:
+        raise EnvironmentFault(
+            f"OpenVINO computes {num_8_bit} of {num_layers} layers in 8 bits on this CPU, which is no 8-bit network. "
+            "Use `precision='float32'`"
+        )
+
+
+def _precisions(compiled: Any) -> Counter[str]:
+    """Return the precisions in which the heavy layers of a compiled network run, and how many run in each."""
+    precisions = Counter[str]()
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
         if "layerType" in facts and str(facts["layerType"].astype(str)) in HEAVY:
-            precisions.add(str(facts["runtimePrecision"].astype(str)))
+            precisions[str(facts["runtimePrecision"].astype(str))] += 1
     return precisions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,19 @@ from featcache.backbones.build import build
 from featcache.backbones.parse import Request
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import TapRows
+from featcache.errors import EnvironmentFault
+from featcache.extraction.calibration import SomeLayers, kept_network
 from featcache.extraction.engines import Engine, PixelEngine, choose, weights_source_of
 from featcache.extraction.pipeline import read_one
 from featcache.images.sources import Source, open_source
 from featcache.spec import NO_WEIGHTS, Failure, Tap
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}  # in standard deviations of the tap's features
+TOLERANCE = {
+    "float32": 1e-3,
+    "bfloat16": 0.5,
+    "float16": 0.1,
+    "int8": 0.5,
+}  # in standard deviations of the tap's features
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,23 @@ def _forward(tap: Tap, pixels: Any) -> Features:
     """Return the features of one tap, from the engine that an extraction would choose here."""
     engine: Engine = PixelEngine()
     if tap.backbone.name != "pixels":
+        if tap.precision == "int8":
+            return _forward_in_8_bits(tap, pixels)
         build_at = partial(build, tap.backbone, tap.preprocess.size, tap.pooling)
         engine = choose(build_at, [tap], pixels, num_images=len(pixels))
     [features] = engine.forward(pixels)
+    return features
+
+
+def _forward_in_8_bits(tap: Tap, pixels: Pixels) -> Features:
+    """Return the features of one tap from the 8-bit network that it names. Raises EnvironmentFault if that is gone."""
+    network = kept_network(tap.calibration, tap.preprocess.size)
+    if network is None:
+        raise EnvironmentFault(
+            f"The 8-bit network of tap '{tap.name}' is not on this machine any more, so its rows cannot be computed "
+            "again. Its features can be used as before"
+        )
+    [features] = SomeLayers(network, [tap.layer]).forward(pixels)
     return features
 
 
@@ -113,7 +134,8 @@ def lacking(request: Request, cache: Cache) -> list[str]:
     elif request.spec.origin != "registry" and not known_layers.issuperset(request.layers):
         layers = build(request.spec, request.preprocess.size, request.pooling).layers(request.layers)
 
-    taps = {rows.tap.fingerprint: rows.tap for rows in stored}
+    # Which 8-bit network computes a tap is known once it is calibrated, so it is left out here.
+    taps = {replace(rows.tap, calibration="").fingerprint: rows.tap for rows in stored}
     sentences: list[str] = []
     for tap in request.taps(digest, architecture, layers):
         if tap.fingerprint not in taps:

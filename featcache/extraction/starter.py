@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from featcache.arrays import Pixels
-from featcache.backbones.build import Backbone
 from featcache.backbones.lineage import lineage_of
 from featcache.cache.rows import TapRows, is_part
-from featcache.errors import NotAModel, WeightsMismatch
+from featcache.extraction.calibration import Calibrations
 from featcache.extraction.compute import Started
 from featcache.extraction.engines import Engine, PixelEngine, choose, provenance
 from featcache.extraction.extract_options import Options
-from featcache.extraction.networks import Network
-from featcache.spec import Precision, Tap
+from featcache.extraction.networks import Network, built_unchanged
+from featcache.spec import Tap
 
 PIXEL_BATCH = 256
 
@@ -30,6 +30,7 @@ class Starter:
     out: Path
     cached: TapRows | None  # rows of the network's first tap
     num_images: int
+    calibrations: Calibrations
     report: Callable[[str], None]
     started: Started | None = None
 
@@ -48,13 +49,15 @@ class Starter:
         batch = self.options.batch_size
         if self.network.request.spec.name == "pixels":
             return PixelEngine(batch or PIXEL_BATCH)
+        if self.network.request.precision == "int8":
+            return self.calibrations.engine(self.network)
         # The taps of the first view: the same engine computes the others, since views differ in pixels only.
         taps = next(iter(self.network.taps_by_view.values()))
         name = self.options.engine
         if name == "auto":
             name = engine_to_continue(taps[0], self.cached)
         return choose(
-            self._build,
+            partial(built_unchanged, self.network, self.out),
             taps,
             sample,
             engine=name,
@@ -63,20 +66,6 @@ class Starter:
             num_images=self.num_images,
             say=self.report,
         )
-
-    def _build(self, precision: Precision) -> Backbone:
-        """Return the backbone at a precision. Raises an error if its weights are not those that its taps name."""
-        backbone = self.network.built(precision)
-        tap = self.network.taps[0]
-        spec = self.network.request.spec
-        if backbone.weights_digest == tap.weights_digest:
-            return backbone
-        if spec.origin == "registry":
-            raise WeightsMismatch(
-                f"Tap '{tap.name}' in {self.out} was made with other weights than the file that it names "
-                "holds (by an older featcache, where KERAS_HOME was read-only?). Extract to another cache"
-            )
-        raise NotAModel(f"'{spec.name}' has other weights each time it is built. Save the model and name its file")
 
 
 def engine_to_continue(tap: Tap, cached: TapRows | None) -> str:

@@ -26,10 +26,11 @@ from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows
 from featcache.errors import NoImages, NotACache
 from featcache.extraction import image_table as tables
+from featcache.extraction.calibration import Calibrations
 from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Target
 from featcache.extraction.extract_options import Options
 from featcache.extraction.layouts import is_in_parts
-from featcache.extraction.networks import network_of
+from featcache.extraction.networks import Network, network_of
 from featcache.extraction.outcome import Estimate, Extracted, TapReport
 from featcache.extraction.plan import Plan, make_plan
 from featcache.extraction.reviewing import Decisions, read_decisions
@@ -108,7 +109,9 @@ def open_extraction(
         bad={} if options.rehash else tables.known_failures(stock.table),
         unread={failure.path: failure for failure in merged.unreadable if not failure.digest},
     )
-    return Extraction(order, stock, merged, changes, findings, Space(out, in_parts))
+    readable = tables.readable_rows(merged, findings)
+    calibrations = Calibrations(merged.source, readable, out, options.batch_size, progress)
+    return Extraction(order, stock, merged, changes, findings, Space(out, in_parts), calibrations)
 
 
 def scanned_images(
@@ -146,6 +149,7 @@ class Extraction:
     changes: Changes
     findings: Findings
     space: Space
+    calibrations: Calibrations
     damaged: frozenset[str] = frozenset()  # fingerprints of damaged taps in CACHE.h5, once it was compared
     first_plan: Plan | None = field(default=None, init=False)  # what was missing when the extraction began
 
@@ -192,7 +196,10 @@ class Extraction:
         def report_download(text: str) -> None:
             self.order.note("weights", text)
 
-        networks = [network_of(request, self.stock.rows, report_download) for request in self.order.requests]
+        networks: list[Network] = []
+        for request in self.order.requests:
+            network = network_of(request, self.stock.rows, report_download)
+            networks += self.calibrations.named(network, self.stock.rows)
         rows = tables.readable_rows(self.images, self.findings)
         plan = make_plan(rows, networks, self.stock.rows, self.findings.bad)
         if self.first_plan is None:
@@ -271,6 +278,7 @@ class Extraction:
                     out=self.order.out,
                     cached=self.stock.rows.get(work.network.taps[0].fingerprint),
                     num_images=plan.largest(request),
+                    calibrations=self.calibrations,
                     report=self._report_engine,
                 )
             target = Target(work.taps, work.missing, starters[request], self.space.reserve)

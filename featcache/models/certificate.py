@@ -17,6 +17,7 @@ import numpy as np
 
 from featcache.arrays import Floats, Pixels
 from featcache.errors import ParityFailed
+from featcache.heads.logits import softmax
 from featcache.images.decode import decode
 from featcache.images.manifest import read_image
 from featcache.images.sources import Source
@@ -24,11 +25,14 @@ from featcache.models.assemble import logits_of
 from featcache.models.divergence import first_divergence
 from featcache.models.probe import Probe, by_digest
 from featcache.spec import ImageRow, Preprocess, Tap
+from featcache.sweeps.metrics import wilson
 
 log = logging.getLogger(__name__)
 
 NUM_IMAGES = 64
-LEAST_TAUGHT = 0.9  # share of images on which a taught head names its teacher's class, as an 8-bit export must
+# Share of images on which a taught head names its teacher's class, and a model that of its head on 8-bit features, as
+# an 8-bit export must.
+LEAST_TAUGHT = 0.9
 TOLERANCE = 1e-3
 # Relative to the largest logit, where that allows more: the precision in which features are computed or stored.
 RELATIVE = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
@@ -37,7 +41,10 @@ BATCH = 8  # outside a compiled graph Keras keeps every activation of a batch: 2
 
 @dataclass(frozen=True)
 class Certificate:
-    """Largest absolute logit difference on `images` images, and the share on which both name the same class."""
+    """Largest absolute logit difference on `images` images, and the share on which both name the same class.
+
+    That class is the one that the head names on the features it was fitted on.
+    """
 
     inference: float
     training: float
@@ -45,6 +52,10 @@ class Certificate:
     images: int
     tolerance: float = TOLERANCE
     distilled: float | None = None  # of a taught head: share of images on which it names its teacher's class
+    precision: str = "float32"  # of the features that the head was fitted on
+    # Of a head that was fitted on 8-bit features, which Keras cannot compute: the model computes in float32, parity is
+    # with the head on float32 features, and this is the largest difference of a probability from the 8-bit features.
+    probabilities: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -57,15 +68,18 @@ def tolerance_of(logits: Floats, taps: Sequence[Tap] = ()) -> float:
     relative = RELATIVE["float32"]
     for tap in taps:
         # The coarser of the two counts: float32 features stored in float16 are float16 features.
-        relative = max(relative, RELATIVE[tap.precision], RELATIVE[tap.dtype])
+        relative = max(relative, RELATIVE[tap.in_keras.precision], RELATIVE[tap.dtype])
     largest_logit = float(np.abs(logits).max())
     return max(TOLERANCE, relative * largest_logit)
 
 
-def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()) -> Certificate:
+def certify(
+    model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = (), in_float32: Floats | None = None
+) -> Certificate:
     """Return the certificate of an assembled model, with its layers frozen or trainable as they are now.
 
     pixels: (N, size, size, 3) uint8; cached: (N, K) logits of the head on the cached features of these images.
+    in_float32: its logits on features at float32, if the cached ones are 8-bit.
     """
     import keras
 
@@ -75,13 +89,15 @@ def certify(model: Any, pixels: Pixels, cached: Floats, taps: Sequence[Tap] = ()
     inference = np.concatenate([np.asarray(logits.predict_on_batch(batch)) for batch in batches])
     # A direct call, because `predict` always runs in inference mode.
     training = np.concatenate([keras.ops.convert_to_numpy(logits(batch, training=True)) for batch in batches])
+    expected = cached if in_float32 is None else in_float32
     is_same_class = inference.argmax(axis=1) == cached.argmax(axis=1)
     return Certificate(
-        inference=float(np.abs(inference - cached).max()),
-        training=float(np.abs(training - cached).max()),
+        inference=float(np.abs(inference - expected).max()),
+        training=float(np.abs(training - expected).max()),
         agreement=float(is_same_class.mean()),
         images=len(pixels),
-        tolerance=tolerance_of(cached, taps),
+        tolerance=tolerance_of(expected, taps),
+        probabilities=None if in_float32 is None else float(np.abs(softmax(inference) - softmax(cached)).max()),
     )
 
 
@@ -95,7 +111,10 @@ def certified(model: Any, probe: Probe) -> Certificate:
     log.info("Comparing the model with its head on %d images", len(rows))
     pixels = load_pixels(probe.source, rows, probe.preprocess)
     weights = model.get_weights()
-    certificate = certify(model, pixels, probe.logits(rows), probe.taps)
+    features = probe.model_features(rows, pixels)
+    in_float32 = probe.logits_of(features) if probe.is_8_bit else None
+    certificate = certify(model, pixels, probe.logits(rows), probe.taps, in_float32)
+    certificate = replace(certificate, precision=probe.precision)
     if not certificate.passed:
         model.set_weights(weights)  # batch normalisation that trains has moved its statistics
         chosen = probe.chosen
@@ -103,7 +122,14 @@ def certified(model: Any, probe: Probe) -> Certificate:
             f"Parity failed for {chosen.run.path}@{chosen.trial.trial}: its logits differ from the cached head's by "
             f"{certificate.inference:.2g} in inference and {certificate.training:.2g} in training, on "
             f"{certificate.images} images, over {certificate.tolerance:.2g}. "
-            f"The first that diverges: {first_divergence(model, probe, pixels, rows)}"
+            f"The first that diverges: {first_divergence(model, probe, pixels, features)}"
+        )
+    same_class = wilson(round(certificate.agreement * len(rows)), len(rows))
+    if in_float32 is not None and same_class.high < LEAST_TAUGHT:
+        raise ParityFailed(
+            f"The model computes in float32, and names the class that its head names on 8-bit features on "
+            f"{same_class.value:.1%} of {len(rows)} images, clearly fewer than {LEAST_TAUGHT:.0%}. Extract with "
+            "`precision='float32'` and sweep again"
         )
     # Parity compares a taught head with itself. That it says what its teacher says is another question.
     agreement = probe.agreement()

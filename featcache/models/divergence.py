@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Floats, Pixels
+from featcache.arrays import Features, Floats, Pixels
 from featcache.backbones.build import entering
 from featcache.backbones.graph import outputs_of
 from featcache.models.assemble import LOGITS, backbones_of, logits_of
 from featcache.models.probe import Probe
-from featcache.spec import ImageRow
 
 LARGEST = 1e-4  # difference, relative to the largest value of the layer
 IMAGES = 4  # few, because every activation of every layer is kept
 
 
-def first_divergence(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow]) -> str:
+def first_divergence(model: Any, probe: Probe, pixels: Pixels, features: Features) -> str:
     """Return which layer is the first whose values differ, or which tap's features: backbones first, then the head.
 
-    Each backbone is compared, in inference and in training, with a newly built one in inference.
+    Each backbone is compared, in inference and in training, with a newly built one in inference. features: (N, D) that
+    enter the head for these pixels.
     """
     # Backbones first: a layer of the head differs, too, if the features that enter it do.
     for network, part in zip(backbones_of(model), probe.parts(), strict=True):
@@ -35,10 +35,10 @@ def first_divergence(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[Im
             if name is not None:
                 mode = "training" if training else "inference"
                 return f"layer '{name}' of {network.name}, in {mode}"
-    return _of_head(model, probe, pixels[:IMAGES], rows[:IMAGES])
+    return _of_head(model, probe, pixels[:IMAGES], features[:IMAGES])
 
 
-def _of_head(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow]) -> str:
+def _of_head(model: Any, probe: Probe, pixels: Pixels, features: Features) -> str:
     import keras
 
     logits = logits_of(model)
@@ -47,7 +47,6 @@ def _of_head(model: Any, probe: Probe, pixels: Pixels, rows: Sequence[ImageRow])
     if isinstance(entry, list):  # a layer of squares joins them to the features, which come first
         entry = entry[0]
     entering_head = keras.Model(logits.input, entry)
-    features = probe.features(rows)
     computed = np.asarray(entering_head.predict_on_batch(pixels))
     # A nearness layer gets the squared length as one more value, after the features.
     if _differ(computed[:, : features.shape[1]], features):

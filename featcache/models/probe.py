@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.arrays import Classes, Features, Floats
+from featcache.arrays import Classes, Features, Floats, Pixels
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.lineage import Lineage, Lineages, lineage_of
 from featcache.cache.reader import Cache
 from featcache.errors import ImagesChanged, NoImages, UsageError, WeightsMismatch
+from featcache.extraction.engines import BATCH, KerasEngine
 from featcache.heads.absorb import decision_logits, exact_head, is_exact
 from featcache.heads.distil import distilled
 from featcache.heads.layers import Affine, Head, Squares, Unit
@@ -132,9 +133,36 @@ class Probe:
         trial, run = self.chosen.trial, self.chosen.run
         return arrays_to_fit(self.cache, rows, trial.tap, run.settings.train_views, run.fingerprints)
 
+    @property
+    def precision(self) -> str:
+        """Return the precision of the features that the head was fitted on, such as "int8", or "float32+int8"."""
+        return "+".join(dict.fromkeys(tap.precision for tap in self.taps))
+
+    @property
+    def is_8_bit(self) -> bool:
+        """Return whether the head was fitted on 8-bit features, which Keras cannot compute."""
+        return any(tap.precision == "int8" for tap in self.taps)
+
+    def model_features(self, rows: Sequence[ImageRow], pixels: Pixels) -> Features:
+        """Return the features (N, D) that the model must compute from the pixels of images: the cached ones.
+
+        Of a head on 8-bit features, newly built backbones compute all features in float32 instead.
+        """
+        if not self.is_8_bit:
+            return self.features(rows)
+        by_name: dict[str, Features] = {}
+        for part in self.parts():
+            arrays = KerasEngine(part.backbone, part.taps, BATCH).forward(pixels)
+            for tap, array in zip(part.taps, arrays, strict=True):
+                by_name[tap.name] = array.reshape(len(array), -1)
+        return np.concatenate([by_name[name] for name in self.tap_names], axis=1)
+
     def logits(self, rows: Sequence[ImageRow]) -> Floats:
         """Return (N, K) from cached features: by the estimator itself, or by the head that it taught."""
-        features = self.features(rows)
+        return self.logits_of(self.features(rows))
+
+    def logits_of(self, features: Features) -> Floats:
+        """Return (N, K) from features (N, D), as `logits` does."""
         if self.is_exact:
             return decision_logits(self.estimator, features) / self.chosen.trial.temperature
         return self.head.logits(features)
@@ -160,7 +188,7 @@ class Probe:
         """
         _require_one_size(self.taps)
         taps_by_network: dict[object, list[Tap]] = {}
-        for tap in self.taps:
+        for tap in (tap.in_keras for tap in self.taps):
             # Taps that differ only in their layer come from one network.
             network = (tap.backbone, tap.weights_digest, tap.preprocess, tap.pooling, tap.precision)
             taps_by_network.setdefault(network, []).append(tap)

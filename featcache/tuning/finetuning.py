@@ -23,7 +23,7 @@ from featcache.models.certificate import Certificate, certified, tolerance_of
 from featcache.models.modelfile import check_model_path, kind_of, read_reference, save_model
 from featcache.models.reference import reference_of_head, reference_of_model
 from featcache.outputs import check_output
-from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Precision, Schedule
+from featcache.settings import Augmentation, ClassWeight, Metric, Optimizer, Schedule, TrainingPrecision
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Chosen
 from featcache.sweeps.metrics import Score, score
@@ -71,7 +71,7 @@ def finetune(
     views: int | None = None,
     augment_val: bool = False,
     prefix: bool = True,
-    precision: Precision = "float32",
+    precision: TrainingPrecision = "float32",
     wise_ft: bool = False,
     seed: int = 0,
     metric: Metric | None = None,

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from featcache.errors import UsageError
 from featcache.images.augment import AUGMENTATIONS
-from featcache.settings import Control, Metric, Optimizer, Precision, Schedule, TrainingOptions, as_flags
+from featcache.settings import Control, Metric, Optimizer, Schedule, TrainingOptions, TrainingPrecision, as_flags
 from featcache.spec import IDENTITY, choose
 from featcache.sweeps import Chosen
 from featcache.sweeps.metrics import METRICS
@@ -46,7 +46,7 @@ class Recipe(TrainingOptions):
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "augment": (NO_AUGMENTATION, *AUGMENTATIONS),
-            "precision": get_args(Precision),
+            "precision": get_args(TrainingPrecision),
             "metric": METRICS,
         }
         for name, known in choices.items():

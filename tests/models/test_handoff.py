@@ -19,7 +19,7 @@ from featcache.images.manifest import scan
 from featcache.images.sources import open_source
 from featcache.models import Certificate, handoff, load_model, probe
 from featcache.models.certificate import TOLERANCE, load_pixels
-from featcache.models.probe import Probe
+from featcache.models.probe import Probe, by_digest
 from featcache.spec import Preprocess
 from featcache.sweeps import sweep
 from featcache.sweeps.metrics import wilson
@@ -257,6 +257,40 @@ def test_features_of_reduced_precision_agree_as_far_as_it_tells(how, most, toy, 
     assert max(certificate.inference, certificate.training) <= certificate.tolerance <= most
     tuned = finetune(run.best, tmp_path / "t.keras", epochs=1)
     assert tuned.best.val.value >= tuned.start.val.value
+
+
+@pytest.fixture(scope="module")
+def int8_run(toy, tmp_path_factory):
+    """Return a run on 8-bit features. Do not change it."""
+    pytest.importorskip("nncf", reason="NNCF is not installed")
+    folder = tmp_path_factory.mktemp("int8")
+    cache = extract(toy.root, TOY, out=folder / "c.h5", precision="int8")
+    return sweep(cache, "logreg", out=folder / "run")
+
+
+@pytest.mark.slow
+def test_a_head_on_8_bit_features_becomes_a_float32_model_and_the_certificate_says_how_far_it_is(int8_run, tmp_path):
+    model = handoff(int8_run.best, tmp_path / "model.keras")
+    certificate = model.certificate
+    assert (certificate.precision, certificate.agreement) == ("int8", 1)
+    assert max(certificate.inference, certificate.training) <= certificate.tolerance <= 0.001
+    probe = Probe.open(int8_run.best)
+    rows = by_digest([*probe.rows("train"), *probe.rows("val")])[:64]
+    pixels = load_pixels(probe.source, rows, probe.preprocess)
+    differences = model.predict(pixels, verbose=0) - softmax(probe.logits(rows))
+    assert certificate.probabilities == pytest.approx(np.abs(differences).max(), abs=1e-5)
+    assert 0 < certificate.probabilities < 0.2
+    assert load_model(tmp_path / "model.keras")[1]["certificate"] == asdict(certificate)
+    tuned = finetune(int8_run.best, tmp_path / "t.keras", epochs=1)
+    assert tuned.best.val.value >= tuned.start.val.value
+
+
+@pytest.mark.slow
+def test_a_float32_model_that_says_something_else_than_its_8_bit_head_is_refused(int8_run, monkeypatch):
+    logits = Probe.logits
+    monkeypatch.setattr(Probe, "logits", lambda probe, rows: -logits(probe, rows))
+    with pytest.raises(ParityFailed, match=r"computes in float32, and names the class .* on 8-bit features on \d"):
+        handoff(int8_run.best)
 
 
 @pytest.mark.slow
