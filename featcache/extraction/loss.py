@@ -26,7 +26,7 @@ MIN_PER_CLASS = 2  # images, so that one is left when one is left out
 
 
 @dataclass(frozen=True)
-class Loss:
+class PrecisionLoss:
     """What 8 bits lose on images of one tap. accuracies and difference are None where labels cannot tell."""
 
     images: int
@@ -75,7 +75,7 @@ def loss_of(
         num_bytes += sum(array.nbytes for array in of_exact[-1])
         if num_bytes > MAX_BYTES:
             break
-    losses: list[Loss] = []
+    losses: list[PrecisionLoss] = []
     for index, layer in enumerate(layers):
         loss = compared(
             np.concatenate([arrays[index] for arrays in of_exact]),
@@ -90,7 +90,7 @@ def loss_of(
     return str(min(losses, key=lambda loss: loss.cosine))
 
 
-def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> Loss:
+def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> PrecisionLoss:
     """Return what rounded features lose against exact ones, both (N, D) or (N, h, w, C), N at least 1."""
     exact = exact.reshape(len(exact), -1)
     rounded = rounded.reshape(len(rounded), -1)
@@ -103,13 +103,13 @@ def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> Loss:
     is_usable = (names != "") & (counts >= MIN_PER_CLASS)
     is_judged = is_usable[classes]
     if is_usable.sum() < 2 or np.isnan(cosine):
-        return Loss(len(exact), cosine)
+        return PrecisionLoss(len(exact), cosine)
     judged_classes = classes[is_judged].astype(np.int64)
     is_right, is_right_rounded = _answers(exact[is_judged], rounded[is_judged], judged_classes)
     only_exact = int((is_right & ~is_right_rounded).sum())
     only_rounded = int((is_right_rounded & ~is_right).sum())
     accuracies = (float(is_right.mean()), float(is_right_rounded.mean()))
-    return Loss(len(is_right), cosine, accuracies, _interval(only_exact, only_rounded, len(is_right)))
+    return PrecisionLoss(len(is_right), cosine, accuracies, _interval(only_exact, only_rounded, len(is_right)))
 
 
 def _answers(exact: Features, rounded: Features, classes: Classes) -> tuple[Classes, Classes]:
