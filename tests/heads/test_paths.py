@@ -111,6 +111,7 @@ def test_shrinkage_that_is_not_a_number_is_fitted_by_scikit_learn():
 
 
 MACHINES = [{"C": C, "gamma": gamma} for gamma in ("scale", "auto", 0.3) for C in (0.1, 1.0, 30.0)]
+MACHINES += [{"C": C, "gamma": 0.3} for C in (0.2, 100.0)]  # after a C that bounds nothing, one that does
 MACHINES.append({"C": 1.0, "gamma": 1e9})  # whose kernel is 0, so that decisions are 0 as well
 
 
