@@ -132,6 +132,15 @@ def test_features_far_from_standardised_are_solved_too():
     assert np.allclose(X @ solution.coef.T + solution.intercept, alone.decision_function(X), atol=1e-3)
 
 
+def test_rounding_does_not_keep_a_rare_class_from_converging():
+    """Its tolerance is a 600th of the usual one, which float32 cannot reach."""
+    y = np.append(np.zeros(581, int), np.arange(1, 20))
+    X = np.random.default_rng(0).normal(size=(len(y), 40)).astype(np.float32)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    for solution in hinge_path(X, y, [1e-6, 1e-4], max_iter=50):
+        assert solution.converged
+
+
 def test_few_iterations_are_said_not_to_be_enough():
     X, y = problem(3, 20)
     grid = [{"C": C, "max_iter": limit} for limit in (2, 1000) for C in (1e-2, 0.1)]

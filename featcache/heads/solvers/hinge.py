@@ -26,7 +26,7 @@ from featcache.arrays import Classes, Floats
 from featcache.heads.solvers.axes import rotated
 from featcache.heads.solvers.descent import Solution, descend, solve_path
 
-FLOAT32_ROUNDINGS = 10  # float32 is enough for tolerances of so many times its rounding error of the gradient
+FLOAT32_ROUNDINGS = 5  # float32 is enough for tolerances of so many times its rounding error of the gradient
 MIN_TOL = 1e-12  # rounding error of the gradient in float64
 
 
@@ -60,7 +60,9 @@ def hinge_path(
     pull = 2 * weights * signs
     first_norm = np.hypot(np.linalg.norm(pull.astype(X.dtype) @ X, axis=1), pull.sum(axis=1))
     tols = np.maximum(tol * smaller_share, MIN_TOL) * first_norm
-    rounding = np.finfo(np.float32).eps * np.sqrt(pull**2 @ (np.einsum("nd,nd->n", X, X) + 1))
+    # Its terms are rounded one by one, and the sum once more.
+    norm_of_terms = np.sqrt(pull**2 @ (np.einsum("nd,nd->n", X, X) + 1))
+    rounding = np.finfo(np.float32).eps * (norm_of_terms + first_norm)
     dtype = np.float32 if (tols >= FLOAT32_ROUNDINGS * rounding).all() else np.float64
 
     def rows(block: slice) -> Floats:
