@@ -11,7 +11,7 @@ nor order matter, and images that are added later seldom do. Those with the larg
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,6 @@ MIN_IMAGES = 16
 NUM_JUDGING = 500
 MAX_BYTES = 512 * 2**20  # of pixels: very large images calibrate in smaller number
 BATCH = 32
-STEP = "calibrate"
 
 
 class EightBitNetwork(NamedTuple):
@@ -116,8 +115,8 @@ class Calibrations:
                 self._networks[digest] = kept
             elif self._digest_for(_part(network, layers, "")) != digest:
                 raise UsageError(
-                    f"The 8-bit network of tap '{taps[0].name}' in {self.out} is not on this machine any more, and the "
-                    "images that are here give another one, whose features would not fit. Use another `out`"
+                    f"The 8-bit network of tap '{taps[0].name}' in {self.out} is not on this machine any more, and "
+                    "these images and layers give another one, whose features would not fit. Use another `out`"
                 )
         return SomeLayers(self._networks[digest], layers)
 
@@ -158,33 +157,25 @@ class Calibrations:
         preprocess = taps[0].preprocess
         sample = _sample(rows, preprocess.size)
         judging = rows[-NUM_JUDGING:]
-        total = 2 * len(sample) + len(judging)
-        name = f"{STEP} {taps[0].name}"
-        self.progress(Tick(name, 0, total))
+        total = 2 * len(sample) + len(judging)  # the sample is decoded, and then goes through the network
+
+        def tick(num_done: int) -> None:
+            self.progress(Tick(f"calibrate {taps[0].name}", num_done, total))
+
+        tick(0)
         pixels = self._pixels(sample, preprocess)
-        self.progress(Tick(name, len(sample), total))
+        tick(len(sample))
 
         def build(precision: Precision) -> Backbone:
             return built_unchanged(network, self.out, precision)
 
         exact = choose(build, taps, pixels[:BATCH], engine="openvino", device="cpu", batch=self.batch, say=self._note)
         assert isinstance(exact, OpenVINOEngine)
-        converted = quantized(
-            exact.network, pixels, lambda index: self.progress(Tick(name, len(sample) + index, total))
-        )
+        converted = quantized(exact.network, pixels, lambda index: tick(len(sample) + index))
         rounded = OpenVINOEngine(converted, self.batch or OPENVINO_BATCH, "int8")
-
-        def judged() -> Iterator[tuple[list[ImageRow], Pixels]]:
-            num_done = 2 * len(sample)
-            for images in decoded_batches(self.source, judging, preprocess, BATCH):
-                usable = _usable(images)
-                if usable:
-                    yield [image.row for image in usable], np.stack([image.pixels for image in usable])
-                num_done += len(images)
-                self.progress(Tick(name, num_done, total))
-
         layers = tuple(tap.layer for tap in taps)
-        loss = loss_of(exact, rounded, judged(), layers)
+        batches = self._batches(judging, preprocess, lambda index: tick(2 * len(sample) + index))
+        loss = loss_of(exact, rounded, batches, layers)
         gain = seconds_per_image(exact, pixels[:BATCH]) / seconds_per_image(rounded, pixels[:BATCH])
         self._note(
             f"Calibrated an 8-bit network on {len(pixels)} images in {time.perf_counter() - began:.0f} s, "
@@ -194,6 +185,18 @@ class Calibrations:
         self._networks[digest] = EightBitNetwork(rounded, layers)
         self._keep(key, digest, loss, preprocess.size)
         return digest
+
+    def _batches(
+        self, rows: Sequence[ImageRow], preprocess: Preprocess, tick: Callable[[int], None]
+    ) -> Iterator[tuple[list[ImageRow], Pixels]]:
+        """Yield images with their pixels. tick: receives the number of images so far."""
+        num_done = 0
+        for images in decoded_batches(self.source, rows, preprocess, BATCH):
+            usable = _usable(images)
+            if usable:
+                yield [image.row for image in usable], np.stack([image.pixels for image in usable])
+            num_done += len(images)
+            tick(num_done)
 
     def _pixels(self, sample: Sequence[ImageRow], preprocess: Preprocess) -> Pixels:
         """Return the pixels of the images that calibrate. Raises TooFewImages."""

@@ -1,6 +1,8 @@
 """8-bit features come from one network, which is judged, kept, and never mixed with another."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -89,11 +91,12 @@ def test_new_images_go_through_the_network_that_the_cache_names(day, monkeypatch
 
 
 @pytest.mark.slow
-def test_all_layers_and_views_of_a_network_share_it_and_more_layers_get_another(day, monkeypatch):
+def test_all_layers_and_views_of_a_network_share_it_and_more_layers_get_another(day, monkeypatch, capfd):
     options = OPTIONS | {"out": day / "layers.h5", "views": "flip"}
     both = extract(day / "photos", **options, tap="top,block_2_relu")
     digests = {tap.calibration for tap in both.taps.values()}
     assert (len(both.taps), len(digests)) == (4, 1)
+    assert capfd.readouterr().out == ""  # NNCF draws bars there, where nobody keeps it from it
     with monkeypatch.context() as patched:
         patched.setattr(calibration, "quantized", never)
         write_images(day / "photos", per_class=1, first=12)
@@ -178,6 +181,17 @@ def test_why_compares_8_bit_taps_whatever_their_network(day):
     assert lacking(wanted, cache) == []
     [sentence] = lacking(replace(wanted, precision="float32"), cache)
     assert f"'{TOP}' differs in precision (int8, asked for float32)" in sentence
+
+
+@pytest.mark.slow
+def test_nncf_reports_nothing_to_anybody(day):
+    code = (
+        "import featcache as fc; fc.extract('photos', 'TOY', tap='block_1_relu', precision='int8', out='c.h5');"
+        "import nncf.telemetry.wrapper as theirs; print(type(theirs.telemetry).__name__)"
+    )
+    command = [sys.executable, "-c", code.replace("TOY", TOY)]
+    done = subprocess.run(command, cwd=day, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["MagicMock"]
 
 
 # What cannot be computed in 8 bits

@@ -277,6 +277,9 @@ def test_a_head_on_8_bit_features_becomes_a_float32_model_and_the_certificate_sa
     probe = Probe.open(int8_run.best)
     rows = by_digest([*probe.rows("train"), *probe.rows("val")])[:64]
     pixels = load_pixels(probe.source, rows, probe.preprocess)
+    in_float32 = extract(int8_run.cache().root, TOY, out=tmp_path / "float32.h5", engine="keras").features(rows)
+    np.testing.assert_allclose(probe.model_features(rows, pixels), in_float32, atol=1e-5)
+    assert np.abs(probe.features(rows) - in_float32).max() > 1e-3
     differences = model.predict(pixels, verbose=0) - softmax(probe.logits(rows))
     assert certificate.probabilities == pytest.approx(np.abs(differences).max(), abs=1e-5)
     assert 0 < certificate.probabilities < 0.2
