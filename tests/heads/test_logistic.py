@@ -173,3 +173,11 @@ def test_a_strength_starts_where_the_two_below_point_to():
     X = rng.normal(0, 0.2, (5, 200))[y] + rng.normal(0, 1, (150, 200))
     solutions = logistic_path(X, y, [1e-3, 1e-1, 1e1, 1e3, 1e5])
     assert sum(solution.iterations for solution in solutions) < 35
+
+
+def test_rounding_leaves_no_curvature_below_zero():
+    y = np.append(np.zeros(369, int), np.arange(1, 20))
+    X = np.tile(np.random.default_rng(0).normal(size=(len(y) // 2, 475)), (2, 1))
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    for solution in logistic_path(X, y, [1e-8, 1e-5, 1e-3], max_iter=50):
+        assert np.isfinite(solution.coef).all()

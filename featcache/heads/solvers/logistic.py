@@ -122,12 +122,13 @@ class SoftmaxLoss:
         return (share * (1 - share))[:, None].astype(self.weights.dtype)
 
     def curvature_along(self, state: Floats, along: Floats) -> Floats:
-        """Return sum_i w_i Var_p(a_i) = sum_i w_i (sum_k p a^2 - (sum_k p a)^2) with a = `along`, (S,)."""
+        """Return sum_i w_i Var_p(a_i) = sum_i w_i sum_k p (a - sum_k p a)^2 with a = `along`, (S,)."""
         weighted = state * along
-        mean = weighted.sum(axis=0)
-        weighted *= along
-        variance = weighted.sum(axis=0) - mean**2
-        return np.asarray(variance @ self.weights)
+        # The mean first: sum_k p a^2 - (sum_k p a)^2 may be below 0 by rounding.
+        centred = along - weighted.sum(axis=0)
+        np.multiply(centred, centred, out=weighted)
+        weighted *= state
+        return np.asarray(weighted.sum(axis=0) @ self.weights)
 
     def is_steep(self, gradient: Floats) -> npt.NDArray[np.bool_]:
         """Return whether an upper bound of the largest gradient norm of a class, for features not centred, is over tol.
