@@ -54,12 +54,21 @@ CASES: dict[str, tuple[str, Any, dict[str, list[Any]]]] = {
 }
 # The least number of multiplications for N images, D features, K classes and A settings
 LEAST: dict[str, Any] = {
+    "logreg": lambda N, D, K, A: peak.of_linear(N, D, K, FOLDS, A),
+    "svm": lambda N, D, K, A: peak.of_linear(N, D, K, FOLDS, A),
     "ridge": lambda N, D, K, A: peak.of_ridge(N, D, K, FOLDS, A),
     "ridge-loo": peak.of_ridge_leave_one_out,
     "rbf": lambda N, D, K, A: peak.of_distances(N, D, FOLDS, fitted_together=True),  # without libsvm's iterations
     "knn": lambda N, D, K, A: peak.of_distances(N, D, FOLDS, fitted_together=False),
 }
-DTYPES = {"ridge": "float64", "ridge-loo": "float64", "rbf": "float64", "knn": "float32"}
+DTYPES = {
+    "logreg": "float32",
+    "svm": "float32",
+    "ridge": "float64",
+    "ridge-loo": "float64",
+    "rbf": "float64",
+    "knn": "float32",
+}
 OTHERS = ("dense", "memory")
 EPOCHS = 20
 RATES, DECAYS = [float(f"{rate:.4g}") for rate in np.geomspace(1e-4, 1e-2, 20)], [0.0, 1e-4, 1e-3, 1e-2, 1e-1]

@@ -74,6 +74,19 @@ def of_ridge_leave_one_out(N: int, D: int, K: int, num_strengths: int) -> float:
     return products + eigenvectors + D**2 * columns + N * D * (D + columns) + N * D * num_strengths
 
 
+def of_linear(N: int, D: int, K: int, num_folds: int, num_strengths: int) -> float:
+    """Return the multiplications for all folds and the fit on all N images, if one step were enough for each strength.
+
+    XX' or X'X, half of it for symmetry; its eigenvectors; and for each strength a gradient, which is two products.
+    """
+    total = 0.0
+    for fit_on in [N - N // num_folds] * num_folds + [N]:
+        size = min(fit_on, D)
+        total += fit_on * D * size / 2 + (2 / 3 + 1) * size**3
+        total += 2 * num_strengths * K * fit_on * size
+    return total
+
+
 def of_distances(N: int, D: int, num_folds: int, fitted_together: bool) -> float:
     """Return the multiplications of the distances from the other images of each fold to those that fit.
 
