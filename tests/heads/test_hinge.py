@@ -123,6 +123,14 @@ def test_extreme_strengths_end_no_higher_than_scikit_learn(strength, num_feature
     assert (ours <= theirs * 1.01).all()
 
 
+def test_very_weak_penalties_are_left_to_scikit_learn():
+    X, y = problem(3, 5)
+    weak, very_weak = try_all("svm", [{"C": 1e5}, {"C": 1e6}], Fold(X, y, X))
+    alone = LinearSVC(C=1e6, dual=False, max_iter=5000).fit(X, y)
+    assert np.array_equal(very_weak.classifier.coef_, alone.coef_)
+    assert not np.array_equal(weak.classifier.coef_, alone.coef_)
+
+
 def test_features_far_from_standardised_are_solved_too():
     X, y = blobs(3, 40, 20, 6.0)
     X = (X * 10 + 1000).astype(np.float32)

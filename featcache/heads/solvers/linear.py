@@ -20,7 +20,9 @@ from featcache.heads.solvers.descent import Solution
 from featcache.heads.solvers.hinge import hinge_path
 from featcache.heads.solvers.logistic import logistic_path
 
-MIN_C, MAX_C = 1e-15, 1e15  # solved together; other strengths, such as infinity, are left to scikit-learn
+# Solved together; other strengths, such as infinity, are left to scikit-learn.
+MIN_C, MAX_C = 1e-15, 1e15
+MAX_C_OF_HINGE = 1e5  # above it, liblinear came nearer to the minimum
 
 
 def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None, seed: int) -> Iterator[FoldResult]:
@@ -32,9 +34,10 @@ def fit(head: str, grid: Sequence[Params], fold: Fold, class_weight: str | None,
     classes = np.unique(fold.y)
     classifiers = [make_classifier(head, params, class_weight, seed) for params in grid]
     refusals = [invalid_parameters(classifier) for classifier in classifiers]
+    largest = MAX_C_OF_HINGE if isinstance(classifiers[0], LinearSVC) else MAX_C
     together = []
     for number, (classifier, refusal) in enumerate(zip(classifiers, refusals, strict=True)):
-        if refusal is None and len(classes) > 1 and MIN_C <= classifier.C <= MAX_C:
+        if refusal is None and len(classes) > 1 and MIN_C <= classifier.C <= largest:
             together.append(number)
 
     solutions: dict[int, Solution] = {}
