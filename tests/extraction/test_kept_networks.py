@@ -13,7 +13,7 @@ import pytest
 from tiny import TOY, write_images
 
 from featcache import home
-from featcache.errors import EnvironmentFault
+from featcache.errors import DiskFault, EnvironmentFault
 from featcache.extraction import extract, kept_networks
 from featcache.extraction.agreement import made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork
@@ -247,6 +247,26 @@ def test_files_of_another_user_are_not_read(tmp_path, monkeypatch):
     assert home.find("networks/a.npz") is not None
     folder.chmod(0o777)
     assert home.find("networks/a.npz") is None
+
+
+def without_permission(monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # for root every folder opens
+    return "/root/home"
+
+
+@pytest.mark.parametrize("place", [without_permission, lambda patch: "~nobody-here/home", lambda patch: "a" * 300])
+def test_nothing_is_found_in_a_folder_that_cannot_be_read(monkeypatch, place):
+    monkeypatch.setenv("FEATCACHE_HOME", place(monkeypatch))
+    assert home.find("networks/a.npz") is None
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(monkeypatch):
+    monkeypatch.setenv("FEATCACHE_HOME", "a" * 300)
+    with pytest.raises(DiskFault, match="File name too long"):
+        home.prune()
 
 
 def test_a_folder_that_is_deleted_is_made_again(tmp_path, monkeypatch):
