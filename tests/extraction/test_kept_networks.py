@@ -160,7 +160,8 @@ def test_a_damaged_record_of_digests_is_not_believed(kept, first_day, tmp_path):
     assert record.read_text() == content
 
 
-def test_a_model_with_code_of_the_user_is_not_kept(kept, first_day, tmp_path):
+@pytest.mark.parametrize("is_layer", [True, False], ids=["a layer", "an activation"])
+def test_a_model_with_code_of_the_user_is_not_kept(kept, first_day, tmp_path, is_layer):
     import keras
 
     @keras.saving.register_keras_serializable("tests")
@@ -168,11 +169,17 @@ def test_a_model_with_code_of_the_user_is_not_kept(kept, first_day, tmp_path):
         def call(self, inputs):
             return inputs * 2
 
-    layers = [keras.Input((8, 8, 3)), Doubled(), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
-    keras.Sequential(layers).save(tmp_path / "own.keras")
+    @keras.saving.register_keras_serializable("tests")
+    def doubled(inputs):
+        return inputs * 2
+
+    own = Doubled() if is_layer else keras.layers.Activation(doubled)
+    layers = [keras.Input((8, 8, 3)), own, keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3, "softmax")]).save(tmp_path / "own.keras")
     before = sorted(kept.rglob("*"))
     list(predict(f"{tmp_path / 'own.keras'}:mode=unit", first_day / "photos"))
-    extract(first_day / "photos", f"{tmp_path / 'own.keras'}:mode=unit", out=tmp_path / "c.h5")
+    tap = f"{tmp_path / 'own.keras'}:mode=unit"
+    extract(first_day / "photos", tap, tap="top", out=tmp_path / "c.h5", engine="openvino")
     assert sorted(kept.rglob("*")) == before
 
 
