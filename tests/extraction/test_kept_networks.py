@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -330,3 +331,23 @@ print(json.dumps([top, classifier.notes, classifier.network.name]))
     assert top == [list(answer) for answer in expected]
     assert any("its one output is assumed to be the probability of class 1" in note for note in notes)
     assert engine.startswith("openvino")
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_of_16_bit_layers_stays_in_keras(kept, first_day, tmp_path, policy, caplog):
+    import keras
+
+    layers = [
+        keras.Input((8, 8, 3)),
+        keras.layers.Conv2D(16, 3, activation="relu", dtype=policy),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, "softmax"),
+    ]
+    keras.Sequential(layers).save(tmp_path / "half.keras")
+    model = f"{tmp_path / 'half.keras'}:mode=unit"
+    with caplog.at_level("INFO", "featcache"):
+        auto, in_keras = (list(predict(model, first_day / "photos", engine=engine)) for engine in ("auto", "keras"))
+    assert auto == in_keras
+    assert "Converting" not in caplog.text
+    with suppress(EnvironmentFault):  # one line, where OpenVINO itself raises a RuntimeError of many
+        list(predict(model, first_day / "photos", engine="openvino"))
