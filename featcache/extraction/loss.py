@@ -27,7 +27,7 @@ MIN_PER_CLASS = 2  # images, so that one is left when one is left out
 
 
 @dataclass(frozen=True)
-class Loss:
+class PrecisionLoss:
     """What 8 bits lose on images of one tap. accuracies and difference are None where labels cannot tell."""
 
     images: int
@@ -76,7 +76,7 @@ def loss_of(
         num_bytes += sum(array.nbytes for array in of_exact[-1])
         if num_bytes > MAX_BYTES:
             break
-    losses: list[Loss] = []
+    losses: list[PrecisionLoss] = []
     for index, layer in enumerate(layers):
         loss = compared(
             np.concatenate([arrays[index] for arrays in of_exact]),
@@ -91,7 +91,7 @@ def loss_of(
     return str(min(losses, key=lambda loss: loss.cosine))
 
 
-def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> Loss:
+def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> PrecisionLoss:
     """Return what rounded features lose against exact ones, both (N, D) or (N, h, w, C), N at least 1."""
     exact = exact.reshape(len(exact), -1)
     rounded = rounded.reshape(len(rounded), -1)
@@ -104,14 +104,14 @@ def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> Loss:
     is_usable = (names != "") & (counts >= MIN_PER_CLASS)
     is_judged = is_usable[classes]
     if is_usable.sum() < 2 or np.isnan(cosine):
-        return Loss(len(exact), cosine)
+        return PrecisionLoss(len(exact), cosine)
     judged_classes = classes[is_judged].astype(np.int64)
     is_right, is_right_rounded = _answers(exact[is_judged], rounded[is_judged], judged_classes)
     is_most_common = judged_classes == np.bincount(judged_classes).argmax()
     if _interval(is_right, is_most_common)[1] >= 0:
-        return Loss(len(exact), cosine)
+        return PrecisionLoss(len(exact), cosine)
     accuracies = (float(is_right.mean()), float(is_right_rounded.mean()))
-    return Loss(len(is_right), cosine, accuracies, _interval(is_right, is_right_rounded))
+    return PrecisionLoss(len(is_right), cosine, accuracies, _interval(is_right, is_right_rounded))
 
 
 def _answers(exact: Features, rounded: Features, classes: Classes) -> tuple[Classes, Classes]:
