@@ -98,7 +98,7 @@ def measure(images: Path, backbone: str, folder: Path, repeats: int) -> None:
     names = {"predict": "predict one photo: in Keras / kept", "ten new": "ten new images: in Keras / kept"}
     for name in pairs:
         slow, fast = statistics.median(baseline[name]), statistics.median(ours[name])
-        text = names.get(name, "all images, whole command: Keras' guide / featcache")
+        text = names.get(name, "all images, whole command: Keras' guide / kept")
         print(f"{text}: {slow / fast:.1f} times ({slow:.2f} s / {fast:.2f} s)")
     print(f"cache verify --recompute 8: {statistics.median(verify):.2f} s")
 

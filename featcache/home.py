@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import DiskFault, FeatcacheError
-from featcache.files import Sink, make_folder, remove, writing
+from featcache.files import Sink, make_folder, matching, remove, writing
 
 VARIABLE = "FEATCACHE_HOME"
 ELSEWHERE = f"Set {VARIABLE} to a folder that only you can write to"
@@ -41,7 +41,8 @@ def home() -> Path | None:
     """Return the folder, which may not exist yet; None if it is turned off or the user has no home folder."""
     text = os.environ.get(VARIABLE)
     if text is not None:
-        return Path(text).expanduser() if text else None
+        # Not `Path.expanduser`, which raises an error for an unknown user.
+        return Path(os.path.expanduser(text)) if text else None
     from platformdirs import user_cache_path
 
     folder = user_cache_path("featcache", appauthor=False)
@@ -74,11 +75,12 @@ def find(name: str) -> Path | None:
     if folder is None or _distrust(folder):
         return None
     path = folder / name
-    if not path.is_file():
-        return None
-    with suppress(OSError):  # a read-only folder
-        os.utime(path)
-    return path
+    with suppress(OSError):  # a folder that this user may not read, or a name that is too long
+        if path.is_file():
+            with suppress(OSError):  # a read-only folder
+                os.utime(path)
+            return path
+    return None
 
 
 def keep(name: str, write: Callable[[Sink], object], say: Callable[[str], None] = lambda text: None) -> None:
@@ -96,17 +98,18 @@ def keep(name: str, write: Callable[[Sink], object], say: Callable[[str], None] 
 
 
 def entries() -> list[KeptFile]:
-    """Return the files in the folder, the most recently used first."""
+    """Return the files in the folder, the most recently used first. Raises DiskFault if it cannot be read."""
     folder = home()
     files: list[KeptFile] = []
     if folder is None:
         return files
     now = time.time()
     # Only names of ours: the variable may name a folder that holds other files, too.
-    for path in (*folder.glob("networks/*.npz"), *folder.glob("calibrations/*.json"), *folder.glob("weights/*.json")):
-        with suppress(FileNotFoundError):  # another process has removed it
-            facts = path.stat()
-            files.append(KeptFile(path, facts.st_size, max(0.0, now - facts.st_mtime)))
+    for kind, pattern in (("networks", "*.npz"), ("calibrations", "*.json"), ("weights", "*.json")):
+        for path in matching(folder / kind, pattern):
+            with suppress(FileNotFoundError):  # another process has removed it
+                facts = path.stat()
+                files.append(KeptFile(path, facts.st_size, max(0.0, now - facts.st_mtime)))
     return sorted(files, key=lambda entry: (entry.unused_s, entry.path))
 
 

@@ -232,7 +232,8 @@ def export_command(
 def dir_command(json: Json = False) -> None:
     """Show the folder of networks and digests that a later command starts with.
 
-    Everything in it can be made again. FEATCACHE_HOME names another folder; set to nothing, it turns the folder off.
+    All of it can be made again, 8-bit networks from the same images. FEATCACHE_HOME names another folder; set to
+    nothing, it turns the folder off.
 
     Example: featcache cache dir
     """
@@ -251,12 +252,15 @@ def size_command(json: Json = False) -> None:
     from featcache import home
     from featcache.text import counted, printable
 
+    folder = home.home()
     entries = home.entries()
     num_bytes = sum(entry.num_bytes for entry in entries)
-    facts = {"folder": path_document(home.home()), "files": len(entries), "bytes": num_bytes}
+    facts = {"folder": path_document(folder), "files": len(entries), "bytes": num_bytes}
 
     def text() -> str:
-        return f"{counted(len(entries), 'file')}, {num_bytes / 1e6:.1f} MB in {printable(str(home.home()))}"
+        if folder is None:
+            return "turned off"
+        return f"{counted(len(entries), 'file')}, {num_bytes / 1e6:.1f} MB in {printable(str(folder))}"
 
     emit(json, facts, text)
 
@@ -266,7 +270,7 @@ def prune_command(
     days: Annotated[float, typer.Option("--days", min=0, help="Remove only what was not used for so many days.")] = 0.0,
     json: Json = False,
 ) -> None:
-    """Remove what that folder holds. Later commands make what they need again.
+    """Remove what that folder holds. Later commands make what they need again, 8-bit networks from the same images.
 
     Example: featcache cache prune --days 30
     """

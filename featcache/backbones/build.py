@@ -47,6 +47,11 @@ class Backbone:
     full_model: Any = None  # a user's own model, with the classifier that `own.headless` removed
     source: str | None = None  # `weights.source` of the loaded weights; None if the user's own function made them
 
+    @property
+    def has_code(self) -> bool:
+        """Return whether code of the user decides what it computes, which its configuration and weights do not tell."""
+        return self.full_model is not None and own.has_code(self.full_model)
+
     def cut(self, layer: str) -> Any:
         """Return the network up to the named layer, or all of it for "top".
 

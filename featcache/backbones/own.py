@@ -313,7 +313,18 @@ def has_code(model: Any) -> bool:
         is_of_keras = type(layer).__module__.startswith("keras.")
         if not is_of_keras or isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
             return True
-    return False
+    return _names_code(json.loads(model.to_json()))
+
+
+def _names_code(config: Any) -> bool:
+    """Return whether the configuration of a model names anything but Keras' own, such as an activation function."""
+    if isinstance(config, list):
+        return any(_names_code(item) for item in config)
+    if not isinstance(config, dict):
+        return False
+    if {"module", "class_name"} <= config.keys() and str(config["module"]).partition(".")[0] != "keras":
+        return True
+    return any(_names_code(value) for value in config.values())
 
 
 def _code_of(model: Any) -> list[str]:

@@ -194,12 +194,13 @@ def choose(
     # A rival that the user names is not timed, but it must agree, too.
     if engine != "auto":
         rival_engine, _ = contest.started(RIVALS[engine], backbone, exact)
-        RIVALS[engine].keep(rival_engine, taps, exact, say)
+        if not backbone.has_code:
+            RIVALS[engine].keep(rival_engine, taps, exact, say)
         return rival_engine
     keras_s = seconds_per_image(exact, sample)
     # Random weights are a control, which hardly anybody extracts again.
     is_random = taps[0].backbone.weights == "none"
-    is_kept = not is_random and home.can_keep(lambda reason: None)
+    is_kept = not is_random and not backbone.has_code and home.can_keep(lambda reason: None)
     if keras_s * num_images < (WORTH_KEEPING_S if is_kept else WORTH_TRYING_S):
         return contest.keras(exact)
     return contest.fastest(backbone, exact, keras_s)
@@ -273,7 +274,7 @@ class _Contest:
                 best = engine
                 best_gain = gain
                 winner = rival
-        if winner is not None:
+        if winner is not None and not backbone.has_code:
             winner.keep(best, self.taps, exact, self.say)
         return best
 

@@ -3,7 +3,8 @@
 With labels, a ridge classifier is scored on both by leaving one image out. Let b be the images that only float32 gets
 right and c those that only 8 bits get right. Without a real loss an image of either kind is as likely of the one as of
 the other, so the exact interval of b / (b + c) holds one half (McNemar 1947). Where it lies above, the loss is real.
-Without labels, the cosine between both features of an image decides.
+Without labels, the cosine between both features of an image decides. It also decides where labels could not tell: where
+the most common class for every image would be no real loss either, because float32 hardly gets more images right.
 """
 
 from __future__ import annotations
@@ -106,10 +107,11 @@ def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> Preci
         return PrecisionLoss(len(exact), cosine)
     judged_classes = classes[is_judged].astype(np.int64)
     is_right, is_right_rounded = _answers(exact[is_judged], rounded[is_judged], judged_classes)
-    only_exact = int((is_right & ~is_right_rounded).sum())
-    only_rounded = int((is_right_rounded & ~is_right).sum())
+    is_most_common = judged_classes == np.bincount(judged_classes).argmax()
+    if _interval(is_right, is_most_common)[1] >= 0:
+        return PrecisionLoss(len(exact), cosine)
     accuracies = (float(is_right.mean()), float(is_right_rounded.mean()))
-    return PrecisionLoss(len(is_right), cosine, accuracies, _interval(only_exact, only_rounded, len(is_right)))
+    return PrecisionLoss(len(is_right), cosine, accuracies, _interval(is_right, is_right_rounded))
 
 
 def _answers(exact: Features, rounded: Features, classes: Classes) -> tuple[Classes, Classes]:
@@ -131,15 +133,17 @@ def _answers(exact: Features, rounded: Features, classes: Classes) -> tuple[Clas
     return best, is_right_rounded
 
 
-def _interval(only_exact: int, only_rounded: int, num_images: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of the accuracy of rounded features minus that of exact ones."""
+def _interval(is_right: Classes, is_right_other: Classes) -> tuple[float, float]:
+    """Return the exact 95 % interval of the second accuracy minus the first, from which images are right, (N,) bool."""
     from scipy.stats import binomtest
 
-    num_different = only_exact + only_rounded
+    num_images = len(is_right)
+    only_first = int((is_right & ~is_right_other).sum())
+    num_different = int((is_right != is_right_other).sum())
     if num_different == 0:
         return 0.0, 0.0
-    share = binomtest(only_exact, num_different).proportion_ci(0.95)
-    # With a share s of b + c only right in float32, the difference is (c - b) / N = (1 - 2 s) (b + c) / N.
+    share = binomtest(only_first, num_different).proportion_ci(0.95)
+    # With a share s of b + c only right in the first, the difference is (c - b) / N = (1 - 2 s) (b + c) / N.
     return (
         float((1 - 2 * share.high) * num_different / num_images),
         float((1 - 2 * share.low) * num_different / num_images),

@@ -13,7 +13,6 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from featcache.backbones import own
 from featcache.backbones import weights as weights_of
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.parse import Request
@@ -94,7 +93,7 @@ def network_of(request: Request, cached: Mapping[str, TapRows], report: Callable
         architecture = backbone.architecture
         # The download has only now put the weights into a file, so the source is known only now.
         source = backbone.source
-        if backbone.full_model is None or not own.has_code(backbone.full_model):
+        if not backbone.has_code:
             weights_of.remember_digests(spec, request.preprocess.size, source, (weights_digest, architecture))
 
     layers: Sequence[str] | None = None

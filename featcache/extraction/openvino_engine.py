@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.arrays import Features, Pixels
-from featcache.errors import EnvironmentFault
+from featcache.errors import EnvironmentFault, is_out_of_memory
 from featcache.extraction.batches import Batched
 from featcache.files import temporary_folder
 from featcache.spec import Precision
@@ -73,7 +73,12 @@ class OpenVINOEngine(Batched):
         shape = list(self._model.input(0).partial_shape)
         self._model.reshape([batch, *(dimension.get_length() for dimension in shape[1:])])
         hints = {"INFERENCE_PRECISION_HINT": NAMES[self.precision], "PERFORMANCE_HINT": "LATENCY"}
-        compiled = import_openvino().Core().compile_model(self._model, "CPU", hints)
+        try:
+            compiled = import_openvino().Core().compile_model(self._model, "CPU", hints)
+        except Exception as error:  # OpenVINO raises a RuntimeError of many lines, such as for bfloat16 layers
+            if is_out_of_memory(error):
+                raise
+            raise _not_for_openvino("compile", error) from error
         precisions = _precisions(compiled)
         if self.precision == "int8":
             _check_8_bits(precisions)
@@ -96,11 +101,15 @@ def convert(model: Any) -> ConvertedNetwork:
         try:
             model.export(str(path), format="openvino", verbose=False)
         except Exception as error:  # converters raise almost anything on an unknown layer
-            reason = " ".join(str(error).split())[:200]
-            raise EnvironmentFault(
-                f"OpenVINO cannot convert this network: {reason}. Use `engine='keras'`, at any precision but int8"
-            ) from error
+            raise _not_for_openvino("convert", error) from error
         return ConvertedNetwork(path.read_bytes(), np.fromfile(path.with_suffix(".bin"), np.uint8))
+
+
+def _not_for_openvino(verb: str, error: Exception) -> EnvironmentFault:
+    reason = " ".join(str(error).split())[:200]
+    return EnvironmentFault(
+        f"OpenVINO cannot {verb} this network: {reason}. Use `engine='keras'`, at any precision but int8"
+    )
 
 
 def read_network(network: ConvertedNetwork) -> Any:

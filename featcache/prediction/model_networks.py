@@ -72,7 +72,8 @@ def open_network(
             return Opened(kept.engine, kept.facts)
     built = build()
     in_keras = _in_keras(built)
-    is_kept = identity is not None and built.can_be_kept and home.can_keep(log.warning)
+    is_in_float32 = not _has_16_bit_layers(built.model)  # to which OpenVINO, at float32, would not agree
+    is_kept = identity is not None and built.can_be_kept and is_in_float32 and home.can_keep(log.warning)
     if engine == "auto" and not is_kept:
         return in_keras  # to convert a network takes longer than to run it on a few images
     log.info("Converting the network for OpenVINO, once: later predictions start without Keras")
@@ -91,6 +92,10 @@ def open_network(
 
 def _is_openvino_usual() -> bool:
     return is_installed() and is_surely_cpu(USUAL)
+
+
+def _has_16_bit_layers(model: Any) -> bool:
+    return any("float16" in str(layer.compute_dtype) for layer in model._flatten_layers())  # bfloat16, too
 
 
 def _in_keras(built: Built) -> Opened:

@@ -930,3 +930,24 @@ def test_a_file_that_this_user_may_not_read_is_one_line_with_what_to_do(cli, mon
     done = cli("scan", photos)
     assert done.err == "featcache: photos/lily.jpg: Permission denied. Let your user read it, or write to it\n"
     assert done.code == 5
+
+
+@pytest.mark.parametrize(
+    ("folder", "command", "answer"),
+    [
+        ("", "dir", "turned off\n"),
+        ("", "size", "turned off\n"),
+        ("", "prune", "Removed 0 files, 0.0 MB\n"),
+        ("missing", "size", "0 files, 0.0 MB in missing\n"),
+    ],
+)
+def test_a_folder_of_kept_networks_that_does_not_exist_is_empty(cli, monkeypatch, folder, command, answer):
+    monkeypatch.setenv("FEATCACHE_HOME", folder)
+    assert cli("cache", command) == (0, answer, "")
+
+
+def test_a_folder_of_kept_networks_that_cannot_be_read_is_one_line(cli, monkeypatch):
+    monkeypatch.setenv("FEATCACHE_HOME", "a" * 300)
+    code, out, err = cli("cache", "size")
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert "File name too long" in err

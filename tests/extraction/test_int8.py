@@ -255,10 +255,16 @@ def test_a_small_difference_is_no_loss_and_a_large_one_is():
     assert f"leave-one-out accuracy {large.accuracies[1]:.1%}, in float32 {large.accuracies[0]:.1%}" in str(large)
 
 
-@pytest.mark.parametrize("labels", ["", "alike", "alone"])
+@pytest.mark.parametrize("labels", ["", "alike", "alone", "by chance", "rare"])
 def test_without_labels_that_can_tell_the_cosine_decides(labels):
     exact, rounded, _ = features_of_classes(noise=0.01, num_images=30)
-    names = {"": [""] * 30, "alike": ["a"] * 30, "alone": [str(number) for number in range(30)]}[labels]
+    names = {
+        "": [""] * 30,
+        "alike": ["a"] * 30,
+        "alone": [str(number) for number in range(30)],
+        "by chance": list("abbaabababbbaababaabbabaabbaab"),
+        "rare": ["a"] * 28 + ["b"] * 2,
+    }[labels]
     loss = compared(exact, rounded, names)
     assert (loss.accuracies, loss.is_real) == (None, False)
     assert compared(exact, -exact, names).is_real

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tiny import TOY, write_images
 
 from featcache import home
-from featcache.errors import EnvironmentFault
+from featcache.errors import DiskFault, EnvironmentFault
 from featcache.extraction import extract, kept_networks
 from featcache.extraction.agreement import made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork
@@ -160,7 +161,8 @@ def test_a_damaged_record_of_digests_is_not_believed(kept, first_day, tmp_path):
     assert record.read_text() == content
 
 
-def test_a_model_with_code_of_the_user_is_not_kept(kept, first_day, tmp_path):
+@pytest.mark.parametrize("is_layer", [True, False], ids=["a layer", "an activation"])
+def test_a_model_with_code_of_the_user_is_not_kept(kept, first_day, tmp_path, is_layer):
     import keras
 
     @keras.saving.register_keras_serializable("tests")
@@ -168,11 +170,17 @@ def test_a_model_with_code_of_the_user_is_not_kept(kept, first_day, tmp_path):
         def call(self, inputs):
             return inputs * 2
 
-    layers = [keras.Input((8, 8, 3)), Doubled(), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
-    keras.Sequential(layers).save(tmp_path / "own.keras")
+    @keras.saving.register_keras_serializable("tests")
+    def doubled(inputs):
+        return inputs * 2
+
+    own = Doubled() if is_layer else keras.layers.Activation(doubled)
+    layers = [keras.Input((8, 8, 3)), own, keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3, "softmax")]).save(tmp_path / "own.keras")
     before = sorted(kept.rglob("*"))
     list(predict(f"{tmp_path / 'own.keras'}:mode=unit", first_day / "photos"))
-    extract(first_day / "photos", f"{tmp_path / 'own.keras'}:mode=unit", out=tmp_path / "c.h5")
+    tap = f"{tmp_path / 'own.keras'}:mode=unit"
+    extract(first_day / "photos", tap, tap="top", out=tmp_path / "c.h5", engine="openvino")
     assert sorted(kept.rglob("*")) == before
 
 
@@ -249,6 +257,26 @@ def test_files_of_another_user_are_not_read(tmp_path, monkeypatch):
     assert home.find("networks/a.npz") is None
 
 
+def without_permission(monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # for root every folder opens
+    return "/root/home"
+
+
+@pytest.mark.parametrize("place", [without_permission, lambda patch: "~nobody-here/home", lambda patch: "a" * 300])
+def test_nothing_is_found_in_a_folder_that_cannot_be_read(monkeypatch, place):
+    monkeypatch.setenv("FEATCACHE_HOME", place(monkeypatch))
+    assert home.find("networks/a.npz") is None
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(monkeypatch):
+    monkeypatch.setenv("FEATCACHE_HOME", "a" * 300)
+    with pytest.raises(DiskFault, match="File name too long"):
+        home.prune()
+
+
 def test_a_folder_that_is_deleted_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
     for content in (b"first", b"second"):
@@ -303,3 +331,23 @@ print(json.dumps([top, classifier.notes, classifier.network.name]))
     assert top == [list(answer) for answer in expected]
     assert any("its one output is assumed to be the probability of class 1" in note for note in notes)
     assert engine.startswith("openvino")
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_of_16_bit_layers_stays_in_keras(kept, first_day, tmp_path, policy, caplog):
+    import keras
+
+    layers = [
+        keras.Input((8, 8, 3)),
+        keras.layers.Conv2D(16, 3, activation="relu", dtype=policy),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, "softmax"),
+    ]
+    keras.Sequential(layers).save(tmp_path / "half.keras")
+    model = f"{tmp_path / 'half.keras'}:mode=unit"
+    with caplog.at_level("INFO", "featcache"):
+        auto, in_keras = (list(predict(model, first_day / "photos", engine=engine)) for engine in ("auto", "keras"))
+    assert auto == in_keras
+    assert "Converting" not in caplog.text
+    with suppress(EnvironmentFault):  # one line, where OpenVINO itself raises a RuntimeError of many
+        list(predict(model, first_day / "photos", engine="openvino"))
