@@ -267,12 +267,14 @@ def size_command(json: Json = False) -> None:
 
 @app.command("prune")
 def prune_command(
-    days: Annotated[float, typer.Option("--days", min=0, help="Remove only what was not used for so many days.")] = 0.0,
+    days: Annotated[
+        float, typer.Option("--days", min=0, help="Remove only what was not used for so many days.")
+    ] = 30.0,
     json: Json = False,
 ) -> None:
-    """Remove what that folder holds. Later commands make what they need again, 8-bit networks from the same images.
+    """Remove what was not used for a month. With --days 0, remove everything. Later commands make what they need again, 8-bit networks from the same images.
 
-    Example: featcache cache prune --days 30
+    Example: featcache cache prune --days 0
     """
     from featcache import home
     from featcache.text import counted

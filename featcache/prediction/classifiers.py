@@ -47,7 +47,7 @@ class Classifier:
     classes: Sequence[str]
     preprocess: Preprocess
     reference: Reference | None = None
-    notes: tuple[str, ...] = ()  # what the model does not tell, and what is assumed instead
+    notes: tuple[str, ...] = ()  # what is assumed because the model does not tell it; why it cannot be kept
 
 
 def open_classifier(
@@ -117,7 +117,7 @@ def _of_imagenet(name: str, engine: EngineName) -> Classifier:
     preprocess = imagenet_preprocess(name)
     identity = {"imagenet": name, "weights": file_digest(weights), "preprocess": asdict(preprocess)}
     opened = open_network(identity, preprocess.size, build, engine)
-    return Classifier(opened.network, class_names(files), preprocess)
+    return Classifier(opened.network, class_names(files), preprocess, notes=opened.notes)
 
 
 def _ours(path: Path, reject: bool, engine: EngineName) -> Classifier:
@@ -138,7 +138,7 @@ def _ours(path: Path, reject: bool, engine: EngineName) -> Classifier:
         return Built(of_one_size(model, preprocess.size), {}, can_be_kept)
 
     opened = open_network({"model": file_digest(path)}, preprocess.size, build, engine)
-    return Classifier(opened.network, facts["classes"], preprocess, reference if reject else None)
+    return Classifier(opened.network, facts["classes"], preprocess, reference if reject else None, opened.notes)
 
 
 def _plain(text: str, spec: BackboneSpec, parts: list[str], imagenet: bool, engine: EngineName) -> Classifier:
@@ -179,7 +179,8 @@ def _plain(text: str, spec: BackboneSpec, parts: list[str], imagenet: bool, engi
         notes.append(f"it has no class names; its {num_classes} outputs are called 0 to {num_classes - 1}")
     if note:
         notes.append(note)
-    return Classifier(opened.network, names, preprocess, notes=tuple(f"{spec.weights}: {note}" for note in notes))
+    about_model = [f"{spec.weights}: {note}" for note in notes]
+    return Classifier(opened.network, names, preprocess, notes=(*about_model, *opened.notes))
 
 
 def _options_in(parts: Sequence[str], name: str) -> dict[str, str]:

@@ -53,6 +53,7 @@ class Opened(NamedTuple):
 
     network: Batched
     facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()  # why it could not be kept
 
 
 def open_network(
@@ -71,9 +72,10 @@ def open_network(
         if kept is not None:
             return Opened(kept.engine, kept.facts)
     built = build()
-    in_keras = _in_keras(built)
+    notes: list[str] = []
     is_in_float32 = not _has_16_bit_layers(built.model)  # to which OpenVINO, at float32, would not agree
-    is_kept = identity is not None and built.can_be_kept and is_in_float32 and home.can_keep(log.warning)
+    is_kept = identity is not None and built.can_be_kept and is_in_float32 and home.can_keep(notes.append)
+    in_keras = _in_keras(built)._replace(notes=tuple(notes))
     if engine == "auto" and not is_kept:
         return in_keras  # to convert a network takes longer than to run it on a few images
     log.info("Converting the network for OpenVINO, once: later predictions start without Keras")
@@ -86,8 +88,8 @@ def open_network(
         log.info("%s. Computing with Keras", error)
         return in_keras
     if identity is not None and is_kept:
-        kept_networks.keep(identity, converted, proof, built.facts, log.warning)
-    return Opened(converted, built.facts)
+        kept_networks.keep(identity, converted, proof, built.facts, notes.append)
+    return Opened(converted, built.facts, tuple(notes))
 
 
 def _is_openvino_usual() -> bool:

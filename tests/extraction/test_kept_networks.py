@@ -20,7 +20,7 @@ from featcache.extraction.agreement import made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork
 from featcache.files import read_arrays, write_arrays
 from featcache.models import handoff
-from featcache.prediction import predict
+from featcache.prediction import predict, predict_to
 from featcache.sweeps import sweep
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -351,3 +351,13 @@ def test_a_model_of_16_bit_layers_stays_in_keras(kept, first_day, tmp_path, poli
     assert "Converting" not in caplog.text
     with suppress(EnvironmentFault):  # one line, where OpenVINO itself raises a RuntimeError of many
         list(predict(model, first_day / "photos", engine="openvino"))
+
+
+def test_predict_says_that_nothing_can_be_kept(first_day, tmp_path, monkeypatch):
+    folder = tmp_path / "home"
+    monkeypatch.setenv("FEATCACHE_HOME", str(folder))
+    open_to_all(folder, monkeypatch)
+    tally = predict_to([], first_day / "model.keras", first_day / "photos")
+    [note] = tally.notes
+    assert note.startswith("Nothing is kept for a faster start next time: ")
+    assert list(folder.iterdir()) == []

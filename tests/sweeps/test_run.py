@@ -309,7 +309,7 @@ def test_labels_that_changed_since_the_sweep_are_noticed(copied, tmp_path):
         rewrite(file["images"], "label", swapped)
 
     edit(path, swap)
-    with pytest.raises(NotARun, match=r"Images, labels, groups or splits of .*c\.h5 are not those .*\. Sweep again"):
+    with pytest.raises(NotARun, match=r"c\.h5 has changed since .* was made from it: .*\. Sweep again"):
         run.cache()
 
 
