@@ -272,7 +272,9 @@ def prune_command(
     ] = 30.0,
     json: Json = False,
 ) -> None:
-    """Remove what was not used for a month. With --days 0, remove everything. Later commands make what they need again, 8-bit networks from the same images.
+    """Remove what was not used for a month; with --days 0, everything.
+
+    Later commands make what they need again, 8-bit networks from the same images.
 
     Example: featcache cache prune --days 0
     """

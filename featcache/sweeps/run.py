@@ -226,7 +226,7 @@ class Run:
         digest = digest_of_rows([*train, *val], with_groups=self.settings.selection.is_within_train)
         if len(train) != self.num_train or digest != self.images_digest:
             raise NotARun(
-                f"{cache.path} has changed since {self.path} was made from it: images were added or removed, or labels, "
+                f"{cache.path} has changed since {self.path} was made from it: images came or went, or labels, "
                 "groups or splits changed. Sweep again"
             )
         return cache
