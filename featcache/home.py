@@ -1,6 +1,7 @@
 """The user's cache folder: what featcache makes once on a machine, and may lose at any time.
 
     networks/       backbones and models as OpenVINO converted them, each with a proof that it agrees with Keras
+    refused/        models that OpenVINO cannot compute, so that it does not try again
     calibrations/   which images gave which 8-bit network
     weights/        the digest of the weight values that each file of weights gave
 
@@ -25,6 +26,7 @@ from featcache.files import Sink, make_folder, matching, remove, writing
 VARIABLE = "FEATCACHE_HOME"
 ELSEWHERE = f"Set {VARIABLE} to a folder that only you can write to"
 NOT_KEPT = "Nothing is kept for a faster start next time"
+KINDS = ("networks", "refused", "calibrations", "weights")
 DAY_S = 86_400
 
 
@@ -105,7 +107,8 @@ def entries() -> list[KeptFile]:
         return files
     now = time.time()
     # Only names of ours: the variable may name a folder that holds other files, too.
-    for kind, pattern in (("networks", "*.npz"), ("calibrations", "*.json"), ("weights", "*.json")):
+    for kind in KINDS:
+        pattern = "*.npz" if kind == "networks" else "*.json"
         for path in matching(folder / kind, pattern):
             with suppress(FileNotFoundError):  # another process has removed it
                 facts = path.stat()

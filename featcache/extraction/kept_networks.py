@@ -20,7 +20,7 @@ from featcache.arrays import Features, Pixels
 from featcache.backend import keras_backend
 from featcache.extraction.agreement import agree, made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork, OpenVINOEngine
-from featcache.files import Sink, read_arrays
+from featcache.files import Sink, read_arrays, sealed
 from featcache.spec import Precision, digest_of
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def load(identity: Mapping[str, Any], size: int, precision: Precision, batch: in
 
     size: of the images, in pixels.
     """
-    path = home.find(_name(identity, precision))
+    path = home.find(f"networks/{_digest(identity, precision)}.npz")
     if path is None:
         return None
     try:
@@ -99,11 +99,22 @@ def keep(
     def write(sink: Sink) -> None:
         np.savez(sink, **arrays)
 
-    home.keep(_name(identity, engine.precision), write, say)
+    home.keep(f"networks/{_digest(identity, engine.precision)}.npz", write, say)
 
 
-def _name(identity: Mapping[str, Any], precision: Precision) -> str:
-    """Return the name of a network's file: other versions of anything that made it have other names.
+def refuse(identity: Mapping[str, Any], precision: Precision, reason: str) -> None:
+    """Have later processes know that OpenVINO cannot compute a network, so that they do not convert it again."""
+    facts = sealed({"reason": reason})
+    home.keep(f"refused/{_digest(identity, precision)}.json", lambda sink: sink.write(facts))
+
+
+def is_refused(identity: Mapping[str, Any], precision: Precision) -> bool:
+    """Return whether an earlier process found that OpenVINO cannot compute a network."""
+    return home.find(f"refused/{_digest(identity, precision)}.json") is not None
+
+
+def _digest(identity: Mapping[str, Any], precision: Precision) -> str:
+    """Return the name of a network: other versions of anything that made it have other names.
 
     The taps of an 8-bit network name its digest, so it stays the same under other versions.
     """
@@ -111,4 +122,4 @@ def _name(identity: Mapping[str, Any], precision: Precision) -> str:
     if precision != "int8":
         facts |= {"backend": keras_backend()}
         facts |= {name: version(name) for name in ("featcache", "keras", "openvino")}
-    return f"networks/{digest_of(facts)}.npz"
+    return digest_of(facts)

@@ -71,6 +71,8 @@ def open_network(
         kept = kept_networks.load(identity, size, "float32", OPENVINO_BATCH)
         if kept is not None:
             return Opened(kept.engine, kept.facts)
+        if engine == "auto" and kept_networks.is_refused(identity, "float32"):
+            return _in_keras(build())
     built = build()
     notes: list[str] = []
     is_in_float32 = not _has_16_bit_layers(built.model)  # to which OpenVINO, at float32, would not agree
@@ -86,6 +88,8 @@ def open_network(
         if engine == "openvino":
             raise
         log.info("%s. Computing with Keras", error)
+        if identity is not None and is_kept:
+            kept_networks.refuse(identity, "float32", str(error))
         return in_keras
     if identity is not None and is_kept:
         kept_networks.keep(identity, converted, proof, built.facts, notes.append)

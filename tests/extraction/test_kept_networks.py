@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from featcache.extraction.agreement import made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork
 from featcache.files import read_arrays, write_arrays
 from featcache.models import handoff
-from featcache.prediction import predict, predict_to
+from featcache.prediction import model_networks, predict, predict_to
 from featcache.sweeps import sweep
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -361,3 +362,22 @@ def test_predict_says_that_nothing_can_be_kept(first_day, tmp_path, monkeypatch)
     [note] = tally.notes
     assert note.startswith("Nothing is kept for a faster start next time: ")
     assert list(folder.iterdir()) == []
+
+
+def test_a_model_that_openvino_cannot_compute_is_converted_once(kept, first_day, tmp_path, monkeypatch):
+    tries = []
+
+    def convert(model):
+        tries.append(model)
+        raise EnvironmentFault("OpenVINO cannot convert this network: no such operation. Use `engine='keras'`")
+
+    monkeypatch.setattr(model_networks, "convert", convert)
+    model = shutil.copy(first_day / "model.keras", tmp_path / "model.keras")
+    with zipfile.ZipFile(model, "a") as archive:
+        archive.writestr("remark.txt", "the same model in another file")
+    for _ in range(2):
+        answers = [[row.path, row.top[0][0]] for row in predict(model, first_day / "photos")]
+        assert answers == [answer[:2] for answer in json.loads((first_day / "answers.json").read_text())]
+    assert len(tries) == 1
+    with pytest.raises(EnvironmentFault, match="OpenVINO cannot convert"):
+        next(predict(model, first_day / "photos", engine="openvino"))

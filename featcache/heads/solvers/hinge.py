@@ -72,10 +72,10 @@ def hinge_path(
     axes = rotated(rows, X.shape[1] + 1, np.full(N, 1 / N), dtype)
     loss = SquaredHingeLoss(signs.astype(dtype), weights.astype(dtype), tols)
 
-    def descend_from(some: Floats, starts: Floats) -> tuple[Floats, Classes]:
+    def descend_from(in_batch: Floats, starts: Floats) -> tuple[Floats, Classes]:
         K, S, R = starts.shape
         problems = loss.keep(np.repeat(np.arange(K), S))
-        penalty = np.tile(1 / (some * N), K)[:, None]
+        penalty = np.tile(1 / (in_batch * N), K)[:, None]
         B, iterations = descend(axes, problems, penalty, starts.reshape(1, K * S, R), max_iter)
         return B.reshape(K, S, R), iterations.reshape(K, S).max(axis=0)
 

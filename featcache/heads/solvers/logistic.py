@@ -56,9 +56,9 @@ def logistic_path(
     is_binary = num_classes == 2
     loss = SoftmaxLoss(index, num_classes, weights.astype(dtype), float(np.linalg.norm(mean)), tol)
 
-    def descend_from(some: Floats, starts: Floats) -> tuple[Floats, Classes]:
+    def descend_from(in_batch: Floats, starts: Floats) -> tuple[Floats, Classes]:
         # Two classes are solved as K = 2, where C / 2 is the same as twice the penalty.
-        penalties = (2 if is_binary else 1) / (some * s.sum())
+        penalties = (2 if is_binary else 1) / (in_batch * s.sum())
         penalty = np.repeat(penalties[:, None], len(axes.variances), axis=1)
         penalty[:, -1] = 0  # the intercept
         return descend(axes, loss, penalty, starts, max_iter)
