@@ -41,7 +41,8 @@ def open_source(location: str | Path) -> Source:
     if path.is_dir():
         return FolderSource(path)
     if not path.is_file():
-        raise NoImages(f"The image folder {path} does not exist. Give a folder of class folders, or of images")
+        kind = "file" if path.suffix else "image folder"
+        raise NoImages(f"The {kind} {path} does not exist. Give a folder of class folders, or of images")
     for suffixes, opened in KINDS.items():
         if path.name.lower().endswith(suffixes):
             return opened(path)

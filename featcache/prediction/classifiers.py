@@ -33,6 +33,7 @@ from featcache.spec import BackboneSpec, Preprocess, Tap
 from featcache.trust import allow
 
 ASSUMED_SIZE = 224
+EXPORTED = (".onnx", ".tflite", ".xml")  # what `export` writes for ONNX Runtime, LiteRT and OpenVINO
 MODES = "tf (-1..1), unit (0..1), torch (0..1, ImageNet mean and deviation), caffe (BGR minus ImageNet mean)"
 
 
@@ -90,6 +91,11 @@ def _require_model(text: str) -> None:
         raise UsageError(f"{text} is not a model yet. Make one of it: featcache handoff {quote(trial)} -o head.keras")
     if path.is_dir() and not (path / "saved_model.pb").exists():
         raise UsageError(f"{text} is a folder, not a model. First the model: featcache predict MODEL.keras IMAGES")
+    if path.suffix in EXPORTED and path.is_file():
+        raise UsageError(
+            f"{text} is a model for another runtime, which featcache does not run. Give the MODEL.keras that it was "
+            "exported from"
+        )
     if path.suffix == ".h5" and path.is_file() and _is_cache(path):
         handoff = "featcache handoff RUN@best -o MODEL.keras"
         raise UsageError(f"{text} is a cache of features and no model. Sweep it, then: {handoff}")

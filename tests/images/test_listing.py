@@ -158,7 +158,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(NoImages, match=r"nowhere does not exist. Give a folder"):
+    with pytest.raises(NoImages, match=r"The image folder .*nowhere does not exist. Give a folder"):
         list_images(tmp_path / "nowhere")
 
 

@@ -320,11 +320,14 @@ def test_a_model_of_featcache_names_its_classes_itself(model):
 
 def test_what_is_no_model_yet_is_told_what_it_is(toy, toy_run, tmp_path):
     trial = f"{toy_run.path}@2"
+    exported = tmp_path / "tuned.onnx"
+    exported.write_bytes(b"onnx")
     for given, message in {
         trial: f"{trial} is not a model yet. Make one of it: featcache handoff {trial} -o head.keras",
         str(toy_run.path): f"Make one of it: featcache handoff {toy_run.path}@best -o head.keras",
         str(toy.root): f"{toy.root} is a folder, not a model. First the model: featcache predict MODEL.keras IMAGES",
         str(toy.path): f"{toy.path} is a cache of features and no model",
+        str(exported): f"{exported} is a model for another runtime, which featcache does not run",
     }.items():
         with pytest.raises(UsageError, match=re.escape(message)):
             open_classifier(given)
