@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from featcache.errors import DiskFault, FeatcacheError
-from featcache.files import Sink, make_folder, matching, remove, writing
+from featcache.errors import DataError, DiskFault, FeatcacheError
+from featcache.files import Sink, check_seal, make_folder, matching, read_json, remove, sealed, writing
 
 VARIABLE = "FEATCACHE_HOME"
 ELSEWHERE = f"Set {VARIABLE} to a folder that only you can write to"
@@ -99,6 +100,22 @@ def keep(name: str, write: Callable[[Sink], object], say: Callable[[str], None] 
         say(f"{NOT_KEPT}: {error}. {ELSEWHERE}")
 
 
+def find_facts(name: str) -> dict[str, Any] | None:
+    """Return what `keep_facts` kept; None if there is nothing that can be trusted, or if it is damaged."""
+    path = find(name)
+    if path is None:
+        return None
+    try:
+        return check_seal(read_json(path), path, DataError, "It is made again")
+    except (FeatcacheError, AttributeError):  # the latter if the file holds a list or a number
+        return None
+
+
+def keep_facts(name: str, facts: Mapping[str, Any]) -> None:
+    """Keep facts as JSON with a digest of them, or nothing where nothing can be kept."""
+    keep(name, lambda sink: sink.write(sealed(facts)))
+
+
 def entries() -> list[KeptFile]:
     """Return the files in the folder, the most recently used first. Raises DiskFault if it cannot be read."""
     folder = home()
@@ -117,7 +134,7 @@ def entries() -> list[KeptFile]:
 
 
 def prune(days: float = 0.0) -> list[KeptFile]:
-    """Remove the files that were not used for so many days, and return them. Raises DiskFault."""
+    """Remove the files that were not used for this many days, and return them. Raises DiskFault."""
     pruned = [entry for entry in entries() if entry.unused_s >= days * DAY_S]
     for entry in pruned:
         remove(entry.path)

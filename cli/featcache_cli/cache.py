@@ -268,7 +268,7 @@ def size_command(json: Json = False) -> None:
 @app.command("prune")
 def prune_command(
     days: Annotated[
-        float, typer.Option("--days", min=0, help="Remove only what was not used for so many days.")
+        float, typer.Option("--days", min=0, help="Remove only what was not used for this many days.")
     ] = 30.0,
     json: Json = False,
 ) -> None:

@@ -20,16 +20,8 @@ from featcache import home
 from featcache.backbones import glyphnet, saved
 from featcache.backbones.registry import get, weights_file
 from featcache.backend import keras_backend, keras_home
-from featcache.errors import (
-    DataError,
-    DiskFault,
-    FeatcacheError,
-    NotDownloaded,
-    UsageError,
-    WeightsMismatch,
-    WeightsMissing,
-)
-from featcache.files import DISK_ERRORS, check_seal, file_digest, raise_if_of_the_system, read_json, sealed
+from featcache.errors import DiskFault, FeatcacheError, NotDownloaded, UsageError, WeightsMismatch, WeightsMissing
+from featcache.files import DISK_ERRORS, file_digest, raise_if_of_the_system
 from featcache.spec import BackboneSpec, digest_of
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -80,14 +72,8 @@ def known_digests(spec: BackboneSpec, size: int, source: str | None) -> tuple[st
 
     source: `source` of the weights. It holds the digest of their file, so another file is another source.
     """
-    path = None if source is None else home.find(_record(spec, size, source))
-    if path is None:
-        return None
-    try:
-        facts = check_seal(read_json(path), path, DataError, "It is made again")
-        return str(facts["weights"]), str(facts["architecture"])
-    except (FeatcacheError, KeyError, TypeError, AttributeError):
-        return None  # damaged: whoever builds the network replaces it
+    facts = None if source is None else home.find_facts(_record(spec, size, source))
+    return None if facts is None else (str(facts["weights"]), str(facts["architecture"]))
 
 
 def remember_digests(spec: BackboneSpec, size: int, source: str | None, digests: tuple[str, str]) -> None:
@@ -96,7 +82,7 @@ def remember_digests(spec: BackboneSpec, size: int, source: str | None, digests:
         return
     weights, architecture = digests
     facts = {"weights": weights, "architecture": architecture, "source": source}
-    home.keep(_record(spec, size, source), lambda sink: sink.write(sealed(facts)))
+    home.keep_facts(_record(spec, size, source), facts)
 
 
 def _record(spec: BackboneSpec, size: int, source: str) -> str:

@@ -23,7 +23,7 @@ from featcache import home
 from featcache.arrays import Features, Pixels
 from featcache.backbones.build import Backbone
 from featcache.cache.rows import TapRows
-from featcache.errors import DataError, FeatcacheError, TooFewImages, UsageError
+from featcache.errors import TooFewImages, UsageError
 from featcache.extraction import kept_networks
 from featcache.extraction.agreement import made_images
 from featcache.extraction.engines import OPENVINO_BATCH, choose, identity_of, seconds_per_image
@@ -32,7 +32,6 @@ from featcache.extraction.networks import Network, built_unchanged
 from featcache.extraction.openvino_engine import OpenVINOEngine
 from featcache.extraction.pipeline import Decoded, decoded_batches
 from featcache.extraction.quantizing import check_installed, digest_of_network, quantized
-from featcache.files import check_seal, read_json, sealed
 from featcache.images.sources import Source
 from featcache.spec import IDENTITY, Failure, ImageRow, Precision, Preprocess, Progress, Tap, Tick, digest_of
 
@@ -138,13 +137,10 @@ class Calibrations:
 
     def _found(self, key: str, size: int) -> str | None:
         """Return the digest of a network that an earlier process made from the same; None if it kept none."""
-        path = home.find(_record(key))
-        if path is None:
+        facts = home.find_facts(_record(key))
+        if facts is None:
             return None
-        try:
-            digest = str(check_seal(read_json(path), path, DataError, "It is made again")["network"])
-        except (FeatcacheError, KeyError, TypeError, AttributeError):
-            return None  # damaged: whoever calibrates replaces it
+        digest = str(facts["network"])
         kept = kept_network(digest, size, self.batch)
         if kept is None:
             return None
@@ -216,7 +212,7 @@ class Calibrations:
         # What the network itself gives on the made images: `load` compares them on every machine.
         proof = kept_networks.Proof(network.engine.forward(made_images(kept_networks.NUM_IMAGES, size)), loss)
         kept_networks.keep(_identity(digest), network.engine, proof, {"layers": network.layers}, self._note)
-        home.keep(_record(key), lambda sink: sink.write(sealed({"network": digest})))
+        home.keep_facts(_record(key), {"network": digest})
 
     def _note(self, text: str) -> None:
         self.progress(Tick("engine", 0, 0, text))

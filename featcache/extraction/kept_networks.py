@@ -20,7 +20,7 @@ from featcache.arrays import Features, Pixels
 from featcache.backend import keras_backend
 from featcache.extraction.agreement import agree, made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork, OpenVINOEngine
-from featcache.files import Sink, read_arrays, sealed
+from featcache.files import Sink, read_arrays
 from featcache.spec import Precision, digest_of
 
 log = logging.getLogger(__name__)
@@ -104,13 +104,12 @@ def keep(
 
 def refuse(identity: Mapping[str, Any], precision: Precision, reason: str) -> None:
     """Have later processes know that OpenVINO cannot compute a network, so that they do not convert it again."""
-    facts = sealed({"reason": reason})
-    home.keep(f"refused/{_digest(identity, precision)}.json", lambda sink: sink.write(facts))
+    home.keep_facts(f"refused/{_digest(identity, precision)}.json", {"reason": reason})
 
 
 def is_refused(identity: Mapping[str, Any], precision: Precision) -> bool:
     """Return whether an earlier process found that OpenVINO cannot compute a network."""
-    return home.find(f"refused/{_digest(identity, precision)}.json") is not None
+    return home.find_facts(f"refused/{_digest(identity, precision)}.json") is not None
 
 
 def _digest(identity: Mapping[str, Any], precision: Precision) -> str:
