@@ -139,9 +139,7 @@ def _check_weights(model: Any, path: Path) -> int:
     imported = Counter(legacy.digest(values) for values in model.get_weights())
     missing = imported - legacy.digests_in(path)
     if missing:
-        raise ParityFailed(
-            f"{missing.total()} of {imported.total()} weight arrays of the import are not those of {path}"
-        )
+        raise ParityFailed(f"{missing.total()} of {imported.total()} weight arrays of the import differ from {path}")
     return imported.total()
 
 

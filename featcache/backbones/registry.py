@@ -149,7 +149,7 @@ def weights_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool 
     """Return the file in KERAS_HOME/models that holds the ImageNet weights without top, or with it.
 
     None where there are none: the embedded backbone, or options that were never trained. MobileNet and
-    MobileNetV2 have a file for each alpha and input size; other sizes take that of 224, as in Keras.
+    MobileNetV2 have a file for each alpha and input size; other sizes take the file of 224, as in Keras.
 
     >>> weights_file(get("mobilenet_v2"), {"alpha": 0.35}, size=96)
     'mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5'

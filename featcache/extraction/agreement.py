@@ -1,4 +1,4 @@
-"""How far the features of an engine may be from those of Keras at float32, and the images that show it anywhere."""
+"""How far an engine's features may be from Keras' at float32, and the images that show it on any machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOISE = 24.0  # brightness of 0 to 255
 
 
 def agree(exact: Sequence[Features], other: Sequence[Features], precision: Precision, title: str = "OpenVINO") -> str:
-    """Return how far features are from those of Keras at float32. Raises EnvironmentFault if they are too far."""
+    """Return how far features are from Keras' features at float32. Raises EnvironmentFault if they are too far."""
     cosines = []
     differences = []
     for ours, theirs in zip(exact, other, strict=True):

@@ -1,4 +1,4 @@
-"""What an 8-bit network loses: its features beside those of the float32 network that it was made from.
+"""What an 8-bit network loses: its features compared with the features of the float32 network that it was made from.
 
 With labels, a ridge classifier is scored on both by leaving one image out. Let b be the images that only float32 gets
 right and c those that only 8 bits get right. Without a real loss an image of either kind is as likely of the one as of
@@ -33,7 +33,7 @@ class PrecisionLoss:
     images: int
     cosine: float  # the smallest between both features of an image
     accuracies: tuple[float, float] | None = None  # of float32, of 8 bits
-    difference: tuple[float, float] | None = None  # 95 % interval of the accuracy of 8 bits minus that of float32
+    difference: tuple[float, float] | None = None  # 95 % interval: accuracy at 8 bits minus at float32
 
     @property
     def is_real(self) -> bool:

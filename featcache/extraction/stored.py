@@ -144,7 +144,7 @@ def _with_joined_groups(rows: Sequence[ImageRow], earlier: Cache) -> tuple[Image
 
 
 def _moved(images: Images, joined: Mapping[str, str], earlier: Cache) -> dict[str, str]:
-    """Return the split that each joined image had before `leaks --fix`; a new one has that of its folder or bytes."""
+    """Return the split that each joined image had before `leaks --fix`; a new image has its folder's or copies'."""
     split_by_place: dict[tuple[str, str], str] = {}
     split_by_content: dict[str, str] = {}
     for row in earlier.rows:
@@ -214,8 +214,8 @@ def _with_stored_splits(rows: Sequence[ImageRow], fixed: frozenset[str], earlier
                     f"{_group(row.group)} in {' and '.join(sorted(group_splits))}, and splits never move. "
                     "Keep the groups as they were, or use another `out`"
                 )
-        # The stored split of the image itself; else that of its copies, of its group or groups that share images with
-        # it, or of the scan.
+        # The stored split of the image itself; else the split of its copies, of its group or groups that share images
+        # with it, or of the scan.
         split = split_by_place.get((row.path, row.digest)) or split_by_member.get((row.group, row.digest))
         if not split:
             candidates = splits or splits_by_unit.get(unit) or {row.split}

@@ -1,4 +1,4 @@
-"""Extract known taps of a cache's images into another cache: features that training needs beside those of a run."""
+"""Extract known taps of a cache's images into another cache: features that training needs and the run did not."""
 
 from __future__ import annotations
 

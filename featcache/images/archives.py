@@ -108,7 +108,7 @@ class Archive:
 
     def stamp(self, path: str) -> Stamp:
         """Return the stamp of the archive together with the place of the member in it."""
-        # A stamp is three numbers: those of the member and of the archive stand side by side in each.
+        # A stamp is three numbers. Each one here is made of the member's and the archive's.
         member = self._member(path)
         archive = self._archive_stamp()
         size = member.size + (archive.size << 40)

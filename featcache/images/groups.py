@@ -126,7 +126,7 @@ def remarks(group_from: str, files: Sequence[Listed], groups: Sequence[str]) -> 
     example = f"'{min(sizes)}'"
     if max(sizes.values()) == 1:
         sentences.append(
-            f"'{group_from}' gives each image a group of its own, such as {example}: it keeps nothing together"
+            f"'{group_from}' gives every image another group, such as {example}: it keeps nothing together"
         )
     elif len(sizes) == 1:
         sentences.append(f"'{group_from}' puts {sizes.total()} images into one group, {example}, so into one split")

@@ -125,7 +125,7 @@ class Images:
         """Return self; raise TooFewClasses if a classifier cannot be trained on these labels."""
         if not self.classes:
             raise TooFewClasses(
-                f"No image in {self.root} has a label. Put each class into a folder of its own, or give a table with a "
+                f"No image in {self.root} has a label. Put each class into its own folder, or give a table with a "
                 "column 'label'"
             )
         if len(self.classes) < 2:

@@ -242,7 +242,7 @@ def _remarks_on_columns(
         synonyms = [name for name in others if name.lower() in COLUMNS["label"]]
         if synonyms and label.lower() in COLUMNS["label"]:
             yield (
-                f"Labels are those of column '{label}' of {table}; column '{synonyms[0]}' is not used. If it has them: "
+                f"Labels come from column '{label}' of {table}; column '{synonyms[0]}' is not used. If it has them: "
                 f"`label_column='{synonyms[0]}'`"
             )
     elif hot:

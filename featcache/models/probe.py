@@ -88,7 +88,7 @@ class Probe:
 
     @cached_property
     def estimator(self) -> Any:
-        """Return the fitted pipeline, whose logits are those of the sweep."""
+        """Return the fitted pipeline, which gives the sweep's logits."""
         return self.chosen.fitted(self.cache)
 
     @cached_property

@@ -161,7 +161,7 @@ def reference_of_head(probe: Probe) -> Reference | None:
 def _left_out(probe: Probe) -> list[Known]:
     """Return what the training images of each fold look like to a head that was fitted on the other folds.
 
-    Return nothing where images cannot be left out, where there are so many that fitting the folds would take long, for
+    Return nothing where images cannot be left out, where fitting the folds on all of them would take long, for
     a head that was fitted on a small part of them, and for one that only teaches another.
     """
     trial = probe.chosen.trial

@@ -172,7 +172,7 @@ class Predictor:
         path = image.row.path
         if not np.isfinite(probabilities).all():
             return Prediction(path, (), true, "nonfinite", "the model gives probabilities that are no numbers")
-        # Stable, so that of equal probabilities the class that comes first wins, as with `argmax`.
+        # Stable, so that the first of several equal probabilities wins, as with `argmax`.
         best = np.argsort(-probabilities, kind="stable")[: self.top]
         top: list[tuple[str, float]] = []
         for number in best:

@@ -1,6 +1,6 @@
 """Which of the four cases of transfer learning this is, and what to do: small or large, similar or different.
 
-The four cases are those of Stanford's CS231n notes on transfer learning (https://cs231n.github.io/transfer-learning/).
+The four cases come from Stanford's CS231n notes on transfer learning (https://cs231n.github.io/transfer-learning/).
 Two numbers decide: images per class; and for every tap the accuracy of ridge when each training image is left out
 once, in closed form (one image of each group, and one of all copies: the others would give its class away). If a layer
 before the last separates the classes better, then what the network learned last is not what these images need: they
@@ -55,7 +55,7 @@ DO: dict[tuple[bool, bool], tuple[str, ...]] = {  # (large, similar)
     ),
     (True, False): (
         "Fine-tune the whole network from the best head: it is a better start than random weights.",
-        "Compare with training from scratch, which may do as well with so many images.",
+        "Compare with training from scratch, which may do as well with this many images.",
     ),
 }
 
@@ -147,7 +147,7 @@ def advise(cache: Cache | str | Path, *, progress: Progress = silent) -> Advice:
     why_large += f"at least {LARGE}, so large" if large else f"fewer than {LARGE}, so small"
     joined = None
     other = _tap_to_join(cache, curve, best)
-    # With many images a second backbone helps less, and ridge on so many features would take long.
+    # With many images a second backbone helps less, and ridge on this many features would take long.
     if other and not large:
         joined, _ = accuracy_of(f"{best.tap}+{other}")
     if other:

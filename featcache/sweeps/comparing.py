@@ -79,7 +79,7 @@ def compare(a: Chosen | Model, b: Chosen | Model, metric: str | None = None) -> 
     """Return how two trials differ on the images that chose, which must be the same.
 
     a, b: trials, or models that were fine-tuned from one. If one is a model, both are compared on validation images,
-    also a trial that was chosen by folds: its head saw only train. metric: by default that of the run of `a`.
+    also a trial that was chosen by folds: its head saw only train. metric: by default the metric of `a`'s run.
     Raises UsageError if the images differ, or if both are the same trial.
     """
     run, other_run = _run_of(a), _run_of(b)

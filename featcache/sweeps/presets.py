@@ -1,6 +1,6 @@
 """Protocols by which papers report their numbers, on cached features.
 
-Each says what it takes from its source. The user's options win over those of a preset, except for its heads.
+Each says what it takes from its source. The user's options win over a preset's, except for its heads.
 """
 
 from __future__ import annotations

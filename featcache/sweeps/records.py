@@ -34,7 +34,7 @@ def write_record(file: Path, facts: dict[str, Any]) -> None:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Return the facts of a record; those of earlier versions have no digest. Raises NotARun if it is damaged."""
+    """Return the facts of a record; records of earlier versions have no digest. Raises NotARun if it is damaged."""
     facts = read_json(file, NotARun)
     if not isinstance(facts, dict):
         raise NotARun(f"{file} is damaged: it is no record. {RESTORE}")

@@ -44,7 +44,7 @@ class Selection:
 
     @property
     def is_within_train(self) -> bool:
-        """Return whether training images choose, rather than those of the validation split."""
+        """Return whether training images choose, rather than validation images."""
         return self.leaves_one_out or self.num_folds > 0
 
     @property
@@ -115,8 +115,8 @@ def folds_of(train: Sequence[ImageRow], labels: Classes, num_folds: int, seed: i
             folds.append((np.sort(np.concatenate([fit_on, choose_on[stays]])), choose_on[~stays]))
     if any(len(choose_on) == 0 for _, choose_on in folds):
         raise TooFewClasses(
-            f"`cv={num_folds}`: the groups are too few, or too large, for so many folds. Use fewer, or the validation "
-            "split"
+            f"`cv={num_folds}`: the groups are too few, or too large, for this many folds. Use fewer, or the "
+            "validation split"
         )
     return tuple(folds)
 

@@ -85,21 +85,21 @@ def finetune(
 ) -> Tuned:
     """Fine-tune from a head of a run and return the best model on validation, the head itself included.
 
-    Split, labels and preprocessing are those of the run.
+    Split, labels and preprocessing come from the run.
 
     out: the model file, written whenever the model is better than any before (default: finetuned.keras in the run).
     Beside it, with the suffix .state, lies how far training has come. resume: continue from that file; None: if it
     belongs to this training. logs: a folder for TensorBoard. images: where they are now, if they have moved. force:
     replace the file at `out` even if it is not an earlier model of a fine-tuning with the same options.
     unfreeze: none, last, all, a number of layers, the block from which on the backbone trains, or gradual; batch
-    normalisation stays in inference. learning_rate: the highest of the last block; head_lr: that of the head, by
-    default the same; lr_decay: the rate of a block as a fraction of that of the block after it. schedule: cosine or
+    normalisation stays in inference. learning_rate: the highest of the last block; head_lr: the head's, by
+    default the same; lr_decay: a block's rate as a fraction of the next block's. schedule: cosine or
     constant, after the rate has risen over the fraction `warmup` of all steps.
     optimizer: adamw, adam, sgd, rmsprop or adagrad. weight_decay: of kernels, with adamw and sgd. momentum: with sgd,
     by default 0.9. clip: the largest gradient norm of a learning-rate group.
     epochs: at most; patience: epochs without a better score on validation before training stops; max_seconds: of
     training. batch: images per step. steps_per_epoch: by default each image once.
-    class_weight: "balanced", or None as in the run. metric: chooses the best epoch, by default that of the run.
+    class_weight: "balanced", or None as in the run. metric: chooses the best epoch, by default the run's.
     augment: none, light, strong or tutorial. views: augmented views of each image, computed once; None: a new one in
     each epoch. augment_val: judge the start, all epochs and the controls on one augmented view of each validation
     image, always the same; `val_logits` of the result stay the logits of the images as they are.

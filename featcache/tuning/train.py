@@ -41,7 +41,7 @@ class Epoch:
     seconds: float  # validation included, writing files not; of the first epoch compilation too
     metric: Metric = "accuracy"
     images: int = 0  # seen by training so far
-    mixture: float | None = None  # share of these weights in a mixture with those of the start
+    mixture: float | None = None  # share of these weights in a mixture with the weights of the start
 
     def better_than(self, other: Epoch) -> bool:
         """Return whether this epoch has the better validation score, or the same score and the lower loss."""
@@ -75,7 +75,7 @@ class TrainingTask:
     """What is trained on what."""
 
     model: Any  # keras.Model: what the sets give -> logits (N, K)
-    groups: Sequence[RateGroup]  # the weights that train: those of the twin if there is one
+    groups: Sequence[RateGroup]  # the weights that train: the twin's if there is one
     train_set: LabelledSet
     val_set: LabelledSet
     changing: Sequence[Any]  # all weights of the model that training can change
@@ -180,7 +180,7 @@ class TrainingLoop:
     def mix(self) -> None:
         """Evaluate mixtures of the first and the last weights (WiSE-FT, https://arxiv.org/abs/2109.01903).
 
-        The last weights are those of the best epoch, or of the last epoch where none was better than the start.
+        The last weights come from the best epoch, or from the last epoch where none was better than the start.
         """
         epoch = self.best.epoch or self.history[-1].epoch
         if not epoch:
@@ -209,7 +209,7 @@ class TrainingLoop:
     def evaluate(self, epoch: Epoch) -> Epoch:
         """Return the epoch with its validation score and loss."""
         if self.task.twin is not None:
-            self.task.model.set_weights(self.task.twin.get_weights())  # the score is that of the float32 model
+            self.task.model.set_weights(self.task.twin.get_weights())  # the float32 model is scored
         labels = self.task.val_set.labels
         logits = predict_logits(self.task.model, self.task.val_set, self.recipe.batch, self.progress, VALIDATE)
         val = score(labels, logits.argmax(axis=1), self.recipe.metric, logits)

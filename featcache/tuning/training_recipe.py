@@ -25,7 +25,7 @@ CONTROLS = get_args(Control)
 class Recipe(TrainingOptions):
     """How to train: what `finetune` was asked for, and what a run or a control sets."""
 
-    metric: Metric = "accuracy"  # that of the run
+    metric: Metric = "accuracy"  # the run's
     max_seconds: float = math.inf
 
     def __post_init__(self) -> None:

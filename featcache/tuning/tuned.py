@@ -81,7 +81,7 @@ class Tuned:
         If the record is of this training already, which was only shown again, its controls and seconds stay.
         The predictions on validation are a file beside the record, which names their digest: after a kill between the
         two, the record does not take the predictions of another training for its own.
-        cache: that of the run, if it is open already.
+        cache: the run's cache, if it is open already.
         """
         if self.path is None:
             return

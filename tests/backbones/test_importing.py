@@ -184,7 +184,7 @@ def test_an_import_with_other_weights_is_withheld(here, monkeypatch):
         return model
 
     monkeypatch.setattr(own, "load", shifted)
-    with pytest.raises(ParityFailed, match=r"1 of 12 weight arrays of the import are not those of .*nested.h5"):
+    with pytest.raises(ParityFailed, match=r"1 of 12 weight arrays of the import differ from .*nested.h5"):
         import_model(GOLDEN / "nested.h5", "hidden")
 
 

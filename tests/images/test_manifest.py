@@ -152,7 +152,7 @@ def test_parents_that_are_the_folders_of_classes_are_refused(photos):
     ("rule", "remark"),
     [
         (r"regex:blue/(\d\d)", r"gives 24 of 36 images no group, such as green/000\.png, so that nothing keeps"),
-        (r"regex:[a-z]+/\d+", r"gives each image a group of its own, such as 'blue/000': it keeps nothing together"),
+        (r"regex:[a-z]+/\d+", r"gives every image another group, such as 'blue/000': it keeps nothing together"),
         (r"regex:png", r"puts 36 images into one group, 'png', so into one split"),
         (r"regex:^[a-z]+", r"makes each class one group, so that each class is in one split only"),
     ],
@@ -287,7 +287,7 @@ def test_classes_of_one_image_are_named_and_bar_no_others(photos):
 
 
 def test_images_without_labels_cannot_be_trained_on(photos):
-    with pytest.raises(TooFewClasses, match=r"No image in .*red has a label\. Put each class into a folder"):
+    with pytest.raises(TooFewClasses, match=r"No image in .*red has a label\. Put each class into its own folder"):
         scan(photos / "red").require_classes()
 
 

@@ -93,8 +93,7 @@ def test_of_two_usual_names_it_is_told_which_one_is_read(written):
     images = scan(written("path,label,class", lambda path, label: f"{path},{label},other"))
     assert labels_of(images) == ROWS
     assert images.remarks == (
-        "Labels are those of column 'label' of m.csv; column 'class' is not used. "
-        "If it has them: `label_column='class'`",
+        "Labels come from column 'label' of m.csv; column 'class' is not used. If it has them: `label_column='class'`",
     )
 
 

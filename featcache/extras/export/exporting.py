@@ -227,7 +227,7 @@ def _compare(file_format: Format, origin: Origin, sample: Sample, runner: Runner
 
 
 def _both_probabilities(file_format: Format, origin: Origin, runner: Runner, pixels: Pixels) -> tuple[Floats, Floats]:
-    """Return the (n, K) probabilities of the file, and those of the model."""
+    """Return the (n, K) probabilities of the file and the (n, K) probabilities of the model."""
     of_file = _attempt(file_format, "does not run", lambda: runner(pixels))
     return of_file, _model_runner(origin)(pixels)
 

@@ -11,9 +11,9 @@ With p_i(k) the left-out probability of class k for image i, and y_i its label, 
 Class k is possible for image i if p_i(k) >= usual(k). A label is doubted if the most probable possible class is another
 one. Classes that are hard to tell apart have a low usual(k), so a rare or difficult class is not doubted as a whole.
 
-Doubts are listed by margin, the lowest first: the probability of the label less that of the suggested class. Before
-them come photos that are there under two labels, byte for byte: one of the two is wrong, whatever the regression says.
-Images whose labels somebody has reviewed are not listed again.
+Doubts are listed by margin, the lowest first: the probability of the label minus the probability of the suggested
+class. Before them come photos that are there under two labels, byte for byte: one of the two is wrong, whatever the
+regression says. Images whose labels somebody has reviewed are not listed again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Doubt:
 
     @property
     def margin(self) -> float:
-        """Return the probability of the label less that of the suggested class; NaN if the image was not judged."""
+        """Return the label's probability minus the suggested class's; NaN if the image was not judged."""
         if self.probability is None or self.of_suggested is None:
             return math.nan
         return self.probability - self.of_suggested

@@ -147,7 +147,7 @@ def _threshold(tails: Tails | None, expected: float) -> float:
 
 def _united(candidates: Sequence[Pairs], unit_features: Features) -> Pairs:
     """Return each pair once, with the similarity of its features, most similar first."""
-    # A pair may be similar by features and by hash; from here on its similarity is that of its features.
+    # A pair may be similar by features and by hash; from here on the similarity of its features counts.
     all_a = np.concatenate([pairs.a for pairs in candidates])
     all_b = np.concatenate([pairs.b for pairs in candidates])
     a, b = np.unique(np.stack([all_a, all_b], axis=1), axis=0).T

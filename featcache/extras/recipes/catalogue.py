@@ -202,7 +202,7 @@ _ENTRIES: tuple[Training | Naming, ...] = (
         name="own-model",
         does="your model.hdf5 cut at flatten_1, Dense 1024 + softmax, SGD with Nesterov momentum, 10 % validation; "
         "stopped after 10 epochs without a better validation accuracy, of at most 200; and the same for the classifier "
-        "in the file, if its classes are those of the images",
+        "in the file, if its classes are the labels of the images",
         data="one folder per class, and your model: -m model.hdf5 (say how pixels enter: -m model.hdf5:mode=unit)",
         options={
             "scan": {"split": "90/10"},

@@ -213,7 +213,7 @@ class Report:
         return splits
 
     def _plots(self, main: Evaluation | None, beside: Evaluation | None) -> list[tuple[str, str]]:
-        """Return (title, SVG) of confusion and calibration; beside those of a fine-tuned model, the head's."""
+        """Return (title, SVG) of confusion and calibration; for a fine-tuned model, the head's plots beside them."""
         prefix = f"{self.tuned.name}: " if self.tuned else ""
         figures: list[tuple[str, str]] = []
         for name, model in ((prefix, main), ("The head: ", beside)):
