@@ -18,17 +18,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache.backbones import glyphnet, inventory, own, saved, weights
+from featcache.backbones import efficientnet_lite, glyphnet, inventory, own, saved, weights
 from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolved
 from featcache.backbones.noise import without_noise
 from featcache.backbones.registry import SIZES, Entry, get, trained_size
 from featcache.backend import start_keras
-from featcache.errors import NotAModel, UsageError, WeightsMismatch
+from featcache.errors import FeatcacheError, NotAModel, UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
 log = logging.getLogger(__name__)
@@ -226,14 +227,22 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
     return layer_class()(maps)  # without a name, which two taps with the same pooling would share
 
 
+def constructor_of(entry: Entry) -> Callable[..., Any]:
+    """Return the function that makes a network, with arguments as in `keras.applications`."""
+    import keras
+
+    if entry.package:
+        return partial(efficientnet_lite.efficientnet_lite, entry.name)
+    constructor: Callable[..., Any] = getattr(keras.applications, entry.constructor)
+    return constructor
+
+
 def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
-    """Return a network of `keras.applications` with the ImageNet weights in this file, exactly as Keras builds it.
+    """Return a network with the ImageNet weights in this file; one of `keras.applications` exactly as Keras builds it.
 
     arguments: go to its constructor, with input_shape=(size, size, 3).
     """
-    import keras
-
-    constructor = getattr(keras.applications, entry.constructor)
+    constructor = constructor_of(entry)
     if entry.module == "efficientnet":
         network = _scaled_again(constructor(weights=None, **arguments))
         network.load_weights(str(file))
@@ -276,8 +285,6 @@ def _talking_to_stderr() -> Iterator[None]:
 
 def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
     """Return the file of the ImageNet weights; Keras downloads it to KERAS_HOME if it is missing."""
-    import keras
-
     file = weights.file_of(spec, size)
     if file is None:
         raise UsageError(
@@ -286,7 +293,7 @@ def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
         )
     if not file.exists():
         weights.check_download(file)
-        constructor = getattr(keras.applications, entry.constructor)
+        constructor = constructor_of(entry)
         arguments = dict(spec.options) | {"include_top": False, "input_shape": (size, size, 3)}
         # This call is only for its download. The network that is used is built from the file, which is checked first.
         _or_fault(spec, size, lambda: constructor(weights="imagenet", **arguments))
@@ -321,13 +328,15 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, fi
         # Check before Keras reads the file: it takes whatever has the right shapes.
         _check_file(entry, spec, size, file)
         return _or_fault(spec, size, lambda: pretrained(entry, file, **arguments))
-    constructor = getattr(keras.applications, entry.constructor)
+    constructor = constructor_of(entry)
     path = None if file is None else str(file)
     return _or_fault(spec, size, lambda: constructor(weights=path, **arguments))
 
 
 def _check_file(entry: Entry, spec: BackboneSpec, size: int, file: Path) -> None:
     """Raise WeightsMismatch unless the file holds Keras' own ImageNet weights."""
+    if entry.package:
+        return  # EfficientNet-Lite checks its own file
     fetch = f"featcache backbones fetch {weights.spelt(spec, size)}"
     use = f"`weights='{file}'`"
     if entry.module == "efficientnet":
@@ -343,6 +352,8 @@ def _or_fault(spec: BackboneSpec, size: int, make: Callable[[], Any]) -> Any:
     """Return what `make` returns; turn any exception into one of ours, which says in one line what is wrong."""
     try:
         return make()
+    except FeatcacheError:
+        raise
     except Exception as error:
         raise weights.fault(spec, size, error) from error
 
