@@ -292,6 +292,7 @@ def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
             f"{weights.spelt(spec, size)}, only for some values of alpha. Or use `weights='none'` (random)"
         )
     if not file.exists():
+        efficientnet_lite.require_installed(spec.name)
         weights.check_download(file)
         constructor = constructor_of(entry)
         arguments = dict(spec.options) | {"include_top": False, "input_shape": (size, size, 3)}

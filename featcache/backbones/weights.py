@@ -218,5 +218,5 @@ def _missing(spec: BackboneSpec, file: Path, reason: str) -> str:
     return (
         f"No network, and the ImageNet weights of '{spec.name}' are not on this machine ({reason[:120]}). On one with "
         f"network run the same command once, then put {file.name} into {file.parent} (KERAS_HOME is "
-        f"{os.environ.get('KERAS_HOME', 'not set')})"
+        f"{os.environ.get('KERAS_HOME', 'not set')}); {efficientnet_lite.alternative()}"
     )
