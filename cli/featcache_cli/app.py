@@ -34,6 +34,7 @@ from featcache_cli import (
     report,
     scan,
     show,
+    similar,
     sweep,
 )
 from featcache_cli.base import App
@@ -56,6 +57,7 @@ for module in (
     extract,
     advise,
     leaks,
+    similar,
     sweep,
     show,
     compare,

@@ -155,6 +155,17 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     return Backbone(spec, network, weights_digest, architecture, model, source)
 
 
+def built_for(tap: Tap, precision: Precision) -> Backbone:
+    """Return the backbone of a tap. Raises WeightsMismatch if its weights are not those that the tap was made with."""
+    backbone = build(tap.backbone, tap.preprocess.size, tap.pooling, precision)
+    if backbone.weights_digest != tap.weights_digest:
+        raise WeightsMismatch(
+            f"The weights of '{tap.backbone.name}' ({tap.backbone.weights}) are not those that tap '{tap.name}' "
+            "was made with. Give those back, or extract again with these"
+        )
+    return backbone
+
+
 def check_size(entry: Entry, size: int) -> None:
     """Raise UsageError if the backbone cannot take images of this size."""
     if size < entry.min_size:
