@@ -179,7 +179,7 @@ def made_features(count: int) -> np.ndarray:
 
 def blind(features: np.ndarray) -> list[int]:
     """Return the pairs that are nearly the same, by one blockwise product."""
-    from featcache.extras.leaks.similar import Vectors, pairs_over, unit
+    from featcache.extras.leaks.vector_pairs import Vectors, pairs_over, unit
 
     one = unit(features - features.mean(axis=0))
     return pairs_over(Vectors(one, (one,)), 0.99, len(features)).a.tolist()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featcache.extras.export import export
     from featcache.extras.leaks import leaks
     from featcache.extras.main_job import quickstart
+    from featcache.extras.similar import similar
     from featcache.images.manifest import scan
     from featcache.models import handoff, load_model
     from featcache.prediction import predict
@@ -44,6 +45,7 @@ _HOMES = {
     "predict": "featcache.prediction",
     "quickstart": "featcache.extras.main_job",
     "scan": "featcache.images.manifest",
+    "similar": "featcache.extras.similar",
     "sweep": "featcache.sweeps",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "predict",
     "quickstart",
     "scan",
+    "similar",
     "sweep",
 ]
 

@@ -158,6 +158,14 @@ class LeaksOptions:
 
 
 @options_class
+class SimilarOptions:
+    """Options of `similar`."""
+
+    tap: str | None = option(None, "Compare the features of this tap. [default: the widest last layer]")
+    top: int = option(20, "Number of images to list.")
+
+
+@options_class
 class SweepOptions:
     """Options of `sweep`."""
 
@@ -332,6 +340,7 @@ COMMANDS = {
     "extract": ExtractOptions,
     "cache why": WhyOptions,
     "leaks": LeaksOptions,
+    "similar": SimilarOptions,
     "sweep": SweepOptions,
     "finetune": FinetuneOptions,
     "predict": PredictOptions,

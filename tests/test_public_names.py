@@ -26,6 +26,7 @@ NAMES = [
     "predict",
     "quickstart",
     "scan",
+    "similar",
     "sweep",
 ]
 HEAVY = ["tensorflow", "keras", "sklearn", "scipy", "h5py", "PIL", "numpy"]
@@ -59,6 +60,7 @@ def test_importing_featcache_imports_nothing_heavy():
         "extras.export",
         "extras.leaks",
         "extras.report",
+        "extras.similar",
         "images",
         "models",
         "prediction",

@@ -46,6 +46,34 @@ def test_photographs_of_flowers_from_files_to_a_fine_tuned_model(shared, featcac
     assert featcache("predict", "tuned.keras", f"{photos}/tulip")["rows"] == 80
 
 
+def test_mobilenet_with_its_original_weights(shared, featcache, tmp_path):
+    photos = shared / "data" / "flowers17"
+    featcache("extract", str(photos), "-o", "flowers.h5", "-b", "mobilenet")
+    best = featcache("sweep", "flowers.h5", "-o", "run", "--heads", "logreg,ridge")["best"]
+    assert best["score"] > 0.93  # .9515 +- .010 in 5 folds, says the README of the weights
+
+
+@pytest.mark.parametrize("network", ["mobilenet", "efficientnet_lite0"])
+def test_photographs_get_their_classes_of_imagenet(network, shared, featcache, tmp_path):
+    photos = shared / "data" / "flowers17" / "daisy"
+    names = ["image_0801.jpg", "image_0802.jpg", "image_0803.jpg"]
+    predicted = featcache("predict", network, *(str(photos / name) for name in names), "--imagenet", "--top", "3")
+    assert len(predicted["predictions"]) == 3
+    best = [row["top1"] for row in predicted["predictions"]]
+    assert best.count("daisy") >= 2
+
+
+def test_a_quickstart_on_photographs_without_any_download(shared, featcache, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
+    shutil.rmtree(tmp_path / "keras" / "models")
+    photos = tmp_path / "photos"
+    for kind in ("daisy", "sunflower", "tulip"):
+        shutil.copytree(shared / "data" / "flowers17" / kind, photos / kind)
+    done = featcache("quickstart", str(photos), "-b", "efficientnet_lite0", "--no-controls")
+    assert max(done["handoff"]["parity"].values()) <= 1e-3
+    assert all(way["test_score"] > 0.9 for way in done["table"])
+
+
 def test_every_odd_file_is_accounted_for(shared, tmp_path):
     cache = extract(shared / "data" / "nasty", "pixels:size=8", out=tmp_path / "nasty.h5")
     known = {"unknown_format", "truncated", "unreadable", "too_big", "empty"}

@@ -34,6 +34,7 @@ from featcache_cli import (
     report,
     scan,
     show,
+    similar,
     sweep,
 )
 from featcache_cli.base import App
@@ -56,6 +57,7 @@ for module in (
     extract,
     advise,
     leaks,
+    similar,
     sweep,
     show,
     compare,
@@ -68,7 +70,7 @@ for module in (
 ):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(backbones.app, name="backbones", short_help="List backbones, download weights, import your own model.")
-app.add_typer(cache.app, name="cache", short_help="Show, check, merge and export caches.")
+app.add_typer(cache.app, name="cache", short_help="Show, check, compare, merge and export caches.")
 
 
 @app.callback(invoke_without_command=True)

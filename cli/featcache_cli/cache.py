@@ -12,6 +12,7 @@ import typer
 
 from featcache import trust
 from featcache.settings import WhyOptions
+from featcache_cli import diff, gc
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
 from featcache_cli.options import in_flags
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from featcache.extraction.recheck import Recomputed
 
 app = App(
-    help="Show, check, merge and export caches; the folder of kept networks. Example: featcache cache info photos.h5"
+    help="Show, check, compare, merge and export caches; the folder of kept networks. "
+    "Example: featcache cache info photos.h5"
 )
 
 CacheFile = Annotated[Path, typer.Argument(metavar="CACHE.h5", help="A cache: a file, or a folder of parts.")]
@@ -226,6 +228,10 @@ def export_command(
 
     rows = export(Cache.open(cache), out, tap, split, force=force)
     emit(json, {"file": str(out), "rows": rows}, lambda: f"{counted(rows, 'row')}. File: {printable(str(out))}")
+
+
+app.command("gc")(gc.command)
+app.command("diff")(diff.command)
 
 
 @app.command("dir")

@@ -18,17 +18,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache.backbones import glyphnet, inventory, own, saved, weights
+from featcache.backbones import efficientnet_lite, glyphnet, inventory, own, saved, weights
 from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolved
 from featcache.backbones.noise import without_noise
 from featcache.backbones.registry import SIZES, Entry, get, trained_size
 from featcache.backend import start_keras
-from featcache.errors import NotAModel, UsageError, WeightsMismatch
+from featcache.errors import FeatcacheError, NotAModel, UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,17 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     return Backbone(spec, network, weights_digest, architecture, model, source)
 
 
+def built_for(tap: Tap, precision: Precision) -> Backbone:
+    """Return the backbone of a tap. Raises WeightsMismatch if its weights are not those that the tap was made with."""
+    backbone = build(tap.backbone, tap.preprocess.size, tap.pooling, precision)
+    if backbone.weights_digest != tap.weights_digest:
+        raise WeightsMismatch(
+            f"The weights of '{tap.backbone.name}' ({tap.backbone.weights}) are not those that tap '{tap.name}' "
+            "was made with. Give those back, or extract again with these"
+        )
+    return backbone
+
+
 def check_size(entry: Entry, size: int) -> None:
     """Raise UsageError if the backbone cannot take images of this size."""
     if size < entry.min_size:
@@ -226,14 +238,22 @@ def pooled(maps: Any, pooling: Pooling) -> Any:
     return layer_class()(maps)  # without a name, which two taps with the same pooling would share
 
 
+def constructor_of(entry: Entry) -> Callable[..., Any]:
+    """Return the function that makes a network, with arguments as in `keras.applications`."""
+    import keras
+
+    if entry.package:
+        return partial(efficientnet_lite.efficientnet_lite, entry.name)
+    constructor: Callable[..., Any] = getattr(keras.applications, entry.constructor)
+    return constructor
+
+
 def pretrained(entry: Entry, file: Path, **arguments: Any) -> Any:
-    """Return a network of `keras.applications` with the ImageNet weights in this file, exactly as Keras builds it.
+    """Return a network with the ImageNet weights in this file; one of `keras.applications` exactly as Keras builds it.
 
     arguments: go to its constructor, with input_shape=(size, size, 3).
     """
-    import keras
-
-    constructor = getattr(keras.applications, entry.constructor)
+    constructor = constructor_of(entry)
     if entry.module == "efficientnet":
         network = _scaled_again(constructor(weights=None, **arguments))
         network.load_weights(str(file))
@@ -276,8 +296,6 @@ def _talking_to_stderr() -> Iterator[None]:
 
 def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
     """Return the file of the ImageNet weights; Keras downloads it to KERAS_HOME if it is missing."""
-    import keras
-
     file = weights.file_of(spec, size)
     if file is None:
         raise UsageError(
@@ -285,8 +303,9 @@ def _imagenet_file(entry: Entry, spec: BackboneSpec, size: int) -> Path:
             f"{weights.spelt(spec, size)}, only for some values of alpha. Or use `weights='none'` (random)"
         )
     if not file.exists():
+        efficientnet_lite.require_installed(spec.name)
         weights.check_download(file)
-        constructor = getattr(keras.applications, entry.constructor)
+        constructor = constructor_of(entry)
         arguments = dict(spec.options) | {"include_top": False, "input_shape": (size, size, 3)}
         # This call is only for its download. The network that is used is built from the file, which is checked first.
         _or_fault(spec, size, lambda: constructor(weights="imagenet", **arguments))
@@ -321,13 +340,15 @@ def _construct(entry: Entry, spec: BackboneSpec, size: int, pooling: Pooling, fi
         # Check before Keras reads the file: it takes whatever has the right shapes.
         _check_file(entry, spec, size, file)
         return _or_fault(spec, size, lambda: pretrained(entry, file, **arguments))
-    constructor = getattr(keras.applications, entry.constructor)
+    constructor = constructor_of(entry)
     path = None if file is None else str(file)
     return _or_fault(spec, size, lambda: constructor(weights=path, **arguments))
 
 
 def _check_file(entry: Entry, spec: BackboneSpec, size: int, file: Path) -> None:
     """Raise WeightsMismatch unless the file holds Keras' own ImageNet weights."""
+    if entry.package:
+        return  # EfficientNet-Lite checks its own file
     fetch = f"featcache backbones fetch {weights.spelt(spec, size)}"
     use = f"`weights='{file}'`"
     if entry.module == "efficientnet":
@@ -343,6 +364,8 @@ def _or_fault(spec: BackboneSpec, size: int, make: Callable[[], Any]) -> Any:
     """Return what `make` returns; turn any exception into one of ours, which says in one line what is wrong."""
     try:
         return make()
+    except FeatcacheError:
+        raise
     except Exception as error:
         raise weights.fault(spec, size, error) from error
 

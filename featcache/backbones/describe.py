@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from featcache.backbones import efficientnet_lite
 from featcache.backbones.blocks import STEM, block_names, blocks
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.graph import operations, outputs_of
@@ -30,6 +31,8 @@ def facts_of(request: Request) -> dict[str, Any]:
     size = request.preprocess.size
     facts = asdict(get(spec.name)) if spec.origin == "registry" else _facts_of_own(request)
     file = file_of(spec, size)
+    if facts.get("package"):
+        facts["install"] = efficientnet_lite.INSTALL
     if spec.origin == "registry" and spec.options:
         # The registry has the numbers of the network without options.
         network = _build(request).network

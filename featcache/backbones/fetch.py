@@ -15,6 +15,7 @@ from pathlib import Path
 
 from featcache.backbones.build import build
 from featcache.backbones.parse import Request, requests
+from featcache.backbones.registry import get
 from featcache.backbones.weights import check_writable, file_of, spelt
 from featcache.errors import UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import rename
@@ -35,7 +36,7 @@ def fetch(backbones: str | Sequence[str], progress: Progress = silent) -> list[F
     """Return the files of the ImageNet weights of these backbones. Missing or broken ones are downloaded.
 
     backbones: names with options, as in `extract`. A file that is broken or not Keras' own is renamed to FILE.kept,
-    unless the download fails. A broken download is repeated once.
+    unless the download fails. A broken download is repeated once. What pip installs is only checked.
     Raises UsageError (before anything is downloaded), WeightsMissing without network, DiskFault.
     """
     parsed = requests(backbones)
@@ -59,6 +60,9 @@ def _file_of(request: Request) -> Path:
 
 
 def _fetch(spec: BackboneSpec, size: int, file: Path, progress: Progress) -> Fetched:
+    if get(spec.name).package:  # pip put the file there, so it is not for us to replace
+        build(spec, size, "avg")
+        return Fetched(spelt(spec, size), str(file), file.stat().st_size, downloaded=False)
     if file.exists():
         try:
             # Only building the network shows that its weights are complete.

@@ -1,4 +1,4 @@
-"""Load a network of `keras.applications` as a classifier of ImageNet, with the names of its 1,000 classes."""
+"""Load a network that was trained on ImageNet as its classifier, with the names of its 1,000 classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.backbones import inventory
-from featcache.backbones.build import entering, pretrained, reproducibly
+from featcache.backbones import efficientnet_lite, inventory
+from featcache.backbones.build import constructor_of, entering, pretrained, reproducibly
 from featcache.backbones.parse import Request, requests
-from featcache.backbones.registry import SIZES, Entry, get, weights_file
-from featcache.backbones.weights import Chatter, check_download, check_writable
+from featcache.backbones.registry import SIZES, Entry, get
+from featcache.backbones.weights import Chatter, check_download, check_writable, imagenet_file
 from featcache.backend import keras_home, start_keras
 from featcache.errors import FeatcacheError, NotDownloaded, UsageError, WeightsMismatch
 from featcache.spec import Preprocess
@@ -44,21 +44,20 @@ def imagenet_files(backbone: str = "vgg16") -> list[Path]:
     """
     request = _request(backbone)
     entry = get(request.spec.name)
-    weights = weights_file(entry, dict(request.spec.options), request.preprocess.size, top=True)
+    weights = imagenet_file(entry, dict(request.spec.options), request.preprocess.size, top=True)
     if weights is None:
         raise UsageError(f"'{backbone}' was never trained on ImageNet. Name another: featcache backbones list")
-    folder = keras_home() / "models"
-    return [folder / weights, folder / CLASS_INDEX]
+    return [weights, keras_home() / "models" / CLASS_INDEX]
 
 
 def imagenet_preprocess(backbone: str) -> Preprocess:
-    """Return how images enter a network of `keras.applications`. Does not start Keras."""
+    """Return how images enter a network that was trained on ImageNet. Does not start Keras."""
     preprocess = _request(backbone).preprocess
     return Preprocess(preprocess.size, mode=preprocess.mode)
 
 
 def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small: bool = False) -> ImageNetClassifier:
-    """Return a network of `keras.applications` with its classifier.
+    """Return a network that was trained on ImageNet with its classifier.
 
     random: random weights, and numbers for class names where the file of names is missing. small: small images too.
     Raises WeightsMissing, which says where to put which files, WeightsMismatch if one is damaged, UsageError.
@@ -74,7 +73,7 @@ def imagenet_classifier(backbone: str = "vgg16", *, random: bool = False, small:
     options = dict(request.spec.options) | {"input_shape": (size, size, 3)}
     if random:
         with reproducibly(0):
-            network = getattr(keras.applications, entry.constructor)(weights=None, **options)
+            network = constructor_of(entry)(weights=None, **options)
     else:
         if size not in (entry.size, *SIZES.get(entry.module, ())):
             raise UsageError(f"'{entry.name}' with its top takes images of {entry.size} pixels; got size {size}")
@@ -100,19 +99,21 @@ def class_names(files: Sequence[Path] = ()) -> list[str]:
 def _request(backbone: str) -> Request:
     request, *others = requests(backbone)
     if others or request.spec.origin != "registry" or request.spec.weights != "imagenet":
-        raise UsageError(f"`imagenet` takes one network of keras.applications, such as mobilenet_v2; got '{backbone}'")
+        raise UsageError(
+            f"`imagenet` takes one network that was trained on ImageNet, such as mobilenet_v2; got '{backbone}'"
+        )
     return request
 
 
 def _with_top(entry: Entry, file: Path, options: Mapping[str, Any]) -> Any:
     """Return the network with the weights in a file. Keras downloads the file first if it is missing."""
-    import keras
-
     if not file.exists():
+        efficientnet_lite.require_installed(entry.name)
         check_download(file)
         # Only for the download: the network is built below, from the file that was checked.
-        getattr(keras.applications, entry.constructor)(weights="imagenet", **options)
-    inventory.check(file, if_damaged=REPLACE_FILE, if_other=REPLACE_FILE)
+        constructor_of(entry)(weights="imagenet", **options)
+    if not entry.package:  # EfficientNet-Lite checks its own file
+        inventory.check(file, if_damaged=REPLACE_FILE, if_other=REPLACE_FILE)
     with reproducibly(0):
         return pretrained(entry, file, **options)
 
@@ -146,9 +147,12 @@ def _load_or_explain(load: Callable[[], Any], file: Path, files: Sequence[Path])
         reason = " ".join(str(error).split())
         missing = [_with_url(needed, file, reason) for needed in files if not needed.exists()]
         if missing:
+            is_network = file != keras_home() / "models" / CLASS_INDEX
+            instead = f"; {efficientnet_lite.alternative()}" if is_network else ""
             raise NotDownloaded(
                 f"No network, and what names ImageNet's classes is not on this machine. Put {' and '.join(missing)} "
                 f"into {keras_home() / 'models'} (KERAS_HOME is {os.environ.get('KERAS_HOME', 'not set')})"
+                f"{instead}"
             ) from error
         raise WeightsMismatch(f"{file} cannot be used: {reason[:120]}. Delete it and put it there again") from error
 

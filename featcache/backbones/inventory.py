@@ -14,8 +14,9 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from featcache.backbones import efficientnet_lite
 from featcache.backbones.registry import ALPHAS, REGISTRY, SIZES, Entry, weights_file
-from featcache.backbones.weights import damage, spelt
+from featcache.backbones.weights import damage, imagenet_file, spelt
 from featcache.backend import keras_home
 from featcache.errors import WeightsMismatch
 from featcache.spec import BackboneSpec
@@ -124,7 +125,7 @@ class StoredWeights:
 
 
 def stored_weights() -> list[StoredWeights]:
-    """Return the checked files of ImageNet weights in KERAS_HOME/models, by name. Reads them all for their digests."""
+    """Return the checked files of ImageNet weights, first those of Keras. Reads them all for their digests."""
     folder = keras_home() / "models"
     stored = []
     for name, backbones in sorted(weights_files().items()):
@@ -138,16 +139,21 @@ def stored_weights() -> list[StoredWeights]:
             fault = "has other bytes than Keras' weights"
         checked = "length" if expected is None else "digest"
         stored.append(StoredWeights(str(file), file.stat().st_size, tuple(backbones), fault, checked))
+
+    for name in efficientnet_lite.SIZES:
+        file = efficientnet_lite.weights_path(name)
+        if file.is_file():
+            fault = efficientnet_lite.fault(name)
+            stored.append(StoredWeights(str(file), file.stat().st_size, (name,), fault, "digest"))
     return stored
 
 
 def stored_backbones() -> list[str]:
-    """Return the backbones whose default ImageNet weights are in KERAS_HOME/models. No file is read."""
-    folder = keras_home() / "models"
+    """Return the backbones whose default ImageNet weights are on this machine. No file is read."""
     names: list[str] = []
     for entry in REGISTRY.values():
-        file = weights_file(entry, {}, entry.size)
-        if file is not None and (folder / file).is_file():
+        file = imagenet_file(entry, {}, entry.size)
+        if file is not None and file.is_file():
             names.append(entry.name)
     return names
 

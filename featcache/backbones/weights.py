@@ -11,14 +11,16 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from featcache import home
-from featcache.backbones import glyphnet, saved
-from featcache.backbones.registry import get, weights_file
+from featcache.backbones import efficientnet_lite, glyphnet, saved
+from featcache.backbones.registry import Entry, get, weights_file
 from featcache.backend import keras_backend, keras_home
 from featcache.errors import DiskFault, FeatcacheError, NotDownloaded, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import DISK_ERRORS, file_digest, raise_if_of_the_system
@@ -42,8 +44,7 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
     if spec.weights == "embedded":
         return glyphnet.WEIGHTS
     if spec.weights == "imagenet":
-        name = weights_file(get(spec.name), dict(spec.options), size)
-        return keras_home() / "models" / name if name else None
+        return imagenet_file(get(spec.name), dict(spec.options), size)
     path = Path(spec.weights)
     if not path.is_file():
         raise WeightsMissing(f"`weights` takes imagenet, none or a file; there is no file {path}")
@@ -56,11 +57,24 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
     return path
 
 
+def imagenet_file(entry: Entry, options: Mapping[str, Any], size: int, top: bool = False) -> Path | None:
+    """Return the file that holds, or will hold, the ImageNet weights without top or with it; None if there are none."""
+    if entry.package:
+        return efficientnet_lite.weights_path(entry.name)
+    name = weights_file(entry, options, size, top)
+    return keras_home() / "models" / name if name else None
+
+
 def source(spec: BackboneSpec, size: int) -> str | None:
-    """Return a text that determines the weight values, or None where only building tells."""
+    """Return a text that determines the weight values, or None where only building tells.
+
+    Raises WeightsMissing if a package with the weights is not installed: building cannot download it.
+    """
     if spec.weights in ("none", ""):
         # Random values depend on the seed, and on how this version of Keras draws them.
         return f"random seed {spec.seed} keras {version('keras')} {keras_backend()}"
+    if spec.weights == "imagenet":
+        efficientnet_lite.require_installed(spec.name)
     file = file_of(spec, size)
     if file is not None and spec.origin == "file" and saved.is_saved(file):
         return f"sha256 {' '.join(saved.digests(file))}"
@@ -204,5 +218,5 @@ def _missing(spec: BackboneSpec, file: Path, reason: str) -> str:
     return (
         f"No network, and the ImageNet weights of '{spec.name}' are not on this machine ({reason[:120]}). On one with "
         f"network run the same command once, then put {file.name} into {file.parent} (KERAS_HOME is "
-        f"{os.environ.get('KERAS_HOME', 'not set')})"
+        f"{os.environ.get('KERAS_HOME', 'not set')}); {efficientnet_lite.alternative()}"
     )

@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -307,22 +308,37 @@ def write_cache(
     counts: Mapping[str, int] | None = None,
     changes: Changes = UNCHANGED,
     kept: Sequence[Piece] = (),
+    with_unused: bool = True,
 ) -> str:
     """Write a cache with these images and all rows of these taps, and return its state. before: see `write_table`.
 
     counts: only for a folder of parts, {fingerprint: images with a row} in its parts. kept: damaged taps to copy as
-    they are. Raises NotACache if rows do not match their digest.
+    they are. with_unused: also write the rows of images that are gone. Raises NotACache if rows do not match their
+    digest.
     """
 
     def fill(file: Any, check: Callable[[], None]) -> None:
         _fill_images(file, images, failures, facts, counts, changes)
         # By name, so that the bytes of the file do not depend on the order in which taps were computed.
         for tap_rows in sorted(rows, key=lambda tap_rows: tap_rows.tap.name):
-            write_rows(file, tap_rows, in_order(tap_rows, images), check)
+            write_rows(file, tap_rows, in_order(tap_rows, images, with_unused), check)
         for piece in kept:
             copy_tap(file, piece, check)
 
     return layout.write_table(table, before, fill)
+
+
+def facts_of(cache: Cache) -> dict[str, str | bytes]:
+    """Return the facts about the images as a whole that `merge` writes."""
+    facts: dict[str, str | bytes] = {
+        "root": os.fsencode(cache.root),
+        "layout": cache.layout,
+        "split_spec": canonical_json(asdict(cache.split_spec)),
+        "decode": cache.decode,
+    }
+    if cache.listing is not None:
+        facts[layout.LISTING] = canonical_json(cache.listing)
+    return facts
 
 
 def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
@@ -331,9 +347,11 @@ def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable
     write_tap(file, rows.tap, digests, rows.shape, makers, made_by, rows.blocks(digests), check)
 
 
-def in_order(rows: TapRows, images: Sequence[ImageRow]) -> list[str]:
+def in_order(rows: TapRows, images: Sequence[ImageRow], with_unused: bool = True) -> list[str]:
     """Return the digests of a tap's rows in the order of the images, then the digests of images that are gone."""
     present = dict.fromkeys(row.digest for row in images if row.digest in rows.at)
+    if not with_unused:
+        return list(present)
     return [*present, *sorted(rows.at.keys() - present.keys())]
 
 
@@ -404,7 +422,7 @@ def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
     """
     small = [part for part in part_files(cache) if _size(part) < SMALL_BYTES]
     if len(small) > 1:
-        _compact(cache, small, images)
+        compact(cache, small, images)
 
     pieces: list[Piece] = []
     for part in part_files(cache):
@@ -418,15 +436,18 @@ def _compacted(cache: Path, images: Sequence[ImageRow]) -> dict[str, int]:
     return counts
 
 
-def _compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow]) -> None:
-    """Write the rows of small parts into parts of about PART_BYTES, then remove the small ones. Raises NotACache."""
+def compact(cache: Path, small: Sequence[Path], images: Sequence[ImageRow], with_unused: bool = True) -> None:
+    """Write the rows of small parts into parts of about PART_BYTES, then remove the small ones. Raises NotACache.
+
+    with_unused: also the rows of images that are gone.
+    """
     new_parts: set[Path] = set()
     pieces: list[Piece] = []
     for part in small:
         pieces += pieces_in(part, all_bytes=True)
 
     for rows in by_tap(pieces).values():
-        digests = in_order(rows, images)
+        digests = in_order(rows, images, with_unused)
         step = max(1, PART_BYTES // max(1, rows.row_bytes))
         for start in range(0, len(digests), step):
             fill = partial(write_rows, rows=rows, digests=digests[start : start + step])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
 from featcache.text import counted
+
+if TYPE_CHECKING:
+    from featcache.extras.similar import Similar
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,13 @@ class Cache:
             if differs_only_in_view:
                 names.append(other.name)
         return names
+
+    def similar(self, query: str | Path, *, tap: str | None = None, top: int = 20) -> Similar:
+        """Return the images that are nearest to a photo, or to an image of this cache by its path: see `fc.similar`."""
+        # The one import of a later room: users call this method on a cache, and what it needs loads only then.
+        from featcache.extras.similar import similar
+
+        return similar(self, query, tap=tap, top=top)
 
     def check(self, tap: str) -> None:
         """Raise NotACache if the rows of a tap do not match their digest, as every method that reads features does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from featcache import files
 from featcache.arrays import Features, Pixels
 from featcache.backbones import weights as weights_of
-from featcache.backbones.build import build
+from featcache.backbones.build import Backbone, build
 from featcache.backbones.parse import Request
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import TapRows
@@ -22,7 +22,7 @@ from featcache.extraction.calibration import SomeLayers, kept_network
 from featcache.extraction.engines import Engine, PixelEngine, choose, weights_source_of
 from featcache.extraction.pipeline import read_one
 from featcache.images.sources import Source, open_source
-from featcache.spec import NO_WEIGHTS, Failure, Tap
+from featcache.spec import NO_WEIGHTS, Failure, Precision, Tap
 
 TOLERANCE = {
     "float32": 1e-3,
@@ -77,7 +77,7 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
 
     difference = 0.0
     if pixels:
-        computed = _forward(tap, np.stack(pixels))
+        computed = forward(tap, np.stack(pixels), partial(build, tap.backbone, tap.preprocess.size, tap.pooling))
         computed = computed.astype(tap.dtype).astype(np.float32)  # rounded as when stored
         stored = files.again(lambda: stored_rows(cache.path, tap.fingerprint)[tap.fingerprint].features(digests))
         spread = max(float(stored.std()), 1e-12)
@@ -85,13 +85,15 @@ def _recomputed(cache: Cache, rows: TapRows, source: Source, num_images: int, se
     return Recomputed(tap.name, len(pixels), difference, tuple(sorted(changed)))
 
 
-def _forward(tap: Tap, pixels: Any) -> Features:
-    """Return the features of one tap, from the engine that an extraction would choose here."""
+def forward(tap: Tap, pixels: Pixels, build_at: Callable[[Precision], Backbone]) -> Features:
+    """Return the features of one tap, from the engine that an extraction would choose here.
+
+    build_at: returns the backbone at a precision; it is called if no network of the tap was kept.
+    """
     engine: Engine = PixelEngine()
     if tap.backbone.name != "pixels":
         if tap.precision == "int8":
             return _forward_in_8_bits(tap, pixels)
-        build_at = partial(build, tap.backbone, tap.preprocess.size, tap.pooling)
         engine = choose(build_at, [tap], pixels, num_images=len(pixels))
     [features] = engine.forward(pixels)
     return features
@@ -102,8 +104,8 @@ def _forward_in_8_bits(tap: Tap, pixels: Pixels) -> Features:
     network = kept_network(tap.calibration, tap.preprocess.size)
     if network is None:
         raise EnvironmentFault(
-            f"The 8-bit network of tap '{tap.name}' is not on this machine any more, so its rows cannot be computed "
-            "again. Its features can be used as before"
+            f"The 8-bit network of tap '{tap.name}' is not on this machine any more, so no features can be computed "
+            "with it. Those in the cache can be used as before"
         )
     [features] = SomeLayers(network, [tap.layer]).forward(pixels)
     return features

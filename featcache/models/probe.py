@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats, Pixels
-from featcache.backbones.build import Backbone, build
+from featcache.backbones.build import built_for
 from featcache.backbones.lineage import Lineage, Lineages, lineage_of
 from featcache.cache.reader import Cache
-from featcache.errors import ImagesChanged, NoImages, UsageError, WeightsMismatch
+from featcache.errors import ImagesChanged, NoImages, UsageError
 from featcache.extraction.engines import BATCH, KerasEngine
 from featcache.heads.absorb import decision_logits, exact_head, is_exact
 from featcache.heads.distil import distilled
@@ -194,7 +194,7 @@ class Probe:
             taps_by_network.setdefault(network, []).append(tap)
         parts: list[ModelPart] = []
         for taps in taps_by_network.values():
-            parts.append(ModelPart(_built(taps[0]), tuple(taps)))
+            parts.append(ModelPart(built_for(taps[0], taps[0].precision), tuple(taps)))
         return parts
 
     def model(self, parts: Sequence[ModelPart] | None = None) -> Any:
@@ -276,16 +276,6 @@ def _opened(images: Images | str | Path) -> Source:
         raise ImagesChanged(
             f"There are no images at {images}. If they have moved: `images=FOLDER`; else extract again"
         ) from error
-
-
-def _built(tap: Tap) -> Backbone:
-    backbone = build(tap.backbone, tap.preprocess.size, tap.pooling, tap.precision)
-    if backbone.weights_digest != tap.weights_digest:
-        raise WeightsMismatch(
-            f"The weights of '{tap.backbone.name}' ({tap.backbone.weights}) are not those that tap '{tap.name}' "
-            "was made with. Give those back, or extract again with these"
-        )
-    return backbone
 
 
 def _require_one_size(taps: Sequence[Tap]) -> None:

@@ -55,13 +55,15 @@ def test_every_backbone_of_keras_has_a_file():
     assert served == {entry.name for entry in REGISTRY.values() if entry.constructor}
 
 
-def test_nothing_is_there_without_weights(home):
-    assert inventory.stored_weights() == []
+def test_without_weights_of_keras_there_are_those_that_pip_installed(home):
+    assert inventory.stored_backbones() == ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    stored = [(file.backbones, file.fault, file.checked) for file in inventory.stored_weights()]
+    assert stored == [((name,), None, "digest") for name in inventory.stored_backbones()]
 
 
 def test_a_file_is_whole_by_its_length_only_where_keras_knows_no_digest(home):
     (home / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_160_no_top.h5").write_bytes(hdf5())
-    [found] = inventory.stored_weights()
+    found, *_ = inventory.stored_weights()
     assert (found.backbones, found.fault, found.checked) == (("mobilenet_v2:alpha=0.35:size=160",), None, "length")
 
 

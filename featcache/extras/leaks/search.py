@@ -22,9 +22,9 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.extras.leaks.pixels import cropped, hashes, outlines, whole
 from featcache.extras.leaks.results import Kind, Thresholds
-from featcache.extras.leaks.similar import Pairs, Vectors, pairs_over, unit
 from featcache.extras.leaks.tails import LEAST_IMAGES, Tails, draws_of, tails_of
 from featcache.extras.leaks.thumbnails import Thumbnails
+from featcache.extras.leaks.vector_pairs import Pairs, Vectors, pairs_over, unit
 
 FEW_IMAGES = 0.95  # the threshold where there are too few images to set one
 CANDIDATES_PER_IMAGE = 0.1  # pairs of different images expected among the candidates, for each image

@@ -38,7 +38,7 @@ from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from featcache.arrays import Classes, Floats
-from featcache.extras.leaks.similar import Vectors, neighbours
+from featcache.extras.leaks.vector_pairs import Vectors, neighbours
 
 FIRST, LAST = 5, 15  # ranks of the neighbours from which the rate is measured
 LEAST_IMAGES = 2 * (LAST + 1)  # among fewer images nearly all are neighbours

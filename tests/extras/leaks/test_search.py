@@ -6,10 +6,10 @@ from peaks import peak_of
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from featcache.extras.leaks import pixels, similar, tails
+from featcache.extras.leaks import pixels, tails, vector_pairs
 from featcache.extras.leaks.search import search
-from featcache.extras.leaks.similar import Vectors, pairs_over, unit
 from featcache.extras.leaks.thumbnails import Thumbnails
+from featcache.extras.leaks.vector_pairs import Vectors, pairs_over, unit
 from featcache.images.decode import thumbnail
 
 from .conftest import picture
@@ -32,7 +32,7 @@ def greys():
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_comparing_in_blocks_finds_all_pairs(block, monkeypatch):
-    monkeypatch.setattr(similar, "BLOCK", block)
+    monkeypatch.setattr(vector_pairs, "BLOCK", block)
     rng = np.random.default_rng(0)
     features, other = (unit(rng.normal(size=(30, 4))) for _ in range(2))
     pairs = pairs_over(Vectors(features, (features, other)), 0.6, 1000)
@@ -45,7 +45,7 @@ def test_comparing_in_blocks_finds_all_pairs(block, monkeypatch):
 
 @pytest.mark.parametrize("block", [2, 1000])
 def test_of_too_many_pairs_the_most_similar_are_kept_and_the_rest_counted(block, monkeypatch):
-    monkeypatch.setattr(similar, "BLOCK", block)
+    monkeypatch.setattr(vector_pairs, "BLOCK", block)
     features = unit(np.random.default_rng(0).normal(size=(40, 3)))
     every, few = (
         pairs_over(Vectors(features, (features,)), -1.0, 10**6),
@@ -153,7 +153,7 @@ def test_a_thumbnail_says_how_large_the_image_is_shown(mode, suffix, tmp_path):
 
 
 def test_features_are_searched_without_a_copy(monkeypatch):
-    monkeypatch.setattr(similar, "BLOCK", 64)
+    monkeypatch.setattr(vector_pairs, "BLOCK", 64)
     features = np.random.default_rng(0).normal(size=(1000, 2000)).astype(np.float32)
     nothing_seen = Thumbnails.none(1000)
     search(features[:100].copy(), nothing_seen, [""] * 100, None, lambda step: None)  # imports what it needs

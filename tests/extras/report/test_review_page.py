@@ -10,7 +10,7 @@ from tiny import write_images
 from featcache.cache.reader import Cache
 from featcache.extraction import extract
 from featcache.extras.leaks import apply_review, doubts, leaks
-from featcache.extras.report import review_page
+from featcache.extras.report import pictures, review_page
 from featcache.extras.report.review_page import write_review_page
 
 PIXELS = "pixels:size=8"
@@ -57,8 +57,8 @@ def test_the_page_shows_every_label_with_its_picture_and_escapes_it(doubted, pho
 def test_a_page_that_would_be_too_large_says_what_is_cut(doubted, photos, tmp_path, monkeypatch):
     assert len(doubted.doubts) > 3
     monkeypatch.setattr(review_page, "MOST", 3)
-    monkeypatch.setattr(review_page, "BLOCK", 1)
-    monkeypatch.setattr(review_page, "PICTURE_BYTES", 5000)
+    monkeypatch.setattr(pictures, "BLOCK", 1)
+    monkeypatch.setattr(pictures, "PICTURE_BYTES", 5000)
     page = written(doubted, photos, tmp_path)
     rows = data_of(page)["rows"]
     without = sum(row["picture"] is None for row in rows)

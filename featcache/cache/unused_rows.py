@@ -1,0 +1,108 @@
+"""Find and drop the rows of images that are not in a cache's table of images any more.
+
+Such rows stay when images are moved out of the folder, so that nothing is computed twice if they come back. Dropping
+them rewrites the file whole or not at all. In a folder of parts, the table is written first, so that no row is missed
+that goes afterwards; then the rows that stay are written into new parts, and the old parts are removed.
+
+Rows that no table has counted yet are work of an extraction that was stopped. They are never dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from featcache.cache import layout, parts
+from featcache.cache.reader import Cache, stored_rows
+from featcache.cache.rows import pieces_in
+from featcache.errors import DataError
+from featcache.files import again
+
+
+class UnusedRows(NamedTuple):
+    """The rows of one tap that belong to no image of the table."""
+
+    tap: str
+    rows: int
+    bytes: int
+    kept: int  # rows that stay; a tap without any goes as a whole
+
+
+def unused_rows(cache: Path) -> list[UnusedRows]:
+    """Return what `drop_unused` would drop, by tap. Raises NotACache, DataError if an extraction was stopped."""
+    return again(lambda: _unused(cache, Cache.open(cache)))
+
+
+def drop_unused(cache: Path, wait: Callable[[], None]) -> list[UnusedRows]:
+    """Drop the rows of images that are not in the table, and return what was dropped.
+
+    wait: called before it waits for an extraction that is at work on the cache. Raises NotACache, and drops nothing, if
+    rows are damaged; DataError if an extraction was stopped; DiskFault.
+    """
+    with parts.lock(cache, wait):
+        return again(lambda: _dropped(cache))
+
+
+def _unused(cache: Path, opened: Cache) -> list[UnusedRows]:
+    _require_finished(cache)
+    used = _digests(opened)
+    unused: list[UnusedRows] = []
+    for rows in stored_rows(cache).values():
+        num_kept = len(used & rows.at.keys())
+        num_unused = len(rows.at) - num_kept
+        if num_unused:
+            unused.append(UnusedRows(rows.tap.name, num_unused, num_unused * rows.row_bytes, num_kept))
+    return unused
+
+
+def _dropped(cache: Path) -> list[UnusedRows]:
+    table = layout.table_of(cache)
+    # Before the table is read, so that no later change goes unnoticed.
+    before = layout.state(table)
+    opened = Cache.open(cache)
+    unused = _unused(cache, opened)
+    if not unused:
+        return []
+
+    used = _digests(opened)
+    failures = {failure.path: failure for failure in opened.failures}
+    facts = parts.facts_of(opened)
+    stored = stored_rows(cache)
+    kept = {fingerprint: rows for fingerprint, rows in stored.items() if not used.isdisjoint(rows.at)}
+    if not cache.is_dir():
+        parts.write_cache(
+            table, before, kept.values(), opened.rows, failures, facts, None, opened.changes, with_unused=False
+        )
+        return unused
+    counts = {fingerprint: len(used & rows.at.keys()) for fingerprint, rows in kept.items()}
+    parts.write_cache(table, before, [], opened.rows, failures, facts, counts, opened.changes)
+    parts.compact(cache, _parts_with_others(cache, used), opened.rows, with_unused=False)
+    return unused
+
+
+def _digests(cache: Cache) -> set[str]:
+    return {row.digest for row in cache.rows}
+
+
+def _parts_with_others(cache: Path, used: Collection[str]) -> list[Path]:
+    """Return the parts of a folder that have rows of other images than these."""
+    with_others: list[Path] = []
+    for part in layout.part_files(cache):
+        if any(not set(piece.digests).issubset(used) for piece in pieces_in(part)):
+            with_others.append(part)
+    return with_others
+
+
+def _require_finished(cache: Path) -> None:
+    """Raise DataError if rows wait for an extraction to be finished, or if some are damaged and must be mended."""
+    is_stopped = bool(layout.part_files(cache))
+    if cache.is_dir():
+        counts = layout.counted_rows(cache)
+        stored = stored_rows(cache)
+        is_stopped = any(len(rows.at) > counts.get(fingerprint, 0) for fingerprint, rows in stored.items())
+    if is_stopped or parts.set_aside(cache):
+        raise DataError(
+            f"{cache} has rows of an extraction that was stopped, or damaged parts. Finish it first: repeat the "
+            "featcache extract that made it"
+        )
