@@ -11,6 +11,7 @@ import featcache as fc
 NAMES = [
     "Cache",
     "FeatcacheError",
+    "FeatureExtractor",
     "Run",
     "__version__",
     "advise",
@@ -59,6 +60,7 @@ def test_importing_featcache_imports_nothing_heavy():
         "extras.export",
         "extras.leaks",
         "extras.report",
+        "extras.transformer",
         "images",
         "models",
         "prediction",

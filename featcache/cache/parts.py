@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -56,6 +57,20 @@ class ImageTable(NamedTuple):
     failures: Mapping[str, Failure]  # {path: why that image has no row}
     facts: Mapping[str, str | bytes]  # of the images as a whole
     changes: Changes = UNCHANGED
+
+    @classmethod
+    def of(cls, cache: Cache) -> ImageTable:
+        """Return the table that a cache has."""
+        failures = {failure.path: failure for failure in cache.failures}
+        facts: dict[str, str | bytes] = {
+            "root": os.fsencode(cache.root),
+            "layout": cache.layout,
+            "split_spec": canonical_json(asdict(cache.split_spec)),
+            "decode": cache.decode,
+        }
+        if cache.listing is not None:
+            facts[layout.LISTING] = canonical_json(cache.listing)
+        return cls(cache.rows, failures, facts, cache.changes)
 
 
 def commit(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from featcache.cache import parts
 from featcache.cache.changes import Changes
-from featcache.cache.layout import LISTING
 from featcache.cache.reader import Cache
-from featcache.spec import ImageRow, Progress, Tick, canonical_json
+from featcache.spec import ImageRow, Progress, Tick
 
 Table = tuple[Sequence[ImageRow], Changes]
 
@@ -30,8 +28,7 @@ def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) ->
         before = Cache.open(path)
         rows, changes = decide(before)
         after = replace(before, rows=tuple(rows), changes=changes)
-        failures = {failure.path: failure for failure in before.failures}
-        return parts.ImageTable(after.rows, failures, facts_of(before), changes)
+        return parts.ImageTable.of(after)
 
     with parts.lock(path, lambda: progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))):
         # Decide once without writing: `merge_decided` rewrites the whole file, even if no row changes.
@@ -39,16 +36,3 @@ def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) ->
         if (after.rows, after.changes) != (before.rows, before.changes):
             parts.merge_decided(path, table)
     return before, after
-
-
-def facts_of(cache: Cache) -> dict[str, str | bytes]:
-    """Return the facts about the images as a whole that `parts.merge` writes."""
-    facts: dict[str, str | bytes] = {
-        "root": os.fsencode(cache.root),
-        "layout": cache.layout,
-        "split_spec": canonical_json(asdict(cache.split_spec)),
-        "decode": cache.decode,
-    }
-    if cache.listing is not None:
-        facts[LISTING] = canonical_json(cache.listing)
-    return facts

@@ -1,0 +1,81 @@
+"""Features of any images, through a cache: rows that it has are read, missing rows are computed and added.
+
+The table of images in the cache stays as it is, with its labels and splits: only the taps get more rows. A new cache
+gets a table without images. A later `extract` of the same images finds their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featcache.arrays import Features
+from featcache.cache.reader import Cache, stored_rows
+from featcache.errors import NoImages
+from featcache.extraction.extract_options import Options
+from featcache.extraction.image_table import readable_rows
+from featcache.extraction.workflow import Extraction, open_extraction
+from featcache.images.manifest import unlabelled
+from featcache.images.sources import Source
+from featcache.spec import Failure, ImageRow, Tap, silent
+
+CHANGED = "it changed while it was read"
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """The features of N images, and why some have none."""
+
+    taps: tuple[Tap, ...]  # none if no image has features
+    widths: tuple[int, ...]  # numbers per image in each tap
+    array: Features  # (N, D) float32: the taps beside one another; NaN in the rows of images without features
+    failures: Mapping[str, Failure]  # {path: why that image has no features}
+
+
+def look_up(source: Source, paths: Sequence[str], options: Options, out: Path) -> ImageFeatures:
+    """Return the features of images of a source, in the order of their paths, which may repeat.
+
+    out: the cache. Raises what `extract` raises, but not for images that cannot be used.
+    """
+    extraction = open_extraction(unlabelled(source, paths), out, options, None, silent, keeps_table=True)
+    try:
+        cache = extraction.run()
+    except NoImages:
+        # The cache is as it was: no image can be used, and it had no features before.
+        return ImageFeatures((), (), np.empty((len(paths), 0), np.float32), extraction.failures())
+
+    assert extraction.first_plan is not None
+    taps = tuple(extraction.first_plan.taps.values())
+    rows = _rows_with_features(extraction, cache, taps)
+    failures: dict[str, Failure] = {}
+    for path in set(paths) - {row.path for row in rows}:
+        failures[path] = extraction.failures().get(path, Failure(path, "", "unreadable", CHANGED))
+    if not rows:
+        return ImageFeatures((), (), np.empty((len(paths), 0), np.float32), failures)
+
+    name_by_fingerprint = {tap.fingerprint: tap.name for tap in cache.taps.values()}
+    arrays: list[Features] = []
+    for tap in taps:
+        features = cache.features(rows, name_by_fingerprint[tap.fingerprint])
+        arrays.append(features.reshape(len(rows), -1))
+    widths = tuple(features.shape[1] for features in arrays)
+    row_of = {row.path: number for number, row in enumerate(rows)}
+    # The row behind the last is of NaN; images without features point there.
+    joined = np.full((len(rows) + 1, sum(widths)), np.nan, np.float32)
+    np.concatenate(arrays, axis=1, out=joined[:-1])
+    return ImageFeatures(taps, widths, joined[[row_of.get(path, len(rows)) for path in paths]], failures)
+
+
+def _rows_with_features(extraction: Extraction, cache: Cache, taps: Sequence[Tap]) -> list[ImageRow]:
+    """Return the images that have a row in each of these taps, with the digests of the bytes that were read."""
+    stored = stored_rows(cache.path)
+    if not all(tap.fingerprint in stored for tap in taps):
+        return []
+    rows: list[ImageRow] = []
+    for row in readable_rows(extraction.images, extraction.findings):
+        if all(row.digest in stored[tap.fingerprint].at for tap in taps):
+            rows.append(row)
+    return rows
