@@ -51,8 +51,9 @@ def look_up(source: Source, paths: Sequence[str], options: Options, out: Path) -
     taps = tuple(extraction.first_plan.taps.values())
     rows = _rows_with_features(extraction, cache, taps)
     failures: dict[str, Failure] = {}
+    reasons = extraction.failures()
     for path in set(paths) - {row.path for row in rows}:
-        failures[path] = extraction.failures().get(path, Failure(path, "", "unreadable", CHANGED))
+        failures[path] = reasons.get(path, Failure(path, "", "unreadable", CHANGED))
     if not rows:
         return ImageFeatures((), (), np.empty((len(paths), 0), np.float32), failures)
 
@@ -72,10 +73,10 @@ def look_up(source: Source, paths: Sequence[str], options: Options, out: Path) -
 def _rows_with_features(extraction: Extraction, cache: Cache, taps: Sequence[Tap]) -> list[ImageRow]:
     """Return the images that have a row in each of these taps, with the digests of the bytes that were read."""
     stored = stored_rows(cache.path)
-    if not all(tap.fingerprint in stored for tap in taps):
-        return []
-    rows: list[ImageRow] = []
-    for row in readable_rows(extraction.images, extraction.findings):
-        if all(row.digest in stored[tap.fingerprint].at for tap in taps):
-            rows.append(row)
+    rows = readable_rows(extraction.images, extraction.findings)
+    for fingerprint in [tap.fingerprint for tap in taps]:
+        if fingerprint not in stored:
+            return []
+        with_row = stored[fingerprint].at
+        rows = [row for row in rows if row.digest in with_row]
     return rows

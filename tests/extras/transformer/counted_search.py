@@ -1,4 +1,4 @@
-"""A grid search in two processes: python counted_search.py PHOTOS CACHE LOG. LOG gets a byte for each image computed."""
+"""A grid search in two processes: python counted_search.py PHOTOS CACHE LOG. Each computed image is a byte of LOG."""
 
 import os
 import sys
