@@ -43,19 +43,18 @@ def look_up(source: Source, paths: Sequence[str], options: Options, out: Path) -
     extraction = open_extraction(unlabelled(source, paths), out, options, None, silent, keeps_table=True)
     try:
         cache = extraction.run()
-    except NoImages:
-        # The cache is as it was: no image can be used, and it had no features before.
-        return ImageFeatures((), (), np.empty((len(paths), 0), np.float32), extraction.failures())
+    except NoImages:  # none can be used, and the cache had no features before
+        return _nothing(len(paths), extraction.failures())
 
     assert extraction.first_plan is not None
     taps = tuple(extraction.first_plan.taps.values())
     rows = _rows_with_features(extraction, cache, taps)
-    failures: dict[str, Failure] = {}
     reasons = extraction.failures()
+    failures: dict[str, Failure] = {}
     for path in set(paths) - {row.path for row in rows}:
         failures[path] = reasons.get(path, Failure(path, "", "unreadable", CHANGED))
     if not rows:
-        return ImageFeatures((), (), np.empty((len(paths), 0), np.float32), failures)
+        return _nothing(len(paths), failures)
 
     name_by_fingerprint = {tap.fingerprint: tap.name for tap in cache.taps.values()}
     arrays: list[Features] = []
@@ -63,11 +62,16 @@ def look_up(source: Source, paths: Sequence[str], options: Options, out: Path) -
         features = cache.features(rows, name_by_fingerprint[tap.fingerprint])
         arrays.append(features.reshape(len(rows), -1))
     widths = tuple(features.shape[1] for features in arrays)
-    row_of = {row.path: number for number, row in enumerate(rows)}
-    # The row behind the last is of NaN; images without features point there.
+    # One more row, of NaN: images without features get it.
     joined = np.full((len(rows) + 1, sum(widths)), np.nan, np.float32)
     np.concatenate(arrays, axis=1, out=joined[:-1])
-    return ImageFeatures(taps, widths, joined[[row_of.get(path, len(rows)) for path in paths]], failures)
+    number_of = {row.path: number for number, row in enumerate(rows)}
+    numbers = [number_of.get(path, len(rows)) for path in paths]
+    return ImageFeatures(taps, widths, joined[numbers], failures)
+
+
+def _nothing(num_images: int, failures: Mapping[str, Failure]) -> ImageFeatures:
+    return ImageFeatures((), (), np.empty((num_images, 0), np.float32), failures)
 
 
 def _rows_with_features(extraction: Extraction, cache: Cache, taps: Sequence[Tap]) -> list[ImageRow]:
