@@ -17,6 +17,7 @@ from featcache.cache.reader import Cache, stored_rows
 from featcache.errors import NoImages
 from featcache.extraction.extract_options import Options
 from featcache.extraction.image_table import readable_rows
+from featcache.extraction.starter import WarmEngines
 from featcache.extraction.workflow import Extraction, open_extraction
 from featcache.images.manifest import unlabelled
 from featcache.images.sources import Source
@@ -35,12 +36,16 @@ class ImageFeatures:
     failures: Mapping[str, Failure]  # {path: why that image has no features}
 
 
-def look_up(source: Source, paths: Sequence[str], options: Options, out: Path) -> ImageFeatures:
+def look_up(
+    source: Source, paths: Sequence[str], options: Options, out: Path, warm: WarmEngines | None = None
+) -> ImageFeatures:
     """Return the features of images of a source, in the order of their paths, which may repeat.
 
-    out: the cache. Raises what `extract` raises, but not for images that cannot be used.
+    out: the cache. warm: engines of earlier calls, to use and to add to.
+    Raises what `extract` raises, but not for images that cannot be used.
     """
-    extraction = open_extraction(unlabelled(source, paths), out, options, None, silent, keeps_table=True)
+    images = unlabelled(source, paths)
+    extraction = open_extraction(images, out, options, None, silent, keeps_table=True, warm=warm)
     try:
         cache = extraction.run()
     except NoImages:  # none can be used, and the cache had no features before

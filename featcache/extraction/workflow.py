@@ -35,7 +35,7 @@ from featcache.extraction.outcome import Estimate, Extracted, TapReport
 from featcache.extraction.plan import Plan, make_plan
 from featcache.extraction.reviewing import Decisions, read_decisions
 from featcache.extraction.space import Space, free_bytes
-from featcache.extraction.starter import Starter
+from featcache.extraction.starter import Starter, WarmEngines
 from featcache.extraction.stored import apart, as_stored, kept_apart, review_remarks
 from featcache.images.kinds import notes
 from featcache.images.manifest import Images, scan
@@ -67,6 +67,7 @@ class Order:
     progress: Progress
     replaces: bool  # `out` is no cache; the finished cache replaces it
     keeps_table: bool  # only features are added; the table of images stays as it is
+    warm: WarmEngines  # of earlier extractions
 
     def note(self, step: str, text: str) -> None:
         """Report something that is no progress."""
@@ -83,11 +84,13 @@ def open_extraction(
     replaces: bool = False,
     requests: Sequence[Request] | None = None,
     keeps_table: bool = False,
+    warm: WarmEngines | None = None,
 ) -> Extraction:
     """Read the cache, scan the images, and return the extraction, which has computed nothing yet.
 
     index: a file that remembers what was scanned. replaces: `out` is no cache; the finished cache replaces it.
     requests: instead of those of the options. keeps_table: add features only, and leave the table of images as it is.
+    warm: engines of earlier extractions, to use and to add to.
     """
     if requests is None:
         requests = options.requests()
@@ -102,7 +105,18 @@ def open_extraction(
     decisions = None if options.apply is None else read_decisions(options.apply)
     stock = Stock(state, rows, _stored_table(out, replaces))
     scanned = scanned_images(images, stock.table, options, index, progress)
-    order = Order(requests, out, options, in_parts, scanned, decisions, progress, replaces, keeps_table)
+    order = Order(
+        requests=requests,
+        out=out,
+        options=options,
+        in_parts=in_parts,
+        scanned=scanned,
+        decisions=decisions,
+        progress=progress,
+        replaces=replaces,
+        keeps_table=keeps_table,
+        warm=warm or WarmEngines(),
+    )
 
     merged, changes = _in_table(order, stock.table)
     _report_changes(order, stock.table, merged)
@@ -284,6 +298,7 @@ class Extraction:
                     num_images=plan.largest(request),
                     calibrations=self.calibrations,
                     report=self._report_engine,
+                    warm=self.order.warm,
                 )
             target = Target(work.taps, work.missing, starters[request], self.space.reserve)
             # The network's own scaling comes after decoding, so it does not matter here.

@@ -29,6 +29,7 @@ from featcache.errors import ImagesNotFound, UnreadableImages, UsageError, Weigh
 from featcache.extraction import Options
 from featcache.extraction.extract_options import options_of
 from featcache.extraction.feature_lookup import ImageFeatures, look_up
+from featcache.extraction.starter import WarmEngines
 from featcache.extras.transformer.image_column import ImageColumn, column_name, image_column
 from featcache.files import temporary_folder
 from featcache.spec import IDENTITY, Failure, choose
@@ -38,6 +39,7 @@ from featcache.trust import how_to_allow, is_allowed
 
 ON_ERROR = ("raise", "nan")
 NOT_OF_EXTRACTION = ("cache", "on_error")  # parameters that `extract` does not have
+OF_THIS_PROCESS = ("_folder", "_warm")  # attributes
 MOST_NAMED = 20  # images that a message names
 
 
@@ -172,10 +174,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: all but the temporary cache, which belongs to this process."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_folder"}
+        """Return what is pickled: all but the temporary cache and the engines, which belong to this process."""
+        return {name: value for name, value in super().__getstate__().items() if name not in OF_THIS_PROCESS}
 
     def _fitted_features(self, X: Any) -> ImageFeatures:
+        self._warm = WarmEngines()  # without the engines of other parameters
         features = self._features(X)
         self._check_columns(X, reset=True)
         self.taps_ = [tap.name for tap in features.taps]
@@ -200,7 +203,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.on_error == "raise":
             # Before anything is computed: most often, the whole list is relative to another folder.
             _check_files(column)
-        features = look_up(column.source, column.paths, options, self._cache_path())
+        if not hasattr(self, "_warm"):
+            self._warm = WarmEngines()
+        features = look_up(column.source, column.paths, options, self._cache_path(), self._warm)
         if not features.taps:
             raise _unusable(column, features.failures, "Leave them out")
         if features.failures and self.on_error == "raise":

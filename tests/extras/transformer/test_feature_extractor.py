@@ -88,6 +88,18 @@ def test_without_a_cache_the_features_stay_as_long_as_the_object(paths, work):
     assert work.images == len(paths) + 5
 
 
+def test_images_that_come_one_at_a_time_do_not_build_the_network_again(paths, out, work):
+    extractor = fc.FeatureExtractor(TOY, cache=out)
+    features = [extractor.transform([path])[0].tolist() for path in paths[:4]]
+    assert (work.images, work.builds) == (4, 1)
+    assert fc.FeatureExtractor(TOY).fit_transform(paths[:4]) == pytest.approx(np.array(features), abs=1e-6)
+    extractor.set_params(size=48).transform(paths[:1])
+    assert work.images == 9
+    work.builds = 0
+    pickle.loads(pickle.dumps(extractor)).transform(paths[4:5])
+    assert work.builds == 1
+
+
 def test_copies_and_repeated_paths_are_computed_once(paths, out, tmp_path, work):
     copy = tmp_path / "copy.png"
     copy.write_bytes(Path(paths[0]).read_bytes())
