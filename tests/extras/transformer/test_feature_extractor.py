@@ -18,6 +18,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tiny import TOY, write_images
 
 import featcache as fc
+from featcache import trust
 from featcache.errors import ImagesNotFound, NotACache, NotImages, UnreadableImages, UsageError, WeightsMismatch
 
 PIXELS = "pixels:size=8"
@@ -132,6 +133,9 @@ def test_a_labelled_cache_keeps_its_images_labels_and_splits(photos, paths, out,
     after = fc.Cache.open(out)
     assert (after.rows, after.split_spec, after.listing) == (before.rows, before.split_spec, before.listing)
     assert work.images == len(paths) + len(new)
+    written = out.stat()
+    fc.FeatureExtractor(PIXELS, cache=out).fit_transform(new)
+    assert out.stat() == written  # what is all there writes nothing, not even the time of reading
     assert fc.sweep(after, "ridge").cache().rows == before.rows
 
 
@@ -196,6 +200,29 @@ def test_a_trial_on_two_backbones_needs_two_extractors(photos, out, tmp_path):
     run = fc.sweep(cache, "ridge", taps="+".join(cache.taps), cv=3, out=tmp_path / "run")
     with pytest.raises(UsageError, match=r"which one extraction does not give. Join one FeatureExtractor for each tap"):
         fc.FeatureExtractor.for_trial(run.best)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_function_that_only_a_run_names_is_not_called(photos, out, tmp_path, monkeypatch, is_named):
+    (tmp_path / "shop_nets.py").write_text(
+        "def tiny():\n"
+        "    import keras\n"
+        "    keras.utils.set_random_seed(0)\n"
+        "    images = keras.Input((16, 16, 3))\n"
+        "    return keras.Model(images, keras.layers.Conv2D(4, 3)(images))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cache = fc.extract(photos, "shop_nets:tiny:mode=unit", out=out)
+    run = fc.sweep(cache, "ridge", cv=3, out=tmp_path / "run")
+    paths = [str(photos / row.path) for row in cache.rows]
+    monkeypatch.setattr(trust, "ALLOWED", set())
+    if is_named:
+        fc.allow("shop_nets:tiny")
+        features = fc.FeatureExtractor.for_trial(run.best).transform(paths)
+        assert features.tolist() == run.best.features(cache.rows).tolist()
+    else:
+        with pytest.raises(UsageError, match=r"names shop_nets:tiny. If you trust that code: .*fc.allow"):
+            fc.FeatureExtractor.for_trial(run.best)
 
 
 # Columns
