@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.extras.leaks import leaks
     from featcache.extras.main_job import quickstart
     from featcache.extras.similar import similar
+    from featcache.extras.transformer import FeatureExtractor
     from featcache.images.manifest import scan
     from featcache.models import handoff, load_model
     from featcache.prediction import predict
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cache": "featcache.cache.reader",
     "FeatcacheError": "featcache.errors",
+    "FeatureExtractor": "featcache.extras.transformer",
     "Run": "featcache.sweeps",
     "advise": "featcache.sweeps",
     "allow": "featcache.trust",
@@ -52,6 +54,7 @@ _HOMES = {
 __all__ = [
     "Cache",
     "FeatcacheError",
+    "FeatureExtractor",
     "Run",
     "__version__",
     "advise",

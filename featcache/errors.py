@@ -4,7 +4,8 @@ Every message is one line: what happened with the values received, where (file, 
 A message names an argument of the library in backticks, with a value if there is one: `cv`, `cv=5`. The command line
 prints its own words instead, --cv and --cv 5. Nothing but arguments stands in backticks.
 
-The four families are what a caller can act on; the command line turns each into an exit code.
+The four families are what a caller can act on; the command line turns each into an exit code. Errors that users of
+scikit-learn catch as ValueError or FileNotFoundError are these, too.
 """
 
 
@@ -12,7 +13,7 @@ class FeatcacheError(Exception):
     """Base of every error that featcache raises on purpose."""
 
 
-class UsageError(FeatcacheError):
+class UsageError(FeatcacheError, ValueError):
     """An option, name or argument that cannot be meant."""
 
 
@@ -64,8 +65,16 @@ class TooFewImages(DataError):
     """Too few images to calibrate an 8-bit network."""
 
 
-class UnreadableImages(DataError):
-    """Images that cannot be decoded, under `strict`."""
+class NotImages(DataError, ValueError):
+    """What stands where images should is none: another type, shape or kind of number."""
+
+
+class ImagesNotFound(NoImages, FileNotFoundError):
+    """Some of the files in a list do not exist."""
+
+
+class UnreadableImages(DataError, ValueError):
+    """Images that cannot be decoded, where each must have features."""
 
 
 class NotACache(DataError):

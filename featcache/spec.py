@@ -255,13 +255,13 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def choose(option: str, value: str, choices: Collection[str]) -> Any:
+def choose(option: str, value: Any, choices: Collection[str]) -> Any:
     """Return `value` if it is one of `choices`; raise UsageError with near names if not. option: an argument's name."""
     if value in choices:
         return value
     if option.isidentifier():
         option = f"`{option}`"
-    raise UsageError(f"{option} takes {', '.join(choices)}; got '{value}'{did_you_mean(value, choices)}")
+    raise UsageError(f"{option} takes {', '.join(choices)}; got '{value}'{did_you_mean(str(value), choices)}")
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:

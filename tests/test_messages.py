@@ -58,7 +58,7 @@ def arguments() -> set[str]:
     for name in fc.__all__:
         if inspect.isfunction(function := getattr(fc, name)):
             names |= set(inspect.signature(function).parameters)
-    return names
+    return names | set(inspect.signature(fc.FeatureExtractor).parameters)
 
 
 def test_a_message_names_arguments_in_backticks_and_no_flags():

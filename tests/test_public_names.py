@@ -11,6 +11,7 @@ import featcache as fc
 NAMES = [
     "Cache",
     "FeatcacheError",
+    "FeatureExtractor",
     "Run",
     "__version__",
     "advise",
@@ -61,6 +62,7 @@ def test_importing_featcache_imports_nothing_heavy():
         "extras.leaks",
         "extras.report",
         "extras.similar",
+        "extras.transformer",
         "images",
         "models",
         "prediction",

@@ -57,6 +57,15 @@ def test_a_function_takes_the_options_of_its_command_with_the_same_defaults(func
         assert is_the_same or (function, field.name) == (fc.export, "to"), (field.name, default)  # `to` is required
 
 
+def test_a_transformer_takes_the_options_that_decide_its_features():
+    """All but `views`: a transformer gives one row for each image."""
+    parameters = inspect.signature(fc.FeatureExtractor).parameters
+    names = {field.name for field in fields(settings.FeatureOptions)} - {"views"}
+    assert names | {"engine", "device", "batch", "trust", "cache", "on_error"} == set(parameters)
+    for name in set(parameters) - {"cache", "on_error"}:
+        assert parameters[name].default == getattr(settings.ExtractOptions, name), name
+
+
 def test_a_run_keeps_the_options_of_its_sweep():
     missing = {field.name for field in fields(settings.SweepOptions)} - {field.name for field in fields(Settings)}
     assert missing == {"jobs"}  # decides no number

@@ -58,6 +58,8 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
         splits = counts_text(opened.splits) or "no labels"
         images = f"{counted(len(opened.rows), 'image')} of {printable(str(opened.root))}"
         lines = [f"{images}, {len(opened.failures)} without features; {splits}"]
+        if not opened.rows:
+            lines = ["No table of images yet, only features: fc.FeatureExtractor made them. Next: featcache extract"]
         if outcomes:
             lines.append(f"Labels reviewed: {counts_text(dict(sorted(outcomes.items())))}")
         rows = []

@@ -134,7 +134,7 @@ def requests(
     ['mobilenet_v2:alpha=0.35/top', 'pixels:size=8/top']
     """
     texts = _backbones(backbones)
-    layers = tuple(_listed(tap))
+    layers = tuple(_listed("tap", tap))
     if not texts or not layers:
         raise UsageError("Name at least one backbone and one tap, such as `backbone='mobilenet_v2'` and `tap='top'`")
     precision_choice: Precision = choose("precision", precision, get_args(Precision))
@@ -282,7 +282,7 @@ def _value(key: str, text: str) -> Any:
 
 def _backbones(names: str | Sequence[str]) -> list[str]:
     """Return the backbones in a list. A comma separates two of them, unless it is part of the path of a file."""
-    parts = _listed(names)
+    parts = _listed("backbone", names)
     if not isinstance(names, str):
         return parts
     backbones = []
@@ -307,6 +307,8 @@ def _parts_of_file(parts: Sequence[str]) -> int:
     return 1
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    parts = names.split(",") if isinstance(names, str) else list(names)
+def _listed(option: str, names: str | Sequence[str]) -> list[str]:
+    parts = names.split(",") if isinstance(names, str) else names
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise UsageError(f"`{option}` takes names, as a text or a list of texts; got {names!r}")
     return [part.strip() for part in parts if part.strip()]

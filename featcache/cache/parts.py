@@ -58,6 +58,12 @@ class ImageTable(NamedTuple):
     facts: Mapping[str, str | bytes]  # of the images as a whole
     changes: Changes = UNCHANGED
 
+    @classmethod
+    def of(cls, cache: Cache) -> ImageTable:
+        """Return the table that a cache has."""
+        failures = {failure.path: failure for failure in cache.failures}
+        return cls(cache.rows, failures, facts_of(cache), cache.changes)
+
 
 def commit(
     cache: Path, taps: Sequence[Tap], digests: Sequence[str], features: Sequence[Features], provenance: str

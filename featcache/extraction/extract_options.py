@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from featcache.backbones.devices import check_kinds
-from featcache.backbones.parse import Request, requests
+from featcache.backbones.parse import Request, default_pooling, requests
 from featcache.errors import UsageError
 from featcache.extraction.engines import RIVALS
 from featcache.images.decode import parse_views
-from featcache.spec import ALL_BITS, DECODE_VERSION, DRAFT_VERSION, with_bits
+from featcache.spec import ALL_BITS, DECODE_VERSION, DRAFT_VERSION, IDENTITY, Tap, with_bits
 from featcache.spec import choose as one_of
 
 ENGINES = ("auto", "keras", *RIVALS)
@@ -96,6 +97,47 @@ class Options:
         if text != "auto" and (not text.isdecimal() or int(text) < 1):
             raise UsageError(f"`batch` takes auto or a number of images from 1; got {text}")
         return None if text == "auto" else int(text)
+
+
+def options_of(taps: Sequence[Tap]) -> dict[str, Any]:
+    """Return the options of an extraction that makes these taps: each of their layers in each of their views.
+
+    The taps differ in nothing else. Options that have their default are left out, except for the size.
+    """
+    tap = taps[0]
+    spec = tap.backbone
+    preprocess = tap.preprocess
+    options: dict[str, Any] = {"backbone": _name_with_options(tap)}
+    if spec.origin == "registry" and spec.weights not in ("imagenet", "embedded", ""):
+        options["weights"] = spec.weights
+    options["size"] = preprocess.size
+    if tap.pooling != default_pooling(spec.name):
+        options["pool"] = tap.pooling
+    values = {
+        "resize": preprocess.resize,
+        "precision": tap.precision,
+        "dtype": tap.dtype,
+        "decode": "draft" if preprocess.is_draft else "exact",
+    }
+    options |= {name: value for name, value in values.items() if value != getattr(Options, name)}
+    if preprocess.bits != ALL_BITS:
+        options["bits"] = preprocess.bits
+    options["tap"] = list(dict.fromkeys(tap.layer for tap in taps))
+    views = list(dict.fromkeys(tap.view for tap in taps))
+    if views != [IDENTITY]:
+        options["views"] = ",".join(views)
+    return options
+
+
+def _name_with_options(tap: Tap) -> str:
+    """Return a backbone as `backbone` takes it."""
+    spec = tap.backbone
+    if spec.origin != "registry":
+        return f"{spec.weights}:mode={tap.preprocess.mode}"
+    parts = [spec.name, *(f"{name}={value}" for name, value in spec.options)]
+    if spec.seed:
+        parts.append(f"seed={spec.seed}")
+    return ":".join(parts)
 
 
 def _plain_pixels(request: Request) -> Request:

@@ -8,18 +8,28 @@ from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from featcache.cache.changes import Changes
+from featcache.cache.changes import UNCHANGED, Changes
 from featcache.cache.layout import LISTING
 from featcache.cache.parts import ImageTable
 from featcache.cache.reader import Cache
 from featcache.extraction.compute import Findings
 from featcache.images.manifest import Images
-from featcache.spec import DECODE_VERSION, Failure, ImageRow, canonical_json
+from featcache.images.memory import MemorySource
+from featcache.images.sources import IN_MEMORY
+from featcache.spec import DECODE_VERSION, Failure, ImageRow, SplitSpec, canonical_json
 
 
 def image_table(images: Images, changes: Changes, findings: Findings) -> ImageTable:
     """Return the table to write into the cache."""
     return ImageTable(all_rows(images, findings), failures_of(images, findings), facts_of(images), changes)
+
+
+def kept_table(table: Cache | None) -> ImageTable:
+    """Return the table that a cache has; of a new cache, a table without images."""
+    if table is not None:
+        return ImageTable.of(table)
+    nothing = Images(IN_MEMORY, MemorySource([]), "flat", (), SplitSpec())
+    return image_table(nothing, UNCHANGED, Findings({}, {}, {}))
 
 
 def all_rows(images: Images, findings: Findings) -> tuple[ImageRow, ...]:

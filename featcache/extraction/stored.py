@@ -67,7 +67,8 @@ def review_remarks(images: Images, changes: Changes, cache: Path) -> list[str]:
 
 def _in_stored_splits(images: Images, earlier: Cache) -> tuple[Images, Changes]:
     """Return the manifest in the groups and splits of a cache that nobody reviewed, with its changes."""
-    if images.split_spec != earlier.split_spec:
+    # A table without images has no splits that could move: see `fc.FeatureExtractor`.
+    if earlier.rows and images.split_spec != earlier.split_spec:
         raise UsageError(
             f"{earlier.path} is split {_spelt(earlier.split_spec)}, and splits never move; asked for "
             f"{_spelt(images.split_spec)}. For another split use another `out`"

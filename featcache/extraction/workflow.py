@@ -20,7 +20,7 @@ import numpy as np
 
 from featcache.backbones.parse import Request
 from featcache.cache import parts
-from featcache.cache.changes import Changes
+from featcache.cache.changes import UNCHANGED, Changes
 from featcache.cache.layout import is_foreign, part_files, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows
@@ -35,7 +35,7 @@ from featcache.extraction.outcome import Estimate, Extracted, TapReport
 from featcache.extraction.plan import Plan, make_plan
 from featcache.extraction.reviewing import Decisions, read_decisions
 from featcache.extraction.space import Space, free_bytes
-from featcache.extraction.starter import Starter
+from featcache.extraction.starter import Starter, WarmEngines
 from featcache.extraction.stored import apart, as_stored, kept_apart, review_remarks
 from featcache.images.kinds import notes
 from featcache.images.manifest import Images, scan
@@ -66,6 +66,8 @@ class Order:
     decisions: Decisions | None  # a table of reviewed labels
     progress: Progress
     replaces: bool  # `out` is no cache; the finished cache replaces it
+    keeps_table: bool  # only features are added; the table of images stays as it is
+    warm: WarmEngines  # of earlier extractions
 
     def note(self, step: str, text: str) -> None:
         """Report something that is no progress."""
@@ -81,11 +83,14 @@ def open_extraction(
     *,
     replaces: bool = False,
     requests: Sequence[Request] | None = None,
+    keeps_table: bool = False,
+    warm: WarmEngines | None = None,
 ) -> Extraction:
     """Read the cache, scan the images, and return the extraction, which has computed nothing yet.
 
     index: a file that remembers what was scanned. replaces: `out` is no cache; the finished cache replaces it.
-    requests: instead of those of the options.
+    requests: instead of those of the options. keeps_table: add features only, and leave the table of images as it is.
+    warm: engines of earlier extractions, to use and to add to.
     """
     if requests is None:
         requests = options.requests()
@@ -100,9 +105,20 @@ def open_extraction(
     decisions = None if options.apply is None else read_decisions(options.apply)
     stock = Stock(state, rows, _stored_table(out, replaces))
     scanned = scanned_images(images, stock.table, options, index, progress)
-    order = Order(requests, out, options, in_parts, scanned, decisions, progress, replaces)
+    order = Order(
+        requests=requests,
+        out=out,
+        options=options,
+        in_parts=in_parts,
+        scanned=scanned,
+        decisions=decisions,
+        progress=progress,
+        replaces=replaces,
+        keeps_table=keeps_table,
+        warm=warm or WarmEngines(),
+    )
 
-    merged, changes = as_stored(scanned, stock.table, decisions)
+    merged, changes = _in_table(order, stock.table)
     _report_changes(order, stock.table, merged)
     findings = Findings(
         digests={row.path: row.digest for row in merged.rows},
@@ -188,7 +204,7 @@ class Extraction:
         table = _stored_table(self.order.out, self.order.replaces)
         if table != self.stock.table:
             self.stock = replace(self.stock, table=table)
-            self.images, self.changes = as_stored(self.order.scanned, table, self.order.decisions)
+            self.images, self.changes = _in_table(self.order, table)
 
     def plan(self) -> Plan:
         """Return what is missing now."""
@@ -260,6 +276,8 @@ class Extraction:
 
         def decide() -> parts.ImageTable:
             self.refresh_table()  # while this extraction computed, another process may have changed groups and labels
+            if self.order.keeps_table:
+                return tables.kept_table(self.stock.table)
             return tables.image_table(self.images, self.changes, self.findings)
 
         return parts.merge_decided(self.order.out, decide, self.damaged)
@@ -280,6 +298,7 @@ class Extraction:
                     num_images=plan.largest(request),
                     calibrations=self.calibrations,
                     report=self._report_engine,
+                    warm=self.order.warm,
                 )
             target = Target(work.taps, work.missing, starters[request], self.space.reserve)
             # The network's own scaling comes after decoding, so it does not matter here.
@@ -316,6 +335,8 @@ class Extraction:
         """Return whether the stored table is already up to date, and all rows are in the one file."""
         if part_files(self.order.out) and not self.order.in_parts:
             return False
+        if self.order.keeps_table:
+            return True
         return tables.is_up_to_date(table, self.images, self.changes, self.findings)
 
     def failures(self) -> dict[str, Failure]:
@@ -403,9 +424,18 @@ def _stored_table(out: Path, replaces: bool) -> Cache | None:
     return Cache.open(out)
 
 
+def _in_table(order: Order, table: Cache | None) -> tuple[Images, Changes]:
+    """Return the scanned images as they will stand in the table, and what that changes."""
+    if order.keeps_table:
+        return order.scanned, UNCHANGED
+    return as_stored(order.scanned, table, order.decisions)
+
+
 def _report_changes(order: Order, table: Cache | None, images: Images) -> None:
     """Report if the scan shares no image with the cache, or if images stay in other splits than it gave them."""
-    if table is not None:
+    if order.keeps_table:
+        return
+    if table is not None and table.rows:
         # A folder that shares nothing with the cache was probably given by mistake, but it may be meant.
         stored_digests = {row.digest for row in table.rows}
         if stored_digests.isdisjoint(row.digest for row in images.rows):

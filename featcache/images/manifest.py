@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,6 +222,16 @@ def scan(
         remarks=remarks,
         given=fixed_paths,
     )
+
+
+def unlabelled(source: Source, paths: Sequence[str]) -> Images:
+    """Return the manifest of these images of a source, each once and without label and split.
+
+    Images whose bytes cannot be read are in `unreadable` only.
+    """
+    digests, failures, _ = _read_all(Index(None, source), list(dict.fromkeys(paths)), False, True, silent)
+    rows = [ImageRow(path, "", "", "", digest) for path, digest in digests.items()]
+    return Images(IN_MEMORY, source, "flat", tuple(sorted(rows)), SplitSpec(), tuple(failures))
 
 
 def read_image(source: Source, row: ImageRow) -> bytes:

@@ -19,6 +19,7 @@ import typer
 from PIL import Image
 from tiny import TOY, write_images
 
+import featcache as fc
 from featcache import errors
 from featcache.heads.estimators import FAMILIES
 from featcache.heads.layers import Affine
@@ -267,6 +268,20 @@ def test_json_of_cache_info_and_backbones(cli, toy):
     assert {tap["name"] for tap in facts["taps"]} == set(toy.taps)
     assert len(document(cli("backbones", "list", "--json"), {"backbones"})["backbones"]) == 45
     assert document(cli("backbones", "show", "resnet50", "--json"), {"name", "size", "weights"})["size"] == 224
+
+
+def test_a_cache_of_a_transformer_has_no_images_until_they_are_extracted(cli, photos, tmp_path):
+    cache = tmp_path / "c.h5"
+    fc.FeatureExtractor("pixels:size=8", cache=cache).fit(sorted(photos.rglob("*.png")))
+    info = cli("cache", "info", cache)
+    assert info.out.startswith("No table of images yet, only features: fc.FeatureExtractor made them")
+    assert "pixels:size=8/top    36" in info.out
+    assert cli("cache", "verify", cache).code == 0
+    refused(cli("sweep", cache), 4, "has no labels")
+    done = cli("extract", photos, "-o", cache, "-b", "pixels:size=8")
+    assert "36 images: 36 cached, 0 computed" in done.out
+    assert "replacing" not in done.err
+    assert cli("cache", "info", cache).out.startswith("36 images of ")
 
 
 def test_backbones_list_marks_those_that_work_without_network(cli, tmp_path, monkeypatch):

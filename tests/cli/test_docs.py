@@ -42,7 +42,7 @@ def test_there_is_a_page_for_each_task_and_the_readme_leads_there():
     names = """
         quickstart photos images extract leaks labels heads finetune report predict export recipes
         model add-a-class gpu cache head backbone engine
-        commands words files python promises integrity trust performance architecture
+        commands words files python scikit_learn promises integrity trust performance architecture
     """
     assert {page.stem for page in PAGES} == set(names.split())
     readme = README.read_text()

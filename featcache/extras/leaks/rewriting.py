@@ -28,8 +28,7 @@ def rewrite(path: Path, decide: Callable[[Cache], Table], progress: Progress) ->
         before = Cache.open(path)
         rows, changes = decide(before)
         after = replace(before, rows=tuple(rows), changes=changes)
-        failures = {failure.path: failure for failure in before.failures}
-        return parts.ImageTable(after.rows, failures, parts.facts_of(before), changes)
+        return parts.ImageTable.of(after)
 
     with parts.lock(path, lambda: progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))):
         # Decide once without writing: `merge_decided` rewrites the whole file, even if no row changes.

@@ -11,16 +11,13 @@ from dataclasses import replace
 from shlex import quote
 from typing import Any
 
-from featcache.backbones.parse import default_pooling
 from featcache.cache.reader import Cache
+from featcache.extraction.extract_options import options_of
 from featcache.heads.estimators import is_own_class
 from featcache.images.sources import IN_MEMORY
-from featcache.spec import ALL_BITS, IDENTITY, BackboneSpec, SplitSpec, Tap
+from featcache.spec import IDENTITY, SplitSpec, Tap
 from featcache.sweeps import Run
 from featcache.trust import allow_flags
-
-DEFAULTS = {"resize": "stretch", "precision": "float32", "dtype": "float32", "decode": "exact"}
-DEFAULT_WEIGHTS = ("imagenet", "embedded", "")
 
 
 def commands(run: Run, cache: Cache, records: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -109,37 +106,9 @@ def _cache_options(cache: Cache, listing: Mapping[str, Any]) -> Iterator[tuple[s
 
 def flags_of(taps: Sequence[Tap]) -> str:
     """Return the options of an extraction that makes these taps: each of their layers in each of their views."""
-    layers, views = dict.fromkeys(tap.layer for tap in taps), dict.fromkeys(tap.view for tap in taps)
-    values = {**dict(_tap_options(taps[0])), "tap": ",".join(layers)}
-    if list(views) != [IDENTITY]:
-        values["views"] = ",".join(views)
-    options = [f"--{name} {quote(str(value))}" for name, value in values.items()]
-    return " ".join(["-b", quote(_backbone(taps[0])), *options])
-
-
-def _tap_options(tap: Tap) -> Iterator[tuple[str, Any]]:
-    """Yield the options that differ from the defaults, and the size, with their values."""
-    how, spec = tap.preprocess, tap.backbone
-    if spec.origin == "registry" and spec.weights not in DEFAULT_WEIGHTS:
-        yield "weights", spec.weights
-    yield "size", how.size
-    if tap.pooling != default_pooling(spec.name):
-        yield "pool", tap.pooling
-    decode = "draft" if how.is_draft else "exact"
-    values = {"resize": how.resize, "precision": tap.precision, "dtype": tap.dtype, "decode": decode}
-    for name, value in values.items():
-        if value != DEFAULTS[name]:
-            yield name, value
-    if how.bits != ALL_BITS:
-        yield "bits", how.bits
-
-
-def _backbone(tap: Tap) -> str:
-    """Return a backbone as `extract -b` takes it."""
-    spec: BackboneSpec = tap.backbone
-    if spec.origin != "registry":
-        return f"{spec.weights}:mode={tap.preprocess.mode}"
-    parts = [spec.name, *(f"{name}={value}" for name, value in spec.options)]
-    if spec.seed:
-        parts.append(f"seed={spec.seed}")
-    return ":".join(parts)
+    flags: list[str] = []
+    for name, value in options_of(taps).items():
+        flag = "-b" if name == "backbone" else f"--{name}"
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        flags.append(f"{flag} {quote(text)}")
+    return " ".join(flags)

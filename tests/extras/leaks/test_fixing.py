@@ -16,7 +16,6 @@ from featcache.errors import NotARun, UsageError
 from featcache.extraction import Options, extract
 from featcache.extraction.workflow import open_extraction
 from featcache.extras.leaks import fix, leaks, write_table
-from featcache.extras.leaks.rewriting import facts_of
 from featcache.images.manifest import scan
 from featcache.spec import silent, unit_of
 from featcache.sweeps import Run, sweep
@@ -160,7 +159,7 @@ def test_an_image_that_goes_from_the_end_of_train_to_the_start_of_val_changes_th
     cache = extracted(split, tmp_path)
     run = sweep(cache, "ridge", out=tmp_path / "run")
     rows = [row._replace(split="val") if row.path == "train/rose/z.jpg" else row for row in cache.rows]
-    parts.merge(cache.path, rows, {}, facts_of(cache))
+    parts.merge(cache.path, rows, {}, parts.ImageTable.of(cache).facts)
     with pytest.raises(NotARun, match="groups or splits"):
         Run.open(run.path).cache()
 

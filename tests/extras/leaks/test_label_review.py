@@ -16,7 +16,6 @@ from featcache.errors import DataError, NotARun, UsageError
 from featcache.extraction import Options, extract
 from featcache.extraction.workflow import open_extraction
 from featcache.extras.leaks import apply_review, doubts, fix, labels, leaks, unapply, unfix, write_doubts
-from featcache.extras.leaks.rewriting import facts_of
 from featcache.extras.report.final import open_test
 from featcache.extras.report.table import text_report
 from featcache.spec import silent
@@ -341,7 +340,7 @@ def test_images_added_after_a_fix_get_the_split_of_their_folder_when_it_is_undon
 def test_a_fix_without_recorded_splits_is_not_undone(leaky):
     joined = {row.path: "" for row in leaky.rows[:2]}
     rows = [row._replace(group="same:1") if row.path in joined else row for row in leaky.rows]
-    parts.merge(leaky.path, rows, {}, facts_of(leaky), Changes(joined))
+    parts.merge(leaky.path, rows, {}, parts.ImageTable.of(leaky).facts, Changes(joined))
     with pytest.raises(UsageError, match="was fixed by an earlier featcache, which did not record the splits"):
         unfix(leaky.path)
     extract(leaky.root, PIXELS, out=leaky.path)  # as the message says
