@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featcache.extras.export import export
     from featcache.extras.leaks import leaks
     from featcache.extras.main_job import quickstart
+    from featcache.extras.ranking import rank
     from featcache.images.manifest import scan
     from featcache.models import handoff, load_model
     from featcache.prediction import predict
@@ -43,6 +44,7 @@ _HOMES = {
     "load_model": "featcache.models",
     "predict": "featcache.prediction",
     "quickstart": "featcache.extras.main_job",
+    "rank": "featcache.extras.ranking",
     "scan": "featcache.images.manifest",
     "sweep": "featcache.sweeps",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "load_model",
     "predict",
     "quickstart",
+    "rank",
     "scan",
     "sweep",
 ]

@@ -25,6 +25,7 @@ NAMES = [
     "load_model",
     "predict",
     "quickstart",
+    "rank",
     "scan",
     "sweep",
 ]
@@ -58,6 +59,7 @@ def test_importing_featcache_imports_nothing_heavy():
         "extraction",
         "extras.export",
         "extras.leaks",
+        "extras.ranking",
         "extras.report",
         "images",
         "models",
