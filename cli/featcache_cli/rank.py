@@ -113,7 +113,8 @@ def _on_ties(ranking: Ranking) -> str:
 
 
 def _cost(ranking: Ranking) -> str:
-    text = f"{ranking.seconds:.0f} s"
+    starting_s = sum(contender.start_s for contender in {c.backbone: c for c in ranking.contenders}.values())
+    text = f"{ranking.seconds:.0f} s, of which {starting_s:.0f} s to start the backbones"
     if ranking.share is None:
         return f"{text}."
     return f"{text}; {ranking.share:.0%} of the time that all images through all backbones would take."

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featcache.errors import TooFewClasses
+from featcache.images.manifest import Images
 from featcache.images.splits import position
-from featcache.spec import ImageRow
+from featcache.spec import ImageRow, units_of
 from featcache.sweeps.choosing import one_of_each_unit
 
 FIRST = 100  # images of the first rung
@@ -61,7 +62,7 @@ def rungs_of(rows: Sequence[ImageRow], seed: int) -> list[list[ImageRow]]:
     for size in sizes:
         rung: list[ImageRow] = []
         for of_class in by_class.values():
-            num_of_class = math.ceil(len(of_class) * size / len(rows))
+            num_of_class = round(len(of_class) * size / len(rows))
             rung += of_class[: max(LEAST_PER_CLASS, num_of_class)]
         rungs.append(rung)
     return rungs
@@ -70,3 +71,15 @@ def rungs_of(rows: Sequence[ImageRow], seed: int) -> list[list[ImageRow]]:
 def in_seeded_order(rows: Sequence[ImageRow], seed: int) -> list[ImageRow]:
     """Return the rows in an order by chance, which other rows do not change."""
     return sorted(rows, key=lambda row: (position(row.digest, seed), row.path))
+
+
+def rows_to_judge(images: Images, ranked: Sequence[ImageRow]) -> list[ImageRow]:
+    """Return validation images of the ranked classes, one of each group, by chance; none of a group in train."""
+    labels = {row.label for row in ranked}
+    units = units_of(images.rows)
+    in_train = {unit for unit, row in zip(units, images.rows, strict=True) if row.split == "train"}
+    candidates: list[ImageRow] = []
+    for unit, row in zip(units, images.rows, strict=True):
+        if row.split == "val" and row.label in labels and unit not in in_train:
+            candidates.append(row)
+    return in_seeded_order(one_of_each_unit(candidates), images.split_spec.seed)
