@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featcache.extras.export import export
     from featcache.extras.leaks import leaks
     from featcache.extras.main_job import quickstart
+    from featcache.extras.ranking import rank
     from featcache.extras.similar import similar
     from featcache.extras.transformer import FeatureExtractor
     from featcache.images.manifest import scan
@@ -46,6 +47,7 @@ _HOMES = {
     "load_model": "featcache.models",
     "predict": "featcache.prediction",
     "quickstart": "featcache.extras.main_job",
+    "rank": "featcache.extras.ranking",
     "scan": "featcache.images.manifest",
     "similar": "featcache.extras.similar",
     "sweep": "featcache.sweeps",
@@ -69,6 +71,7 @@ __all__ = [
     "load_model",
     "predict",
     "quickstart",
+    "rank",
     "scan",
     "similar",
     "sweep",

@@ -96,8 +96,8 @@ class ScanOptions(ImageOptions):
 
 
 @options_class
-class FeatureOptions:
-    """What decides the numbers of a feature: the options of `extract` that enter a tap's fingerprint."""
+class NetworkOptions:
+    """Which backbones, and how images go through them: options that enter a tap's fingerprint."""
 
     backbone: str | None = option(
         "mobilenet_v2",
@@ -113,9 +113,6 @@ class FeatureOptions:
     resize: Resize = option("stretch", "How images become square: stretch, crop or pad.")
     decode: Decode = option("exact", "exact, or draft: large JPEGs at reduced scale, which is faster.")
     bits: int | None = option(None, "How many bits of 16-bit images are in use: 12 where 4095 is white. [default: 16]")
-    views: str = option(
-        "1", "1, flip, or a number: the image, its mirror image, and seeded crops.", suggestions=("1", "flip", "8")
-    )
     precision: Precision = option(
         "float32", "Precision of the network: float32, bfloat16, float16, or int8 (OpenVINO and NNCF)."
     )
@@ -123,20 +120,46 @@ class FeatureOptions:
 
 
 @options_class
-class ExtractOptions(ImageOptions, FeatureOptions):  # a dataclass takes the fields of its last base first
-    """Options of `extract`."""
+class FeatureOptions(NetworkOptions):
+    """What decides the numbers of a feature: the options of `extract` that enter a tap's fingerprint."""
+
+    views: str = option(
+        "1", "1, flip, or a number: the image, its mirror image, and seeded crops.", suggestions=("1", "flip", "8")
+    )
+
+
+@options_class
+class ComputeOptions:
+    """What computes the features."""
 
     engine: EngineName = option("auto", "auto, keras or openvino: auto takes what is faster and agrees with Keras.")
     device: str = option(
         "auto", "auto (all GPUs there are), cpu, gpu, or names: gpu:0,gpu:1", suggestions=("auto", "cpu", "gpu")
     )
     batch: str = option("auto", "Images through the backbone at once, or auto.")
+    trust: bool = option(False, "Run the code that a model file of yours carries (Lambda layers, SavedModels).")
+
+
+@options_class
+class ExtractOptions(ImageOptions, ComputeOptions, FeatureOptions):  # the fields of the last base come first
+    """Options of `extract`."""
+
     layout: CacheLayout | None = option(None, "file: one CACHE.h5; parts: a folder. [default: file]")
     seed: int | None = option(None, "Seed of the split. [default: 0]")
     apply: Path | None = option(None, "Take the labels that a reviewed CSV of featcache leaks --labels decides.")
     rehash: bool = option(False, "Read every image again, and check every row; compute damaged ones again.")
     strict: bool = option(False, "Exit with 4 if an image cannot be used.")
-    trust: bool = option(False, "Run the code that a model file of yours carries (Lambda layers, SavedModels).")
+
+
+@options_class
+class RankOptions(ImageOptions, ComputeOptions, NetworkOptions):
+    """Options of `rank`."""
+
+    backbone: str | None = option(
+        None, "Two or more backbones, comma between them; or one, to rank its layers with --tap.", short="-b"
+    )
+    budget: str | None = option(None, "Time for images, such as 60s or 5m; starting backbones comes on top.")
+    seed: int | None = option(None, "Seed of the split, and of which images come first. [default: 0]")
 
 
 @options_class
@@ -337,6 +360,7 @@ COMMANDS = {
     "quickstart": QuickstartOptions,
     "recipe": RecipeOptions,
     "scan": ScanOptions,
+    "rank": RankOptions,
     "extract": ExtractOptions,
     "cache why": WhyOptions,
     "leaks": LeaksOptions,

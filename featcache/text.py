@@ -17,7 +17,7 @@ GAP = "  "  # between columns
 NARROW, NARROWEST = 18, 10
 # The name must be a command's: "featcache does not run it" is a sentence, which breaks like any other.
 _NAMES = (
-    "quickstart|recipe|scan|extract|advise|leaks|sweep|show|compare|handoff|finetune|predict|export|report|doctor|"
+    "quickstart|recipe|scan|rank|extract|advise|leaks|sweep|show|compare|handoff|finetune|predict|export|report|doctor|"
     "backbones|cache"
 )
 _COMMAND = re.compile(rf"\b(?:featcache (?:{_NAMES})|tensorboard|pip install)\b.*?(?=[,;.:)](?:\s|$)|$)")

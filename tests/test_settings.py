@@ -36,6 +36,7 @@ CLASSES = [kind for kind in vars(settings).values() if inspect.isclass(kind) and
     [
         (fc.extract, settings.ExtractOptions),
         (Options, settings.ExtractOptions),
+        (fc.rank, settings.RankOptions),
         (fc.scan, settings.ScanOptions),
         (fc.leaks, settings.LeaksOptions),
         (fc.sweep, settings.SweepOptions),

@@ -77,10 +77,14 @@ def command(
 
 def _next_command(images: Path, options: ScanOptions) -> str:
     """Return the extraction of the same images, listed and split by the same options."""
-    # Of photos/, photos.csv and photos.tar.gz the cache is photos.h5.
-    name = images.resolve().name.partition(".")[0] or "images"
-    words = ["featcache", "extract", images, "-o", f"{name}.h5", *as_flags(ScanOptions, vars(options))]
+    words = ["featcache", "extract", images, "-o", cache_name(images), *as_flags(ScanOptions, vars(options))]
     return " ".join(map(in_shell, words))
+
+
+def cache_name(images: Path) -> str:
+    """Return the usual name of the cache of some images: photos.h5 of photos/, photos.csv and photos.tar.gz."""
+    name = images.resolve().name.partition(".")[0] or "images"
+    return f"{name}.h5"
 
 
 def document(manifest: Images) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def requests(
     >>> [request.taps("")[0].name for request in requests("mobilenet_v2:alpha=0.35,pixels:size=8")]
     ['mobilenet_v2:alpha=0.35/top', 'pixels:size=8/top']
     """
-    texts = _backbones(backbones)
+    texts = backbones_in(backbones)
     layers = tuple(_listed("tap", tap))
     if not texts or not layers:
         raise UsageError("Name at least one backbone and one tap, such as `backbone='mobilenet_v2'` and `tap='top'`")
@@ -280,7 +280,7 @@ def _value(key: str, text: str) -> Any:
     return int(number) if is_whole else number
 
 
-def _backbones(names: str | Sequence[str]) -> list[str]:
+def backbones_in(names: str | Sequence[str]) -> list[str]:
     """Return the backbones in a list. A comma separates two of them, unless it is part of the path of a file."""
     parts = _listed("backbone", names)
     if not isinstance(names, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from featcache.errors import UnreadableImages
 from featcache.extraction.extract_options import Options
 from featcache.extraction.layouts import index_of
 from featcache.extraction.outcome import Estimate
-from featcache.extraction.workflow import open_extraction, scanned_images
+from featcache.extraction.workflow import Extraction, open_extraction, scanned_images
 from featcache.images.manifest import Images
 from featcache.outputs import Kind, check_output, check_unread
 from featcache.spec import Progress, silent
@@ -104,15 +104,7 @@ def extract(
         trust=trust,
         apply=apply,
     )
-    out = Path(out)
-    index = index_of(out, layout)
-    replaces = _replaces_other_file(images, out, options, force)
-    if replaces:
-        # None of the images may be the file that is replaced, and only a scan knows which images are read.
-        images = scanned_images(images, None, options, index, progress)
-        for row in images.rows:
-            check_unread(out, images.root / row.path)
-    extraction = open_extraction(images, out, options, index, progress, replaces=replaces)
+    extraction = begin_extraction(images, Path(out), options, force=force, progress=progress)
     cache = extraction.run()
     seconds = time.perf_counter() - started
     cache = replace(cache, report=extraction.report(seconds))
@@ -124,6 +116,29 @@ def extract(
             "All others are cached"
         )
     return cache
+
+
+def begin_extraction(
+    images: Images | str | Path,
+    out: Path,
+    options: Options,
+    *,
+    force: bool,
+    progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Extraction:
+    """Return the extraction into the cache at `out`, which has computed nothing yet.
+
+    force: replace a file at `out` that is no cache. Raises what `extract` raises before it computes.
+    """
+    index = index_of(out, options.layout)
+    replaces = _replaces_other_file(images, out, options, force)
+    if replaces:
+        # None of the images may be the file that is replaced, and only a scan knows which images are read.
+        images = scanned_images(images, None, options, index, progress)
+        for row in images.rows:
+            check_unread(out, images.root / row.path)
+    return open_extraction(images, out, options, index, progress, replaces=replaces, clock=clock)
 
 
 def estimate(

@@ -63,6 +63,17 @@ class Started(NamedTuple):
 
 
 @dataclass
+class Timing:
+    """What one backbone has taken so far, by the clock of the extraction."""
+
+    start_s: float = 0.0  # choosing an engine, and bringing the network into it
+    forward_s: float = 0.0
+    waiting_s: float = 0.0  # for decoded images, which backbones that take the same pixels share
+    images: int = 0
+    engine: str = ""
+
+
+@dataclass
 class Target:
     """One backbone: its taps for each view, and the paths of the images that it lacks.
 
@@ -74,6 +85,7 @@ class Target:
     missing: Collection[str]
     start: Callable[[Pixels], Started]
     check_space: Callable[[int], None]
+    timing: Timing = field(default_factory=Timing)
     started: Started | None = None
     row_bytes: int = 0
 
@@ -147,6 +159,7 @@ class Pass:
     progress: Progress
     note: Callable[[], str]  # returns the text beside the progress bar
     batch: int = FIRST_BATCH  # until the engines have chosen their batch
+    clock: Callable[[], float] = time.perf_counter
     _writing: Future[Path] | None = field(default=None, init=False)
 
     def run(self) -> None:
@@ -157,12 +170,18 @@ class Pass:
         decoder = self._decoder()
         self.progress(Tick(step, num_done, len(self.rows), self.note()))
         try:
-            while batch := decoder.take():
+            while True:
+                began = self.clock()
+                batch = decoder.take()
+                waited_s = self.clock() - began
+                if not batch:
+                    break
                 usable = self._usable(decoder, batch)
                 for target in self.targets:
                     # Targets share the decoding, but each may have some of these images in the cache already.
                     images = [image for image in usable if image.row.path in target.missing]
                     if images:
+                        target.timing.waiting_s += waited_s
                         features = self._forward(target, images)
                         self._commit(target, images, features, writer)
                 num_done += len(batch)
@@ -206,7 +225,10 @@ class Pass:
         batch_sizes = [self.batch]
         for target in self.targets:
             if target.started is None and usable:
+                began = self.clock()
                 target.started = target.start(np.stack([image.pixels for image in usable]))
+                target.timing.start_s += self.clock() - began
+                target.timing.engine = target.started.engine.name
             if target.started is not None:
                 batch_sizes.append(target.started.engine.batch)
         # An engine chooses its batch when it starts, and halves it when memory runs out.
@@ -218,8 +240,11 @@ class Pass:
         assert target.started is not None
         features: list[Features] = []
         views_of_images = [(image.pixels, *image.others) for image in images]
+        began = self.clock()
         for pixels_of_view in zip(*views_of_images, strict=True):
             features += target.started.engine.forward(np.stack(pixels_of_view))
+        target.timing.forward_s += self.clock() - began
+        target.timing.images += len(images)
         # Only now is it known how large a row is. Nothing is written yet, so a full disk costs one batch at most.
         if not target.row_bytes:
             for tap, array in zip(target.all_taps, features, strict=True):

@@ -108,10 +108,10 @@ def compared(exact: Features, rounded: Features, labels: Sequence[str]) -> Preci
     judged_classes = classes[is_judged].astype(np.int64)
     is_right, is_right_rounded = _answers(exact[is_judged], rounded[is_judged], judged_classes)
     is_most_common = judged_classes == np.bincount(judged_classes).argmax()
-    if _interval(is_right, is_most_common)[1] >= 0:
+    if paired_interval(is_right, is_most_common)[1] >= 0:
         return PrecisionLoss(len(exact), cosine)
     accuracies = (float(is_right.mean()), float(is_right_rounded.mean()))
-    return PrecisionLoss(len(is_right), cosine, accuracies, _interval(is_right, is_right_rounded))
+    return PrecisionLoss(len(is_right), cosine, accuracies, paired_interval(is_right, is_right_rounded))
 
 
 def _answers(exact: Features, rounded: Features, classes: Classes) -> tuple[Classes, Classes]:
@@ -133,8 +133,8 @@ def _answers(exact: Features, rounded: Features, classes: Classes) -> tuple[Clas
     return best, is_right_rounded
 
 
-def _interval(is_right: Classes, is_right_other: Classes) -> tuple[float, float]:
-    """Return the exact 95 % interval of the second accuracy minus the first, from which images are right, (N,) bool."""
+def paired_interval(is_right: Classes, is_right_other: Classes, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of the second accuracy minus the first, from which images are right, (N,) bool."""
     from scipy.stats import binomtest
 
     num_images = len(is_right)
@@ -142,7 +142,7 @@ def _interval(is_right: Classes, is_right_other: Classes) -> tuple[float, float]
     num_different = int((is_right != is_right_other).sum())
     if num_different == 0:
         return 0.0, 0.0
-    share = binomtest(only_first, num_different).proportion_ci(0.95)
+    share = binomtest(only_first, num_different).proportion_ci(confidence)
     # With a share s of b + c only right in the first, the difference is (c - b) / N = (1 - 2 s) (b + c) / N.
     return (
         float((1 - 2 * share.high) * num_different / num_images),

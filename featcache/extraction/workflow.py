@@ -11,8 +11,9 @@ copies and compares nothing, unless `rehash` tells it to check everything that i
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from featcache.cache.rows import TapRows
 from featcache.errors import NoImages, NotACache
 from featcache.extraction import image_table as tables
 from featcache.extraction.calibration import Calibrations
-from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Target
+from featcache.extraction.compute import FIRST_BATCH, Findings, Pass, Target, Timing
 from featcache.extraction.extract_options import Options
 from featcache.extraction.layouts import is_in_parts
 from featcache.extraction.networks import Network, network_of
@@ -39,7 +40,7 @@ from featcache.extraction.starter import Starter, WarmEngines
 from featcache.extraction.stored import apart, as_stored, kept_apart, review_remarks
 from featcache.images.kinds import notes
 from featcache.images.manifest import Images, scan
-from featcache.spec import Failure, Preprocess, Progress, SplitSpec, Tick
+from featcache.spec import Failure, ImageRow, Preprocess, Progress, SplitSpec, Tick
 
 TIMED_BATCHES = 2  # of each backbone, for an estimate
 MAX_ROUNDS = 3  # of passes, if images change while they are read
@@ -68,6 +69,7 @@ class Order:
     replaces: bool  # `out` is no cache; the finished cache replaces it
     keeps_table: bool  # only features are added; the table of images stays as it is
     warm: WarmEngines  # of earlier extractions
+    clock: Callable[[], float]
 
     def note(self, step: str, text: str) -> None:
         """Report something that is no progress."""
@@ -85,12 +87,14 @@ def open_extraction(
     requests: Sequence[Request] | None = None,
     keeps_table: bool = False,
     warm: WarmEngines | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Extraction:
     """Read the cache, scan the images, and return the extraction, which has computed nothing yet.
 
     index: a file that remembers what was scanned. replaces: `out` is no cache; the finished cache replaces it.
     requests: instead of those of the options. keeps_table: add features only, and leave the table of images as it is.
-    warm: engines of earlier extractions, to use and to add to.
+    warm: engines of earlier extractions, to use and to add to. clock: returns seconds, for the timings of the
+    extraction.
     """
     if requests is None:
         requests = options.requests()
@@ -116,6 +120,7 @@ def open_extraction(
         replaces=replaces,
         keeps_table=keeps_table,
         warm=warm or WarmEngines(),
+        clock=clock,
     )
 
     merged, changes = _in_table(order, stock.table)
@@ -168,6 +173,10 @@ class Extraction:
     calibrations: Calibrations
     damaged: frozenset[str] = frozenset()  # fingerprints of damaged taps in CACHE.h5, once it was compared
     first_plan: Plan | None = field(default=None, init=False)  # what was missing when the extraction began
+    only: frozenset[str] | None = field(default=None, init=False)  # paths of the images to compute; None: all
+    networks: dict[Request, Network] = field(default_factory=dict, init=False)
+    starters: dict[Request, Starter] = field(default_factory=dict, init=False)
+    timings: dict[Request, Timing] = field(default_factory=dict, init=False)
 
     def run(self) -> Cache:
         """Compute and commit the missing rows of all backbones, merge, and return the cache."""
@@ -190,6 +199,18 @@ class Extraction:
             self.compute(plan)
             return self.merge()
 
+    def run_for(self, requests: Sequence[Request], paths: Collection[str]) -> Cache:
+        """Do what `run` does, for some backbones and images; the others stay for later.
+
+        The engines of these backbones go on from one call to the next.
+        """
+        self.order = replace(self.order, requests=requests)
+        self.only = frozenset(paths)
+        self.first_plan = None
+        for finished in self.starters.keys() - set(requests):
+            del self.starters[finished], self.networks[finished]  # their networks take memory
+        return self.run()
+
     def refresh(self) -> bool:
         """Read the cache again if another process has changed it; return whether it has."""
         state = parts.state(self.order.out)
@@ -208,19 +229,30 @@ class Extraction:
 
     def plan(self) -> Plan:
         """Return what is missing now."""
+        networks: list[Network] = []
+        for request in self.order.requests:
+            networks += self.calibrations.named(self.network(request), self.stock.rows)
+        plan = make_plan(self._rows_to_compute(), networks, self.stock.rows, self.findings.bad)
+        if self.first_plan is None:
+            self.first_plan = plan
+        return plan
+
+    def network(self, request: Request) -> Network:
+        """Return the network of a request. Raises WeightsMissing, UnknownTap."""
 
         def report_download(text: str) -> None:
             self.order.note("weights", text)
 
-        networks: list[Network] = []
-        for request in self.order.requests:
-            network = network_of(request, self.stock.rows, report_download)
-            networks += self.calibrations.named(network, self.stock.rows)
+        if request not in self.networks:
+            self.networks[request] = network_of(request, self.stock.rows, report_download)
+        return self.networks[request]
+
+    def _rows_to_compute(self) -> list[ImageRow]:
+        """Return the images whose bytes could be read and whose features are requested."""
         rows = tables.readable_rows(self.images, self.findings)
-        plan = make_plan(rows, networks, self.stock.rows, self.findings.bad)
-        if self.first_plan is None:
-            self.first_plan = plan
-        return plan
+        if self.only is None:
+            return rows
+        return [row for row in rows if row.path in self.only]
 
     def plan_recomputing_damaged(self, plan: Plan) -> Plan:
         """Return what is missing when the damaged taps of CACHE.h5 are left out, and report those taps.
@@ -284,13 +316,12 @@ class Extraction:
 
     def passes(self, plan: Plan) -> list[Pass]:
         """Return one pass for each kind of pixels: backbones that take the same pixels share one decoding."""
-        # One starter for each request: its views may lack different images, but the same engine computes all.
-        starters: dict[Request, Starter] = {}
         targets_by_pixels: dict[tuple[Preprocess, tuple[str, ...]], list[Target]] = {}
         for work in plan.work:
             request = work.network.request
-            if request not in starters:
-                starters[request] = Starter(
+            # One starter for each request: its views may lack different images, but the same engine computes all.
+            if request not in self.starters:
+                self.starters[request] = Starter(
                     network=work.network,
                     options=self.order.options,
                     out=self.order.out,
@@ -300,7 +331,8 @@ class Extraction:
                     report=self._report_engine,
                     warm=self.order.warm,
                 )
-            target = Target(work.taps, work.missing, starters[request], self.space.reserve)
+            timing = self.timings.setdefault(request, Timing())
+            target = Target(work.taps, work.missing, self.starters[request], self.space.reserve, timing)
             # The network's own scaling comes after decoding, so it does not matter here.
             pixels = replace(request.preprocess, mode="unit")
             targets_by_pixels.setdefault((pixels, tuple(work.taps)), []).append(target)
@@ -318,12 +350,12 @@ class Extraction:
             progress=self.order.progress,
             note=self._counts,
             batch=self.order.options.batch_size or FIRST_BATCH,
+            clock=self.order.clock,
         )
 
     def _lacks_rows(self, plan: Plan) -> bool:
         """Return whether a requested tap lacks the row of a usable image."""
-        rows = tables.readable_rows(self.images, self.findings)
-        digests = [row.digest for row in rows if row.digest not in self.findings.bad]
+        digests = [row.digest for row in self._rows_to_compute() if row.digest not in self.findings.bad]
         for fingerprint in plan.taps:
             cached = self.stock.rows.get(fingerprint)
             num_lacking = len(digests) if cached is None else cached.lack(digests)

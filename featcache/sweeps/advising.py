@@ -21,11 +21,10 @@ from featcache.arrays import Classes, Features
 from featcache.backbones.inventory import stored_backbones
 from featcache.cache.reader import Cache
 from featcache.errors import TooFewClasses, UsageError
-from featcache.heads.folds import Fold
-from featcache.heads.solvers.paths import try_all, try_leave_one_out
 from featcache.spec import ImageRow, Progress, Tick, silent
 from featcache.sweeps.choosing import images_of, one_of_each_unit
 from featcache.sweeps.inputs import by_depth, few_of
+from featcache.sweeps.left_out import left_out
 from featcache.sweeps.metrics import wilson
 from featcache.sweeps.run import Settings
 from featcache.sweeps.run_paths import free_folder
@@ -35,7 +34,6 @@ from featcache.sweeps.unseen import why_not_left_out
 
 LARGE = 200  # training images per class, in the median, from which fine-tuning the whole network pays
 SIMILAR = 0.7  # of the way from chance to perfect: what decides if there is a single tap
-ALPHAS = tuple({"alpha": float(10**power)} for power in (5, 4, 3, 2, 1, 0))
 MOST_IMAGES = 5_000  # that are used, an equal number of each class
 MIN_ALONE = 2  # images of a class that can be left out
 LARGE_GAP = 0.1  # between accuracy on fitted and on left-out images
@@ -217,19 +215,11 @@ def _left_out_alone(cache: Cache, train: Sequence[ImageRow]) -> tuple[list[Image
 
 def _tap_accuracy(tap: str, X: Features, y: Classes) -> tuple[TapAccuracy, Classes]:
     """Return how well a tap separates, and 1 for each image that ridge gets right when it is left out."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaled = StandardScaler().fit_transform(X)
-    left_out = try_leave_one_out("ridge", ALPHAS, scaled, y)
-    accuracies = [(tried.predicted == y).mean() for tried in left_out]
-    best = int(np.argmax(accuracies))  # of equal ones the first, which is the most regularised
-    hits = np.asarray(left_out[best].predicted == y)
-    value, low, high = wilson(int(hits.sum()), len(hits))
-
-    [fitted] = try_all("ridge", ALPHAS[best : best + 1], Fold(scaled, y, scaled, keep=False))
-    fitted_accuracy = float((fitted.predicted == y).mean())
-    accuracy = TapAccuracy(tap, X.shape[1], value, (low, high), fitted_accuracy, ALPHAS[best]["alpha"])
-    return accuracy, hits.astype(np.int64)
+    ridge = left_out(X, y)
+    value, low, high = wilson(int(ridge.is_right.sum()), len(y))
+    fitted_accuracy = float((ridge.predict(X) == y).mean())
+    accuracy = TapAccuracy(tap, X.shape[1], value, (low, high), fitted_accuracy, ridge.params["alpha"])
+    return accuracy, ridge.is_right.astype(np.int64)
 
 
 def _similarity(

@@ -78,6 +78,21 @@ def curves(
     return svg.text
 
 
+def points(lines: Sequence[Curve], x: str, y: str, *, about: str) -> str:
+    """Return a plot of one point with its interval for each curve. x grows by factors."""
+    with _figure(6.0, 3.0 + 0.2 * len(lines), about) as (axes, svg):
+        for number, line in enumerate(lines):
+            colour = COLOURS[number % len(COLOURS)]
+            axes.vlines(line.x, line.low or line.y, line.high or line.y, color=colour, linewidth=1.4)
+            axes.scatter(line.x, line.y, color=colour, s=24, zorder=3, label=line.name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.figure.legend(loc="outside lower center", fontsize=8)
+    return svg.text
+
+
 def steps(lines: Sequence[Curve], y: str, *, limits: tuple[float, float] | None = None, about: str) -> str:
     """Return a plot of points with intervals over names, side by side. limits: ends of the y axis."""
     names = list(chain.from_iterable(line.x for line in lines))
