@@ -41,7 +41,7 @@ MODES = "tf (-1..1), unit (0..1), torch (0..1, ImageNet mean and deviation), caf
 class Classifier:
     """(N, size, size, 3) uint8 -> (N, K) probabilities, with the names of the K classes.
 
-    The last output of the network are the probabilities. With a reference, features and logits come before them.
+    The last output of the network are the probabilities. In a model of featcache, features and logits come before them.
     """
 
     network: Batched
@@ -139,11 +139,10 @@ def _ours(path: Path, reject: bool, engine: EngineName) -> Classifier:
     def build() -> Built:
         model, _ = load_model(path)
         can_be_kept = not own.has_code(model)
-        if reference is not None:
-            model = inspected(model)
-        return Built(of_one_size(model, preprocess.size), {}, can_be_kept)
+        return Built(of_one_size(inspected(model), preprocess.size), {}, can_be_kept)
 
-    opened = open_network({"model": file_digest(path)}, preprocess.size, build, engine)
+    identity = {"model": file_digest(path), "outputs": "features, logits, probabilities"}
+    opened = open_network(identity, preprocess.size, build, engine)
     return Classifier(opened.network, facts["classes"], preprocess, reference if reject else None, opened.notes)
 
 

@@ -137,26 +137,30 @@ def fit_temperature(logits: Floats, truth: Classes) -> float:
     loss mean_n(logsumexp(b z_n) - b q_n.z_n) has the slope mean_n(p_n.z_n - q_n.z_n) and the curvature
     mean_n(variance of z_n under p_n). It is convex, so Newton's steps find b; bisection replaces steps that overshoot.
     """
-    wide = logits - logits.max(axis=1, keepdims=True)
+    wide = logits.astype(np.float64)  # in float32 rounding decides the last steps, and there are many
+    wide -= wide.max(axis=1, keepdims=True)
     # Searched on logits of about 1, so that the bounds hold for heads of every scale.
     scale = float(np.abs(wide).mean()) or 1.0
     wide = wide / scale
+    squares = wide**2
     smoothing = 1 / (len(truth) + 2)
     true_logits = wide[np.arange(len(truth)), truth]
     target = float(np.mean((1 - smoothing) * true_logits + smoothing * wide.mean(axis=1)))  # mean q.z
     inverse, low, high = 1.0, 1 / LARGEST, LARGEST
     for _ in range(100):
         shares = np.exp(inverse * wide)  # cannot overflow: the largest logit of each row is 0
-        shares /= shares.sum(axis=1, keepdims=True)
-        mean = (shares * wide).sum(axis=1)
+        total = shares.sum(axis=1)
+        mean = np.einsum("nk,nk->n", shares, wide) / total
         slope = float(mean.mean()) - target
         if slope > 0:
             high = inverse
         else:
             low = inverse
-        curvature = float(((shares * wide**2).sum(axis=1) - mean**2).mean())
+        mean_square = np.einsum("nk,nk->n", shares, squares) / total
+        curvature = float((mean_square - mean**2).mean())
         step = inverse - slope / curvature if curvature > 0 else np.inf
-        if not low < step < high:
+        # The ends count: where the slope is 0, Newton's step stays at one of them.
+        if not low <= step <= high:
             step = float(np.sqrt(low * high))  # the middle of the bracket on a log scale
         if abs(step - inverse) <= 1e-10 * inverse:
             break

@@ -53,6 +53,7 @@ class Writer:
     _began: float
     _saved: float = field(default_factory=time.perf_counter)
     _save_s: float = 0.0  # seconds that saving it took
+    _written: Run | None = None  # as it was saved last
 
     @classmethod
     @contextmanager
@@ -95,7 +96,7 @@ class Writer:
             try:
                 yield writer
             finally:
-                if writer.run.trials and writer.run is not run:
+                if writer.run.trials and writer.run is not run and writer.run is not writer._written:
                     writer.save()
                 elif not writer.run.trials and not writer.run.test_opened:
                     _remove_if_empty(run.path)
@@ -121,6 +122,7 @@ class Writer:
         began = time.perf_counter()
         self.run = replace(self.run, seconds=round(began - self._began, 3))
         self.run.save()
+        self._written = self.run
         self._saved = time.perf_counter()
         self._save_s = self._saved - began
 

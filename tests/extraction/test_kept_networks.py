@@ -19,10 +19,13 @@ from featcache.errors import DiskFault, EnvironmentFault
 from featcache.extraction import extract, kept_networks
 from featcache.extraction.agreement import made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork
+from featcache.extras.report.final import open_test
+from featcache.extras.report.tuned_models import model_on_val
 from featcache.files import read_arrays, write_arrays
 from featcache.models import handoff
 from featcache.prediction import model_networks, predict, predict_to
-from featcache.sweeps import sweep
+from featcache.sweeps import Run, sweep
+from featcache.tuning import finetune
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 
@@ -89,6 +92,31 @@ print(json.dumps([*rows, float(difference), answers]))
     assert has_same_taps
     assert difference == 0
     assert answers == json.loads((first_day / "answers.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_second_report_and_comparison_with_models_need_no_keras(first_day, tmp_path):
+    folder = shutil.copytree(first_day, tmp_path / "day")
+    run = Run.open(folder / "run")
+    finetune(run.best, folder / "tuned.keras", unfreeze="none", epochs=1, learning_rate=1e-6)
+    code = """
+from featcache.extras.report.final import open_test
+from featcache.extras.report.tuned_models import model_on_val
+run = fc.Run.open("run")
+models = [model_on_val(run, model) for model in ("model.keras", "tuned.keras")]
+differences = [fc.compare(run.best, model).difference for model in models]
+print(json.dumps([[model.val_logits.tolist() for model in models], differences, open_test(run).scores]))
+"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATCACHE_HOME", str(folder / "home"))
+        first_logits = [model_on_val(run, folder / name).val_logits for name in ("model.keras", "tuned.keras")]
+        scores = open_test(run).scores
+    logits, differences, second_scores = without_keras(folder, code)
+    np.testing.assert_array_equal(logits, first_logits)
+    np.testing.assert_allclose(logits[0], run.best.logits(run.rows(run.cache(), "val")), atol=1e-4)
+    assert differences[0] == 0
+    assert len(scores) == 2
+    assert second_scores == {name: list(score) for name, score in scores.items()}
 
 
 def test_stored_rows_are_computed_again_without_keras(first_day):

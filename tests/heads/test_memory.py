@@ -37,6 +37,14 @@ def test_neighbours_are_searched_for_a_block_of_images_at_a_time(leaves_one_out,
     assert peak / fold.X.nbytes < 0.8
 
 
+@pytest.mark.parametrize(("num_rows", "count"), [(20, 20), (33, 1), (1000, 7), (1030, 30)])
+def test_neighbours_are_those_of_a_complete_sort(num_rows, count):
+    fold = fold_of(num_rows, num_features=6, num_others=50)
+    cosines = fold.others @ fold.X.T / np.linalg.norm(fold.X, axis=1)
+    in_order = np.argsort(-cosines, axis=1)
+    np.testing.assert_array_equal(nearest.nearest(fold.X, fold.others, count), in_order[:, :count])
+
+
 @pytest.mark.parametrize("chain", ["standardise", "l2", "l2+standardise"])
 def test_features_are_prepared_in_place_a_block_at_a_time(chain, monkeypatch):
     fold = fold_of(num_rows=3000, num_features=200, num_others=600)

@@ -64,6 +64,14 @@ def test_a_planted_temperature_is_found(planted):
     assert fit_temperature(logits * planted, truth) == pytest.approx(planted, rel=0.08)
 
 
+def test_float32_logits_have_the_temperature_of_the_same_numbers_in_float64():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 2, (500, 4)).astype(np.float32)
+    truth = logits.argmax(axis=1)
+    truth[::5] = 0
+    assert fit_temperature(logits, truth) == pytest.approx(fit_temperature(logits.astype(float), truth), rel=1e-9)
+
+
 def test_separable_images_do_not_ask_for_certainty():
     logits, truth = np.eye(3)[[0, 1, 2] * 4] * 5, np.array([0, 1, 2] * 4)
     sure = softmax(logits / fit_temperature(logits, truth)).max(axis=1)

@@ -12,10 +12,12 @@ from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, UsageError
 from featcache.extras.report.evaluation import Evaluation
+from featcache.extras.report.file_logits import logits_of_file
 from featcache.files import remove
 from featcache.images.manifest import Images
-from featcache.models import image_source, load_model
+from featcache.models import image_source
 from featcache.models.assemble import logits_of
+from featcache.models.modelfile import read_facts
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.inputs import digest_of_rows, features_of, single_taps
@@ -88,14 +90,21 @@ def model_predictions(
     progress: Progress = silent,
 ) -> Predictions:
     """Return the predictions of an assembled Keras model on a split. Raises DataError if the split is empty."""
+    image_set = _image_set(chosen, split, images)
+    logits = predict_logits(logits_of(model), image_set, progress=progress, step=_judging(split))
+    return Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
+
+
+def _image_set(chosen: Chosen, split: str, images: Images | str | Path | None) -> ImageSet:
+    """Return the images of a split as pixels: a fine-tuned backbone computes other features than the cache holds."""
     cache = chosen.run.cache()
     rows = rows_of_split(chosen.run, cache, split)
-    labels = cache.labels(rows)
-    # From pixels and not from the cache: a fine-tuned backbone computes other features.
-    image_set = ImageSet(image_source(chosen, images), rows, labels, chosen.preprocess)
-    step = f"judge on {split} images"
-    logits = predict_logits(logits_of(model), image_set, progress=progress, step=step)
-    return Predictions.of(labels, logits.argmax(axis=1), logits)
+    return ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
+
+
+def _judging(split: str) -> str:
+    """Return how progress calls the judging of a model."""
+    return f"judge on {split} images"
 
 
 def open_test(
@@ -123,13 +132,15 @@ def open_test(
         for path in map(Path, run.tuned):
             if not path.exists():
                 continue
-            model, facts = load_model(path)
+            facts = read_facts(path)
             is_tuned_from_run = facts.get("run") == run.path.name and "finetuned" in facts
             if not is_tuned_from_run:
                 continue  # another model has taken its file name
             name = _tuned_name(run, path)
             models[path] = name
-            predictions[name] = model_predictions(run[facts["trial"]], model, "test", images, progress)
+            image_set = _image_set(run[facts["trial"]], "test", images)
+            logits = logits_of_file(path, image_set, progress, _judging("test"))
+            predictions[name] = Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
         # After all predictions, so that nobody has seen a score if one of the models fails.
         for name, predictions_of_model in predictions.items():
             scores[name] = score_of(predictions_of_model, run.settings.metric)

@@ -11,10 +11,11 @@ from featcache.arrays import Floats
 from featcache.cache.reader import Cache
 from featcache.errors import NotARun, UsageError
 from featcache.extras.report import figures
+from featcache.extras.report.file_logits import logits_of_file
 from featcache.files import file_digest
 from featcache.images.manifest import Images
-from featcache.models import image_source, load_model
-from featcache.models.assemble import logits_of
+from featcache.models import image_source
+from featcache.models.modelfile import read_facts
 from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.metrics import Metric, Predictions, Score, better, value_of
@@ -22,7 +23,7 @@ from featcache.sweeps.records import TUNED, predictions_of, read_record
 from featcache.sweeps.stored_predictions import PREDICTIONS, read_predictions
 from featcache.text import interval, printable
 from featcache.tuning.data import ImageSet
-from featcache.tuning.train import VALIDATE, predict_logits
+from featcache.tuning.train import VALIDATE
 
 ADVICE = "Delete it: only reports read it"
 NEEDED = (
@@ -183,7 +184,7 @@ def model_on_val(
 
     Raises NotAModel, UsageError if it came from another run, DataError if there are no validation images.
     """
-    model, facts = load_model(path)
+    facts = read_facts(path)
     if facts.get("run") != run.path.name or facts["classes"] != list(run.classes):
         raise UsageError(f"{path} came from the run {facts.get('run')}, so it cannot be compared with {run.path}")
     chosen = run[facts["trial"]]
@@ -192,5 +193,5 @@ def model_on_val(
     if not rows:
         raise UsageError(f"{cache.path} has no validation images to compare {path} on")
     val_set = ImageSet(image_source(chosen, images), rows, cache.labels(rows), chosen.preprocess)
-    val_logits = predict_logits(logits_of(model), val_set, progress=progress, step=VALIDATE)
+    val_logits = logits_of_file(path, val_set, progress, VALIDATE)
     return ModelFile(str(path), chosen, val_logits)

@@ -15,7 +15,9 @@ from featcache.arrays import Floats
 from featcache.heads.row_blocks import row_slices
 
 MIN_VARIANCE = 1e-12  # of the largest: principal axes with less variance hold only rounding error
-BLOCK_ROWS = 2048  # rows that are float64 at the same time
+BLOCK_ROWS = 2048  # rows that are weighted at the same time
+SMALL_PRODUCT = 1_000_000  # multiplications; OpenBLAS copies the operands of larger products first
+LEAST_ROWS = 16  # of a small product; with fewer the calls cost more than the copies
 
 ReadRows = Callable[[slice], Floats]  # (n, D), shifted or extended as the head needs
 
@@ -68,23 +70,32 @@ def _rotate_few_rows(rows: ReadRows, width: int, weights: Floats, dtype: type[np
 def _rotate_many_rows(
     rows: ReadRows, width: int, weights: Floats, dtype: type[np.floating], num_ones: int
 ) -> _Rotation:
-    """Find the principal axes V from the (D, D) covariance A'A = V diag(v) V'. Cost: 2 N D^2 + D^3."""
+    """Find the principal axes V from the (D, D) covariance A'A = V diag(v) V'. Cost: 2 N D^2 + D^3.
+
+    Products are made in `dtype`. In float32 the axes are principal up to rounding, and that is enough: no minimum
+    depends on which orthogonal axes it is sought along.
+    """
+    root = np.sqrt(weights)[:, None].astype(dtype)
     covariance = np.zeros((width, width))
     for block in row_slices(len(weights), BLOCK_ROWS):
-        weighted = np.sqrt(weights[block])[:, None] * rows(block)
+        weighted = root[block] * rows(block)
         covariance += weighted.T @ weighted
-    variances, vectors = _principal_axes(covariance)
-    features = np.ones((len(weights), len(variances) + num_ones), dtype)
-    for block in row_slices(len(weights), BLOCK_ROWS):
-        features[block, : len(variances)] = rows(block) @ vectors
+    _, vectors = _principal_axes(covariance)
     axes = vectors.astype(dtype)
+    features = np.ones((len(weights), axes.shape[1] + num_ones), dtype)
+    # Not the eigenvalues, of which rounding may make the small ones negative.
+    variances = np.zeros(axes.shape[1])
+    for block in row_slices(len(weights), BLOCK_ROWS):
+        along_axes = rows(block) @ axes
+        features[block, : len(variances)] = along_axes
+        variances += np.square(root[block] * along_axes).sum(axis=0)
     return features, variances, lambda B: times(B, axes.T)
 
 
 def _principal_axes(gram: Floats) -> tuple[Floats, Floats]:
     # NumPy's eigh, because SciPy's holds the GIL while other threads fit other heads.
     values, vectors = np.linalg.eigh(gram)  # in ascending order
-    kept = values > max(values[-1], 0) * MIN_VARIANCE
+    kept = np.abs(values) > max(values[-1], 0) * MIN_VARIANCE  # of float32 products, small ones may be negative
     return values[kept], vectors[:, kept]
 
 
@@ -93,3 +104,20 @@ def times(A: Floats, M: Floats) -> Floats:
     K, S, n = A.shape
     product = A.reshape(K * S, n) @ M
     return product.reshape(K, S, M.shape[1])
+
+
+def scores(B: Floats, features: Floats) -> Floats:
+    """Return the scores (K, S, N) of images along their axes (N, R), for coefficients B (K, S, R).
+
+    For few problems OpenBLAS takes longer to copy the features than to multiply them. It does not copy small operands,
+    so then images are multiplied a few at a time.
+    """
+    K, S, R = B.shape
+    num_rows = SMALL_PRODUCT // B.size
+    if num_rows < LEAST_ROWS:
+        return times(B, features.T)
+    columns = np.ascontiguousarray(B.reshape(K * S, R).T)
+    product = np.empty((K * S, len(features)), features.dtype)
+    for block in row_slices(len(features), num_rows):
+        product[:, block] = (features[block] @ columns).T
+    return product.reshape(K, S, len(features))

@@ -122,7 +122,7 @@ def gradients(xp: Any, params: Sequence[Any], batch: Batch, knobs: Knobs) -> lis
         delta = xp.matmul(delta, xp.swapaxes(params[2 * at], 2, 3))
         if at == len(inputs) - 1 and batch.mask is not None:
             delta = delta * batch.mask
-        delta = xp.where(inputs[at] > 0, delta, 0.0)
+        delta = xp.multiply(delta, inputs[at] > 0)
 
     # (g, n, B, U) -> (g, B, n U), side by side again for the first layer
     delta = xp.reshape(xp.swapaxes(delta, 1, 2), (*batch.X.shape[:2], -1))
@@ -151,6 +151,8 @@ def batch_of(xp: Any, data: Data, rows: Any, noise: Any, dropout: Any, scale: fl
 def spread(xp: Any, values: Any, param: Any) -> Any:
     """Return values (g, n) of the heads in a shape that multiplies a parameter of all heads."""
     if len(param.shape) == 3:
+        if values.shape[1] == 1:
+            return values[:, :, None]  # one number for a whole parameter, which NumPy multiplies twice as fast
         # The first layer has its heads side by side: repeat each head's value for its units, (g, 1, n U).
         units = param.shape[-1] // values.shape[1]
         return xp.repeat(values, units, axis=1)[:, None]

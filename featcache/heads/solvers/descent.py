@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.arrays import Classes, Floats
-from featcache.heads.solvers.axes import Rotated, times
+from featcache.heads.solvers.axes import Rotated, scores, times
 
 # When to stop
 MAX_GAP = 1e-4  # of F: where classes are separable, the gradient alone stops half-way to the minimum
@@ -222,7 +222,7 @@ def descend(rotated: Rotated, loss: Loss, penalty: Floats, B: Floats, max_iter: 
 
 
 def _first_batch(rotated: Rotated, loss: Loss, penalty: Floats, B: Floats) -> _Batch:
-    logits = times(B, rotated.features.T)
+    logits = scores(B, rotated.features)
     zeros = np.zeros_like(B)
     return _Batch(
         numbers=np.arange(len(penalty)),
@@ -290,7 +290,7 @@ def _line_search(rotated: Rotated, batch: _Batch) -> None:
         f''(t) = curvature of the mean loss along a + penalty <d, d>
     f is convex, so f' rises: Newton's method on f', kept inside the interval where f' changes its sign.
     """
-    along = times(batch.direction, rotated.features.T)  # a, (K, S, N)
+    along = scores(batch.direction, rotated.features)  # a, (K, S, N)
     # The terms of the penalty do not depend on t, so they are computed once.
     penalty_slope = dot(batch.B * batch.penalty, batch.direction)
     penalty_bend = dot(batch.direction * batch.penalty, batch.direction)
