@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featcache.images.manifest import scan
     from featcache.models import handoff, load_model
     from featcache.prediction import predict
+    from featcache.progress import show_progress
     from featcache.sweeps import Run, advise, compare, sweep
     from featcache.trust import allow
     from featcache.tuning import finetune
@@ -44,6 +45,7 @@ _HOMES = {
     "predict": "featcache.prediction",
     "quickstart": "featcache.extras.main_job",
     "scan": "featcache.images.manifest",
+    "show_progress": "featcache.progress",
     "sweep": "featcache.sweeps",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "predict",
     "quickstart",
     "scan",
+    "show_progress",
     "sweep",
 ]
 

@@ -26,6 +26,7 @@ NAMES = [
     "predict",
     "quickstart",
     "scan",
+    "show_progress",
     "sweep",
 ]
 HEAVY = ["tensorflow", "keras", "sklearn", "scipy", "h5py", "PIL", "numpy"]
