@@ -60,7 +60,7 @@ PAGE = """\
 </div>"""
 
 
-class Picture(NamedTuple):
+class Thumbnail(NamedTuple):
     """A small picture and what stands below it."""
 
     jpeg: bytes
@@ -71,7 +71,7 @@ def html(
     title: str,
     *tables: Table | Mapping[str, object],
     lines: Sequence[str] = (),
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[Thumbnail] = (),
     notes: Sequence[str] = (),
 ) -> str:
     """Return a title, sentences, tables, pictures and more sentences as HTML, in this order, all escaped.
@@ -106,12 +106,12 @@ def never_raising(make: Callable[[T], str]) -> Callable[[T], str]:
     return safe
 
 
-def pandas_for(method: str) -> Any:
-    """Return pandas for a method that gives a data frame. Raises EnvironmentFault."""
+def import_pandas() -> Any:
+    """Return pandas. Raises EnvironmentFault without it."""
     try:
         import pandas
     except ImportError as error:
-        raise EnvironmentFault(f"{method} needs pandas: pip install 'featcache[notebook]'") from error
+        raise EnvironmentFault(f"A data frame needs pandas ({error}): pip install 'featcache[notebook]'") from error
     return pandas
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from featcache.text import printable
 ESTIMATE_AFTER_S, ESTIMATE_FROM_SHARE = 5.0, 0.1
 ALWAYS_ESTIMATE_AFTER_S = 60.0  # in a job of hours the first tenth takes too long to wait for
 REDRAW_S = 0.2
+ERASED = "\r\x1b[2K"  # to the beginning of the line, which is then erased
 
 
 @dataclass
@@ -62,29 +63,35 @@ class Step:
 
 
 def show_progress() -> Progress:
-    """Return what draws a bar with images per second and time left, for the `progress` of a long call.
+    """Return what draws a bar with the images per second and the time left, for the `progress` of a long call.
 
         cache = fc.extract("photos/", out="photos.h5", progress=fc.show_progress())
 
-    A notebook shows a bar below the cell, a terminal a line. The bar vanishes when its step is done; remarks stay.
-    Where stderr is a file, only remarks are written.
+    A notebook shows it below the cell, a terminal in its last line. The bar vanishes when its step is done; remarks
+    stay. Where stderr is a file, only remarks are written.
     """
-    return Bar(_notebook_line() or _terminal_line(sys.stderr))
+    # A notebook has imported IPython; to import it elsewhere would take a second.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if getattr(shell, "kernel", None) is not None:
+        return NotebookBar()
+    return TerminalBar(sys.stderr) if sys.stderr.isatty() else Bar(sys.stderr)
 
 
 class Bar:
-    """Draws Ticks. line: takes the step to show, or None to clear the line, and remarks."""
+    """Takes Ticks and writes their remarks to a stream; subclasses also draw the step."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._step: Step | None = None
         self._counted: set[str] = set()  # names of all steps that were counted
-        self._drawn = 0.0  # when the line was last drawn
+        self._drawn = 0.0  # when the step was last drawn
 
     def __call__(self, tick: Tick) -> None:
-        """Show the count of a step; a Tick without one is a remark."""
+        """Draw the count of a step; a Tick without one is a remark."""
         if not tick.total:
-            self._line.say(printable(tick.note))
+            self.clear()
+            self._stream.write(f"{printable(tick.note)}\n")
+            self._stream.flush()
             return
         name = printable(tick.step)
         if self._step is None or self._step.name != name:
@@ -93,65 +100,63 @@ class Bar:
         step = self._step
         step.done, step.total, step.note = tick.done, tick.total, printable(tick.note)
         if 0 < tick.total <= tick.done:
-            self._line.clear()
+            self.clear()
             self._step = None
         elif time.monotonic() - self._drawn > REDRAW_S:
-            self._line.draw(step)
+            self.draw(step)
             self._drawn = time.monotonic()
 
+    def draw(self, step: Step) -> None:
+        """Show a step, in place of what was drawn before."""
 
-@dataclass(frozen=True)
-class Line:
-    """Where a bar is drawn."""
-
-    draw: Callable[[Step], None]
-    clear: Callable[[], None]
-    say: Callable[[str], None]
+    def clear(self) -> None:
+        """Remove what was drawn."""
 
 
-def _terminal_line(stream: TextIO) -> Line:
-    """Return the last line of a terminal; of another stream, which keeps what was written, only remarks are written."""
-    back = "\r\x1b[2K"  # to the beginning of the line, which is then erased
-    if not stream.isatty():
-        return Line(lambda step: None, lambda: None, lambda text: print(text, file=stream))
+class TerminalBar(Bar):
+    """Draws in the last line of a terminal."""
 
-    def write(text: str) -> None:
-        stream.write(back + text)
-        stream.flush()
+    def draw(self, step: Step) -> None:
+        """Show a step, in place of what was drawn before."""
+        width = shutil.get_terminal_size().columns
+        self._rewrite(f"{step.name}  {step.count}"[: width - 1])
 
-    return Line(lambda step: write(f"{step.name}  {step.count}"), lambda: write(""), lambda text: write(f"{text}\n"))
+    def clear(self) -> None:
+        """Remove what was drawn."""
+        self._rewrite("")
+
+    def _rewrite(self, text: str) -> None:
+        self._stream.write(f"{ERASED}{text}")
+        self._stream.flush()
 
 
-def _notebook_line() -> Line | None:
-    """Return the output of the running cell; None outside of a notebook."""
-    # A notebook has imported IPython; to import it elsewhere would take a second.
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if getattr(shell, "kernel", None) is None:
-        return None
-    from IPython.display import HTML, display
+class NotebookBar(Bar):
+    """Draws below the running cell, and prints remarks there."""
 
-    handle: Any = None
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self._shown: Any = None  # IPython's handle of what was drawn
 
-    def show(html: str) -> None:
-        nonlocal handle
-        if handle is None:
-            handle = display(HTML(html), display_id=True)
+    def draw(self, step: Step) -> None:
+        """Show a step, in place of what was drawn before."""
+        from markupsafe import escape
+
+        # A bar without a value moves, until the total is known.
+        value = f' value="{step.done}" max="{step.total}"' if step.total > 0 else ""
+        self._show(f"<div>{escape(step.name)} <progress{value}></progress> {escape(step.count)}</div>")
+
+    def clear(self) -> None:
+        """Remove what was drawn."""
+        if self._shown is not None:
+            self._show("")
+
+    def _show(self, html: str) -> None:
+        from IPython.display import HTML, display
+
+        if self._shown is None:
+            self._shown = display(HTML(html), display_id=True)
         else:
-            handle.update(HTML(html))
-
-    def clear() -> None:
-        if handle is not None:
-            show("")
-
-    return Line(lambda step: show(_bar_html(step)), clear, print)
-
-
-def _bar_html(step: Step) -> str:
-    """Return a step as HTML; a bar without a value moves until the total is known."""
-    from markupsafe import escape
-
-    value = f' value="{step.done}" max="{step.total}"' if step.total > 0 else ""
-    return f"<div>{escape(step.name)} <progress{value}></progress> {escape(step.count)}</div>"
+            self._shown.update(HTML(html))
 
 
 def _time_left(seconds: float) -> str:

@@ -19,7 +19,7 @@ from featcache.cache.changes import UNCHANGED, Changes, Review
 from featcache.cache.rows import Digests, Piece, TapRows, by_tap, described, pieces_in
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
-from featcache.notebook import html, never_raising, pandas_for
+from featcache.notebook import html, import_pandas, never_raising
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
 from featcache.text import Table, counted, counts_text
 
@@ -304,7 +304,7 @@ class Cache:
         tap: only images with features, and a column "TAP_0", "TAP_1" ... for each feature, with the name of the tap.
         Raises UsageError, UnknownTap, and EnvironmentFault without pandas.
         """
-        pandas = pandas_for("`to_frame`")
+        pandas = import_pandas()
         usable = self.usable(split)
         rows = usable if tap is not None else [row for row in self.rows if split in (None, row.split)]
         status_of = {failure.path: failure.status for failure in self.failures}

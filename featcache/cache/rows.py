@@ -31,7 +31,6 @@ from featcache.files import Overtaken
 from featcache.spec import Dtype, Tap, canonical_json
 
 BLOCK_BYTES = 4 * 2**20
-ROW_READ_BYTES = 2**17  # reading a row by itself takes as long as reading so many bytes at once
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
 Digests = Sequence[str] | npt.NDArray[np.bytes_]  # of images, as texts or as a column of a file
 MAX_MAKERS = 100  # HDF5 takes attributes of up to 64 KiB
@@ -402,12 +401,6 @@ def _take(features: h5py.Dataset, rows: Any, out: Features, places: Any) -> None
         rows_in_block = rows[low:high]
         first = int(rows_in_block[0])
         last = int(rows_in_block[-1])
-        span_bytes = (last - first + 1) * out[:1].nbytes
-        if len(rows_in_block) * ROW_READ_BYTES < span_bytes:
-            # Few rows far apart, such as a batch in random order.
-            for row, place in zip(rows_in_block, places[low:high], strict=True):
-                out[place] = features[row]
-            continue
         block = features[first : last + 1]
         out[places[low:high]] = block[rows_in_block - first]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from featcache.arrays import Pixels
 from featcache.errors import ImagesChanged
 from featcache.images.decode import Undecodable, decode
-from featcache.notebook import MOST_PICTURES, Picture
+from featcache.notebook import MOST_PICTURES, Thumbnail
 from featcache.spec import DRAFT_VERSION, ImageRow, Preprocess
 
 SIDE = 112  # pixels
@@ -17,14 +17,14 @@ QUALITY = 75
 LONGEST_S = 1.0  # after that no further image is read: a cell should show its value at once
 
 
-def pictures(read: Callable[[ImageRow], bytes], rows: Sequence[ImageRow]) -> list[Picture]:
+def pictures(read: Callable[[ImageRow], bytes], rows: Sequence[ImageRow]) -> list[Thumbnail]:
     """Return the first images, uncropped, each with its label and path; what cannot be read is left out.
 
     read: returns the bytes of an image.
     """
     preprocess = Preprocess(SIDE, "pad", decode=DRAFT_VERSION)
     began = time.monotonic()
-    readable: list[Picture] = []
+    readable: list[Thumbnail] = []
     for row in rows[:MOST_PICTURES]:
         if time.monotonic() - began > LONGEST_S:
             break
@@ -32,7 +32,7 @@ def pictures(read: Callable[[ImageRow], bytes], rows: Sequence[ImageRow]) -> lis
             pixels = decode(read(row), preprocess)
         except (OSError, ImagesChanged, Undecodable):
             continue
-        readable.append(Picture(_jpeg(pixels), f"{row.label}: {row.path}" if row.label else row.path))
+        readable.append(Thumbnail(_jpeg(pixels), f"{row.label}: {row.path}" if row.label else row.path))
     return readable
 
 

@@ -18,7 +18,7 @@ from featcache.errors import DataError, FeatcacheError, NotARun, UnknownHead
 from featcache.files import check_seal, read_json, write_sealed, write_whole
 from featcache.heads.estimators import is_own_class
 from featcache.heads.steps import STANDARDISE
-from featcache.notebook import html, never_raising, pandas_for
+from featcache.notebook import html, import_pandas, never_raising
 from featcache.spec import ImageRow
 from featcache.sweeps import records
 from featcache.sweeps.chosen import Chosen
@@ -190,7 +190,7 @@ class Run:
 
         Its columns are those of trials.csv. Raises EnvironmentFault without pandas.
         """
-        pandas = pandas_for("`to_frame`")
+        pandas = import_pandas()
         without_score = [trial for trial in self.trials if trial.status != "ok"]
         rows = [row_of(trial) for trial in (*self.ranked, *without_score)]
         return pandas.DataFrame(rows, columns=COLUMNS)

@@ -8,9 +8,9 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from featcache.arrays import Classes, Features
+from featcache.backend import start_keras
 from featcache.cache.labelled import LabelledRows
 
 
@@ -19,6 +19,9 @@ def tf_batches(rows: LabelledRows, batch_size: int, seed: int | None) -> Any:
 
     seed: of the order, which is another one in every epoch; None keeps the order of the cache.
     """
+    start_keras()  # first, because TensorFlow would greet with many lines
+    import tensorflow as tf
+
     epochs = count()
 
     def read_epoch() -> Iterator[tuple[Features, Classes]]:

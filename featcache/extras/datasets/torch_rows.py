@@ -1,17 +1,19 @@
-"""A dataset of PyTorch. Its class stands in a module, so that the workers of a DataLoader can unpickle it."""
+"""A map-style dataset of PyTorch, which asks for no base class: a length and samples by their numbers.
+
+The class stands in a module, so that the workers of a DataLoader can unpickle it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from featcache.arrays import Features
 from featcache.cache.labelled import LabelledRows
 
 
-class TorchRows(Dataset):  # type: ignore[misc]  # PyTorch is not installed where types are checked
+class TorchRows:
     """Samples (features (D,) float32, class index). `class_names[index]` is the name of a class."""
 
     def __init__(self, rows: LabelledRows) -> None:

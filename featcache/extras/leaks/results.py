@@ -14,7 +14,7 @@ from featcache.errors import FeatcacheError
 from featcache.images.jpegs import pictures
 from featcache.images.manifest import read_image
 from featcache.images.sources import open_source
-from featcache.notebook import MOST_PICTURES, Picture, html, never_raising
+from featcache.notebook import MOST_PICTURES, Thumbnail, html, never_raising
 from featcache.spec import SPLITS
 from featcache.text import Table, counted
 
@@ -76,7 +76,7 @@ class Leaks:
         if not self.pairs:
             return html(title, lines=["No two images show the same.", self.verdict()], notes=self.notes)
         notes = list(self.notes)
-        shown: list[Picture] = []
+        shown: list[Thumbnail] = []
         try:
             shown = self._pictures()
         except FeatcacheError as error:
@@ -84,7 +84,7 @@ class Leaks:
         tables = [self.count_table(), self.pair_table()]
         return html(title, *tables, lines=[self.verdict()], pictures=shown, notes=notes)
 
-    def _pictures(self) -> list[Picture]:
+    def _pictures(self) -> list[Thumbnail]:
         """Return the images of the first pairs, those of a pair side by side."""
         cache = Cache.open(self.cache)
         row_of = {row.path: row for row in cache.rows}

@@ -51,7 +51,7 @@ def _new_axes(height: float) -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise EnvironmentFault(f"`plot` needs matplotlib ({error}): pip install matplotlib") from error
+        raise EnvironmentFault(f"A plot needs matplotlib ({error}): pip install matplotlib") from error
     # pyplot, because notebooks show its figures by themselves.
     _, axes = pyplot.subplots(figsize=(6.4, height), layout="constrained")
     return axes
