@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MOST_ROWS = 20  # of a table; a line below it says how many more there are
 MOST_PICTURES = 8
-# pandas' class and border, so that a notebook's own style for data frames also fits these tables.
+# pandas' class and border, so that a notebook's own style for data frames also fits these tables. An even number of
+# pictures in a row keeps those of a pair side by side.
 PAGE = """\
 <div>
 <p><b>{{ title }}</b></p>
@@ -45,9 +46,9 @@ PAGE = """\
 {% endif %}
 {% endfor %}
 {% if pictures %}
-<div style="display: flex; flex-wrap: wrap; gap: 8px">
+<div style="display: grid; grid-template-columns: repeat(4, 112px); gap: 8px">
 {% for picture in pictures %}
-<figure style="margin: 0; max-width: 112px; overflow-wrap: anywhere; font-size: smaller">
+<figure style="margin: 0; overflow-wrap: anywhere; font-size: smaller">
 <img src="data:image/jpeg;base64,{{ picture.data }}" alt="{{ picture.caption }}">
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>

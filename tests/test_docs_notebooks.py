@@ -36,8 +36,8 @@ CLAIMS = {
         assert logreg.trial.score == knn.trial.score == 1
     """,
     "leaks": """
-        assert found.contaminated and len(found.contaminating) == 4
-        assert sorted(pair.kind for pair in found.pairs) == ["exact", "re-encoded", "resized", "rotated/flipped"]
+        assert leaks.contaminated and len(leaks.contaminating) == 4
+        assert sorted(pair.kind for pair in leaks.pairs) == ["exact", "re-encoded", "resized", "rotated/flipped"]
         assert not fc.leaks(cache).contaminated
     """,
     "contest": """

@@ -36,6 +36,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     Example: featcache cache info photos.h5
     """
     from featcache.cache.reader import Cache, stored_rows
+    from featcache.cache.rows import tap_table
     from featcache.text import printable, table
 
     opened = Cache.open(cache)
@@ -57,7 +58,7 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
         lines = [printable(opened.summary)]
         if outcomes:
             lines.append(f"Labels reviewed: {counts_text(dict(sorted(outcomes.items())))}")
-        lines.append(table(*opened.tap_table()))
+        lines.append(table(*tap_table(stored_taps)))
         return "\n".join(lines)
 
     emit(json, facts, text)

@@ -1,4 +1,6 @@
-"""Run notebooks again and store their outputs: python docs/notebooks/build.py [NOTEBOOK.ipynb ...], by default all here.
+"""Run notebooks again and store their outputs: python docs/notebooks/build.py [NOTEBOOK.ipynb ...].
+
+Without names it runs all in its own folder.
 
 Each runs in an empty folder. What differs from run to run and says nothing is left out: times, paths, warnings of
 libraries. So a second build changes little more than the seconds that heads took.
@@ -23,8 +25,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
     # Commands in cells, such as `!featcache leaks`, are those beside this Python.
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     env = {**os.environ, "PATH": commands, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    client = NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT_S, resources={"metadata": {"path": folder}})
-    client.execute(env=env)
+    resources = {"metadata": {"path": folder}}
+    NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT_S, resources=resources).execute(env=env)
     return notebook
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
 from featcache.cache.changes import UNCHANGED, Changes, Review
-from featcache.cache.rows import Digests, Piece, TapRows, by_tap, described, pieces_in
+from featcache.cache.rows import Digests, Piece, TapRows, by_tap, described, pieces_in, tap_table
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
 from featcache.notebook import html, import_pandas, never_raising
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
-from featcache.text import Table, counted, counts_text
+from featcache.text import counted, counts_text
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Cache:
 
     @never_raising
     def _repr_html_(self) -> str:
-        return html(f"Cache {self.path}", self.tap_table(), lines=[self.summary])
+        taps = tap_table(stored_rows(self.path).values())
+        return html(f"Cache {self.path}", taps, lines=[self.summary])
 
     @property
     def summary(self) -> str:
@@ -56,16 +57,6 @@ class Cache:
         images = f"{counted(len(self.rows), 'image')} of {self.root}"
         splits = counts_text(self.splits) or "no labels"
         return f"{images}, {len(self.failures)} without features; {splits}"
-
-    def tap_table(self) -> Table:
-        """Return the taps with the rows that each has in the file now. Raises NotACache if it is gone."""
-        rows: list[list[object]] = []
-        for stored in stored_rows(self.path).values():
-            tap, num_rows = stored.tap, len(stored.at)
-            shape = "x".join(map(str, stored.shape))
-            megabytes = f"{stored.row_bytes * num_rows / 1e6:.1f}"
-            rows.append([tap.name, num_rows, shape, megabytes, tap.precision, tap.fingerprint[:12]])
-        return Table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows)
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:

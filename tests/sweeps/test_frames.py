@@ -74,7 +74,7 @@ def test_the_plot_has_the_best_of_each_kind_of_head(toy_run):
         best_of_head.setdefault(trial.head, trial)
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert [name.split()[0] for name in names] == list(best_of_head)
-    points = [container.lines[0].get_xdata()[0] for container in axes.containers]
+    points = [line.get_xdata()[0] for line in axes.lines]
     assert points == [trial.score for trial in best_of_head.values()]
     low, high = axes.get_ylim()
     assert low > high  # the best at the top

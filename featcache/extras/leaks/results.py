@@ -90,7 +90,7 @@ class Leaks:
         row_of = {row.path: row for row in cache.rows}
         rows = []
         for pair in self.pairs[: MOST_PICTURES // 2]:
-            rows += [row_of[pair.a], row_of[pair.b]]
+            rows += [row_of[path] for path in (pair.a, pair.b) if path in row_of]  # the cache may have changed since
         return pictures(partial(read_image, open_source(cache.root)), rows)
 
     def pair_table(self, limit: int | None = None) -> Table:

@@ -28,13 +28,14 @@ def plot_scores(run: Run, axes: Any = None) -> Any:
     for place, trial in enumerate(trials):
         score, low, high = trial.judged
         colour = COLOURS[taps.index(trial.tap) % len(COLOURS)]
-        # matplotlib takes the lengths of error bars, not their ends.
-        axes.errorbar(score, place, xerr=[[score - low], [high - score]], fmt="o", capsize=2, color=colour)
+        # Lines, not error bars: the interval of a biased metric, such as ece, need not hold the score.
+        axes.hlines(place, low, high, color=colour)
+        axes.plot(score, place, "o", color=colour)
     names = [f"{trial.head} {settings_of(trial)}".strip() for trial in trials]
     if len(taps) > 1:
         names = [f"{name}, {trial.tap}" for name, trial in zip(names, trials, strict=True)]
     axes.set_yticks(range(len(trials)), names, parse_math=False)
-    axes.invert_yaxis()  # the best at the top
+    axes.set_ylim(len(trials) - 0.5, -0.5)  # the best at the top
     axes.set_xlabel(f"{run.settings.metric} [95 %]")
     return axes
 
