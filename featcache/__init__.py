@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featcache.images.manifest import scan
     from featcache.models import handoff, load_model
     from featcache.prediction import predict
+    from featcache.progress import show_progress
     from featcache.sweeps import Run, advise, compare, sweep
     from featcache.trust import allow
     from featcache.tuning import finetune
@@ -50,6 +51,7 @@ _HOMES = {
     "rank": "featcache.extras.ranking",
     "scan": "featcache.images.manifest",
     "similar": "featcache.extras.similar",
+    "show_progress": "featcache.progress",
     "sweep": "featcache.sweeps",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "quickstart",
     "rank",
     "scan",
+    "show_progress",
     "similar",
     "sweep",
 ]

@@ -10,7 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 GAP = "  "  # between columns
 # Characters to which columns of text are narrowed: first, and after all spare columns are left out.
@@ -24,6 +24,13 @@ _COMMAND = re.compile(rf"\b(?:featcache (?:{_NAMES})|tensorboard|pip install)\b.
 _HELD_SPACE = "\0"  # stands for a space at which no line may break
 _WORD_ENDS = re.compile(r"(?<=\s)")
 _NAME_BREAKS = re.compile(r"(?<=[/:+,_=-])")  # where a word that is longer than its column may be broken
+
+
+class Table(NamedTuple):
+    """The rows of a table under their header: `table` draws them for a terminal, `notebook.html` for a notebook."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
 
 
 def table(
@@ -46,13 +53,8 @@ def table(
     mobilenet_v2/       1360
     block_3_expand
     """
-    cells = _printable_cells(rows)
-    is_number: list[bool] = []
-    for column in range(len(header)):
-        # `all` of no rows is true, but the header of an empty table is text.
-        has_only_numbers = all(_is_number(row[column]) for row in cells)
-        is_number.append(bool(cells) and has_only_numbers)
-
+    cells = printable_cells(rows)
+    is_number = number_columns(len(header), cells)
     room = width or shutil.get_terminal_size().columns
     narrowest = NARROW if spare else NARROWEST
     widths = _fitted_widths([header, *cells], is_number, room, narrowest)
@@ -68,11 +70,22 @@ def table(
     return "\n".join(lines)
 
 
-def _printable_cells(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+def printable_cells(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    """Return the cells of a table as text that is safe to print."""
     cells: list[list[str]] = []
     for row in rows:
         cells.append([printable(str(cell)) for cell in row])
     return cells
+
+
+def number_columns(num_columns: int, cells: Sequence[Sequence[str]]) -> list[bool]:
+    """Return for each column of a table whether it has only numbers, which stand on the right."""
+    is_number: list[bool] = []
+    for column in range(num_columns):
+        # `all` of no rows is true, but the header of an empty table is text.
+        has_only_numbers = all(_is_number(row[column]) for row in cells)
+        is_number.append(bool(cells) and has_only_numbers)
+    return is_number
 
 
 def fields(facts: Mapping[str, object], width: int | None = None) -> str:
@@ -86,12 +99,12 @@ def fields(facts: Mapping[str, object], width: int | None = None) -> str:
     left = max(map(len, facts)) + len(GAP)
     lines: list[str] = []
     for name, value in facts.items():
-        line = f"{name:{left}}{printable(_plain(value))}"
+        line = f"{name:{left}}{printable(plain(value))}"
         lines.append(wrapped(line, width, indent=left))
     return "\n".join(lines)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """Return a value in plain words, a dash for nothing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -139,8 +152,17 @@ def folded_for(stream: TextIO, text: str) -> str:
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
     """Return whether a table fits into the terminal without folding."""
-    all_rows = _printable_cells([header, *rows])
+    all_rows = printable_cells([header, *rows])
     return _line_length(_natural_widths(all_rows)) <= shutil.get_terminal_size().columns
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return counts as a person reads them.
+
+    >>> counts_text({"train": 80, "val": 20})
+    '80 train, 20 val'
+    """
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def counted(count: int, noun: str) -> str:

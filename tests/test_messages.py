@@ -55,10 +55,14 @@ def wrong_in(text: str, arguments: set[str]) -> list[str]:
 def arguments() -> set[str]:
     """Return the names of the arguments that functions of the library and options of the command line have."""
     names = {field.name for kind in (SharedOptions, *COMMANDS.values()) for field in fields(kind)}
-    for name in fc.__all__:
-        if inspect.isfunction(function := getattr(fc, name)):
-            names |= set(inspect.signature(function).parameters)
-    return names | set(inspect.signature(fc.FeatureExtractor).parameters)
+    public = [getattr(fc, name) for name in fc.__all__]
+    functions = [value for value in public if inspect.isfunction(value)]
+    for kind in public:
+        if inspect.isclass(kind):
+            functions += [method for name, method in inspect.getmembers(kind, inspect.isfunction) if name[0] != "_"]
+    for function in [*functions, fc.FeatureExtractor]:
+        names |= set(inspect.signature(function).parameters)
+    return names
 
 
 def test_a_message_names_arguments_in_backticks_and_no_flags():

@@ -29,6 +29,7 @@ NAMES = [
     "rank",
     "scan",
     "similar",
+    "show_progress",
     "sweep",
 ]
 HEAVY = ["tensorflow", "keras", "sklearn", "scipy", "h5py", "PIL", "numpy"]

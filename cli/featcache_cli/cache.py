@@ -12,11 +12,12 @@ import typer
 
 from featcache import trust
 from featcache.settings import WhyOptions
+from featcache.text import counts_text
 from featcache_cli import diff, gc
 from featcache_cli.base import App
 from featcache_cli.complete import SPLITS, words
 from featcache_cli.options import in_flags
-from featcache_cli.output import Allow, Force, Json, counts_text, emit, failures_document, path_document
+from featcache_cli.output import Allow, Force, Json, emit, failures_document, path_document
 
 if TYPE_CHECKING:
     from featcache.cache.rows import TapRows
@@ -37,7 +38,8 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     Example: featcache cache info photos.h5
     """
     from featcache.cache.reader import Cache, stored_rows
-    from featcache.text import counted, printable, table
+    from featcache.cache.rows import tap_table
+    from featcache.text import printable, table
 
     opened = Cache.open(cache)
     stored_taps = list(stored_rows(cache).values())
@@ -55,20 +57,10 @@ def info_command(cache: CacheFile, json: Json = False) -> None:
     }
 
     def text() -> str:
-        splits = counts_text(opened.splits) or "no labels"
-        images = f"{counted(len(opened.rows), 'image')} of {printable(str(opened.root))}"
-        lines = [f"{images}, {len(opened.failures)} without features; {splits}"]
-        if not opened.rows:
-            lines = ["No table of images yet, only features: fc.FeatureExtractor made them. Next: featcache extract"]
+        lines = [printable(opened.summary)]
         if outcomes:
             lines.append(f"Labels reviewed: {counts_text(dict(sorted(outcomes.items())))}")
-        rows = []
-        for stored in stored_taps:
-            tap, num_rows = stored.tap, len(stored.at)
-            shape = "x".join(map(str, stored.shape))
-            megabytes = f"{stored.row_bytes * num_rows / 1e6:.1f}"
-            rows.append([tap.name, num_rows, shape, megabytes, tap.precision, tap.fingerprint[:12]])
-        lines.append(table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows))
+        lines.append(table(*tap_table(stored_taps)))
         return "\n".join(lines)
 
     emit(json, facts, text)

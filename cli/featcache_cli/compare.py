@@ -76,17 +76,6 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
 def text(comparison: Comparison) -> str:
     """Return the comparison as a person reads it."""
-    from featcache.text import counted
+    from featcache.text import table
 
-    score_a, score_b = comparison.scores
-    low, high = comparison.interval
-    images = counted(comparison.images, "image")
-    lines = [
-        f"{comparison.a}  {comparison.metric} {score_a:.4f}",
-        f"{comparison.b}  {comparison.metric} {score_b:.4f}",
-        f"difference {comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {images}, by bootstrap",
-        f"only the first is right of {comparison.only_a}, only the second of {comparison.only_b}: "
-        f"McNemar's exact p = {comparison.p_value:.3g}",
-        comparison.verdict,
-    ]
-    return "\n".join(lines)
+    return "\n".join([table(*comparison.rows), *comparison.sentences])

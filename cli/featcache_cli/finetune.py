@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from featcache.tuning import Tuned
 
 
-SMALL_LOSS = 0.001
-
-
 def command(
     *,
     trial: Trial,
@@ -81,9 +78,9 @@ def document(tuned: Tuned) -> dict[str, Any]:
 
 def text(tuned: Tuned) -> str:
     """Return the result as a person reads it."""
-    from featcache.text import interval
+    from featcache.text import interval, table
 
-    lines = [_history_table(tuned)]
+    lines = [table(*tuned.history_table(), spare=["s", "train loss"])]
     lines.append("Epoch 0 is the head as it was handed over. Best is the highest val, then the lowest val loss.")
     if tuned.plain_val is not None:
         lines.append(
@@ -113,46 +110,18 @@ def text(tuned: Tuned) -> str:
     return "\n".join(lines)
 
 
-def val_header(tuned: Tuned) -> str:
-    """Return what tables call validation scores."""
-    return "val" if tuned.val_view == IDENTITY else "augmented val"
-
-
-def _history_table(tuned: Tuned) -> str:
-    """Return the table of the epochs and of the mixtures, which have no training loss or time."""
-    from featcache.text import interval, table
-
-    rows = []
-    for epoch in tuned.history:
-        name, train_loss, seconds = str(epoch.epoch), "", ""
-        if epoch.mixture is None:
-            seconds = f"{epoch.seconds:.1f}"
-            if epoch.epoch:
-                train_loss = _loss_text(epoch.train_loss)
-        else:
-            name = f"{epoch.epoch} x {epoch.mixture:.1f}"
-        best = "best" if epoch == tuned.best else ""
-        rows.append([name, train_loss, _loss_text(epoch.val_loss), interval(*epoch.val), seconds, best])
-    header = ["epoch", "train loss", "val loss", f"{val_header(tuned)} [95 %]", "s", ""]
-    return table(header, rows, spare=["s", "train loss"])
-
-
-def _loss_text(loss: float) -> str:
-    """Return a loss as tables show it: small ones such as 1.2e-05, because four digits would make them 0."""
-    return f"{loss:.1e}" if 0 < loss < SMALL_LOSS else f"{loss:.4f}"
-
-
 def _controls_table(tuned: Tuned) -> str:
     """Return the table of the model and its controls, epoch by epoch, and how they differ."""
     from featcache.text import interval, table
+    from featcache.tuning.tuned import loss_text
 
     rows = []
     for name, model in {"fine-tuned": tuned, **tuned.controls}.items():
         for epoch in (model.start, *model.trained):
             best = "best" if epoch == model.best else ""
             score, seconds = interval(*epoch.val), f"{epoch.seconds:.1f}"
-            rows.append([name, epoch.epoch, score, _loss_text(epoch.val_loss), epoch.images, seconds, best])
-    header = ["", "epoch", f"{val_header(tuned)} [95 %]", "val loss", "images seen", "s", ""]
+            rows.append([name, epoch.epoch, score, loss_text(epoch.val_loss), epoch.images, seconds, best])
+    header = ["", "epoch", f"{tuned.val_header} [95 %]", "val loss", "images seen", "s", ""]
     lines = ["", table(header, rows)]
     images = "the same images" if tuned.val_view == IDENTITY else "the same images as they are"
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from featcache.settings import LeaksOptions
+from featcache.text import counts_text
 from featcache_cli import review
 from featcache_cli.output import (
     LISTED,
     Json,
     Quiet,
-    counts_text,
     emit,
     in_shell,
     listed_table,
@@ -172,7 +172,7 @@ def text(
     from featcache.text import printable
 
     splits_share_images = bool(result.crossing_groups) or any(pair.crosses for pair in result.pairs)
-    lines = [*_comparison(result), "", *_pairs(result), _verdict(result, was_fixed=fixed is not None)]
+    lines = [*_comparison(result), "", *_pairs(result), printable(result.verdict(was_fixed=fixed is not None))]
     if doubted is not None:
         lines += ["", *_doubts(doubted), *review.next_lines(doubted, files)]
     if table is not None:
@@ -205,52 +205,14 @@ def _comparison(result: Leaks) -> list[str]:
 
 
 def _pairs(result: Leaks) -> list[str]:
-    from featcache.extras.leaks import KINDS
     from featcache.text import table
 
     if not result.pairs:
         return ["No two images show the same."]
-    rows = []
-    for pair in result.pairs[:LISTED]:
-        agreement = "-" if pair.agreement is None else f"{pair.agreement:.2f}"
-        rows.append([pair.a, pair.b, pair.kind, f"{pair.similarity:.3f}", agreement, _between(pair.splits)])
-    lines = [table(["image", "shows the same as", "kind", "features", "pixels", "splits"], rows)]
+    lines = [table(*result.pair_table(LISTED))]
     if len(result.pairs) > LISTED:
         lines.append(f"{len(result.pairs) - LISTED} more pairs: --json lists all.")
-
-    counts = []
-    for splits, kinds in result.counts.items():
-        by_kind = [kinds.get(kind, 0) for kind in KINDS]
-        counts.append([_between(splits), *by_kind, sum(kinds.values())])
-    return [*lines, "", table(["pairs", *KINDS, "all"], counts), ""]
-
-
-def _between(splits: tuple[str, str]) -> str:
-    return " - ".join(name or "none" for name in splits)
-
-
-def _verdict(result: Leaks, was_fixed: bool) -> str:
-    """Return what the pairs mean for the guarded split; in the past tense if that has been repaired."""
-    from featcache.text import printable
-
-    if not result.guarded:
-        return "There are no splits that could share images."
-    if not result.contaminated:
-        return f"No image of {result.guarded} is in another split as well."
-    paths = set()
-    for pair in result.contaminating:
-        # Of such a pair one image is in the guarded split, and the other is not.
-        paths.add(pair.a if pair.splits[0] == result.guarded else pair.b)
-    are, have = ("were", "had") if was_fixed else ("are", "have")
-    shared = []
-    if paths:
-        shared.append(f"{len(paths)} of its images {are} in other splits as well")
-    if groups := result.contaminating_groups:
-        shared.append(f"{len(groups)} of its groups, such as '{printable(groups[0])}', {have} images in other splits")
-    reasons = f"{' and '.join(shared)}, so scores on it {are} too good."
-    if was_fixed:
-        return f"Before the fix {result.guarded} was contaminated: {reasons}"
-    return f"{result.guarded} is contaminated: {reasons}"
+    return [*lines, "", table(*result.count_table()), ""]
 
 
 def _doubts(doubted: Doubts) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,15 +57,6 @@ def in_shell(value: object) -> str:
     from featcache.text import printable
 
     return printable(quote(str(value)))
-
-
-def counts_text(counts: Mapping[str, int]) -> str:
-    """Return counts as a person reads them.
-
-    >>> counts_text({"train": 80, "val": 20})
-    '80 train, 20 val'
-    """
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def listed_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

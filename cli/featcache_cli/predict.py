@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import PredictOptions
+from featcache.text import counts_text
 from featcache_cli.options import in_flags
 from featcache_cli.output import (
     Force,
     Json,
     Quiet,
     cleared,
-    counts_text,
     emit,
     failures_document,
     path_document,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import QuickstartOptions
+from featcache.text import counts_text
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli import handoff as handoff_command
 from featcache_cli import sweep as sweep_command
-from featcache_cli.output import Force, Json, Quiet, counts_text, emit, in_shell, print_text, progress, without_download
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, print_text, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.main_job import Part, Quickstart

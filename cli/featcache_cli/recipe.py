@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.settings import RecipeOptions
+from featcache.text import counts_text
 from featcache_cli import advise as advise_command
 from featcache_cli import extract as extract_command
 from featcache_cli import finetune as finetune_command
 from featcache_cli.complete import RECIPES
 from featcache_cli.options import in_flags
-from featcache_cli.output import Force, Json, Quiet, counts_text, emit, in_shell, progress, without_download
+from featcache_cli.output import Force, Json, Quiet, emit, in_shell, progress, without_download
 
 if TYPE_CHECKING:
     from featcache.extras.recipes import Named, Naming, Trained, Training
@@ -138,7 +139,7 @@ def text(done: Trained) -> str:
     rows = []
     for line in done.table:
         rows.append([line.name, interval(line.val, *line.interval), line.epochs, f"{line.seconds:.1f}"])
-    score_header = f"{finetune_command.val_header(done.tuned)} {done.run.settings.metric} [95 %]"
+    score_header = f"{done.tuned.val_header} {done.run.settings.metric} [95 %]"
     lines += [
         "",
         table(["", score_header, "epochs", "s"], rows),

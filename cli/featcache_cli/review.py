@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import UsageError
 from featcache.spec import Progress
-from featcache_cli.output import counts_text, emit, in_shell, listed_table, progress
+from featcache.text import counts_text
+from featcache_cli.output import emit, in_shell, listed_table, progress
 
 if TYPE_CHECKING:
     from featcache.extras.leaks import Doubts, Move, Reviewed, Unfixed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,11 +111,11 @@ def document(manifest: Images) -> dict[str, Any]:
 def text(manifest: Images) -> str:
     """Return the table of images as a person reads it."""
     from featcache.images.groups import crossing_remark
-    from featcache.text import counted, printable
+    from featcache.text import counted, printable, table
 
     lines = [f"{counted(len(manifest.rows), 'image')} in {printable(str(manifest.read_from))} ({manifest.layout})"]
     if manifest.classes:
-        lines.append(_classes_table(manifest))
+        lines.append(table(*manifest.class_table()))
     if manifest.sizes:
         widths, heights = zip(*manifest.sizes, strict=True)
         lines.append(f"Sizes from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels.")
@@ -145,21 +144,6 @@ def text(manifest: Images) -> str:
         suffixes = ", ".join(f"{printable(suffix)} {count}" for suffix, count in manifest.others.items())
         lines.append(f"Not images by their suffix: {counted(sum(manifest.others.values()), 'file')} ({suffixes}).")
     return "\n".join(lines)
-
-
-def _classes_table(manifest: Images) -> str:
-    """Return the table of classes: their images in all and in each split."""
-    from featcache.spec import SPLITS
-    from featcache.text import table
-
-    splits = [name for name in SPLITS if name in manifest.splits]
-    counts = Counter((row.label, row.split) for row in manifest.rows)
-    rows: list[list[object]] = []
-    for label, num_images in manifest.classes.items():
-        rows.append([label, num_images, *(counts[label, split] for split in splits)])
-    num_labelled = sum(manifest.classes.values())
-    rows.append(["all", num_labelled, *(manifest.splits[split] for split in splits)])
-    return table(["class", "images", *splits], rows)
 
 
 def _rare(manifest: Images) -> list[str]:

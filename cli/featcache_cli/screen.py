@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from featcache.progress import Step
 from featcache.spec import Tick
 from featcache.text import folded, printable
 from featcache_cli.options import in_flags
@@ -25,57 +25,10 @@ SHOWN_AFTER_S = 0.5  # after the start or the last output: a shorter step shows 
 REFRESH_S = 0.1
 # In a log a step is named after 2 seconds, and a counted step every 10 seconds.
 PLAIN_AFTER_S, PLAIN_EVERY_S = 2.0, 10.0
-# The first images are slow: files are opened, networks compiled. The time left is shown once they matter little.
-ESTIMATE_AFTER_S, ESTIMATE_FROM_SHARE = 5.0, 0.1
-ALWAYS_ESTIMATE_AFTER_S = 60.0  # in a job of hours the first tenth takes too long to wait for
 BAR = 24  # most characters of the bar
 LEAST_BAR = 6
 NARROWEST = 10  # fewest characters of a name
 SPINNER = "|/-\\"
-
-
-@dataclass
-class Step:
-    """A step that may take long. total: as in Tick, and 0 if nothing is counted."""
-
-    name: str
-    began: float = field(default_factory=time.monotonic)
-    first: int = 0  # count at the first Tick: done earlier, so not part of the rate
-    done: int = 0
-    total: int = 0
-    note: str = ""
-    is_warm: bool = False  # it was counted before, as training is in each epoch: no slow start to wait for
-    named_after: float | None = None  # seconds from the beginning to the latest plain line
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds since the step began."""
-        return time.monotonic() - self.began
-
-    @property
-    def count(self) -> str:
-        """Return the count, the rate and the time left, as far as they are known."""
-        if not self.total:
-            return f"({self.seconds:.0f} s)"
-        done = self.done - self.first
-        rate = done / self.seconds if done else 0.0
-        known = self.total > 0
-        parts = [f"{self.done}/{self.total}" if known else f"{self.done}"]
-        if rate:
-            parts.append(f"{rate:.1f}/s")
-        if rate and known and self._can_be_estimated:
-            parts.append(_time_left((self.total - self.done) / rate))
-        if self.note:
-            parts.append(self.note)
-        return ", ".join(parts)
-
-    @property
-    def _can_be_estimated(self) -> bool:
-        """Return whether enough has been done to tell the time left."""
-        if self.is_warm or self.seconds >= ALWAYS_ESTIMATE_AFTER_S:
-            return True
-        share = (self.done - self.first) / (self.total - self.first)
-        return self.seconds >= ESTIMATE_AFTER_S and share >= ESTIMATE_FROM_SHARE
 
 
 class Screen:
@@ -196,14 +149,6 @@ def _line(step: Step, console: Any) -> Any:
         line.append(sign * (width - filled), "bright_black")
         line.append(" ")
     return line.append(count)
-
-
-def _time_left(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s left"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min left"
-    return f"{seconds / 3600:.0f} h left"
 
 
 class _Steps(logging.Handler):

@@ -37,8 +37,9 @@ def command(
         model = summarize(run)
         emit(json, asdict(model), lambda: _model_text(model))
         return
-    from featcache.extras.report.table import trial_fields, trials_table
+    from featcache.extras.report.table import trials_table
     from featcache.sweeps.run import open_named
+    from featcache.sweeps.trial import trial_fields
     from featcache.text import fields
 
     opened, chosen = open_named(run)

@@ -16,11 +16,12 @@ import numpy as np
 from featcache.arrays import Classes, Features
 from featcache.cache import layout
 from featcache.cache.changes import UNCHANGED, Changes, Review
-from featcache.cache.rows import Digests, Piece, TapRows, by_tap, described, pieces_in
+from featcache.cache.rows import Digests, Piece, TapRows, by_tap, described, pieces_in, tap_table
 from featcache.errors import NotACache, UnknownTap
 from featcache.files import again
+from featcache.notebook import html, import_pandas, never_raising
 from featcache.spec import IDENTITY, SPLITS, Failure, ImageRow, SplitSpec, Tap, choose, count_by, did_you_mean
-from featcache.text import counted
+from featcache.text import counted, counts_text
 
 if TYPE_CHECKING:
     from featcache.extras.similar import Similar
@@ -47,6 +48,20 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self.path}, {counted(len(self.rows), 'image')}, taps {', '.join(self.taps)})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        taps = tap_table(stored_rows(self.path).values())
+        return html(f"Cache {self.path}", taps, lines=[self.summary])
+
+    @property
+    def summary(self) -> str:
+        """Return a line on its images: how many, from where, and in which splits."""
+        if not self.rows:
+            return "No table of images yet, only features: fc.FeatureExtractor made them. Next: featcache extract"
+        images = f"{counted(len(self.rows), 'image')} of {self.root}"
+        splits = counts_text(self.splits) or "no labels"
+        return f"{images}, {len(self.failures)} without features; {splits}"
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:
@@ -195,6 +210,15 @@ class Cache:
             f"Bring it up to date: repeat the featcache extract that made it{option}"
         )
 
+    def require_features(self, rows: Sequence[ImageRow], tap: str | None = None) -> tuple[int, ...]:
+        """Return the shape of one row of a tap, (D,) or (h, w, C). Raises UnknownTap if an image has no row."""
+        wanted = self.tap(tap)
+        stored = stored_rows(self.path, wanted.fingerprint).get(wanted.fingerprint)
+        if stored is None or stored.lack([row.digest for row in rows]):
+            self.features(rows, wanted.name)  # says which
+        assert stored is not None
+        return stored.shape
+
     def views(self, tap: str | None = None) -> list[str]:
         """Return the names of a tap and of its views: 'mobilenet_v2/top', 'mobilenet_v2/top@hflip' ..."""
         wanted = self.tap(tap)
@@ -252,6 +276,48 @@ class Cache:
             # A copy: the caller may change y, and `_labelled` must keep its own.
             return arrays[0], y.copy()
         return np.concatenate(arrays), np.tile(y, len(arrays))
+
+    def dataset(
+        self,
+        split: str | None = None,
+        tap: str | None = None,
+        *,
+        kind: str = "tf",
+        batch_size: int | None = None,
+        shuffle: bool | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Return the labelled images, all or of one split, as a dataset that reads features while it is used.
+
+        kind: "tf" gives a tf.data.Dataset of batches (B, D) float32 and (B,) int64; "torch" a map-style dataset of
+        PyTorch for a DataLoader. Either has `class_names`.
+        batch_size, shuffle, seed: of "tf"; 32 images by default, and only train in another order every epoch, because
+        images lie class by class. Give a DataLoader its own.
+        Raises UsageError, UnknownTap, and EnvironmentFault without the library.
+        """
+        # The one import of a later room: users call this method on a cache, and TensorFlow loads only if they do.
+        from featcache.extras.datasets import make_dataset
+
+        return make_dataset(self, split, tap, kind=kind, batch_size=batch_size, shuffle=shuffle, seed=seed)
+
+    def to_frame(self, split: str | None = None, tap: str | None = None) -> Any:
+        """Return the images as a pandas.DataFrame, a row each, all or of one split.
+
+        Columns: path, label, group, split, digest, and status, which is "ok" for images with features.
+        tap: only images with features, and a column "TAP_0", "TAP_1" ... for each feature, with the name of the tap.
+        Raises UsageError, UnknownTap, and EnvironmentFault without pandas.
+        """
+        pandas = import_pandas()
+        usable = self.usable(split)
+        rows = usable if tap is not None else [row for row in self.rows if split in (None, row.split)]
+        status_of = {failure.path: failure.status for failure in self.failures}
+        frame = pandas.DataFrame(rows, columns=ImageRow._fields)
+        frame["status"] = [status_of.get(row.path, "ok") for row in rows]
+        if tap is None:
+            return frame
+        features = self.features(rows, tap).reshape(len(rows), -1)
+        columns = [f"{self.tap(tap).name}_{number}" for number in range(features.shape[1])]
+        return pandas.concat([frame, pandas.DataFrame(features, columns=columns)], axis=1)
 
 
 def stored_rows(path: Path, fingerprint: str | None = None) -> dict[str, TapRows]:

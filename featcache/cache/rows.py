@@ -29,6 +29,7 @@ from featcache.cache import layout
 from featcache.errors import DataError, NotACache, UsageError
 from featcache.files import Overtaken
 from featcache.spec import Dtype, Tap, canonical_json
+from featcache.text import Table
 
 BLOCK_BYTES = 4 * 2**20
 FEATURE_RANKS = (2, 3, 4)  # vectors (M, D), tokens (M, T, C), spatial maps (M, h, w, C)
@@ -247,6 +248,17 @@ def by_tap(pieces: Iterable[Piece], names: Iterable[str] = ()) -> dict[str, TapR
         used_names.add(name)
         rows[fingerprint] = TapRows(tap_pieces, name)
     return rows
+
+
+def tap_table(taps: Iterable[TapRows]) -> Table:
+    """Return what is shown of taps: how many rows of what shape each has, and what they take on the disk."""
+    rows: list[list[object]] = []
+    for stored in taps:
+        tap, num_rows = stored.tap, len(stored.at)
+        shape = "x".join(map(str, stored.shape))
+        megabytes = f"{stored.row_bytes * num_rows / 1e6:.1f}"
+        rows.append([tap.name, num_rows, shape, megabytes, tap.precision, tap.fingerprint[:12]])
+    return Table(["tap", "rows", "features", "MB", "precision", "fingerprint"], rows)
 
 
 def described(group: Any, source: Path) -> Tap:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,15 @@ from featcache.images.groups import Groups, rule_of, summary
 from featcache.images.groups import check as check_groups
 from featcache.images.groups import remarks as group_remarks
 from featcache.images.index import Index
+from featcache.images.jpegs import pictures, spread
 from featcache.images.kinds import notes
 from featcache.images.listing import Layout, Listing
 from featcache.images.sources import IN_MEMORY, Source, is_table, list_source
 from featcache.images.splits import assign, carve
 from featcache.images.tables import require_files
-from featcache.spec import Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
-from featcache.text import counted
+from featcache.notebook import MOST_ROWS, html, never_raising
+from featcache.spec import SPLITS, Failure, ImageRow, Progress, SplitSpec, Tick, count_by, silent
+from featcache.text import Table, counted
 
 Size = tuple[int, int]
 Seen = tuple[Size, frozenset[str]]  # an image's size and kinds
@@ -65,6 +68,30 @@ class Images:
 
     def __repr__(self) -> str:
         return f"Images({self.root}, {counted(len(self.rows), 'image')}, {counted(len(self.classes), 'class')})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        notes = [f"{failure.path}: {failure.status}, {failure.reason}" for failure in self.unreadable[:MOST_ROWS]]
+        if self.duplicates:
+            notes.append(f"{counted(len(self.duplicates), 'image')} found more than once, byte for byte.")
+        title = f"{counted(len(self.rows), 'image')} in {self.read_from} ({self.layout})"
+        tables = [self.class_table()] if self.classes else []
+        rows = spread(self.rows)
+        shown = pictures(partial(read_image, self.source), rows)
+        if len(shown) < len(rows):
+            notes.append(f"Of {counted(len(rows), 'picture')} {len(rows) - len(shown)} could not be read just now.")
+        return html(title, *tables, pictures=shown, notes=notes)
+
+    def class_table(self) -> Table:
+        """Return the classes with their images in all and in each split."""
+        splits = [name for name in SPLITS if name in self.splits]
+        counts = Counter((row.label, row.split) for row in self.rows)
+        rows: list[list[object]] = []
+        for label, num_images in self.classes.items():
+            rows.append([label, num_images, *(counts[label, split] for split in splits)])
+        num_labelled = sum(self.classes.values())
+        rows.append(["all", num_labelled, *(self.splits[split] for split in splits)])
+        return Table(["class", "images", *splits], rows)
 
     @property
     def read_from(self) -> Path:

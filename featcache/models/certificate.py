@@ -24,6 +24,7 @@ from featcache.images.sources import Source
 from featcache.models.assemble import logits_of
 from featcache.models.divergence import first_divergence
 from featcache.models.probe import Probe, by_digest
+from featcache.notebook import html, never_raising
 from featcache.spec import ImageRow, Preprocess, Tap
 from featcache.sweeps.metrics import wilson
 
@@ -56,6 +57,22 @@ class Certificate:
     # Of a head that was fitted on 8-bit features, which Keras cannot compute: the model computes in float32, parity is
     # with the head on float32 features, and this is the largest difference of a probability from the 8-bit features.
     probabilities: float | None = None
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {
+            "largest logit difference in inference": f"{self.inference:.1e}",
+            "largest logit difference in training": f"{self.training:.1e}",
+            "allowed": f"{self.tolerance:.1e}",
+            "same class": f"{self.agreement:.1%}",
+            "images": self.images,
+        }
+        if self.probabilities is not None:
+            facts[f"largest difference of a probability from {self.precision} features"] = f"{self.probabilities:.1e}"
+        if self.distilled is not None:
+            facts["the dense head names its teacher's class"] = f"{self.distilled:.1%}"
+        outcome = "the model computes what its head computed" if self.passed else "failed"
+        return html(f"Certificate: {outcome}", facts)
 
     @property
     def passed(self) -> bool:

@@ -12,10 +12,11 @@ from featcache.errors import UnknownHead
 from featcache.heads import store
 from featcache.heads.absorb import decision_logits
 from featcache.heads.estimators import check_heads_of_file, is_own_class, make_pipeline
+from featcache.notebook import html, never_raising
 from featcache.spec import ImageRow, Preprocess, Tap
 from featcache.sweeps.inputs import arrays_to_fit, features_of, few_of, taps_in
 from featcache.sweeps.run_paths import head_file
-from featcache.sweeps.trial import Trial
+from featcache.sweeps.trial import Trial, trial_fields
 
 if TYPE_CHECKING:
     from featcache.cache.reader import Cache
@@ -32,6 +33,11 @@ class Chosen:
 
     def __repr__(self) -> str:
         return f"Chosen({self.run.path}@{self.trial.trial}, {self.trial.head}, {self.trial.judged.value:.4f})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        number = "refit" if self.refit else self.trial.trial
+        return html(f"{self.run.path}@{number}", trial_fields(self.trial))
 
     @property
     def taps(self) -> tuple[Tap, ...]:

@@ -16,13 +16,14 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.errors import UsageError
+from featcache.notebook import html, never_raising
 from featcache.spec import ImageRow, choose
 from featcache.sweeps.chosen import Chosen
 from featcache.sweeps.metrics import LOWER_IS_BETTER, METRICS, Metric, Predictions, draws, values_of
 from featcache.sweeps.run import Run
 from featcache.sweeps.run_paths import predictions_file
 from featcache.sweeps.stored_predictions import NOT_JUDGED, PREDICTIONS, read_predictions
-from featcache.text import counted
+from featcache.text import Table, counted
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,30 @@ class Comparison:
     only_a: int  # images that a alone gets right
     only_b: int
     images: int
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        return html("Comparison", self.rows, notes=self.sentences)
+
+    @property
+    def rows(self) -> Table:
+        """Return the two with their scores, and how many images each alone gets right."""
+        first, second = (f"{score:.4f}" for score in self.scores)
+        return Table(
+            ["", self.metric, "right alone"],
+            [[self.a, first, self.only_a], [self.b, second, self.only_b]],
+        )
+
+    @property
+    def sentences(self) -> list[str]:
+        """Return the difference with its interval, the test, and the conclusion."""
+        low, high = self.interval
+        images = counted(self.images, "image")
+        return [
+            f"difference {self.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {images}, by bootstrap",
+            f"McNemar's exact p = {self.p_value:.3g}",
+            self.verdict,
+        ]
 
     @property
     def verdict(self) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 from featcache.cache.changes import Review
 from featcache.cache.layout import looks_beside
 from featcache.cache.reader import Cache
-from featcache.errors import DataError, NotARun, UnknownHead
+from featcache.errors import DataError, FeatcacheError, NotARun, UnknownHead
 from featcache.files import check_seal, read_json, write_sealed, write_whole
 from featcache.heads.estimators import is_own_class
 from featcache.heads.steps import STANDARDISE
+from featcache.notebook import html, import_pandas, never_raising
 from featcache.spec import ImageRow
 from featcache.sweeps import records
 from featcache.sweeps.chosen import Chosen
@@ -25,8 +26,9 @@ from featcache.sweeps.inputs import digest_of_rows, rows_of
 from featcache.sweeps.metrics import Metric
 from featcache.sweeps.presets import preset_of
 from featcache.sweeps.selection import Selection
-from featcache.sweeps.trial import Trial, best_first, trials_csv
-from featcache.text import counted
+from featcache.sweeps.trial import COLUMNS, Trial, best_first, row_of, trials_csv
+from featcache.sweeps.trial_rows import failures, ties, trial_rows
+from featcache.text import Table, counted
 from featcache.trust import allow_flags
 
 RUN_FORMAT = 4
@@ -95,6 +97,18 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.path}, {counted(len(self.trials), 'trial')} on {', '.join(self.settings.taps)})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        chose = f"chosen on {counted(self.num_select, 'image')} by {self.settings.selection.describe()}"
+        notes = [*ties(self), *failures(self)]
+        if not self.is_finished:
+            notes.append(f"{len(self.trials)} of {self.planned} trials are done; the same sweep goes on with it.")
+        try:
+            self.cache()
+        except FeatcacheError as error:  # the run still has its scores
+            notes.append(str(error))
+        return html(f"{self.path}: {counted(len(self), 'trial')}, {chose}", Table(*trial_rows(self)), notes=notes)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -170,6 +184,27 @@ class Run:
         raise UnknownHead(
             f"{self.path} has no head that can be handed off. Sweep some of: ridge, logreg, svm, softmax, mlp"
         )
+
+    def to_frame(self) -> Any:
+        """Return the trials as a pandas.DataFrame: those with a score, best first, then the others.
+
+        Its columns are those of trials.csv. Raises EnvironmentFault without pandas.
+        """
+        pandas = import_pandas()
+        without_score = [trial for trial in self.trials if trial.status != "ok"]
+        rows = [row_of(trial) for trial in (*self.ranked, *without_score)]
+        return pandas.DataFrame(rows, columns=COLUMNS)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the best trial of each kind of head on each tap with its 95 % interval, and return the axes.
+
+        axes: of matplotlib, to draw on; by default a new figure's. Raises UsageError if no trial has a score,
+        EnvironmentFault without matplotlib.
+        """
+        # The one import of a later room: users call this method on a run, and matplotlib loads only if they do.
+        from featcache.extras.report.score_axes import plot_scores
+
+        return plot_scores(self, axes)
 
     def __iter__(self) -> Iterator[Chosen]:
         """Yield the trials that have a score, best first."""

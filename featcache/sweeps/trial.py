@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from featcache.heads.estimators import complexity
-from featcache.heads.steps import STANDARDISE
+from featcache.heads.steps import NONE, STANDARDISE
+from featcache.notebook import html, never_raising
 from featcache.sweeps.metrics import METRICS, Metric, Score, better
+from featcache.text import interval
 
 DROPPED = "dropped:"  # how the status of a trial begins that a budget left out
 COLUMNS = (
@@ -63,6 +65,10 @@ class Trial:
             changed["interval"] = tuple(map(float, facts["interval"]))
         return cls(**{**facts, **changed})
 
+    @never_raising
+    def _repr_html_(self) -> str:
+        return html(f"Trial {self.trial}", trial_fields(self))
+
     @property
     def dropped(self) -> bool:
         """Return whether a budget left it out."""
@@ -99,21 +105,69 @@ def best_first(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     return sorted((trial for trial in trials if trial.status == "ok"), key=order)
 
 
+def trial_fields(trial: Trial) -> dict[str, object]:
+    """Return the facts about one trial, as a person reads them."""
+    facts: dict[str, object] = {
+        "trial": trial.trial,
+        "tap": trial.tap,
+        "width": trial.width,
+        "head": trial.head,
+        "setting": settings_of(trial),
+        "status": trial.status,
+    }
+    if trial.status != "ok":
+        return facts
+    facts["score"] = interval(*trial.judged)
+    if trial.std is not None:
+        facts["std"] = f"{trial.std:.3f}"
+    scores = [f"{name} {value:.3f}" for name, value in trial.scores.items() if value is not None]
+    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else None
+    return facts | {
+        "scores": ", ".join(scores),
+        "temperature": f"{trial.temperature:.3g}",
+        "fit s": f"{trial.fit_s:.2f}",
+        "MB": megabytes,
+        "handoff": "exact" if trial.handoff else "taught",
+        "converged": trial.converged,
+    }
+
+
+def settings_of(trial: Trial) -> str:
+    """Return the settings of a trial on one line: parameters, steps before the head, and the few images per class."""
+    words: list[str] = []
+    for key, value in trial.params.items():
+        if key != "hidden":  # is in the name of the head
+            words.append(f"{key}={spelt(value)}")
+    if trial.prepare == NONE:
+        words.append("not standardised")
+    elif trial.prepare != STANDARDISE:
+        words.append(f"after {trial.prepare}")
+    if trial.few:
+        shots, seed = trial.few
+        words.append(f"{shots} per class, seed {seed}")
+    return " ".join(words)
+
+
 def trials_csv(trials: Sequence[Trial]) -> str:
     """Return the text of trials.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for trial in trials:
-        facts = asdict(trial)
-        facts["std"] = trial.std
-        facts["low"], facts["high"] = trial.interval or (None, None)
-        facts["shots"] = None if trial.few is None else trial.few[0]
-        facts["params"] = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
-        facts |= {name: trial.scores.get(name) for name in METRICS}
-        cells = [facts[name] for name in COLUMNS]
+        cells = row_of(trial).values()
         writer.writerow(f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells)
     return text.getvalue()
+
+
+def row_of(trial: Trial) -> dict[str, Any]:
+    """Return {column: value} of a trial, in the order of COLUMNS; None where it has no value."""
+    facts = asdict(trial)
+    facts["std"] = trial.std
+    facts["low"], facts["high"] = trial.interval or (None, None)
+    facts["shots"] = None if trial.few is None else trial.few[0]
+    facts["params"] = " ".join(f"{key}={spelt(value)}" for key, value in trial.params.items())
+    facts |= {name: trial.scores.get(name) for name in METRICS}
+    return {name: facts[name] for name in COLUMNS}
 
 
 def spelt(value: Any) -> str:

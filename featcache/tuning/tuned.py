@@ -18,12 +18,16 @@ from featcache.cache.reader import Cache
 from featcache.errors import NotARun
 from featcache.files import file_digest, make_folder, write_arrays
 from featcache.models.certificate import Certificate
+from featcache.notebook import html, never_raising
 from featcache.provenance import made_with
 from featcache.spec import IDENTITY
 from featcache.sweeps import Chosen
 from featcache.sweeps.metrics import Predictions, Score
 from featcache.sweeps.records import TUNED, predictions_of, read_record, write_record
+from featcache.text import Table, interval
 from featcache.tuning.train import Epoch
+
+SMALL_LOSS = 0.001
 
 
 def record_of(run: Path, model: Path) -> Path:
@@ -59,6 +63,37 @@ class Tuned:
         return (
             f"Tuned({self.path}, val {self.start.val.value:.4f} -> {self.best.val.value:.4f}, epoch {self.best.epoch})"
         )
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        notes = ["Epoch 0 is the head as it was handed over.", *self.notes]
+        if self.stopped:
+            notes.append(f"Ended early: {self.stopped}.")
+        if self.certificate is not None:
+            passed = "passed" if self.certificate.passed else "failed"
+            notes.append(f"Certificate of the start: {passed}, on {self.certificate.images} images.")
+        title = f"{self.name}: {self.best.metric} {interval(*self.best.val)} on validation, epoch {self.best.epoch}"
+        return html(title, self.history_table(), notes=notes)
+
+    @property
+    def val_header(self) -> str:
+        """Return what tables call validation scores."""
+        return "val" if self.val_view == IDENTITY else "augmented val"
+
+    def history_table(self) -> Table:
+        """Return the epochs and the mixtures, which have no training loss or time."""
+        rows: list[list[object]] = []
+        for epoch in self.history:
+            name, train_loss, seconds = str(epoch.epoch), "", ""
+            if epoch.mixture is None:
+                seconds = f"{epoch.seconds:.1f}"
+                if epoch.epoch:
+                    train_loss = loss_text(epoch.train_loss)
+            else:
+                name = f"{epoch.epoch} x {epoch.mixture:.1f}"
+            best = "best" if epoch == self.best else ""
+            rows.append([name, train_loss, loss_text(epoch.val_loss), interval(*epoch.val), seconds, best])
+        return Table(["epoch", "train loss", "val loss", f"{self.val_header} [95 %]", "s", ""], rows)
 
     @property
     def name(self) -> str:
@@ -144,3 +179,8 @@ class Tuned:
 
 def _json_of(history: Sequence[Epoch]) -> list[dict[str, Any]]:
     return [epoch.to_json() for epoch in history]
+
+
+def loss_text(loss: float) -> str:
+    """Return a loss as tables show it: small ones such as 1.2e-05, because four digits would make them 0."""
+    return f"{loss:.1e}" if 0 < loss < SMALL_LOSS else f"{loss:.4f}"

@@ -1,20 +1,17 @@
 """What `featcache finetune` prints of a training."""
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 
-from featcache.spec import IDENTITY
 from featcache.sweeps.metrics import Score
 from featcache.tuning.train import Epoch
+from featcache.tuning.tuned import Tuned
 from featcache_cli.finetune import text
 
 
-def tuned(*history, **facts):
+def tuned(*history):
     start = Epoch(0, float("nan"), 0.5, Score(0.8, 0.7, 0.9), 0.1)
-    nothing = {"notes": (), "unfrozen": "", "prefix": "", "stopped": "", "controls": {}}
-    nothing |= {"val_view": IDENTITY, "plain_val": None}
-    return SimpleNamespace(history=(start, *history), best=start, **{**nothing, **facts})
+    return Tuned(None, None, (start, *history), start, None, 0, 0.1, chosen=None, val_logits=np.zeros((0, 2)))
 
 
 @pytest.mark.parametrize(("epoch", "mixture", "share"), [(1, 0.1, "10%"), (4, 0.3, "30%")])

@@ -16,10 +16,11 @@ import time
 import pytest
 from tiny import TOY
 
+from featcache.progress import Step
 from featcache.spec import Tick
 from featcache_cli import screen as screen_module
 from featcache_cli.output import emit, progress
-from featcache_cli.screen import Step, current, screen
+from featcache_cli.screen import current, screen
 
 COLUMNS = 60
 CLEAR = "\x1b[2K"  # what takes the line away

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from featcache.cache.reader import Cache
+from featcache.errors import FeatcacheError
+from featcache.images.jpegs import pictures
+from featcache.images.manifest import read_image
+from featcache.images.sources import open_source
+from featcache.notebook import MOST_PICTURES, Thumbnail, html, never_raising
 from featcache.spec import SPLITS
+from featcache.text import Table, counted
 
 Kind = Literal["exact", "re-encoded", "resized", "rotated/flipped", "near"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -59,6 +67,69 @@ class Leaks:
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)  # {path: SHA-256}, of images in pairs
     crossing_groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # {group: {split: images}}
 
+    def __repr__(self) -> str:
+        return f"Leaks({self.cache}, {counted(self.images, 'image')}, {counted(len(self.pairs), 'pair')})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        title = f"{counted(self.images, 'image')} of {self.cache}, compared by the features of {self.tap}"
+        if not self.pairs:
+            return html(title, lines=["No two images show the same.", self.verdict()], notes=self.notes)
+        notes = list(self.notes)
+        shown: list[Thumbnail] = []
+        try:
+            shown = self._pictures()
+        except FeatcacheError as error:
+            notes.append(f"The images cannot be shown: {error}")
+        tables = [self.count_table(), self.pair_table()]
+        return html(title, *tables, lines=[self.verdict()], pictures=shown, notes=notes)
+
+    def _pictures(self) -> list[Thumbnail]:
+        """Return the images of the first pairs, those of a pair side by side."""
+        cache = Cache.open(self.cache)
+        row_of = {row.path: row for row in cache.rows}
+        rows = []
+        for pair in self.pairs[: MOST_PICTURES // 2]:
+            rows += [row_of[path] for path in (pair.a, pair.b) if path in row_of]  # the cache may have changed since
+        return pictures(partial(read_image, open_source(cache.root)), rows)
+
+    def pair_table(self, limit: int | None = None) -> Table:
+        """Return the pairs, at most `limit`."""
+        rows: list[list[object]] = []
+        for pair in self.pairs[:limit]:
+            agreement = "-" if pair.agreement is None else f"{pair.agreement:.2f}"
+            rows.append([pair.a, pair.b, pair.kind, f"{pair.similarity:.3f}", agreement, _between(pair.splits)])
+        return Table(["image", "shows the same as", "kind", "features", "pixels", "splits"], rows)
+
+    def count_table(self) -> Table:
+        """Return how many pairs there are between splits, of each kind."""
+        rows: list[list[object]] = []
+        for splits, kinds in self.counts.items():
+            by_kind = [kinds.get(kind, 0) for kind in KINDS]
+            rows.append([_between(splits), *by_kind, sum(kinds.values())])
+        return Table(["pairs", *KINDS, "all"], rows)
+
+    def verdict(self, *, was_fixed: bool = False) -> str:
+        """Return what the pairs mean for the guarded split; in the past tense if that has been repaired."""
+        if not self.guarded:
+            return "There are no splits that could share images."
+        if not self.contaminated:
+            return f"No image of {self.guarded} is in another split as well."
+        paths = set()
+        for pair in self.contaminating:
+            # Of such a pair one image is in the guarded split, and the other is not.
+            paths.add(pair.a if pair.splits[0] == self.guarded else pair.b)
+        are, have = ("were", "had") if was_fixed else ("are", "have")
+        shared = []
+        if paths:
+            shared.append(f"{len(paths)} of its images {are} in other splits as well")
+        if groups := self.contaminating_groups:
+            shared.append(f"{len(groups)} of its groups, such as '{groups[0]}', {have} images in other splits")
+        reasons = f"{' and '.join(shared)}, so scores on it {are} too good."
+        if was_fixed:
+            return f"Before the fix {self.guarded} was contaminated: {reasons}"
+        return f"{self.guarded} is contaminated: {reasons}"
+
     @property
     def contaminating(self) -> tuple[Pair, ...]:
         """Return the pairs of an image of the guarded split and an image of another split."""
@@ -85,3 +156,7 @@ class Leaks:
             kinds[pair.kind] += 1
         in_order = sorted(counts, key=lambda splits: (ORDER[splits[0]], ORDER[splits[1]]))
         return {splits: counts[splits] for splits in in_order}
+
+
+def _between(splits: tuple[str, str]) -> str:
+    return " - ".join(name or "none" for name in splits)

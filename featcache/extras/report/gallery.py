@@ -16,6 +16,7 @@ from pathlib import Path
 from featcache.extras.report.pictures import small_picture
 from featcache.extras.report.templates import has_mark, page_text, templates
 from featcache.files import write_whole
+from featcache.images.jpegs import spread
 from featcache.images.manifest import Images
 from featcache.outputs import Kind, check_output
 from featcache.spec import SPLITS, ImageRow, Progress, Tick, silent
@@ -96,7 +97,7 @@ def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], pr
         if row.label in rows_of_class:
             rows_of_class[row.label].append(row)
     per_class = max(1, min(PER_CLASS, MOST_IMAGES // len(labels)))
-    shown = {label: _spread(rows, per_class) for label, rows in rows_of_class.items()}
+    shown = {label: spread(rows, per_class) for label, rows in rows_of_class.items()}
 
     class_rows: list[ClassRow] = []
     total = sum(map(len, shown.values()))
@@ -113,10 +114,3 @@ def _class_rows(images: Images, labels: Sequence[str], splits: Sequence[str], pr
             counts = {split: split_counts[split] for split in splits}
             class_rows.append(ClassRow(printable(label), counts, len(rows), cells))
     return class_rows
-
-
-def _spread(rows: Sequence[ImageRow], count: int) -> list[ImageRow]:
-    """Return `count` of the rows, evenly spaced, because neighbours are often of one burst."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[at * len(rows) // count] for at in range(count)]

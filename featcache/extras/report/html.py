@@ -26,7 +26,7 @@ from featcache.extras.report.embedding import MOST, places
 from featcache.extras.report.evaluation import Evaluation
 from featcache.extras.report.final import Final, predictions_of_rows
 from featcache.extras.report.pictures import bits_of, picture, sheet
-from featcache.extras.report.table import looks_text, reviewed_text, settings_of, unjudged_text
+from featcache.extras.report.table import looks_text, reviewed_text, unjudged_text
 from featcache.extras.report.templates import has_mark, render_page
 from featcache.extras.report.tuned_models import TunedModel, best_of, tuned_models_of
 from featcache.files import write_whole
@@ -39,6 +39,7 @@ from featcache.spec import SPLITS, ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.comparing import predictions_on_selection
 from featcache.sweeps.metrics import LOWER_IS_BETTER, Score, score_of, value_of
+from featcache.sweeps.trial import settings_of
 from featcache.text import counted, interval, printable
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import DataError
-from featcache.heads.steps import NONE, STANDARDISE
-from featcache.sweeps import Run, Trial
+from featcache.sweeps import Run
 from featcache.sweeps.metrics import Score
-from featcache.sweeps.trial import spelt
+from featcache.sweeps.trial import settings_of
+from featcache.sweeps.trial_rows import failures, ties, trial_rows
 from featcache.sweeps.unseen import why_not_left_out
 from featcache.text import NARROW, counted, fits, interval, printable, table
 
@@ -31,23 +31,14 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     limit: print at most this many trials, and a line that says how to see the others.
     """
     ranked = run.ranked
-    score = f"{run.settings.metric} [95 %]"
-    columns = ["trial", "tap", "width", "head", "setting", score, "std", "fit s", "MB", "handoff"]
-    if all(trial.std is None for trial in ranked):
-        columns.remove("std")
+    if limit is not None and len(ranked) == limit + 1:
+        limit = None  # a line that says "1 more" takes as much room as the trial
+    columns, rows = trial_rows(run, limit)
     lines: list[str] = []
     taps = list(dict.fromkeys(trial.tap for trial in ranked))
     has_one_tap = len(taps) == 1
     if has_one_tap:
-        columns = [name for name in columns if name not in ("tap", "width")]
         lines.append(f"On {taps[0]}, {counted(ranked[0].width, 'feature')}:")
-
-    if limit is not None and len(ranked) == limit + 1:
-        limit = None  # a line that says "1 more" takes as much room as the trial
-    rows: list[list[object]] = []
-    for trial in ranked[:limit]:
-        cells = _cells(trial) | {score: interval(*trial.judged)}
-        rows.append([cells[name] for name in columns])
     if rows and not has_one_tap and not fits(columns, rows):
         short_names, notes = shortened(taps)
         lines += notes
@@ -61,23 +52,6 @@ def trials_table(run: Run, limit: int | None = None) -> str:
     if num_hidden:
         lines.append(f"{num_hidden} more: featcache show {quote(str(run.path))}")
     return "\n".join([*lines, *_notes(run)])
-
-
-def _cells(trial: Trial) -> dict[str, object]:
-    """Return {column: cell} of a trial in the table, all but its score."""
-    std = "-" if trial.std is None else f"{trial.std:.3f}"
-    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else "-"
-    return {
-        "trial": trial.trial,
-        "tap": trial.tap,
-        "width": trial.width,
-        "head": trial.head,
-        "setting": settings_of(trial),
-        "std": std,
-        "fit s": f"{trial.fit_s:.2f}",
-        "MB": megabytes,
-        "handoff": "exact" if trial.handoff else "taught",
-    }
 
 
 def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -112,33 +86,6 @@ def shortened(taps: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         parts = [f"{letters.get(backbone, backbone)}/{layer}".lstrip("/") for backbone, layer in layers]
         short_names[tap] = "+".join(parts)
     return short_names, lines
-
-
-def trial_fields(trial: Trial) -> dict[str, object]:
-    """Return the facts about one trial, as a person reads them."""
-    facts: dict[str, object] = {
-        "trial": trial.trial,
-        "tap": trial.tap,
-        "width": trial.width,
-        "head": trial.head,
-        "setting": settings_of(trial),
-        "status": trial.status,
-    }
-    if trial.status != "ok":
-        return facts
-    facts["score"] = interval(*trial.judged)
-    if trial.std is not None:
-        facts["std"] = f"{trial.std:.3f}"
-    scores = [f"{name} {value:.3f}" for name, value in trial.scores.items() if value is not None]
-    megabytes = f"{trial.size / 1e6:.2f}" if trial.size else None
-    return facts | {
-        "scores": ", ".join(scores),
-        "temperature": f"{trial.temperature:.3g}",
-        "fit s": f"{trial.fit_s:.2f}",
-        "MB": megabytes,
-        "handoff": "exact" if trial.handoff else "taught",
-        "converged": trial.converged,
-    }
 
 
 def text_report(run: Run, final: Mapping[str, Score] | None = None, has_test: bool = True) -> str:
@@ -277,24 +224,8 @@ def reviewed_text(run: Run) -> str:
     return f"By a review of labels {images} changed or dropped{after}: scores on test depend on these decisions."
 
 
-def settings_of(trial: Trial) -> str:
-    """Return the settings of a trial on one line: parameters, steps before the head, and the few images per class."""
-    words: list[str] = []
-    for key, value in trial.params.items():
-        if key != "hidden":  # is in the name of the head
-            words.append(f"{key}={spelt(value)}")
-    if trial.prepare == NONE:
-        words.append("not standardised")
-    elif trial.prepare != STANDARDISE:
-        words.append(f"after {trial.prepare}")
-    if trial.few:
-        shots, seed = trial.few
-        words.append(f"{shots} per class, seed {seed}")
-    return " ".join(words)
-
-
 def _notes(run: Run) -> list[str]:
-    notes = _ties(run)
+    notes = ties(run)
     without_probabilities = [str(trial.trial) for trial in run.ranked if trial.log_loss is None]
     if without_probabilities:
         trials = ", ".join(without_probabilities)
@@ -308,24 +239,7 @@ def _notes(run: Run) -> list[str]:
         notes.append(f"{num_dropped} of {len(run.trials)} were dropped to keep within {run.settings.budget:g} s.")
     if len(run.trials) < run.planned:
         notes.append(f"{len(run.trials)} of {run.planned} are done; the command that began the run goes on with it.")
-    return [*notes, *_failures(run)]
-
-
-def _ties(run: Run) -> list[str]:
-    """Return which trials the best one does not clearly beat."""
-    if not run.ranked:
-        return []
-    best, *others = run.ranked
-    ties = [trial for trial in others if best.judged.low <= trial.judged.value <= best.judged.high]
-    num_equal = sum(trial.score == best.score for trial in ties)
-    notes: list[str] = []
-    if num_equal:
-        notes.append(
-            f"{num_equal + 1} trials tie at {best.score:.4f}; best is the simplest kind, then the lower log loss."
-        )
-    if others:
-        notes.append(f"Within the best one's interval: {len(ties)} of {counted(len(others), 'other trial')}.")
-    return notes
+    return [*notes, *failures(run)]
 
 
 def unjudged_text(unjudged: Sequence[str], num_classes: int, images: str) -> str:
@@ -381,19 +295,6 @@ def _can_leave_out(run: Run) -> bool:
     train = run.rows(cache, "train")
     obstacles = [why_not_left_out(cache, train, tap) for tap in run.fingerprints]
     return not any(obstacles)
-
-
-def _failures(run: Run) -> list[str]:
-    """Return why trials failed, a line for each reason."""
-    trials_of_reason: dict[tuple[str, str], list[str]] = {}
-    for trial in run.trials:
-        if trial.failed:
-            trials_of_reason.setdefault((trial.head, trial.status), []).append(str(trial.trial))
-    lines: list[str] = []
-    for (head, status), numbers in trials_of_reason.items():
-        noun = "Trials" if len(numbers) > 1 else "Trial"
-        lines.append(f"{noun} {', '.join(numbers)} ({head}) failed: {status}")
-    return lines
 
 
 def _small_sets(run: Run) -> list[str]:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.extras.report.table import class_table, settings_of, text_report, trial_fields, trials_table
+from featcache.extras.report.table import class_table, text_report, trials_table
 from featcache.sweeps import Run, Settings, Trial
 from featcache.sweeps.metrics import Score
+from featcache.sweeps.trial import settings_of, trial_fields
 from featcache.text import fields, printable, table
 
 
