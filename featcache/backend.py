@@ -83,6 +83,28 @@ def start_keras() -> None:
     _check_settings()
 
 
+def start_keras_hub() -> None:
+    """Import Keras and keras-hub. Raises EnvironmentFault if keras-hub is missing or cannot be imported."""
+    start_keras()
+    if sys.modules.get("keras_hub") is not None:
+        return
+    log.info("Starting keras-hub")
+    try:
+        with quietly():
+            import keras_hub  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "keras_hub":
+            raise _broken_keras_hub(error) from error
+        raise EnvironmentFault("Presets of keras-hub need keras-hub: pip install 'featcache[hub]'") from error
+    except Exception as error:  # a library that is broken raises what it likes
+        raise _broken_keras_hub(error) from error
+
+
+def _broken_keras_hub(error: Exception) -> EnvironmentFault:
+    reason = " ".join(str(error).split())[:200]
+    return EnvironmentFault(f"keras-hub cannot be imported: {reason}. pip install --force-reinstall keras-hub")
+
+
 def _import_keras() -> None:
     backend, place = _backend_setting()
     if backend not in BACKENDS:

@@ -293,6 +293,10 @@ def _require_one_size(taps: Sequence[Tap]) -> None:
     if len(sizes) > 1:
         listed = " and ".join(f"'{name}' {size} pixels ({resize})" for (size, resize), name in sizes.items())
         raise UsageError(f"One model takes images of one size, but tap {listed}. Extract both at one `size`")
+    interpolations = {tap.preprocess.interpolation: tap.name for tap in taps}
+    if len(interpolations) > 1:
+        listed = " and ".join(f"'{name}' is {interpolation}" for interpolation, name in interpolations.items())
+        raise UsageError(f"One model resizes its images in one way, but tap {listed}. Take a head on one of them")
     bits = {tap.preprocess.bits: tap.name for tap in taps}
     if len(bits) > 1:
         listed = " and ".join(f"'{name}' takes {number} bits" for number, name in bits.items())
