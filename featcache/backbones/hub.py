@@ -245,7 +245,7 @@ def _no_image_backbone(folder: Path, network: Mapping[str, Any], class_name: str
         return NotAModel(f"{folder}/{CONFIG} names no class of keras-hub, so it is no preset")
     return NotAModel(
         f"{folder} is a {class_name}, which is no image backbone that featcache takes from keras-hub. Those are listed "
-        "by: featcache backbones list --hub"
+        "by: featcache backbones list"
     )
 
 

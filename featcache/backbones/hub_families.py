@@ -220,7 +220,7 @@ def published(name: str) -> tuple[Family, Published]:
     names = [preset.name for _, preset in all_published()]
     raise UnknownBackbone(
         f"featcache knows no preset '{name}' of keras-hub{did_you_mean(name, names)}. All names: featcache backbones "
-        "list --hub. Of another preset, name the folder or the address: hub:./FOLDER, hub:hf://OWNER/NAME"
+        "list. Of another preset, name the folder or the address: hub:./FOLDER, hub:hf://OWNER/NAME"
     )
 
 

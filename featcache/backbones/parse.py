@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from featcache.backbones import hub, own
+from featcache.backbones import hub, hub_download, own
 from featcache.backbones.build import check_size
 from featcache.backbones.registry import Entry, get, is_name
 from featcache.errors import UsageError
@@ -134,7 +134,7 @@ def requests(
     >>> [request.taps("")[0].name for request in requests("mobilenet_v2:alpha=0.35,pixels:size=8")]
     ['mobilenet_v2:alpha=0.35/top', 'pixels:size=8/top']
     """
-    texts = _backbones(backbones)
+    texts = backbones_in(backbones)
     layers = tuple(_listed(tap))
     if not texts or not layers:
         raise UsageError("Name at least one backbone and one tap, such as `backbone='mobilenet_v2'` and `tap='top'`")
@@ -265,6 +265,7 @@ def _hub_request(
         raise UsageError(f"'{spec.name}' takes the options size=.., resize=.., mode=..; got '{':'.join(parts)}'")
     if weights is not None:
         raise UsageError(f"`weights` is for backbones of Keras; the preset '{spec.name}' has its own weights")
+    hub_download.provide(spec)
     preset = hub.read(spec)
     size = _count("size", _value("size", options["size"])) if "size" in options else size or preset.size
     if not size:
@@ -325,7 +326,7 @@ def _value(key: str, text: str) -> Any:
     return int(number) if is_whole else number
 
 
-def _backbones(names: str | Sequence[str]) -> list[str]:
+def backbones_in(names: str | Sequence[str]) -> list[str]:
     """Return the backbones in a list. A comma separates two of them, unless it is part of the path of a file."""
     parts = _listed(names)
     if not isinstance(names, str):
