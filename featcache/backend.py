@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -76,6 +77,8 @@ def start_keras() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with four lines, and logs what does not matter
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
+    # Swin of keras-hub calls an argument "mask", which Keras takes for another kind of mask.
+    warnings.filterwarnings("ignore", message="Layer 'attn' .of type WindowAttention. was passed an input with a mask")
     if "keras" not in sys.modules:
         _import_keras()
     elif (backend := sys.modules["keras"].backend.backend()) not in BACKENDS:

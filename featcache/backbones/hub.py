@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 from packaging.version import InvalidVersion, Version
 
-from featcache.backbones.hub_families import Family, family_of_class, published
+from featcache.backbones.hub_families import HubFamily, family_of_class, published
 from featcache.backend import keras_home
 from featcache.errors import EnvironmentFault, NotAModel, UsageError, WeightsMissing
 from featcache.files import file_digest, matching, raise_if_of_the_system
@@ -39,7 +39,7 @@ Factors = float | Sequence[float]
 
 
 @dataclass(frozen=True)
-class Preset:
+class HubPreset:
     """What the files of a preset say.
 
     size: pixels a side. Input of the network: pixels 0..255 times scale, plus offset, each one number or one a channel.
@@ -51,7 +51,7 @@ class Preset:
     class_name: str
     settings: Mapping[str, Any]  # of the network, as config.json has them
     tower: Mapping[str, Any]  # the settings of the vision tower: of CLIP and SigLIP a part of them, else all
-    family: Family
+    family: HubFamily
     size: int
     resize: Resize = "stretch"
     interpolation: Interpolation = "bilinear"
@@ -128,7 +128,7 @@ def source(spec: BackboneSpec) -> str | None:
     return f"preset {digest_of(digests)}"
 
 
-def read(spec: BackboneSpec) -> Preset:
+def read(spec: BackboneSpec) -> HubPreset:
     """Return what the files of a preset say.
 
     Raises NotAModel if it is no image backbone or names foreign code; WeightsMissing if the folder has no weights.
@@ -136,6 +136,10 @@ def read(spec: BackboneSpec) -> Preset:
     folder = folder_of(spec)
     network = _json_of(folder / CONFIG)
     if network is None:
+        if spec.weights.startswith(PREFIX):
+            raise WeightsMissing(
+                f"The preset {spelt(spec)} is not on this machine. Download it: featcache backbones fetch {spelt(spec)}"
+            )
         if not folder.is_dir():
             raise NotAModel(f"There is no folder {folder} with a preset of keras-hub")
         raise NotAModel(f"{folder} has no {CONFIG}, so it is no preset of keras-hub. Write one: save_to_preset(FOLDER)")
@@ -152,12 +156,12 @@ def read(spec: BackboneSpec) -> Preset:
 
     converter = _converter(folder)
     if converter is None:
-        return Preset(spec.name, folder, class_name, settings, tower, family, side, has_converter=False)
+        return HubPreset(spec.name, folder, class_name, settings, tower, family, side, has_converter=False)
     scale, offset = _factors(converter)
     size = _side(_image_size(converter), folder) or side
     # A network for one size keeps it, whatever the converter says.
     size = side if family.sizes == "one" else size
-    return Preset(
+    return HubPreset(
         spec.name,
         folder,
         class_name,
@@ -172,7 +176,7 @@ def read(spec: BackboneSpec) -> Preset:
     )
 
 
-def check_size(preset: Preset, size: int) -> None:
+def check_size(preset: HubPreset, size: int) -> None:
     """Raise UsageError if the positions of a preset's network do not allow images of this size."""
     family = preset.family
     trained = _side(preset.tower.get("image_shape"), preset.folder)

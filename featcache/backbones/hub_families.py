@@ -28,7 +28,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Family:
+class HubFamily:
     """Networks that are built in the same way.
 
     classes: of keras-hub, as config.json names them. handle: of all presets, on Kaggle. sizes: which sizes of images
@@ -49,7 +49,7 @@ _GEMMA = "Gemma terms (ai.google.dev/gemma/terms)"
 _HAI_DEF = "HAI-DEF terms (developers.google.com/health-ai-developer-foundations/terms)"
 
 FAMILIES = (
-    Family(
+    HubFamily(
         "DINOv2",
         ("DINOV2Backbone",),
         "Apache-2.0",
@@ -66,7 +66,7 @@ FAMILIES = (
             Published("dinov2_with_registers_giant", 1, 1_138_591_232, 518, 1536),
         ),
     ),
-    Family(
+    HubFamily(
         "DINOv3",
         ("DINOV3Backbone",),
         "DINOv3 License",
@@ -85,7 +85,7 @@ FAMILIES = (
         "the DINOv3 License of Meta, ai.meta.com/resources/models-and-libraries/dinov3-license, which you accept on "
         "the page of the model",
     ),
-    Family(
+    HubFamily(
         "SigLIP",
         ("SigLIPBackbone", "SigLIPVisionEncoder"),
         "Apache-2.0",
@@ -118,7 +118,7 @@ FAMILIES = (
             Published("siglip2_giant_opt_patch16_384", 1, 1_871_886_066, 384, 1536),
         ),
     ),
-    Family(
+    HubFamily(
         "MedSigLIP",
         (),  # those of SigLIP
         _HAI_DEF,
@@ -127,7 +127,7 @@ FAMILIES = (
         (Published("medsiglip_900m_448", 1, 878_301_426, 448, 1152),),
         f"the {_HAI_DEF}, which you accept on the page of the model",
     ),
-    Family(
+    HubFamily(
         "CLIP",
         ("CLIPBackbone", "CLIPVisionEncoder"),
         "MIT",
@@ -144,7 +144,7 @@ FAMILIES = (
             Published("clip_vit_bigg_14_laion2b_39b_b160k", 3, 2_539_567_362, 224, 1664),
         ),
     ),
-    Family(
+    HubFamily(
         "ViT",
         ("ViTBackbone",),
         "Apache-2.0",
@@ -164,7 +164,7 @@ FAMILIES = (
             Published("vit_huge_patch14_224_imagenet21k", 3, 630_764_800, 224, 1280),
         ),
     ),
-    Family(
+    HubFamily(
         "DeiT",
         ("DeiTBackbone",),
         "Apache-2.0",
@@ -177,7 +177,7 @@ FAMILIES = (
             Published("deit_base_distilled_patch16_384_imagenet", 1, 86_092_032, 384, 768),
         ),
     ),
-    Family(
+    HubFamily(
         "Swin",
         ("SwinTransformerBackbone",),
         "MIT",
@@ -192,7 +192,7 @@ FAMILIES = (
             Published("swin_large_patch4_window12_384", 1, 195_198_516, 384, 1536),
         ),
     ),
-    Family(
+    HubFamily(
         "MobileNetV5",
         ("MobileNetV5Backbone",),
         _GEMMA,
@@ -204,7 +204,7 @@ FAMILIES = (
 )
 
 
-def family_of_class(class_name: str) -> Family | None:
+def family_of_class(class_name: str) -> HubFamily | None:
     """Return the family of a class of keras-hub; None if featcache does not take it."""
     for family in FAMILIES:
         if class_name in family.classes:
@@ -212,7 +212,7 @@ def family_of_class(class_name: str) -> Family | None:
     return None
 
 
-def published(name: str) -> tuple[Family, Published]:
+def published(name: str) -> tuple[HubFamily, Published]:
     """Return a published preset and its family. Raises UnknownBackbone with near names."""
     for family, preset in all_published():
         if preset.name == name:
@@ -224,7 +224,7 @@ def published(name: str) -> tuple[Family, Published]:
     )
 
 
-def all_published() -> Iterator[tuple[Family, Published]]:
+def all_published() -> Iterator[tuple[HubFamily, Published]]:
     """Yield every published preset with its family."""
     for family in FAMILIES:
         for preset in family.presets:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featcache.arrays import Floats
-from featcache.backbones.hub import Preset, newer_version, too_new, weights_of
+from featcache.backbones.hub import HubPreset, newer_version, too_new, weights_of
 from featcache.errors import FeatcacheError, NotAModel
 from featcache.files import raise_if_of_the_system
 
@@ -36,7 +36,7 @@ class Tower(NamedTuple):
     others: Sequence[Any] = ()  # further tensors that can be taps
 
 
-def network_of(preset: Preset, size: int) -> Any:
+def network_of(preset: HubPreset, size: int) -> Any:
     """Return the Keras model (N, size, size, 3) pixels 0..255 -> [top, other outputs that only a tap reads].
 
     Raises NotAModel if keras-hub cannot load the preset or featcache cannot take it apart.
@@ -51,7 +51,7 @@ def network_of(preset: Preset, size: int) -> Any:
     return keras.Model(image, outputs, name=f"hub_{name}")
 
 
-def _backbone(preset: Preset, size: int) -> Any:
+def _backbone(preset: HubPreset, size: int) -> Any:
     """Return keras-hub's own backbone with its weights, at float32 and without noise."""
     import keras
     import keras_hub
@@ -69,7 +69,7 @@ def _backbone(preset: Preset, size: int) -> Any:
         keras.config.set_dtype_policy(policy)
 
 
-def _check_settings(preset: Preset, backbone_class: Any) -> None:
+def _check_settings(preset: HubPreset, backbone_class: Any) -> None:
     """Raise NotAModel if a preset has a setting that the class does not have: Keras would ignore it in silence."""
     known = {"name", "trainable", "dtype", *inspect.signature(backbone_class.__init__).parameters}
     unknown = sorted(set(preset.settings) - known)
@@ -80,7 +80,7 @@ def _check_settings(preset: Preset, backbone_class: Any) -> None:
     raise NotAModel(f"{preset.folder} has a setting that {preset.class_name} does not have: {', '.join(unknown)}")
 
 
-def _cannot_load(preset: Preset, error: Exception) -> FeatcacheError:
+def _cannot_load(preset: HubPreset, error: Exception) -> FeatcacheError:
     for file in weights_of(preset.folder):
         raise_if_of_the_system(file, error)
     if newer := newer_version(preset.folder):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats, Pixels
+from featcache.backbones import hub
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.lineage import Lineage, Lineages, lineage_of
 from featcache.cache.reader import Cache
@@ -112,7 +113,9 @@ class Probe:
         paths = [self.cache.path]
         for tap in self.taps:
             # The "weights" of an imported backbone name a Python function.
-            if tap.backbone.origin != "import" and tap.backbone.weights not in NO_FILES:
+            if tap.backbone.origin == "hub":
+                paths.append(hub.folder_of(tap.backbone))
+            elif tap.backbone.origin != "import" and tap.backbone.weights not in NO_FILES:
                 paths.append(Path(tap.backbone.weights))
         return paths
 

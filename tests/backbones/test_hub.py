@@ -1,6 +1,7 @@
 """A preset of keras-hub is a backbone, with taps, blocks and sizes; a bad preset is refused in one line."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from featcache.backbones.describe import layers_of
 from featcache.backbones.parse import requests
 from featcache.errors import EnvironmentFault, NotAModel, UnknownBackbone, UsageError, WeightsMissing
 from featcache.extraction import extract
+from featcache.extras.export import export
+from featcache.extras.report.commands import flags_of
 from featcache.images.decode import decode
 from featcache.models import handoff, load_model
 from featcache.models.certificate import TOLERANCE
@@ -131,6 +134,8 @@ def test_the_whole_path(name, presets, tmp_path):
     assert model.certificate.training <= TOLERANCE
     tuned = finetune(run.best, out=tmp_path / "t.keras", unfreeze="block_2", epochs=1)
     assert tuned.best.val >= tuned.start.val
+    with pytest.raises(UsageError, match=f"takes a network of Keras by its name.*'{name}' comes with its weights"):
+        finetune(run.best, tmp_path / "u.keras", controls="scratch")
     rows = list(predict(tmp_path / "t.keras", photos))
     assert len(rows) == 60
     _, facts = load_model(tmp_path / "m.keras")
@@ -138,6 +143,31 @@ def test_the_whole_path(name, presets, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dinov2_registers", "dinov3", "clip", "siglip"])
+def test_models_are_exported_and_computed_in_8_bits(name, presets, tmp_path):
+    photos = write_images(tmp_path / "photos", per_class=30)
+    cache = extract(photos, f"hub:{presets(name)}", out=tmp_path / "c.h5")
+    handoff(sweep(cache, "logreg", out=tmp_path / "run").best, tmp_path / "m.keras")
+    for to, file in (("litert", "m.tflite"), ("onnx", "m.onnx"), ("openvino", "m.xml"), ("savedmodel", "saved")):
+        assert export(tmp_path / "m.keras", to=to, out=tmp_path / file).difference < 1e-3
+    extract(photos, f"hub:{presets(name)}", out=tmp_path / "c.h5", precision="int8")
+
+
+@pytest.mark.slow
+def test_what_cannot_run_in_8_bits_is_refused(presets, photos, tmp_path):
+    with pytest.raises(EnvironmentFault, match=r"OpenVINO cannot convert this network.*any precision but int8"):
+        extract(photos, f"hub:{presets('swin')}", out=tmp_path / "c.h5", precision="int8")
+
+
+def test_the_report_names_a_preset_so_that_the_same_features_are_made_again(presets):
+    [request] = requests(f"hub:{presets(QUICK)}:resize=stretch", tap="cls", size=48)
+    words = shlex.split(flags_of(request.taps("w", "a")))
+    assert words[::2] == ["-b", "--size", "--tap"]
+    [again] = requests(words[1], tap=words[5], size=int(words[3]))
+    assert again == request
+
+
 def test_blocks_of_the_transformer_are_blocks(name, presets):
     backbone, request = built(f"hub:{presets(name)}")
     names = [operation.name for operation in backbone.network.operations]

@@ -9,6 +9,7 @@ import pytest
 from keras_hub.src.utils.preset_utils import BUILTIN_PRESETS_FOR_BACKBONE
 
 from featcache.backbones import hub
+from featcache.backbones.build import build
 from featcache.backbones.fetch import fetch
 from featcache.backbones.hub_download import provide
 from featcache.backbones.hub_families import FAMILIES, all_published
@@ -171,6 +172,11 @@ def test_a_damaged_preset_is_noticed(preset, home, tmp_path):
     (tmp_path / "damaged" / "model.weights.h5").write_bytes(b"not HDF5")
     with pytest.raises(WeightsMismatch, match=r"keras-hub cannot load .* Remove .*dinov2_small and fetch it again"):
         fetch("hub:dinov2_small", download=Hub(tmp_path / "damaged"))
+
+
+def test_a_preset_that_only_a_cache_names_is_not_downloaded(home):
+    with pytest.raises(WeightsMissing, match=r"hub:dinov2_small is not on this machine\. .* fetch hub:dinov2_small"):
+        build(spec_of("hub:dinov2_small"), 224, "avg")
 
 
 def test_names_are_checked_before_the_first_download(home):

@@ -41,7 +41,7 @@ def place(tmp_path, monkeypatch):
 def test_there_is_a_page_for_each_task_and_the_readme_leads_there():
     names = """
         quickstart photos images extract leaks labels heads finetune report predict export recipes
-        model add-a-class gpu cache head backbone engine
+        model add-a-class gpu cache head backbone engine hub
         commands words files python promises integrity trust performance architecture
     """
     assert {page.stem for page in PAGES} == set(names.split())

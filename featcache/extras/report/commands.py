@@ -11,6 +11,7 @@ from dataclasses import replace
 from shlex import quote
 from typing import Any
 
+from featcache.backbones import hub
 from featcache.backbones.parse import default_pooling
 from featcache.cache.reader import Cache
 from featcache.heads.estimators import is_own_class
@@ -137,6 +138,12 @@ def _tap_options(tap: Tap) -> Iterator[tuple[str, Any]]:
 def _backbone(tap: Tap) -> str:
     """Return a backbone as `extract -b` takes it."""
     spec: BackboneSpec = tap.backbone
+    if spec.origin == "hub":
+        # A preset has its own way of resizing, which --resize stretch would not change.
+        parts = [hub.spelt(spec), f"resize={tap.preprocess.resize}"]
+        if tap.preprocess.mode != "inside":
+            parts.append(f"mode={tap.preprocess.mode}")
+        return ":".join(parts)
     if spec.origin != "registry":
         return f"{spec.weights}:mode={tap.preprocess.mode}"
     parts = [spec.name, *(f"{name}={value}" for name, value in spec.options)]
