@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -76,11 +77,35 @@ def start_keras() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with four lines, and logs what does not matter
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
+    # Swin of keras-hub calls an argument "mask", which Keras takes for another kind of mask.
+    warnings.filterwarnings("ignore", message="Layer 'attn' .of type WindowAttention. was passed an input with a mask")
     if "keras" not in sys.modules:
         _import_keras()
     elif (backend := sys.modules["keras"].backend.backend()) not in BACKENDS:
         raise EnvironmentFault(_other_backend(backend, "imported before featcache", _NEEDED))
     _check_settings()
+
+
+def start_keras_hub() -> None:
+    """Import Keras and keras-hub. Raises EnvironmentFault if keras-hub is missing or cannot be imported."""
+    start_keras()
+    if sys.modules.get("keras_hub") is not None:
+        return
+    log.info("Starting keras-hub")
+    try:
+        with quietly():
+            import keras_hub  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "keras_hub":
+            raise _broken_keras_hub(error) from error
+        raise EnvironmentFault("Presets of keras-hub need keras-hub: pip install 'featcache[hub]'") from error
+    except Exception as error:  # a library that is broken raises what it likes
+        raise _broken_keras_hub(error) from error
+
+
+def _broken_keras_hub(error: Exception) -> EnvironmentFault:
+    reason = " ".join(str(error).split())[:200]
+    return EnvironmentFault(f"keras-hub cannot be imported: {reason}. pip install --force-reinstall keras-hub")
 
 
 def _import_keras() -> None:

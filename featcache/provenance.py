@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("featcache", "keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "h5py")
+LIBRARIES = ("featcache", "keras", "keras-hub", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "h5py")
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -50,11 +50,17 @@ def _versions() -> dict[str, str]:
     """Return the versions of the libraries that are installed."""
     versions = {}
     for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        if installed := installed_version(name):
+            versions[name] = installed
     return versions
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a library; None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _code_digest() -> str:

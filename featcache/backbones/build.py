@@ -14,6 +14,7 @@ import hashlib
 import logging
 import math
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -24,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache.backbones import efficientnet_lite, glyphnet, inventory, own, saved, weights
+from featcache.backbones import efficientnet_lite, glyphnet, hub, inventory, own, saved, weights
 from featcache.backbones.graph import auto_layers, output_of, outputs_of, resolved
 from featcache.backbones.noise import without_noise
 from featcache.backbones.registry import SIZES, Entry, get, trained_size
-from featcache.backend import start_keras
+from featcache.backend import start_keras, start_keras_hub
 from featcache.errors import FeatcacheError, NotAModel, UsageError, WeightsMismatch
 from featcache.spec import BackboneSpec, Pooling, Precision, Preprocess, Tap
 
@@ -44,8 +45,9 @@ class Backbone:
     spec: BackboneSpec
     network: Any  # keras.Model
     weights_digest: str  # SHA-256 of the weight values, in order
-    architecture: str = ""  # SHA-256 of the configuration of a user's own model
-    full_model: Any = None  # a user's own model, with the classifier that `own.headless` removed
+    architecture: str = ""  # SHA-256 of the configuration of a user's own model or of a preset
+    # a user's own model, with the classifier that `own.headless` removed; a preset's, with all outputs that taps read
+    full_model: Any = None
     source: str | None = None  # `weights.source` of the loaded weights; None if the user's own function made them
 
     @property
@@ -61,15 +63,14 @@ class Backbone:
         import keras
 
         if layer == "top":
-            if self.full_model is not None:
+            if self.spec.is_own:
                 own.check_top(self.full_model, self.spec.name)
             return self.network
 
         model = self.network
         if self.full_model is not None and layer not in outputs_of(self.network):
-            model = self.full_model  # the layer belongs to the classifier
-        owner = self.spec.name if self.spec.origin == "registry" else self.spec.weights
-        output = output_of(model, layer, owner)
+            model = self.full_model  # the layer belongs to the classifier, or only a tap reads it
+        output = output_of(model, layer, self._spelt)
         return keras.Model(self.network.inputs[0], output, name=f"{self.network.name}_{layer}")
 
     def tapped(self, layers: Sequence[str], name: str) -> Any:
@@ -91,8 +92,15 @@ class Backbone:
         """
         if self.spec.origin == "registry":
             return list(texts)
-        names = [resolved(self.full_model, text, self.spec.weights) for text in texts]
+        names = [resolved(self.full_model, text, self._spelt) for text in texts]
         return list(dict.fromkeys(names))
+
+    @property
+    def _spelt(self) -> str:
+        """The backbone as a command takes it."""
+        if self.spec.origin == "hub":
+            return hub.spelt(self.spec)
+        return self.spec.name if self.spec.origin == "registry" else self.spec.weights
 
 
 def build(
@@ -107,7 +115,9 @@ def build(
     Raises UsageError for a size or option that the constructor refuses, WeightsMissing (which says where to put which
     file), WeightsMismatch.
     """
-    if spec.origin != "registry":
+    if spec.origin == "hub":
+        return _of_preset(spec, size, precision)
+    if spec.is_own:
         return _own(spec, size, precision, trust)
     entry = get(spec.name)
     check_size(entry, size)
@@ -153,6 +163,26 @@ def _own(spec: BackboneSpec, size: int, precision: Precision, trust: bool) -> Ba
     network = own.headless(model)
     _finish_in_float32(network)
     return Backbone(spec, network, weights_digest, architecture, model, source)
+
+
+def _of_preset(spec: BackboneSpec, size: int, precision: Precision) -> Backbone:
+    start_keras_hub()
+    import keras
+
+    from featcache.backbones import hub_networks
+
+    preset = hub.read(spec)
+    hub.check_size(preset, size)
+    log.info("Building %s and loading its weights", spec.name)
+    # keras-hub warns about masks that it loses, and prints.
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        with _unchanged_source(spec, size) as source, reproducibly(0), computing_in(precision):
+            model = hub_networks.network_of(preset, size)
+    model.trainable = False
+    network = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    network.trainable = False
+    return Backbone(spec, network, _digest(model), own.architecture(model), model, source)
 
 
 def built_for(tap: Tap, precision: Precision) -> Backbone:

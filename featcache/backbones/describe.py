@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from featcache.backbones import efficientnet_lite
+from featcache.backbones import efficientnet_lite, hub
 from featcache.backbones.blocks import STEM, block_names, blocks
 from featcache.backbones.build import Backbone, build
 from featcache.backbones.graph import operations, outputs_of
+from featcache.backbones.hub_families import all_published
 from featcache.backbones.parse import Request
 from featcache.backbones.registry import get
 from featcache.backbones.weights import file_of
+from featcache.spec import BackboneSpec
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ def facts_of(request: Request) -> dict[str, Any]:
     """Return the facts about a backbone. Only a user's own model is built for them, and a registry's with options."""
     spec = request.spec
     size = request.preprocess.size
+    if spec.origin == "hub":
+        return _facts_of_preset(request)
     facts = asdict(get(spec.name)) if spec.origin == "registry" else _facts_of_own(request)
     file = file_of(spec, size)
     if facts.get("package"):
@@ -68,6 +72,46 @@ def layers_of(request: Request) -> list[Layer]:
         )
     top = tuple(backbone.network.outputs[0].shape[1:])
     return [*layers, Layer("top", top, layers[-1].block, auto=True)]
+
+
+def published_presets() -> list[dict[str, Any]]:
+    """Return the facts about every published preset of keras-hub, by family. Nothing is built or downloaded."""
+    facts = []
+    for family, preset in all_published():
+        spec = BackboneSpec(preset.name, (), hub.PREFIX + preset.name, origin="hub")
+        facts.append(
+            {
+                "name": hub.spelt(spec),
+                "family": family.title,
+                "params": preset.params,
+                "size": preset.size,
+                "width": preset.width,
+                "licence": family.licence,
+                "terms": family.terms,
+                "weights": str(hub.folder_of(spec)),
+                "present": hub.is_here(spec),
+            }
+        )
+    return facts
+
+
+def _facts_of_preset(request: Request) -> dict[str, Any]:
+    """Return what the files of a preset say. Its network is built only to count its parameters."""
+    preset = hub.read(request.spec)
+    facts = _facts_of_own(request)
+    return {
+        **facts,
+        "name": hub.spelt(request.spec),
+        "family": preset.family.title,
+        "size": request.preprocess.size,
+        "resize": request.preprocess.resize,
+        "interpolation": request.preprocess.interpolation,
+        "scale": preset.scale,
+        "offset": preset.offset,
+        "licence": preset.family.licence,
+        "weights": str(preset.folder),
+        "present": True,
+    }
 
 
 def _facts_of_own(request: Request) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Download ImageNet weights in advance, and repair what a broken download left behind.
+"""Download ImageNet weights and presets in advance, and repair what a broken download left behind.
 
 The constructor of a network makes Keras download straight to the final name. So a killed download leaves a part of the
 file, which Keras later takes for the complete file. Only building the network shows that the weights are complete. A
@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from featcache.backbones import hub
 from featcache.backbones.build import build
-from featcache.backbones.parse import Request, requests
+from featcache.backbones.hub_download import Convert, Download, by_keras_hub, convert_by_keras_hub, provide
+from featcache.backbones.parse import Request, backbones_in, requests
 from featcache.backbones.registry import get
 from featcache.backbones.weights import check_writable, file_of, spelt
-from featcache.errors import UsageError, WeightsMismatch, WeightsMissing
+from featcache.errors import NotAModel, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import rename
 from featcache.spec import BackboneSpec, Progress, Tick, silent
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The complete weights of one backbone."""
+    """The complete weights of one backbone, in a file or, of a preset of keras-hub, in a folder."""
 
     backbone: str
     file: str
@@ -32,19 +34,49 @@ class Fetched:
     downloaded: bool  # False if the file was there already
 
 
-def fetch(backbones: str | Sequence[str], progress: Progress = silent) -> list[Fetched]:
-    """Return the files of the ImageNet weights of these backbones. Missing or broken ones are downloaded.
+def fetch(
+    backbones: str | Sequence[str],
+    progress: Progress = silent,
+    download: Download = by_keras_hub,
+    convert: Convert = convert_by_keras_hub,
+) -> list[Fetched]:
+    """Return where the weights of these backbones are. Missing or broken ones are downloaded.
 
-    backbones: names with options, as in `extract`. A file that is broken or not Keras' own is renamed to FILE.kept,
-    unless the download fails. A broken download is repeated once. What pip installs is only checked.
+    backbones: names with options, as in `extract`. A file of ImageNet weights that is broken or not Keras' own is
+    renamed to FILE.kept, unless the download fails. A broken download is repeated once. What pip installs is only
+    checked. download, convert: how presets of keras-hub are brought here.
     Raises UsageError (before anything is downloaded), WeightsMissing without network, DiskFault.
     """
-    parsed = requests(backbones)
-    files = [_file_of(request) for request in parsed]  # check all names before the first download
+    texts = backbones_in(backbones)
+    # Check all names before the first download.
+    presets = {text: parsed[0] for text in texts if (parsed := hub.parse(text))}
+    others = [text for text in texts if text not in presets]
+    files = {request: _file_of(request) for request in requests(others)} if others else {}
+
     fetched: list[Fetched] = []
-    for request, file in zip(parsed, files, strict=True):
+    for spec in presets.values():
+        fetched.append(_fetch_preset(spec, progress, download, convert))
+    for request, file in files.items():
         fetched.append(_fetch(request.spec, request.preprocess.size, file, progress))
     return fetched
+
+
+def _fetch_preset(spec: BackboneSpec, progress: Progress, download: Download, convert: Convert) -> Fetched:
+    """Return the folder of a preset, which was built once to see that it is complete."""
+
+    def say(text: str) -> None:
+        progress(Tick("weights", 0, 0, text))
+
+    is_new = provide(spec, say, download, convert)
+    folder = hub.folder_of(spec)
+    preset = hub.read(spec)
+    if preset.size:
+        try:
+            build(spec, preset.size, "avg")
+        except NotAModel as error:
+            raise WeightsMismatch(f"{error}. Remove {folder} and fetch it again") from error
+    num_bytes = sum(file.stat().st_size for file in hub.weights_of(folder))
+    return Fetched(hub.spelt(spec), str(folder), num_bytes, is_new)
 
 
 def _file_of(request: Request) -> Path:

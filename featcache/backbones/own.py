@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from featcache.backbones import saved
+from featcache.backbones import hub, saved
 from featcache.backbones.graph import bottlenecks
 from featcache.backbones.registry import is_name
 from featcache.backend import innermost_reason, start_keras, unknown_code
@@ -67,6 +67,8 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
     'shop.networks:small'
     >>> parse("mobilenet_v2:weights=mine.h5")
     """
+    if text.startswith(hub.PREFIX):
+        return None
     # A SavedModel first: its folder may have a name like a file's.
     if folder_and_options := _saved_folder(text):
         folder, options = folder_and_options
@@ -310,8 +312,7 @@ def has_code(model: Any) -> bool:
     import keras
 
     for layer in model._flatten_layers():
-        is_of_keras = type(layer).__module__.startswith("keras.")
-        if not is_of_keras or isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
+        if not _is_of_library(type(layer)) or isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
             return True
     return _names_code(json.loads(model.to_json()))
 
@@ -322,15 +323,20 @@ def _names_code(config: Any) -> bool:
         return any(_names_code(item) for item in config)
     if not isinstance(config, dict):
         return False
-    if {"module", "class_name"} <= config.keys() and str(config["module"]).partition(".")[0] != "keras":
+    if {"module", "class_name"} <= config.keys() and str(config["module"]).partition(".")[0] not in hub.LIBRARIES:
         return True
     return any(_names_code(value) for value in config.values())
+
+
+def _is_of_library(layer_class: type) -> bool:
+    """Return whether a class is of Keras or keras-hub."""
+    return layer_class.__module__.partition(".")[0] in hub.LIBRARIES
 
 
 def _code_of(model: Any) -> list[str]:
     """Return the source of the user's own layer classes, because the configuration does not say what they compute."""
     classes = {type(layer) for layer in model._flatten_layers()}
-    own_classes = [layer_class for layer_class in classes if not layer_class.__module__.startswith("keras.")]
+    own_classes = [layer_class for layer_class in classes if not _is_of_library(layer_class)]
     # Sorted, since a set has no order and the digest must be the same in every process.
     own_classes.sort(key=lambda layer_class: layer_class.__name__)
     try:
@@ -393,6 +399,7 @@ def _carries_code(path: Path) -> NotAModel:
 def _load_keras_3(path: Path, trust: bool) -> Any:
     import keras
 
+    hub.check_installed(path)
     try:
         # The code of a trusted file may import the user's modules from here.
         with current_folder_last() if trust else nullcontext():

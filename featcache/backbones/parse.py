@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from featcache.backbones import own
+from featcache.backbones import hub, hub_download, own
 from featcache.backbones.build import check_size
 from featcache.backbones.registry import Entry, get, is_name
 from featcache.errors import UsageError
@@ -45,7 +45,8 @@ class Request:
     precision: Precision = "float32"
     dtype: Dtype = "float32"
     views: tuple[str, ...] = (IDENTITY,)
-    own_size: int | None = None  # the only size that a user's own model takes
+    own_size: int | None = None  # the only size that a user's own model takes, or the usual one of a preset
+    usual_resize: Resize = "stretch"
     trust: bool = False  # run the code that a user's own file carries
 
     def taps(self, weights_digest: str, architecture: str = "", layers: Sequence[str] | None = None) -> list[Tap]:
@@ -94,7 +95,7 @@ class Request:
             parts.append(f"seed={self.spec.seed}")
         if self.preprocess.size != usual_size:
             parts.append(f"size={self.preprocess.size}")
-        if self.preprocess.resize != "stretch":
+        if self.preprocess.resize != self.usual_resize:
             parts.append(f"resize={self.preprocess.resize}")
         return ":".join(parts)
 
@@ -174,6 +175,8 @@ def _request(
     resize: str,
     trust: bool,
 ) -> Request:
+    if preset := hub.parse(text):
+        return _hub_request(*preset, layers, weights, size, pool, resize)
     if own_model := own.parse(text):
         return _own_request(*own_model, layers, weights, size, pool, resize, trust)
     name, *parts = text.split(":")
@@ -246,6 +249,49 @@ def _own_request(
     pooling: Pooling = choose("pool", pool or "avg", get_args(Pooling))
     preprocess = Preprocess(size, resize, own.mode_of(mode))
     return Request(spec, preprocess, layers, pooling, own_size=facts.size)
+
+
+def _hub_request(
+    spec: BackboneSpec,
+    parts: list[str],
+    layers: tuple[str, ...],
+    weights: str | None,
+    size: int | None,
+    pool: str | None,
+    resize: str,
+) -> Request:
+    options = dict(part.split("=", 1) for part in parts)
+    if not options.keys() <= {"mode", "size", "resize"}:
+        raise UsageError(f"'{spec.name}' takes the options size=.., resize=.., mode=..; got '{':'.join(parts)}'")
+    if weights is not None:
+        raise UsageError(f"`weights` is for backbones of Keras; the preset '{spec.name}' has its own weights")
+    hub_download.provide(spec)
+    preset = hub.read(spec)
+    size = _count("size", _value("size", options["size"])) if "size" in options else size or preset.size
+    if not size:
+        raise UsageError(f"'{spec.name}' takes images of any size; choose one: {hub.spelt(spec)}:size=224, or `size`")
+    hub.check_size(preset, size)
+
+    mode = options.get("mode")
+    if preset.has_converter and mode not in (None, "inside"):
+        raise UsageError(f"The preset '{spec.name}' says how pixels enter it; leave mode={mode} out")
+    if not preset.has_converter and mode is None:
+        raise UsageError(
+            f"How do pixels enter '{spec.name}'? Its folder has no {hub.CONVERTER}. Add it to the name: mode=tf "
+            "(-1..1), mode=unit (0..1), mode=torch (0..1, ImageNet mean and deviation) or mode=inside (0..255)"
+        )
+    # "stretch" is the default of the argument, so the preset's own way stays unless another is asked for.
+    resize = options.get("resize") or (preset.resize if resize == "stretch" else resize)
+    preprocess = Preprocess(
+        size,
+        choose("resize", resize, get_args(Resize)),
+        own.mode_of(mode or "inside"),
+        interpolation=preset.interpolation,
+    )
+    # A plus joins taps in a sweep, so it cannot be in the name of one.
+    names = tuple("cls_patches" if layer == "cls+patches" else layer for layer in layers)
+    pooling: Pooling = choose("pool", pool or "avg", get_args(Pooling))
+    return Request(spec, preprocess, names, pooling, own_size=preset.size, usual_resize=preset.resize)
 
 
 def _option(entry: Entry, part: str) -> tuple[str, Any]:

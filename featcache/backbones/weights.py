@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache import home
-from featcache.backbones import efficientnet_lite, glyphnet, saved
+from featcache.backbones import efficientnet_lite, glyphnet, hub, saved
 from featcache.backbones.registry import Entry, get, weights_file
 from featcache.backend import keras_backend, keras_home
 from featcache.errors import DiskFault, FeatcacheError, NotDownloaded, UsageError, WeightsMismatch, WeightsMissing
 from featcache.files import DISK_ERRORS, file_digest, raise_if_of_the_system
+from featcache.provenance import installed_version
 from featcache.spec import BackboneSpec, digest_of
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -41,6 +42,8 @@ def file_of(spec: BackboneSpec, size: int) -> Path | None:
         return None
     if spec.origin == "file":
         return Path(spec.weights)
+    if spec.origin == "hub":
+        return hub.folder_of(spec)
     if spec.weights == "embedded":
         return glyphnet.WEIGHTS
     if spec.weights == "imagenet":
@@ -73,6 +76,8 @@ def source(spec: BackboneSpec, size: int) -> str | None:
     if spec.weights in ("none", ""):
         # Random values depend on the seed, and on how this version of Keras draws them.
         return f"random seed {spec.seed} keras {version('keras')} {keras_backend()}"
+    if spec.origin == "hub":
+        return hub.source(spec)
     if spec.weights == "imagenet":
         efficientnet_lite.require_installed(spec.name)
     file = file_of(spec, size)
@@ -100,7 +105,8 @@ def remember_digests(spec: BackboneSpec, size: int, source: str | None, digests:
 
 
 def _record(spec: BackboneSpec, size: int, source: str) -> str:
-    versions = {name: version(name) for name in ("featcache", "keras")}
+    libraries = ("featcache", "keras", "keras-hub") if spec.origin == "hub" else ("featcache", "keras")
+    versions = {name: installed_version(name) for name in libraries}
     return f"weights/{digest_of({'backbone': asdict(spec), 'size': size, 'source': source, **versions})}.json"
 
 

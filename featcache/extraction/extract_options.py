@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featcache.backbones import hub
 from featcache.backbones.devices import check_kinds
 from featcache.backbones.parse import Request, default_pooling, requests
 from featcache.errors import UsageError
@@ -132,6 +133,12 @@ def options_of(taps: Sequence[Tap]) -> dict[str, Any]:
 def _name_with_options(tap: Tap) -> str:
     """Return a backbone as `backbone` takes it."""
     spec = tap.backbone
+    if spec.origin == "hub":
+        # A preset has its own way of resizing, which `resize='stretch'` would not change.
+        parts = [hub.spelt(spec), f"resize={tap.preprocess.resize}"]
+        if tap.preprocess.mode != "inside":
+            parts.append(f"mode={tap.preprocess.mode}")
+        return ":".join(parts)
     if spec.origin != "registry":
         return f"{spec.weights}:mode={tap.preprocess.mode}"
     parts = [spec.name, *(f"{name}={value}" for name, value in spec.options)]

@@ -6,11 +6,13 @@ By default OpenVINO computes in bfloat16 on CPUs that can, without a message (me
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from featcache.spec import Precision
 NAMES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 HEAVY = frozenset(["Convolution", "FullyConnected", "MatMul"])  # layers whose precision counts
 EIGHT_BITS = ("i8", "u8")
+OUTPUT_NAME = re.compile(r"Identity(_\d+)?:0")  # of the outputs of a Keras model in TensorFlow's graph
 
 
 def is_installed() -> bool:
@@ -102,7 +105,28 @@ def convert(model: Any) -> ConvertedNetwork:
             model.export(str(path), format="openvino", verbose=False)
         except Exception as error:  # converters raise almost anything on an unknown layer
             raise _not_for_openvino("convert", error) from error
+        _remove_leftovers(path, len(model.outputs))
         return ConvertedNetwork(path.read_bytes(), np.fromfile(path.with_suffix(".bin"), np.uint8))
+
+
+def _remove_leftovers(path: Path, num_outputs: int) -> None:
+    """Have a converted network give only the outputs of the Keras model.
+
+    The converter also makes an output of what nothing reads in TensorFlow's graph, such as a size inside attention.
+    """
+    openvino = import_openvino()
+    network = openvino.Core().read_model(path)
+    if len(network.outputs) == num_outputs:
+        return
+    for result in network.get_results():
+        names = result.output(0).get_names()
+        if not any(OUTPUT_NAME.fullmatch(name) for name in names):
+            network.remove_result(result)
+    whole = path.with_name(f"whole_{path.name}")
+    openvino.serialize(network, whole)  # not to the files that the network is still read from
+    del network
+    whole.replace(path)
+    whole.with_suffix(".bin").replace(path.with_suffix(".bin"))
 
 
 def _not_for_openvino(verb: str, error: Exception) -> EnvironmentFault:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -174,4 +174,4 @@ def _facts(tap: Tap) -> dict[str, Any]:
         "precision": tap.precision,
         "dtype": tap.dtype,
     }
-    return facts | asdict(tap.preprocess)
+    return facts | tap.preprocess.to_dict()

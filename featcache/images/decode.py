@@ -1,9 +1,10 @@
 """Bytes of an image file -> pixels as an image viewer would show them, at the size the backbone takes.
 
-Pillow decodes and resizes (bilinear, antialiased). EXIF orientation is applied, 16 bit is scaled rather
-than clipped, transparency is laid on white, of an animation the first frame is taken. Whatever cannot be
-decoded, or Pillow would decode to another picture, raises Undecodable with a status and a reason; no file makes
-anything else happen. What is shown otherwise than it may be meant is noted by kind (`kinds`).
+Pillow decodes and resizes: antialiased, and bilinear unless a preset of keras-hub says otherwise. EXIF
+orientation is applied, 16 bit is scaled rather than clipped, transparency is laid on white, of an
+animation the first frame is taken. Whatever cannot be decoded, or Pillow would decode to another
+picture, raises Undecodable with a status and a reason; no file makes anything else happen. What is
+shown otherwise than it may be meant is noted by kind (`kinds`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from featcache.images.depth import (
 )
 from featcache.images.kinds import ALPHA_TIFF, BANDS, COARSE, FRAMES, PAGES, TRANSPARENT
 from featcache.images.views import WHOLE_IMAGE, Box, frame_of, parse_views
-from featcache.spec import ALL_BITS, DRAFT_VERSION, IDENTITY, Preprocess
+from featcache.spec import ALL_BITS, DRAFT_VERSION, IDENTITY, Interpolation, Preprocess
 
 __all__ = [
     "MAX_PIXELS",
@@ -66,6 +67,12 @@ SAVE_PLANES = "save it interleaved (GDAL: INTERLEAVE=PIXEL) or compressed"
 REDUCED_OR_MASK = 1 | 4  # of SUBFILE: such a page belongs to the picture of another
 MOST_PAGES = 64  # that are looked at
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos3": Image.Resampling.LANCZOS,
+}
 
 # Pillow would also open EPS, and hand it to Ghostscript, which runs it as a program
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "HEIF")
@@ -401,11 +408,12 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 def _resized(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     size = (preprocess.size, preprocess.size)
+    resampling = RESAMPLING[preprocess.interpolation]
     if preprocess.resize == "stretch":
-        return image.resize(size, Image.Resampling.BILINEAR)
+        return image.resize(size, resampling)
     if preprocess.resize == "crop":
-        return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-    return ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+        return ImageOps.fit(image, size, resampling)
+    return ImageOps.pad(image, size, resampling)
 
 
 def _one_line(error: BaseException) -> str:

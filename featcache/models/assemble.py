@@ -210,7 +210,7 @@ def _with(layer: Any, values: Any, *weights: Floats) -> Any:
 
 
 def _resizing(preprocess: Preprocess) -> Any:
-    """Return the layer that resizes as the decoder does, as nearly as Keras can: bilinear and antialiased.
+    """Return the layer that resizes as the decoder does, as nearly as Keras can: antialiased.
 
     Images that have the size already stay unchanged.
     """
@@ -219,7 +219,7 @@ def _resizing(preprocess: Preprocess) -> Any:
     return keras.layers.Resizing(
         preprocess.size,
         preprocess.size,
-        interpolation="bilinear",
+        interpolation=preprocess.interpolation,
         antialias=True,
         crop_to_aspect_ratio=preprocess.resize == "crop",
         pad_to_aspect_ratio=preprocess.resize == "pad",

@@ -2,7 +2,7 @@
 
 The JSON holds class names, taps, preprocessing and the parity certificate. Beside it, `featcache_reference.npz` tells
 strange images from known ones, and `featcache_lineage.npz` lists which images trained the model. Plain Keras loads the
-file too, because the model consists of Keras' own layers.
+file too, because the model consists of Keras' own layers; models with Swin or MobileNetV5 need keras-hub for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from featcache.backbones import hub
 from featcache.backbones.lineage import MEMBER as LINEAGES
 from featcache.backbones.lineage import Lineages
 from featcache.backend import innermost_reason, start_keras, unknown_code
@@ -93,6 +94,7 @@ def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:
     """
     path = Path(path)
     facts = read_facts(path)
+    hub.check_installed(path)
     start_keras()
     import keras
 

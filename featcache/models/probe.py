@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featcache.arrays import Classes, Features, Floats, Pixels
+from featcache.backbones import hub
 from featcache.backbones.build import built_for
 from featcache.backbones.lineage import Lineage, Lineages, lineage_of
 from featcache.cache.reader import Cache
@@ -112,7 +113,9 @@ class Probe:
         paths = [self.cache.path]
         for tap in self.taps:
             # The "weights" of an imported backbone name a Python function.
-            if tap.backbone.origin != "import" and tap.backbone.weights not in NO_FILES:
+            if tap.backbone.origin == "hub":
+                paths.append(hub.folder_of(tap.backbone))
+            elif tap.backbone.origin != "import" and tap.backbone.weights not in NO_FILES:
                 paths.append(Path(tap.backbone.weights))
         return paths
 
@@ -283,6 +286,10 @@ def _require_one_size(taps: Sequence[Tap]) -> None:
     if len(sizes) > 1:
         listed = " and ".join(f"'{name}' {size} pixels ({resize})" for (size, resize), name in sizes.items())
         raise UsageError(f"One model takes images of one size, but tap {listed}. Extract both at one `size`")
+    interpolations = {tap.preprocess.interpolation: tap.name for tap in taps}
+    if len(interpolations) > 1:
+        listed = " and ".join(f"'{name}' is {interpolation}" for interpolation, name in interpolations.items())
+        raise UsageError(f"One model resizes its images in one way, but tap {listed}. Take a head on one of them")
     bits = {tap.preprocess.bits: tap.name for tap in taps}
     if len(bits) > 1:
         listed = " and ".join(f"'{name}' takes {number} bits" for number, name in bits.items())

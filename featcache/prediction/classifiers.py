@@ -7,7 +7,7 @@ are. What is assumed then is in `notes`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
@@ -121,7 +121,7 @@ def _of_imagenet(name: str, engine: EngineName) -> Classifier:
         return Built(imagenet_classifier(name).model, {})
 
     preprocess = imagenet_preprocess(name)
-    identity = {"imagenet": name, "weights": file_digest(weights), "preprocess": asdict(preprocess)}
+    identity = {"imagenet": name, "weights": file_digest(weights), "preprocess": preprocess.to_dict()}
     opened = open_network(identity, preprocess.size, build, engine)
     return Classifier(opened.network, class_names(files), preprocess, notes=opened.notes)
 
@@ -172,7 +172,7 @@ def _plain(text: str, spec: BackboneSpec, parts: list[str], imagenet: bool, engi
     path = Path(spec.weights)
     identity = None
     if spec.origin == "file" and path.is_file():
-        identity = {"model": file_digest(path), "preprocess": asdict(preprocess)}
+        identity = {"model": file_digest(path), "preprocess": preprocess.to_dict()}
     opened = open_network(identity, size, build, engine)
     num_classes, note = opened.facts["num_classes"], opened.facts["note"]
     if imagenet:

@@ -270,9 +270,8 @@ def _on_the_gap(best: TapAccuracy) -> str:
 def _tap_to_join(cache: Cache, taps: Sequence[TapAccuracy], best: TapAccuracy) -> str:
     """Return the best tap of another backbone that takes the same images, so that one model can have both; else ""."""
 
-    def inputs(tap: TapAccuracy) -> tuple[int, str, int]:
-        preprocess = cache.taps[tap.tap].preprocess
-        return preprocess.size, preprocess.resize, preprocess.bits
+    def inputs(tap: TapAccuracy) -> object:
+        return cache.taps[tap.tap].preprocess.shown
 
     others: list[TapAccuracy] = []
     for tap in taps:

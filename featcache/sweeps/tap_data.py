@@ -189,7 +189,7 @@ def make_tap_data(cache: Cache, tap: str, train: list[ImageRow], val: list[Image
         _check_features(other_views[-1], train, name)
 
     preprocesses = [cache.taps[name].preprocess for name in names]
-    inputs = {(preprocess.size, preprocess.resize, preprocess.bits) for preprocess in preprocesses}
+    inputs = {preprocess.shown for preprocess in preprocesses}
     folds = selection.folds(train, labels, settings.seed)
     return TapData(tap, X, labels, folds, len(train), streamed, len(inputs) == 1, tuple(other_views))
 

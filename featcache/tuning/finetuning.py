@@ -33,7 +33,7 @@ from featcache.tuning.logs import logger
 from featcache.tuning.optimizing import RateGroup, groups
 from featcache.tuning.own_classifier import check_own, train_own_classifier
 from featcache.tuning.precision import twin_of
-from featcache.tuning.scratch import train_from_scratch
+from featcache.tuning.scratch import check_constructor, train_from_scratch
 from featcache.tuning.stages import TrainablePart, place
 from featcache.tuning.stages import unfreeze as set_trainable
 from featcache.tuning.state import STATE, TrainingState, state_file
@@ -145,6 +145,8 @@ def finetune(
     probe = Probe.open(chosen, images)
     if "own" in names:
         check_own(probe)
+    if "scratch" in names:
+        check_constructor(probe)
     _ = probe.source  # images that have moved must raise now, and not after a head was distilled
     tuning = _FineTuning(probe, recipe, progress)
 

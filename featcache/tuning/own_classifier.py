@@ -30,7 +30,7 @@ from featcache.tuning.tuned import Tuned
 
 def check_own(probe: Probe) -> None:
     """Raise UsageError unless the head reads one tap of a user's own model, which brings a classifier."""
-    if len(probe.taps) != 1 or probe.taps[0].backbone.origin == "registry":
+    if len(probe.taps) != 1 or not probe.taps[0].backbone.is_own:
         raise UsageError(
             "`controls='own'` trains the classifier in a model file of yours, so it takes a head on one tap of such a "
             f"file; this one reads {' and '.join(probe.tap_names)}. Leave it out"

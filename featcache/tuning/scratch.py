@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.backbones.build import build, reproducibly
 from featcache.backbones.noise import all_layers
+from featcache.errors import UsageError
 from featcache.images.manifest import Images
 from featcache.models import Probe
 from featcache.models.assemble import ModelPart, assemble, logits_of
@@ -43,7 +44,19 @@ def from_scratch(
     """
     fixed = {"learning_rate": learning_rate, "epochs": epochs, "patience": patience, "max_seconds": max_seconds}
     recipe = recipe_of(chosen, **{"schedule": "constant", "warmup": 0.0, **how, **fixed, "unfreeze": "all"})
-    return train_from_scratch(Probe.open(chosen, images), recipe, keep, resume, progress)
+    probe = Probe.open(chosen, images)
+    check_constructor(probe)
+    return train_from_scratch(probe, recipe, keep, resume, progress)
+
+
+def check_constructor(probe: Probe) -> None:
+    """Raise UsageError unless the network can be built with random weights."""
+    spec = probe.taps[0].backbone
+    if spec.origin != "registry":
+        raise UsageError(
+            "Training from scratch (`controls='scratch'`) takes a network of Keras by its name, such as mobilenet_v2; "
+            f"'{spec.name}' comes with its weights. Leave it out"
+        )
 
 
 def train_from_scratch(

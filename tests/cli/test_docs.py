@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
 
 def test_there_is_a_page_for_each_task_and_the_readme_leads_there():
     names = """
-        quickstart photos images extract rank leaks labels heads finetune report predict export recipes
+        quickstart photos images extract hub rank leaks labels heads finetune report predict export recipes
         model add-a-class gpu cache head backbone engine notebooks
         commands words files python scikit_learn promises integrity trust performance architecture
     """

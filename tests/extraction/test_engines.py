@@ -409,6 +409,24 @@ def test_openvino_agrees_with_keras_and_ran_in_float32(photos, tmp_path, tap):
         assert np.abs(a - b).max() < 1e-3 * a.std()
 
 
+@needs_openvino
+def test_openvino_gives_only_the_outputs_of_the_model(photos, tmp_path, monkeypatch):
+    # Its converter also made an output of a size inside attention, which no image has a row of.
+    (tmp_path / "attending.py").write_text(
+        "import keras\n"
+        "def network():\n"
+        "    image = keras.Input((16, 16, 3))\n"
+        "    tokens = keras.layers.Reshape((16, 48))(image)\n"
+        "    return keras.Model(image, keras.layers.MultiHeadAttention(2, 8, name='attention')(tokens, tokens))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    backbone = "attending:network:mode=unit"
+    by_keras = extract(photos, backbone, out="keras.h5", engine="keras")
+    by_openvino = extract(photos, backbone, out="openvino.h5", engine="openvino")
+    rows = by_keras.rows
+    assert np.allclose(by_openvino.features(rows), by_keras.features(rows), atol=1e-5)
+
+
 @pytest.mark.slow
 @needs_openvino
 def test_openvino_gives_an_image_the_same_features_in_every_batch_and_place(toy_taps):

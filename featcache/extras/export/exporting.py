@@ -188,6 +188,7 @@ def _facts(file_format: Format, origin: Origin, int8: bool) -> dict[str, Any]:
         "input": {"name": INPUT, "shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"name": OUTPUT, "shape": [file_format.batch, len(origin.classes)]},
         "resize": preprocess.resize,
+        "interpolation": preprocess.interpolation,
         "size": preprocess.size,
         "bits": preprocess.bits,
         "made_by": {name: version(name) for name in ("featcache", "keras", "tensorflow")},
