@@ -4,8 +4,9 @@ Every message is one line: what happened with the values received, where (file, 
 A message names an argument of the library in backticks, with a value if there is one: `cv`, `cv=5`. The command line
 prints its own words instead, --cv and --cv 5. Nothing but arguments stands in backticks.
 
-The four families are what a caller can act on; the command line turns each into an exit code. Errors that users of
-scikit-learn catch as ValueError or FileNotFoundError are these, too.
+The four families are what a caller can act on; the command line turns each into an exit code. Errors about images
+that users of scikit-learn catch as ValueError or FileNotFoundError are these, too. A UsageError is not a ValueError:
+code that reads foreign files catches ValueError, and must not catch it.
 """
 
 
@@ -13,7 +14,7 @@ class FeatcacheError(Exception):
     """Base of every error that featcache raises on purpose."""
 
 
-class UsageError(FeatcacheError, ValueError):
+class UsageError(FeatcacheError):
     """An option, name or argument that cannot be meant."""
 
 

@@ -62,8 +62,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     without `fit`, too. After `fit`, `taps_` has the names of the taps, and `transform` raises WeightsMismatch if the
     features would not be those of `fit`: if the file with the weights has changed, for example.
 
-    Raises UsageError and NotImages, which are ValueErrors, ImagesNotFound, which is a FileNotFoundError,
-    UnreadableImages, and what `extract` raises.
+    Raises NotImages and UnreadableImages, which are ValueErrors, ImagesNotFound, which is a FileNotFoundError,
+    UsageError, and what `extract` raises.
     """
 
     def __init__(

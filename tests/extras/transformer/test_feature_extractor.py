@@ -338,7 +338,7 @@ def test_the_images_of_many_that_are_named_fit_on_a_line(out):
 )
 def test_parameters_that_cannot_be_meant_are_refused_by_fit_and_not_before(parameters, message, paths, out):
     extractor = fc.FeatureExtractor(**{"backbone": PIXELS, "cache": out, **parameters})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         extractor.fit(paths)
 
 
