@@ -50,8 +50,8 @@ _HOMES = {
     "quickstart": "featcache.extras.main_job",
     "rank": "featcache.extras.ranking",
     "scan": "featcache.images.manifest",
-    "similar": "featcache.extras.similar",
     "show_progress": "featcache.progress",
+    "similar": "featcache.extras.similar",
     "sweep": "featcache.sweeps",
 }
 

@@ -28,8 +28,8 @@ NAMES = [
     "quickstart",
     "rank",
     "scan",
-    "similar",
     "show_progress",
+    "similar",
     "sweep",
 ]
 HEAVY = ["tensorflow", "keras", "sklearn", "scipy", "h5py", "PIL", "numpy"]
