@@ -4,9 +4,9 @@ Every message is one line: what happened with the values received, where (file, 
 A message names an argument of the library in backticks, with a value if there is one: `cv`, `cv=5`. The command line
 prints its own words instead, --cv and --cv 5. Nothing but arguments stands in backticks.
 
-The four families are what a caller can act on; the command line turns each into an exit code. Errors about images
-that users of scikit-learn catch as ValueError or FileNotFoundError are these, too. A UsageError is not a ValueError:
-code that reads foreign files catches ValueError, and must not catch it.
+The four families are what a caller can act on; the command line turns each into an exit code. What users of
+scikit-learn catch as ValueError or FileNotFoundError is that, too. UsageError itself is none: a room that catches
+ValueError, such as that of `float`, must not catch ours.
 """
 
 
@@ -28,6 +28,10 @@ class DataError(FeatcacheError):
 
 class EnvironmentFault(FeatcacheError):
     """The machine lacks something: weights, network, disk space."""
+
+
+class InvalidParameter(UsageError, ValueError):
+    """A parameter of a transformer that cannot be meant."""
 
 
 class UnknownBackbone(UsageError):

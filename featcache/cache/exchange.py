@@ -28,10 +28,11 @@ FORMATS = (".npz", ".parquet")
 def merge_caches(sources: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Cache:
     """Write one cache with the images and rows of all these caches, and return it.
 
-    Each image appears once. The root is the root of the first cache. A look at the test images of any source counts as
-    a look at the test images of the merged cache. force: replace any file at `out`; otherwise only a cache is replaced,
-    and only if the sources hold everything in it. Raises DataError if two caches are arranged or split by different
-    rules or disagree about an image, NotACache if a cache is damaged, UsageError if another file is at `out`.
+    Each image appears once. The root is the root of the first cache with images. A look at the test images of any
+    source counts as a look at the test images of the merged cache. force: replace any file at `out`; otherwise only a
+    cache is replaced, and only if the sources hold everything in it. Raises DataError if two caches are arranged or
+    split by different rules or disagree about an image, NotACache if a cache is damaged, UsageError if another file is
+    at `out`.
     """
     out = Path(out)
     paths = [Path(source) for source in sources]
@@ -78,8 +79,10 @@ def _row_keys(caches: Sequence[Path]) -> set[tuple[str, str]]:
 
 def _merge(sources: Sequence[Path], out: Path) -> None:
     caches = [Cache.open(source) for source in sources]
-    first = caches[0]
-    for other in caches[1:]:
+    # A cache that only `fc.FeatureExtractor` filled has no images, so no rule for them either.
+    with_images = [cache for cache in caches if cache.rows] or caches
+    first = with_images[0]
+    for other in with_images[1:]:
         if (other.split_spec, other.layout) != (first.split_spec, first.layout):
             raise DataError(
                 f"{other.path} is split or arranged by another rule than {first.path}. Extract one of them again"
@@ -93,14 +96,14 @@ def _merge(sources: Sequence[Path], out: Path) -> None:
         joined.update(cache.changes.joined)
         moved.update(cache.changes.moved)
 
-    same_decoder = all(cache.decode == first.decode for cache in caches)
+    same_decoder = all(cache.decode == first.decode for cache in with_images)
     facts: dict[str, str | bytes] = {
         "root": os.fsencode(first.root),
         "layout": first.layout,
         "split_spec": canonical_json(asdict(first.split_spec)),
         "decode": first.decode if same_decoder else "",  # "": the next extraction tries all failures again
     }
-    same_listing = all((cache.root, cache.listing) == (first.root, first.listing) for cache in caches)
+    same_listing = all((cache.root, cache.listing) == (first.root, first.listing) for cache in with_images)
     if not same_listing:
         facts[LISTING] = canonical_json({"merged": [str(source.resolve()) for source in sources]})
     elif first.listing is not None:

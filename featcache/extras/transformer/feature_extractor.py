@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.arrays import Features
 from featcache.cache.reader import stored_rows
-from featcache.errors import ImagesNotFound, UnreadableImages, UsageError, WeightsMismatch
+from featcache.errors import ImagesNotFound, InvalidParameter, UnreadableImages, UsageError, WeightsMismatch
 from featcache.extraction import Options
 from featcache.extraction.extract_options import options_of
 from featcache.extraction.feature_lookup import ImageFeatures, look_up
@@ -62,8 +62,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     without `fit`, too. After `fit`, `taps_` has the names of the taps, and `transform` raises WeightsMismatch if the
     features would not be those of `fit`: if the file with the weights has changed, for example.
 
-    Raises NotImages and UnreadableImages, which are ValueErrors, ImagesNotFound, which is a FileNotFoundError,
-    UsageError, and what `extract` raises.
+    Raises InvalidParameter, NotImages and UnreadableImages, which are ValueErrors, ImagesNotFound, which is a
+    FileNotFoundError, and what else `extract` raises.
     """
 
     def __init__(
@@ -197,15 +197,16 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _features(self, X: Any) -> ImageFeatures:
         """Return the features of the images X. Raises an error if some have none, unless `on_error` allows it."""
-        choose("on_error", self.on_error, ON_ERROR)
-        options = self._options()
-        column = image_column(X)
-        if self.on_error == "raise":
-            # Before anything is computed: most often, the whole list is relative to another folder.
-            _check_files(column)
-        if not hasattr(self, "_warm"):
-            self._warm = WarmEngines()
-        features = look_up(column.source, column.paths, options, self._cache_path(), self._warm)
+        with _usage_as_value_errors():
+            choose("on_error", self.on_error, ON_ERROR)
+            options = self._options()
+            column = image_column(X)
+            if self.on_error == "raise":
+                # Before anything is computed: most often, the whole list is relative to another folder.
+                _check_files(column)
+            if not hasattr(self, "_warm"):
+                self._warm = WarmEngines()
+            features = look_up(column.source, column.paths, options, self._cache_path(), self._warm)
         if not features.taps:
             raise _unusable(column, features.failures, "Leave them out")
         if features.failures and self.on_error == "raise":
@@ -241,6 +242,15 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             self._folder = stack.enter_context(temporary_folder())
             weakref.finalize(self, stack.close)
         return self._folder / "features.h5"
+
+
+@contextmanager
+def _usage_as_value_errors() -> Iterator[None]:
+    """Raise each UsageError of the block as InvalidParameter, which is a ValueError."""
+    try:
+        yield
+    except UsageError as error:
+        raise InvalidParameter(str(error)) from error
 
 
 def _check_files(column: ImageColumn) -> None:

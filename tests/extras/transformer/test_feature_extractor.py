@@ -19,6 +19,7 @@ from tiny import TOY, write_images
 
 import featcache as fc
 from featcache import trust
+from featcache.cache.exchange import merge_caches
 from featcache.errors import ImagesNotFound, NotACache, NotImages, UnreadableImages, UsageError, WeightsMismatch
 
 PIXELS = "pixels:size=8"
@@ -94,8 +95,10 @@ def test_images_that_come_one_at_a_time_do_not_build_the_network_again(paths, ou
     features = [extractor.transform([path])[0].tolist() for path in paths[:4]]
     assert (work.images, work.builds) == (4, 1)
     assert fc.FeatureExtractor(TOY).fit_transform(paths[:4]) == pytest.approx(np.array(features), abs=1e-6)
-    extractor.set_params(size=48).transform(paths[:1])
-    assert work.images == 9
+
+    # The engine of one layer does not give another.
+    other_layer = extractor.set_params(tap="block_3_relu").transform(paths[:1])
+    assert other_layer.shape[1] < len(features[0])
     work.builds = 0
     pickle.loads(pickle.dumps(extractor)).transform(paths[4:5])
     assert work.builds == 1
@@ -146,6 +149,17 @@ def test_extract_takes_over_a_cache_of_a_transformer_with_any_split(photos, path
     assert work.images == len(paths)
     assert len(cache.rows) == len(paths)
     assert cache.splits.keys() == {"train", "val"}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_cache_of_a_transformer_merges_with_a_labelled_one(photos, paths, out, tmp_path, is_first):
+    labelled = fc.extract(photos, PIXELS, out=tmp_path / "labelled.h5", split="60/40")
+    new = sorted(write_images(tmp_path / "new", per_class=2, first=100).rglob("*.png"))
+    features = fc.FeatureExtractor(PIXELS, cache=out).fit_transform(new)
+    sources = [out, labelled.path] if is_first else [labelled.path, out]
+    merged = merge_caches(sources, tmp_path / "merged.h5")
+    assert (merged.rows, merged.split_spec, merged.listing) == (labelled.rows, labelled.split_spec, labelled.listing)
+    assert fc.FeatureExtractor(PIXELS, cache=merged.path).fit_transform(new).tolist() == features.tolist()
 
 
 @pytest.mark.parametrize("kind", ["list", "array", "pillow"])
@@ -338,8 +352,9 @@ def test_the_images_of_many_that_are_named_fit_on_a_line(out):
 )
 def test_parameters_that_cannot_be_meant_are_refused_by_fit_and_not_before(parameters, message, paths, out):
     extractor = fc.FeatureExtractor(**{"backbone": PIXELS, "cache": out, **parameters})
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         extractor.fit(paths)
+    assert isinstance(raised.value, UsageError)
 
 
 def test_a_file_that_is_no_cache_stays_as_it_is(paths, tmp_path):
