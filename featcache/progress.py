@@ -149,6 +149,7 @@ class NotebookBar(Bar):
         """Remove what was drawn."""
         if self._shown is not None:
             self._show("")
+            self._shown = None  # the next step may belong to another cell
 
     def _show(self, html: str) -> None:
         from IPython.display import HTML, display

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import write_images
 
 import featcache as fc
+from featcache.images import jpegs
 from featcache.models import Certificate
 from featcache.notebook import MOST_PICTURES, MOST_ROWS, html, never_raising
 from featcache.sweeps.metrics import Score
@@ -145,6 +146,21 @@ def test_images_of_many_megapixels_do_not_make_large_pictures(tmp_path):
     shown = fc.scan(folder)._repr_html_()
     assert len(pictures_in(shown)) == 4
     assert len(shown) < 40_000
+
+
+def test_pictures_that_take_long_to_read_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(jpegs, "LONGEST_S", -1.0)
+    shown = fc.scan(write_images(tmp_path / "photos", per_class=1))._repr_html_()
+    assert pictures_in(shown) == []
+    assert "Of 3 pictures 3 could not be read just now." in shown
+
+
+def test_leaks_of_images_that_have_left_the_cache_show_the_others(results, evil, tmp_path):
+    (evil / "blue" / "<u>.png").unlink()
+    fc.extract(evil, PIXELS, out=results["cache"].path)
+    shown = results["leaks"]._repr_html_()
+    assert len(pictures_in(shown)) == 1
+    assert "exact" in shown
 
 
 def test_a_picture_that_has_changed_since_the_scan_is_left_out(tmp_path):

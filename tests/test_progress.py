@@ -49,13 +49,14 @@ def test_a_file_gets_remarks_only(monkeypatch):
 
 def test_a_notebook_shows_a_bar_that_escapes_names(monkeypatch):
     display = pytest.importorskip("IPython.display")
-    shown = []
+    shown, displayed = [], []
 
     class Handle:
         def update(self, page):
             shown.append(page.data)
 
     def show(page, display_id):
+        displayed.append(display_id)
         shown.append(page.data)
         return Handle()
 
@@ -67,6 +68,8 @@ def test_a_notebook_shows_a_bar_that_escapes_names(monkeypatch):
     assert shown[0] == '<div>&lt;b&gt; <progress value="3" max="10"></progress> 3/10</div>'
     assert "<progress></progress> 4" in shown[1]
     assert shown[2] == ""
+    bar(Tick("<b>", 1, 2))
+    assert len(displayed) == 2  # once it was cleared, it may be another cell's turn
 
 
 def test_a_long_call_draws_and_leaves_nothing(photos, tmp_path, monkeypatch):
