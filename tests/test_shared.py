@@ -59,7 +59,7 @@ def test_photographs_get_their_classes_of_imagenet(network, shared, featcache, t
     names = ["image_0801.jpg", "image_0802.jpg", "image_0803.jpg"]
     predicted = featcache("predict", network, *(str(photos / name) for name in names), "--imagenet", "--top", "3")
     assert len(predicted["predictions"]) == 3
-    best = [row["top1"] for row in predicted["predictions"]]
+    best = [row["predicted"] for row in predicted["predictions"]]
     assert best.count("daisy") >= 2
 
 
