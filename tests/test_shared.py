@@ -59,8 +59,16 @@ def test_photographs_get_their_classes_of_imagenet(network, shared, featcache, t
     names = ["image_0801.jpg", "image_0802.jpg", "image_0803.jpg"]
     predicted = featcache("predict", network, *(str(photos / name) for name in names), "--imagenet", "--top", "3")
     assert len(predicted["predictions"]) == 3
-    best = [row["top1"] for row in predicted["predictions"]]
+    best = [row["predicted"] for row in predicted["predictions"]]
     assert best.count("daisy") >= 2
+
+
+def test_a_recipe_runs_on_real_weights(shared, featcache, tmp_path):
+    photos = tmp_path / "photos"
+    for kind in ("daisy", "sunflower", "tulip"):
+        shutil.copytree(shared / "data" / "flowers17" / kind, photos / kind)
+    done = featcache("recipe", "flower-photos", str(photos), "-o", "flowers", "--epochs", "1")
+    assert min(row["val"] for row in done["table"]) > 0.9
 
 
 def test_a_quickstart_on_photographs_without_any_download(shared, featcache, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_without_network_the_message_says_which_file_to_put_where(home, no_netwo
         r"^No network, and the ImageNet weights of 'mobilenet_v2' are not on this machine "
         r"\(\[Errno -2\] Name or service not known\)\. .*"
         rf"put {FILE} into "
-        rf"{home}/models \(KERAS_HOME is {home}\)$"
+        rf"{home}/models \(KERAS_HOME is {home}\); or use efficientnet_lite0, whose weights are installed$"
     )
     with pytest.raises(WeightsMissing, match=message):
         build(SPEC, 96, "avg")

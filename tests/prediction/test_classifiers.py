@@ -302,8 +302,8 @@ def test_without_network_it_says_which_files_to_put_where(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("glyphnet", "takes one network of keras.applications"),
-        ("mobilenet_v2,vgg16", "takes one network of keras.applications"),
+        ("glyphnet", "takes one network that was trained on ImageNet"),
+        ("mobilenet_v2,vgg16", "takes one network that was trained on ImageNet"),
         ("mobilenet_v2:alpha=0.9", "was never trained on ImageNet"),
         ("mobilenetv22", "Unknown backbone"),
     ],

@@ -110,7 +110,7 @@ def pictures_of(source: Source | None, rows: Sequence[ImageRow], bits: int, prog
                 num_bytes += len(data or "")
                 pictures.append(data if num_bytes <= PICTURE_BYTES else None)
             progress(Tick("pictures", len(pictures), len(rows)))
-            # XX that go without a picture matter least.
+            # The first images matter most, so the last ones go without a picture.
             if num_bytes > PICTURE_BYTES:
                 break
     num_missing = len(rows) - len(pictures)

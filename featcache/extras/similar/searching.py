@@ -67,27 +67,26 @@ def similar(
 
     def search() -> Similar:
         stored = stored_rows(opened.path, fingerprint)[fingerprint]
-        asked = query_of(opened, stored, query)
-        return _nearest(opened, stored, asked, str(query), top, progress)
+        return _nearest(opened, query_of(opened, stored, query), str(query), stored, top, progress)
 
     return files.again(search)
 
 
-def _nearest(cache: Cache, stored: TapRows, asked: Query, query: str, top: int, progress: Progress) -> Similar:
-    rows = [row for row in cache.usable() if row.path != asked.path]
+def _nearest(cache: Cache, query: Query, name: str, stored: TapRows, top: int, progress: Progress) -> Similar:
+    rows = [row for row in cache.usable() if row.path != query.path]
     missing = [row for row in rows if row.digest not in stored.at]
     if missing:
         cache.features(missing, stored.tap.name)  # raises UnknownTap, which says how to bring the tap up to date
     # Copies have one row of features.
     digests = list(dict.fromkeys(row.digest for row in rows))
     number_of = {digest: number for number, digest in enumerate(digests)}
-    similarity_of_digest = _cosines(stored, digests, asked.features, progress)
+    similarity_of_digest = _cosines(stored, digests, query.features, progress)
     similarities = similarity_of_digest[[number_of[row.digest] for row in rows]]
     images = []
     for number in _largest(similarities, rows, top):
         row = rows[number]
         images.append(SimilarImage(row.path, row.label, row.split, float(similarities[number])))
-    return Similar(cache.path, stored.tap.name, query, asked.digest, tuple(images), len(rows), asked.is_computed)
+    return Similar(cache.path, stored.tap.name, name, query.digest, tuple(images), len(rows), query.is_computed)
 
 
 def _cosines(stored: TapRows, digests: Sequence[str], query: Features, progress: Progress) -> Floats:
