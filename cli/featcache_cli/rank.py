@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Find out which backbone suits these images, without extracting with all of them.
 
-    Example: featcache rank photos/ -b mobilenet_v2,resnet50_v2,efficientnet_v2_b0 --budget 5m
+    Example: featcache rank photos/ -b mobilenet_v2,resnet50_v2 --budget 5m
     """
     from featcache.extras.ranking import rank
 
@@ -58,7 +58,7 @@ def text(ranking: Ranking, next_command: str, html: Path | None) -> str:
     """Return the result as a person reads it."""
     from featcache.text import counted, interval, printable, table
 
-    header = ["tap", "verdict", "accuracy [95 %]", "images", "s/1000", "MB/1000", "start s"]
+    header = ["tap", "verdict", "difference [99 %]", "accuracy [95 %]", "images", "s/1000", "MB/1000", "start s"]
     rows: list[list[object]] = []
     for contender in ranking.contenders:
         score = "-" if contender.score is None else interval(*contender.score)
@@ -66,13 +66,14 @@ def text(ranking: Ranking, next_command: str, html: Path | None) -> str:
         megabytes = "-" if contender.mb_per_1000 is None else f"{contender.mb_per_1000:.2f}"
         name = contender.tap or contender.backbone
         start = f"{contender.start_s:.1f}"
-        rows.append([name, _verdict(contender), score, contender.images, seconds, megabytes, start])
+        verdict, difference = contender.verdict, _difference(contender)
+        rows.append([name, verdict, difference, score, contender.images, seconds, megabytes, start])
 
     images = f"{counted(ranking.images, 'image')} of {counted(ranking.classes, 'class')}"
     lines = [
         f"{images}. Accuracy of ridge on training images, each left out once:",
         "",
-        table(header, rows, spare=["start s", "MB/1000"]),
+        table(header, rows, spare=["start s", "difference [99 %]"]),
         "",
     ]
     if ranking.estimate is not None:
@@ -90,12 +91,12 @@ def text(ranking: Ranking, next_command: str, html: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _verdict(contender: Contender) -> str:
-    """Return the place of a tap, with the interval of its difference from the leader."""
+def _difference(contender: Contender) -> str:
+    """Return the interval of the difference from the leader; a dash for the leader itself."""
     if contender.difference is None or contender.verdict == "winner":
-        return contender.verdict
+        return "-"
     low, high = contender.difference
-    return f"{contender.verdict} {low:+.3f}..{high:+.3f}"
+    return f"{low:+.3f} to {high:+.3f}"
 
 
 def _on_ties(ranking: Ranking) -> str:
@@ -113,7 +114,8 @@ def _on_ties(ranking: Ranking) -> str:
 
 
 def _cost(ranking: Ranking) -> str:
-    starting_s = sum(contender.start_s for contender in {c.backbone: c for c in ranking.contenders}.values())
+    start_of = {contender.backbone: contender.start_s for contender in ranking.contenders}
+    starting_s = sum(start_of.values())
     text = f"{ranking.seconds:.0f} s, of which {starting_s:.0f} s to start the backbones"
     if ranking.share is None:
         return f"{text}."

@@ -70,7 +70,29 @@ class Timing:
     forward_s: float = 0.0
     waiting_s: float = 0.0  # for decoded images, which backbones that take the same pixels share
     images: int = 0
+    first_s: float = 0.0  # of `forward_s`: the first batch, during which Keras compiles
+    first_images: int = 0
     engine: str = ""
+
+    def add(self, forward_s: float, num_images: int) -> None:
+        """Count a batch that went through the network."""
+        if not self.images:
+            self.first_s = forward_s
+            self.first_images = num_images
+        self.forward_s += forward_s
+        self.images += num_images
+
+    @property
+    def forward_s_each(self) -> float:
+        """Seconds of an image in the network, from all batches but the first if there are others; 0 if unknown."""
+        if self.images > self.first_images:
+            return (self.forward_s - self.first_s) / (self.images - self.first_images)
+        return self.first_s / max(1, self.first_images)
+
+    @property
+    def waiting_s_each(self) -> float:
+        """Seconds of waiting for an image; 0 if unknown."""
+        return self.waiting_s / max(1, self.images)
 
 
 @dataclass
@@ -243,8 +265,7 @@ class Pass:
         began = self.clock()
         for pixels_of_view in zip(*views_of_images, strict=True):
             features += target.started.engine.forward(np.stack(pixels_of_view))
-        target.timing.forward_s += self.clock() - began
-        target.timing.images += len(images)
+        target.timing.add(self.clock() - began, len(images))
         # Only now is it known how large a row is. Nothing is written yet, so a full disk costs one batch at most.
         if not target.row_bytes:
             for tap, array in zip(target.all_taps, features, strict=True):

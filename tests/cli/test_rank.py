@@ -18,6 +18,7 @@ def test_the_command_prints_a_table_a_page_and_the_extraction_that_goes_on(photo
     assert done.commands == [["extract", str(photos), "-o", "photos.h5", "-b", GOOD]]
     page = (tmp_path / "rank.html").read_text()
     assert "<svg" in page
+    assert "mathdefault" not in page  # numbers on an axis of powers of ten
     assert "https://" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "")
     facts = json.loads(cli("rank", photos, "-b", f"{GOOD},{COARSE}", "-o", "photos.h5", "--json").out)
     assert (facts["backbone"], facts["contenders"][0]["verdict"]) == (GOOD, "winner")

@@ -16,6 +16,7 @@ from featcache.cache.check import verify
 from featcache.cache.reader import Cache
 from featcache.errors import DiskFault, NoImages, NotACache, UsageError
 from featcache.extraction import estimate, extract, pipeline
+from featcache.extraction.compute import Timing
 from featcache.extraction.engines import KerasEngine, PixelEngine
 from featcache.images.decode import Undecodable
 from featcache.images.manifest import scan
@@ -372,3 +373,14 @@ def test_options_that_cannot_be_meant_are_named(photos, out, asked, message):
     with pytest.raises(UsageError, match=message):
         extract(photos, PIXELS, out=out, **asked)
     assert not out.exists()
+
+
+def test_the_speed_of_a_backbone_leaves_out_the_batch_in_which_it_compiles():
+    timing = Timing()
+    assert timing.forward_s_each == 0
+    timing.add(6.4, 32)
+    assert timing.forward_s_each == pytest.approx(0.2)  # nothing better is known
+    timing.add(3.2, 64)
+    timing.add(1.6, 32)
+    assert timing.forward_s_each == pytest.approx(0.05)
+    assert timing.images == 128

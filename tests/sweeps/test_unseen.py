@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny import TOY, write_images
 
+import featcache as fc
 from featcache.backbones.importing import import_model
 from featcache.backbones.lineage import IMAGE_ROLE, MEMBER, lineages_in
 from featcache.cache import layout
@@ -101,6 +102,16 @@ def test_rows_say_what_their_images_did_for_the_backbone(scene):
     expected = {"train": "trained", "val": "chose", "test": "none", None: "none"}
     assert role_of(scene.features) == {row.path: expected[split_of.get(row.path)] for row in scene.features.rows}
     assert set(role_of(scene.features, CLEAN).values()) == {"none"}
+
+
+def test_a_backbone_that_these_images_trained_is_not_ranked(scene, tmp_path):
+    ranking = fc.rank(scene.photos, [str(scene.tuned), TOY, "pixels:size=8"], out=tmp_path / "ranked.h5")
+    assert {contender.backbone for contender in ranking.contenders if contender.verdict == "not judged"} == {
+        str(scene.tuned)
+    }
+    assert any("images trained the backbone" in remark for remark in ranking.remarks)
+    with pytest.raises(UsageError, match="No backbone can be ranked on these images"):
+        fc.rank(scene.photos, str(scene.tuned), tap="auto", out=tmp_path / "layers.h5")
 
 
 @pytest.mark.slow

@@ -92,7 +92,8 @@ class Contest:
             try:
                 num_taps += len(self.extraction.network(request).taps)
             except WeightsMissing as error:
-                self.lost[name] = Contender(name, "", "", "no weights", str(error))
+                start_s = self.clock() - began
+                self.lost[name] = Contender(name, "", "", "no weights", str(error), start_s=start_s)
                 if len(self.names) - len(self.lost) < 2:
                     raise
             else:
@@ -115,10 +116,10 @@ class Contest:
                 break
 
     def _try_first(self, rung: Sequence[ImageRow]) -> None:
-        """Raise UsageError if the budget is too short for the first rung. Its first batch shows what it takes."""
+        """Raise UsageError if the budget is too short for the first rung. Its first batches show what it takes."""
         if self.budget is None:
             return
-        first = rung[:FIRST_BATCH]
+        first = rung[: 2 * FIRST_BATCH]  # two, because the first one also compiles
         self._compute(self.going, first)
         needed_s = self._seconds(self.going, len(rung) - len(first))
         if needed_s > self.left_s:
@@ -151,11 +152,10 @@ class Contest:
         decoding: dict[object, float] = {}
         for request in requests:
             timing = self._timing(request)
-            if timing.images:
-                seconds += timing.forward_s / timing.images
-                # Backbones that take the same pixels share the decoding.
-                pixels = replace(request.preprocess, mode="unit")
-                decoding[pixels] = max(decoding.get(pixels, 0.0), timing.waiting_s / timing.images)
+            seconds += timing.forward_s_each
+            # Backbones that take the same pixels share the decoding.
+            pixels = replace(request.preprocess, mode="unit")
+            decoding[pixels] = max(decoding.get(pixels, 0.0), timing.waiting_s_each)
         return num_images * (seconds + sum(decoding.values()))
 
     def _timing(self, request: Request) -> Timing:
@@ -217,7 +217,7 @@ class Contest:
 
     def _contender(self, standing: Standing, verdict: Verdict, reason: str = "") -> Contender:
         timing = self._timing(standing.request)
-        seconds = (timing.forward_s + timing.waiting_s) / timing.images if timing.images else None
+        seconds = timing.forward_s_each + timing.waiting_s_each
         row_bytes = standing.ridge.classifier.n_features_in_ * np.dtype(standing.tap.dtype).itemsize
         return Contender(
             backbone=self.names[standing.request],
@@ -228,7 +228,7 @@ class Contest:
             score=standing.score,
             images=len(standing.ridge.is_right),
             difference=standing.difference,
-            seconds_per_1000=None if seconds is None else 1000 * seconds,
+            seconds_per_1000=1000 * seconds if timing.images else None,
             start_s=self.start_s[standing.request] + timing.start_s,
             mb_per_1000=1000 * row_bytes / 1e6,
             engine=timing.engine,
@@ -287,8 +287,8 @@ class Contest:
             timing = self._timing(request)
             if not timing.images:
                 return None
-            spent_s += timing.forward_s
-            full_s += timing.forward_s / timing.images * len(self.extraction.images.rows)
+            spent_s += timing.forward_s_each * timing.images
+            full_s += timing.forward_s_each * len(self.extraction.images.rows)
         return spent_s / full_s if full_s else None
 
     def _remarks(self, estimate: Score | None) -> list[str]:

@@ -80,13 +80,17 @@ def curves(
 
 def points(lines: Sequence[Curve], x: str, y: str, *, about: str) -> str:
     """Return a plot of one point with its interval for each curve. x grows by factors."""
+    from matplotlib.ticker import LogLocator
+
     with _figure(6.0, 3.0 + 0.2 * len(lines), about) as (axes, svg):
         for number, line in enumerate(lines):
             colour = COLOURS[number % len(COLOURS)]
             axes.vlines(line.x, line.low or line.y, line.high or line.y, color=colour, linewidth=1.4)
             axes.scatter(line.x, line.y, color=colour, s=24, zorder=3, label=line.name)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # points may lie within one power of ten
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.figure.legend(loc="outside lower center", fontsize=8)

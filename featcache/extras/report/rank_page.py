@@ -26,6 +26,7 @@ def write_rank_page(ranking: Ranking, images: str | Path, out: str | Path, *, fo
         "name": printable(Path(images).resolve().name),
         "ranking": ranking,
         "contenders": [(printable(contender.tap or contender.backbone), contender) for contender in ranking.contenders],
+        "remarks": [printable(remark).replace("`", "") for remark in ranking.remarks],  # names of arguments
         "plot": _plot(ranking),
         "style": page_text("page.css"),
     }
