@@ -17,7 +17,7 @@ from pathlib import Path
 from featcache.backbones import hub
 from featcache.backbones.hub_families import FAMILIES, published
 from featcache.backend import start_keras_hub
-from featcache.errors import FeatcacheError, NotDownloaded, WeightsMissing
+from featcache.errors import FeatcacheError, WeightsMissing
 from featcache.files import disk_faults, place_folder, temporary_folder
 from featcache.spec import BackboneSpec
 
@@ -68,7 +68,7 @@ def provide(
     """Make sure that the preset is on this machine; return whether it was downloaded now.
 
     say: receives one line before a download begins, with the licence that its weights have for themselves. Raises
-    NotDownloaded without network, WeightsMissing if the weights are not given to everybody, DiskFault.
+    WeightsMissing without network, or if the weights are not given to everybody; DiskFault.
     """
     if not spec.weights.startswith(hub.PREFIX) or hub.is_here(spec):
         return False
@@ -170,7 +170,7 @@ def _reason(spec: BackboneSpec, folder: Path, error: BaseException) -> WeightsMi
     name = hub.spelt(spec)
     by_hand = f"Or put the folder of the preset, with {hub.CONFIG} and {hub.WEIGHTS}, at {folder}"
     if _is_offline(error):
-        return NotDownloaded(
+        return WeightsMissing(
             f"No network, and the preset {name} is not on this machine ({short}). On one with network run featcache "
             f"backbones fetch {name}, then put its folder at {folder}"
         )
