@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from featcache.backbones import hub
 from featcache.backbones.hub_families import FAMILIES, published
@@ -29,6 +30,8 @@ Download = Callable[[str, str], Path]
 # Writes a preset, made from a checkpoint of another library. It receives the address and the folder to fill.
 Convert = Callable[[str, Path], None]
 REFUSED = ("401", "403", "gated", "unauthorized", "forbidden")  # words of an answer that asks for an account
+TRANSFORMERS_SETTINGS = "preprocessor_config.json"
+PILLOW_FILTERS = {0: "nearest", 1: "lanczos3", 2: "bilinear", 3: "bicubic"}  # by their numbers
 NO_ANSWER = (
     "ConnectionError",
     "ConnectError",
@@ -101,6 +104,10 @@ def _fill(made: Path, spec: BackboneSpec, download: Download, convert: Convert) 
     config = json.loads(config_file.read_bytes())
     if "class_name" not in config:
         convert(address, made)
+        settings = _optional(address, TRANSFORMERS_SETTINGS, download)
+        if settings is not None and not (made / hub.CONVERTER).exists():
+            converter = image_converter(json.loads(settings.read_bytes()))
+            (made / hub.CONVERTER).write_text(json.dumps(converter))
         return
     _place(config_file, made, hub.CONFIG)
     for name in (hub.CONVERTER, hub.PREPROCESSOR, hub.METADATA):
@@ -122,6 +129,44 @@ def _fill(made: Path, spec: BackboneSpec, download: Download, convert: Convert) 
         if Path(name).name != name:
             raise WeightsMissing(f"{hub.spelt(spec)} names a file outside of its folder: {name}")
         _place(download(address, name), made, name)
+
+
+def image_converter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the image converter, as a preset has it, of the settings of an image processor of transformers.
+
+    keras-hub converts the network of most checkpoints, but not these settings. Raises WeightsMissing if they say of an
+    image what a preset cannot say.
+    """
+    # Processors scale to 0..1 and then normalise, each unless it is turned off.
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    means, deviations = [0.0] * 3, [1.0] * 3
+    if settings.get("do_normalize", True):
+        means, deviations = settings["image_mean"], settings["image_std"]
+    resample = int(settings.get("resample", 2))
+    if resample not in PILLOW_FILTERS:
+        raise WeightsMissing(
+            f"{TRANSFORMERS_SETTINGS} resizes by Pillow's filter {resample}, which presets do not have"
+        )
+    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+    if isinstance(size, Mapping):
+        height, width = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
+    else:
+        height = width = size
+    is_whole_image = not settings.get("do_center_crop") and not (isinstance(size, Mapping) and "shortest_edge" in size)
+    config = {
+        "name": "image_converter",
+        "image_size": None if height is None else [height, width],
+        "scale": [factor / deviation for deviation in deviations],
+        "offset": [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)],
+        "crop_to_aspect_ratio": not is_whole_image,
+        "interpolation": PILLOW_FILTERS[resample],
+    }
+    return {
+        "module": "keras_hub.src.layers.preprocessing.image_converter",
+        "class_name": "ImageConverter",
+        "config": config,
+        "registered_name": "keras_hub>ImageConverter",
+    }
 
 
 def _optional(address: str, name: str, download: Download) -> Path | None:
