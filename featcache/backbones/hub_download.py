@@ -144,21 +144,19 @@ def image_converter(settings: Mapping[str, Any]) -> dict[str, Any]:
         means, deviations = settings["image_mean"], settings["image_std"]
     resample = int(settings.get("resample", 2))
     if resample not in PILLOW_FILTERS:
-        raise WeightsMissing(
-            f"{TRANSFORMERS_SETTINGS} resizes by Pillow's filter {resample}, which presets do not have"
-        )
-    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
-    if isinstance(size, Mapping):
-        height, width = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
-    else:
-        height = width = size
-    is_whole_image = not settings.get("do_center_crop") and not (isinstance(size, Mapping) and "shortest_edge" in size)
+        raise WeightsMissing(f"{TRANSFORMERS_SETTINGS} resizes by Pillow's filter {resample}; presets have no such one")
+    crops = bool(settings.get("do_center_crop"))
+    size = settings.get("crop_size" if crops else "size")
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        size = size["shortest_edge"]
+        crops = True
+    shape = [size["height"], size["width"]] if isinstance(size, Mapping) else [size, size]
     config = {
         "name": "image_converter",
-        "image_size": None if height is None else [height, width],
+        "image_size": None if size is None else shape,
         "scale": [factor / deviation for deviation in deviations],
         "offset": [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)],
-        "crop_to_aspect_ratio": not is_whole_image,
+        "crop_to_aspect_ratio": crops,
         "interpolation": PILLOW_FILTERS[resample],
     }
     return {

@@ -208,7 +208,7 @@ def test_settings_of_image_processors_are_read(settings, size, crops):
 
 
 def test_a_folder_of_another_library_is_named_as_such(tmp_path):
-    with pytest.raises(NotAModel, match="is a checkpoint of transformers or timm.*hub:hf://OWNER/NAME"):
+    with pytest.raises(NotAModel, match=r"is a checkpoint of transformers or timm.*hub:hf://OWNER/NAME"):
         extract(tmp_path, f"hub:{vit_of_transformers(tmp_path / 'theirs')}", out=tmp_path / "c.h5")
 
 
