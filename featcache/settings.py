@@ -101,7 +101,7 @@ class NetworkOptions:
 
     backbone: str | None = option(
         "mobilenet_v2",
-        "Names with their options, such as mobilenet_v2:alpha=0.35,resnet50; or a model file.",
+        "Names with options, such as mobilenet_v2:alpha=0.35,hub:dinov2_small; or a model file.",
         short="-b",
     )
     tap: str = option("top", "Layers to read, comma between them; top is the last, auto one per block.")

@@ -245,6 +245,11 @@ def too_new(folder: Path, version: str) -> NotAModel:
 def _no_image_backbone(folder: Path, network: Mapping[str, Any], class_name: str) -> NotAModel:
     if newer := newer_version(folder):
         return too_new(folder, newer)
+    if "model_type" in network or "architecture" in network:
+        return NotAModel(
+            f"{folder} is a checkpoint of transformers or timm. Name such a checkpoint by its address, and featcache "
+            "converts it once: hub:hf://OWNER/NAME"
+        )
     if "class_name" not in network:
         return NotAModel(f"{folder}/{CONFIG} names no class of keras-hub, so it is no preset")
     return NotAModel(

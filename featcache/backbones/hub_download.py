@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from featcache.backbones import hub
 from featcache.backbones.hub_families import FAMILIES, published
 from featcache.backend import start_keras_hub
-from featcache.errors import FeatcacheError, NotDownloaded, WeightsMissing
+from featcache.errors import FeatcacheError, WeightsMissing
 from featcache.files import disk_faults, place_folder, temporary_folder
 from featcache.spec import BackboneSpec
 
@@ -29,6 +30,8 @@ Download = Callable[[str, str], Path]
 # Writes a preset, made from a checkpoint of another library. It receives the address and the folder to fill.
 Convert = Callable[[str, Path], None]
 REFUSED = ("401", "403", "gated", "unauthorized", "forbidden")  # words of an answer that asks for an account
+TRANSFORMERS_SETTINGS = "preprocessor_config.json"
+PILLOW_FILTERS = {0: "nearest", 1: "lanczos3", 2: "bilinear", 3: "bicubic"}  # by their numbers
 NO_ANSWER = (
     "ConnectionError",
     "ConnectError",
@@ -68,7 +71,7 @@ def provide(
     """Make sure that the preset is on this machine; return whether it was downloaded now.
 
     say: receives one line before a download begins, with the licence that its weights have for themselves. Raises
-    NotDownloaded without network, WeightsMissing if the weights are not given to everybody, DiskFault.
+    WeightsMissing without network, or if the weights are not given to everybody; DiskFault.
     """
     if not spec.weights.startswith(hub.PREFIX) or hub.is_here(spec):
         return False
@@ -101,6 +104,10 @@ def _fill(made: Path, spec: BackboneSpec, download: Download, convert: Convert) 
     config = json.loads(config_file.read_bytes())
     if "class_name" not in config:
         convert(address, made)
+        settings = _optional(address, TRANSFORMERS_SETTINGS, download)
+        if settings is not None and not (made / hub.CONVERTER).exists():
+            converter = image_converter(json.loads(settings.read_bytes()))
+            (made / hub.CONVERTER).write_text(json.dumps(converter))
         return
     _place(config_file, made, hub.CONFIG)
     for name in (hub.CONVERTER, hub.PREPROCESSOR, hub.METADATA):
@@ -122,6 +129,42 @@ def _fill(made: Path, spec: BackboneSpec, download: Download, convert: Convert) 
         if Path(name).name != name:
             raise WeightsMissing(f"{hub.spelt(spec)} names a file outside of its folder: {name}")
         _place(download(address, name), made, name)
+
+
+def image_converter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the image converter, as a preset has it, of the settings of an image processor of transformers.
+
+    keras-hub converts the network of most checkpoints, but not these settings. Raises WeightsMissing if they say of an
+    image what a preset cannot say.
+    """
+    # Processors scale to 0..1 and then normalise, each unless it is turned off.
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    means, deviations = [0.0] * 3, [1.0] * 3
+    if settings.get("do_normalize", True):
+        means, deviations = settings["image_mean"], settings["image_std"]
+    resample = int(settings.get("resample", 2))
+    if resample not in PILLOW_FILTERS:
+        raise WeightsMissing(f"{TRANSFORMERS_SETTINGS} resizes by Pillow's filter {resample}; presets have no such one")
+    crops = bool(settings.get("do_center_crop"))
+    size = settings.get("crop_size" if crops else "size")
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        size = size["shortest_edge"]
+        crops = True
+    shape = [size["height"], size["width"]] if isinstance(size, Mapping) else [size, size]
+    config = {
+        "name": "image_converter",
+        "image_size": None if size is None else shape,
+        "scale": [factor / deviation for deviation in deviations],
+        "offset": [-mean / deviation for mean, deviation in zip(means, deviations, strict=True)],
+        "crop_to_aspect_ratio": crops,
+        "interpolation": PILLOW_FILTERS[resample],
+    }
+    return {
+        "module": "keras_hub.src.layers.preprocessing.image_converter",
+        "class_name": "ImageConverter",
+        "config": config,
+        "registered_name": "keras_hub>ImageConverter",
+    }
 
 
 def _optional(address: str, name: str, download: Download) -> Path | None:
@@ -170,7 +213,7 @@ def _reason(spec: BackboneSpec, folder: Path, error: BaseException) -> WeightsMi
     name = hub.spelt(spec)
     by_hand = f"Or put the folder of the preset, with {hub.CONFIG} and {hub.WEIGHTS}, at {folder}"
     if _is_offline(error):
-        return NotDownloaded(
+        return WeightsMissing(
             f"No network, and the preset {name} is not on this machine ({short}). On one with network run featcache "
             f"backbones fetch {name}, then put its folder at {folder}"
         )

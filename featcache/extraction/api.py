@@ -57,8 +57,9 @@ def extract(
 ) -> Cache:
     """Return the cache at `out` with the features of these images; compute only what is missing.
 
-    backbone: names from `featcache backbones list`, with options as in "mobilenet_v2:alpha=0.35"; a model file, or
-    "package.module:function". trust: run the code that a model file contains.
+    backbone: names from `featcache backbones list`, with options as in "mobilenet_v2:alpha=0.35"; the folder of a
+    preset of keras-hub, "hub:./folder"; a model file, or "package.module:function". trust: run the code that a model
+    file contains.
     tap: layers. "top" is the last layer, "auto" takes one per block. A layer of your own model may also be given by its
     position (-2) or by the end of its name. weights: "imagenet", "none" (random) or a file.
     pool: avg, max, flatten or none (spatial maps). resize: stretch, crop or pad.

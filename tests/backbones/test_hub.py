@@ -142,7 +142,6 @@ def test_the_whole_path(name, presets, tmp_path):
     assert json.loads(facts["tap"])["preprocess"]["size"] == SIZE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2_registers", "dinov3", "clip", "siglip"])
 def test_models_are_exported_and_computed_in_8_bits(name, presets, tmp_path):
@@ -168,6 +167,7 @@ def test_the_report_names_a_preset_so_that_the_same_features_are_made_again(pres
     assert again == request
 
 
+@pytest.mark.parametrize("name", FAMILIES)
 def test_blocks_of_the_transformer_are_blocks(name, presets):
     backbone, request = built(f"hub:{presets(name)}")
     names = [operation.name for operation in backbone.network.operations]
