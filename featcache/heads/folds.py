@@ -78,7 +78,7 @@ def invalid_parameters(classifier: Any) -> FoldResult | None:
 
     The classifier is not fitted.
     """
-    setting = f"{type(classifier).__name__} {vars(classifier)}"
+    setting = f"{type(classifier)} {vars(classifier)}"
     if setting in _VALID:
         return None
     try:
