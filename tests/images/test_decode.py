@@ -297,3 +297,18 @@ def test_crop_keeps_the_middle():
 def test_pad_keeps_the_shape_between_black_bars():
     pixels = decode(saved(Image.new("RGB", (32, 16), "white"), "PNG"), Preprocess(32, "pad"))
     assert [int(pixels[row, 16, 0]) for row in (0, 16, 31)] == [0, 255, 0]
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest", "lanczos3"])
+def test_images_are_resized_by_the_interpolation_of_the_preset(name):
+    resampling = {"lanczos3": Image.Resampling.LANCZOS}.get(name) or Image.Resampling[name.upper()]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    decoded = decode(file.getvalue(), Preprocess(8, interpolation=name))
+    assert np.array_equal(decoded, np.asarray(image.resize((8, 8), resampling)))
+
+
+def test_bilinear_interpolation_is_not_written_down_so_that_earlier_taps_stay():
+    assert "interpolation" not in Preprocess(8).to_dict()
+    assert Preprocess(8, interpolation="bicubic").to_dict()["interpolation"] == "bicubic"
