@@ -9,7 +9,7 @@ Rows that no table has counted yet are work of an extraction that was stopped. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,21 +30,27 @@ class UnusedRows(NamedTuple):
 
 
 def unused_rows(cache: Path) -> list[UnusedRows]:
-    """Return what `drop_unused` would drop, by tap. Raises NotACache, DataError if an extraction was stopped."""
+    """Return what `drop_unused` would drop, by tap.
+
+    Raises NotACache, DataError if an extraction was stopped or there is no table of images.
+    """
     return again(lambda: _unused(cache, Cache.open(cache)))
 
 
-def drop_unused(cache: Path, wait: Callable[[], None]) -> list[UnusedRows]:
-    """Drop the rows of images that are not in the table, and return what was dropped.
+def drop_unused(cache: Path) -> list[UnusedRows]:
+    """Drop the rows of images that are not in the table, and return what was dropped. Call it under `parts.lock`.
 
-    wait: called before it waits for an extraction that is at work on the cache. Raises NotACache, and drops nothing, if
-    rows are damaged; DataError if an extraction was stopped; DiskFault.
+    Raises NotACache, and drops nothing, if rows are damaged; DataError as `unused_rows` does; DiskFault.
     """
-    with parts.lock(cache, wait):
-        return again(lambda: _dropped(cache))
+    return again(lambda: _dropped(cache))
 
 
 def _unused(cache: Path, opened: Cache) -> list[UnusedRows]:
+    if not opened.rows:
+        raise DataError(
+            f"{cache} has no table of images yet, so all of its features would go. Make the table: featcache extract "
+            f"IMAGES -o {cache}"
+        )
     _require_finished(cache)
     used = _digests(opened)
     unused: list[UnusedRows] = []
@@ -103,6 +109,6 @@ def _require_finished(cache: Path) -> None:
         is_stopped = any(len(rows.at) > counts.get(fingerprint, 0) for fingerprint, rows in stored.items())
     if is_stopped or parts.set_aside(cache):
         raise DataError(
-            f"{cache} has rows of an extraction that was stopped, or damaged parts. Finish it first: repeat the "
-            "featcache extract that made it"
+            f"{cache} has rows of an extraction that was stopped or still runs, or damaged parts. Finish it first: "
+            "repeat the featcache extract that made it"
         )

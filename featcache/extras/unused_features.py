@@ -6,12 +6,13 @@ gone may be the run's, so their features are kept until somebody says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from featcache.cache import parts
 from featcache.cache.unused_rows import UnusedRows, drop_unused, unused_rows
 from featcache.errors import DataError, NotARun
-from featcache.files import matching
 from featcache.spec import Progress, Tick, silent
 from featcache.sweeps import Run
 from featcache.text import counted
@@ -37,7 +38,10 @@ class UnusedFeatures:
 
 
 def unused_features(cache: str | Path) -> UnusedFeatures:
-    """Return what `drop_unused_features` would drop. Raises NotACache, DataError if an extraction was stopped."""
+    """Return what `drop_unused_features` would drop.
+
+    Raises NotACache, DataError if an extraction was stopped or there is no table of images.
+    """
     path = Path(cache)
     taps = tuple(unused_rows(path))
     return UnusedFeatures(path, taps, tuple(_runs_of_other_images(path)) if taps else ())
@@ -47,35 +51,42 @@ def drop_unused_features(cache: str | Path, *, force: bool = False, progress: Pr
     """Drop the features of images that are not in the table of a cache, and return what was dropped.
 
     Images, labels, splits, reviews and looks at test stay. force: also if a run beside the cache may need them. Raises
-    DataError if such a run is there or an extraction was stopped, NotACache if rows are damaged, DiskFault.
+    DataError if such a run is there and as `unused_features` does, NotACache if rows are damaged, DiskFault.
     """
-    unused = unused_features(cache)
-    if unused.runs and not force:
-        raise DataError(
-            f"{unused.cache} lists other images now than when {unused.runs[0]} was made from it, so "
-            f"{counted(unused.rows, 'row')} may be the run's. Extract its images again, or drop them with `force=True`"
-        )
+    path = Path(cache)
+    unused_features(path)  # raises, before the lock makes a folder beside what is no cache
 
     def wait() -> None:
-        progress(Tick("wait", 0, 0, f"An extraction is at work on {unused.cache}; waiting for it"))
+        progress(Tick("wait", 0, 0, f"An extraction is at work on {path}; waiting for it"))
 
-    return UnusedFeatures(unused.cache, tuple(drop_unused(unused.cache, wait)), unused.runs)
+    with parts.lock(path, wait):
+        # Now, because that extraction may have changed which rows are unused, and which runs may need them.
+        unused = unused_features(path)
+        if unused.runs and not force:
+            raise DataError(
+                f"{path} lists other images now than when {unused.runs[0]} was made from it, so "
+                f"{counted(unused.rows, 'row')} may be the run's. Extract its images again, or drop them with "
+                "`force=True`"
+            )
+        return replace(unused, taps=tuple(drop_unused(path)))
 
 
 def _runs_of_other_images(cache: Path) -> list[Path]:
-    """Return the runs in the folder of a cache that were made from it, from other images than it lists now."""
+    """Return the runs near a cache that were made from it, from other images than it lists now.
+
+    Near is its folder, and the folders in there, such as runs/.
+    """
     runs: list[Path] = []
-    for folder in matching(cache.absolute().parent, "*"):
-        if not (folder / "run.json").is_file():
-            continue
+    folder = cache.absolute().parent
+    for file in sorted([*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]):
         try:
-            run = Run.open(folder)
+            run = Run.open(file.parent)
         except DataError:
             continue
-        if Path(run.settings.cache).absolute() != cache.absolute():
+        if os.path.realpath(run.cache_path) != os.path.realpath(cache):
             continue
         try:
             run.cache()
         except NotARun:
-            runs.append(folder)
+            runs.append(run.path)
     return runs

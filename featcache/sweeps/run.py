@@ -249,7 +249,7 @@ class Run:
 
     def cache(self) -> Cache:
         """Open the cache that the run was made from. Raises NotARun if its features or images have changed."""
-        cache = Cache.open(self._cache_path())
+        cache = Cache.open(self.cache_path)
         for tap, fingerprint in self.fingerprints.items():
             if tap not in cache.taps or cache.taps[tap].fingerprint != fingerprint:
                 raise NotARun(
@@ -266,8 +266,9 @@ class Run:
             )
         return cache
 
-    def _cache_path(self) -> Path:
-        """Return where the cache was, or its place beside the run if both were moved together."""
+    @property
+    def cache_path(self) -> Path:
+        """Where the cache was, or its place beside the run if both were moved together."""
         path = Path(self.settings.cache)
         beside = self.path.parent / path.name
         return beside if not path.exists() and beside.exists() else path
@@ -281,7 +282,7 @@ class Run:
 
         Raises NotARun if a record is damaged.
         """
-        beside = records.read_looks(looks_beside(self._cache_path()))
+        beside = records.read_looks(looks_beside(self.cache_path))
         names = {look["record"] for look in beside}
         only_here = [look for look in self.test_opened if look.get("record") not in names]
         return sorted([*only_here, *beside], key=lambda look: str(look.get("at", "")))
@@ -289,7 +290,7 @@ class Run:
     def test_reviews(self) -> list[Review]:
         """Return the reviews that changed labels of test images, oldest first; none if the cache is gone."""
         try:
-            reviews = Cache.open(self._cache_path()).changes.reviews
+            reviews = Cache.open(self.cache_path).changes.reviews
         except DataError:
             return []
         changed = [review for review in reviews if review.split == "test" and review.outcome != "kept"]

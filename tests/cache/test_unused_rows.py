@@ -18,10 +18,6 @@ from .make_golden import write
 from .scenes import DIGESTS, FACTS, IMAGES, MAPS, TOP, commit, merge, rows_of, top
 
 
-def no_wait():
-    raise AssertionError("nobody else is at work")
-
-
 def listed(low, high):
     """Return the images with these digests."""
     return [row for row in IMAGES if row.digest in DIGESTS[low:high]]
@@ -60,14 +56,14 @@ def test_rows_of_images_that_are_gone_are_counted_and_dropped(cache):
     before, _ = content(cache)
     expected = [("toy/maps", 3, 3 * 8, 5), ("toy/top", 3, 3 * 12, 5)]
     assert sorted(map(tuple, unused_rows(cache))) == expected
-    assert sorted(map(tuple, drop_unused(cache, no_wait))) == expected
+    assert sorted(map(tuple, drop_unused(cache))) == expected
     after, rows = content(cache)
     assert after == before
     assert rows == {tap.fingerprint: sorted(DIGESTS[3:8]) for tap in (TOP, MAPS)}
     assert verify(cache).problems == ()
     assert verify(cache).rows == 10
     assert np.array_equal(after.features(listed(3, 8), "toy/top"), top([row.digest for row in listed(3, 8)]))
-    assert (unused_rows(cache), drop_unused(cache, no_wait)) == ([], [])
+    assert (unused_rows(cache), drop_unused(cache)) == ([], [])
 
 
 def test_looking_changes_nothing(cache):
@@ -79,13 +75,13 @@ def test_looking_changes_nothing(cache):
 def test_nothing_is_written_where_nothing_is_unused(tmp_path):
     opened = write(tmp_path / "golden.h5")
     data = opened.path.read_bytes()
-    assert drop_unused(opened.path, no_wait) == []
+    assert drop_unused(opened.path) == []
     assert opened.path.read_bytes() == data
 
 
 def test_a_tap_of_gone_images_only_goes_as_a_whole(cache):
     parts.merge(cache, listed(8, 9), {}, FACTS)
-    assert {unused.kept for unused in drop_unused(cache, no_wait)} == {0}
+    assert {unused.kept for unused in drop_unused(cache)} == {0}
     assert dict(Cache.open(cache).taps) == {}
     assert verify(cache).problems == ()
 
@@ -93,7 +89,7 @@ def test_a_tap_of_gone_images_only_goes_as_a_whole(cache):
 def test_what_a_stopped_extraction_has_computed_stays(cache):
     commit(cache, 8, 9)
     before = parts.state(cache)
-    for use in (unused_rows, lambda path: drop_unused(path, no_wait)):
+    for use in (unused_rows, drop_unused):
         with pytest.raises(DataError, match="has rows of an extraction that was stopped"):
             use(cache)
     assert parts.state(cache) == before
@@ -104,7 +100,7 @@ def test_damaged_rows_are_refused_and_nothing_is_dropped(cache):
     flip_feature(damaged)
     data = damaged.read_bytes()
     with pytest.raises(NotACache):
-        drop_unused(cache, no_wait)
+        drop_unused(cache)
     assert damaged.read_bytes() == data
 
 
@@ -117,7 +113,7 @@ def test_a_full_disk_leaves_the_cache_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", lambda handle: full(handle, 0))
     with pytest.raises(DiskFault):
-        drop_unused(path, no_wait)
+        drop_unused(path)
     monkeypatch.undo()
     assert path.read_bytes() == data
     assert len(unused_rows(path)) == 2
@@ -133,7 +129,7 @@ def test_what_another_process_merges_meanwhile_is_kept(cache, monkeypatch):
         return write_cache(*arguments, **options)
 
     monkeypatch.setattr(parts, "write_cache", overtaken)
-    drop_unused(cache, no_wait)
+    drop_unused(cache)
     assert rows_of(cache)[TOP.fingerprint] == sorted([DIGESTS[0], *DIGESTS[3:8]])
     assert len(Cache.open(cache).rows) == 7
 
@@ -145,10 +141,10 @@ def test_a_folder_that_is_stopped_on_the_way_misses_nothing(stopped, folder, mon
 
     monkeypatch.setattr(files if stopped == "remove" else parts, stopped, kill)
     with pytest.raises(KeyboardInterrupt):
-        drop_unused(folder, no_wait)
+        drop_unused(folder)
     monkeypatch.undo()
     assert verify(folder).problems == ()
     assert set(DIGESTS[3:8]) <= set(rows_of(folder)[TOP.fingerprint])
     parts.merge(folder, listed(3, 9), {}, FACTS)  # the next extraction counts the rows again
-    drop_unused(folder, no_wait)
+    drop_unused(folder)
     assert rows_of(folder)[TOP.fingerprint] == sorted(DIGESTS[3:8])

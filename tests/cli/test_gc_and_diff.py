@@ -1,11 +1,16 @@
 """`cache gc` says what it drops, keeps what a run may need, and `cache diff` answers with its exit code."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from tiny import write_images
 
+from featcache.cache import parts
+from featcache.errors import DataError
 from featcache.extraction import extract
+from featcache.extras.transformer import FeatureExtractor
+from featcache.extras.unused_features import drop_unused_features
 from featcache.sweeps import sweep
 
 PIXELS = "pixels:size=8"
@@ -23,6 +28,15 @@ def cache(tmp_path, monkeypatch):
     return extract(photos, PIXELS, out="c.h5")
 
 
+def with_run_of_gone_images(cache, run):
+    """Make a run from 36 images, and take three of them away."""
+    write_images(cache.root, per_class=12)
+    extract("photos", PIXELS, out="c.h5")
+    sweep("c.h5", "ridge", out=run)
+    for photo in cache.root.glob("*/000.png"):
+        photo.unlink()
+
+
 def test_gc_says_what_it_drops_and_then_drops_it(cache, cli):
     shown = cli("cache", "gc", "c.h5", "--dry-run")
     assert (shown.code, "Would drop 6 rows of images that c.h5 does not list" in shown.out) == (0, True)
@@ -38,12 +52,8 @@ def test_gc_says_what_it_drops_and_then_drops_it(cache, cli):
 
 
 def test_gc_keeps_what_a_run_may_need(cache, cli):
-    write_images(cache.root, per_class=12)
-    extract("photos", PIXELS, out="c.h5")
-    sweep("c.h5", "ridge", out="c.run")
+    with_run_of_gone_images(cache, "c.run")
     assert json.loads(cli("cache", "gc", "c.h5", "--json").out)["rows"] == 0
-    for photo in cache.root.glob("*/000.png"):
-        photo.unlink()
     extract("photos", PIXELS, out="c.h5")
     refused = cli("cache", "gc", "c.h5")
     assert refused.code == 4
@@ -52,6 +62,44 @@ def test_gc_keeps_what_a_run_may_need(cache, cli):
     assert "Dropping" not in refused.err
     assert "c.run was made from other images than the cache has now" in cli("cache", "gc", "c.h5", "-n").out
     assert cli("cache", "gc", "c.h5", "--force").code == 0
+
+
+def test_gc_finds_runs_in_other_folders_and_runs_that_moved_with_the_cache(cache, cli, tmp_path):
+    with_run_of_gone_images(cache, "runs/a")
+    extract("photos", PIXELS, out="c.h5")
+    assert "runs/a was made from it, so 3 rows" in cli("cache", "gc", "c.h5").err
+
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "c.h5").rename(tmp_path / "moved/c.h5")
+    (tmp_path / "runs/a").rename(tmp_path / "moved/a")
+    refused = cli("cache", "gc", "moved/c.h5")
+    assert (refused.code, "moved/a was made from it, so 3 rows" in refused.err) == (4, True)
+
+
+def test_gc_looks_for_runs_once_it_has_waited_for_an_extraction(cache, cli, monkeypatch):
+    with_run_of_gone_images(cache, "c.run")
+    lock = parts.lock
+
+    @contextmanager
+    def waiting(*arguments):
+        monkeypatch.setattr(parts, "lock", lock)
+        extract("photos", PIXELS, out="c.h5")  # what the other process did
+        with lock(*arguments):
+            yield
+
+    monkeypatch.setattr(parts, "lock", waiting)
+    with pytest.raises(DataError, match="was made from it, so 3 rows"):
+        drop_unused_features("c.h5")
+
+
+def test_gc_keeps_a_cache_that_has_only_features(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    photos = sorted(write_images(tmp_path / "photos").glob("*/*.png"))
+    FeatureExtractor(PIXELS, cache="c.h5").fit(photos)
+    data = (tmp_path / "c.h5").read_bytes()
+    refused = cli("cache", "gc", "c.h5", "--force")
+    assert (refused.code, "c.h5 has no table of images yet" in refused.err) == (4, True)
+    assert (tmp_path / "c.h5").read_bytes() == data
 
 
 def test_gc_of_nothing_is_one_line(tmp_path, monkeypatch, cli):
