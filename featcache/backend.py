@@ -77,8 +77,9 @@ def start_keras() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with four lines, and logs what does not matter
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every new model that it traces
-    # Swin of keras-hub calls an argument "mask", which Keras takes for another kind of mask.
+    # Swin of keras-hub calls an argument "mask", which Keras takes for another kind of mask, and is built when called.
     warnings.filterwarnings("ignore", message="Layer 'attn' .of type WindowAttention. was passed an input with a mask")
+    warnings.filterwarnings("ignore", message=r".build\(\). was called on layer 'block_\d+(_merge)?'")
     if "keras" not in sys.modules:
         _import_keras()
     elif (backend := sys.modules["keras"].backend.backend()) not in BACKENDS:

@@ -31,8 +31,11 @@ from featcache.prediction import predict
 from featcache.sweeps import sweep
 from featcache.tuning import finetune
 
-# Keras says so of attention in Swin, whose mask keras-hub does not use.
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
+# `start_keras` hides these warnings about Swin, but pytest sets its own filters for each test.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer 'attn' .* was passed an input with a mask"),
+    pytest.mark.filterwarnings(r"ignore:.build\(\). was called on layer 'block_"),
+]
 
 QUICK = "dinov2"
 FAMILIES = [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in hub_presets.BACKBONES]
