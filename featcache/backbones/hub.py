@@ -196,7 +196,9 @@ def check_size(preset: HubPreset, size: int) -> None:
             f"each patch; got `size={size}`. DINOv2 and DINOv3 take other sizes"
         )
     if family.sizes == "windows" and size < smallest:
-        raise UsageError(f"'{preset.name}' takes images of at least {smallest} pixels, for its windows; got `size={size}`")
+        raise UsageError(
+            f"'{preset.name}' takes images of at least {smallest} pixels, for its windows; got `size={size}`"
+        )
     if size < smallest or size % step:
         raise UsageError(
             f"'{preset.name}' takes images whose size is a multiple of {step} pixels; got `size={size}`. The nearest "
