@@ -64,14 +64,14 @@ def convert_by_keras_hub(address: str, folder: Path) -> None:
 
 def provide(
     spec: BackboneSpec,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = log.warning,
     download: Download = by_keras_hub,
     convert: Convert = convert_by_keras_hub,
 ) -> bool:
     """Make sure that the preset is on this machine; return whether it was downloaded now.
 
-    say: receives one line before a download begins, with the licence that its weights have for themselves. Raises
-    WeightsMissing without network, or if the weights are not given to everybody; DiskFault.
+    say: receives one line before a download begins, with the licence that its weights have for themselves. By default
+    the line is a warning in the log, which everybody sees who did not ask for silence. Raises WeightsMissing without network, or if the weights are not given to everybody; DiskFault.
     """
     if not spec.weights.startswith(hub.PREFIX) or hub.is_here(spec):
         return False
