@@ -143,7 +143,7 @@ def read(spec: BackboneSpec) -> HubPreset:
                 f"The preset {spelt(spec)} is not on this machine. Download it: featcache backbones fetch {spelt(spec)}"
             )
         if not folder.is_dir():
-            raise NotAModel(f"There is no folder {folder} with a preset of keras-hub")
+            raise NotAModel(f"There is no folder {folder} with a preset of keras-hub. Put it there, or name another")
         raise NotAModel(f"{folder} has no {CONFIG}, so it is no preset of keras-hub. Write one: save_to_preset(FOLDER)")
     with _described_in(folder):
         return _preset_of(spec.name, folder, network)
