@@ -140,6 +140,9 @@ def test_the_whole_path(name, presets, tmp_path):
     assert len(rows) == 60
     _, facts = load_model(tmp_path / "m.keras")
     assert json.loads(facts["tap"])["preprocess"]["size"] == SIZE
+    # As a backbone, the model gets its images as they were made for it.
+    [of_preset], [of_model] = requests(f"hub:{presets(name)}"), requests(str(tmp_path / "m.keras"))
+    assert of_model.preprocess == of_preset.preprocess
 
 
 @pytest.mark.slow
