@@ -103,7 +103,7 @@ def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:
     try:
         # Keras warns of layers of keras-hub that build themselves.
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"`build\(\)` was called on layer")
+            warnings.filterwarnings("ignore", message=r".build\(\). was called on layer")
             return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files
         raise_if_of_the_system(path, error)
