@@ -152,14 +152,17 @@ def _line(step: Step, console: Any) -> Any:
 
 
 class _Steps(logging.Handler):
-    """Shows the steps that the library names in its log records."""
+    """Shows the steps that the library names in its log records, and prints its warnings."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.INFO)
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._screen.begin(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self._screen.say(printable(record.getMessage()))
+        else:
+            self._screen.begin(record.getMessage())
 
 
 _shown: list[Screen] = []  # the running command's screen, if it has one

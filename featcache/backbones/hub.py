@@ -14,6 +14,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from typing import Any, get_args
 
 from packaging.version import InvalidVersion, Version
 
-from featcache.backbones.hub_families import HubFamily, family_of_class, published
+from featcache.backbones.hub_families import HubFamily, all_published, family_of_class, published
 from featcache.backend import keras_home
 from featcache.errors import EnvironmentFault, NotAModel, UsageError, WeightsMissing
 from featcache.files import file_digest, matching, raise_if_of_the_system
@@ -84,7 +85,8 @@ def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
         if match is None or match["scheme"] not in SCHEMES:
             raise UsageError(f"Addresses of presets are hub:hf://OWNER/NAME and hub:kaggle://..; got '{text}'")
         return BackboneSpec(_last_name(match["path"]), (), PREFIX + name, origin="hub"), options
-    if _is_path(name):
+    is_published = any(preset.name == name for _, preset in all_published())
+    if not is_published and _is_path(name):
         folder = Path(os.path.expanduser(name)).resolve()
         return BackboneSpec(folder.name, (), str(folder), origin="hub"), options
     published(name)
@@ -141,8 +143,14 @@ def read(spec: BackboneSpec) -> HubPreset:
                 f"The preset {spelt(spec)} is not on this machine. Download it: featcache backbones fetch {spelt(spec)}"
             )
         if not folder.is_dir():
-            raise NotAModel(f"There is no folder {folder} with a preset of keras-hub")
+            raise NotAModel(f"There is no folder {folder} with a preset of keras-hub. Put it there, or name another")
         raise NotAModel(f"{folder} has no {CONFIG}, so it is no preset of keras-hub. Write one: save_to_preset(FOLDER)")
+    with _described_in(folder):
+        return _preset_of(spec.name, folder, network)
+
+
+def _preset_of(name: str, folder: Path, network: Mapping[str, Any]) -> HubPreset:
+    """Return what a folder says. network: the content of its config.json. Raises anything if that is damaged."""
     check_modules(network, str(folder / CONFIG))
     class_name = str(network.get("class_name"))
     family = family_of_class(class_name)
@@ -156,13 +164,13 @@ def read(spec: BackboneSpec) -> HubPreset:
 
     converter = _converter(folder)
     if converter is None:
-        return HubPreset(spec.name, folder, class_name, settings, tower, family, side, has_converter=False)
+        return HubPreset(name, folder, class_name, settings, tower, family, side, has_converter=False)
     scale, offset = _factors(converter)
     size = _side(_image_size(converter), folder) or side
     # A network for one size keeps it, whatever the converter says.
     size = side if family.sizes == "one" else size
     return HubPreset(
-        spec.name,
+        name,
         folder,
         class_name,
         settings,
@@ -179,28 +187,49 @@ def read(spec: BackboneSpec) -> HubPreset:
 def check_size(preset: HubPreset, size: int) -> None:
     """Raise UsageError if the positions of a preset's network do not allow images of this size."""
     family = preset.family
-    trained = _side(preset.tower.get("image_shape"), preset.folder)
-    step = 1
+    with _described_in(preset.folder):
+        trained = _side(preset.tower.get("image_shape"), preset.folder)
+        step, smallest = _steps(preset)
     if family.sizes == "one" and size != trained:
         raise UsageError(
             f"'{preset.name}' takes images of {trained} pixels only, because its position embedding has a row for "
             f"each patch; got `size={size}`. DINOv2 and DINOv3 take other sizes"
         )
-    if family.sizes == "patches":
-        step = int(preset.tower["patch_size"])
-    if family.sizes == "windows":
-        # The last of several stages, each with half the side, must still fill a window.
-        step = int(preset.tower["patch_size"]) * 2 ** (len(preset.tower["depths"]) - 1)
-        window = int(preset.tower["window_size"])
-        if size // step < window:
-            raise UsageError(
-                f"'{preset.name}' takes images of at least {step * window} pixels, for its windows; got `size={size}`"
-            )
-    if size < step or size % step:
+    if family.sizes == "windows" and size < smallest:
+        raise UsageError(
+            f"'{preset.name}' takes images of at least {smallest} pixels, for its windows; got `size={size}`"
+        )
+    if size < smallest or size % step:
         raise UsageError(
             f"'{preset.name}' takes images whose size is a multiple of {step} pixels; got `size={size}`. The nearest "
             f"is {max(step, round(size / step) * step)}"
         )
+
+
+def _steps(preset: HubPreset) -> tuple[int, int]:
+    """Return the pixels a side that sizes of images are multiples of, and those of the smallest image."""
+    tower = preset.tower
+    if preset.family.sizes == "patches":
+        step = smallest = int(tower["patch_size"])
+    elif preset.family.sizes == "windows":
+        # The last of several stages, each with half the side, must still fill a window.
+        step = int(tower["patch_size"]) * 2 ** (len(tower["depths"]) - 1)
+        smallest = step * int(tower["window_size"])
+    else:
+        step = smallest = 1
+    if min(step, smallest) < 1:
+        raise ValueError(f"multiples of {step} pixels")
+    return step, smallest
+
+
+@contextmanager
+def _described_in(folder: Path) -> Iterator[None]:
+    """Raise NotAModel if the block does not find in a preset's files what keras-hub writes there."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise NotAModel(f"{folder} has no settings of a preset as keras-hub writes them ({reason})") from error
 
 
 def check_modules(config: Any, where: str) -> None:
@@ -269,6 +298,8 @@ def _last_name(path: str) -> str:
 
 
 def _is_path(name: str) -> bool:
+    if not name:  # which `Path` takes for the current folder
+        return False
     return name.startswith((".", "~")) or os.sep in name or "/" in name or Path(name).is_dir()
 
 
@@ -280,7 +311,7 @@ def _json_of(path: Path) -> dict[str, Any] | None:
         return None
     except NotADirectoryError as error:
         raise NotAModel(f"{path.parent} is a file; a preset of keras-hub is a folder") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise_if_of_the_system(path, error)
         raise NotAModel(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -324,7 +355,16 @@ def _factors(converter: Mapping[str, Any]) -> tuple[Factors, Factors]:
         deviations = [math.sqrt(variance) for variance in converter["variance"]]
         scale = [converter["scale"] / deviation for deviation in deviations]
         offset = [-mean / deviation for mean, deviation in zip(converter["mean"], deviations, strict=True)]
-    return 1.0 if scale is None else scale, 0.0 if offset is None else offset
+    return _checked(1.0 if scale is None else scale), _checked(0.0 if offset is None else offset)
+
+
+def _checked(factors: Any) -> Factors:
+    """Return one number, or one for each channel. Raises ValueError or TypeError if they are none."""
+    numbers = factors if isinstance(factors, list) else [factors]
+    if len(numbers) not in (1, 3) or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"pixels cannot be scaled by {factors}")
+    values: Factors = factors
+    return values
 
 
 def _resize(converter: Mapping[str, Any]) -> Resize:

@@ -45,6 +45,7 @@ NO_ANSWER = (
 def by_keras_hub(address: str, file: str) -> Path:
     """Download one file with keras-hub."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each of six tries without network
     start_keras_hub()
     from keras_hub.src.utils.preset_utils import get_file
 
@@ -64,14 +65,15 @@ def convert_by_keras_hub(address: str, folder: Path) -> None:
 
 def provide(
     spec: BackboneSpec,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = log.warning,
     download: Download = by_keras_hub,
     convert: Convert = convert_by_keras_hub,
 ) -> bool:
     """Make sure that the preset is on this machine; return whether it was downloaded now.
 
-    say: receives one line before a download begins, with the licence that its weights have for themselves. Raises
-    WeightsMissing without network, or if the weights are not given to everybody; DiskFault.
+    say: receives one line before a download begins, with the licence that its weights have for themselves. By default
+    the line is a warning in the log, which everybody sees who did not ask for silence.
+    Raises WeightsMissing without network, or if the weights are not given to everybody; DiskFault.
     """
     if not spec.weights.startswith(hub.PREFIX) or hub.is_here(spec):
         return False

@@ -20,6 +20,7 @@ import numpy as np
 
 from featcache.arrays import Floats
 from featcache.backbones.hub import HubPreset, newer_version, too_new, weights_of
+from featcache.backend import innermost_reason
 from featcache.errors import FeatcacheError, NotAModel
 from featcache.files import raise_if_of_the_system
 
@@ -85,7 +86,7 @@ def _cannot_load(preset: HubPreset, error: Exception) -> FeatcacheError:
         raise_if_of_the_system(file, error)
     if newer := newer_version(preset.folder):
         return too_new(preset.folder, newer)
-    return NotAModel(f"keras-hub cannot load {preset.folder}: {' '.join(str(error).split())[:200]}")
+    return NotAModel(f"keras-hub cannot load {preset.folder}: {innermost_reason(error)}")
 
 
 def _token_outputs(tower: Tower) -> list[Any]:

@@ -33,7 +33,7 @@ from featcache.backbones.registry import is_name
 from featcache.backend import innermost_reason, start_keras, unknown_code
 from featcache.errors import NotAModel, UsageError
 from featcache.files import raise_if_of_the_system
-from featcache.spec import BackboneSpec, Mode, Resize, choose, digest_of
+from featcache.spec import BackboneSpec, Interpolation, Mode, Resize, choose, digest_of
 from featcache.trust import current_folder_last, how_to_allow, is_allowed
 
 FACTS = "featcache.json"  # in a model that featcache wrote
@@ -56,6 +56,7 @@ class Facts:
     size: int | None
     mode: Mode | None
     resize: Resize | None
+    interpolation: Interpolation = "bilinear"
 
 
 def parse(text: str) -> tuple[BackboneSpec, list[str]] | None:
@@ -122,7 +123,8 @@ def facts_of(spec: BackboneSpec, size: int | None, trust: bool = False) -> Facts
     if ours is None:
         return facts
     preprocess = json.loads(ours["tap"])["preprocess"]
-    return Facts(preprocess["size"], facts.mode, preprocess["resize"])
+    interpolation = choose("interpolation", preprocess.get("interpolation", "bilinear"), get_args(Interpolation))
+    return Facts(preprocess["size"], facts.mode, preprocess["resize"], interpolation)
 
 
 def stated_classes(spec: BackboneSpec) -> list[str] | None:

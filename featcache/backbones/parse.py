@@ -247,7 +247,7 @@ def _own_request(
     # "stretch" is the default, so a model that featcache wrote keeps the way in which its images were resized.
     resize = facts.resize if facts.resize and resize == "stretch" else choose("resize", resize, get_args(Resize))
     pooling: Pooling = choose("pool", pool or "avg", get_args(Pooling))
-    preprocess = Preprocess(size, resize, own.mode_of(mode))
+    preprocess = Preprocess(size, resize, own.mode_of(mode), interpolation=facts.interpolation)
     return Request(spec, preprocess, layers, pooling, own_size=facts.size)
 
 

@@ -31,6 +31,8 @@ _CONTAINERS = ("MARK", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EM
 _MAPPINGS = ("EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET")
 _OBJECTS = ("PROTO", "STOP", "GLOBAL", "REDUCE", "BUILD", "BINPERSID")
 _OPCODES = frozenset((*_NUMBERS, *_CONTAINERS, *_MAPPINGS, *_OBJECTS))
+_PUT, _GET = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
+_REPEATED = ("BINUNICODE", "GLOBAL")  # what a state dict takes from the memo
 
 
 class _Refused(ValueError):
@@ -101,11 +103,20 @@ def _read(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArr
 def _unpickled(stream: BinaryIO) -> Any:
     """Return what the next pickle of a stream builds. Raises ValueError before it runs if it could do more."""
     start = stream.tell()
+    maker_by_place: dict[Any, str] = {}  # {place in the memo: opcode that made the value there}
+    maker = ""
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name not in _OPCODES:
             raise _Refused(f"its pickle uses {opcode.name}, which no state dict of tensors needs")
         if opcode.name == "LONG_BINPUT" and argument is not None and argument > MAX_MEMO:
             raise _Refused("its pickle asks for too much memory")
+        # A tuple of one tuple twice, forty times over, has 2^40 items: comparing or printing it would never end.
+        if opcode.name in _GET and maker_by_place.get(argument) not in _REPEATED:
+            raise _Refused("its pickle repeats a value, which no state dict of tensors needs")
+        if opcode.name in _PUT:
+            maker_by_place[argument] = maker
+        else:
+            maker = opcode.name
     length = stream.tell() - start
     stream.seek(start)
     return _DescriptionReader(io.BytesIO(stream.read(length))).load()

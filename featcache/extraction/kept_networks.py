@@ -21,6 +21,7 @@ from featcache.backend import keras_backend
 from featcache.extraction.agreement import agree, made_images
 from featcache.extraction.openvino_engine import ConvertedNetwork, OpenVINOEngine
 from featcache.files import Sink, read_arrays
+from featcache.provenance import installed_version
 from featcache.spec import Precision, digest_of
 
 log = logging.getLogger(__name__)
@@ -121,4 +122,5 @@ def _digest(identity: Mapping[str, Any], precision: Precision) -> str:
     if precision != "int8":
         facts |= {"backend": keras_backend()}
         facts |= {name: version(name) for name in ("featcache", "keras", "openvino")}
+        facts["keras-hub"] = installed_version("keras-hub")  # whose layers some presets compute with
     return digest_of(facts)

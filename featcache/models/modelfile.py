@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -100,7 +101,10 @@ def load_model(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
     log.info("Loading %s", path)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True), facts
+        # Keras warns of layers of keras-hub that build themselves.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".build\(\). was called on layer")
+            return keras.saving.load_model(path, compile=False, safe_mode=True), facts
     except Exception as error:  # Keras raises many kinds on damaged files
         raise_if_of_the_system(path, error)
         if name := unknown_code(error):

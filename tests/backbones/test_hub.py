@@ -143,6 +143,9 @@ def test_the_whole_path(name, presets, tmp_path):
     assert len(rows) == 60
     _, facts = load_model(tmp_path / "m.keras")
     assert json.loads(facts["tap"])["preprocess"]["size"] == SIZE
+    # As a backbone, the model gets its images as they were made for it.
+    [of_preset], [of_model] = requests(f"hub:{presets(name)}"), requests(str(tmp_path / "m.keras"))
+    assert of_model.preprocess == of_preset.preprocess
 
 
 @pytest.mark.slow
@@ -288,6 +291,31 @@ def test_a_preset_that_names_foreign_code_is_not_loaded(preset):
         requests(f"hub:{preset}")
 
 
+def test_settings_of_another_kind_are_refused_in_one_line(preset):
+    original = {file: (preset / file).read_text() for file in ("config.json", "image_converter.json")}
+    damages = [
+        ("config.json", {"config": None}),
+        ("config.json", {"class_name": "CLIPBackbone", "config": {"vision_encoder": None}}),
+        ("config.json", {"config": {"image_shape": [SIZE, SIZE, 3]}}),  # without patch_size
+        ("config.json", {"config": {"image_shape": 32}}),
+        ("config.json", {"config": {"image_shape": [SIZE, SIZE, 3], "patch_size": 0}}),
+        ("image_converter.json", {"config": []}),
+        ("image_converter.json", {"config": {"scale": "1/255"}}),
+        ("image_converter.json", {"config": {"scale": [1, 2]}}),
+        ("image_converter.json", {"config": {"image_size": 32}}),
+        ("image_converter.json", {"config": {"mean": [0.5], "variance": [1, 1, 1], "scale": 1}}),
+    ]
+    for file, damage in damages:
+        (preset / file).write_text(json.dumps(json.loads(original[file]) | damage))
+        with pytest.raises(NotAModel, match="mine has no settings of a preset as keras-hub writes them") as caught:
+            requests(f"hub:{preset}")
+        assert "\n" not in str(caught.value)
+        (preset / file).write_text(original[file])
+    (preset / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(NotAModel, match=r"config.json cannot be read as JSON"):
+        requests(f"hub:{preset}")
+
+
 @pytest.mark.parametrize(
     ("break_it", "error", "message"),
     [
@@ -346,6 +374,15 @@ def test_names_of_presets_are_checked():
         requests("hub:dinov2_smal")
     with pytest.raises(UsageError, match="Addresses of presets are hub:hf://OWNER/NAME"):
         requests("hub:s3://bucket/preset")
+
+
+def test_a_published_name_is_never_a_folder_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "dinov2_small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    [spec, _] = hub.parse("hub:dinov2_small")
+    assert spec.weights == "hub:dinov2_small"
+    with pytest.raises(UnknownBackbone, match="no preset ''"):
+        hub.parse("hub:")
 
 
 def test_options_of_a_preset_are_checked(presets):

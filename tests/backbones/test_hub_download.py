@@ -72,6 +72,13 @@ def test_licences_are_shown_before_a_download(preset, home):
     assert notes[0].startswith("Downloading hub:dinov3_vit_small_lvd1689m, once. Its weights are under the DINOv3 Lice")
 
 
+def test_a_first_extraction_says_what_it_downloads_before_it_does(preset, home, caplog):
+    provide(spec_of("hub:dinov3_vit_small_plus_lvd1689m"), download=Hub(preset))
+    [record] = [record for record in caplog.records if record.name == "featcache.backbones.hub_download"]
+    assert record.levelname == "WARNING"  # which is shown without asking for a log
+    assert "Its weights are under the DINOv3 License" in record.getMessage()
+
+
 def test_large_presets_come_in_several_files(preset, home, tmp_path):
     shutil.copytree(preset, tmp_path / "large")
     (tmp_path / "large" / "model.weights.h5").unlink()

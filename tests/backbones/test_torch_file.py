@@ -192,3 +192,13 @@ def test_what_a_pickle_changes_does_not_outlive_it(tmp_path):
     with pytest.raises(ValueError, match="no tensor 'a'"):
         read_tensors(saved(tmp_path / "hostile.pth", {"a": changed}), SHAPES)
     np.testing.assert_array_equal(read_tensors(saved(tmp_path / "good.pth"), SHAPES)["a"], A)
+
+
+@pytest.mark.parametrize("begin", [b")", b"]", b"ccollections\nOrderedDict\n)R"], ids=["tuple", "list", "call"])
+def test_values_that_double_are_refused_before_they_grow(tmp_path, begin):
+    doubled = b"".join(b"q" + bytes([place]) + b"h" + bytes([place]) + b"\x86" for place in range(40))
+    shape = b"\x80\x02" + begin + doubled + b"."
+    path = saved(tmp_path / "m.pth", head=(MAGIC_NUMBER, PROTOCOL))
+    path.write_bytes(pickled(MAGIC_NUMBER) + pickled(PROTOCOL) + shape)
+    with pytest.raises(ValueError, match="its pickle repeats a value"):
+        read_tensors(path, SHAPES)

@@ -167,6 +167,15 @@ def test_logs_get_plain_lines(monkeypatch):
     assert others[-1].endswith("2 cached")
 
 
+def test_warnings_of_the_library_stay_when_the_next_step_begins(monkeypatch):
+    log = Recorded()
+    monkeypatch.setattr("sys.stderr", log)
+    with screen("work"):
+        logging.getLogger("featcache.anything").warning("Downloading, under terms \x1b[31m")
+        logging.getLogger("featcache.anything").info("Starting")
+    assert log.getvalue() == "Downloading, under terms \\x1b[31m\n"
+
+
 def test_rate_and_rest_are_those_of_what_was_watched():
     step = Step("train", began=time.monotonic() - 10, first=100, done=150, total=400)
     assert step.count == "150/400, 5.0/s, 50 s left"

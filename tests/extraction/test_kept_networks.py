@@ -174,8 +174,9 @@ def test_a_damaged_or_foreign_network_is_made_again(kept, first_day, tmp_path, d
     assert np.array_equal(read_arrays(file)["weights"], good["weights"])
 
 
-def test_other_versions_make_other_files(kept, first_day, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_networks, "version", lambda name: "99.0")
+@pytest.mark.parametrize("look_up", ["version", "installed_version"])  # the second: of keras-hub
+def test_other_versions_make_other_files(look_up, kept, first_day, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_networks, look_up, lambda name: "99.0")
     extract(first_day / "photos", TOY, out=tmp_path / "c.h5", engine="openvino")
     assert len(list((kept / "networks").iterdir())) == 3
 
