@@ -68,7 +68,7 @@ class Order:
     progress: Progress
     replaces: bool  # `out` is no cache; the finished cache replaces it
     keeps_table: bool  # only features are added; the table of images stays as it is
-    warm: WarmEngines  # of earlier extractions
+    warm: WarmEngines | None  # of earlier extractions
     clock: Callable[[], float]
 
     def note(self, step: str, text: str) -> None:
@@ -119,7 +119,7 @@ def open_extraction(
         progress=progress,
         replaces=replaces,
         keeps_table=keeps_table,
-        warm=warm or WarmEngines(),
+        warm=warm,
         clock=clock,
     )
 
