@@ -135,6 +135,17 @@ def _fingerprints(pieces: Iterable[Piece]) -> set[str]:
     return {piece.tap.fingerprint for piece in pieces}
 
 
+def is_settled(cache: Path, rows: Mapping[str, TapRows]) -> bool:
+    """Return whether no row of a cache waits for a merge: all are in the one file, or the folder's table counts them.
+
+    Some wait if an extraction was stopped, or if `unused_rows.drop_unused` was.
+    """
+    if not cache.is_dir():
+        return not part_files(cache)
+    counts = layout.counted_rows(cache)
+    return all(len(tap_rows.at) <= counts.get(fingerprint, 0) for fingerprint, tap_rows in rows.items())
+
+
 def make_folder(cache: Path) -> None:
     """Make the folder of a cache that is a folder of parts. Raises DiskFault."""
     files.make_folder(cache)

@@ -102,12 +102,7 @@ def _parts_with_others(cache: Path, used: Collection[str]) -> list[Path]:
 
 def _require_finished(cache: Path) -> None:
     """Raise DataError if rows wait for an extraction to be finished, or if some are damaged and must be mended."""
-    is_stopped = bool(layout.part_files(cache))
-    if cache.is_dir():
-        counts = layout.counted_rows(cache)
-        stored = stored_rows(cache)
-        is_stopped = any(len(rows.at) > counts.get(fingerprint, 0) for fingerprint, rows in stored.items())
-    if is_stopped or parts.set_aside(cache):
+    if not parts.is_settled(cache, stored_rows(cache)) or parts.set_aside(cache):
         raise DataError(
             f"{cache} has rows of an extraction that was stopped or still runs, or damaged parts. Finish it first: "
             "repeat the featcache extract that made it"

@@ -53,17 +53,21 @@ class Starter:
     num_images: int
     calibrations: Calibrations
     report: Callable[[str], None]
-    warm: WarmEngines
+    warm: WarmEngines | None  # that outlive the extraction
     started: Started | None = None
 
     def __call__(self, sample: Pixels) -> Started:
         """Return the engine at work; the first call chooses it on these pixels, unless one is ready."""
-        if self.started is None:
-            options = self.options
-            fingerprints = [tap.fingerprint for tap in self.network.taps]
-            key = (self.out, options.engine, options.device, options.batch, self.network.weights_source, *fingerprints)
-            self.started = self.warm.get(key, self.num_images) or self._start(sample)
-            self.warm.put(key, self.num_images, self.started)
+        if self.started is not None:
+            return self.started
+        if self.warm is None:
+            self.started = self._start(sample)
+            return self.started
+        options = self.options
+        fingerprints = [tap.fingerprint for tap in self.network.taps]
+        key = (self.out, options.engine, options.device, options.batch, self.network.weights_source, *fingerprints)
+        self.started = self.warm.get(key, self.num_images) or self._start(sample)
+        self.warm.put(key, self.num_images, self.started)
         return self.started
 
     def _start(self, sample: Pixels) -> Started:

@@ -22,7 +22,7 @@ import numpy as np
 from featcache.backbones.parse import Request
 from featcache.cache import parts
 from featcache.cache.changes import UNCHANGED, Changes
-from featcache.cache.layout import is_foreign, part_files, table_of
+from featcache.cache.layout import is_foreign, table_of
 from featcache.cache.reader import Cache
 from featcache.cache.rows import TapRows
 from featcache.errors import NoImages, NotACache
@@ -68,7 +68,7 @@ class Order:
     progress: Progress
     replaces: bool  # `out` is no cache; the finished cache replaces it
     keeps_table: bool  # only features are added; the table of images stays as it is
-    warm: WarmEngines  # of earlier extractions
+    warm: WarmEngines | None  # of earlier extractions
     clock: Callable[[], float]
 
     def note(self, step: str, text: str) -> None:
@@ -119,7 +119,7 @@ def open_extraction(
         progress=progress,
         replaces=replaces,
         keeps_table=keeps_table,
-        warm=warm or WarmEngines(),
+        warm=warm,
         clock=clock,
     )
 
@@ -364,8 +364,8 @@ class Extraction:
         return False
 
     def is_merged(self, table: Cache) -> bool:
-        """Return whether the stored table is already up to date, and all rows are in the one file."""
-        if part_files(self.order.out) and not self.order.in_parts:
+        """Return whether the stored table is already up to date, and no row waits for a merge."""
+        if not parts.is_settled(self.order.out, self.stock.rows):
             return False
         if self.order.keeps_table:
             return True

@@ -92,6 +92,27 @@ def test_gc_looks_for_runs_once_it_has_waited_for_an_extraction(cache, cli, monk
         drop_unused_features("c.h5")
 
 
+def test_gc_of_a_folder_goes_on_after_a_kill_and_the_extraction_that_it_asks_for(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    photos = write_images(tmp_path / "photos")
+    extract(photos, PIXELS, out="c", layout="parts")
+    for photo in photos.glob("*/001.png"):
+        photo.unlink()
+    extract(photos, PIXELS, out="c")
+
+    def kill(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "compact", kill)
+        with pytest.raises(KeyboardInterrupt):
+            drop_unused_features("c")
+    assert "Finish it first: repeat the featcache extract" in cli("cache", "gc", "c").err
+    assert extract(photos, PIXELS, out="c").report.computed == 0
+    assert json.loads(cli("cache", "gc", "c", "--json").out)["rows"] == 3
+    assert cli("cache", "gc", "c").out == "Every row belongs to an image of the cache: nothing to drop.\n"
+
+
 def test_gc_keeps_a_cache_that_has_only_features(tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
     photos = sorted(write_images(tmp_path / "photos").glob("*/*.png"))

@@ -16,7 +16,7 @@ from featcache import files
 from featcache.arrays import Features, Floats
 from featcache.cache.reader import Cache, stored_rows
 from featcache.cache.rows import TapRows
-from featcache.errors import UsageError
+from featcache.errors import DataError, UsageError
 from featcache.extras.leaks.finding import widest
 from featcache.extras.leaks.vector_pairs import unit
 from featcache.extras.similar.query import Query, query_of
@@ -57,8 +57,8 @@ def similar(
     """Return the `top` images of a cache that are nearest to a photo, or to an image of the cache by its path.
 
     tap: whose features are compared, by default those of the widest last layer. An image of the cache is not compared
-    with itself, but its copies are. Raises UsageError, UnknownTap, DataError if there is no such photo,
-    UnreadableImages if it cannot be read, WeightsMissing or WeightsMismatch if its features cannot be computed.
+    with itself, but its copies are. Raises UsageError, UnknownTap, DataError if there is no such photo or its features
+    are zero, UnreadableImages if it cannot be read, WeightsMissing or WeightsMismatch if they cannot be computed.
     """
     if top < 1:
         raise UsageError(f"`top` takes a number from 1; got {top}")
@@ -77,10 +77,16 @@ def _nearest(cache: Cache, query: Query, name: str, stored: TapRows, top: int, p
     missing = [row for row in rows if row.digest not in stored.at]
     if missing:
         cache.features(missing, stored.tap.name)  # raises UnknownTap, which says how to bring the tap up to date
+    direction = unit(_averaged(query.features[None]))[0]
+    if not direction.any():
+        raise DataError(
+            f"The features of {name} in tap '{stored.tap.name}' are zero, like those of a blank photo, so no image "
+            "is nearer than another. Compare another `tap`"
+        )
     # Copies have one row of features.
     digests = list(dict.fromkeys(row.digest for row in rows))
     number_of = {digest: number for number, digest in enumerate(digests)}
-    similarity_of_digest = _cosines(stored, digests, query.features, progress)
+    similarity_of_digest = _cosines(stored, digests, direction, progress)
     similarities = similarity_of_digest[[number_of[row.digest] for row in rows]]
     images = []
     for number in _largest(similarities, rows, top):
@@ -89,9 +95,8 @@ def _nearest(cache: Cache, query: Query, name: str, stored: TapRows, top: int, p
     return Similar(cache.path, stored.tap.name, name, query.digest, tuple(images), len(rows), query.is_computed)
 
 
-def _cosines(stored: TapRows, digests: Sequence[str], query: Features, progress: Progress) -> Floats:
-    """Return (N,): the cosine of the query's features and those of each image."""
-    direction = unit(_averaged(query[None]))[0]
+def _cosines(stored: TapRows, digests: Sequence[str], direction: Floats, progress: Progress) -> Floats:
+    """Return (N,): the cosine of each image with a direction (D,) of length one."""
     cosines = np.empty(len(digests), np.float32)
     start = 0
     for block in stored.blocks(digests):

@@ -246,11 +246,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 @contextmanager
 def _usage_as_value_errors() -> Iterator[None]:
-    """Raise each UsageError of the block as InvalidParameter, which is a ValueError."""
+    """Raise each UsageError of the block as InvalidParameter, which is a ValueError and names our parameters."""
     try:
         yield
     except UsageError as error:
-        raise InvalidParameter(str(error)) from error
+        raise InvalidParameter(str(error).replace("`out`", "`cache`")) from error
 
 
 def _check_files(column: ImageColumn) -> None:

@@ -48,6 +48,12 @@ def cosines_with(cache, features, tap):
     return dict(zip([row.path for row in rows], products, strict=True))
 
 
+def test_a_photo_whose_features_are_zero_is_refused(cache, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "black.png")
+    with pytest.raises(DataError, match=r"black.png in tap 'pixels:size=8/top' are zero, .* Compare another `tap`"):
+        cache.similar(tmp_path / "black.png", tap=f"{PIXELS}/top")
+
+
 @pytest.mark.parametrize("block_bytes", [1, 10_000, 2**22])
 @pytest.mark.parametrize("tap", [f"{PIXELS}/top", f"{TOY}/top"])
 def test_images_of_the_cache_have_exactly_the_nearest(tap, block_bytes, cache, monkeypatch):

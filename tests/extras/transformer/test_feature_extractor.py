@@ -363,3 +363,8 @@ def test_a_file_that_is_no_cache_stays_as_it_is(paths, tmp_path):
     with pytest.raises(NotACache, match="is not an HDF5 file"):
         fc.FeatureExtractor(PIXELS, cache=file).fit(paths)
     assert file.read_text() == "mine"
+
+
+def test_a_folder_that_is_no_cache_is_refused_by_the_name_of_our_parameter(paths, tmp_path):
+    with pytest.raises(ValueError, match=f"^{tmp_path} is a folder, not a cache. Give `cache` the name of a file"):
+        fc.FeatureExtractor(PIXELS, cache=tmp_path).fit(paths)
