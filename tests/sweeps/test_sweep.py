@@ -417,7 +417,7 @@ def test_a_tap_that_lacks_images_is_left_out_and_said(tmp_path):
     said = []
     sweep(cache, "centroid", progress=lambda tick: said.append(tick.note))
     advise(out, progress=lambda tick: said.append(tick.note))
-    assert said.count(note + "repeat the featcache extract that made it") == 2
+    assert said.count(note + "featcache extract with its backbone") == 2
     assert Run.open(tmp_path / "photos.run").settings.taps == ("pixels:size=8/top",)
 
 

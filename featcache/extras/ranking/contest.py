@@ -103,7 +103,7 @@ class Contest:
             raise UsageError("There is nothing to rank: `tap='auto'` reads only one layer here. Name another backbone")
 
     def climb(self, rungs: Sequence[Sequence[ImageRow]]) -> None:
-        """Compare taps on rung after rung, until one is left, or all images were used, or the time is over."""
+        """Compare taps on rung after rung, until one is left, or all images were used, or the budget is."""
         for number, rung in enumerate(rungs):
             if number == 0:
                 self._try_first(rung)
@@ -299,7 +299,7 @@ class Contest:
                 remarks.append(f"{contender.tap or contender.backbone} is left out: {contender.reason}")
         if self.is_over:
             remarks.append(
-                f"The time was over after {counted(len(self.last), 'image')}: a larger `budget` may tell ties apart"
+                f"The budget was used up after {counted(len(self.last), 'image')}: a larger `budget` may tell ties apart"
             )
         engines = {timing.engine for timing in self.extraction.timings.values()} - {"", PixelEngine.name}
         if len(engines) > 1:
