@@ -137,7 +137,7 @@ def test_when_time_is_over_the_rest_are_ties(corners, tmp_path):
     ranking = fc.rank(corners, [GOOD, COARSE], out=tmp_path / "c.h5", budget=60, batch=32, clock=count().__next__)
     assert [rung.images for rung in ranking.rungs] == [100]
     assert verdicts(ranking)[ranking.ties[0].backbone] == "tie"
-    assert any("The budget was used up after 100 images" in remark for remark in ranking.remarks)
+    assert any("The budget ended after 100 images" in remark for remark in ranking.remarks)
 
 
 def test_a_budget_too_short_for_the_first_rung_is_refused_with_one_that_is_enough(corners, tmp_path):

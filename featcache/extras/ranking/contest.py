@@ -299,7 +299,7 @@ class Contest:
                 remarks.append(f"{contender.tap or contender.backbone} is left out: {contender.reason}")
         if self.is_over:
             remarks.append(
-                f"The budget was used up after {counted(len(self.last), 'image')}: a larger `budget` may tell ties apart"
+                f"The budget ended after {counted(len(self.last), 'image')}: a larger `budget` may tell ties apart"
             )
         engines = {timing.engine for timing in self.extraction.timings.values()} - {"", PixelEngine.name}
         if len(engines) > 1:
