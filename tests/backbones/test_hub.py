@@ -149,7 +149,7 @@ def test_the_whole_path(name, presets, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dinov2_registers", "dinov3", "clip", "siglip"])
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2_registers", "dinov3", "clip", "siglip"])
 def test_models_are_exported_and_computed_in_8_bits(name, presets, tmp_path):
     photos = write_images(tmp_path / "photos", per_class=30)
     cache = extract(photos, f"hub:{presets(name)}", out=tmp_path / "c.h5")
