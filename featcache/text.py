@@ -17,8 +17,8 @@ GAP = "  "  # between columns
 NARROW, NARROWEST = 18, 10
 # The name must be a command's: "featcache does not run it" is a sentence, which breaks like any other.
 _NAMES = (
-    "quickstart|recipe|scan|rank|extract|advise|leaks|sweep|show|compare|handoff|finetune|predict|export|report|doctor|"
-    "backbones|cache"
+    "quickstart|recipe|scan|rank|extract|advise|leaks|similar|sweep|show|compare|handoff|finetune|predict|export|report|"
+    "doctor|backbones|cache"
 )
 _COMMAND = re.compile(rf"\b(?:featcache (?:{_NAMES})|tensorboard|pip install)\b.*?(?=[,;.:)](?:\s|$)|$)")
 _HELD_SPACE = "\0"  # stands for a space at which no line may break

@@ -282,7 +282,8 @@ def test_a_model_runs_no_code(what, here, cli):
         layers.insert(0, lambda_layer())
     model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), *layers])
     cache = fc.Cache.open("c.h5")
-    facts = {"classes": list(cache.classes), "tap": cache.tap(None).to_json(), "run": "run", "trial": 1}
+    facts = {"classes": list(cache.classes), "tap": cache.tap(None).to_json()}
+    facts |= {"run": "run", "trial": 1, "finetuned": {}}
     save_model(model, Path("model.keras"), facts, Lineages(Lineage(), Lineage()))
     if CONFIGS[what] is not None:
         before = zipfile.ZipFile("model.keras").read("config.json")

@@ -190,8 +190,8 @@ def test_class_names_tap_and_certificate_travel_inside(handed, logreg):
 
 
 def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatch, tmp_path):
-    starting = import_module("featcache.models.probe")
-    monkeypatch.setattr(starting, "build", lambda spec, *how: build(replace(spec, seed=7), *how))
+    building = import_module("featcache.backbones.build")
+    monkeypatch.setattr(building, "build", lambda spec, *how: build(replace(spec, seed=7), *how))
     with pytest.raises(
         WeightsMismatch, match=r"'glyphnet' \(none\) are not those that tap 'glyphnet:weights=none/top'"
     ):
@@ -200,7 +200,7 @@ def test_other_weights_than_those_of_the_features_are_refused(logreg, monkeypatc
 
 
 def test_images_that_are_gone_are_named_before_the_backbone_is_built(logreg, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "build", lambda *of: pytest.fail("a backbone was built"))
+    monkeypatch.setattr(probe, "built_for", lambda *of: pytest.fail("a backbone was built"))
     with pytest.raises(ImagesChanged, match=r"There are no images at .*nowhere\. If they have moved: `images=FOLDER`"):
         handoff(logreg, images=tmp_path / "nowhere")
 

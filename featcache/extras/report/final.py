@@ -13,6 +13,7 @@ from featcache.cache.reader import Cache
 from featcache.errors import DataError, DiskFault, UsageError
 from featcache.extras.report.evaluation import Evaluation
 from featcache.extras.report.file_logits import logits_of_file
+from featcache.extras.report.tuned_models import checked_record
 from featcache.files import remove
 from featcache.images.manifest import Images
 from featcache.models import image_source
@@ -22,7 +23,7 @@ from featcache.spec import ImageRow, Progress, silent
 from featcache.sweeps import Chosen, Run
 from featcache.sweeps.inputs import digest_of_rows, features_of, single_taps
 from featcache.sweeps.metrics import Predictions, Score, score_of
-from featcache.sweeps.records import LOOKS, new_look, read_record, write_record
+from featcache.sweeps.records import LOOKS, new_look, write_record
 from featcache.sweeps.unseen import rows_that_judge
 from featcache.text import printable
 from featcache.tuning.data import ImageSet
@@ -136,10 +137,10 @@ def open_test(
             is_tuned_from_run = facts.get("run") == run.path.name and "finetuned" in facts
             if not is_tuned_from_run:
                 continue  # another model has taken its file name
-            name = _tuned_name(run, path)
-            models[path] = name
             image_set = _image_set(run[facts["trial"]], "test", images)
             logits = logits_of_file(path, image_set, progress, _judging("test"))
+            name = _tuned_name(run, path)
+            models[path] = name
             predictions[name] = Predictions.of(image_set.labels, logits.argmax(axis=1), logits)
         # After all predictions, so that nobody has seen a score if one of the models fails.
         for name, predictions_of_model in predictions.items():
@@ -152,8 +153,8 @@ def _tuned_name(run: Run, model: Path) -> str:
     names = [Path(path).name for path in run.tuned]
     is_only_of_its_name = names.count(model.name) == 1
     name = f"fine-tuned {model.name if is_only_of_its_name else model}"
-    record = record_of(run.path, model)
-    if record.exists() and read_record(record)["best"]["epoch"] == 0:
+    file = record_of(run.path, model)
+    if file.exists() and checked_record(file)["best"]["epoch"] == 0:
         name += " (epoch 0, the head: no other was better)"
     return name
 

@@ -138,7 +138,7 @@ def tuned_lines(run: Run) -> list[str]:
     """
     lines: list[str] = []
     for path in sorted((run.path / TUNED).glob("*.json")):
-        record, _ = _read_record(path)
+        record = checked_record(path)
         model = TunedModel(record, (), (), None)
         images = "augmented validation images" if model.augmented_view else "validation images"
         line = (
@@ -153,8 +153,14 @@ def tuned_lines(run: Run) -> list[str]:
     return lines
 
 
-def _read_record(path: Path) -> tuple[dict[str, Any], Sequence[tuple[str, str]]]:
-    """Return the record of a fine-tuning and its plots. Raises NotARun if it is damaged or of another version."""
+def checked_record(path: Path) -> dict[str, Any]:
+    """Return the record of a fine-tuning. Raises NotARun if it is damaged or of another version."""
+    record, _ = _record_and_plots(path)
+    return record
+
+
+def _record_and_plots(path: Path) -> tuple[dict[str, Any], Sequence[tuple[str, str]]]:
+    """Return the record of a fine-tuning and its plots. Raises NotARun."""
     record = read_record(path)
     try:
         for name in NEEDED:
@@ -168,7 +174,7 @@ def _read_record(path: Path) -> tuple[dict[str, Any], Sequence[tuple[str, str]]]
 
 
 def _tuned_model(path: Path, rows: Sequence[ImageRow], cache: Cache) -> TunedModel:
-    record, plots = _read_record(path)
+    record, plots = _record_and_plots(path)
     stored = predictions_of(path)
     predictions: Predictions | None = None
     # The record names the digest, so predictions of an earlier training under the same name are not taken for these.
