@@ -96,6 +96,7 @@ def test_pixels_are_scaled_inside_and_blocks_are_named_as_in_efficientnets():
     assert (auto[0], auto[2], auto[-2:]) == ("block1a_project_bn", "block2b_add", ["block6d_add", "top"])
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_are_the_same_and_those_of_another_size_are_refused(packages):
     file = packages / "models" / weights_path(NAME).name
     copy = shutil.copy(file, packages.parent / "mine.pth")

@@ -95,6 +95,7 @@ def test_a_stump_is_repaired(place, good, server, stump):
     assert place.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_weights_of_another_width_under_that_name_are_repaired(place, good, server):
     save(place, alpha=0.5)
     server.answers = [(200, good, len(good))]
@@ -169,6 +170,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_for_keras_would_take_anothe
     assert server.asked == []
 
 
+@pytest.mark.slow
 def test_a_file_that_was_in_the_way_is_kept_under_another_name(place, good, server):
     server.answers = [(200, good, len(good))]
     mine = [save(place, alpha=0.5).read_bytes(), b"my stump"]

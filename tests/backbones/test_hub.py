@@ -125,6 +125,7 @@ def test_images_of_the_right_size_enter_bit_for_bit_as_in_keras_hub(name, preset
     assert request.preprocess.resize == ("crop" if converter.crop_to_aspect_ratio else "stretch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_whole_path(name, presets, tmp_path):
     photos = write_images(tmp_path / "photos", per_class=20)

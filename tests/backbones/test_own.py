@@ -498,6 +498,7 @@ def test_a_model_of_two_outputs_has_no_top(tmp_path):
         built(f"{tmp_path / 'two.keras'}:mode=tf")
 
 
+@pytest.mark.slow
 def test_fine_tuning_a_model_leaves_the_next_one_as_the_file_says(photos, path, tmp_path):
     best = sweep(extract(photos, f"{path}:mode=tf", out=tmp_path / "c.h5"), "logreg", out=tmp_path / "run").best
     finetune(best, unfreeze="all", out=tmp_path / "tuned.keras", epochs=1, learning_rate=0.1)

@@ -238,6 +238,7 @@ def test_a_network_computes_what_keras_computes_with_the_same_file(official, mon
     assert built.source == f"sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
+@pytest.mark.slow
 def test_weights_in_a_folder_that_cannot_be_written_to_are_loaded_from_there(official, monkeypatch):
     spec, _ = official
     written = build(spec, 32, "avg").weights_digest

@@ -20,6 +20,7 @@ def flip(kind, folder, number):
     return last
 
 
+@pytest.mark.slow
 def test_a_part_with_a_flipped_bit_is_set_aside(tmp_path):
     assert flip("part", tmp_path, 150) == "done {'aside': 150}"
 

@@ -200,6 +200,7 @@ names = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_s
 surrogates = st.binary(max_size=12).filter(lambda data: 0 not in data).map(os.fsdecode)
 
 
+@pytest.mark.slow
 @given(path=names | surrogates, label=names | surrogates, group=names | surrogates)
 @settings(max_examples=40)
 def test_odd_names_and_labels_survive(tmp_path_factory, path, label, group):

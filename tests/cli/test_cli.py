@@ -199,6 +199,7 @@ def test_predict_reads_a_list_on_standard_input(cli, model, photos, tmp_path, mo
     refused(cli("predict", model, photos, "-o", tmp_path / "p.txt"), 2, "ends in .csv, .jsonl, .parquet; got '.txt'")
 
 
+@pytest.mark.slow
 def test_a_report_is_one_page(cli, run, tmp_path):
     page = tmp_path / "r.html"
     done = cli("report", run, "--html", page)
@@ -226,6 +227,7 @@ def test_what_cannot_be_written_is_said_before_test_is_opened(cli, run, tmp_path
     assert Run.open(run).test_opened == ()
 
 
+@pytest.mark.slow
 def test_the_best_is_called_so_when_test_is_open_too(cli, run, tmp_path):
     assert cli("report", f"{run}@best", "--final", "--html", tmp_path / "page.html").code == 0
     assert "Best head: trial" in (tmp_path / "page.html").read_text()
@@ -562,6 +564,7 @@ def test_weights_that_do_not_fit(cli, photos, tmp_path):
     refused(done, 4, "w.npz do not fit backbone 'glyphnet'")
 
 
+@pytest.mark.slow
 def test_a_failed_gate(cli, run, tmp_path, monkeypatch):
     # leave the features as they are instead of standardising them
     monkeypatch.setattr(Affine, "standardising", lambda mean, scale: Affine(np.ones_like(scale), np.zeros_like(mean)))
@@ -614,6 +617,7 @@ def light(*arguments, heavy=()):
     return done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -676,6 +680,7 @@ def test_no_network_names_the_file_and_where_to_put_it(photos, tmp_path):
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(number, photos, tmp_path):
     code = (
@@ -785,6 +790,7 @@ def test_a_stopped_sweep_keeps_its_trials_and_goes_on(toy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_within_a_fit_ends_with_130(toy, tmp_path):
     """Other threads are in native code then, or asleep, and the interpreter must not wait for them."""
     code = (
@@ -919,6 +925,7 @@ def test_a_model_file_is_compared_with_the_head_it_came_from(cli, run, toy_run, 
     refused(cli("compare", f"{other}@6", model), 2, "came from the run", "cannot be compared")
 
 
+@pytest.mark.slow
 def test_a_report_for_tensorboard_and_mlflow(cli, run, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     store = f"file://{tmp_path}/mlruns"

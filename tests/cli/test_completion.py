@@ -77,6 +77,7 @@ def test_commands_and_options_are_offered(offered):
     assert {"--json", "--config", "--quiet"} <= set(offered("show", "--"))
 
 
+@pytest.mark.slow
 def test_values_are_offered_and_after_a_comma_again(offered):
     assert offered("compare", "--metric", "bal") == ["balanced_accuracy"]
     assert "resnet50" in offered("backbones", "fetch", "resnet5")

@@ -69,6 +69,7 @@ def test_mobilenet_gives_what_its_constructor_and_preprocessing_give(photos, tmp
     assert largest_relative_difference(cache.features(cache.rows), reference) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_layer_inside_gives_its_own_pooled_maps_also_beside_others(photos, tmp_path, pool):
     import keras
@@ -397,6 +398,7 @@ def test_several_devices_share_every_batch(photos, tmp_path, backend):
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("tap", ["top", "block_1_relu,top"])
 def test_openvino_agrees_with_keras_and_ran_in_float32(photos, tmp_path, tap):

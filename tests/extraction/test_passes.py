@@ -127,6 +127,7 @@ def test_what_float16_cannot_hold_is_refused_and_named(photos, out, monkeypatch)
     assert not any(one.status == "nonfinite" for one in extract(photos, PIXELS, out=out.with_name("b.h5")).failures)
 
 
+@pytest.mark.slow
 def test_a_cache_may_stay_a_folder_of_parts(photos, out, work, tmp_path):
     folder = tmp_path / "cache"
     cache = extract(photos, [TOY, PIXELS], out=folder, layout="parts", batch=5)

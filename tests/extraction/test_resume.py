@@ -42,6 +42,7 @@ def kill_after(work, batches, photos, out, backbone=PIXELS):
     work.stop_after = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [PIXELS, TOY])
 @pytest.mark.parametrize("batches", [0, 1, 3, 7])
 def test_a_killed_run_goes_on_where_it_was(photos, out, work, undisturbed, batches, backbone):

@@ -121,6 +121,7 @@ def test_the_estimate_is_that_of_a_head_on_the_last_rung(corners, tmp_path):
     assert ranking.judging_images == len(val)
 
 
+@pytest.mark.slow
 def test_a_budget_halves_the_backbones_and_the_table_says_so(corners, tmp_path):
     names = [f"pixels:size={size}" for size in (8, 7, 6, 5, 4)]
     # Each reading of this clock comes one second after the one before, so batches of all backbones cost the same.

@@ -146,6 +146,7 @@ def test_the_model_has_the_logits_of_the_head(name, toy_run, toy):
     np.testing.assert_allclose(found, softmax(chosen.logits(rows)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_classes_are_handed_over_too(toy, tmp_path):
     root = tmp_path / "two"
     for label in ("blue", "red"):

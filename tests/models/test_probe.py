@@ -31,6 +31,7 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 def test_one_handoff_opens_its_cache_once(logreg: Chosen, tmp_path: Path, openings: Counter[str]) -> None:
     handoff(logreg, tmp_path / "model.keras")
     assert openings[Path(logreg.run.settings.cache).name] == 1

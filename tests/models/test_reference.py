@@ -88,6 +88,7 @@ def test_it_is_read_as_it_was_written():
         np.testing.assert_array_equal(getattr(again, name), value)
 
 
+@pytest.mark.slow
 def test_it_travels_in_the_model_and_says_of_images_what_it_says_of_cached_features(logreg, tmp_path, monkeypatch):
     model = handoff(logreg, tmp_path / "m.keras")
     found = read_reference(tmp_path / "m.keras")

@@ -22,6 +22,7 @@ def twelve(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_of_twelve_bit_images_sees_them_as_the_same_images_of_eight_bits(twelve, tmp_path):
     cache = extract(twelve, TOY, bits=12, out=tmp_path / "c.h5")
     model = tmp_path / "head.keras"

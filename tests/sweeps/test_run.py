@@ -253,6 +253,7 @@ def test_a_run_json_that_was_edited_says_so(copied):
         Run.open(copied.path)
 
 
+@pytest.mark.slow
 def test_no_damaged_byte_of_run_json_changes_what_is_read(copied):
     path, want = copied.path / "run.json", Run.open(copied.path)
     whole = path.read_bytes()
@@ -265,6 +266,7 @@ def test_no_damaged_byte_of_run_json_changes_what_is_read(copied):
                 assert Run.open(copied.path) == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [1, 8])
 def test_no_damaged_byte_of_a_head_or_its_predictions_changes_what_is_read(which, copied, hard):
     X, _ = hard.arrays("val", TAP)

@@ -36,6 +36,7 @@ PLAIN = {
 QUICK = "ridge,logreg"
 
 
+@pytest.mark.slow
 def test_heads_on_threads_share_the_cores_with_no_library(hard, tmp_path):
     code = (
         "import sys, threadpoolctl, featcache as fc\n"

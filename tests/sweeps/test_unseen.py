@@ -104,6 +104,7 @@ def test_rows_say_what_their_images_did_for_the_backbone(scene):
     assert set(role_of(scene.features, CLEAN).values()) == {"none"}
 
 
+@pytest.mark.slow
 def test_a_backbone_that_these_images_trained_is_not_ranked(scene, tmp_path):
     ranking = fc.rank(scene.photos, [str(scene.tuned), TOY, "pixels:size=8"], out=tmp_path / "ranked.h5")
     assert {contender.backbone for contender in ranking.contenders if contender.verdict == "not judged"} == {
@@ -171,6 +172,7 @@ def test_validation_images_that_trained_the_backbone_do_not_choose(scene, moved,
     assert compare(run.best, tuned).images == run.num_select
 
 
+@pytest.mark.slow
 def test_test_images_that_trained_or_chose_the_backbone_do_not_judge(scene, moved, tmp_path):
     cache = moved("30/30/40")
     run = sweep(cache, "ridge", out=tmp_path / "run")

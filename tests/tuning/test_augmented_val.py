@@ -100,6 +100,7 @@ def test_controls_are_judged_on_the_same_views(fresh, tmp_path):
     assert json.loads(record_of(fresh.run.path, tuned.path).read_text())["val_view"] == "strong-1"
 
 
+@pytest.mark.slow
 def test_a_model_judged_on_augmented_images_and_one_on_images_as_they_are_do_not_replace_each_other(fresh, tmp_path):
     model = tmp_path / "tuned.keras"
     plain = {**HOW, "augment_val": False}

@@ -158,6 +158,7 @@ def test_with_nothing_unfrozen_only_the_head_trains(weak, tmp_path):
     assert tuned.num_trainable == 0
 
 
+@pytest.mark.slow
 def test_without_a_file_the_model_lies_in_the_run(toy_run, tmp_path):
     copied = Run.open(shutil.copytree(toy_run.path, tmp_path / "run"))
     tuned = finetune(copied[8], unfreeze="none", epochs=1)
@@ -265,6 +266,7 @@ def test_head_and_tuned_model_are_compared_on_the_same_images(last, weak, toy_ru
         compare(last, last)
 
 
+@pytest.mark.slow
 def test_a_finished_training_that_is_shown_again_says_why_it_ended_and_how_long_it_took(perfect, tmp_path):
     path = tmp_path / "tuned.keras"
     first = finetune(perfect, path, unfreeze="none", epochs=3, patience=1, learning_rate=1.0)

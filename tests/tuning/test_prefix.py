@@ -137,6 +137,7 @@ def test_the_part_that_trains_shares_its_weights_with_the_whole(weak):
     assert {id(weight) for weight in found.model.trainable_weights} == trains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["train", "val"])
 def test_a_part_that_is_not_that_of_the_whole_is_caught_before_anything_trains(broken, fresh, tmp_path, monkeypatch):
     num_broken = len(fresh.run.rows(fresh.run.cache(), broken))

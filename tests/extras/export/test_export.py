@@ -229,6 +229,7 @@ def test_gates_that_hold_are_named_with_their_scores(model, tmp_path):
     assert done.scores == done.model_scores
 
 
+@pytest.mark.slow
 def test_own_images_check_an_export_by_their_folders(model, tmp_path):
     photos = write_images(tmp_path / "photos", per_class=4, seed=3)
     (photos / "red").rename(photos / "crimson")

@@ -150,6 +150,7 @@ def test_a_few_images_are_enough(count, tmp_path, cached):
     assert "too few to set it from" in result.thresholds.why
 
 
+@pytest.mark.slow
 def test_images_that_show_nothing_are_the_same_if_they_are_equally_bright(tmp_path, cached):
     root = write_pictures(tmp_path / "x")
     for number, grey in enumerate((200, 200, 90)):

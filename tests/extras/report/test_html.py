@@ -54,6 +54,7 @@ def page_of(run, **options):
     return write_report(run, **options).read_text()
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_runs_only_its_own_script(run):
     page = page_of(run)
     assert (run.path / "report.html").exists()
@@ -203,6 +204,7 @@ def test_each_class_is_judged_on_test_once_it_was_opened(run):
     assert "not judged" not in verdicts
 
 
+@pytest.mark.slow
 def test_test_images_stay_hidden_until_they_are_opened(run, toy):
     hidden = {row.path for row in toy.usable("test")}
     before = page_of(run)
@@ -317,6 +319,7 @@ def copied(tmp_path_factory):
     return sweep(extract(photos, "pixels:size=8", out=root / "c.h5"), "ridge", out=root / "run")
 
 
+@pytest.mark.slow
 def test_copies_and_wrong_labels_are_shown_but_no_label_of_test(copied):
     page = page_of(copied)
     assert "test is contaminated: 1 pair joins it" in page

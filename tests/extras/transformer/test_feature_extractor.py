@@ -90,6 +90,7 @@ def test_without_a_cache_the_features_stay_as_long_as_the_object(paths, work):
     assert work.images == len(paths) + 5
 
 
+@pytest.mark.slow
 def test_images_that_come_one_at_a_time_do_not_build_the_network_again(paths, out, work):
     extractor = fc.FeatureExtractor(TOY, cache=out)
     features = [extractor.transform([path])[0].tolist() for path in paths[:4]]
