@@ -71,7 +71,10 @@ def test_features_are_those_of_the_published_weights(name):
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_features_and_classes_are_those_of_the_reference(shared):
+def test_features_and_classes_are_those_of_the_reference(shared, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    shutil.copy(shared / "keras_home" / "models" / "imagenet_class_index.json", tmp_path / "models")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     reference = keras.models.load_model(shared / "models" / "efficientnet_lite0.keras")
     both = keras.Model(reference.inputs, [reference.get_layer("avg_pool").output, reference.output])
     photos = sorted((shared / "data" / "flowers17" / "daisy").glob("*.jpg"))[:8]
