@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,9 @@ def test_ci_runs_the_readmes_test_command():
     command = README.split("<!-- test command -->")[1].split("```")[1]
     assert command.startswith("sh\npython3 -m venv .venv && ")
     assert ".venv/bin/python -m pytest" in command
+
+
+def test_every_part_that_can_be_installed_by_name_stands_in_the_readme():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"]) - {"docs", "test", "dev"}
+    assert {name for name in extras if f"`{name}`" not in README} == set()
