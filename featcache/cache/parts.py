@@ -62,7 +62,15 @@ class ImageTable(NamedTuple):
     def of(cls, cache: Cache) -> ImageTable:
         """Return the table that a cache has."""
         failures = {failure.path: failure for failure in cache.failures}
-        return cls(cache.rows, failures, facts_of(cache), cache.changes)
+        facts: dict[str, str | bytes] = {
+            "root": os.fsencode(cache.root),
+            "layout": cache.layout,
+            "split_spec": canonical_json(asdict(cache.split_spec)),
+            "decode": cache.decode,
+        }
+        if cache.listing is not None:
+            facts[layout.LISTING] = canonical_json(cache.listing)
+        return cls(cache.rows, failures, facts, cache.changes)
 
 
 def commit(
@@ -343,19 +351,6 @@ def write_cache(
             copy_tap(file, piece, check)
 
     return layout.write_table(table, before, fill)
-
-
-def facts_of(cache: Cache) -> dict[str, str | bytes]:
-    """Return the facts about the images as a whole that `merge` writes."""
-    facts: dict[str, str | bytes] = {
-        "root": os.fsencode(cache.root),
-        "layout": cache.layout,
-        "split_spec": canonical_json(asdict(cache.split_spec)),
-        "decode": cache.decode,
-    }
-    if cache.listing is not None:
-        facts[layout.LISTING] = canonical_json(cache.listing)
-    return facts
 
 
 def write_rows(file: Any, rows: TapRows, digests: Sequence[str], check: Callable[[], None] = lambda: None) -> None:

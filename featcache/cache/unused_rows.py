@@ -72,17 +72,24 @@ def _dropped(cache: Path) -> list[UnusedRows]:
         return []
 
     used = _digests(opened)
-    failures = {failure.path: failure for failure in opened.failures}
-    facts = parts.facts_of(opened)
+    images = parts.ImageTable.of(opened)
     stored = stored_rows(cache)
     kept = {fingerprint: rows for fingerprint, rows in stored.items() if not used.isdisjoint(rows.at)}
     if not cache.is_dir():
         parts.write_cache(
-            table, before, kept.values(), opened.rows, failures, facts, None, opened.changes, with_unused=False
+            table,
+            before,
+            kept.values(),
+            images.rows,
+            images.failures,
+            images.facts,
+            None,
+            images.changes,
+            with_unused=False,
         )
         return unused
     counts = {fingerprint: len(used & rows.at.keys()) for fingerprint, rows in kept.items()}
-    parts.write_cache(table, before, [], opened.rows, failures, facts, counts, opened.changes)
+    parts.write_cache(table, before, [], images.rows, images.failures, images.facts, counts, images.changes)
     parts.compact(cache, _parts_with_others(cache, used), opened.rows, with_unused=False)
     return unused
 
